@@ -1,0 +1,87 @@
+# make book and make test are all that a newcomer needs; each sets up .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# Two test processes of one thread each are faster on two cores than one process of two threads.
+TWO_PROCESSES := -n 2 --dist loadscope
+export PAPERLIB_PROFILE ?= smoke
+
+.PHONY: help book html test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench colab clean
+
+help:
+	@echo "make book       build the rendered book from the committed outputs"
+	@echo "make test       lint, unit tests, every notebook, the book, the browser"
+	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make execute    re-run the notebooks whose code changed, and stamp them (FORCE=1: all of them)"
+	@echo "make results    train what is too long for a notebook (half an hour)"
+	@echo "make lint       ruff: style and import order"
+	@echo "make bench      speed of paperlib against its peers (quick)"
+	@echo "make colab      self-contained copies of the notebooks in _build/colab"
+	@echo "make test-long  tests of several minutes"
+	@echo "make test-gpu   tests that need a CUDA device"
+	@echo "make clean      remove what was built (not .venv)"
+
+# ---- set-up ---------------------------------------------------------------------------------------------------------
+# Two steps, so that reading the book does not install the test tools.
+$(VENV)/.ready-book: pyproject.toml constraints.txt book/tools/set_up.py
+	$(PYTHON) book/tools/set_up.py $(VENV) book
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready-book
+	$(PYTHON) book/tools/set_up.py $(VENV) test
+	@touch $@
+
+# ---- the book -------------------------------------------------------------------------------------------------------
+html: $(VENV)/.ready-book
+	@mkdir -p _build
+	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going >_build/html.log 2>&1 || { cat _build/html.log; exit 1; }
+
+book: html
+	@echo "The book is at _build/html/index.html: open that file in a browser,"
+	@echo "or run   $(BIN)/python -m http.server -d _build/html   and open http://localhost:8000"
+
+execute: $(VENV)/.ready-book
+	$(BIN)/python book/tools/run_notebooks.py $(if $(FORCE),--force)
+
+results: $(VENV)/.ready-book
+	$(BIN)/python book/tools/mobilenet_cells.py $(if $(FORCE),--force)
+
+lab: $(VENV)/.ready-book
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+colab: $(VENV)/.ready-book
+	$(BIN)/python book/tools/export_colab.py _build/colab $(NOTEBOOKS)
+
+# ---- tests ----------------------------------------------------------------------------------------------------------
+lint: $(VENV)/.ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: $(VENV)/.ready-test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests --ignore=tests/book $(TWO_PROCESSES)
+
+notebooks-test: $(VENV)/.ready-test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	    -p no:cacheprovider $(NOTEBOOKS) $(TWO_PROCESSES)
+
+pages-test: $(VENV)/.ready-test html
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || test -n "$(CHROMIUM)" || \
+	    echo "No chromium: the browser tests will be skipped. Debian and Ubuntu: apt-get install chromium." \
+	    "Elsewhere: install Chromium and set CHROMIUM=<path of its program>."
+	$(BIN)/pytest -q -rs tests/book
+
+test: lint unit notebooks-test pages-test
+	@echo "make test: everything passed"
+
+test-long: $(VENV)/.ready-test
+	$(BIN)/pytest -q -m long tests
+
+test-gpu: $(VENV)/.ready-test
+	$(BIN)/pytest -q -rs -m gpu tests
+
+bench: $(VENV)/.ready-test
+	$(BIN)/python -m tests.bench.bench_complexity
+
+clean:
+	rm -rf _build

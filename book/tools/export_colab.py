@@ -1,0 +1,139 @@
+"""Make self-contained copies of notebooks: for Colab, or for any empty folder.
+
+    python book/tools/export_colab.py FOLDER NOTEBOOK ...
+
+The first cell of a copy carries paperlib, zipped, and installs only the packages that are missing. What Jupyter Book
+understands and a plain notebook does not (directives, citations, references) is written as plain Markdown.
+"""
+
+import argparse
+import base64
+import hashlib
+import io
+import re
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import atomic
+import nbformat
+import yaml
+from freshness import outside_names
+from nbformat import NotebookNode
+from plain_markdown import PlainMarkdown
+from pybtex.database import parse_file
+
+ROOT = Path(__file__).resolve().parents[2]
+SETUP = Path(__file__).with_name("colab_setup.py")
+OUR_SETUP = "colab-setup"  # tag of a cell that the first cell of a copy makes superfluous
+HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
+PRESENT = {"google", "IPython", "ipywidgets"}  # what the notebook's host brings along
+
+# Import name of a package whose name on the index is another. Every other one swaps hyphens for underscores.
+IMPORT_NAMES = {"opencv-python": "cv2", "pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn"}
+
+
+def pack_library(root: Path) -> tuple[str, str]:
+    """Zip paperlib; return it as base64 text and a short digest of it. The same files give the same text."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        files = (path for path in (root / "paperlib").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        for path in sorted(files):
+            # A bare ZipInfo has a fixed date.
+            entry = zipfile.ZipInfo(path.relative_to(root).as_posix())
+            archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+    packed = buffer.getvalue()
+    return base64.b64encode(packed).decode(), hashlib.sha256(packed).hexdigest()[:10]
+
+
+def needed_packages(sources: list[str], root: Path) -> dict[str, str]:
+    """Map the import name of every package that `sources` need to its requirement in pyproject.toml."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = project["dependencies"] + project["optional-dependencies"]["notebooks"]
+    by_module = {}
+    for requirement in requirements:
+        name = re.match(r"[\w.-]+", requirement)[0]
+        by_module[IMPORT_NAMES.get(name, name.replace("-", "_"))] = requirement
+    imports, strings = outside_names(sources, root)
+    # A package that is only asked for its files is not imported: its name stands in a string.
+    named = {module for module, requirement in by_module.items() if re.match(r"[\w.-]+", requirement)[0] in strings}
+    unknown = imports - by_module.keys() - sys.stdlib_module_names - PRESENT
+    if unknown:
+        raise ValueError(
+            f"{', '.join(sorted(unknown))} is imported but is no requirement in pyproject.toml; "
+            "add it to the dependencies or the extra `notebooks` (and its import name to export_colab.py if it differs)"
+        )
+    return {module: by_module[module] for module in sorted((imports | named) & by_module.keys())}
+
+
+def repository_url(root: Path) -> str:
+    """Read the public repository's address from _config.yml; empty where there is none."""
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    return (config.get("repository") or {}).get("url") or ""
+
+
+def pages_url(repository: str) -> str:
+    """Turn https://github.com/OWNER/NAME into the address of its GitHub Pages; anything else into nothing."""
+    match = re.fullmatch(r"https://github\.com/([\w.-]+)/([\w.-]+?)/?", repository)
+    return f"https://{match[1].lower()}.github.io/{match[2]}" if match else ""
+
+
+def convert(path: Path, root: Path) -> NotebookNode:
+    """Make the self-contained copy of one notebook."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if OUR_SETUP not in cell.metadata.get("tags", ())]
+    texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    references = parse_file(root / "book" / "references.bib")
+    pages = pages_url(repository_url(root))
+    plain = PlainMarkdown([cell.source for cell in texts], path.parent, root, references, pages).convert()
+    for cell, source in zip(texts, plain, strict=True):
+        cell.source = source
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        cell.outputs, cell.execution_count = [], None
+        cell.metadata = NotebookNode(cellView="form") if HIDDEN & set(cell.metadata.get("tags", ())) else NotebookNode()
+    notebook.cells.insert(0, _setup_cell([cell.source for cell in code], root))
+    notebook.metadata.pop("executed", None)
+    notebook.metadata["colab"] = {"provenance": [], "toc_visible": True}
+    return notebook
+
+
+def _setup_cell(sources: list[str], root: Path) -> NotebookNode:
+    library, digest = pack_library(root)
+    filled = SETUP.read_text(encoding="utf-8").replace("DIGEST", digest)
+    for name, value in (("packages", needed_packages(sources, root)), ("library", library)):
+        filled, count = re.subn(rf"^{name} = (?:{{}}|\"\")", f"{name} = {value!r}", filled, flags=re.M)
+        assert count == 1, f"{SETUP.name} has no empty `{name}` to fill"
+    return nbformat.v4.new_code_cell(filled.strip(), id="setup", metadata={"cellView": "form"})
+
+
+def export(path: Path, folder: Path, root: Path = ROOT) -> Path:
+    """Write the self-contained copy of a notebook into `folder`."""
+    try:
+        copy = convert(path, root)
+    except ValueError as error:
+        raise ValueError(f"{path.name} can't be made self-contained: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / path.name
+    atomic.write_text(target, nbformat.writes(copy, version=4) + "\n")
+    return target
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="where to write the copies")
+    parser.add_argument("notebooks", type=Path, nargs="+", metavar="NOTEBOOK")
+    options = parser.parse_args(arguments)
+    try:
+        for path in options.notebooks:
+            print(export(path, options.folder))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

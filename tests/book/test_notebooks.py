@@ -1,0 +1,148 @@
+"""Every committed notebook: paired with its text, fresh, run through, described, and within its limits."""
+
+import re
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+import run_notebooks
+import status
+from built import NOTEBOOKS, ROOT, documents
+
+CODE_LINES = 25
+NOTEBOOK_BYTES = 1_500_000
+PICTURES = ("image/png", "image/jpeg", "image/svg+xml", "image/gif")
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [
+        cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code" and cell.source.strip()
+    ]
+
+
+def shown(cell):
+    """Name a cell in a message by its first line."""
+    return cell.source.splitlines()[0]
+
+
+class Images(HTMLParser):
+    """Collects the alt text of every <img>."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.alts = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.alts.append((dict(attributes).get("alt") or "").strip())
+
+
+def undescribed(cell):
+    """Say what pictures in a cell's output a reader who can't see them is not told about."""
+    described = bool(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip())
+    faults, pictures = [], 0
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if html := data.get("text/html"):
+            faults += ["an <img> without alt"] * Images(html).alts.count("")
+        elif any(kind in data for kind in PICTURES):
+            pictures += 1
+    if pictures and not described:
+        faults.append('a picture; give the cell mystnb={"image": {"alt": "…"}}')
+    if pictures > 1:
+        faults.append(f"{pictures} pictures share one description; draw one a cell")
+    return faults
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+def test_texts_and_notebooks_are_the_same_set():
+    assert [path.stem for path in NOTEBOOKS] == run_notebooks.names(ROOT)
+
+
+def test_every_notebook_is_in_the_table_of_contents():
+    assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} <= set(documents())
+
+
+@every_notebook
+def test_notebook_and_text_hold_the_same_cells(path):
+    text = run_notebooks.shared_part(run_notebooks.read_text(path))
+    notebook = run_notebooks.shared_part(nbformat.read(path, as_version=4))
+    for ours, theirs in zip(text, notebook, strict=True):
+        assert ours == theirs, "the text and the notebook differ; run `make execute`"
+
+
+@every_notebook
+def test_outputs_belong_to_the_code(path):
+    assert run_notebooks.state(path, ROOT) == "fresh", "run `make execute`"
+
+
+@every_notebook
+def test_every_cell_was_run_once_in_order(path):
+    assert [cell.execution_count for cell in code_cells(path)] == list(range(1, len(code_cells(path)) + 1))
+    assert any(cell.outputs for cell in code_cells(path))
+
+
+@every_notebook
+def test_no_output_is_an_error_or_a_warning(path):
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            assert output.output_type != "error", shown(cell)
+            assert output.get("name") != "stderr", shown(cell)
+
+
+@every_notebook
+def test_cells_are_short(path):
+    long = {shown(cell): len(cell.source.splitlines()) for cell in code_cells(path)}
+    assert {name: lines for name, lines in long.items() if lines > CODE_LINES} == {}
+
+
+@every_notebook
+def test_every_picture_is_described(path):
+    faults = {shown(cell): undescribed(cell) for cell in code_cells(path)}
+    assert {name: fault for name, fault in faults.items() if fault} == {}
+
+
+@every_notebook
+def test_notebook_is_light(path):
+    assert path.stat().st_size < NOTEBOOK_BYTES
+
+
+@every_notebook
+def test_the_notebook_redefines_nothing_of_the_library(path):
+    """Two functions of one name, one of them the library's, would teach the wrong one."""
+    from freshness import imported_modules
+
+    sources = [cell.source for cell in code_cells(path)]
+    public = {
+        name
+        for module in imported_modules(sources, ROOT).values()
+        for name in re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", module.read_text(encoding="utf-8"), re.M)
+    }
+    own = {name for source in sources for name in re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", source, re.M)}
+    assert own & public == set()
+
+
+def test_status_page_is_the_one_that_the_stamps_give():
+    committed = (ROOT / status.PAGE).read_text(encoding="utf-8")
+    assert committed == status.page(ROOT), "run `make execute` (it writes the page too)"
+
+
+def test_the_description_check_can_fail():
+    """Each fault that a picture can have is found."""
+    picture = nbformat.v4.new_output("display_data", data={"image/png": "", "text/plain": "<Figure>"})
+    html = nbformat.v4.new_output("display_data", data={"text/html": "<p><img src='a'><img src='b' alt='a line'></p>"})
+    described = {"mystnb": {"image": {"alt": "a rising line"}}}
+
+    def cell(outputs, metadata):
+        return nbformat.v4.new_code_cell("draw()", outputs=outputs, metadata=metadata)
+
+    assert undescribed(cell([picture], described)) == []
+    assert "mystnb" in undescribed(cell([picture], {}))[0]
+    assert "2 pictures" in undescribed(cell([picture, picture], described))[0]
+    assert undescribed(cell([html], {})) == ["an <img> without alt"]

@@ -1,0 +1,148 @@
+"""The built pages as files: complete, linked within themselves, and free of other hosts."""
+
+import json
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from built import HTML, ROOT, documents, pages, why_not_built
+
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "link": "href",
+    "iframe": "src",
+    "source": "src",
+    "audio": "src",
+    "video": "src",
+}
+
+
+class Page(HTMLParser):
+    """What a page loads, links to, can be linked at, and shows as pictures."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.loads, self.links, self.ids, self.undescribed = [], [], set(), []
+        self.feed((HTML / path).read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if identity := given.get("id") or given.get("name"):
+            self.ids.add(identity)
+        if tag in LOADED and given.get(LOADED[tag]):
+            self.loads.append(given[LOADED[tag]])
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        if tag == "img" and not (given.get("alt") or "").strip():
+            self.undescribed.append(given.get("src", "")[:80])
+
+
+@pytest.fixture(scope="module")
+def built():
+    problem = why_not_built()
+    assert not problem, problem
+    return {path: Page(path) for path in [*pages(), "index.html"]}
+
+
+def test_every_page_of_the_contents_is_built_and_no_other(built):
+    expected = {f"{name}.html" for name in documents()}
+    made_by_sphinx = {"genindex.html", "index.html", "py-modindex.html", "search.html"}
+    assert {path for path in built if not path.startswith("_modules/")} - made_by_sphinx == expected
+
+
+def test_every_page_written_is_in_the_contents():
+    written = [
+        path
+        for folder in ("book", "notebooks")
+        for kind in ("md", "ipynb")
+        for path in (ROOT / folder).rglob(f"*.{kind}")
+    ]
+    names = {path.relative_to(ROOT).with_suffix("").as_posix() for path in written}
+    assert names - set(documents()) == set()
+
+
+def test_every_module_has_its_page(built):
+    public = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "paperlib").rglob("[!_]*.py")]
+    assert public
+    for name in public:
+        assert f"module-{name}" in built[f"book/api/{name.removeprefix('paperlib.')}.html"].ids, name
+        assert f"api/{name.removeprefix('paperlib.')}.html" in built["book/api.html"].links, name
+
+
+def test_links_within_the_book_lead_somewhere(built):
+    dead = []
+    for path, page in built.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (HTML / path).parent / unquote(parts.path) if parts.path else HTML / path
+            name = target.resolve().relative_to(HTML).as_posix() if target.resolve().is_relative_to(HTML) else ""
+            if not name or not target.is_file():
+                dead.append((path, link))
+            elif (
+                parts.fragment
+                and name in built
+                and unquote(parts.fragment) not in built[name].ids | {"search-documentation"}
+            ):
+                dead.append((path, link))
+    assert dead == []
+
+
+def test_nothing_is_loaded_from_another_host(built):
+    loads = [(path, address) for path, page in built.items() for address in page.loads]
+    assert loads
+    assert [(path, address) for path, address in loads if urlsplit(address).netloc] == []
+
+
+def test_no_style_or_script_of_a_page_names_another_host():
+    """What is only loaded later is found here: addresses in style sheets, and imports of scripts."""
+    fetched = re.compile(r"""(?:url\(\s*["']?|@import\s+["']|import\(["']|from\s*["'])(?:https?:)?//[^"')\s]+""")
+    found = [
+        (path.relative_to(HTML).as_posix(), match[0])
+        for kind in ("css", "js")
+        for path in (HTML / "_static").rglob(f"*.{kind}")
+        for match in fetched.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+def test_every_picture_is_described(built):
+    assert {path: page.undescribed for path, page in built.items() if page.undescribed} == {}
+
+
+def test_every_notebook_page_offers_its_self_contained_copy(built):
+    notebooks = [name for name in documents() if name.startswith("notebooks/")]
+    assert notebooks
+    for name in notebooks:
+        assert any(link.endswith(f"colab/{name.rpartition('/')[2]}.ipynb") for link in built[f"{name}.html"].links), (
+            name
+        )
+
+
+def test_without_a_repository_no_page_links_to_one(built):
+    config = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    if 'url: ""' not in config:
+        pytest.skip("this copy of the book names its repository")
+    links = {link for page in built.values() for link in page.links}
+    assert [link for link in links if "colab.research.google.com/github" in link or "executablebooks" in link] == []
+
+
+def test_the_docstrings_are_rendered(built):
+    """Formulas, code and the three fields of a docstring become HTML, and no dollar or backtick is left."""
+    html = (HTML / "book" / "api" / "complexity.html").read_text(encoding="utf-8")
+    article = html[html.index("<article") : html.index("</article>")]
+    assert len(re.findall(r'class="math notranslate', article)) >= 3
+    for field in ("Source", "Departures", "Test"):
+        assert re.search(rf"<dt[^>]*>{field}<", article), field
+    text = re.sub(r"<(pre|code|script|style).*?</\1>|<[^>]+>", "", article, flags=re.S)
+    assert re.findall(r".{0,30}(?:\$|`).{0,30}", text) == []
+
+
+def test_the_search_index_knows_the_words_of_the_notebooks():
+    index = (HTML / "searchindex.js").read_text(encoding="utf-8")
+    data = json.loads(index[index.index("{") : index.rindex("}") + 1])
+    assert set(documents()) <= set(data["docnames"])
+    assert "depthwis" in data["terms"]

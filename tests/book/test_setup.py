@@ -1,0 +1,114 @@
+"""The set-up: what pyproject.toml, environment.yml, the constraints and the Makefile say must agree."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import set_up
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONSTRAINTS = {
+    canonicalize_name(name): version
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M)
+}
+COLAB = {  # what Colab's GPU runtime has preinstalled (its published list, autumn 2026), as far as paperlib asks for it
+    "torch": "2.11.0", "torchvision": "0.26.0", "timm": "1.0.28", "numpy": "2.1.3", "scikit-learn": "1.6.1",
+    "scikit-image": "0.25.2", "opencv-python": "5.0.0.93", "matplotlib": "3.10.0", "pandas": "2.2.3", "ipykernel": "6.17.1",
+}  # fmt: skip
+
+
+def requirements():
+    extras = PROJECT["optional-dependencies"]
+    every = [*PROJECT["dependencies"], *(line for lines in extras.values() for line in lines)]
+    return [Requirement(line) for line in every if not line.startswith("paperlib-book[")]
+
+
+def test_environment_yml_installs_every_extra_at_the_tested_versions():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, packages = environment["dependencies"]
+    assert python == f"python{PROJECT['requires-python']}" and pip == "pip"
+    constraint, editable = packages["pip"]
+    assert constraint == "--constraint constraints.txt"
+    extras = re.fullmatch(r"--editable \.\[([\w,]+)\]", editable)[1].split(",")
+    assert sorted(extras) == sorted(PROJECT["optional-dependencies"])
+
+
+def test_constraints_pin_one_allowed_version_of_every_requirement():
+    for requirement in requirements():
+        version = CONSTRAINTS.get(canonicalize_name(requirement.name))
+        assert version, f"{requirement.name} is not in constraints.txt"
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement} against {version}"
+
+
+def test_constraints_offer_both_builds_of_opencv_at_one_version():
+    assert CONSTRAINTS["opencv-python"] == CONSTRAINTS["opencv-python-headless"]
+
+
+def test_colab_satisfies_the_ranges_so_that_installing_replaces_nothing():
+    notebook_side = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["notebooks"]]
+    for requirement in map(Requirement, notebook_side):
+        assert all(part.operator == ">=" for part in requirement.specifier), f"{requirement}: lower bounds only"
+        if requirement.name in COLAB:
+            assert requirement.specifier.contains(COLAB[requirement.name]), f"{requirement} would be upgraded on Colab"
+
+
+def test_nothing_tells_a_reader_to_install_somebody_elses_paperlib():
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in files.stdout.split():
+        if name.endswith((".md", ".py", ".ipynb", ".yml", ".toml")) and (ROOT / name).is_file() and "test_setup" not in name:
+            assert not re.search(r"pip install (-q )?paperlib(?!-)\b", (ROOT / name).read_text(encoding="utf-8")), name
+
+
+@pytest.mark.parametrize("version", [(3, 10, 14), (2, 7, 18)])
+def test_an_old_python_is_refused_with_what_to_do(version):
+    with pytest.raises(ValueError, match=r"this is Python \d\.\d+; expected 3.11 or newer. Run `make PYTHON="):
+        set_up.check_python(version)
+    set_up.check_python((3, 11, 0))
+
+
+class FakePython:
+    """Stands in for subprocess.run: answers an import of cv2 and a version query, and records what was installed."""
+
+    def __init__(self, error):
+        self.error, self.calls = error, []
+
+    def __call__(self, command, **options):
+        words = [str(word) for word in command]
+        self.calls.append(words)
+        failed = "import cv2" in words[-1] and self.error and not any("install" in call for call in self.calls)
+        stdout = "5.0.0.93\n" if "version(" in words[-1] else ""
+        return subprocess.CompletedProcess(command, 1 if failed else 0, stdout, self.error if failed else "")
+
+
+def test_a_machine_without_libgl_gets_the_headless_build(monkeypatch):
+    fake = FakePython("ImportError: libGL.so.1: cannot open shared object file: No such file or directory")
+    monkeypatch.setattr(set_up.subprocess, "run", fake)
+    set_up.mend_opencv(Path("python"))
+    pip = [call[3:] for call in fake.calls if call[1:3] == ["-m", "pip"]]
+    assert [call[0] for call in pip] == ["uninstall", "install"]
+    assert pip[1][-1] == "opencv-python-headless==5.0.0.93"
+
+
+def test_a_working_opencv_is_left_alone_and_another_failure_is_not_hidden(monkeypatch):
+    fake = FakePython("")
+    monkeypatch.setattr(set_up.subprocess, "run", fake)
+    set_up.mend_opencv(Path("python"))
+    assert len(fake.calls) == 1
+    monkeypatch.setattr(set_up.subprocess, "run", FakePython("ImportError: numpy.core.multiarray failed to import"))
+    with pytest.raises(RuntimeError, match="multiarray"):
+        set_up.mend_opencv(Path("python"))
+
+
+def test_every_make_target_is_described_and_ci_calls_make_test():
+    makefile = (ROOT / "Makefile").read_text()
+    described = set(re.findall(r'@echo "make ([\w-]+)', makefile))
+    assert described >= {"book", "test", "execute", "lab", "lint", "bench", "results", "colab", "test-long", "test-gpu"}
+    assert described <= set(re.findall(r"^([\w-]+):", makefile, flags=re.M))
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "chromium" in ci and ci.rstrip().endswith("make test")

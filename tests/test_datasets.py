@@ -1,0 +1,88 @@
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from elpv_dataset.utils import load_dataset
+
+from paperlib import datasets
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return datasets.elpv()
+
+
+def test_elpv_counts_are_the_published_ones(cells):
+    assert cells.images.shape == (2624, 300, 300)
+    kinds, counts = np.unique(cells.kind, return_counts=True)
+    assert dict(zip(kinds, counts, strict=True)) == {"mono": 1074, "poly": 1550}
+    values, counts = cells.probability.unique(return_counts=True)
+    torch.testing.assert_close(values, torch.tensor([0, 1 / 3, 2 / 3, 1], dtype=torch.float64))
+    assert counts.tolist() == [1508, 295, 106, 715]
+
+
+def test_elpv_equals_the_packages_own_reader(cells):
+    images, probability, kind = load_dataset()
+    assert np.array_equal(cells.images.numpy(), images)
+    assert np.array_equal(cells.probability.numpy(), probability)
+    assert np.array_equal(cells.kind, kind)
+
+
+@pytest.mark.parametrize("kind", ["mono", "poly"])
+def test_one_kind_is_the_subset_in_order(cells, kind):
+    part = datasets.elpv(kind)
+    assert (part.kind == kind).all()
+    assert torch.equal(part.images, cells.images[torch.from_numpy(cells.kind == kind)])
+
+
+def test_unknown_kind_and_missing_package_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="unknown kind 'thin'; expected one of all, mono, poly"):
+        datasets.elpv("thin")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install elpv-dataset"):
+        datasets.elpv()
+
+
+def small_cells(seed=0):
+    """Forty cells with a brightness of their own each, so that a resized picture still tells which one it is."""
+    brightness = torch.randperm(40, generator=torch.Generator().manual_seed(seed)) * 6
+    images = brightness.to(torch.uint8)[:, None, None].expand(40, 300, 300).contiguous()
+    probability = torch.tensor([0.0, 1.0, 1 / 3, 0.0], dtype=torch.float64).repeat(10)
+    return datasets.ELPV(images, probability, np.array(["mono"] * 40))
+
+
+def test_split_is_stratified_disjoint_and_repeatable():
+    cells = small_cells()
+    split = datasets.split_cells(cells, side=8, test_share=0.3, seed=1)
+    assert split.train.shape == (21, 3, 8, 8) and split.test.shape == (9, 3, 8, 8)
+    assert split.train_labels.sum() == 7 and split.test_labels.sum() == 3
+
+    # Undo the standardisation by two known cells, and recognise every picture by its brightness.
+    values = torch.cat([split.train, split.test])[:, 0, 0, 0].double()
+    labels = torch.cat([split.train_labels, split.test_labels])
+    sure = cells.probability != 1 / 3
+    known, order = cells.images[sure, 0, 0].double().sort()
+    torch.testing.assert_close((values.sort().values - values.min()) / (values.max() - values.min()),
+                               (known - known.min()) / (known.max() - known.min()), rtol=0, atol=1e-5)  # fmt: skip
+    assert torch.equal(labels[values.argsort()], cells.probability[sure][order].long())
+
+    again = datasets.split_cells(cells, side=8, test_share=0.3, seed=1)
+    other = datasets.split_cells(cells, side=8, test_share=0.3, seed=2)
+    assert torch.equal(split.train, again.train)
+    assert not torch.equal(split.train_labels, other.train_labels) or not torch.equal(split.train, other.train)
+
+
+def test_split_is_standardised_by_the_training_cells():
+    split = datasets.split_cells(small_cells(), side=8, test_share=0.3)
+    assert abs(split.train.mean()) < 1e-5
+    assert split.train[:, 0].std() == pytest.approx(1, abs=1e-3)
+    assert abs(split.test.mean()) > 1e-3  # the test cells' own mean was not taken
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"side": 0}, "side=0"), ({"test_share": 0}, "0 of 20 cells"), ({"test_share": 1}, "20 of 20")]
+)
+def test_impossible_splits_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        datasets.split_cells(small_cells(), **arguments)

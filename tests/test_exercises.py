@@ -1,0 +1,66 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from paperlib.exercises import mobilenet
+
+
+def wrong_side(images, filters):
+    return F.conv2d(images, filters[:, None], groups=3)
+
+
+def flipped(images, filters):
+    return F.conv2d(images, filters.flip(1, 2)[:, None], padding=1, groups=3)
+
+
+def summed(images, filters):
+    return F.conv2d(images, filters[None], padding=1).expand(-1, 3, -1, -1)
+
+
+def by_hand(images, filters):
+    n, c, h, w = images.shape
+    padded, out = F.pad(images, (1, 1, 1, 1)), torch.zeros_like(images)
+    for i in range(3):
+        for j in range(3):
+            out += padded[:, :, i : i + h, j : j + w] * filters[None, :, i, j, None, None]
+    return out
+
+
+def separable(kernel, m, n, side):
+    return kernel**2 * m * side**2 + m * n * side**2
+
+
+# check → right answers, and wrong ones with a word of the hint they must get
+CASES = {
+    "standard_cost": (
+        [10_035_200],
+        {20_070_400: "counts the pair once", 2_007_040: "kernel is a square", 358_400: "output is a square",
+         627_200: "input channel", 5: "Eq. 2"},
+    ),
+    "break_even": ([18, 18.0], {17: "larger", 19: "smaller", -1: "at least one"}),
+    "separable_function": (
+        [separable],
+        {(lambda k, m, n, s: k * k * m * s * s): "one of the two steps", (lambda k, m, n, s: 0): "Eq. 5"},
+    ),
+    "largest_width": ([0.65], {0.7: "more than 200", 0.6: "wider one still fits", 0.66: "multiple of 0.05", -1: "positive"}),
+    "spared_weights": ([44_640], {13: "weights in them", 4_231_976: "numel"}),
+    "depthwise_function": (
+        [by_hand], {wrong_side: "pad by one", flipped: "turned round", summed: "filter m alone", (lambda x, f: 3): "int"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mobilenet_checks(name, capsys):
+    check, (right, wrong) = getattr(mobilenet, name), CASES[name]
+    for answer in right:
+        assert check(answer) is True
+        assert capsys.readouterr().out.startswith("right: ")
+    for answer, hint in wrong.items():
+        assert check(answer) is False
+        said = capsys.readouterr().out
+        assert said.startswith("not yet: ") and hint in said
+        assert not any(str(value) in said for value in right if not callable(value))  # the answer is not given away
+    for empty in (None, ...):
+        assert check(empty) is False
+        assert "no answer yet" in capsys.readouterr().out

@@ -1,0 +1,99 @@
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from paperlib import latency
+
+
+class Sleep(nn.Module):
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        return x
+
+
+def test_rows_carry_the_profiles_macs_and_their_own_bytes():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    conv, relu, flatten, linear = latency.time_layers(model, torch.randn(2, 3, 6, 6), repeats=3)
+    assert [conv.macs, relu.macs, flatten.macs, linear.macs] == [2 * 9 * 3 * 8 * 36, 0, 0, 2 * 8 * 36 * 5]
+    assert conv.bytes == 4 * (2 * 3 * 36 + 2 * 8 * 36 + 3 * 8 * 9 + 8)
+    assert linear.bytes == 4 * (2 * 8 * 36 + 2 * 5 + 8 * 36 * 5 + 5)
+    assert [conv.kind, linear.kind, relu.kind] == ["conv", "linear", "ReLU"]
+    assert conv.intensity == conv.macs / conv.bytes
+    assert all(row.seconds > 0 for row in (conv, relu, flatten, linear))
+
+
+def test_a_slow_layer_is_found_and_calls_are_added_up():
+    slow = Sleep(0.01)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), slow, nn.ReLU(), slow)
+    rows = {row.name: row for row in latency.time_layers(model, torch.randn(1, 3, 4, 4), repeats=3)}
+    assert list(rows) == ["0", "1", "2"]
+    assert rows["1"].seconds >= 0.02  # sleeping takes at least that long: a bound, not a timing
+    assert rows["1"].bytes == 2 * 2 * 4 * 48
+
+
+def test_nothing_is_left_behind_even_after_an_error():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("broken on purpose")
+
+    for model, fails in ((nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), False), (nn.Sequential(nn.ReLU(), Broken()), True)):
+        model.train()
+        if fails:
+            with pytest.raises(RuntimeError, match="on purpose"):
+                latency.time_layers(model, torch.randn(2, 3, 4, 4))
+        else:
+            before = model[0].running_mean.clone()
+            latency.time_layers(model, torch.randn(2, 3, 4, 4), repeats=2)
+            assert torch.equal(model[0].running_mean, before)
+        assert all(module.training for module in model.modules())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_roofline_is_a_minimum():
+    machine = latency.Machine(macs_per_second=100.0, bytes_per_second=10.0)
+    assert machine.ridge == 10
+    assert [machine.attainable(i) for i in (1, 10, 1000)] == [10, 100, 100]
+
+
+def test_measured_machine_is_consistent():
+    machine = latency.measure_machine(side=128, seconds=0.02)
+    assert machine.macs_per_second > 1e6 and machine.bytes_per_second > 1e6
+
+
+@pytest.mark.gpu
+def test_events_time_a_gpu():
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU()).cuda()
+    rows = latency.time_layers(model, torch.randn(8, 3, 64, 64, device="cuda"), repeats=3)
+    assert all(row.seconds > 0 for row in rows)
+    assert latency.measure_machine("cuda").macs_per_second > 1e11
+
+
+def test_a_call_is_timed_by_its_median():
+    calls = []
+
+    def run():
+        calls.append(None)
+        time.sleep(0.05 if len(calls) == 3 else 0.002)  # one slow call among the timed ones
+
+    assert 0.002 <= latency.time_call(run, seconds=0.06) < 0.05
+    assert len(calls) >= 4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: latency.time_layers(nn.ReLU(), torch.ones(1), 0), "repeats=0"),
+        (lambda: latency.measure_machine(side=0), "side=0"),
+        (lambda: latency.measure_machine(seconds=0), "seconds=0"),
+        (lambda: latency.time_call(lambda: None, seconds=-1), "seconds=-1"),
+    ],
+)
+def test_bad_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

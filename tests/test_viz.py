@@ -1,0 +1,76 @@
+import base64
+import io
+import json
+import re
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+from PIL import Image
+
+from paperlib import viz
+
+matplotlib.use("Agg")
+
+
+def make(values=(1, 2, 3)):
+    return viz.Slider(
+        lambda ax, a, b: ax.bar([0], [a * b]),
+        {"first": list(values), "second": [10, 25]},
+        lambda a, b: f"a bar of <height> {a * b}",
+        figsize=(2, 1),
+    )
+
+
+def test_slider_holds_one_frame_for_each_combination_in_order():
+    slider = make()
+    assert slider.texts == [f"a bar of <height> {a * b}" for a in (1, 2, 3) for b in (10, 25)]
+    assert len(set(slider.frames)) == 6
+    picture = Image.open(io.BytesIO(base64.b64decode(slider.frames[0].split(",", 1)[1])))
+    assert picture.size == (160, 80)
+    assert not plt.get_fignums()  # no figure stays open
+
+
+def test_slider_is_one_offline_fragment_with_alt_text_and_a_stable_id():
+    page = make()._repr_html_()
+    assert page == make()._repr_html_()
+    assert page != make((1, 2, 4))._repr_html_()
+    assert not re.search(r"(src|href)=\"(?!data:)", page) and "http" not in page
+    assert 'alt="a bar of &lt;height&gt; 10"' in page
+    assert page.count('type="range"') == 2 and 'max="2"' in page and 'max="1"' in page
+    data = json.loads(re.search(r"data=(\{.*?\});const", page)[1].replace("<\\/", "</"))
+    assert data["values"] == [["1", "2", "3"], ["10", "25"]] and len(data["frames"]) == 6
+
+
+def test_slider_refuses_no_values_and_too_many():
+    with pytest.raises(ValueError, match="0 frames; expected 1 to 60"):
+        make(())
+    with pytest.raises(ValueError, match="80 frames"):
+        make(range(40))
+
+
+def test_cuboid_draws_its_visible_cells():
+    _, ax = plt.subplots()
+    right, top = viz.cuboid(ax, (1, 2), (3, 4, 5), viz.BLUE, cell=2)
+    assert len(ax.patches) == 3 * 4 + 3 * 5 + 4 * 5
+    assert right == pytest.approx(1 + 2 * (3 + 0.45 * 5)) and top == pytest.approx(2 + 2 * (4 + 0.45 * 5))
+    assert max(patch.get_xy()[:, 0].max() for patch in ax.patches) == pytest.approx(right)
+    plt.close()
+
+
+def test_log_ticks_are_plain_numbers():
+    fig, ax = plt.subplots()
+    ax.plot([1, 1000], [1, 2])
+    ax.set_xscale("log")
+    viz.log_ticks(ax.xaxis, [2, 50, 600])
+    fig.canvas.draw()
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "50", "600"]
+    assert not ax.get_xticklabels(minor=True)
+    plt.close()
+
+
+def test_style_is_readable_and_colour_blind_safe():
+    with matplotlib.rc_context():
+        viz.use_style()
+        assert plt.rcParams["font.size"] >= 11
+        assert plt.rcParams["axes.prop_cycle"].by_key()["color"][:2] == [viz.BLUE, viz.VERMILION]
