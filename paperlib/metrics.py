@@ -65,7 +65,9 @@ def intersection_over_union(a: Sequence[float | int], b: Sequence[float | int]) 
     """
     for box in (a, b):
         if len(box) != 4 or not (box[2] > box[0] and box[3] > box[1]):
-            raise ValueError(f"box {tuple(box)}; expected (top, left, bottom, right) with bottom > top and right > left")
+            raise ValueError(
+                f"box {tuple(box)}; expected (top, left, bottom, right) with bottom > top and right > left"
+            )
     height = max(0, min(a[2], b[2]) - max(a[0], b[0]))
     width = max(0, min(a[3], b[3]) - max(a[1], b[1]))
     shared = height * width
@@ -95,7 +97,9 @@ def localization_error(boxes: Sequence, true_boxes: Sequence[Sequence[float | in
     Test: test_metrics.py::test_localization_error_by_hand
     """
     if len(boxes) != len(true_boxes) or not len(boxes):
-        raise ValueError(f"{len(boxes)} predictions and {len(true_boxes)} true boxes; expected the same number, at least 1")
+        raise ValueError(
+            f"{len(boxes)} predictions and {len(true_boxes)} true boxes; expected the same number, at least 1"
+        )
     if not 0 < iou <= 1:
         raise ValueError(f"iou={iou}; expected a share above 0 and at most 1")
     missed = 0

@@ -118,8 +118,9 @@ class Slider:
         # The id comes from the content, so that running twice gives the same output.
         uid = f"slider{zlib.crc32(''.join(self.frames).encode()):08x}"
         controls = "".join(
-            f'<label>{escape(label)}: <output>{escape(str(values[0]))}</output>'
-            f'<input type="range" min="0" max="{len(values) - 1}" value="0" step="1" aria-label="{escape(label)}"></label>'
+            f"<label>{escape(label)}: <output>{escape(str(values[0]))}</output>"
+            f'<input type="range" min="0" max="{len(values) - 1}" value="0" step="1" '
+            f'aria-label="{escape(label)}"></label>'
             for label, values in self.axes.items()
         )
         data = json.dumps(
@@ -131,7 +132,8 @@ class Slider:
             f'<figcaption aria-live="polite">{escape(self.texts[0])}</figcaption></figure>'
             f'<script>(()=>{{const figure=document.getElementById("{uid}"),data={data};'
             'const inputs=[...figure.querySelectorAll("input")],outputs=figure.querySelectorAll("output");'
-            "const show=()=>{let frame=0;inputs.forEach((input,i)=>{frame=frame*data.values[i].length+Number(input.value);"
+            "const show=()=>{let frame=0;"
+            "inputs.forEach((input,i)=>{frame=frame*data.values[i].length+Number(input.value);"
             "outputs[i].textContent=data.values[i][input.value]});"
             'const picture=figure.querySelector("img");picture.src=data.frames[frame];picture.alt=data.texts[frame];'
             'figure.querySelector("figcaption").textContent=data.texts[frame]};'

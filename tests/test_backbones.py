@@ -184,7 +184,9 @@ def test_a_download_is_checked_and_its_failure_says_what_to_do(monkeypatch):
         raise urllib.error.URLError("no network here")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(ValueError, match="weights of resnet18 can't be downloaded .*no network here.*efficientnet_lite0"):
+    with pytest.raises(
+        ValueError, match="weights of resnet18 can't be downloaded .*no network here.*efficientnet_lite0"
+    ):
         backbones.load("resnet18")
     assert asked["weights_only"] and asked["check_hash"]
 

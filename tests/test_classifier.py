@@ -131,7 +131,9 @@ class Interrupted(Exception):
 
 def dropout_network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(72, 2))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(72, 2)
+    )
 
 
 def run(path=None, stop_after=None, epochs=4, make=torch.optim.RMSprop):

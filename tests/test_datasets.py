@@ -81,7 +81,8 @@ def test_split_is_standardised_by_the_training_cells():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"side": 0}, "side=0"), ({"test_share": 0}, "0 of 20 cells"), ({"test_share": 1}, "20 of 20")]
+    ("arguments", "message"),
+    [({"side": 0}, "side=0"), ({"test_share": 0}, "0 of 20 cells"), ({"test_share": 1}, "20 of 20")],
 )
 def test_impossible_splits_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

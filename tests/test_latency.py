@@ -42,7 +42,10 @@ def test_nothing_is_left_behind_even_after_an_error():
         def forward(self, x):
             raise RuntimeError("broken on purpose")
 
-    for model, fails in ((nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), False), (nn.Sequential(nn.ReLU(), Broken()), True)):
+    for model, fails in (
+        (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), False),
+        (nn.Sequential(nn.ReLU(), Broken()), True),
+    ):
         model.train()
         if fails:
             with pytest.raises(RuntimeError, match="on purpose"):

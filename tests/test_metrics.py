@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 import torch
-from torchvision.ops import box_iou
 from sklearn.metrics import roc_auc_score
+from torchvision.ops import box_iou
 
 from paperlib.metrics import auroc, intersection_over_union, localization_error
 

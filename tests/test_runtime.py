@@ -26,7 +26,8 @@ def test_nonsense_profile_is_refused_with_the_valid_names(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("colab", "cuda", "expected"), [(False, False, "smoke"), (False, True, "smoke"), (True, False, "smoke"), (True, True, "full")]
+    ("colab", "cuda", "expected"),
+    [(False, False, "smoke"), (False, True, "smoke"), (True, False, "smoke"), (True, True, "full")],
 )
 def test_only_a_colab_gpu_is_full_by_default(monkeypatch, colab, cuda, expected):
     monkeypatch.delenv("PAPERLIB_PROFILE", raising=False)
@@ -71,5 +72,5 @@ def test_results_are_stamped():
 
 
 def test_an_unknown_result_names_those_there_are():
-    with pytest.raises(ValueError, match="no result 'absent'; there are: .*mobilenet_cells.* make results"):
+    with pytest.raises(ValueError, match="no result 'absent'; there are: .*mobilenet_cells.*make results"):
         runtime.result("absent")

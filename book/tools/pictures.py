@@ -2,14 +2,17 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 from nbformat import NotebookNode
 from PIL import Image
+from status import COMPARED
 
 # Errors in steps of 256: what 256 colours in place of all may change on average, and in all but one of 1,000 values.
 MEAN_ERROR, HIGH_ERROR = 0.25, 8
 JPEG_QUALITY = 92
+INLINE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/]+=*)")
 
 
 def lighten(png: bytes) -> tuple[str, bytes]:
@@ -36,10 +39,17 @@ def lighten(png: bytes) -> tuple[str, bytes]:
 
 
 def lighten_outputs(notebook: NotebookNode) -> None:
-    """Encode every PNG in a notebook's outputs anew, in place."""
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    for output in outputs:
-        data = output.get("data", {})
-        if "image/png" in data:
-            kind, light = lighten(base64.b64decode(data.pop("image/png")))
-            data[kind] = base64.b64encode(light).decode()
+    """Encode every PNG in a notebook's outputs anew, in place; those inside HTML too, unless `make test` compares it."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                kind, light = lighten(base64.b64decode(data.pop("image/png")))
+                data[kind] = base64.b64encode(light).decode()
+            if "text/html" in data and COMPARED not in cell.metadata.get("tags", ()):
+                data["text/html"] = INLINE.sub(_lighten_inline, data["text/html"])
+
+
+def _lighten_inline(match: re.Match) -> str:
+    kind, light = lighten(base64.b64decode(match[1]))
+    return f"data:{kind};base64,{base64.b64encode(light).decode()}"

@@ -113,7 +113,9 @@ def depthwise_function(answer: Any) -> bool:
     got = answer(images, filters)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-        return wrong(f"f gave {shape}; expected a tensor of shape {tuple(expected.shape)}: pad by one, keep the channels")
+        return wrong(
+            f"f gave {shape}; expected a tensor of shape {tuple(expected.shape)}: pad by one, keep the channels"
+        )
     if torch.allclose(got, expected, atol=1e-5):
         return right("equal to F.conv2d with groups = channels")
     if torch.allclose(got, F.conv2d(images, filters.flip(1, 2)[:, None], padding=1, groups=3), atol=1e-5):

@@ -1,6 +1,7 @@
 """Lighter pictures look the same."""
 
 import base64
+import copy
 import io
 
 import nbformat
@@ -71,3 +72,17 @@ def test_outputs_keep_their_text(photograph):
     lighten_outputs(notebook)
     assert sorted(notebook.cells[0].outputs[0].data) == ["image/jpeg", "text/plain"]
     nbformat.validate(notebook)
+
+
+def test_pictures_inside_html_get_lighter_unless_they_are_compared(plot):
+    address = "data:image/png;base64," + base64.b64encode(encode(plot)).decode()
+    html = f'<img src="{address}" alt="a curve"><script>frames = ["{address}"]</script>'
+    output = nbformat.v4.new_output("display_data", data={"text/html": html})
+    free = nbformat.v4.new_code_cell(outputs=[output])
+    compared = nbformat.v4.new_code_cell(outputs=[copy.deepcopy(output)], metadata={"tags": ["nbval-check-output"]})
+    notebook = nbformat.v4.new_notebook(cells=[free, compared])
+    lighten_outputs(notebook)
+    light = free.outputs[0].data["text/html"]
+    assert len(light) < 0.7 * len(html)
+    assert light.count("data:image/png;base64,") == 2 and light.endswith('"]</script>')
+    assert compared.outputs[0].data["text/html"] == html

@@ -19,7 +19,8 @@ CONSTRAINTS = {
 }
 COLAB = {  # what Colab's GPU runtime has preinstalled (its published list, autumn 2026), as far as paperlib asks for it
     "torch": "2.11.0", "torchvision": "0.26.0", "timm": "1.0.28", "numpy": "2.1.3", "scikit-learn": "1.6.1",
-    "scikit-image": "0.25.2", "opencv-python": "5.0.0.93", "matplotlib": "3.10.0", "pandas": "2.2.3", "ipykernel": "6.17.1",
+    "scikit-image": "0.25.2", "opencv-python": "5.0.0.93", "matplotlib": "3.10.0", "pandas": "2.2.3",
+    "ipykernel": "6.17.1", "ipywidgets": "7.7.1", "safetensors": "0.8.0",
 }  # fmt: skip
 
 
@@ -59,9 +60,15 @@ def test_colab_satisfies_the_ranges_so_that_installing_replaces_nothing():
 
 
 def test_nothing_tells_a_reader_to_install_somebody_elses_paperlib():
-    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for name in files.stdout.split():
-        if name.endswith((".md", ".py", ".ipynb", ".yml", ".toml")) and (ROOT / name).is_file() and "test_setup" not in name:
+        if (
+            name.endswith((".md", ".py", ".ipynb", ".yml", ".toml"))
+            and (ROOT / name).is_file()
+            and "test_setup" not in name
+        ):
             assert not re.search(r"pip install (-q )?paperlib(?!-)\b", (ROOT / name).read_text(encoding="utf-8")), name
 
 
