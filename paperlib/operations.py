@@ -295,7 +295,7 @@ RULES: dict[Any, Rule] = {
             _overloads(("reshape", "flatten", "unflatten", "contiguous", "chunk", "to", "type_as", "expand_as")),
         ),
         (_value, [torch.ops.prim.device.default]),  # what FakeTensors are asked for their device
-        (_value, _overloads(("item", "is_nonzero", "equal", "lift_fresh", "resolve_conj", "resolve_neg"))),
+        (_value, _overloads(("item", "is_nonzero", "equal", "resolve_conj", "resolve_neg"))),
     )
     for func in funcs
 }

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.patches import Polygon
 from matplotlib.ticker import FixedLocator, NullLocator
+from PIL import Image
 
 Number = float | int  # the run-time checks of the tests do not take an int for a float
 
@@ -93,7 +94,7 @@ class Slider:
         axes: slider label → the values it takes, in order.
         describe: called with the same values; its text is the picture's alt text and stands under it.
         figsize: of a frame, in inches.
-        dpi: dots an inch; frames are PNG inside the page, so a page grows with it.
+        dpi: dots an inch; the frames are inside the page, so it grows with them.
 
     Raises:
         ValueError: if a slider has no value, or there are more than 60 frames.
@@ -112,7 +113,7 @@ class Slider:
         if not axes or not 1 <= len(combinations) <= 60:
             raise ValueError(f"{len(combinations)} frames; expected 1 to 60. Give fewer values")
         self.texts = [describe(*values) for values in combinations]
-        self.frames = [_png(draw, values, figsize, dpi) for values in combinations]
+        self.frames = [_frame(draw, values, figsize, dpi) for values in combinations]
 
     def _repr_html_(self) -> str:
         # The id comes from the content, so that running twice gives the same output.
@@ -141,12 +142,18 @@ class Slider:
         )
 
 
-def _png(draw: Callable[..., None], values: tuple, figsize: tuple[Number, Number], dpi: int) -> str:
+def _frame(draw: Callable[..., None], values: tuple, figsize: tuple[Number, Number], dpi: int) -> str:
+    """Draw one frame as a data URL: a palette PNG where its colours are few, a JPEG where it holds a photograph."""
     fig, ax = plt.subplots(figsize=figsize)
     try:
         draw(ax, *values)
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png", dpi=dpi)
+        drawn, small = io.BytesIO(), io.BytesIO()
+        fig.savefig(drawn, format="png", dpi=dpi)
     finally:
         plt.close(fig)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture = Image.open(drawn).convert("RGB")
+    kind = "png" if picture.getcolors(4096) else "jpeg"
+    if kind == "png":
+        picture = picture.quantize(128, dither=Image.Dither.NONE)
+    picture.save(small, kind, optimize=True, quality=88)
+    return f"data:image/{kind};base64," + base64.b64encode(small.getvalue()).decode()

@@ -5,6 +5,7 @@ import re
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -29,6 +30,22 @@ def test_slider_holds_one_frame_for_each_combination_in_order():
     picture = Image.open(io.BytesIO(base64.b64decode(slider.frames[0].split(",", 1)[1])))
     assert picture.size == (160, 80)
     assert not plt.get_fignums()  # no figure stays open
+
+
+def test_slider_frames_are_light_and_photographs_become_jpeg():
+    noise = np.random.default_rng(0).random((200, 200, 3))
+    frames = viz.Slider(
+        lambda ax, photo: ax.imshow(noise) if photo else ax.plot([1, 2], color=viz.BLUE),
+        {"photo": [False, True]},
+        str,
+        figsize=(4, 3),
+    ).frames
+    assert [frame.split(";")[0] for frame in frames] == ["data:image/png", "data:image/jpeg"]
+    plot, photo = (Image.open(io.BytesIO(base64.b64decode(frame.split(",", 1)[1]))).convert("RGB") for frame in frames)
+    assert plot.size == photo.size == (320, 240)
+    assert len(frames[0]) < 8000
+    blue = tuple(int(viz.BLUE[i : i + 2], 16) for i in (1, 3, 5))
+    assert min(sum(abs(a - b) for a, b in zip(blue, colour, strict=True)) for _, colour in plot.getcolors(4096)) < 12
 
 
 def test_slider_is_one_offline_fragment_with_alt_text_and_a_stable_id():

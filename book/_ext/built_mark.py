@@ -1,7 +1,7 @@
-"""Know how old the built book is, and build it anew when the code that builds it has changed.
+"""Know how old the built book is, build it anew when the code that builds it has changed, and drop what is left over.
 
-Sphinx rebuilds a page when its source changes. It does not notice an edit in these extensions or in book/tools; their
-hash, as a configuration value, makes it do so.
+Sphinx rebuilds a page when its source changes. It does not notice an edit in these extensions, in book/tools or in the
+templates; their hash, as a configuration value, makes it do so. It also leaves the page of a source that is gone.
 """
 
 import hashlib
@@ -15,6 +15,13 @@ BOOK = Path(__file__).resolve().parents[1]
 MARK = ".built"
 
 
+def _remove_leftovers(app: Sphinx, exception: Exception | None) -> None:
+    for folder in ("book", "notebooks"):
+        for page in Path(app.outdir, folder).rglob("*.html"):
+            if page.relative_to(app.outdir).with_suffix("").as_posix() not in app.env.found_docs:
+                page.unlink()
+
+
 def _mark(app: Sphinx, exception: Exception | None) -> None:
     if exception is None:
         mark = Path(app.outdir, MARK)
@@ -25,7 +32,9 @@ def _mark(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict:
     app.build_began = time.time()
-    code = b"".join(path.read_bytes() for folder in ("_ext", "tools") for path in sorted(BOOK.glob(f"{folder}/*.py")))
+    kinds = ("_ext/*.py", "tools/*.py", "_templates/*.html")
+    code = b"".join(path.read_bytes() for kind in kinds for path in sorted(BOOK.glob(kind)))
     app.add_config_value("book_code", hashlib.sha256(code).hexdigest(), "env")
+    app.connect("build-finished", _remove_leftovers)
     app.connect("build-finished", _mark, priority=999)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

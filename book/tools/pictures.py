@@ -39,7 +39,7 @@ def lighten(png: bytes) -> tuple[str, bytes]:
 
 
 def lighten_outputs(notebook: NotebookNode) -> None:
-    """Encode every PNG in a notebook's outputs anew, in place; those inside HTML too, unless `make test` compares it."""
+    """Encode every PNG in a notebook's outputs anew; those inside HTML too, unless `make test` compares it."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})

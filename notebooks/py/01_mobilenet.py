@@ -646,8 +646,8 @@ for separable, batch, layout in itertools.product((True, False), (1, 16), ("cont
     print(f"{forward / batch * 1e3:7.2f} {training / batch * 1e3:12.2f}")
 
 # %% [markdown]
-# The separable network is faster everywhere, and nowhere by the factor of eight that the multiply-adds promise. The gap
-# is largest where the layout is contiguous and when training: backpropagation reads and writes even more per
+# The separable network is faster everywhere, and nowhere by the factor of eight that the multiply-adds promise. The
+# saving is smallest for a training step in the contiguous layout: backpropagation reads and writes even more for each
 # multiply-add, and each block has two batch norms and two ReLUs where its twin has one of each. Channels last and a
 # larger batch help the separable network more than its twin. Where the depthwise routine is poor the order may even
 # turn round, so measure where you will run.

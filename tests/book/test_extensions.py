@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from built import HTML, ROOT, why_not_built
+from built import HTML, ROOT, pages, why_not_built
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 from docstrings import to_rst  # noqa: E402
@@ -70,9 +70,11 @@ def test_the_workflow_publishes_where_the_buttons_point():
     assert f"{FOLDER}/01_mobilenet.ipynb" in workflow
 
 
-def test_the_icon_script_is_empty_and_the_font_is_there():
+def test_pages_load_neither_the_icon_script_nor_the_search_index():
     problem = why_not_built()
     assert not problem, problem
-    script = HTML / "_static" / "scripts" / "fontawesome.js"
-    assert not script.exists() or script.stat().st_size < 100
+    for page in pages():
+        html = (HTML / page).read_text(encoding="utf-8")
+        assert "fontawesome.js" not in html, page
+        assert ("searchindex.js" in html) == (page == "search.html"), page
     assert list((HTML / "_static").rglob("fa-solid-900.woff2"))

@@ -8,6 +8,7 @@ import pytest
 import run_notebooks
 import status
 from built import NOTEBOOKS, ROOT, documents
+from freshness import imported_modules
 
 CODE_LINES = 25
 NOTEBOOK_BYTES = 1_500_000
@@ -116,8 +117,6 @@ def test_notebook_is_light(path):
 @every_notebook
 def test_the_notebook_redefines_nothing_of_the_library(path):
     """Two functions of one name, one of them the library's, would teach the wrong one."""
-    from freshness import imported_modules
-
     sources = [cell.source for cell in code_cells(path)]
     public = {
         name

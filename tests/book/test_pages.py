@@ -1,10 +1,12 @@
 """The built pages as files: complete, linked within themselves, and free of other hosts."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
+import built as built_book
 import pytest
 from built import HTML, ROOT, documents, pages, why_not_built
 
@@ -146,3 +148,20 @@ def test_the_search_index_knows_the_words_of_the_notebooks():
     data = json.loads(index[index.index("{") : index.rindex("}") + 1])
     assert set(documents()) <= set(data["docnames"])
     assert "depthwis" in data["terms"]
+
+
+def test_a_book_older_than_a_source_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(built_book, "ROOT", tmp_path)
+    monkeypatch.setattr(built_book, "MARK", tmp_path / ".built")
+    source, page = tmp_path / "paperlib" / "a.py", tmp_path / "book" / "api" / "a.md"
+    for path in (source, page):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert "not built" in why_not_built()
+    (tmp_path / ".built").touch()
+    os.utime(source, (1, 1))
+    assert why_not_built() == ""
+    os.utime(page, (2**31, 2**31))  # the build writes it
+    assert why_not_built() == ""
+    os.utime(source, (2**31, 2**31))
+    assert "older than paperlib/a.py" in why_not_built()
