@@ -69,7 +69,7 @@ pages-test: $(VENV)/.ready-test html
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || test -n "$(CHROMIUM)" || \
 	    echo "No chromium: the browser tests will be skipped. Debian and Ubuntu: apt-get install chromium." \
 	    "Elsewhere: install Chromium and set CHROMIUM=<path of its program>."
-	$(BIN)/pytest -q -rs tests/book
+	$(BIN)/pytest -q -rs tests/book $(TWO_PROCESSES)
 
 test: lint unit notebooks-test pages-test
 	@echo "make test: everything passed"

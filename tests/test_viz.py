@@ -3,15 +3,12 @@ import io
 import json
 import re
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 
 from paperlib import viz
-
-matplotlib.use("Agg")
 
 
 def make(values=(1, 2, 3)):
@@ -87,7 +84,7 @@ def test_log_ticks_are_plain_numbers():
 
 
 def test_style_is_readable_and_colour_blind_safe():
-    with matplotlib.rc_context():
+    with plt.rc_context():
         viz.use_style()
         assert plt.rcParams["font.size"] >= 11
         assert plt.rcParams["axes.prop_cycle"].by_key()["color"][:2] == [viz.BLUE, viz.VERMILION]
