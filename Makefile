@@ -14,7 +14,7 @@ help:
 	@echo "make test       lint, unit tests, every notebook, the book, the browser"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make execute    re-run the notebooks whose code changed, and stamp them (FORCE=1: all of them)"
-	@echo "make results    train what is too long for a notebook (half an hour)"
+	@echo "make results    train what is too long for a notebook (twenty minutes)"
 	@echo "make lint       ruff: style and import order"
 	@echo "make bench      speed of paperlib against its peers (quick)"
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"

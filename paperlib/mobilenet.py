@@ -157,7 +157,7 @@ def parameter_groups(model: nn.Module, weight_decay: float | int) -> list[dict]:
     Test: test_mobilenet.py::test_depthwise_filters_are_not_decayed
     """
     if weight_decay < 0:
-        raise ValueError(f"weight_decay={weight_decay}; expected 0 or more. The paper's order of magnitude is 4e-5")
+        raise ValueError(f"weight_decay={weight_decay}; expected 0 or more. Give 4e-5, say")
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     depthwise = {
         id(module.weight)

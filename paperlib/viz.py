@@ -1,6 +1,7 @@
 """How the book's figures look: one style, colours that survive colour blindness and print, and a slider."""
 
 import base64
+import difflib
 import io
 import itertools
 import json
@@ -8,13 +9,21 @@ import zlib
 from collections.abc import Callable, Sequence
 from html import escape
 
+import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.patches import Polygon
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
+from torch import Tensor
 
+from paperlib.anomaly_map import minmax, upsample
+
+Array = Tensor | np.ndarray
 Number = float | int  # the run-time checks of the tests do not take an int for a float
 
 # Okabe and Ito's colours: told apart with any common colour blindness, and of different greys in print.
@@ -157,3 +166,207 @@ def _frame(draw: Callable[..., None], values: tuple, figsize: tuple[Number, Numb
         picture = picture.quantize(128, dither=Image.Dither.NONE)
     picture.save(small, kind, optimize=True, quality=88)
     return f"data:image/{kind};base64," + base64.b64encode(small.getvalue()).decode()
+
+
+# ---- pictures of explanations: RGB throughout, floats in [0, 1], (H, W, 3) -------------------------------------------
+
+
+def heatmap(map: Array, colormap: str = "viridis", size: int | tuple[int, int] | None = None) -> np.ndarray:
+    """Colour a map whose values lie in [0, 1].
+
+    Args:
+        map: (h, w), or any number of leading axes; `anomaly_map.minmax` scales a raw one.
+        colormap: a name that matplotlib knows; the default is perceptually uniform. "jet" is the one of the papers,
+            by OpenCV, in RGB; it shows edges where the map has none.
+        size: height and width to resize to first, bilinearly; one number for a square.
+
+    Returns:
+        float32 (…, H, W, 3), RGB in [0, 1].
+
+    Raises:
+        ValueError: for values outside [0, 1] or an unknown colormap.
+    """
+    values = torch.as_tensor(map).detach().float().cpu()
+    if values.ndim < 2:
+        raise ValueError(f"map of shape {tuple(values.shape)}; expected (h, w)")
+    values = _in_range(values, "map", "scale it with anomaly_map.minmax(map)")
+    values = (values if size is None else upsample(values, size).clamp(0, 1)).numpy()
+    if colormap.lower() == "jet":
+        import cv2
+
+        levels = (255 * values).round().astype(np.uint8)
+        blue_green_red = cv2.applyColorMap(levels.reshape(-1, 1), cv2.COLORMAP_JET)
+        return np.float32(blue_green_red[:, 0, ::-1].reshape(*values.shape, 3) / 255)
+    if colormap not in matplotlib.colormaps:
+        close = difflib.get_close_matches(colormap, matplotlib.colormaps, n=3) or ["viridis", "magma", "jet"]
+        raise ValueError(f"unknown colormap {colormap!r}; did you mean one of: {', '.join(close)}?")
+    return np.float32(matplotlib.colormaps[colormap](values)[..., :3])
+
+
+def overlay(
+    heat: Array, image: Array, weights: tuple[Number, Number] = (0.5, 0.5), divide_by_maximum: bool = False
+) -> np.ndarray:
+    """Lay a heat map over the picture it belongs to.
+
+    Args:
+        heat: as `heatmap` gives it, at the picture's size.
+        image: RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W), also in batches.
+        weights: of heat map and picture. A sum above 1 is clipped; (0.7, 0.5) is a common script's.
+        divide_by_maximum: divide by the brightest value instead of clipping, as Grad-CAM scripts do.
+
+    Returns:
+        float32 (…, H, W, 3), RGB in [0, 1].
+
+    Raises:
+        ValueError: for pictures of different sizes, values outside [0, 1], or a negative weight.
+    """
+    heat, image = _rgb(heat, "heat"), _rgb(image, "image")
+    if heat.shape[-3:] != image.shape[-3:]:
+        raise ValueError(
+            f"a heat map of {heat.shape[-3]}×{heat.shape[-2]} over a picture of {image.shape[-3]}×{image.shape[-2]}; "
+            "make it with heatmap(map, size=(height, width))"
+        )
+    if min(weights) < 0:
+        raise ValueError(f"weights={weights}; expected two numbers of at least 0")
+    mixed = weights[0] * heat + weights[1] * image
+    mixed = mixed / max(float(mixed.max()), 1e-12) if divide_by_maximum else np.clip(mixed, 0, 1)
+    return np.float32(mixed)
+
+
+def gradient_image(gradient: Array) -> np.ndarray:
+    """Make an input gradient visible: centre it, scale it to a standard deviation of 0.1, add 0.5, clip to [0, 1].
+
+    Args:
+        gradient: (3, H, W) or (H, W, 3), of any scale, also in batches; each picture is scaled on its own.
+
+    Returns:
+        float32 (…, H, W, 3); a constant gradient gives grey, 0.5.
+
+    Raises:
+        ValueError: if it is no RGB picture, or holds NaN or infinite values.
+    """
+    values = _channels_last(torch.as_tensor(gradient).detach().double().cpu(), "gradient").numpy()
+    if not np.isfinite(values).all():
+        raise ValueError(f"{int((~np.isfinite(values)).sum())} values of the gradient are NaN or infinite")
+    axes = (-3, -2, -1)
+    centred = values - values.mean(axes, keepdims=True)
+    deviation = centred.std(axes, keepdims=True)
+    scaled = np.divide(0.1 * centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+    return np.float32(np.clip(scaled + 0.5, 0, 1))
+
+
+def panel(
+    ax: Axes, image: Array, title: str = "", boxes: Sequence[tuple[int, int, int, int]] = (), color: str = VERMILION
+) -> None:
+    """Show one picture on axes without ticks, with boxes if there are any.
+
+    Args:
+        ax: where to draw.
+        image: RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W).
+        title: above the picture.
+        boxes: (top, left, bottom, right), half-open, in the picture's pixels; what `cam.bounding_boxes` gives.
+        color: of the boxes.
+
+    Raises:
+        ValueError: for several pictures at once, or values outside [0, 1].
+    """
+    picture = _rgb(image, "image")
+    if picture.ndim != 3:
+        raise ValueError(f"pictures of shape {picture.shape}; expected one. Take one of a batch, images[0] say")
+    ax.imshow(picture)
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.grid(False)
+    for top, left, bottom, right in boxes:  # a pixel's centre has whole coordinates, so its edge lies half a pixel off
+        edge = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color, linewidth=2)
+        ax.add_patch(edge)
+
+
+def explanation_figure(
+    image: Array,
+    maps: Array,
+    guided: Array | None = None,
+    guided_cams: Array | None = None,
+    *,
+    labels: Sequence[str] = (),
+    boxes: Sequence[Sequence[tuple[int, int, int, int]]] = (),
+    colormap: str = "viridis",
+) -> Figure:
+    """Rebuild Grad-CAM's Figure 1: a row a class, with picture, heat map, overlay and, if given, the guided pictures.
+
+    Args:
+        image: one picture, RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W).
+        maps: (rows, h, w), raw: each is scaled to [0, 1] by its own extremes and resized to the picture.
+        guided: (rows, 3, H, W), what `guided_backprop` gave.
+        guided_cams: (rows, 3, H, W), what `guided_grad_cam` gave.
+        labels: one a row.
+        boxes: one list of boxes a row, in the picture's pixels, drawn on the overlay.
+        colormap: as in `heatmap`.
+
+    Returns:
+        the figure; its axes are in reading order.
+
+    Raises:
+        ValueError: if the numbers of rows differ, or a picture is not one.
+    """
+    picture, maps = _rgb(image, "image"), torch.as_tensor(maps).detach().float().cpu()
+    if maps.ndim != 3 or picture.ndim != 3:
+        raise ValueError(f"image {picture.shape} and maps {tuple(maps.shape)}; expected one picture and (rows, h, w)")
+    given = {"guided": guided, "guided_cams": guided_cams, "labels": labels, "boxes": boxes}
+    wrong = [
+        f"{name} {len(value)}"
+        for name, value in given.items()
+        if value is not None and len(value) not in (0, len(maps))
+    ]
+    if wrong:
+        raise ValueError(f"{len(maps)} maps, but {', '.join(wrong)}; expected one for each row")
+    heats = heatmap(minmax(upsample(maps, picture.shape[:2])), colormap)
+    columns = {
+        "original": [picture] * len(maps),
+        "heat map": heats,
+        "overlay": [overlay(heat, picture) for heat in heats],
+    }
+    columns |= {"Guided Backpropagation": gradient_image(guided)} if guided is not None else {}
+    columns |= {"Guided Grad-CAM": gradient_image(guided_cams)} if guided_cams is not None else {}
+    size = (2.1 * len(columns), 2.1 * len(maps) * picture.shape[0] / picture.shape[1] + 0.4)
+    fig, axes = plt.subplots(len(maps), len(columns), figsize=size, squeeze=False, layout="constrained")
+    for row in range(len(maps)):
+        for ax, (title, pictures) in zip(axes[row], columns.items(), strict=True):
+            panel(ax, pictures[row], title if row == 0 else "", boxes[row] if boxes and title == "overlay" else ())
+        if labels:
+            axes[row, 0].set_ylabel(labels[row])
+    return fig
+
+
+def _rgb(picture: Array, name: str) -> np.ndarray:
+    """Bring a picture, or a batch of them, to float32 (…, H, W, 3) in [0, 1]."""
+    values = torch.as_tensor(picture).detach().cpu()
+    if values.dtype == torch.uint8:
+        values = values.float() / 255
+    elif not values.is_floating_point():
+        raise ValueError(
+            f"{name} of dtype {str(values.dtype).removeprefix('torch.')}; expected uint8, or float in [0, 1]"
+        )
+    values = _in_range(values.float(), name, "divide 8-bit values by 255, and undo a network's normalisation")
+    return _channels_last(values, name).numpy()
+
+
+def _channels_last(values: Tensor, name: str) -> Tensor:
+    if values.ndim == 2:
+        return values[..., None].expand(-1, -1, 3)
+    last, first = (values.ndim in (3, 4) and values.shape[axis] in (1, 3) for axis in (-1, -3))
+    if last == first:
+        what = (
+            "which axis holds the colours is not clear"
+            if last
+            else "expected (H, W, 3) or (3, H, W), alone or in batches"
+        )
+        raise ValueError(f"{name} of shape {tuple(values.shape)}; {what}")
+    values = values if last else values.movedim(-3, -1)
+    return values.expand(*values.shape[:-1], 3)
+
+
+def _in_range(values: Tensor, name: str, advice: str) -> Tensor:
+    low, high = (float(v) for v in torch.aminmax(values)) if values.numel() else (0.0, 0.0)
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # resizing rounds
+        raise ValueError(f"{name} with values from {low:g} to {high:g}; expected [0, 1]: {advice}")
+    return values.clamp(0, 1)

@@ -45,7 +45,7 @@ CASES = {
     "largest_width": (
         [0.65], {0.7: "more than 200", 0.6: "wider one still fits", 0.66: "multiple of 0.05", -1: "positive"},
     ),
-    "spared_weights": ([44_640], {13: "weights in them", 4_231_976: "numel"}),
+    "spared_weights": ([44_640], {13: "weights in them", 4_231_976: "no decay"}),
     "depthwise_function": (
         [by_hand],
         {wrong_side: "pad by one", flipped: "turned round", summed: "filter m alone", (lambda x, f: 3): "int"},

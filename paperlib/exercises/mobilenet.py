@@ -97,7 +97,7 @@ def spared_weights(answer: Any) -> bool:
         return right("about 1 % of the network: nine weights for each channel of the 13 depthwise layers")
     if answer == 13:
         return wrong("that is the number of filters' tensors; count the weights in them")
-    return wrong("sum p.numel() over the group whose weight_decay is 0")
+    return wrong("look at the two groups it returns: which one has no decay, and how many numbers are in its tensors?")
 
 
 def depthwise_function(answer: Any) -> bool:

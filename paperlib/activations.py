@@ -1,0 +1,382 @@
+"""Look inside a network while it runs: keep what layers give, guide the gradient of ReLUs, leave nothing behind."""
+
+import difflib
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from paperlib.inputs import readable
+
+
+@contextmanager
+def record_activations(model: nn.Module, *layers: nn.Module | str) -> Iterator[dict[Any, Tensor]]:
+    """Keep what layers give while the model runs inside the `with` block.
+
+    The model goes on with a copy, so that an in-place operation after a layer (a ReLU after batch norm, say) does not
+    overwrite what was kept. What is kept stays in the autograd graph: `torch.autograd.grad` reaches it. Only calls of
+    the thread that entered the block are kept; the hooks go when it ends, after an exception too.
+
+    Args:
+        model: any network that is not a ScriptModule.
+        layers: modules of the model, or their dotted names.
+
+    Yields:
+        a dictionary, filled as the model runs: layer, as it was given → its output. A layer that runs several times
+        has its last output there, one that does not run has no entry.
+
+    Raises:
+        ValueError: for an unknown name (the closest ones are offered), a module of another model, a ScriptModule, or
+            a layer that gives something other than a tensor.
+
+    Source: this book. Departures: none. Test: test_activations.py::test_records_survive_in_place_operations
+    """
+    kept: dict[Any, Tensor] = {}
+
+    def keeper(layer, name):
+        def keep(output):
+            # Two copies: an Identity gives its input, which the network may change as well as its output.
+            kept[layer] = feature_map(name, output).clone()
+            return kept[layer].clone()
+
+        return keep
+
+    found = [(layer, *find_layer(model, layer)) for layer in layers]
+    with ExitStack() as stack:
+        stack.enter_context(without_compiler())
+        for layer, module, name in found:
+            stack.enter_context(on_output(module, keeper(layer, name)))
+        yield kept
+
+
+class GuidedReLU:
+    """The switch of a `guided_relu` block: while `on` is False, backward passes over its graphs are plain ones.
+
+    Source: this book. Departures: none. Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
+    """
+
+    def __init__(self):
+        self.on = True
+
+
+@contextmanager
+def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
+    r"""Let every ReLU that runs in the `with` block pass back positive gradients only.
+
+    $$R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$$   with $f^l$ the ReLU's input and $R^{l+1}$ the gradient at its output;
+    a ReLU6 also stops it where $f^l \ge 6$.
+
+    All ways to write one count: `nn.ReLU`, `nn.ReLU6`, `F.relu`, `F.relu6`, `F.hardtanh` from 0, `x.relu_()`, `clamp`,
+    `clip` and `clamp_min` at 0, `threshold` to 0, `maximum` with zeros; in place or not; shared or not. One put
+    together from arithmetic (`x * (x > 0)`) can't be told from other products and keeps its plain gradient, and so do
+    sigmoids, which are gates more often than activations.
+
+    The rule sits in the graph that the forward pass records, so it holds for a backward pass after the block as well.
+    No module is changed; only the thread that entered the block is concerned. Blocks may be nested.
+
+    Args:
+        positive_gradients: True treats other activations (SiLU, GELU, leaky ReLU, …) alike: the gradient at their
+            output passes where it is positive and is then multiplied by their own derivative.
+
+    Yields:
+        a switch: while `switch.on` is False, a backward pass over the same graph gives plain gradients.
+
+    Raises:
+        ValueError: when another activation than ReLU runs and `positive_gradients` is not set, or a ScriptModule,
+            whose ReLUs can't be reached.
+
+    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4, as used in Grad-CAM, arXiv:1610.02391v4, Sec. 3.2.
+    Departures: ReLU6 and, on request, other activations are not in the paper.
+    Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
+    """
+    switch, thread = GuidedReLU(), threading.get_ident()
+
+    def refuse_script(module, inputs):
+        if isinstance(module, torch.jit.ScriptModule) and threading.get_ident() == thread:
+            raise ValueError(
+                f"a {type(module).__name__} hides its ReLUs from Python, and guided backpropagation would silently "
+                "give the plain gradient; run the module that it was scripted or traced from"
+            )
+
+    handle = register_module_forward_pre_hook(refuse_script)
+    try:
+        with without_compiler(), _GuidedMode(switch, positive_gradients):
+            yield switch
+    finally:
+        handle.remove()
+
+
+class _Activation(NamedTuple):
+    """A call recognised as an activation: its argument, another way to make it, its name if it is not a ReLU."""
+
+    x: Any
+    instead: Callable[[Tensor, bool], Tensor] | None = None  # argument, in place → result
+    other: str = ""
+
+
+class _GuidedMode(TorchFunctionMode):
+    """Sees every torch function of its thread, and hooks the rule onto the results of activations."""
+
+    def __init__(self, switch: GuidedReLU, positive_gradients: bool):
+        super().__init__()
+        self.switch, self.positive_gradients = switch, positive_gradients
+        self.gates: deque = deque(maxlen=4)  # the last sigmoids: result and argument, weakly
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        written = getattr(func, "__name__", "").partition(".")[0]  # an exported network calls relu.default
+        name = written.strip("_")
+        found = _RULES[name](*args, **kwargs) if name in _RULES else self._gated(name, args)
+        if found is None:
+            result = func(*args, **kwargs)
+            if name == "sigmoid" and args and result is not args[0]:
+                self.gates.append((weakref.ref(result), weakref.ref(args[0])))
+            return result
+        if found.other and not self.positive_gradients:
+            raise ValueError(
+                f"guided backpropagation is defined for ReLU, and this network uses {found.other}; explain it "
+                "with grad_cam, or set positive_gradients=True to pass the positive gradients of any activation"
+            )
+        x = found.x
+        if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
+            return func(*args, **kwargs)
+        in_place = bool(written.endswith("_") or kwargs.get("inplace") or any(a is True for a in args[1:]))
+
+        def run(argument):
+            if found.instead is not None:
+                return found.instead(argument, in_place)
+            given = {key: argument if value is x else value for key, value in kwargs.items()}
+            return func(*(argument if a is x else a for a in args), **given)
+
+        if not (in_place and x._is_view()):
+            return self._hooked(run(x))
+        # The gradient of a view that is changed in place comes through its base, past any hook on the view.
+        return x.copy_(self._hooked(run(x.clone())))
+
+    def _gated(self, name: str, args: tuple) -> _Activation | None:
+        """Recognise x * sigmoid(x), the SiLU of older networks, by the identity of its factors."""
+        if name in ("mul", "imul", "rmul") and len(args) > 1:
+            for result, argument in self.gates:
+                sigmoid, x = result(), argument()
+                if (args[0] is x and args[1] is sigmoid) or (args[0] is sigmoid and args[1] is x):
+                    return _Activation(args[0], other="x * sigmoid(x), a SiLU")
+        return None
+
+    def _hooked(self, result: Tensor) -> Tensor:
+        switch = self.switch
+        result.register_hook(lambda gradient: gradient.clamp_min(0) if switch.on else None)
+        return result
+
+
+# What a call is, by its arguments; the keys are torch's names without underscores. Where torch's own gradient differs
+# from a ReLU's at the kink (clamp passes it at 0, maximum halves it), a threshold is called instead; unlike F.relu it
+# does not need its result for the backward pass, so the network may go on to change it in place.
+def _strict_relu(x: Tensor, in_place: bool) -> Tensor:
+    return F.threshold(x, 0.0, 0.0, in_place)
+
+
+def _relu(input, *_, **__):
+    return _Activation(input)
+
+
+def _hardtanh(input, min_val=-1.0, max_val=1.0, *_, **__):
+    return _Activation(input, other="" if min_val == 0 < max_val else f"hardtanh from {min_val} to {max_val}")
+
+
+def _threshold(input, threshold=0, value=0, *_, **__):
+    return _Activation(input, other="" if value == 0 <= threshold else f"threshold at {threshold} with value {value}")
+
+
+def _clamp(input, min=None, max=None, *, out=None):
+    if out is not None or not _zero(min, input):
+        return None
+    if max is None:
+        return _Activation(input, _strict_relu)
+    if isinstance(max, Tensor) or max <= 0:
+        return None
+    return _Activation(input, lambda x, in_place: F.hardtanh(x, 0.0, float(max), in_place))
+
+
+def _maximum(input, other=None, *_, **__):
+    if not (isinstance(input, Tensor) and isinstance(other, Tensor)):  # x.max(0) is a maximum along an axis
+        return None
+    x = input if _zero(other, input) else other if _zero(input, other) else None
+    return None if x is None else _Activation(x, _strict_relu)
+
+
+def _other(name, input, *_, **__):
+    return _Activation(input, other=name)
+
+
+def _zero(value: Any, x: Tensor) -> bool:
+    """Whether a bound is the constant zero: a number, or a tensor that stretches nothing."""
+    if not isinstance(value, Tensor):
+        return value is not None and not isinstance(value, bool) and value == 0
+    if value.requires_grad or value.numel() == 0 or value.ndim > x.ndim or not readable(value):
+        return False
+    return all(a in (1, b) for a, b in zip(value.shape[::-1], x.shape[::-1], strict=False)) and not value.any()
+
+
+_OTHERS = (
+    "celu", "elu", "gelu", "hardshrink", "hardswish", "leaky_relu", "log_sigmoid", "logsigmoid", "mish", "prelu",
+    "rrelu", "selu", "silu", "softplus", "softshrink", "softsign", "tanh", "tanhshrink",
+)  # fmt: skip
+_RULES: dict[str, Callable[..., _Activation | None]] = {
+    "relu": _relu, "relu6": _relu, "hardtanh": _hardtanh, "threshold": _threshold, "clamp": _clamp, "clip": _clamp,
+    "clamp_min": _clamp, "maximum": _maximum, "max": _maximum, **{name: partial(_other, name) for name in _OTHERS},
+}  # fmt: skip
+
+
+# ---- running a network without a trace: shared by CAM and Grad-CAM ---------------------------------------------------
+
+
+def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str]:
+    """Find a layer by its dotted name, or by itself.
+
+    Returns:
+        the module and its name.
+
+    Raises:
+        ValueError: for an unknown name (the closest ones are offered), a module of another model, a ScriptModule.
+
+    Source: this book. Departures: none. Test: test_activations.py::test_an_unknown_layer_offers_the_closest_names
+    """
+    names = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    if isinstance(layer, str):
+        # torch.compile and DataParallel put a module around the network; its names go on to work.
+        name = next((name for name in (layer, f"_orig_mod.{layer}", f"module.{layer}") if name in names), None)
+        if name is None:
+            close = difflib.get_close_matches(layer, names, n=3, cutoff=0.5) or [n for n in names if "." not in n][:8]
+            raise ValueError(
+                f"no layer {layer!r} in this {type(model).__name__}; did you mean one of: {', '.join(close)}?"
+            )
+        found = names[name]
+    else:
+        name = next((name for name, module in model.named_modules() if module is layer), None)
+        if name is None:
+            kind = type(layer).__name__
+            raise ValueError(
+                f"the layer, a {kind}, is not part of this model; pass one of its modules, or a dotted name"
+            )
+        found = layer
+    for module, what in ((model, "model"), (found, f"layer {name!r}")):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"the {what} is a {type(module).__name__}, which hides its layers; pass the module it was made from"
+            )
+    return found, name
+
+
+def feature_map(name: str, output: Any) -> Tensor:
+    """Return a layer's output if it is a tensor.
+
+    Raises:
+        ValueError: if it is anything else.
+
+    Source: this book. Departures: none. Test: test_activations.py::test_a_layer_that_gives_no_tensor_is_refused
+    """
+    if not isinstance(output, Tensor):
+        raise ValueError(f"layer {name!r} gives a {type(output).__name__}; expected a tensor. Choose a layer inside it")
+    return output
+
+
+@contextmanager
+def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[None]:
+    """Call `act` on what a module gives, in this thread only; what `act` returns takes its place unless it is None.
+
+    Source: this book. Departures: none. Test: test_activations.py::test_threads_keep_their_own_records
+    """
+    thread = threading.get_ident()
+
+    def hook(module, inputs, output):
+        return act(output) if threading.get_ident() == thread else None
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model as in eval mode, and put every module's mode back; a model in eval mode is not touched.
+
+    Only the flags are set: a module's own `train` method may do more than that.
+
+    Source: this book. Departures: none. Test: test_activations.py::test_evaluating_puts_every_mode_back
+    """
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a model as in eval mode, outside inference mode, uncompiled, and without leaving casts to autocast.
+
+    Source: this book. Departures: none. Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
+    """
+    with ExitStack() as stack:
+        stack.enter_context(without_compiler())
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.inference_mode(False))
+        # Autocast keeps the weights that it casts. Cast without a graph, they would cost the caller's next step its
+        # gradients.
+        stack.enter_context(autocast(cache_enabled=False))
+        yield
+
+
+@contextmanager
+def autocast(**change: bool) -> Iterator[None]:
+    """Change autocast on the devices where it is on.
+
+    Source: this book. Departures: none. Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
+    """
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, torch.get_autocast_dtype(device), **change))
+        yield
+
+
+_COMPILER = threading.Lock()
+_EAGER: dict[str, Any] = {"blocks": 0, "stance": None}
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Run code under torch.compile as plain Python: compiled code passes by hooks that are younger than itself.
+
+    Source: this book. Departures: none. Test: test_activations.py::test_compiled_networks_are_watched_too
+    """
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it would take seconds
+        yield
+        return
+    # The stance belongs to the process, not to a thread: the first block in sets it, the last one out puts it back.
+    with _COMPILER:
+        if _EAGER["blocks"] == 0:
+            _EAGER["stance"] = torch.compiler.set_stance("force_eager")
+        _EAGER["blocks"] += 1
+    try:
+        yield
+    finally:
+        with _COMPILER:
+            _EAGER["blocks"] -= 1
+            if _EAGER["blocks"] == 0:
+                _EAGER.pop("stance").__exit__(None, None, None)

@@ -1,0 +1,335 @@
+r"""Grad-CAM: weigh a layer's channels by the gradient of a score, and see where the score comes from.
+
+Also Guided Backpropagation (the input gradient that only ever took positive steps back through ReLUs) and their
+product, Guided Grad-CAM. Nothing of the model changes: no hook, mode, `.grad` or buffer is left behind.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from paperlib.activations import autocast, feature_map, find_layer, guided_relu, on_output, undisturbed
+from paperlib.anomaly_map import upsample
+from paperlib.inputs import check_images, target_classes
+
+LOCALIZATION_THRESHOLD = 0.15  # Grad-CAM, Sec. 4.1: share of the map's maximum above which a pixel is in the box
+
+Targets = Any  # None, a class, N classes, N rows of T classes, or a function of what the model gives
+
+
+class GradCAM(NamedTuple):
+    r"""What `grad_cam` found. With T targets an image, maps, weights and targets have an axis T after N.
+
+    Fields:
+        maps: (N, h, w), Eq. 2, at the layer's resolution, not scaled; above zero where the layer argues for the score.
+        weights: (N, C), $\alpha_k^c$ of Eq. 1 (of Eq. 12 for a counterfactual).
+        logits: what the model gave, detached: (N, classes) unless `targets` was a function.
+        targets: (N,) class indices, or None where `targets` was a function.
+    """
+
+    maps: Tensor
+    weights: Tensor
+    logits: Any
+    targets: Tensor | None
+
+
+def grad_cam_weights(
+    score: Float[Tensor, " n"], activations: Float[Tensor, "n c h w"], *, retain_graph: bool = False
+) -> Float[Tensor, "n c"]:
+    r"""Average each channel's gradient over space.
+
+    $$\alpha_k^c = \frac{1}{Z}\sum_{i,j} \frac{\partial y^c}{\partial A^k_{ij}}$$   with $y^c$ = `score`,
+    $A^k$ = `activations[:, k]`, $Z$ = h·w.
+
+    Args:
+        score: one number an image, before any softmax, computed from `activations`.
+        activations: a layer's output inside the graph of `score`.
+        retain_graph: keep the graph for another score.
+
+    Returns:
+        signed weights, in units of the score per unit of activation; float32 where the activations are half precision.
+
+    Raises:
+        ValueError: if the score does not depend on the activations.
+
+    Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 1. Departures: none.
+    Test: test_gradcam.py::test_equals_cam_on_gap_linear_head
+    """
+    return _weights(score, activations, "the activations", retain_graph)
+
+
+def grad_cam_map(
+    weights: Float[Tensor, "n *t c"], activations: Float[Tensor, "n c h w"], *, relu: bool = True
+) -> Float[Tensor, "n *t h w"]:
+    r"""Combine a layer's channels by their weights, and keep what speaks for the score.
+
+    $$L = \mathrm{ReLU}\Big(\sum_k \alpha_k^c A^k\Big)$$   with $\alpha_k^c$ = `weights`, $A^k$ = `activations[:, k]`.
+
+    Args:
+        weights: one weight a channel; an axis T between N and C gives T maps an image.
+        activations: a layer's output.
+        relu: False leaves out the ReLU, and negative values tell what speaks against the score.
+
+    Returns:
+        maps at the layer's resolution; float32 where the activations are half precision.
+
+    Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 2. Departures: none.
+    Test: test_gradcam.py::test_maps_are_the_weighted_sum_of_channels
+    """
+    dtype = torch.promote_types(activations.dtype, torch.float32)
+    channels = activations.flatten(2).to(dtype)
+    n, c, h, w = activations.shape
+    with autocast(enabled=False):  # it would take the sum in half precision again
+        maps = (weights.reshape(n, -1, c).to(dtype) @ channels).view(*weights.shape[:-1], h, w)
+    return maps.clamp_min(0) if relu else maps
+
+
+def grad_cam(
+    model: nn.Module,
+    images: Tensor,
+    layer: nn.Module | str,
+    targets: Targets = None,
+    *,
+    counterfactual: bool = False,
+    relu: bool = True,
+) -> GradCAM:
+    """Show where in an image a layer finds what raises a score.
+
+    The network runs once. Up to the layer no graph is kept; the gradient is taken from the score to the layer alone,
+    so parameters may be frozen and get no `.grad`. Works inside `no_grad`, `inference_mode` and `autocast` (the
+    backward pass runs outside autocast), with channels-last tensors, and under `torch.compile` (the network runs
+    uncompiled). A model in train mode is run as in eval mode and put back; hooks act on the calling thread alone, so
+    threads may share a model that is in eval mode. On a CPU, images in channels-last layout can be faster; results
+    then differ by rounding.
+
+    Args:
+        model: any network; it need not end in pooling and a linear layer.
+        images: (N, C, H, W), prepared as the model expects.
+        layer: a module of the model or its dotted name; its output must be (N, C, h, w). The last convolutional layer
+            is the usual choice. If it runs several times, its last call counts.
+        targets: None explains the predicted class; one class for all images; N classes; N rows of T classes for T maps
+            an image from one forward pass; or a function of whatever the model gives that returns N scores.
+        counterfactual: negate the gradient: what would have to go for the score to rise (Sec. 3.3).
+        relu: False keeps negative values.
+
+    Returns:
+        maps, weights, logits and targets, all detached.
+
+    Raises:
+        ValueError: for images that are not a finite batch, a layer that is unknown, never runs, gives no (N, C, h, w)
+            or has no influence on the score, targets that fit neither batch nor classes, and ScriptModules.
+
+    Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 1, 2 and 12. Departures: none.
+    Test: test_gradcam.py::test_equals_captum_on_every_network
+    """
+    module, name = find_layer(model, layer)
+    held: list[Tensor] = []
+
+    def cut(output):
+        # The graph starts here. The leaf owns its memory and the network goes on with a copy, so whatever changes in
+        # place, before or after, the leaf stays what the layer gave.
+        torch.set_grad_enabled(True)
+        held[:] = [_spatial(name, output, images).detach().clone().requires_grad_()]
+        return held[0].clone()
+
+    with _ready(model, images) as images:
+        with torch.no_grad(), on_output(module, cut):
+            output = model(images.clone())  # a network may change its input in place
+        scores, classes = _scores(output, targets, len(images))
+        weights = _weights(scores, _last(held, name), f"layer {name!r}")
+        weights = -weights if counterfactual else weights
+        maps = grad_cam_map(weights, held[0].detach(), relu=relu)
+    return GradCAM(maps, weights, _detached(output), classes)
+
+
+def guided_backprop(
+    model: nn.Module, images: Tensor, targets: Targets = None, *, positive_gradients: bool = False
+) -> Float[Tensor, "n *t c h w"]:
+    r"""Show which pixels raise a score, along paths on which every ReLU passes a positive gradient back.
+
+    The gradient of the score to the image, except that a ReLU hands on $R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$; a
+    ReLU6 also stops it where $f^l \ge 6$. Modules, functions and methods count, in place or not, shared or not; see
+    `guided_relu`. The state of model and caller is kept as by `grad_cam`.
+
+    Args:
+        model: a network of ReLUs.
+        images: (N, C, H, W), prepared as the model expects; the same input that `grad_cam` gets.
+        targets: as in `grad_cam`.
+        positive_gradients: True accepts SiLU, GELU and other activations, whose output gradient is clamped alike.
+
+    Returns:
+        gradients, in units of the score per unit of input: (N, C, H, W), or (N, T, C, H, W) for T targets an image.
+
+    Raises:
+        ValueError: as `grad_cam`, and for a network with activations other than ReLU and ReLU6.
+
+    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4. Departures: ReLU6 is not in the paper.
+    Test: test_gradcam.py::test_guided_backprop_by_hand
+    """
+    return _guided(model, images, None, targets, positive_gradients)[0]
+
+
+def guided_grad_cam(
+    model: nn.Module,
+    images: Tensor,
+    layer: nn.Module | str,
+    targets: Targets = None,
+    *,
+    positive_gradients: bool = False,
+) -> Float[Tensor, "n *t c h w"]:
+    """Multiply Guided Backpropagation by the Grad-CAM map: sharp, and about one class.
+
+    One forward pass serves both: a plain backward pass to the layer, then a guided one to the image. The map is
+    resized to the image bilinearly (corners not aligned).
+
+    Args:
+        model: a network of ReLUs.
+        images: (N, C, H, W), prepared as the model expects.
+        layer: as in `grad_cam`.
+        targets: as in `grad_cam`.
+        positive_gradients: as in `guided_backprop`.
+
+    Returns:
+        of the shape that `guided_backprop` gives.
+
+    Raises:
+        ValueError: as `grad_cam` and `guided_backprop`.
+
+    Source: Selvaraju et al., arXiv:1610.02391v4, Sec. 3.2. Departures: none.
+    Test: test_gradcam.py::test_guided_grad_cam_is_the_product_of_its_factors
+    """
+    gradients, maps = _guided(model, images, find_layer(model, layer), targets, positive_gradients)
+    with torch.inference_mode(False):
+        return gradients * upsample(maps, tuple(images.shape[-2:])).to(gradients.dtype).unsqueeze(-3)
+
+
+def _guided(
+    model: nn.Module, images: Tensor, layer: tuple[nn.Module, str] | None, targets: Targets, positive_gradients: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Take guided gradients to the images and, with a layer, Grad-CAM maps, from one forward pass."""
+    held: list[Tensor] = []
+    maps = None
+
+    def keep(output):
+        held[:] = [_spatial(layer[1], output, images).clone()]
+        return held[0].clone()
+
+    with _ready(model, images) as images, guided_relu(positive_gradients=positive_gradients) as guide:
+        source = images.requires_grad_()
+        with on_output(layer[0], keep) if layer else nullcontext():
+            output = model(source.clone())  # a network may change its input in place, and a leaf must not change
+        scores, _ = _scores(output, targets, len(images))
+        if layer:
+            guide.on = False
+            weights = _weights(scores, _last(held, layer[1]), f"layer {layer[1]!r}", retain_graph=True)
+            maps = grad_cam_map(weights, held[0].detach())
+            guide.on = True
+        return _stacked(_gradients(scores, source, "the images"), scores), maps
+
+
+@contextmanager
+def _ready(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    """Give the checked images, cut off from the caller's graph, with model and torch in the state a gradient needs."""
+    with undisturbed(model), torch.enable_grad():
+        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+            raise ValueError(
+                "the model was made inside torch.inference_mode(), and torch takes no gradient through its tensors; "
+                "build or load it outside, or pass copy.deepcopy(model)"
+            )
+        yield check_images(images)
+
+
+def _spatial(name: str, output: Any, images: Tensor) -> Tensor:
+    """Return a layer's output if Grad-CAM has a meaning on it."""
+    output, (n, _, height, width) = feature_map(name, output), images.shape
+    gives = f"layer {name!r} gives {tuple(output.shape)}"
+    if output.ndim == 3:
+        raise ValueError(
+            f"{gives}, the token map of a transformer: there is no (h, w) to draw a map on. Choose a layer that gives "
+            "(N, C, h, w)"
+        )
+    if output.ndim != 4 or len(output) != n or output.numel() == 0:
+        raise ValueError(
+            f"{gives} for {n} image{'s' * (n != 1)}; expected ({n}, C, h, w). Choose a convolutional layer"
+        )
+    if not output.is_floating_point():
+        raise ValueError(f"{gives} of dtype {output.dtype}; expected floating point, which has a gradient")
+    # Channels that come last would be taken for a width, and a picture come out all the same. They show in the shape:
+    # its first two axes have the image's proportions, its last two have not, and the last is the longest.
+    a, b, c = output.shape[1:]
+    if abs(a * width - b * height) <= max(height, width) < abs(b * width - c * height) and c > max(a, b):
+        raise ValueError(
+            f"{gives}, which for images of {height}×{width} is (N, h, w, C): channels last. Choose a layer that gives "
+            "(N, C, h, w), the one that permutes the axes before pooling say"
+        )
+    return output
+
+
+def _last(held: list[Tensor], name: str) -> Tensor:
+    if not held:
+        raise ValueError(
+            f"layer {name!r} did not run: the model does not use it in eval mode, or calls its parts but not it. "
+            "Choose a layer inside or after it"
+        )
+    return held[0]
+
+
+def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | None]:
+    """Pick the scores to explain, (N,) or (N, T), and say of which classes they are."""
+    if not callable(targets):
+        classes = target_classes(targets, output, n)
+        return output.gather(1, classes.view(n, -1)).view(classes.shape), classes
+    scores = targets(output)
+    if not isinstance(scores, Tensor) or scores.shape != (n,) or not scores.is_floating_point():
+        came = (
+            f"{tuple(scores.shape)} of {scores.dtype}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        )
+        raise ValueError(f"the function given as targets returned {came}; expected a floating-point tensor ({n},)")
+    return scores, None
+
+
+def _gradients(scores: Tensor, source: Tensor, what: str, retain_graph: bool = False) -> list[Tensor]:
+    """Differentiate the scores of each target by `source`; `what` names it if they do not depend on it."""
+    columns = scores.unbind(1) if scores.ndim == 2 else (scores,)
+    gradients: list[Tensor] = []
+    for i, column in enumerate(columns):
+        gradient = None
+        if scores.requires_grad:
+            keep = retain_graph or i + 1 < len(columns)
+            with autocast(enabled=False):
+                seed = torch.ones_like(column)
+                (gradient,) = torch.autograd.grad(column, source, seed, retain_graph=keep, allow_unused=True)
+        if gradient is None:
+            raise ValueError(
+                f"the score does not depend on {what}, or the model cuts the gradient on the way (no_grad, detach, "
+                "argmax, rounding); explain another score or another layer"
+            )
+        gradients.append(gradient)
+    return gradients
+
+
+def _weights(scores: Tensor, activations: Tensor, what: str, retain_graph: bool = False) -> Tensor:
+    gradients = _gradients(scores, activations, what, retain_graph)
+    # Half precision would lose what it adds up: a mean over thousands of positions.
+    dtype = torch.promote_types(activations.dtype, torch.float32)
+    return _stacked([gradient.mean((2, 3), dtype=dtype) for gradient in gradients], scores)
+
+
+def _stacked(parts: list[Tensor], scores: Tensor) -> Tensor:
+    return torch.stack(parts, 1) if scores.ndim == 2 else parts[0]
+
+
+def _detached(output: Any) -> Any:
+    """Cut what a model gave off its graph: tensors, alone or in dictionaries, lists and tuples."""
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, Mapping):
+        return {key: _detached(value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        parts = [_detached(value) for value in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    return output
