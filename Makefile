@@ -82,6 +82,7 @@ test-gpu: $(VENV)/.ready-test
 
 bench: $(VENV)/.ready-test
 	$(BIN)/python -m tests.bench.bench_complexity
+	$(BIN)/python -m tests.bench.bench_gradcam
 
 clean:
 	rm -rf _build

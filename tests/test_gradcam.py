@@ -25,6 +25,7 @@ from paperlib.gradcam import grad_cam, grad_cam_map, grad_cam_weights, guided_ba
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU"),
+    pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients"),
 ]
 
 
