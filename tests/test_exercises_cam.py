@@ -1,0 +1,113 @@
+import pytest
+import torch
+from torch import nn
+
+from paperlib.exercises import cam
+
+
+def loops(features, weight, targets):
+    n, c, h, w = features.shape
+    out = torch.zeros(n, h, w)
+    for i in range(n):
+        for k in range(c):
+            out[i] += weight[targets[i], k] * features[i, k]
+    return out
+
+
+def box(threshold, end=1, strict=True, scaled=False, turned=False):
+    def f(one):
+        limit = one.min() + threshold * (one.max() - one.min()) if scaled else threshold * one.max()
+        rows, columns = torch.nonzero(one > limit if strict else one >= limit, as_tuple=True)
+        sides = [rows.min(), columns.min(), rows.max() + end, columns.max() + end]
+        return [sides[i] for i in (1, 0, 3, 2)] if turned else sides
+
+    return f
+
+
+def gap(hidden=1024, kernel=3, padding=1, extra=(), pool=True):
+    def f(features, channels, classes):
+        middle = nn.Conv2d(channels, hidden, kernel, padding=padding)
+        end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *extra] if pool else [nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+        return nn.Sequential(features, middle, *end, nn.Linear(hidden, classes))
+
+    return f
+
+
+def other_features(features, channels, classes):
+    return gap()(nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.MaxPool2d(2)), channels, classes)
+
+
+# check → right answers, and wrong ones with a word of the hint they must get
+CASES = {
+    "sum_of_the_map": (
+        [588, 588.0],
+        {12: "the paper's sum", 612.5: "take it off", 637: "not on", 84: "two sides", 5: "solve it"},
+    ),
+    "side_ratio": ([2**0.5, 1.414, 1.41], {2: "areas", 0.7: "above 1", 1.2: "larger ratio", 1.8: "smaller ratio"}),
+    "map_function": (
+        [loops, lambda f, w, t: torch.einsum("nchw,nc->nhw", f, w[t])],
+        {
+            (lambda f, w, t: loops(f, w, t).clamp_min(0)): "signed",
+            (lambda f, w, t: loops(f, w, t) / 24): "1/Z",
+            (lambda f, w, t: loops(f, w, t[:1].expand(3))): "own class",
+            (lambda f, w, t: loops(f, w, t * 0 + 1)): "weight[targets]",
+            (lambda f, w, t: f.sum((2, 3)) @ w.T): "(3, 7)",
+            (lambda f, w, t: 3): "int",
+        },
+    ),
+    "box_function": (
+        [box(0.20), lambda one: (2, 3, 5, 9)],
+        {
+            box(0.20, end=0): "half-open",
+            box(0.20, turned=True): "changed places",
+            box(0.20, strict=False): "not above 20 %",
+            box(0.20, scaled=True): "another rule",
+            box(0.60): "too high",
+            (lambda one: (0, 0, 8, 10)): "first and the last row",
+            (lambda one: (2, 3)): "2 numbers",
+            (lambda one: None): "NoneType",
+        },
+    ),
+    "parameters_saved": (
+        [85.2, 85.21],
+        {89.4: "were added", 14.8: "what is saved", 0.852: "what is saved", 50: "vgg.features"},
+    ),
+    "gap_network": (
+        [gap()],
+        {
+            gap(pool=False): "does not run through cam",
+            gap(extra=(nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU())): "does not run through cam",
+            gap(hidden=512): "1,024 channels",
+            gap(kernel=1, padding=0): "3×3",
+            gap(padding=0): "pad the convolution",
+            other_features: "not part of the network",
+            (lambda f, c, k: gap()(f, c, k + 1)): "each of 5 classes",
+            (lambda f, c, k: 3): "int",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cam_checks(name, capsys):
+    check, (right, wrong) = getattr(cam, name), CASES[name]
+    for answer in right:
+        assert check(answer) is True
+        assert capsys.readouterr().out.startswith("right: ")
+    for answer, hint in wrong.items():
+        assert check(answer) is False
+        said = capsys.readouterr().out
+        assert said.startswith("not yet: ") and hint in said
+        assert not any(str(value) in said for value in right if not callable(value))  # the answer is not given away
+    for empty in (None, ...):
+        assert check(empty) is False
+        assert "no answer yet" in capsys.readouterr().out
+
+
+def test_a_check_leaves_the_random_numbers_as_they_were():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    cam.gap_network(gap())
+    cam.map_function(loops)
+    assert torch.equal(torch.rand(3), expected)
