@@ -470,8 +470,8 @@ plt.show()
 # %% [markdown]
 # Three things to see.
 #
-# - **The defect is found, roughly.** Nobody marked a crack; the maps of *defective* are strongest near cracks and
-#   dark parts. Their outline is that of a 7×7 grid, not of a crack.
+# - **The defect is found, roughly.** Nobody marked a crack, and the map of *defective* is strongest where cracks meet. Its
+#   outline is that of a 7×7 grid, not of a crack.
 # - **"Functional" has no place.** It is the absence of something, so its evidence lies all over the picture. Do not read
 #   its reddest spot as the reason.
 # - **The usual picture hides the scale.** Min-max gives every map a red spot, also one whose strongest cell is worth
@@ -560,8 +560,8 @@ generator = torch.Generator().manual_seed(0)
 made = [(*paste(scene, thing, size, torch.rand(2, generator=generator)), thing, size)
         for thing in cutouts for scene in scenes for size in SIZES for _ in range(PLACES)]  # fmt: skip
 fig, panels = plt.subplots(1, 4, figsize=(7, 2))
-for ax, i in zip(panels, (0, 42, 84, 30), strict=True):
-    viz.panel(ax, made[i][0], boxes=[made[i][1]], color="white")
+for ax, (image, box, *_) in zip(panels, (made[i * PLACES] for i in (0, 21, 42, 15)), strict=True):
+    viz.panel(ax, image, boxes=[box], color="white")
 plt.show()
 
 # %% [markdown]
@@ -616,7 +616,8 @@ for rule, boxes in rules.items():
     assert given <= top5 <= top1
 print()
 for size in SIZES:
-    sides = [max(b.bottom - b.top, b.right - b.left) for (b,), n in zip(largest(0.20), sizes, strict=True) if n == size]
+    drawn = [box for boxes, n in zip(largest(0.20), sizes, strict=True) if n == size for box in boxes]
+    sides = [max(box.bottom - box.top, box.right - box.left) for box in drawn]
     print(f"a thing {size:3} pixels long gets a box {np.median(sides):.0f} pixels long from CAM's rule (median)")
 corners = sum(len(bounding_boxes(one, 0.60, connectivity=4)) != len(bounding_boxes(one, 0.60)) for one in maps)
 located = (100 - errors(rules["above 20 %, largest region (CAM)"])[2]) / (100 * np.mean(first))
@@ -659,8 +660,8 @@ assert run.full or (best[182] < best[140] < best[98] and min(by_size[56]) > 2 * 
 # about 175: the box hardly knows how large the thing is. That suits ILSVRC, whose objects fill much of their pictures. It
 # fails on small things, and no threshold saves the smallest, which are less than two cells wide.
 #
-# Connectivity changed no picture, and every region against the largest one next to nothing: one thing gives one smooth
-# blob. It matters where there are two.
+# Connectivity changed no picture, and taking every region in place of the largest changed next to nothing: one thing
+# gives one smooth blob. It matters where there are two.
 #
 # ## Beside the paper: two thirds of the boxes fit, once the class is right
 #
@@ -708,7 +709,7 @@ def several(scene, *things):
     return scene, boxes, [int(cutouts[name][1]) for name, *_ in things]
 
 
-i = next(i for i, boxes in enumerate(largest(0.20)) if not (first[i] or localization_error([boxes], [true_boxes[i]])))
+i = next((i for i, b in enumerate(largest(0.20)) if not (first[i] or localization_error([b], [true_boxes[i]]))), 0)
 cases = {
     "small": several(scenes[2], ("cat", 56, (0.5, 0.4))),
     "two classes": several(scenes[0], ("cat", 110, (0.1, 0.1)), ("cup", 110, (0.9, 0.9))),
@@ -724,11 +725,10 @@ for (above, below), (title, (image, trues, of)) in zip(panels.T, cases.items(), 
     draw_map(below, found.maps[0, 0], image.movedim(0, -1), label(of[0]))
     said.append(f"{title:14} the network says {label(found.logits.argmax())}")
 plt.show()
-print("\n".join(said))
+print(*said, sep="\n")
 
 # %% [markdown]
-# - **Small things** get boxes of a map's cell or two, far too wide; and this network does not even recognise the small
-#   cat.
+# - **Small things** get boxes more than twice their size, and this network does not even recognise the small cat.
 # - **Two classes** have two maps, and the cat's is *blue* on the cup: the cup speaks against the cat. The boxes find the
 #   right places and are too large at 20 %.
 # - **Two of a kind** share one map. At 20 % their blobs touch and become one region; the rule of the largest region

@@ -1,5 +1,8 @@
 """Time Grad-CAM and Guided Grad-CAM beside pytorch-grad-cam and captum: ResNet-50, random weights, layer4.
 
+The last row is the floor under Guided Grad-CAM: the network's own forward and backward pass to the image, and nothing
+else. No way to compute it exactly in this layout can take less.
+
 Runs take turns, so that a machine that slows down slows all of them down. Peak memory is that of a process of its own
 for each, above what model and images take. Start it with `python -m tests.bench.bench_gradcam`, or directly; on a
 machine that does other work, `OMP_WAIT_POLICY=passive` keeps threads that wait from taking its time.
@@ -26,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, when start
 
 from paperlib.gradcam import grad_cam, guided_grad_cam  # noqa: E402
 
+FLOOR = "Guided Grad-CAM, the floor"
+
 
 def contenders(batch: int, channels_last: bool) -> dict[str, Callable[[], Tensor]]:
     """What is timed, by method and library; each returns maps (N, h, w), or guided gradients (N, 3, H, W)."""
@@ -45,6 +50,10 @@ def contenders(batch: int, channels_last: bool) -> dict[str, Callable[[], Tensor
         peer.activations_and_grads.release()
         return torch.from_numpy(raw).clamp_min(0)
 
+    def floor() -> Tensor:
+        source = images.clone().requires_grad_()
+        return torch.autograd.grad(model(source).gather(1, classes[:, None]).sum(), source)[0]
+
     return {
         "Grad-CAM, paperlib": lambda: grad_cam(model, images, "layer4", classes).maps,
         "Grad-CAM, pytorch-grad-cam": pytorch_grad_cam,
@@ -53,6 +62,7 @@ def contenders(batch: int, channels_last: bool) -> dict[str, Callable[[], Tensor
         "Guided Grad-CAM, captum": lambda: captum_guided.attribute(
             images, classes, interpolate_mode="bilinear"
         ).detach(),
+        FLOOR: floor,
     }
 
 
@@ -110,7 +120,8 @@ def main() -> None:
             *["--channels-last"] * options.channels_last,
         ]
         peak = peak_mebibytes(name, passed)
-        print(f"{name:27} {1e3 * median:9.0f}  {spread:>15}  {ratio:5.2f}  {peak:8,}  {difference:10.1e}")
+        apart = "" if name == FLOOR else f"{difference:10.1e}"  # a plain gradient, not a guided one
+        print(f"{name:27} {1e3 * median:9.0f}  {spread:>15}  {ratio:5.2f}  {peak:8,}  {apart:>10}")
     print(
         "ratio: time over paperlib's for the same method; difference: norm of the results' difference over paperlib's."
     )
