@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -334,6 +336,72 @@ def explanation_figure(
             panel(ax, pictures[row], title if row == 0 else "", boxes[row] if boxes and title == "overlay" else ())
         if labels:
             axes[row, 0].set_ylabel(labels[row])
+    return fig
+
+
+def anomaly_figure(
+    images: Array,
+    maps: Array,
+    masks: Array | None = None,
+    *,
+    labels: Sequence[str] = (),
+    boxes: Sequence[Sequence[tuple[int, int, int, int]]] = (),
+    limits: tuple[Number, Number] | None = None,
+    scale: str = "anomaly score",
+    colormap: str = "viridis",
+) -> Figure:
+    """Show anomaly maps beside their pictures: a row an image, with picture, mask if there is one, map and overlay.
+
+    All maps share one colour scale, shown at the side, so that a normal image does not look as hot as a defective one.
+
+    Args:
+        images: (rows, 3, H, W) or (rows, H, W, 3), RGB or grey, uint8 or float in [0, 1].
+        maps: (rows, h, w), raw; resized to the pictures.
+        masks: (rows, H, W), True where the defect is.
+        labels: one a row.
+        boxes: one list of boxes (top, left, bottom, right) a row, half-open, in the picture's pixels, drawn on picture
+            and overlay.
+        limits: scores at the two ends of the colours, beyond which they stay the same; None for the extremes of maps.
+        scale: what the colours mean, with its unit.
+        colormap: as in `heatmap`.
+
+    Returns:
+        the figure; its axes are in reading order, the colour scale's last.
+
+    Raises:
+        ValueError: if the numbers of rows differ, sizes of masks and pictures differ, or maps or limits are not finite.
+    """
+    pictures, maps = _rgb(images, "images"), torch.as_tensor(maps).detach().float().cpu()
+    if maps.ndim != 3 or pictures.ndim != 4 or len(maps) != len(pictures) or not len(maps):
+        raise ValueError(
+            f"images {pictures.shape} and maps {tuple(maps.shape)}; expected (rows, 3, H, W) and (rows, h, w)"
+        )
+    size = pictures.shape[1:3]
+    if masks is not None:
+        masks = torch.as_tensor(masks).detach().cpu()
+        if masks.shape != (len(maps), *size):
+            raise ValueError(f"masks {tuple(masks.shape)}; expected {(len(maps), *size)}, one of each picture's size")
+    for name, given in (("labels", labels), ("boxes", boxes)):
+        if len(given) not in (0, len(maps)):
+            raise ValueError(f"{len(maps)} maps, but {name} {len(given)}; expected one for each row")
+    low, high = (float(v) for v in (torch.aminmax(maps) if limits is None else limits))
+    if not (np.isfinite([low, high]).all() and low <= high):
+        raise ValueError(f"colours from {low:g} to {high:g}; expected finite scores, the lower first")
+    high = high if high > low else low + 1  # constant maps
+    heats = heatmap(((upsample(maps, size) - low) / (high - low)).clamp(0, 1), colormap)
+    columns = {"picture": pictures}
+    columns |= {} if masks is None else {"mask": (masks != 0).float().numpy()}
+    columns |= {"anomaly map": heats, "overlay": overlay(heats, pictures)}
+    inches = (2.1 * len(columns) + 0.9, 2.1 * len(maps) * size[0] / size[1] + 0.4)
+    fig, axes = plt.subplots(len(maps), len(columns), figsize=inches, squeeze=False, layout="constrained")
+    for row in range(len(maps)):
+        for ax, (title, shown) in zip(axes[row], columns.items(), strict=True):
+            drawn = boxes[row] if boxes and title in ("picture", "overlay") else ()
+            panel(ax, shown[row], title if row == 0 else "", drawn)
+        if labels:
+            axes[row, 0].set_ylabel(labels[row])
+    colours = ListedColormap(heatmap(torch.linspace(0, 1, 256)[None], colormap)[0])
+    fig.colorbar(ScalarMappable(Normalize(low, high), colours), ax=axes, label=scale, fraction=0.05)
     return fig
 
 

@@ -2,6 +2,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import skimage
 import torch
 from elpv_dataset.utils import load_dataset
 
@@ -87,3 +88,64 @@ def test_split_is_standardised_by_the_training_cells():
 def test_impossible_splits_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         datasets.split_cells(small_cells(), **arguments)
+
+
+def test_every_data_set_of_the_book_is_found_here():
+    for name in ("elpv", "textures", "synthetic_defects", "MVTecAD", "folder", "Item", "batches"):
+        assert callable(getattr(datasets, name)) and name in datasets.__all__
+
+
+def test_texture_crops_of_training_and_test_share_no_pixel(monkeypatch):
+    halves = np.zeros((512, 512), np.uint8)
+    halves[320:] = 255  # below the line only test crops may look
+    for kind in datasets.TEXTURES:
+        monkeypatch.setattr(skimage.data, kind, lambda: halves)
+    train, test = (datasets.textures("all", split, count=60, size=32) for split in ("train", "test"))
+    assert max(float(item.image.max()) for item in (train[i] for i in range(60))) == 0
+    assert min(float(item.image.min()) for item in (test[i] for i in range(60))) == 1
+    tall = datasets.textures("brick", "test", side=192, size=192, count=5)
+    assert min(float(tall[i].image.min()) for i in range(5)) == 1
+
+
+def test_texture_crops_are_real_and_repeatable():
+    crops = datasets.textures("gravel", "test", count=8, side=64, size=64, seed=3)
+    photograph = skimage.data.gravel()
+    places = set()
+    for index in range(8):
+        item = crops[index]
+        row, column = (int(word.strip(",")) for word in item.path.split()[2::2])
+        expected = torch.from_numpy(photograph[row : row + 64, column : column + 64]).float() / 255
+        assert torch.equal(item.image, expected.expand(3, 64, 64))
+        assert item.label == 0 and item.mask.shape == (64, 64) and not item.mask.any()
+        places.add((row, column))
+    assert len(places) == 8 and len(list(crops)) == len(crops) == 8
+    again, other = (datasets.textures("gravel", "test", count=9, side=64, size=64, seed=seed) for seed in (3, 4))
+    assert torch.equal(again[5].image, crops[5].image) and torch.equal(crops[-1].image, crops[7].image)
+    assert not torch.equal(other[5].image, crops[5].image)
+
+
+def test_all_textures_come_by_turns_at_the_size_asked_for():
+    crops = datasets.textures(count=6, side=96, size=48)
+    assert [crops[i].path.split(",")[0] for i in range(6)] == [*datasets.TEXTURES] * 2
+    assert all(item.image.shape == (3, 48, 48) and 0 <= item.image.min() < item.image.max() <= 1 for item in crops)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "sand"}, "kind='sand'.* one of brick, grass, gravel"),
+        ({"split": "val"}, "split='val'"),
+        ({"side": 193}, "side=193.* up to 192"),
+        ({"count": 0}, "count=0"),
+        ({"size": 0}, "size=0"),
+    ],
+)
+def test_impossible_textures_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        datasets.textures(**arguments)
+
+
+def test_textures_without_scikit_image_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "skimage", None)
+    with pytest.raises(ValueError, match="pip install scikit-image"):
+        datasets.textures()

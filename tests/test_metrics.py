@@ -1,11 +1,21 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from scipy import ndimage
+from skimage.measure import label as label_regions
+from sklearn.metrics import precision_recall_curve, roc_auc_score
 from torchvision.ops import box_iou
 
-from paperlib.metrics import auroc, intersection_over_union, localization_error
+from paperlib.metrics import (
+    aupro,
+    auroc,
+    best_threshold,
+    intersection_over_union,
+    localization_error,
+    pixel_auroc,
+)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -89,3 +99,144 @@ def test_localization_error_by_hand():
 def test_localization_error_refuses_nonsense(boxes, true, iou, message):
     with pytest.raises(ValueError, match=message):
         localization_error(boxes, true, iou)
+
+
+def defects(seed=0, n=4, side=24, decimals=None):
+    """Masks with regions of many sizes, some touching at a corner only, one image normal; maps that half see them."""
+    random = np.random.default_rng(seed)
+    masks = torch.from_numpy(ndimage.gaussian_filter(random.normal(size=(n, side, side)), (0, 1, 1)) > 0.25)
+    masks[0] = False
+    maps = torch.from_numpy(random.normal(size=(n, side, side))) + 1.5 * masks
+    return masks, (maps if decimals is None else maps.round(decimals=decimals))
+
+
+def aupro_by_definition(masks, maps, limit):
+    """PRO and FPR at every threshold, one by one; the trapezoids under the curve up to the limit."""
+    masks, maps = np.asarray(masks), np.asarray(maps)
+    regions = [labelled == number for labelled in (label_regions(mask, connectivity=2) for mask in masks)
+               for number in range(1, labelled.max() + 1)]  # fmt: skip
+    where = [index for index, mask in enumerate(masks) for _ in range(label_regions(mask, connectivity=2).max())]
+    fpr, pro = [0.0], [0.0]
+    for threshold in np.unique(maps)[::-1]:
+        above = maps >= threshold
+        fpr.append(above[~masks].mean())
+        pro.append(np.mean([above[index][region].mean() for index, region in zip(where, regions, strict=True)]))
+    kept = [(f, p) for f, p in zip(fpr, pro, strict=True) if f <= limit]
+    if kept[-1][0] < limit:  # the straight line between the last point before the limit and the first after it
+        (f0, p0), (f1, p1) = kept[-1], next((f, p) for f, p in zip(fpr, pro, strict=True) if f > limit)
+        kept.append((limit, p0 + (p1 - p0) * (limit - f0) / (f1 - f0)))
+    return np.trapezoid([p for _, p in kept], [f for f, _ in kept]) / limit
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("decimals", [None, 1, 0])  # without decimals six values share all pixels
+@pytest.mark.parametrize("limit", [0.3, 0.05, 1])
+def test_aupro_equals_the_definition(seed, decimals, limit):
+    masks, maps = defects(seed, decimals=decimals)
+    found = aupro(masks, maps, limit)
+    assert found == pytest.approx(aupro_by_definition(masks, maps, limit), abs=1e-12)
+    assert 0 < found < 1
+    assert aupro(masks, maps.exp() - 7, limit) == pytest.approx(found, abs=1e-12)  # only the order matters
+
+
+def test_aupro_by_hand():
+    # Two regions, of one and of two pixels; six normal pixels, of which 0.3 · 6 = 1.8 may be flagged.
+    mask = torch.tensor([[[1, 0, 0], [0, 0, 1], [0, 0, 1]]], dtype=torch.bool)
+    scores = torch.tensor([[[9.0, 8.0, 1.0], [1.0, 1.0, 7.0], [1.0, 1.0, 0.0]]])
+    # The large region is half found after one false pixel (0.8 of the 1.8 remain), the small one from the start.
+    assert aupro(mask, scores) == pytest.approx((1 + 0.5 * 0.8 / 1.8) / 2, abs=1e-12)
+    assert auroc(mask.flatten(), scores.flatten()) == (6 + 5 + 0) / 18
+
+
+def test_aupro_of_perfect_reversed_and_constant_maps():
+    masks, _ = defects()
+    assert aupro(masks, masks.float()) == 1
+    assert aupro(masks, -masks.float()) == 0
+    assert aupro(masks, masks * 0.0) == pytest.approx(0.15, abs=1e-12)  # a straight line to (1, 1): half the limit
+    assert aupro(masks, masks * 0.0, 1) == 0.5
+
+
+def test_regions_touch_at_corners_and_never_across_images():
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, 0, 0] = masks[0, 1, 1] = True  # one region by its corner
+    masks[1, 1, 1] = True  # in the same place of the next image: another region
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 0, 0] = 1.0  # half of the first region, none of the second: a quarter, before any false alarm
+    assert aupro(masks, maps, 0.3) == pytest.approx(0.25 + 0.75 * 0.15, abs=1e-12)
+
+
+def test_large_and_small_defects_count_alike_in_aupro_and_by_area_in_pixel_auroc():
+    masks = torch.zeros(1, 32, 32, dtype=torch.bool)
+    masks[0, :20, :20], masks[0, 30, 30] = True, True
+    only_large = masks.float() * 1.0
+    only_large[0, 30, 30] = 0
+    assert aupro(masks, only_large) == pytest.approx(0.5 + 0.5 * 0.15, abs=1e-12)
+    assert pixel_auroc(masks, only_large) > 0.998
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_pixel_auroc_equals_scikit_learn(decimals):
+    masks, maps = defects(decimals=decimals)
+    assert pixel_auroc(masks, maps) == pytest.approx(roc_auc_score(masks.flatten(), maps.flatten()), abs=1e-12)
+
+
+def test_half_precision_and_graphs_are_scored():
+    masks, maps = defects()
+    for dtype in (torch.float16, torch.bfloat16):
+        halves = maps.to(dtype)
+        assert aupro(masks, halves) == aupro(masks, halves.double())
+        assert pixel_auroc(masks, halves) == pixel_auroc(masks, halves.double())
+    assert aupro(masks, maps.clone().requires_grad_()) == aupro(masks, maps)
+    assert pixel_auroc(masks, maps.clone().requires_grad_()) == pixel_auroc(masks, maps)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda masks, maps: (masks, maps[:, :-1]), r"masks of shape \(4, 24, 24\) and maps of shape \(4, 23, 24\)"),
+        (lambda masks, maps: (masks & False, maps), "0 defective and 2304 other pixels"),
+        (lambda masks, maps: (masks | True, maps), "2304 defective and 0 other pixels"),
+        (lambda masks, maps: (masks, maps.where(masks, float("nan"))), "values of maps are NaN"),
+    ],
+)
+def test_aupro_refuses_what_has_no_answer(change, message):
+    masks, maps = defects()
+    with pytest.raises(ValueError, match=message):
+        aupro(*change(masks, maps))
+
+
+def test_pixel_auroc_refuses_what_has_no_answer():
+    masks, maps = defects()
+    with pytest.raises(ValueError, match="one shape"):
+        pixel_auroc(masks, maps[:1])
+    with pytest.raises(ValueError, match="0 positives"):
+        pixel_auroc(masks & False, maps)
+
+
+@pytest.mark.parametrize("limit", [0, -0.1, 1.1, float("nan")])
+def test_an_impossible_limit_is_refused(limit):
+    with pytest.raises(ValueError, match="fpr_limit="):
+        aupro(*defects(), limit)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_best_threshold_equals_scikit_learns_curve(seed, decimals):
+    random = np.random.default_rng(seed)
+    labels = torch.from_numpy(random.random(200) < 0.3)
+    scores = (torch.from_numpy(random.normal(size=200)) + labels).round(decimals=decimals).float()
+    threshold, f1 = best_threshold(labels, scores)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    curve = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
+    assert f1 == pytest.approx(curve.max(), abs=1e-12)
+    predicted = scores >= threshold
+    hits = int((predicted & labels).sum())
+    assert f1 == pytest.approx(2 * hits / int(predicted.sum() + labels.sum()), abs=1e-12)
+
+
+def test_best_threshold_by_hand():
+    assert best_threshold(torch.tensor([0, 1, 1, 0]), torch.tensor([0.1, 0.6, 0.8, 0.2])) == (pytest.approx(0.6), 1)
+    # Two positives and one negative share a score: all or none of them are flagged.
+    assert best_threshold(torch.tensor([1, 1, 0, 0]), torch.tensor([2.0, 2.0, 2.0, 1.0])) == (2.0, 0.8)
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+        best_threshold(torch.tensor([0, 1]), torch.tensor([0.1, float("nan")]))

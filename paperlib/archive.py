@@ -1,0 +1,141 @@
+"""Unpack an archive that came from somewhere else, so that nothing lands outside the folder and nothing half done."""
+
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from typing import IO, NamedTuple
+
+MAX_BYTES = 20 * 1024**3  # unpacked; MVTec AD takes about 5 GiB
+MAX_MEMBERS = 200_000  # MVTec AD has fewer than 7,000
+_CHUNK = 1024 * 1024
+
+
+class Unpacked(NamedTuple):
+    """What `unpack` did: where the files lie, how many there are, and their bytes together."""
+
+    folder: Path
+    files: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.files:,} files of {self.size / 1e6:,.1f} MB unpacked to {self.folder}"
+
+
+class _Member(NamedTuple):
+    """A file (with what it holds) or a folder (without) of an archive; `kind` is what else it may be."""
+
+    name: str
+    content: IO[bytes] | None
+    kind: str
+
+
+def unpack(
+    archive: str | Path, folder: str | Path, *, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS
+) -> Unpacked:
+    """Unpack a tar (plain, gz, bz2 or xz) or zip into a folder that does not exist yet, or is empty.
+
+    Files go to a temporary folder beside it, which gets its name when all are there; after any error nothing is left.
+    Only files and folders are unpacked, with the user's own permissions: a link, a device, a name that leads out of the
+    folder, or a name that comes twice ends it.
+
+    Args:
+        archive: the file, such as mvtec_anomaly_detection.tar.xz as downloaded.
+        folder: to unpack to; its parent must exist.
+        max_bytes: most bytes that all files may take together, counted as they are written.
+        max_members: most files and folders.
+
+    Returns:
+        the folder, the number of files and their bytes; `print` it to say what was done.
+
+    Raises:
+        ValueError: if the archive is missing, damaged, cut short, of another kind, encrypted, too large, or holds
+            anything else than files and folders within it; if the folder holds something, or its parent is missing.
+
+    Source: this book. Departures: none. Test: test_archive.py::test_no_path_leads_out
+    """
+    archive, folder = Path(archive), Path(folder)
+    if not archive.is_file():
+        raise ValueError(f"no archive {archive}; check the path")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already, and not empty; give another folder, or remove it")
+    if not folder.parent.is_dir():
+        raise ValueError(f"no folder {folder.parent} to unpack into; make it first")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        files, size = _write(archive, temporary, max_bytes, max_members)
+        if folder.exists():
+            folder.rmdir()  # Windows renames onto no folder, not even an empty one
+        temporary.replace(folder)
+    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{archive} is damaged or not complete ({error}); download it again") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Unpacked(folder, files, size)
+
+
+def _write(archive: Path, target: Path, max_bytes: int, max_members: int) -> tuple[int, int]:
+    """Write the members below `target`; return the number of files and of bytes."""
+    files = size = 0
+    for number, member in enumerate(_members(archive), start=1):
+        if number > max_members:
+            raise ValueError(f"{archive} holds more than {max_members:,} files and folders; raise max_members to allow")
+        path = target / _inside(archive, member)
+        try:
+            if member.content is None:
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            output = open(path, "xb")  # noqa: SIM115 (closed below)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"{archive} holds {member.name!r} twice, or as file and folder; nothing done") from error
+        with output, member.content:
+            while chunk := member.content.read(_CHUNK):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise ValueError(f"{archive} holds more than {max_bytes:,} bytes; raise max_bytes to allow more")
+                output.write(chunk)
+        files += 1
+    return files, size
+
+
+def _inside(archive: Path, member: _Member) -> str:
+    """The member's path, once it is a plain one: read as Windows does, both kinds of slashes part names."""
+    parts = PureWindowsPath(member.name)
+    if member.kind:
+        raise ValueError(f"{archive} holds the {member.kind} {member.name!r}; expected only files and folders")
+    nameless = member.content is not None and not parts.parts
+    if parts.anchor or ".." in parts.parts or "\\" in member.name or "\0" in member.name or nameless:
+        raise ValueError(f"{archive} holds {member.name!r}, which may lead out of the folder; nothing was unpacked")
+    return member.name
+
+
+def _members(archive: Path) -> Iterator[_Member]:
+    if zipfile.is_zipfile(archive):
+        yield from _zip_members(archive)
+        return
+    try:
+        opened = tarfile.open(archive)  # noqa: SIM115 (closed below)
+    except tarfile.ReadError as error:
+        raise ValueError(f"{archive} is no tar or zip archive that is whole; download it again") from error
+    with opened as tar:
+        for info in tar:
+            kind = "" if info.isreg() or info.isdir() else "link" if info.issym() or info.islnk() else "device"
+            yield _Member(info.name, tar.extractfile(info) if info.isreg() else None, kind)
+
+
+def _zip_members(archive: Path) -> Iterator[_Member]:
+    with zipfile.ZipFile(archive) as zipped:
+        for info in zipped.infolist():
+            if info.flag_bits & 1:
+                raise ValueError(f"{archive} is encrypted; unpack it yourself")
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            what = "" if plain else "link" if kind == stat.S_IFLNK else "device"
+            yield _Member(info.orig_filename, None if info.is_dir() else zipped.open(info), what)

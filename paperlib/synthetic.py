@@ -1,0 +1,145 @@
+"""Synthetic defects: cracks, scratches and stains painted on real pictures, with their masks.
+
+They are drawn, not found: they show how a method behaves as a defect fades, and no more. Every docstring, path and
+caption calls them synthetic.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from paperlib.items import Item, TensorItems
+
+DEFECTS = ("crack", "scratch", "stain")
+_FINER = 4  # lines are drawn this many times larger and averaged down, for smooth edges
+
+
+def synthetic_defects(
+    normal: Tensor | Dataset,
+    *,
+    kinds: Sequence[str] = DEFECTS,
+    contrast: float | int = 0.5,
+    seed: int = 0,
+    size: int | None = None,
+) -> "SyntheticDefects":
+    """Paint one synthetic defect on each of some real pictures.
+
+    A crack is a jagged dark line that may branch, a scratch a straight or slightly bent bright line, a stain a soft
+    blot, dark on bright ground and bright on dark. Kind, place and shape follow from the seed and the picture's number
+    alone, so the same masks come back at every contrast.
+
+    Args:
+        normal: pictures without defects: a data set of items, `textures("brick", "test")` say, or a tensor as
+            `TensorItems` takes it, `elpv("mono").images[:50]` say.
+        kinds: those to choose from, of "crack", "scratch" and "stain".
+        contrast: 0 paints nothing that can be seen, 1 covers what is under the defect.
+        seed: of kinds, places and shapes.
+        size: side in pixels to which a tensor's pictures are resized before they are painted on; None keeps theirs.
+
+    Returns:
+        a data set of items with label 1, a mask, and a path that begins with "synthetic".
+
+    Raises:
+        ValueError: for an unknown kind, a contrast outside [0, 1], or `size` with a data set.
+
+    Source: this book. Departures: none. Test: test_synthetic.py::test_contrast_goes_from_invisible_to_strong
+    """
+    if isinstance(normal, Tensor):
+        normal = TensorItems(normal, size=size)
+    elif size is not None:
+        raise ValueError(f"size={size} with a data set, whose items have a size; give it to the data set instead")
+    return SyntheticDefects(normal, kinds, contrast, seed)
+
+
+class SyntheticDefects(Dataset):
+    """What `synthetic_defects` returns: real pictures, each with one synthetic defect, painted when it is asked for.
+
+    Args:
+        normal, kinds, contrast, seed: as for `synthetic_defects`.
+
+    Raises:
+        ValueError: for an unknown kind, or a contrast outside [0, 1].
+
+    Source: this book. Departures: none. Test: test_synthetic.py::test_only_the_mask_and_its_soft_edge_are_painted
+    """
+
+    def __init__(self, normal: Dataset, kinds: Sequence[str], contrast: float | int, seed: int):
+        unknown = [kind for kind in kinds if kind not in DEFECTS]
+        if unknown or not kinds or isinstance(kinds, str):
+            raise ValueError(f"kinds={kinds!r}; expected a sequence of some of {', '.join(DEFECTS)}")
+        if not 0 <= contrast <= 1:
+            raise ValueError(f"contrast={contrast}; expected a number from 0 (invisible) to 1 (strong)")
+        self.normal, self.kinds, self.contrast, self.seed = normal, tuple(kinds), contrast, seed
+
+    def __len__(self) -> int:
+        return len(self.normal)
+
+    def __getitem__(self, index: int) -> Item:
+        item = self.normal[index]
+        height, width = item.image.shape[1:]
+        random = np.random.default_rng((self.seed, index % len(self)))
+        kind = self.kinds[random.integers(len(self.kinds))]
+        opacity = torch.from_numpy(_SHAPES[kind](random, height, width).astype(np.float32) / 255)
+        mask = opacity >= 0.5
+        colour = {"crack": 0.0, "scratch": 1.0, "stain": float(item.image[:, mask].mean() < 0.5)}[kind]
+        image = item.image.lerp(torch.tensor(colour), self.contrast * opacity)
+        if item.mask is not None:
+            mask = mask | item.mask
+        return Item(image, 1, mask, f"synthetic {kind} of contrast {self.contrast:g} on {item.path}")
+
+
+def _crack(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A random walk that turns a little at each step, now and then with a branch."""
+    side = min(height, width)
+    start = random.uniform(0.25, 0.75, 2) * (height, width)
+    direction = random.uniform(0, 2 * np.pi)
+    main = _walk(random, start, direction, side * random.uniform(0.3, 0.6), bend=0.5)
+    lines = [main]
+    if random.random() < 0.5:
+        turn = random.choice([-1, 1]) * random.uniform(0.4, 1.0)
+        lines.append(_walk(random, main[len(main) // 2], direction + turn, side * random.uniform(0.1, 0.25), bend=0.5))
+    return _draw(height, width, lines, thickness=max(1.5, side * random.uniform(0.008, 0.015)))
+
+
+def _scratch(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A line that hardly bends."""
+    side = min(height, width)
+    start = random.uniform(0.25, 0.75, 2) * (height, width)
+    line = _walk(random, start, random.uniform(0, 2 * np.pi), side * random.uniform(0.2, 0.5), bend=0.1)
+    return _draw(height, width, [line], thickness=max(1.5, side * random.uniform(0.006, 0.012)))
+
+
+def _stain(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A few discs in one place, blurred."""
+    side = min(height, width)
+    canvas = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    middle = random.uniform(0.25, 0.75, 2) * (height, width)
+    for _ in range(random.integers(3, 7)):
+        y, x = middle + random.normal(0, 0.03 * side, 2)
+        ry, rx = random.uniform(0.03, 0.07, 2) * side + 1
+        draw.ellipse([x - rx, y - ry, x + rx, y + ry], fill=255)
+    return np.asarray(canvas.filter(ImageFilter.GaussianBlur(0.008 * side)))
+
+
+_SHAPES = {"crack": _crack, "scratch": _scratch, "stain": _stain}
+
+
+def _walk(random: np.random.Generator, start: np.ndarray, direction: float, length: float, bend: float) -> np.ndarray:
+    """Points (y, x) of a path of 16 steps, each off the direction by a normal angle of deviation `bend` radians."""
+    angles = direction + random.normal(0, bend, 16)
+    steps = np.stack([np.sin(angles), np.cos(angles)], 1) * (length / 16)
+    return np.concatenate([start[None], start + steps.cumsum(0)])
+
+
+def _draw(height: int, width: int, lines: Sequence[np.ndarray], thickness: float) -> np.ndarray:
+    canvas = Image.new("L", (width * _FINER, height * _FINER))
+    draw = ImageDraw.Draw(canvas)
+    for line in lines:
+        points = [(x * _FINER, y * _FINER) for y, x in line]
+        draw.line(points, fill=255, width=round(thickness * _FINER), joint="curve")
+    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))

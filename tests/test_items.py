@@ -1,0 +1,122 @@
+import threading
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import ConcatDataset, Dataset
+
+from paperlib.items import Batch, Item, TensorItems, batches
+
+
+class Numbered(Dataset):
+    """Items whose pixels are their number; it notes which are read, and by which thread."""
+
+    def __init__(self, count, masks=False, delay=0.0):
+        self.count, self.masks, self.delay, self.read = count, masks, delay, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        time.sleep(self.delay * (index % 2))  # even ones overtake odd ones
+        self.read.append((index, threading.get_ident()))
+        mask = torch.full((2, 3), bool(index % 2)) if self.masks else None
+        return Item(torch.full((3, 2, 3), index / 100), index % 2, mask, f"number {index}")
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_batches_keep_order_and_stop_at_the_end(masks):
+    found = list(batches(Numbered(7, masks, delay=0.01), size=3, threads=3))
+    assert [len(batch.labels) for batch in found] == [3, 3, 1]
+    whole = Batch(*(sum((list(part) for part in parts), []) if parts[0] is not None else None
+                    for parts in zip(*found, strict=True)))  # fmt: skip
+    assert [round(float(image.unique()) * 100) for image in whole.images] == list(range(7))
+    assert torch.stack(whole.labels).tolist() == [0, 1, 0, 1, 0, 1, 0]
+    assert whole.paths == [f"number {n}" for n in range(7)]
+    assert found[0].images.shape == (3, 3, 2, 3) and found[-1].images.shape == (1, 3, 2, 3)
+    if masks:
+        assert [bool(mask.all()) for mask in whole.masks] == [False, True] * 3 + [False]
+    else:
+        assert whole.masks is None
+    assert list(batches(Numbered(0))) == []
+
+
+def test_batches_read_ahead_by_one_and_no_further():
+    dataset = Numbered(20)
+    reading = batches(dataset, size=2, threads=2)
+    assert dataset.read == []
+    next(reading)
+    time.sleep(0.1)
+    assert {index for index, _ in dataset.read} == {0, 1, 2, 3}
+    assert threading.get_ident() not in {thread for _, thread in dataset.read}
+    reading.close()
+    time.sleep(0.1)
+    assert len(dataset.read) == 4
+
+
+def test_a_reading_that_is_given_up_leaves_no_thread_and_reads_no_more():
+    dataset, before = Numbered(20, delay=0.05), threading.active_count()
+    reading = batches(dataset, size=4, threads=1)
+    next(reading)
+    reading.close()
+    assert threading.active_count() == before
+    assert len(dataset.read) < 8  # the rest of the batch ahead is not read
+
+
+def test_an_error_while_reading_comes_through():
+    class Broken(Numbered):
+        def __getitem__(self, index):
+            if index == 5:
+                raise ValueError("picture 5 is damaged")
+            return super().__getitem__(index)
+
+    seen = []
+    with pytest.raises(ValueError, match="picture 5 is damaged"):
+        seen.extend(batches(Broken(8), size=2))
+    assert len(seen) <= 2
+
+
+def test_batches_that_cannot_be_put_together_are_refused():
+    with pytest.raises(ValueError, match="number 0 has a mask and image 0 has none"):
+        list(batches(ConcatDataset([Numbered(1, masks=True), TensorItems(torch.zeros(1, 2, 3, dtype=torch.uint8))])))
+    sizes = ConcatDataset([TensorItems(torch.zeros(1, 2, 3).byte()), TensorItems(torch.zeros(1, 4, 3).byte())])
+    with pytest.raises(ValueError, match=r"image 0 is \(3, 2, 3\) and image 0 is \(3, 4, 3\)"):
+        list(batches(sizes))
+    for options in ({"size": 0}, {"threads": 0}):
+        with pytest.raises(ValueError, match="expected at least 1 of each"):
+            list(batches(Numbered(2), **options))
+
+
+def test_pictures_in_memory_become_items():
+    grey = torch.arange(2 * 4 * 6, dtype=torch.uint8).view(2, 4, 6) * 5
+    items = TensorItems(grey, label=1, name="cell")
+    item = items[1]
+    assert torch.equal(item.image, (grey[1].float() / 255).expand(3, 4, 6)) and item.image.is_contiguous()
+    assert item[1:] == (1, None, "cell 1") and len(items) == 2 and items[-1].path == "cell 1"
+    colour = torch.stack([grey, grey + 1, grey + 2], -1)
+    assert torch.equal(TensorItems(colour)[0].image, colour[0].movedim(-1, 0).float() / 255)
+    floats = torch.rand(2, 3, 4, 6)
+    assert torch.equal(TensorItems(floats)[0].image, floats[0])
+    assert torch.equal(TensorItems(floats[:, :1])[0].image, floats[0, :1].expand(3, 4, 6))
+    resized = TensorItems(grey, size=8)[0].image
+    expected = F.interpolate(grey[:1, None].float() / 255, (8, 8), mode="bilinear", antialias=True)
+    assert resized.shape == (3, 8, 8)
+    torch.testing.assert_close(resized[:1], expected[0])
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        (torch.zeros(2, 3, 4), {}, r"images of shape \(2, 3, 4\) and dtype float32; expected uint8"),
+        (torch.zeros(2, 4, 6, 2).byte(), {}, "expected uint8"),
+        (torch.zeros(2, 3, 4, 6).int(), {}, "dtype int32"),
+        (torch.full((2, 3, 4, 6), 2.0), {}, "range from 2 to 2"),
+        (torch.full((2, 3, 4, 6), float("nan")), {}, "range from nan to nan"),
+        (torch.zeros(2, 4, 6).byte(), {"label": 2}, "label=2"),
+        (torch.zeros(2, 4, 6).byte(), {"size": 0}, "size=0"),
+    ],
+)
+def test_tensors_that_are_no_pictures_are_refused(images, options, message):
+    with pytest.raises(ValueError, match=message):
+        TensorItems(images, **options)
