@@ -26,7 +26,7 @@ class GradCAM(NamedTuple):
 
     Fields:
         maps: (N, h, w), Eq. 2, at the layer's resolution, not scaled; above zero where the layer argues for the score.
-        weights: (N, C), $\alpha_k^c$ of Eq. 1 (of Eq. 12 for a counterfactual).
+        weights: (N, C), $\alpha_k^c$ of Eq. 1 (negated for a counterfactual, Sec. 3.3).
         logits: what the model gave, detached: (N, classes) unless `targets` was a function.
         targets: (N,) class indices, or None where `targets` was a function.
     """
@@ -123,7 +123,7 @@ def grad_cam(
         ValueError: for images that are not a finite batch, a layer that is unknown, never runs, gives no (N, C, h, w)
             or has no influence on the score, targets that fit neither batch nor classes, and ScriptModules.
 
-    Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 1, 2 and 12. Departures: none.
+    Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 1 and 2, Sec. 3.3. Departures: none.
     Test: test_gradcam.py::test_equals_captum_on_every_network
     """
     module, name = find_layer(model, layer)

@@ -1,0 +1,127 @@
+import pytest
+import torch
+
+from paperlib.exercises import gradcam
+
+
+def maps(pool=(2, 3), scale=1.0, relu="last", weigh=True, batch=False, gradient_relu=False):
+    def f(activations, gradients):
+        if gradient_relu:
+            gradients = gradients.clamp_min(0)
+        weights = scale * gradients.mean((0, 2, 3) if batch else pool, keepdim=True) if weigh else gradients
+        products = weights * activations
+        if relu == "first":
+            return products.clamp_min(0).sum(1)
+        return products.sum(1).clamp_min(0) if relu else products.sum(1)
+
+    return f
+
+
+def rule(backward, forward=torch.relu):
+    class Rule(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            context.save_for_backward(x)
+            return forward(x)
+
+        @staticmethod
+        def backward(context, gradient):
+            return backward(context.saved_tensors[0], gradient)
+
+    return Rule.apply
+
+
+# check → right answers, and wrong ones with a word of the hint they must get
+CASES = {
+    "channel_weight": (
+        [8 / 9, 0.889, 0.89],
+        {8: "that is the sum", 15: "no ReLU here", 15 / 9: "no ReLU here", 6: "maximum", 0.5: "their number"},
+    ),
+    "largest_value": (
+        [0.5],
+        {24.5: "units", 3.5: "two sides", 24.5 * 49: "other way round", 1: "follow the derivation"},
+    ),
+    "guided_relu6": (
+        [[0, 0, 6, 0], (0.0, 0.0, 6.0, 0.0)],
+        {
+            (0, 0, 6, 8): "flat above 6",
+            (0, -5, 6, 0): "plain gradient",
+            (0, -5, 6, 8): "plain gradient of a ReLU",
+            (4, 0, 6, 8): "deconvnet",
+            (1, 1, 1, 1): "two questions",
+            (0, 0, 6): "3 numbers",
+            6: "int",
+        },
+    ),
+    "map_function": (
+        [maps(), lambda a, g: torch.einsum("nc,nchw->nhw", g.mean((2, 3)), a).relu()],
+        {
+            maps(relu=None): "ReLU of Eq. 2",
+            maps(scale=24): "takes the average",
+            maps(weigh=False): "cell by cell",
+            maps(relu="first"): "after the sum",
+            maps(gradient_relu=True): "negative gradients count",
+            maps(batch=True): "own weights",
+            maps(scale=2): "two axes of space",
+            (lambda a, g: a): "(3, 5, 4, 6)",
+            (lambda a, g: 3): "int",
+        },
+    ),
+    "contrast_score": (
+        [lambda logits: logits[:, 2] - logits[:, 0]],
+        {
+            (lambda logits: logits[:, 0] - logits[:, 2]): "other way round",
+            (lambda logits: logits[:, 2]): "class 2 alone",
+            (lambda logits: logits.softmax(1)[:, 2]): "a probability",
+            (lambda logits: logits[:, 1]): "when is class 2 preferred",
+            (lambda logits: (logits[:, 2] - logits[:, 0]).sum()): "does not run through grad_cam",
+            (lambda logits: logits[:, 9]): "does not run through grad_cam",
+            2.0: "does not run through grad_cam",
+        },
+    ),
+    "deconvnet_relu": (
+        [rule(lambda x, g: g.clamp_min(0))],
+        {
+            torch.relu: "plain gradient",
+            rule(lambda x, g: g.clamp_min(0) * (x > 0)): "both questions",
+            rule(lambda x, g: g): "everything passes",
+            rule(lambda x, g: g.clamp_min(0), forward=torch.abs): "ordinary ReLU",
+            rule(lambda x, g: -g): "only the sign",
+            (lambda x: x.detach().relu()): "forward and backward",
+            (lambda x: None): "ordinary ReLU",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradcam_checks(name, capsys):
+    check, (right, wrong) = getattr(gradcam, name), CASES[name]
+    for answer in right:
+        assert check(answer) is True
+        assert capsys.readouterr().out.startswith("right: ")
+    for answer, hint in wrong.items():
+        assert check(answer) is False
+        said = capsys.readouterr().out
+        assert said.startswith("not yet: ") and hint in said
+        assert not any(str(value) in said for value in right if not callable(value))  # the answer is not given away
+    for empty in (None, ...):
+        assert check(empty) is False
+        assert "no answer yet" in capsys.readouterr().out
+
+
+def test_the_numbers_by_hand_are_those_of_the_chapter():
+    """Three rules on the example's numbers, written out."""
+    x, above = torch.tensor(gradcam.FORWARD), torch.tensor(gradcam.GRADIENT)
+    assert (above * (x > 0)).tolist() == [[-2, 0, -1], [6, 0, 0], [0, -1, 3]]
+    assert above.clamp_min(0).tolist() == [[0, 3, 0], [6, 0, 1], [2, 0, 3]]
+    assert (above.clamp_min(0) * (x > 0)).tolist() == [[0, 0, 0], [6, 0, 0], [0, 0, 3]]
+
+
+def test_a_check_leaves_the_random_numbers_as_they_were():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    gradcam.contrast_score(lambda logits: logits[:, 2] - logits[:, 0])
+    gradcam.map_function(maps())
+    assert torch.equal(torch.rand(3), expected)
