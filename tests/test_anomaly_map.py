@@ -1,12 +1,13 @@
 import cv2
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paperlib.anomaly_map import minmax, upsample
+from paperlib.anomaly_map import gaussian_blur, minmax, spread_patch_scores, upsample
 
 
 def test_bilinear_is_a_weighted_mean_of_the_nearest_cells():
@@ -80,3 +81,92 @@ def test_minmax_refuses_what_has_no_extremes():
         minmax(maps)
     with pytest.raises(ValueError, match=r"shape \(2, 0, 3\)"):
         minmax(torch.zeros(2, 0, 3))
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (224, 224), (5, 7), (1, 30), (3, 1)])  # also smaller than the kernel
+@pytest.mark.parametrize("sigma", [4, 1.3, 0.1, 0])
+def test_blur_equals_scipy_at_the_border_too(shape, sigma):
+    maps = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(shape[0]))
+    theirs = scipy.ndimage.gaussian_filter(maps.double().numpy(), (0, 0, sigma, sigma))
+    np.testing.assert_allclose(gaussian_blur(maps, sigma), theirs, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(gaussian_blur(maps.double(), sigma), theirs, rtol=0, atol=1e-13)
+    assert torch.equal(gaussian_blur(maps, sigma)[1, 2], gaussian_blur(maps[1, 2], sigma))
+
+
+def test_blur_keeps_sums_dtype_and_device():
+    maps = torch.rand(2, 20, 30, dtype=torch.float64)
+    torch.testing.assert_close(gaussian_blur(maps).sum((1, 2)), maps.sum((1, 2)))  # a mirror loses nothing
+    half = gaussian_blur(maps.bfloat16())
+    assert half.dtype == torch.bfloat16 and (half - gaussian_blur(maps)).abs().max() < 0.01
+    assert gaussian_blur(maps[:0]).shape == (0, 20, 30)
+    strided = torch.rand(2, 30, 20).mT
+    torch.testing.assert_close(gaussian_blur(strided), gaussian_blur(strided.contiguous()))
+    with FakeTensorMode(), torch.device("cuda"):
+        assert gaussian_blur(torch.rand(2, 9, 9)).device.type == "cuda"
+    for sigma in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"sigma={sigma}"):
+            gaussian_blur(maps, sigma)
+    with pytest.raises(ValueError, match=r"shape \(4,\)"):
+        gaussian_blur(torch.zeros(4), 0)
+
+
+def spread_by_the_loop(scores, patch, stride, height, width):
+    """The mean over covering patches as the released code writes it out."""
+    total, covering = torch.zeros(height, width, dtype=torch.float64), torch.zeros(height, width, dtype=torch.float64)
+    for i in range(scores.shape[0]):
+        for j in range(scores.shape[1]):
+            total[i * stride : i * stride + patch, j * stride : j * stride + patch] += scores[i, j]
+            covering[i * stride : i * stride + patch, j * stride : j * stride + patch] += 1
+    return total / covering.clamp_min(1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 3), h=st.integers(1, 6), w=st.integers(1, 6), patch=st.integers(1, 9), stride=st.integers(1, 12),
+    below=st.integers(0, 5), right=st.integers(0, 5),
+)  # fmt: skip
+def test_spreading_equals_the_loop_over_patches(n, h, w, patch, stride, below, right):
+    scores = torch.rand(n, h, w, generator=torch.Generator().manual_seed(n * 100 + h * 10 + w), dtype=torch.float64)
+    height, width = (h - 1) * stride + patch + below, (w - 1) * stride + patch + right
+    maps = spread_patch_scores(scores, patch, stride, (height, width))
+    expected = torch.stack([spread_by_the_loop(grid, patch, stride, height, width) for grid in scores])
+    torch.testing.assert_close(maps, expected, rtol=1e-12, atol=0)
+    assert torch.equal(maps == 0, expected == 0)  # nothing but uncovered pixels is exactly 0
+    torch.testing.assert_close(spread_patch_scores(scores.float(), patch, stride, (height, width)), expected.float())
+
+
+def test_spreading_the_published_grids():
+    for patch, stride, side in ((32, 4, 57), (64, 16, 13)):
+        scores = torch.rand(side, side, generator=torch.Generator().manual_seed(side))
+        maps = spread_patch_scores(scores, patch, stride, 256)
+        torch.testing.assert_close(
+            maps.double(), spread_by_the_loop(scores, patch, stride, 256, 256), rtol=1e-6, atol=0
+        )
+        assert maps[0, 0] == scores[0, 0] and maps[-1, -1] == scores[-1, -1]  # one patch covers a corner
+        assert torch.equal(spread_patch_scores(torch.ones(side, side), patch, stride, 256), torch.ones(256, 256))
+
+
+def test_spreading_keeps_axes_and_dtype_and_devices():
+    scores = torch.rand(2, 3, 5, 4)
+    maps = spread_patch_scores(scores, 4, 2, (13, 10))
+    assert maps.shape == (2, 3, 13, 10) and (maps[..., 12, :] == 0).all()
+    assert torch.equal(maps[1, 2], spread_patch_scores(scores[1, 2], 4, 2, (13, 10)))
+    assert spread_patch_scores(scores.bfloat16(), 4, 2, (13, 10)).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(spread_patch_scores(scores, 4, 2, (13, 10)), maps)
+    with FakeTensorMode(), torch.device("cuda"):
+        assert spread_patch_scores(torch.rand(2, 5, 5), 4, 2, 12).device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "stride", "size", "message"),
+    [
+        ((2, 3, 3), 0, 1, 9, "patch=0, stride=1; expected at least 1"),
+        ((2, 3, 3), 4, 0, 9, "patch=4, stride=0"),
+        ((2, 3, 4), 4, 2, 9, "3×4 patches of 4 pixels at stride 2 cover 8×10 pixels; expected at most .* 9×9"),
+        ((3,), 4, 2, 9, r"shape \(3,\)"),
+    ],
+)
+def test_scores_that_do_not_fit_the_picture_are_refused(shape, patch, stride, size, message):
+    with pytest.raises(ValueError, match=message):
+        spread_patch_scores(torch.zeros(shape), patch, stride, size)

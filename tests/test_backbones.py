@@ -4,13 +4,22 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 from timm.data import ImageNetInfo
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms import v2
 
 from paperlib import backbones
+from paperlib.backbones import FeatureExtractor, concatenate_embeddings, project_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +203,195 @@ def test_a_download_is_checked_and_its_failure_says_what_to_do(monkeypatch):
 def test_transform_size_must_be_positive():
     with pytest.raises(ValueError, match="size=0"):
         backbones.Transform(0, (0.5,) * 3, (0.5,) * 3)
+
+
+# ---- feature maps ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("resnet18", [(64, 56), (128, 28), (256, 14)]),  # 448 channels
+        ("wide_resnet50_2", [(256, 56), (512, 28), (1024, 14)]),  # 1,792
+        ("efficientnet_b5", [(40, 56), (128, 14), (176, 14)]),  # 344
+        ("efficientnet_lite0", [(24, 56), (40, 28), (112, 14)]),
+    ],
+)
+def test_layers_have_the_papers_channels(name, shapes):
+    with torch.device("meta"):
+        backbone = backbones.load(name, weights=None)
+    maps = FeatureExtractor(*backbone[:2])(torch.empty(2, 3, 224, 224, device="meta"))
+    assert [tuple(part.shape) for part in maps] == [(2, c, side, side) for c, side in shapes]
+    assert concatenate_embeddings(maps).shape == (2, sum(c for c, _ in shapes), 56, 56)
+    assert backbone.model.backbone_name == name
+
+
+def test_b5_layers_are_the_papers_blocks():
+    # Blocks 7, 20 and 26 of all blocks, counted from 1 (PaDiM, Sec. IV-B).
+    with torch.device("meta"):
+        backbone = backbones.load("efficientnet_b5", weights=None)
+    block = torchvision.models.efficientnet.MBConv
+    blocks = [name for name, module in backbone.model.named_modules() if isinstance(module, block)]
+    assert len(blocks) == 39 and backbone.layers == tuple(blocks[number - 1] for number in (7, 20, 26))
+
+
+def test_features_equal_torchvisions_extractor():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18().eval()
+    images = torch.randn(2, 3, 64, 64)
+    peer = create_feature_extractor(model, ["layer1", "layer2", "layer3"])
+    with torch.no_grad():
+        for ours, theirs in zip(
+            FeatureExtractor(model, ["layer1", "layer2", "layer3"])(images), peer(images).values(), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+def test_an_extractor_stops_after_its_last_layer():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18().eval()
+    ran = []
+    for name, module in model.named_children():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    FeatureExtractor(model, ["layer2", "layer1"])(torch.randn(1, 3, 64, 64))
+    assert ran == ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2"]
+
+
+class _InPlace(nn.Module):
+    """A network that changes what its layers gave, and its input; `again` runs a layer twice."""
+
+    def __init__(self, again=False):
+        super().__init__()
+        self.first, self.last, self.unused = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        self.drop, self.again, self.rest = nn.Dropout(0.9), again, 0
+
+    def forward(self, x):
+        x = self.first(x.mul_(2))
+        x.relu_().zero_()
+        for _ in range(1 + self.again):
+            x = self.last(self.drop(x) + 1)
+        self.rest += 1
+        return x.mean()
+
+
+def test_maps_survive_in_place_operations_and_nothing_is_left_behind():
+    torch.manual_seed(0)
+    model = _InPlace(again=True).train()
+    images = torch.randn(2, 3, 8, 8, requires_grad=True)
+    before = images.detach().clone()
+    first, last = FeatureExtractor(model, [model.first, "last"])(images)
+    torch.testing.assert_close(first, model.first(2 * before))
+    torch.testing.assert_close(last, model.last(torch.ones(2, 4, 6, 6)))  # its first output
+    assert model.training and model.drop.training and model.rest == 0
+    assert torch.equal(images.detach(), before) and not first.requires_grad and not last.requires_grad
+    with torch.inference_mode():
+        assert not FeatureExtractor(model, ["first"])(images)[0].is_inference()
+    with pytest.raises(ValueError, match=r"layers \['unused'\] did not run"):
+        FeatureExtractor(model, ["first", "unused"])(images)
+    with pytest.raises(RuntimeError):
+        FeatureExtractor(model, ["last"])(torch.randn(1, 5, 8, 8))
+    assert all(not module._forward_hooks for module in model.modules()) and model.training
+
+
+def test_unusable_layers_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    for layers, message in (
+        ([], "expected at least one layer"),
+        (["0", model[0]], r"layers \['0', '0'\].*each once"),
+        (["conv"], "no layer 'conv' in this Sequential"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FeatureExtractor(model, layers)
+    with pytest.raises(ValueError, match=r"layer '1' gives \(1, 4\).*expected floating-point maps \(1, C, h, w\)"):
+        FeatureExtractor(model, ["1"])(torch.randn(1, 3, 3, 3))
+    with pytest.raises(ValueError, match=r"images\[None\]"):
+        FeatureExtractor(model, "0")(torch.randn(3, 3, 3))
+
+
+# ---- embeddings -----------------------------------------------------------------------------------------------------
+
+
+def test_embeddings_are_upsampled_then_joined_by_hand():
+    large = torch.arange(16.0).view(1, 1, 4, 4)
+    small = torch.tensor([[[[10.0, 20], [30, 40]]]])
+    joined = concatenate_embeddings([large, small])
+    assert joined[0, 0].tolist() == large[0, 0].tolist()
+    assert joined[0, 1].tolist() == [[10, 10, 20, 20], [10, 10, 20, 20], [30, 30, 40, 40], [30, 30, 40, 40]]
+    assert concatenate_embeddings([large, small], [1])[0, 0, 0].tolist() == [10, 10, 20, 20]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 3), h=st.integers(1, 12), w=st.integers(1, 12), data=st.data(),
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+)  # fmt: skip
+def test_any_ratio_and_order_equals_interpolating_then_choosing(n, h, w, data, counts):
+    sizes = [(h, w), *[(data.draw(st.integers(1, h)), data.draw(st.integers(1, w))) for _ in counts[1:]]]
+    maps = [torch.randn(n, c, *size) for c, size in zip(counts, sizes, strict=True)]
+    whole = torch.cat([F.interpolate(part, size=(h, w), mode="nearest") for part in maps], 1)
+    assert torch.equal(concatenate_embeddings(maps), whole)
+    channels = data.draw(st.lists(st.integers(0, sum(counts) - 1), min_size=1, max_size=8))
+    for given_as in (channels, torch.tensor(channels), np.array(channels).tolist()):
+        assert torch.equal(concatenate_embeddings(maps, given_as), whole[:, channels])
+
+
+def test_embeddings_at_sizes_where_rounding_moves_a_cell():
+    # 26 cells to 44: torch's nearest is not the exact floor. All pairs up to 80, as one row each.
+    for large in range(1, 81):
+        first = torch.zeros(1, 1, 1, large)
+        for small in range(1, large + 1):
+            row = torch.arange(small, dtype=torch.float32).view(1, 1, 1, -1)
+            assert torch.equal(concatenate_embeddings([first, row], [1]), F.interpolate(row, size=(1, large)))
+
+
+def test_channels_are_selected_before_anything_is_joined():
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            if not func.is_view:
+                self.elements = max([self.elements, *(t.numel() for t in tree_leaves(made) if torch.is_tensor(t))])
+            return made
+
+    maps = [torch.randn(2, c, side, side) for c, side in ((64, 56), (128, 28), (256, 14))]
+    with Largest() as seen:
+        joined = concatenate_embeddings(maps, range(0, 448, 5))
+    assert seen.elements == joined.numel() == 2 * 90 * 56 * 56
+
+
+def test_projecting_equals_joining_then_multiplying():
+    maps = [torch.randn(2, 3, 6, 4), torch.randn(2, 5, 3, 4), torch.randn(2, 2, 5, 3)]
+    basis = torch.randn(10, 4)
+    truth = torch.einsum("nchw,cd->ndhw", concatenate_embeddings(maps), basis)
+    torch.testing.assert_close(project_embeddings(maps, basis), truth, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"basis \(9, 4\).*expected \(10, d\)"):
+        project_embeddings(maps, basis[:9])
+
+
+def test_embeddings_keep_dtype_and_device():
+    maps = [torch.randn(2, 3, 6, 4).double(), torch.randn(2, 5, 3, 4).double()]
+    assert concatenate_embeddings(maps).dtype == torch.float64
+    with FakeTensorMode(), torch.device("cuda"):
+        fake = [torch.rand(2, 3, 6, 4), torch.rand(2, 5, 3, 4)]
+        assert concatenate_embeddings(fake, [7, 0]).device.type == "cuda"
+        assert project_embeddings(fake, torch.rand(8, 2)).device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "channels", "message"),
+    [
+        ([], None, "expected at least one"),
+        ([(2, 3, 4)], None, r"\(2, 3, 4\).*each \(N, C, h, w\)"),
+        ([(2, 3, 4, 4), (1, 3, 2, 2)], None, "expected one batch"),
+        ([(2, 3, 4, 4), (2, 3, 8, 2)], None, "none larger than the first"),
+        ([(2, 3, 4, 4)], [0, 3], r"channels \[3\]; .* 0 to 2"),
+        ([(2, 3, 4, 4)], [-1], r"channels \[-1\]"),
+        ([(2, 3, 4, 4)], [], r"channels \[\]; expected at least one"),
+        ([(2, 3, 4, 4)], torch.tensor([0.0, 1.0]), "channels .* expected at least one index"),
+        ([(2, 3, 4, 4)], torch.tensor(1), "channels 1"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(shapes, channels, message):
+    with pytest.raises(ValueError, match=message):
+        concatenate_embeddings([torch.zeros(shape) for shape in shapes], channels)

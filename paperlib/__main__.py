@@ -1,0 +1,130 @@
+"""The command line: `python -m paperlib padim` evaluates PaDiM on a data set, `… unpack` unpacks an archive."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from paperlib import backbones, evaluation
+from paperlib.archive import unpack
+from paperlib.picture_folders import VARIANTS, categories
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 for a mistake that is explained, 130 when interrupted.
+
+    Args:
+        arguments: as on the command line; None takes the command line's own.
+
+    Source: this book. Departures: none. Test: test_main.py::test_padim_prints_rows_beside_the_papers
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the next category", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m paperlib", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    padim = commands.add_parser(
+        "padim",
+        help="fit and score PaDiM on MVTec AD, or any data set in its layout",
+        description="Fit PaDiM to each category's normal images, score its test images, and print the results beside "
+        "the paper's. Each category's row is written to results.csv when it is done: the same command run again "
+        "skips it.",
+    )
+    padim.set_defaults(run=_padim)
+    padim.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="holds the categories' folders")
+    padim.add_argument("--category", nargs="+", metavar="NAME", help="some categories (default: all that are there)")
+    padim.add_argument("--backbone", default="resnet18", choices=evaluation.DIMENSIONS, help="default: %(default)s")
+    padim.add_argument(
+        "--weights", default="default", help="a file with the backbone's weights, or 'none' for random ones"
+    )
+    padim.add_argument(
+        "--dimensions",
+        type=_dimensions,
+        default=0,
+        metavar="N",
+        help="or 'all' (default: the paper's: 100, 550 or all)",
+    )
+    padim.add_argument("--seed", type=int, default=0, help="of channels, turns and crops (default: 0)")
+    padim.add_argument("--variant", default="centered", choices=VARIANTS, help="random: Rd-MVTec AD")
+    padim.add_argument("--out", type=Path, default=Path("padim-results"), metavar="FOLDER", help="default: %(default)s")
+    padim.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    padim.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default: %(default)s")
+    padim.add_argument("--threads", type=_positive, default=2, metavar="N", help="that read pictures (default: 2)")
+    padim.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the table only")
+
+    archive = commands.add_parser("unpack", help="unpack a downloaded archive safely")
+    archive.set_defaults(run=_unpack)
+    archive.add_argument("archive", type=Path, help="tar.xz, tar.gz, tar or zip")
+    archive.add_argument("folder", type=Path, help="to unpack to: new, or empty")
+    return parser
+
+
+def _dimensions(text: str) -> int | None:
+    return None if text == "all" else _positive(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least 1")
+    return int(text)
+
+
+def _padim(options: argparse.Namespace) -> None:
+    names = options.category or categories(options.data)
+    dimensions = evaluation.DIMENSIONS[options.backbone] if options.dimensions == 0 else options.dimensions
+    settings = evaluation.Settings(
+        str(options.data.resolve()), options.backbone, options.weights, dimensions, options.seed, options.variant
+    )
+    if options.weights == "none":
+        torch.manual_seed(options.seed)
+    backbone = backbones.load(options.backbone, None if options.weights == "none" else options.weights)
+    try:
+        backbone.model.to(options.device)
+    except RuntimeError as error:
+        raise ValueError(f"device {options.device!r} can't be used ({error}); expected cpu, cuda or cuda:1") from error
+    results = evaluation.run(
+        settings,
+        names,
+        backbone,
+        options.out,
+        batch_size=options.batch_size,
+        threads=options.threads,
+        pictures=options.pictures,
+        progress=_Progress(sys.stderr),
+    )
+    print(evaluation.report(results))
+    print(f"Rows of all runs: {options.out / 'results.csv'}")
+
+
+def _unpack(options: argparse.Namespace) -> None:
+    print(unpack(options.archive, options.folder))
+
+
+class _Progress:
+    """Say how far a run is: on a terminal in one line that changes, elsewhere a line when a part is finished."""
+
+    def __init__(self, stream):
+        self.stream, self.terminal = stream, stream.isatty()
+
+    def __call__(self, word: str, done: int, total: int) -> None:
+        if self.terminal:
+            end = "\n" if done == total else ""
+            print(f"\r{word} {done}/{total}", end=end, file=self.stream, flush=True)
+        elif done == total:
+            print(f"{word} {done} images", file=self.stream, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_mvtec
+
+from paperlib.__main__ import _Progress, main
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mvtec")
+    small_mvtec.write(root, "grid", "brick")
+    small_mvtec.write(root, "wood", "gravel", train=3, good=1, defective=1)
+    return root
+
+
+def padim(root, out, *more):
+    return main(["padim", "--data", str(root), "--out", str(out), "--backbone", "efficientnet_lite0", *more])
+
+
+def test_padim_prints_rows_beside_the_papers(root, tmp_path, capsys):
+    assert padim(root, tmp_path / "out", "--dimensions", "10", "--device", "cpu") == 0
+    printed = capsys.readouterr()
+    grid, wood = (next(line for line in printed.out.splitlines() if line.startswith(c)) for c in ("grid", "wood"))
+    assert "94.9 / 90.9" in grid and "97.3 / 94.6" in grid and "93.6 / 90.3" in wood
+    assert "efficientnet_lite0, 10 dimensions, seed 0, centred crops" in printed.out
+    assert printed.err.splitlines() == [
+        "grid: fit 6 images",
+        "grid: score 6 images",
+        "wood: fit 3 images",
+        "wood: score 2 images",
+    ]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    assert padim(root, tmp_path / "out", "--dimensions", "10", "--device", "cpu") == 0
+    again = capsys.readouterr()
+    assert again.out == printed.out and again.err == ""  # read, not run
+
+
+def test_options_reach_the_run(root, tmp_path, capsys):
+    options = ["--category", "wood", "--weights", "none", "--dimensions", "all", "--seed", "7", "--variant", "random",
+               "--no-pictures", "--batch-size", "2", "--threads", "1"]  # fmt: skip
+    assert padim(root, tmp_path, *options) == 0
+    printed = capsys.readouterr().out
+    assert "all channels, seed 7, weights none, Rd-MVTec AD" in printed and "grid" not in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+    first = (tmp_path / "results.csv").read_text().splitlines()[1].split(",")
+    assert padim(root, tmp_path / "again", *options) == 0  # random weights follow the seed
+    second = (tmp_path / "again" / "results.csv").read_text().splitlines()[1].split(",")
+    assert first[:14] == second[:14]
+
+
+def test_the_papers_dimensions_are_the_default(root, tmp_path, capsys):
+    assert padim(root, tmp_path, "--category", "wood", "--no-pictures") == 0
+    assert "efficientnet_lite0, 100 dimensions" in capsys.readouterr().out
+
+
+def test_mistakes_are_explained_without_a_traceback(root, tmp_path, capsys):
+    for options, message in (
+        (["--category", "cable"], "error: no category 'cable' in "),
+        (["--weights", str(tmp_path / "absent.pth")], "error: no weights file at "),
+        (["--device", "warp"], "error: device 'warp' can't be used"),
+        (["--dimensions", "500"], "error: dimensions=500 of 176 channels"),
+    ):
+        assert padim(root, tmp_path / "out", *options) == 1
+        assert message in capsys.readouterr().err
+    assert padim(tmp_path / "absent", tmp_path / "out") == 1
+    for options in (["--dimensions", "0"], ["--dimensions", "few"], ["--backbone", "vgg"], ["--variant", "x"]):
+        with pytest.raises(SystemExit) as stopped:
+            padim(root, tmp_path, *options)
+        assert stopped.value.code == 2
+
+
+def test_an_interrupted_run_says_how_to_go_on(root, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paperlib.evaluation.evaluate", interrupted)
+    assert padim(root, tmp_path) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_progress_is_one_line_on_a_terminal():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    progress = _Progress(stream)
+    for done in (2, 4, 5):
+        progress("grid: fit", done, 5)
+    assert stream.getvalue() == "\rgrid: fit 2/5\rgrid: fit 4/5\rgrid: fit 5/5\n"
+
+
+def test_the_module_runs_and_unpacks(root, tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "mvtec.tar.xz", "w:xz") as archive:
+        archive.add(root, ".")
+    command = [sys.executable, "-m", "paperlib", "unpack", str(tmp_path / "mvtec.tar.xz"), str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert done.stdout.startswith(f"{len(files)} files of ") and str(tmp_path / "data") in done.stdout
+    for path in files:
+        assert (tmp_path / "data" / path.relative_to(root)).read_bytes() == path.read_bytes()
+    again = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert again.returncode == 1 and again.stderr.startswith("error: ") and "not empty" in again.stderr
+    help = subprocess.run([sys.executable, "-m", "paperlib", "padim", "--help"], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])  # fmt: skip
+    assert help.returncode == 0 and "--variant" in help.stdout

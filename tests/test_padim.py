@@ -1,0 +1,614 @@
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.spatial.distance
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sklearn.decomposition import PCA
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from paperlib import backbones, padim
+from paperlib.backbones import FeatureExtractor
+from paperlib.datasets import elpv
+from paperlib.metrics import auroc
+from paperlib.padim import (
+    PaDiM,
+    PatchGaussian,
+    leave_one_out_distance,
+    mahalanobis_distance,
+    summed_anomaly_map,
+)
+
+
+def small_network(seed=0):
+    """Three layers of 6, 8 and 10 channels, at strides 2, 4 and 8."""
+    torch.manual_seed(seed)
+    layers = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()) for a, b in ((3, 6), (6, 8), (8, 10))]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4)).eval()
+
+
+def small_extractor(seed=0, layers=("0", "1", "2")):
+    return FeatureExtractor(small_network(seed), layers)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(40, 3, 32, 24, generator=torch.Generator().manual_seed(7))
+
+
+def naive_statistics(x, epsilon=0.01):
+    """Equation 1, one position after the other, by NumPy in float64."""
+    x = x.double().numpy()
+    covariances = [np.cov(x[:, i], rowvar=False).reshape(x.shape[2], -1) for i in range(x.shape[1])]
+    return x.mean(0), np.stack(covariances) + epsilon * np.eye(x.shape[2])
+
+
+def naive_distance(x, mean, covariance):
+    """Equation 2, one image and position after the other, by SciPy, with an inverse."""
+    inverses = np.linalg.inv(covariance)
+    return np.array(
+        [[scipy.spatial.distance.mahalanobis(p, m, i) for p, m, i in zip(im, mean, inverses, strict=True)] for im in x]
+    )
+
+
+def fed(x, *lengths, **options):
+    gaussian = PatchGaussian(*x.shape[1:], **options)
+    for batch in x.split(lengths or len(x)):
+        gaussian.update(batch)
+    return gaussian
+
+
+# ---- the Gaussians --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(2, 12), p=st.integers(1, 5), d=st.sampled_from([1, 3, 20, 150]), cut=st.integers(1, 11),
+    wide=st.booleans(),
+)  # fmt: skip
+def test_batches_give_numpys_mean_and_covariance(n, p, d, cut, wide):
+    generator = torch.Generator().manual_seed(n * 100 + d)
+    x = torch.randn(n, p, d, generator=generator, dtype=torch.float64 if wide else torch.float32)
+    gaussian = fed(x, *[part for part in (min(cut, n - 1), 1, n - 1 - min(cut, n - 1)) if part], dtype=x.dtype)
+    mean, covariance = naive_statistics(x)
+    tolerance = 1e-12 if wide else 1e-6
+    np.testing.assert_allclose(gaussian.mean(), mean, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(gaussian.covariance(), covariance, rtol=tolerance, atol=5 * tolerance)
+    assert torch.equal(gaussian.covariance(), gaussian.covariance().mT)
+    torch.linalg.cholesky(gaussian.covariance())  # also where n ≤ d
+    assert gaussian.covariance().dtype == gaussian.mean().dtype == x.dtype
+
+
+def test_far_from_zero_the_covariance_keeps_its_digits():
+    x = 1e4 + 0.1 * torch.randn(300, 4, 6, generator=torch.Generator().manual_seed(0))
+    x = x.float()
+    _, truth = naive_statistics(x, 0)
+    for gaussian in (fed(x), fed(x, *[30] * 10), fed(x, *[1] * 300), fed(x[:100]).merge(fed(x[100:]))):
+        error = np.abs(gaussian.covariance(0).numpy() - truth).max() / np.abs(truth).max()
+        assert error < 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_halves_merged_agree_with_the_whole(dtype, tolerance):
+    x = torch.randn(61, 7, 140, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 2
+    whole = fed(x, dtype=dtype)
+    first, second = fed(x[:20], dtype=dtype), fed(x[20:], dtype=dtype)
+    before = second.covariance()
+    for merged in (
+        first.merge(second),
+        PatchGaussian(7, 140, dtype).merge(whole),
+        whole.merge(PatchGaussian(7, 140, dtype)),
+    ):
+        assert merged.count == 61
+        torch.testing.assert_close(
+            merged.covariance(), fed(x, dtype=dtype).covariance(), rtol=tolerance, atol=tolerance
+        )
+        torch.testing.assert_close(merged.mean(), x.mean(0), rtol=1e-12, atol=1e-12)
+    assert torch.equal(second.covariance(), before)
+
+
+def test_memory_does_not_depend_on_the_number_of_images():
+    def held(gaussian):
+        return sum(t.numel() * t.element_size() for t in vars(gaussian).values() if isinstance(t, torch.Tensor))
+
+    x = torch.randn(64, 5, 9)
+    assert held(fed(x[:2])) == held(fed(x, *[8] * 8)) == 5 * 9 * 8 + 5 * 9 * 9 * 4
+
+
+def test_results_come_in_the_dtype_that_was_fed():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        x = torch.randn(5, 2, 3).to(dtype)
+        assert fed(x).mean().dtype == fed(x).covariance().dtype == dtype
+        assert fed(x, dtype=torch.float64).covariance().dtype == dtype
+
+
+def test_one_image_has_no_covariance():
+    gaussian = PatchGaussian(2, 3)
+    with pytest.raises(ValueError, match="no image yet"):
+        gaussian.mean()
+    with pytest.raises(ValueError, match="0 images; a sample covariance divides by N - 1"):
+        gaussian.covariance()
+    gaussian.update(torch.randn(1, 2, 3))
+    gaussian.mean()
+    with pytest.raises(ValueError, match="1 image; a sample covariance divides by N - 1 and takes at least 2"):
+        gaussian.covariance()
+    gaussian.update(torch.randn(1, 2, 3))
+    with pytest.raises(ValueError, match="epsilon=-1"):
+        gaussian.covariance(-1)
+
+
+def test_what_a_gaussian_cannot_take_changes_nothing():
+    x = torch.randn(4, 2, 3)
+    gaussian, bad = fed(x), x.clone()
+    bad[1, 0, 2] = torch.nan
+    for batch, message in (
+        (bad, "1 values of x are NaN or infinite, in x number 1"),
+        (x[..., :2], r"shape \(4, 2, 2\); expected \(N, 2, 3\)"),
+        (x[:0], r"shape \(0, 2, 3\)"),
+        (x.to("meta"), "x on meta; the sums are on cpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gaussian.update(batch)
+    with pytest.raises(ValueError, match=r"\(2, 4, torch.float32\); expected \(2, 3, torch.float32\)"):
+        gaussian.merge(PatchGaussian(2, 4))
+    assert torch.equal(gaussian.covariance(), fed(x).covariance()) and gaussian.count == 4
+    for arguments in ((0, 3), (2, 0), (2, 3, torch.float16)):
+        with pytest.raises(ValueError, match="expected"):
+            PatchGaussian(*arguments)
+    with pytest.raises(ValueError, match="no process group; call torch.distributed.init_process_group"):
+        gaussian.all_reduce()
+
+
+def test_statistics_take_part_in_no_graph_and_in_inference_mode():
+    x = torch.randn(6, 2, 3, requires_grad=True)
+    with torch.inference_mode():
+        gaussian = fed(x, 2, 4)
+    gaussian.update(x)
+    assert not gaussian.covariance().requires_grad and gaussian.count == 12
+
+
+def _of_process(rank, folder):
+    """One of two processes: uneven shares, then a process without images, then sizes that disagree."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    x = torch.load(f"{folder}/x.pt", weights_only=True)
+    uneven = fed((x[:3], x[3:])[rank], dtype=torch.float64).all_reduce()
+    lonely = fed(x, dtype=torch.float64) if rank == 0 else PatchGaussian(*x.shape[1:], torch.float64)
+    lonely.all_reduce()
+    message = ""
+    try:
+        PatchGaussian(2, 3 + rank).all_reduce()
+    except ValueError as error:
+        message = str(error)
+    found = {}
+    for name, gaussian in (("uneven", uneven), ("lonely", lonely)):
+        found |= {f"{name}.mean": gaussian.mean(), f"{name}.covariance": gaussian.covariance()}
+    save_file(found, f"{folder}/{rank}.safetensors", {"counts": f"{uneven.count} {lonely.count}", "message": message})
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_their_statistics(tmp_path):
+    x = torch.randn(11, 4, 5, dtype=torch.float64) + 3
+    torch.save(x, tmp_path / "x.pt")
+    torch.multiprocessing.spawn(_of_process, (str(tmp_path),), nprocs=2)
+    mean, covariance = naive_statistics(x)
+    for rank in (0, 1):
+        with safe_open(tmp_path / f"{rank}.safetensors", "np") as file:
+            assert file.metadata()["counts"] == "11 11"
+            assert "dimensions" in file.metadata()["message"] and "another process" in file.metadata()["message"]
+            for name in ("uneven", "lonely"):
+                np.testing.assert_allclose(file.get_tensor(f"{name}.mean"), mean, rtol=1e-12)
+                np.testing.assert_allclose(file.get_tensor(f"{name}.covariance"), covariance, rtol=1e-12, atol=1e-12)
+
+
+# ---- the distance ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "p", "d"), [(5, 4, 3), (1, 3, 150), (3, 1, 1)])
+def test_distance_equals_scipys(n, p, d):
+    x = torch.randn(30, p, d, dtype=torch.float64, generator=torch.Generator().manual_seed(d))
+    gaussian = fed(x, dtype=torch.float64)
+    mean, cholesky = gaussian.mean(), torch.linalg.cholesky(gaussian.covariance())
+    seen = 2 * torch.randn(n, p, d, dtype=torch.float64) + 1
+    truth = naive_distance(seen, mean, gaussian.covariance().numpy())
+    np.testing.assert_allclose(mahalanobis_distance(seen, mean, cholesky), truth, rtol=1e-9)
+    single = mahalanobis_distance(seen.float(), mean.float(), cholesky.float())
+    np.testing.assert_allclose(single, truth, rtol=1e-4)
+    whitening = padim._inverse_cholesky(gaussian.covariance())
+    np.testing.assert_allclose(padim._whitened_norm(seen, mean, whitening), truth, rtol=1e-9)
+    assert single.dtype == torch.float32 and single.shape == (n, p)
+    assert (mahalanobis_distance(mean[None], mean, cholesky) == 0).all()
+
+
+@pytest.mark.parametrize("d", [1, 2, 17, 100, 150])
+def test_inverse_factor_equals_lapacks(d):
+    a = torch.randn(3, d, 2 * d, dtype=torch.float64, generator=torch.Generator().manual_seed(d))
+    covariance = a @ a.mT / (2 * d) + 0.01 * torch.eye(d)
+    below = covariance.tril() + 1e9 * torch.ones(d, d).triu(1)  # above the diagonal nothing is read
+    found = padim._inverse_cholesky(below)
+    torch.testing.assert_close(found, torch.linalg.inv(torch.linalg.cholesky(covariance)), rtol=1e-9, atol=1e-9)
+    assert torch.equal(found, found.tril())
+
+
+def test_distance_runs_where_its_input_lies():
+    with FakeTensorMode(), torch.device("cuda"):
+        fake = mahalanobis_distance(torch.rand(2, 3, 4), torch.rand(3, 4), torch.rand(3, 4, 4))
+        assert fake.shape == (2, 3) and fake.device.type == "cuda"
+        gaussian = fed(torch.rand(5, 3, 4))
+        assert gaussian.covariance().device.type == "cuda" and gaussian.mean().device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dtypes", "message"),
+    [
+        (((2, 3), (3, 4), (3, 4, 4)), "fff", r"x \(2, 3\).*expected \(N, P, D\), \(P, D\) and \(P, D, D\)"),
+        (((2, 3, 4), (3, 5), (3, 4, 4)), "fff", r"mean \(3, 5\)"),
+        (((2, 3, 4), (3, 4), (2, 4, 4)), "fff", r"cholesky \(2, 4, 4\)"),
+        (((2, 3, 4), (3, 4), (3, 4, 4)), "fdf", "mean torch.float64.*expected one"),
+        (((2, 3, 4), (3, 4), (3, 4, 4)), "hhh", "float16.*float32 or float64"),
+    ],
+)
+def test_distances_of_what_does_not_fit_are_refused(shapes, dtypes, message):
+    kinds = {"f": torch.float32, "d": torch.float64, "h": torch.float16}
+    x = [torch.zeros(shape, dtype=kinds[kind]) for shape, kind in zip(shapes, dtypes, strict=True)]
+    with pytest.raises(ValueError, match=message):
+        mahalanobis_distance(*x)
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 4), (6, 20)])  # more images than dimensions, and fewer
+def test_leaving_out_equals_fitting_again(n, d):
+    x = torch.randn(n, 3, d, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    gaussian = fed(x, dtype=torch.float64)
+    fitted = mahalanobis_distance(x, gaussian.mean(), torch.linalg.cholesky(gaussian.covariance(0.01)))
+    corrected = leave_one_out_distance(fitted, n)
+    for k in range(n):
+        rest = fed(x[torch.arange(n) != k], dtype=torch.float64)
+        cholesky = torch.linalg.cholesky(rest.covariance(0.01 * (n - 1) / (n - 2)))
+        truth = mahalanobis_distance(x[k : k + 1], rest.mean(), cholesky)[0]
+        torch.testing.assert_close(corrected[k], truth, rtol=1e-7, atol=0)
+    assert fitted.max() < (n - 1) / n**0.5  # however strange the image
+    with pytest.raises(ValueError, match="2 images; leaving one out takes at least 3"):
+        leave_one_out_distance(fitted, 2)
+
+
+# ---- PaDiM ----------------------------------------------------------------------------------------------------------
+
+
+def naive_maps(maps, seen, mode, size):
+    """PaDiM from the feature maps of training and seen images: the equations written out, with other libraries."""
+
+    def embedded(parts):
+        h, w = parts[0].shape[2:]
+        return torch.cat([F.interpolate(part, size=(h, w)) for part in parts], 1).flatten(2).movedim(1, 2)
+
+    distances = naive_distance(embedded(seen), *naive_statistics(embedded(maps)))
+    grid = torch.from_numpy(distances).view(-1, 1, *maps[0].shape[2:])
+    large = F.interpolate(grid, size, mode=mode, align_corners=False)[:, 0]
+    return np.stack([scipy.ndimage.gaussian_filter(one, 4) for one in large.numpy()])
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_maps_equal_the_equations_written_out(images, mode):
+    extractor = small_extractor()
+    model = PaDiM(extractor, None, mode=mode).fit(images[:30].split(7))
+    truth = naive_maps(extractor(images[:30]), extractor(images[30:]), mode, (32, 24))
+    maps = model.anomaly_map(images[30:])
+    assert maps.shape == (10, 32, 24) and maps.dtype == torch.float32
+    np.testing.assert_allclose(maps, truth, rtol=2e-4)
+    torch.testing.assert_close(model.score(images[30:]), maps.amax((1, 2)))
+    torch.testing.assert_close(model.score(images[30:31]), model.score(images[30:])[:1])  # a batch of one
+    assert (model.count, model.grid, model.size) == (30, (16, 12), (32, 24))
+
+
+def test_channels_are_drawn_by_the_seed(images):
+    models = [PaDiM(small_extractor(), 9, seed).fit(iter(images.split(8))) for seed in (0, 0, 1)]
+    assert torch.equal(models[0].channels, models[1].channels)
+    assert not torch.equal(models[0].channels, models[2].channels)
+    for model in models:
+        assert torch.equal(model.channels, model.channels.unique()) and len(model.channels) == 9
+        assert model.mean.shape == (192, 9) and model.whitening.shape == (192, 9, 9)
+    extractor = small_extractor()
+    chosen = [m[:, own] for m, own in zip(extractor(images), _split(models[0].channels, (6, 8, 10)), strict=True)]
+    chosen = [part for part in chosen if part.shape[1]]
+    assert chosen[0].shape[2:] == (16, 12)
+    truth = naive_maps(chosen, [part[:3] for part in chosen], "bilinear", (32, 24))
+    np.testing.assert_allclose(models[0].anomaly_map(images[:3]), truth, rtol=2e-4)
+
+
+def _split(channels, counts):
+    starts = np.cumsum((0, *counts))
+    return [channels[(channels >= a) & (channels < b)] - a for a, b in zip(starts, starts[1:], strict=False)]
+
+
+def test_pca_equals_scikit_learns(images):
+    extractor = small_extractor()
+    model = PaDiM(extractor, 5, reduction="pca").fit(images.split(9))
+    h, w = 16, 12
+    joined = torch.cat([F.interpolate(part, size=(h, w)) for part in extractor(images)], 1).movedim(1, -1)
+    peer = PCA(5, svd_solver="full").fit(joined.reshape(-1, 24).double().numpy())
+    projected = peer.transform(joined.reshape(-1, 24).double().numpy()).reshape(40, h * w, 5)
+    np.testing.assert_allclose(np.abs(peer.components_ @ model.basis.numpy()), np.eye(5), atol=1e-4)
+    truth = naive_distance(projected[:3], *naive_statistics(torch.from_numpy(projected)))
+    np.testing.assert_allclose(model._distances(images[:3]).flatten(1), truth, rtol=1e-3)
+    assert model.channels is None and model.basis.shape == (24, 5)
+
+
+def test_layers_are_summed(images):
+    network = small_network()
+    models = [PaDiM(FeatureExtractor(network, [name]), None).fit([images]) for name in "012"]
+    assert [model.grid for model in models] == [(16, 12), (8, 6), (4, 3)]
+    summed = summed_anomaly_map(models, images[:2])
+    parts = [naive_maps([m := FeatureExtractor(network, [n])(images)[0]], [m[:2]], "bilinear", (32, 24)) for n in "012"]
+    np.testing.assert_allclose(summed, sum(parts), rtol=2e-4)
+    with pytest.raises(ValueError, match="no model"):
+        summed_anomaly_map([], images)
+
+
+def test_threshold_of_fitted_images_equals_leaving_each_out(images):
+    images = images[:12]
+    model = PaDiM(small_extractor(), 5).fit([images])
+    left_out = []
+    for k in range(12):
+        rest = images[torch.arange(12) != k]
+        left_out.append(PaDiM(small_extractor(), 5, epsilon=0.01 * 11 / 10).fit([rest]).score(images[k : k + 1]))
+    for quantile in (0.5, 0.9, 1.0):
+        found = model.normal_threshold(images.split(5), quantile, fitted=True)
+        assert found == pytest.approx(np.quantile(torch.cat(left_out), quantile), rel=1e-3)
+    plain = model.normal_threshold(images.split(5), 0.75)
+    assert plain == pytest.approx(np.quantile(model.score(images), 0.75), rel=1e-5)
+    assert plain < 0.8 * model.normal_threshold(images.split(5), 0.75, fitted=True)  # fitted images score too low
+    for quantile, batches, message in ((1.5, [images], "quantile=1.5"), (0.5, [], "no batch came")):
+        with pytest.raises(ValueError, match=message):
+            model.normal_threshold(batches, quantile)
+
+
+def test_unusable_settings_and_images_are_refused(images):
+    extractor = small_extractor()
+    for options, message in (
+        ({"dimensions": 0}, "dimensions=0"),
+        ({"epsilon": 0}, "epsilon=0"),
+        ({"reduction": "svd"}, "reduction='svd'"),
+        ({"mode": "cubic"}, "mode='cubic'"),
+        ({"sigma": -1}, "sigma=-1"),
+        ({"reduction": "pca", "dimensions": None}, "leaves nothing to PCA"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PaDiM(extractor, **options)
+    for batches, message in (
+        ([], "no batch came"),
+        (images, r"one tensor of shape \(40, 3, 32, 24\).*images.split"),
+        ([images[0]], r"images\[None\]"),
+        ([(images, torch.zeros(40))], "type tuple; expected a tensor of images alone"),
+        ([images, images[..., :16]], "images of 32×16 pixels; expected 32×24"),
+        ([images[:1]], "1 image; a sample covariance"),
+        ([images * torch.nan], "images are NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PaDiM(extractor, 4).fit(batches)
+    with pytest.raises(ValueError, match="dimensions=25 of 24 channels that layers 0, 1, 2 give"):
+        PaDiM(extractor, 25).fit([images])
+    with pytest.raises(ValueError, match="type Sequential; expected a FeatureExtractor"):
+        PaDiM(small_network())
+    with pytest.raises(ValueError, match="a generator gives them once; pass a list"):
+        PaDiM(extractor, 4, reduction="pca").fit(iter([images]))
+    model = PaDiM(extractor, 4)
+    with pytest.raises(ValueError, match="not fitted; call fit"):
+        model.score(images)
+    model.fit([images])
+    with pytest.raises(ValueError, match="images of 24×24 pixels; expected 32×24"):
+        model.score(images[:, :, :24])
+    before = model.score(images)
+    with pytest.raises(ValueError, match="1 image"):
+        model.fit([images[:1]])
+    assert torch.equal(model.score(images), before)  # a failed fit keeps the last one
+
+
+def test_a_variance_that_swallows_epsilon_is_named(images):
+    network = small_network()
+    with torch.no_grad():
+        network[0][0].weight.mul_(1e6)
+    with pytest.raises(ValueError, match="variances up to .* not positive definite in torch.float32: epsilon=0.01"):
+        PaDiM(FeatureExtractor(network, ["0"]), None).fit([images[:4]])
+
+
+def _new_setting(precision):
+    for backend in padim._BACKENDS:
+        backend.fp32_precision = precision
+
+
+LOWERED = {
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "one backend": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "the backends' own": lambda: _new_setting("tf32"),
+}
+
+
+@pytest.mark.parametrize("lower", LOWERED)
+def test_no_bfloat16_or_tf32_leaks_in(images, monkeypatch, lower):
+    model = PaDiM(small_extractor(), None).fit([images])
+    x, seen = torch.randn(40, 3, 300), torch.randn(60, 3, 300)
+    covariance = fed(x).covariance()
+    whitening = padim._inverse_cholesky(covariance)
+    quiet = padim._whitened_norm(seen, fed(x).mean(), whitening)
+    inside, bmm, baddbmm = [], torch.bmm, torch.Tensor.baddbmm_
+    monkeypatch.setattr(torch, "bmm", lambda *a: inside.append(padim._matmul_precision()) or bmm(*a))
+    monkeypatch.setattr(torch.Tensor, "baddbmm_", lambda *a: inside.append(padim._matmul_precision()) or baddbmm(*a))
+    whitened = padim._whiten(fed(x), 0.01)
+    full = {"highest", "ieee", "none"}
+    assert inside and all({common, *own} <= full for common, own in inside)
+    inside.clear()
+    try:
+        LOWERED[lower]()
+        before = padim._matmul_precision()
+        assert not {before[0], *before[1]} <= full
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(fed(x).covariance(), covariance)
+            assert torch.equal(padim._whitened_norm(seen, fed(x).mean(), whitening), quiet)
+            assert torch.equal(padim._whiten(fed(x), 0.01), whitened)
+            assert model._distances(images[:2]).dtype == model.fit([images]).mean.dtype == torch.float32
+        assert padim._matmul_precision() == before  # as the caller had it
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        _new_setting("none")
+    assert len(inside) > 5 and all({common, *own} <= full for common, own in inside)
+
+
+def test_a_network_in_float64_is_fitted_in_float64(images):
+    extractor = FeatureExtractor(small_network().double(), ["0", "1"])
+    model = PaDiM(extractor, None).fit([images.double()])
+    truth = naive_maps(extractor(images.double()), extractor(images[:2].double()), "bilinear", (32, 24))
+    np.testing.assert_allclose(model.anomaly_map(images[:2].double()), truth, rtol=1e-8)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_cpus_maps(images):
+    model = PaDiM(small_extractor(), 12).fit(images.split(8))
+    maps = model.anomaly_map(images)
+    fitted_there = PaDiM(small_extractor(), 12)
+    fitted_there.to("cuda").fit(images.cuda().split(8))
+    for on_gpu in (fitted_there, model.to("cuda")):
+        assert on_gpu.mean.is_cuda
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            torch.testing.assert_close(on_gpu.anomaly_map(images.cuda()).cpu(), maps, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"images on cpu; the Gaussians are on cuda.*Call .to\(device\)"):
+        model.score(images)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "pca", "mode": "bicubic", "sigma": 2, "seed": 3}])
+def test_a_saved_model_scores_the_same(images, tmp_path, options):
+    path = tmp_path / "model.safetensors"
+    model = PaDiM(small_extractor(), 7, **options).fit([images])
+    model.save(path)
+    loaded = PaDiM.load(path, small_extractor())
+    assert torch.equal(loaded.anomaly_map(images), model.anomaly_map(images))
+    for name in ("dimensions", "seed", "epsilon", "reduction", "mode", "sigma", "count", "grid", "size"):
+        assert getattr(loaded, name) == getattr(model, name)
+    assert os.listdir(tmp_path) == ["model.safetensors"]  # no temporary file is left
+    loaded.save(path)
+    assert torch.equal(PaDiM.load(str(path), small_extractor()).score(images), model.score(images))
+    with pytest.raises(ValueError, match="not fitted"):
+        PaDiM(small_extractor()).save(path)
+
+
+def test_a_named_backbone_loads_from_the_path_alone(tmp_path):
+    path = tmp_path / "cells.safetensors"
+    backbone = backbones.load("efficientnet_lite0")
+    images = backbone.transform(elpv("mono").images[:6])
+    model = PaDiM(FeatureExtractor(backbone.model, backbone.layers[1:]), 10).fit(images.split(3))
+    model.save(path)
+    loaded = PaDiM.load(path)
+    assert loaded.extractor.layers == backbone.layers[1:]
+    assert torch.equal(loaded.score(images), model.score(images))
+    with torch.no_grad():
+        backbone.model.conv_stem.weight[0, 0, 0, 0] += 1e-3
+    model.save(path)
+    with pytest.raises(ValueError, match="cells.safetensors was fitted with efficientnet_lite0, with other weights"):
+        PaDiM.load(path)
+
+
+def test_other_networks_and_sizes_are_refused(images, tmp_path):
+    path = tmp_path / "model.safetensors"
+    PaDiM(small_extractor(), 7).fit([images]).save(path)
+    with pytest.raises(ValueError, match="model.safetensors was fitted with a network of your own; pass extractor="):
+        PaDiM.load(path)
+    with pytest.raises(ValueError, match="model.safetensors was fitted with a network of your own, with other weights"):
+        PaDiM.load(path, small_extractor(1))
+    with pytest.raises(ValueError, match="model.safetensors was fitted on layers .*; the extractor has"):
+        PaDiM.load(path, small_extractor(layers=("0", "1")))
+    with pytest.raises(ValueError, match="images of 64×64 pixels; expected 32×24, as fitted"):
+        PaDiM.load(path, small_extractor()).score(torch.zeros(1, 3, 64, 64))
+
+
+def test_unusable_files_are_refused_by_name_before_the_extractor_is_asked_for(images, tmp_path):
+    path = tmp_path / "model.safetensors"
+    PaDiM(small_extractor(), 3).fit([images]).save(path)
+    whole = path.read_bytes()
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about = json.loads(metadata["paperlib"])
+
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    bad = {
+        "absent": None,
+        "empty": b"",
+        "pickled": pickle.dumps(Payload()),
+        "text": b"not a model",
+        "truncated": whole[:-100],
+        "longer": whole + b"0",
+    }
+    for name, content in bad.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    torch.save(Payload(), tmp_path / "torch")
+    save_file(tensors, tmp_path / "bare")
+    save_file(tensors, tmp_path / "other", {"paperlib": json.dumps({"format": "paperlib.classifier.1"})})
+    save_file(tensors, tmp_path / "newer", {"paperlib": json.dumps({**about, "format": "paperlib.padim.2"})})
+    save_file({**tensors, "mean": tensors["mean"] + 1}, tmp_path / "changed", metadata)
+    save_file(tensors, tmp_path / "settings", {**metadata, "paperlib": json.dumps({**about, "count": 9})})
+    for name in (*bad, "torch", "bare", "other", "newer", "changed", "settings"):
+        with pytest.raises(ValueError, match=f"{name} (can't be read|is no saved|has the format|is damaged)"):
+            PaDiM.load(tmp_path / name)
+    with pytest.raises(ValueError, match="newer has the format 'paperlib.padim.2', newer than.*update paperlib"):
+        PaDiM.load(tmp_path / "newer")
+    assert not (tmp_path / "ran").exists()
+
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for place in [*range(0, header, 37), *range(header, len(whole), len(whole) // 60)]:  # one bit anywhere
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="model.safetensors"):
+            loaded = PaDiM.load(path)
+            pytest.fail(f"byte {place} of {header} + {len(whole) - header}: {loaded}")
+
+
+def test_a_write_that_fails_leaves_the_old_file(images, tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    model = PaDiM(small_extractor(), 3).fit([images])
+    model.save(path)
+    before = path.read_bytes()
+
+    def fails(tensors, target, metadata):
+        target.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(padim, "save_file", fails)
+    with pytest.raises(OSError, match="no space"):
+        model.save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.safetensors"]
+
+
+# ---- the real thing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "least"), [("mono", 0.97), ("poly", 0.85)])
+def test_defective_solar_cells_are_told_apart(kind, least):
+    backbone = backbones.load("efficientnet_lite0")
+    extractor, cells = FeatureExtractor(*backbone[:2]), elpv(kind)
+    good, bad = ((cells.probability == p).nonzero().flatten() for p in (0, 1))
+    for seed in range(3):
+        shuffled = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))]
+        train, test = shuffled[:200], torch.cat([shuffled[200:], bad])
+        model = PaDiM(extractor, 100, seed).fit(backbone.transform(cells.images[i]) for i in train.split(32))
+        scores = torch.cat([model.score(backbone.transform(cells.images[i])) for i in test.split(32)])
+        found = auroc(cells.probability[test] == 1, scores)
+        print(f"{kind}, seed {seed}: image AUROC {found:.4f} of {len(test)} cells")
+        assert found >= least
