@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+RESULTS ?= $(basename $(notdir $(wildcard book/tools/*_cells.py)))
 # Two test processes of one thread each are faster on two cores than one process of two threads.
 TWO_PROCESSES := -n 2 --dist loadscope
 export PAPERLIB_PROFILE ?= smoke
@@ -14,7 +15,7 @@ help:
 	@echo "make test       lint, unit tests, every notebook, the book, the browser"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make execute    re-run the notebooks whose code changed, and stamp them (FORCE=1: all of them)"
-	@echo "make results    train what is too long for a notebook (twenty minutes)"
+	@echo "make results    train and measure what is too long for a notebook (hours; RESULTS=padim_cells: one of them)"
 	@echo "make lint       ruff: style and import order"
 	@echo "make bench      speed of paperlib against its peers (quick)"
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"
@@ -45,7 +46,7 @@ execute: $(VENV)/.ready-book
 	$(BIN)/python book/tools/run_notebooks.py $(if $(FORCE),--force)
 
 results: $(VENV)/.ready-book
-	$(BIN)/python book/tools/mobilenet_cells.py $(if $(FORCE),--force)
+	for name in $(RESULTS); do $(BIN)/python book/tools/$$name.py $(if $(FORCE),--force) || exit 1; done
 
 lab: $(VENV)/.ready-book
 	$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -83,6 +84,9 @@ test-gpu: $(VENV)/.ready-test
 bench: $(VENV)/.ready-test
 	$(BIN)/python -m tests.bench.bench_complexity
 	$(BIN)/python -m tests.bench.bench_gradcam
+	$(BIN)/python -m tests.bench.bench_metrics
+	$(BIN)/python -m tests.bench.bench_padim
+	$(BIN)/python -m tests.bench.bench_patch_svdd
 
 clean:
 	rm -rf _build

@@ -1,0 +1,213 @@
+"""Checks for the exercises of chapter 05, PaDiM."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paperlib.exercises.verdict import right, unanswered, wrong
+
+
+def stored_megabytes(answer: Any) -> bool:
+    """Check the megabytes that PaDiM stores for 50 dimensions on a 28×28 grid, in float32.
+
+    Source: chapter 05, exercise 1; arXiv:2011.08785, Sec. V-D. Departures: none.
+    Test: test_exercises_padim.py::test_padim_checks
+    """
+    if unanswered(answer):
+        return False
+    cells, d = 28 * 28, 50
+    exact = cells * (d * d + d) * 4 / 1e6
+    if abs(answer - exact) < 0.01:
+        return right("a covariance and a mean for each cell, 4 bytes a number")
+    if abs(answer - cells * d * d * 4 / 1e6) < 0.01:
+        return wrong("that is the covariances alone: each cell has a mean as well")
+    if abs(answer - 2 * exact) < 0.01:
+        return wrong("a float32 number takes 4 bytes, not 8")
+    if abs(answer - exact / 4) < 0.01:
+        return wrong("that is how many million numbers there are: how many bytes does each take?")
+    if abs(answer - exact * 1e6 / 2**20) < 0.01:
+        return wrong("that is in MiB (1,048,576 bytes); a megabyte is a million bytes")
+    if abs(answer - exact * 1e6 / cells / 1e6) < 1e-4:
+        return wrong("that is one cell: there are 28 · 28 of them")
+    return wrong("count the numbers of one cell (a d × d matrix and a vector), times the cells, times the bytes")
+
+
+def distance_by_hand(answer: Any) -> bool:
+    """Check a Mahalanobis distance: x - μ = (4, 1), Σ = diag(4, 0.25).
+
+    Source: chapter 05, exercise 2; arXiv:2011.08785, Eq. 2. Departures: none.
+    Test: test_exercises_padim.py::test_padim_checks
+    """
+    if unanswered(answer):
+        return False
+    hints = {
+        8.0: "that is the square of the distance",
+        17**0.5: "that is the Euclidean distance: it does not know the covariance",
+        10**0.5: "divide by variances: the diagonal of Σ already holds them, so take no root of it",
+        64.25**0.5: "multiply by the inverse of Σ, not by Σ",
+        4.0: "add the squares of the two parts before you take the root",
+    }
+    if abs(answer - 8**0.5) < 0.005:
+        return right("two standard deviations in each direction, though one step is four times as long as the other")
+    for value, hint in hints.items():
+        if abs(answer - value) < 0.005:
+            return wrong(hint)
+    return wrong("the inverse of a diagonal matrix is diagonal: sum (x - μ)² / variance, then take the root")
+
+
+def embedding_function(answer: Any) -> bool:
+    """Check the reader's own `f(maps)`, which stacks feature maps on the grid of the first.
+
+    Source: chapter 05, exercise 3; arXiv:2011.08785, Sec. III-A. Departures: none.
+    Test: test_exercises_padim.py::test_padim_checks
+    """
+    if unanswered(answer):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, c, s, s, generator=generator) for c, s in ((3, 8), (4, 4), (5, 2))]
+
+    def stacked(enlarge) -> Tensor:
+        return torch.cat([maps[0], *(enlarge(m, 8 // m.shape[-1]) for m in maps[1:])], 1)
+
+    def repeated(m: Tensor, times: int) -> Tensor:
+        return m.repeat_interleave(times, 2).repeat_interleave(times, 3)
+
+    expected, got = stacked(repeated), answer(maps)
+    if not isinstance(got, Tensor) or got.shape != expected.shape:
+        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+        return wrong(f"for maps (2, 3, 8, 8), (2, 4, 4, 4) and (2, 5, 2, 2) f gave {shape}; expected (2, 12, 8, 8)")
+    if torch.allclose(got, expected):
+        return right("each coarse cell is repeated over the fine cells that it covers")
+    if torch.allclose(got, stacked(lambda m, times: m.repeat(1, 1, times, times))):
+        return wrong("the coarse maps are laid side by side like tiles: each cell must be repeated, not the map")
+    if torch.allclose(got[:, 3:], expected[:, :-3]) or torch.allclose(got.sum(1), expected.sum(1), atol=1e-5):
+        return wrong("the values are right and the order of the channels is not: the first map comes first")
+    if torch.allclose(got[:, :3], expected[:, :3]):
+        return wrong("the coarse maps hold other values than they came with: enlarge by repeating, without blending")
+    return wrong("keep the first map as it is, repeat the cells of the others, and stack the channels")
+
+
+def covariance_function(answer: Any) -> bool:
+    """Check the reader's own `f(x, epsilon)`, Eq. 1 for all positions at once.
+
+    Source: chapter 05, exercise 4; arXiv:2011.08785, Eq. 1. Departures: none.
+    Test: test_exercises_padim.py::test_padim_checks
+    """
+    if unanswered(answer):
+        return False
+    n, positions, d, epsilon = 7, 3, 4, 0.5
+    x = torch.randn(n, positions, d, generator=torch.Generator().manual_seed(0)) + 2
+    sample = torch.stack([torch.cov(x[:, p].T) for p in range(positions)])
+    expected, got = sample + epsilon * torch.eye(d), answer(x, epsilon)
+    if not isinstance(got, Tensor) or got.shape != expected.shape:
+        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+        return wrong(f"for x (7, 3, 4) f gave {shape}; expected a 4×4 matrix for each of 3 positions")
+
+    def is_near(other: Tensor) -> bool:
+        return torch.allclose(got, other, atol=1e-4)
+
+    if is_near(expected):
+        return right("centred, multiplied, divided by N - 1, and ε on the diagonal")
+    if is_near(sample):
+        return wrong("εI is missing")
+    if is_near(sample + epsilon):
+        return wrong("ε goes on the diagonal only")
+    if is_near(sample * (n - 1) / n + epsilon * torch.eye(d)):
+        return wrong("Eq. 1 divides by N - 1, not by N")
+    if is_near(expected * (n - 1)) or is_near(sample * (n - 1) + epsilon * torch.eye(d)):
+        return wrong("the sum has to be divided")
+    if is_near(torch.einsum("npi,npj->pij", x, x) / (n - 1) + epsilon * torch.eye(d)):
+        return wrong("take the mean of each position off first")
+    pooled = x - x.mean((0, 1))
+    if is_near(torch.einsum("npi,npj->pij", pooled, pooled) / (n - 1) + epsilon * torch.eye(d)):
+        return wrong("each position has a mean of its own")
+    return wrong("c = x - its mean over the images; then sum c cᵀ over the images, for each position")
+
+
+def threshold_function(answer: Any) -> bool:
+    """Check the reader's own `f(scores, rate)`: a threshold that a share `rate` of normal scores exceeds.
+
+    Source: chapter 05, exercise 5. Departures: none. Test: test_exercises_padim.py::test_padim_checks
+    """
+    if unanswered(answer):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for rate in (0.05, 0.2):
+        scores = torch.rand(200, generator=generator) ** 3 * 9 + 10  # skewed: a mean and a deviation do not describe it
+        try:
+            threshold = float(answer(scores, rate))
+        except (TypeError, ValueError, RuntimeError) as error:
+            return wrong(f"f did not give one number for 200 scores ({error})")
+        above = (scores > threshold).float().mean().item()
+        if abs(above - rate) <= 1 / len(scores) + 1e-6:
+            continue
+        if abs(above - (1 - rate)) <= 2 / len(scores):
+            return wrong(f"{above:.0%} of the normal scores are above it: you took the quantile from the other end")
+        if above == 0:
+            return wrong("no normal score is above it: a maximum depends on one picture, and allows no false alarm")
+        return wrong(f"at a rate of {rate:.0%}, {above:.1%} of 200 normal scores are above your threshold")
+    return right("the quantile 1 - rate of normal scores, whatever their distribution")
+
+
+def crossover(answer: Any) -> bool:
+    """Check from how many images on k-NN over ResNet-18's three layers stores more than PaDiM with d = 100.
+
+    Source: chapter 05, exercise 6; arXiv:2011.08785, Table VIII. Departures: none.
+    Test: test_exercises_padim.py::test_padim_checks
+    """
+    if unanswered(answer):
+        return False
+    gaussians = 56 * 56 * (100 * 100 + 100)
+    an_image = 64 * 56 * 56 + 128 * 28 * 28 + 256 * 14 * 14
+    exact = gaussians / an_image
+    if answer == int(exact) + 1:
+        return right("from there on each further image costs k-NN more and PaDiM nothing")
+    if abs(answer - exact) < 1:
+        return wrong("nearly: give a whole number of images, the first at which k-NN stores more")
+    if abs(answer - gaussians / (448 * 56 * 56)) < 1:
+        return wrong("k-NN can keep each layer on its own grid: 28×28 and 14×14 for the later two")
+    if abs(answer * 10 - exact) < 10:
+        return wrong("a covariance has d · d numbers, not d")
+    return wrong("numbers of the Gaussians, 56 · 56 · (d² + d), over the numbers that three layers of one image hold")
+
+
+def merge_function(answer: Any) -> bool:
+    """Check the reader's own `f(n1, mean1, scatter1, n2, mean2, scatter2)`, the statistics of two halves together.
+
+    A scatter is the sum of (x - mean)(x - mean)ᵀ, not divided.
+
+    Source: chapter 05, exercise 7; Chan, Golub & LeVeque, The American Statistician 37 (1983). Departures: none.
+    Test: test_exercises_padim.py::test_padim_checks
+    """
+    if unanswered(answer):
+        return False
+
+    def statistics(x: Tensor) -> tuple[int, Tensor, Tensor]:
+        return len(x), x.mean(0), (x - x.mean(0)).T @ (x - x.mean(0))
+
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[7:] += 4  # the second part is another one, of another size
+    (n1, mean1, scatter1), (n2, mean2, scatter2), (n, mean, scatter) = map(statistics, (x[:7], x[7:], x))
+    got = answer(n1, mean1, scatter1, n2, mean2, scatter2)
+    if not isinstance(got, tuple | list) or len(got) != 3:
+        return wrong(f"f gave a {type(got).__name__}; expected three things: n, mean and scatter")
+    if got[0] != n:
+        return wrong(f"7 images and 3 images gave n = {got[0]}")
+    shapes = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in got[1:]]
+    if shapes != [(3,), (3, 3)]:
+        return wrong(f"mean and scatter came as {shapes[0]} and {shapes[1]}; expected (3,) and (3, 3)")
+    if torch.allclose(got[1], (mean1 + mean2) / 2):
+        return wrong("seven images weigh more than three: weigh the means")
+    if not torch.allclose(got[1], mean):
+        return wrong("the mean is not that of all ten images")
+    if torch.allclose(got[2], scatter):
+        return right("the two scatters, and what the distance of the two means adds")
+    if torch.allclose(got[2], scatter1 + scatter2):
+        return wrong("each scatter is around its own mean: what is missing comes from the distance between the means")
+    between = torch.outer(mean2 - mean1, mean2 - mean1)
+    if torch.allclose(got[2], scatter1 + scatter2 + between):
+        return wrong("the outer product of the difference of the means is right, its factor is not 1")
+    if torch.allclose(got[2], scatter / n) or torch.allclose(got[2], scatter / (n - 1)):
+        return wrong("a scatter is a sum: do not divide it")
+    return wrong("the mean is right; the scatter is scatter1 + scatter2 + a factor times an outer product")
