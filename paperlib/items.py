@@ -87,7 +87,7 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
     """Read a data set in its order, a batch at a time; the next batch is read while the caller works on this one.
 
     Args:
-        dataset: of `Item`s.
+        dataset: gives `Item` tuples.
         size: items in a batch; the last may be smaller.
         threads: that read pictures; Pillow frees Python's lock while it decodes.
 

@@ -20,6 +20,7 @@ PAGE = """\
 ```{{eval-rst}}
 .. automodule:: paperlib.{name}
    :members:
+   :ignore-module-all:
 ```
 """
 

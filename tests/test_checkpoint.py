@@ -1,0 +1,84 @@
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from paperlib import checkpoint
+from paperlib.checkpoint import load_checkpoint, save_checkpoint
+
+RECIPE = {"steps": 5, "size": (3, 4), "rate": 0.1}
+
+
+def model_and_optimizers(hidden=3, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2, hidden), nn.Linear(hidden, 1))
+    return model, [torch.optim.Adam(model[0].parameters()), torch.optim.SGD(model[1].parameters(), 0.1, momentum=0.9)]
+
+
+def advance(model, optimizers, steps):
+    for step in range(steps):
+        model(torch.full((4, 2), step + 1.0)).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    path = tmp_path / "run.safetensors"
+    model, optimizers = model_and_optimizers()
+    advance(model, optimizers, 3)
+    save_checkpoint(path, model, optimizers, RECIPE, {"done": 3, "loss": [1.5, None]})
+    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+    advance(model, optimizers, 2)
+
+    again, others = model_and_optimizers(seed=1)
+    assert load_checkpoint(path, again, others, RECIPE) == {"done": 3, "loss": [1.5, None]}
+    advance(again, others, 2)
+    for name, value in model.state_dict().items():  # equal after two more steps: the moments came back too
+        assert torch.equal(value, again.state_dict()[name])
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "run.safetensors"
+    model, optimizers = model_and_optimizers()
+    save_checkpoint(path, model, optimizers, RECIPE, {"done": 1})
+    before = path.read_bytes()
+    (tmp_path / ".run.safetensors.tmp").write_bytes(b"half of a file that a killed run left")
+
+    def killed(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save_file", killed)
+        save_checkpoint(path, model, optimizers, RECIPE, {"done": 2})
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["run.safetensors"]
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
+    path = tmp_path / "run.safetensors"
+    model, optimizers = model_and_optimizers()
+    advance(model, optimizers, 2)
+    save_checkpoint(path, model, optimizers, RECIPE, {})
+
+    other, others = model_and_optimizers(seed=1)
+    state = {name: value.clone() for name, value in other.state_dict().items()}
+
+    def refused(message, model=other, optimizers=others, recipe=RECIPE):
+        with pytest.raises(ValueError, match=f"run.safetensors {message}"):
+            load_checkpoint(path, model, optimizers, recipe)
+
+    refused(r"is of another run: rate=0.1 \(now 0.2\), seed=None \(now 7\)", recipe=RECIPE | {"rate": 0.2, "seed": 7})
+    refused("is the checkpoint of another model", *model_and_optimizers(hidden=4))
+    refused("is the checkpoint of another optimizer", optimizers=others[:1])
+    refused("is the checkpoint of another optimizer", optimizers=others[::-1])
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"\x80\x04pickle", whole[:8] + b"\xff" + whole[9:]):
+        path.write_bytes(damaged)
+        refused("can't be read")
+        assert path.read_bytes() == damaged
+    save_file({"a": torch.zeros(1)}, path)
+    refused("is no checkpoint")
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
