@@ -1,15 +1,16 @@
 """The state of a training run as one safetensors file, from which the run goes on as if nothing had stopped it."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from paperlib.tensor_file import read_tensors, write_tensors
+
+FORMAT = "paperlib.checkpoint.1"
 
 
 def save_checkpoint(
@@ -30,27 +31,14 @@ def save_checkpoint(
 
     Source: this book. Departures: none. Test: test_checkpoint.py::test_what_is_saved_comes_back
     """
-    path = Path(path)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     scalars = {}
     for k, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{k}.{index}.{name}"] = value
-                else:
-                    scalars[f"optimizer.{k}.{index}.{name}"] = value
-    about = json.dumps({"recipe": recipe, "progress": progress, "scalars": scalars})
-    # One fixed name: what a killed run leaves there, the next one overwrites.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(copies, temporary, metadata={"checkpoint": about})
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+                kept = tensors if isinstance(value, Tensor) else scalars
+                kept[f"optimizer.{k}.{index}.{name}"] = value
+    write_tensors(path, tensors, {"recipe": recipe, "progress": progress, "scalars": scalars}, FORMAT)
 
 
 def load_checkpoint(
@@ -66,15 +54,7 @@ def load_checkpoint(
 
     Source: this book. Departures: none. Test: test_checkpoint.py::test_what_is_saved_comes_back
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("checkpoint", "null"))
-            # Copied: what stays mapped to a file would crash the process when the file is cut short.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} can't be read as a checkpoint ({error}); delete it to start over") from error
-    if not isinstance(about, dict) or {"recipe", "progress", "scalars"} - set(about):
-        raise ValueError(f"{path} is no checkpoint of a training run; delete it to start over")
+    about, tensors = read_tensors(path, FORMAT, "checkpoint", "delete it to start over")
     recipe = json.loads(json.dumps(recipe))
     names = dict.fromkeys([*recipe, *about["recipe"]])
     changed = [name for name in names if recipe.get(name) != about["recipe"].get(name)]

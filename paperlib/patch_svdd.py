@@ -5,14 +5,10 @@ published procedure, at a fraction of the cost: embeddings of all patches in one
 products, and scores spread without a loop.
 """
 
-import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paperlib.anomaly_map import spread_patch_scores
@@ -39,6 +35,7 @@ from paperlib.patch_training import (
     train,
     train_on_patches,
 )
+from paperlib.tensor_file import read_tensors, write_tensors
 
 __all__ = [
     "Embeddings", "FlatEncoder", "HierarchicalEncoder", "PatchEncoder", "PatchMaps", "PatchSVDD", "PositionClassifier",
@@ -186,20 +183,12 @@ class PatchSVDD:
         """
         if self.mean is None:
             raise ValueError("not fitted yet, there is nothing to save; call .fit(normal_images) first")
-        path = Path(path)
         tensors = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
         tensors |= {"mean": self.mean, "small": self.small, "big": self.big}
         about = {
-            "format": SVDD_FORMAT, "stride_small": self.stride_small, "stride_big": self.stride_big,
-            "coreset_radius": self.coreset_radius,
+            "stride_small": self.stride_small, "stride_big": self.stride_big, "coreset_radius": self.coreset_radius,
         }  # fmt: skip
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(plain, temporary, metadata={"paperlib": json.dumps(about)})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(path, {name: tensor.float() for name, tensor in tensors.items()}, about, SVDD_FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> "PatchSVDD":
@@ -208,15 +197,7 @@ class PatchSVDD:
         Raises:
             ValueError: naming the file, if it is anything else, damaged, or its parts do not fit together.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("paperlib", "null"))
-                # Copied: what stays mapped to a file would crash the process when the file is cut short.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path} can't be read as a saved Patch SVDD ({error})") from error
-        if not isinstance(about, dict) or about.get("format") != SVDD_FORMAT:
-            raise ValueError(f"{path} is no Patch SVDD of this version ({SVDD_FORMAT})")
+        about, tensors = read_tensors(path, SVDD_FORMAT, "saved Patch SVDD", "fit and save again")
         weights = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
         encoder = encoder_from_weights(weights, path)
         mean, small, big = (tensors.get(name) for name in ("mean", "small", "big"))
