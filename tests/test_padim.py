@@ -318,15 +318,16 @@ def test_a_write_that_fails_leaves_the_old_file(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-# Measured: mono 0.934 to 0.943, poly 0.88. With the first 200 of the 313 defective mono cells alone, mono gives 0.99.
-@pytest.mark.parametrize(("kind", "least"), [("mono", 0.92), ("poly", 0.85)])
-def test_defective_solar_cells_are_told_apart(kind, least):
+# The package begins with modules whose defective cells are badly broken: the first 200 of the 313 defective mono cells
+# give 0.99, all of them 0.934 to 0.943, since the others have faint or tiny faults. Poly gives 0.88.
+@pytest.mark.parametrize(("kind", "first", "least"), [("mono", 200, 0.97), ("mono", None, 0.92), ("poly", None, 0.85)])
+def test_defective_solar_cells_are_told_apart(kind, first, least):
     backbone = backbones.load("efficientnet_lite0")
     extractor, cells = FeatureExtractor(*backbone[:2]), elpv(kind)
     good, bad = ((cells.probability == p).nonzero().flatten() for p in (0, 1))
     for seed in range(3):
         shuffled = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))]
-        train, test = shuffled[:200], torch.cat([shuffled[200:], bad])
+        train, test = shuffled[:200], torch.cat([shuffled[200:], bad[:first]])
         model = PaDiM(extractor, 100, seed).fit(backbone.transform(cells.images[i]) for i in train.split(32))
         scores = torch.cat([model.score(backbone.transform(cells.images[i])) for i in test.split(32)])
         found = auroc(cells.probability[test] == 1, scores)
