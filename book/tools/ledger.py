@@ -348,7 +348,8 @@ def _cells(root: Path, row: Row, roman: bool) -> list[str]:
     aside += [NUMBERS[row.entry["number"]]] if "number" in row.entry else []
     says = f"**{label(row, roman)}** {row.entry['says']}" + (f" ({', '.join(aside)})" if aside else "")
     why = [row.entry[key] for key in ("quoted", "not_here", "note") if key in row.entry]
-    verified = ", ".join(KINDS[kind][0] for kind in row.kinds) + (f": {why[0]}" if why else "")
+    words = ["quoted" if kind == "quoted" != row.kind else KINDS[kind][0] for kind in row.kinds]
+    verified = f"**{', '.join(words)}**" + (f": {why[0]}" if why else "")
     return [says, _places(row), _code(root, row), verified]
 
 
