@@ -2,8 +2,8 @@
 
 The rows are the items of book/data/items.yml. What a row says is collected:
 
-- a docstring whose field `Source:` names an item (`arXiv:1704.04861v1, Eq. 2 and 4, Tables 4-9`) gives the function, and
-  its field `Test:` the test;
+- a docstring whose field `Source:` names an item (`arXiv:1704.04861v1, Eq. 2 and 4, Tables 4-9`) gives the function,
+  and its field `Test:` the test;
 - a tag `ledger:ITEM:KIND` on a code cell of a notebook gives the cell, and says how the item is verified there;
 - a target `(ledger:ITEM:KIND)=` in a review page does the same for the place that it stands before.
 
@@ -223,7 +223,9 @@ def functions(root: Path, papers: dict[str, str]) -> list[tuple[Function, list[s
     for path in sorted((root / "paperlib").rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         if "exercises" not in parts and not any(part.startswith("_") for part in parts):
-            found += _walk(ast.parse(path.read_text(encoding="utf-8")), parts, path.relative_to(root), papers)
+            text = path.read_text(encoding="utf-8")
+            if any(f"arXiv:{number}" in text for number in papers):
+                found += _walk(ast.parse(text), parts, path.relative_to(root), papers)
     return found
 
 
@@ -277,7 +279,8 @@ def _line_of_test(root: Path, file: str, name: str) -> int:
 
 
 def _yaml(path: Path) -> dict:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C ten times as fast, where it is there
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=safe)
 
 
 # ---- the pages ------------------------------------------------------------------------------------------------------
@@ -311,7 +314,7 @@ def _summary(ledger: Ledger) -> str:
         "equations, algorithms": lambda row: row.group in ("eq", "algorithm"),
         "figures": lambda row: row.group == "figure",
         "tables": lambda row: row.group == "table" and "needs" not in row.entry,
-        "tables that need data not here": lambda row: row.group == "table" and "needs" in row.entry,
+        "tables, data not here": lambda row: row.group == "table" and "needs" in row.entry,
     }
     counts = {name: Counter(row.kind for row in ledger.rows if belongs(row)) for name, belongs in columns.items()}
     lines = ["| verified | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
@@ -319,7 +322,7 @@ def _summary(ledger: Ledger) -> str:
         lines.append(f"| {label} | " + " | ".join(str(count[kind] or "") for count in counts.values()) + " |")
     lines.append("| **all** | " + " | ".join(f"**{count.total()}**" for count in counts.values()) + " |")
     needs = Counter(row.entry["needs"] for row in ledger.rows if row.group == "table" and "needs" in row.entry)
-    largest = ", ".join(f"{name} ({count})" for name, count in needs.most_common(2))
+    largest = " and ".join(f"{name} ({count} tables)" for name, count in needs.most_common(2))
     meanings = "\n".join(f"- **{label}**: {sentence}." for label, sentence in KINDS.values())
     quoted = counts["equations, algorithms"]["quoted"]
     return (
@@ -327,9 +330,9 @@ def _summary(ledger: Ledger) -> str:
         f"An item that was verified in several ways counts once, in the row that stands higher. Of equations and "
         f"algorithms {quoted} of {counts['equations, algorithms'].total()} "
         f"{'is' if quoted == 1 else 'are'} quoted only ({ledger.quoted_share():.0%}; at most {QUOTED_SHARE:.0%} may "
-        f"be). The tables of the last column take data that this book does not have, most of them {largest}: their "
-        f"accuracies can't be measured here, though costs can be counted and the same experiment be run on other "
-        f"data.\n\nWhat the words mean:\n\n{meanings}\n"
+        f"be). The tables of the last column are counted apart: to repeat them in full takes data that this book does "
+        f"not have, mostly {largest}. Their accuracies can't be measured here; but costs can be counted, and the same "
+        f"experiment can be run on other data.\n\nWhat the words mean:\n\n{meanings}\n"
     )
 
 
@@ -358,11 +361,12 @@ def _places(row: Row) -> str:
     for mark in row.marks:
         name = "notebook" if mark.page.startswith("notebooks/") else "review"
         links.setdefault(name, []).append(f"../{mark.page}.html#{mark.anchor}")
-    return " · ".join(
+    shown = [
         _link(name if i == 0 else str(i + 1), address)
         for name, addresses in links.items()
         for i, address in enumerate(dict.fromkeys(addresses))
-    )
+    ]
+    return " · ".join(shown) or "not told"
 
 
 def _code(root: Path, row: Row) -> str:
@@ -371,12 +375,12 @@ def _code(root: Path, row: Row) -> str:
         inner = function.name.removeprefix(f"{function.module}.")
         page = function.module.removeprefix("paperlib.")
         source = f"../_modules/{function.module.replace('.', '/')}.html#{inner}"
-        name = _link(f"`{inner}`", f"api/{page}.html#{function.name}")
+        name = _link(_as_code(inner), f"api/{page}.html#{function.name}")
         lines.append(f"{name} ({_link(f'{Path(function.path).name}:{function.line}', source)})")
     for file, name in row.tests:
         line = _line_of_test(root, file, name)
-        lines.append(f"tested by {_link(f'`{name}`', f'ledger/tests.html#{_test_anchor(file, name)}')} ({file}:{line})")
-    cells = [mark for mark in row.marks if mark.asserts]
+        lines.append(f"test {_link(_as_code(name), f'ledger/tests.html#{_test_anchor(file, name)}')} ({file}:{line})")
+    cells = [mark for mark in row.marks if mark.asserts and mark.kind not in UNVERIFIED]
     if cells:
         links = ", ".join(_link(f"cell {i}", f"../{m.page}.html#{m.anchor}") for i, m in enumerate(cells, start=1))
         lines.append(f"asserted in {links if len(cells) > 1 else links.replace('cell 1', 'a cell')} of the notebook")
@@ -388,27 +392,33 @@ def _link(text: str, address: str) -> str:
     return f'<a href="{address}">{text}</a>'
 
 
+def _as_code(name: str) -> str:
+    return f"<code>{name.replace('_', '_<wbr>')}</code>"  # a long name breaks between its words
+
+
 def _test_anchor(file: str, name: str) -> str:
     return f"{Path(file).stem}-{name}".replace("_", "-")
 
 
 def tests_page(ledger: Ledger) -> str:
     """Compose the page that shows the code of every test in the ledger."""
-    items: dict[tuple[str, str], list[str]] = {}
+    items: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in ledger.rows:
         head = ledger.papers[row.paper]
         for test in row.tests:
-            items.setdefault(test, []).append(f"{head['name']}, {label(row, head.get('roman', False))}")
+            own = items.setdefault(test, {}).setdefault(head["name"], [])
+            own.append(label(row, head.get("roman", False)))
     parts = [
         "# The tests behind the ledger\n\nEach test that pins an item of the [ledger](../ledger.md), as it stands in "
         "the repository. `make test` runs all of them, and several hundred more.\n"
     ]
     for file in sorted({file for file, _ in items}):
         parts.append(f"## {file}\n")
-        for test, names in items.items():
+        for test, papers in items.items():
             if test[0] == file:
+                pinned = "; ".join(f"{paper}: {', '.join(names)}" for paper, names in papers.items())
                 parts.append(
-                    f"({_test_anchor(*test)})=\n**{'; '.join(names)}**\n\n"
+                    f"({_test_anchor(*test)})=\n**{pinned}**\n\n"
                     f"```{{literalinclude}} ../../tests/{file}\n:pyobject: {test[1]}\n:lineno-match:\n```\n"
                 )
     return "\n".join(parts)
