@@ -298,12 +298,13 @@ def train(
         ValueError: for images as `mean_image` refuses them or too small for a pair (127 pixels), an
             unknown objective, numbers below 1, a checkpoint of another run, or a loss that is no longer finite.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 4-6 and Alg. 1. Departures: pairs are drawn on the map of one pass, so
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 3-6 and Alg. 1. Departures: pairs are drawn on the map of one pass, so
         that corners and moves are even (neighbours of small patches move by 2 pixels, not 1; for the flat encoder all
         are multiples of 8); the patches of a crop share its perturbation, noise included, in both losses; pairs stay
         inside; Kaiming weights, Muon (Jordan et al., 2024) and a learning-rate cycle where the released code has
         PyTorch's default, Adam and 1e-4.
-    Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen
+    Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen,
+        test_patch_training.py::test_the_centre_is_the_mean_embedding_before_training
     """
     for name, value, known in (("objective", objective, OBJECTIVES), ("optimizer", optimizer, LEARNING_RATES)):
         if value not in known:

@@ -65,7 +65,7 @@ grid = {(width, side): cost(width, side) for width in WIDTHS for side in SIDES}
 cheapest, dearest = (f(c.macs for c in grid.values()) / 1e6 for f in (min, max))
 print(f"{len(grid)} networks, from {cheapest:.2f} to {dearest:.2f} million multiply-adds")
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two scatter plots with a logarithmic horizontal axis. Left: ImageNet accuracy against million multiply-adds; the eight printed accuracies rise from 50.6 % at 41 million to 70.6 % at 569 million, nearly on a line, with a drop at width 0.25; grey ticks on the axis mark the eight networks whose accuracy is not printed. Right: accuracy against million parameters; networks of one width share a vertical line because resolution changes no parameter."}}
+# %% tags=["hide-input", "ledger:mobilenet-figure-4:paper-number", "ledger:mobilenet-figure-5:paper-number"] mystnb={"image": {"alt": "Two scatter plots with a logarithmic horizontal axis. Left: ImageNet accuracy against million multiply-adds; the eight printed accuracies rise from 50.6 % at 41 million to 70.6 % at 569 million, nearly on a line, with a drop at width 0.25; grey ticks on the axis mark the eight networks whose accuracy is not printed. Right: accuracy against million parameters; networks of one width share a vertical line because resolution changes no parameter."}}
 QUOTED = {  # top-1 accuracy on ImageNet in %, from the paper's Tables 6, 7 and 9: (width, side) → accuracy
     (1, 224): 70.6, (0.75, 224): 68.4, (0.5, 224): 63.7, (0.25, 224): 50.6,
     (1, 192): 69.1, (1, 160): 67.2, (1, 128): 64.4, (0.5, 160): 60.2,
@@ -111,7 +111,7 @@ plt.show()
 # - **Standard**: each of the 7 filters covers all 5 channels and is applied at 4×4 places.
 # - **Depthwise**, then **pointwise**: 5 flat filters, one for each channel, then 7 filters of 1×1 that mix channels.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Top row: a 6 by 6 by 5 input, seven filters of 3 by 3 by 5, and the 4 by 4 by 7 output of a standard convolution. Bottom row: the same input, five depthwise filters of 3 by 3 by 1, the 4 by 4 by 5 result, seven pointwise filters of 1 by 1 by 5, and the same 4 by 4 by 7 output."}}
+# %% tags=["hide-input", "ledger:mobilenet-figure-2:redrawn"] mystnb={"image": {"alt": "Top row: a 6 by 6 by 5 input, seven filters of 3 by 3 by 5, and the 4 by 4 by 7 output of a standard convolution. Bottom row: the same input, five depthwise filters of 3 by 3 by 1, the 4 by 4 by 5 result, seven pointwise filters of 1 by 1 by 5, and the same 4 by 4 by 7 output."}}
 fig, ax = plt.subplots(figsize=(8.6, 4.2))
 rows = {  # height of the row → what stands in it: label, how many, size
     13: [("input 6×6×5", 1, (6, 6, 5)), ("7 filters 3×3×5", 7, (3, 3, 5)), ("output 4×4×7", 1, (4, 4, 7))],
@@ -132,7 +132,7 @@ ax.set(xlim=(-0.5, 58), ylim=(-2.2, 24), aspect="equal")
 ax.axis("off")
 plt.show()
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-eq-2:by-hand", "ledger:mobilenet-eq-4:by-hand", "ledger:mobilenet-eq-5:by-hand"]
 from paperlib.complexity import conv2d_macs, depthwise_separable_macs
 
 # kernel area × channels in × channels out × output places
@@ -166,7 +166,7 @@ assert separable == depthwise_separable_macs(**layer) == 1280
 # counts its products. A depthwise convolution is then $M$ convolutions
 # with one channel each, and a pointwise one is the standard convolution with a 1×1 kernel.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-eq-1:by-hand", "ledger:mobilenet-eq-3:by-hand"]
 def convolve(image, kernels):
     """Eq. 1, stride 1, no padding; returns the output and how many multiply-adds it took."""
     (m, height, width), (n, _, side, _) = image.shape, kernels.shape
@@ -237,7 +237,7 @@ plt.show()
 #
 # The paper's Figure 3 sets the two building blocks side by side. Here they are as the library builds them:
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two columns of boxes. Left, the standard block: 3×3 convolution, batch norm, ReLU. Right, the separable block: 3×3 depthwise convolution, batch norm, ReLU, 1×1 convolution, batch norm, ReLU."}}
+# %% tags=["hide-input", "ledger:mobilenet-figure-3:redrawn"] mystnb={"image": {"alt": "Two columns of boxes. Left, the standard block: 3×3 convolution, batch norm, ReLU. Right, the separable block: 3×3 depthwise convolution, batch norm, ReLU, 1×1 convolution, batch norm, ReLU."}}
 from torch import nn
 
 
@@ -266,7 +266,7 @@ plt.show()
 # shapes and no numbers, and counts each layer. Rows without multiply-adds are left out below; the total of parameters
 # includes batch norm's 21,888 scales and shifts.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-table-1:paper-number"]
 full = cost()
 print(full.table(costly_only=True))
 layers = [layer for layer in full.layers if layer.macs]
@@ -294,7 +294,7 @@ assert len(layers) == 28 and full.macs == 568_740_352
 # plain matrix products. That is what the paper means by putting the work where fast routines exist.
 # :::
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-table-2:paper-number"]
 TABLE2 = {  # type of layer → the paper's percentages of mult-adds and parameters
     "pointwise conv": (94.86, 74.59), "depthwise conv": (3.06, 1.06), "conv": (1.19, 0.02), "linear": (0.18, 24.33),
 }  # fmt: skip
@@ -322,7 +322,7 @@ print(f"\nthe paper's first column adds up to {sum(m for m, _ in TABLE2.values()
 # The layer has $M = N = 512$ channels on a 14×14 map. Each row keeps the change of the row above it. The resolution
 # multiplier $\rho = 0.714$ turns 14 cells into 10 ($0.714 \cdot 14 = 9.996$).
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-eq-6:paper-number", "ledger:mobilenet-eq-7:paper-number", "ledger:mobilenet-table-3:paper-number"]
 wide, thin = 512, int(0.75 * 512)
 TABLE3 = [  # change, our multiply-adds, our weights, the paper's millions of each
     ("standard convolution", conv2d_macs(3, wide, wide, 14), 9 * wide * wide, 462, 2.36),
@@ -342,7 +342,7 @@ for name, macs, weights, paper_macs, paper_weights in TABLE3:
 # Parameters are counted as the paper does, without batch norm's scale and shift. Accuracies can't be recomputed here:
 # they need ImageNet and days of training. They are the paper's.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-table-4:paper-number", "ledger:mobilenet-table-5:paper-number", "ledger:mobilenet-table-6:paper-number", "ledger:mobilenet-table-7:paper-number"]
 PAPER = [  # tables, name, how to build it, the paper's accuracy in %, million mult-adds, million parameters
     ("4", "full convolution", dict(separable=False), 71.7, 4866, 29.3),
     ("4-8", "1.0 MobileNet-224", dict(), 70.6, 569, 4.2),
@@ -377,7 +377,7 @@ for table, name, how, accuracy, paper_macs, paper_params in PAPER:
 # The paper takes its rivals' costs from elsewhere. torchvision has its own versions of all four, so we can count them
 # with the counter that counted MobileNet.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-table-8:paper-number", "ledger:mobilenet-table-9:paper-number"]
 from torchvision import models
 
 RIVALS = {  # network → how torchvision builds it, the paper's million mult-adds and parameters

@@ -75,7 +75,7 @@ def draw_map(ax, one, picture, title=""):
     return ax.imshow(large, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.6)
 
 
-# %% mystnb={"image": {"alt": "Two rows of three panels. Top: a man who looks through a camera on a tripod; the map of the class tripod is red on the tripod's legs, the map of the class binoculars on the man's head and the camera. Bottom: a pagoda beside a lake; the map of bell cote is red on the pagoda, the map of lakeside on the water to the right of it."}}
+# %% tags=["ledger:cam-figure-1:measured", "ledger:cam-figure-4:measured"] mystnb={"image": {"alt": "Two rows of three panels. Top: a man who looks through a camera on a tripod; the map of the class tripod is red on the tripod's legs, the map of the class binoculars on the man's head and the camera. Bottom: a pagoda beside a lake; the map of bell cote is red on the pagoda, the map of lakeside on the water to the right of it."}}
 from paperlib.cam import cam
 
 camera, china = data.camera(), load_sample_image("china.jpg").copy()
@@ -120,7 +120,7 @@ assert run.full or (legs_below_head and lake_right_of_pagoda)
 # of neighbours above 20 % of the map's maximum.
 # :::
 
-# %% tags=["nbval-check-output"] mystnb={"image": {"alt": "Four grids of 3 by 3 numbers. Channel 1: 2 in the centre, 1 to the right of it, 1 below it, 0 elsewhere. Channel 2: 3 and 2 at the left of the first row, 1 at the lower right, 0 elsewhere. The map of class A: minus 3, minus 2, 0; 0, 4, 2; 0, 2, minus 1, with a box around the four cells at the lower right. The map of class B: 3, 2, 0; 0, minus 2, minus 1; 0, minus 1, 1, with a box around the two cells at the upper left."}}
+# %% tags=["nbval-check-output", "ledger:cam-figure-2:redrawn"] mystnb={"image": {"alt": "Four grids of 3 by 3 numbers. Channel 1: 2 in the centre, 1 to the right of it, 1 below it, 0 elsewhere. Channel 2: 3 and 2 at the left of the first row, 1 at the lower right, 0 elsewhere. The map of class A: minus 3, minus 2, 0; 0, 4, 2; 0, 2, minus 1, with a box around the four cells at the lower right. The map of class B: 3, 2, 0; 0, minus 2, minus 1; 0, minus 1, 1, with a box around the two cells at the upper left."}}
 from paperlib.cam import bounding_boxes, class_activation_map
 
 f = torch.tensor([[[0, 0, 0], [0, 2, 1], [0, 1, 0]], [[3, 2, 0], [0, 0, 0], [0, 0, 1]]]).float()
@@ -153,7 +153,7 @@ plt.show()
 # Now the real thing. $f_k$ is what the network pools, $w$ the weight of its last layer: in EfficientNet-Lite0, 1,280
 # channels of 7×7 cells. The loop is {eq}`eq-cam` word for word.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:cam-eq-2:by-hand"]
 from paperlib.activations import record_activations
 
 LAYER = run.choose(smoke="bn2", full="layer4")  # what is pooled, by name
@@ -196,7 +196,7 @@ print(f"{channels} channels of {height}×{width} cells: {channels * height * wid
 # the ReLU that Grad-CAM ends with.
 # :::
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:cam-eq-1:by-hand"]
 from paperlib.gradcam import grad_cam
 
 Z, bias, score = tripod.numel(), head.bias[TRIPOD].item(), logits[0, TRIPOD].item()
@@ -218,7 +218,7 @@ print(f"{Z} times Grad-CAM's map is CAM's map")
 # Four pictures that come with scikit-image and scikit-learn, the network's answer to each, and the map of that answer.
 # The colour bar is in logits: the mean over the cells, plus the bias, is the score.
 
-# %% mystnb={"image": {"alt": "Four pictures, each with the map of the network's first answer over it and a colour bar in logits: a cat's face, red on the face; a cup of coffee on a saucer, red on the cup; a rocket between towers at night, answered drilling platform, red over the rocket and the tower to the left of it; an orange flower, answered daisy, red on the flower."}}
+# %% tags=["ledger:cam-figure-3:measured"] mystnb={"image": {"alt": "Four pictures, each with the map of the network's first answer over it and a colour bar in logits: a cat's face, red on the face; a cup of coffee on a saucer, red on the cup; a rocket between towers at night, answered drilling platform, red over the rocket and the tower to the left of it; an orange flower, answered daisy, red on the flower."}}
 pictures = [data.chelsea(), data.coffee(), data.rocket(), load_sample_image("flower.jpg").copy()]
 batch = prepare(*pictures)
 found = cam(model, batch)
@@ -452,7 +452,7 @@ print("the two rows of weights add up to what they added up to before training")
 # picture, colour it with OpenCV's JET, and add, say, 0.7 of that to 0.5 of the picture. 0.7 and 0.5 make 1.2, so what is
 # bright leaves the range of colours and is cut off. Here is this *usual picture* once, beside the same map in logits.
 
-# %% mystnb={"image": {"alt": "Three rows of three panels, one held-out solar cell a row. Left the solar cell in grey, titled with its true class, the prediction and its probability. Middle the map of the predicted class, with a colour bar in logits. Right the usual picture in blue, green, yellow and red. A defective one with dark cracks: the map is red where the cracks meet. A functional one: the map is red over most of it. A defective one with a faint line, which is taken for functional."}}
+# %% tags=["ledger:cam-figure-8:measured"] mystnb={"image": {"alt": "Three rows of three panels, one held-out solar cell a row. Left the solar cell in grey, titled with its true class, the prediction and its probability. Middle the map of the predicted class, with a colour bar in logits. Right the usual picture in blue, green, yellow and red. A defective one with dark cracks: the map is red where the cracks meet. A functional one: the map is red over most of it. A defective one with a faint line, which is taken for functional."}}
 right = tested.logits.softmax(1).gather(1, truths[cut:, None])[:, 0].cpu()  # the probability of the true class
 is_first = truths[cut:].cpu() == 0
 shown = [*(right * is_first).topk(2).indices.tolist(), int((right * ~is_first).argmax()), int(right.argmin())]
@@ -485,7 +485,7 @@ plt.show()
 # 8-connected, a corner is enough), and draws **every** region. It finds them with `scipy.ndimage.label` and
 # `skimage.measure.regionprops`; the code checks that `bounding_boxes` gives the same.
 
-# %% mystnb={"image": {"alt": "Four solar cells: a defective one with many cracks, then the three of the figure before. Orange boxes from the usual script: three on the first picture, one on each of the others, around parts of it. Blue boxes from the paper's rule: one a picture, larger, on the first and the third around nearly all of it."}}
+# %% tags=["ledger:cam-figure-6:measured"] mystnb={"image": {"alt": "Four solar cells: a defective one with many cracks, then the three of the figure before. Orange boxes from the usual script: three on the first picture, one on each of the others, around parts of it. Blue boxes from the paper's rule: one a picture, larger, on the first and the third around nearly all of it."}}
 from scipy import ndimage
 from skimage.measure import regionprops
 
@@ -599,7 +599,7 @@ def largest(share):
 
 print(f"{len(made)} pictures: the class is first in {np.mean(first):.0%}, in the first five in {np.mean(five):.0%}")
 
-# %%
+# %% tags=["ledger:cam-table-2:measured"]
 rules = {
     "above 15 %, largest region (Grad-CAM)": largest(0.15),
     "above 20 %, largest region (CAM)": largest(0.20),
@@ -669,7 +669,7 @@ assert run.full or (best[182] < best[140] < best[98] and min(by_size[56]) > 2 * 
 # networks that were fine-tuned on the 1.3 million others. But dividing one table by the other gives a number of the kind
 # that we measured: of the pictures whose class is right, how many boxes fit?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:cam-table-1:quoted", "ledger:cam-table-2:quoted"]
 QUOTED = {  # network → the paper's errors in %: classification top-1, top-5 (Table 1); localisation top-1, top-5 (Table 2)
     "GoogLeNet-GAP": (35.0, 13.2, 56.4, 43.0),
     "VGGnet-GAP": (33.4, 12.2, 57.2, 45.14),
