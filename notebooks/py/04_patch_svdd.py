@@ -69,7 +69,7 @@ normal = train_images[:32]  # those that the tested cells are compared with
 mean = normal.mean(0)  # every picture is embedded less the mean of the normal ones
 print(f"{len(normal)} functional cells in the bank; to test: {len(held_out)} functional, {len(defective)} defective")
 
-# %% mystnb={"image": {"alt": "Three rows, two defective solar cells and a functional one, with picture and three maps. The first defective cell has a dark bar, on which the map of the 32-pixel patches is brightest; the second has a dark triangle and cracks at the lower left, along which the 64-pixel map is bright. The functional cell's maps are dark. A colour bar under each column gives the distance."}}
+# %% tags=["ledger:patch-svdd-figure-maps:measured"] mystnb={"image": {"alt": "Three rows, two defective solar cells and a functional one, with picture and three maps. The first defective cell has a dark bar, on which the map of the 32-pixel patches is brightest; the second has a dark triangle and cracks at the lower left, along which the 64-pixel map is bright. The functional cell's maps are dark. A colour bar under each column gives the distance."}}
 detector = PatchSVDD(trained).fit(normal)
 shown = torch.cat([defective[:2], held_out[:1]])
 maps = detector.anomaly_maps(shown)
@@ -233,7 +233,7 @@ plt.show()
 # nothing?
 # :::
 
-# %% mystnb={"image": {"alt": "Line plot with a logarithmic vertical axis: spread of the embeddings, relative to before training, against training steps from 0 to 16. The curves of one centre and of neighbours alone fall below a tenth. The curve with a task stays near 1."}}
+# %% tags=["ledger:patch-svdd-eq-2:measured", "ledger:patch-svdd-eq-3:measured"] mystnb={"image": {"alt": "Line plot with a logarithmic vertical axis: spread of the embeddings, relative to before training, against training steps from 0 to 16. The curves of one centre and of neighbours alone fall below a tenth. The curve with a task stays near 1."}}
 from paperlib.patch_svdd import svdd_loss, train
 
 SHORT = dict(crops=4, side=128, pairs=256, every=4)  # 16 steps in a few seconds
@@ -273,7 +273,7 @@ assert max(kept["centre"], kept["neighbors"]) < 0.3 < 0.4 < kept["patch_svdd"]
 # $\tfrac34 K$ plus a random 0 to $\tfrac14 K - 1$ pixels. Pairs for $\mathcal L_{\text{SVDD'}}$ are moved by $K/32$ at most,
 # one or two pixels.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two copies of a solar cell in grey. Left, a black square of 64 pixels in the middle and around it eight coloured groups of squares, numbered 0 to 7 in reading order, each group made of four squares that lie a few pixels apart and overlap the black one a little. Right, two squares of 64 pixels on almost the same place, one black and one orange, two pixels apart."}}
+# %% tags=["hide-input", "ledger:patch-svdd-figure-4:redrawn"] mystnb={"image": {"alt": "Two copies of a solar cell in grey. Left, a black square of 64 pixels in the middle and around it eight coloured groups of squares, numbered 0 to 7 in reading order, each group made of four squares that lie a few pixels apart and overlap the black one a little. Right, two squares of 64 pixels on almost the same place, one black and one orange, two pixels apart."}}
 from matplotlib.patches import Rectangle
 
 from paperlib.patch_pairs import neighbor_pairs, position_pairs
@@ -382,7 +382,7 @@ for shift in (0, 0.02):
 # f_{\text{big}}(p) = g_{\text{big}}\big(f_{\text{small}}(p_1), \dots, f_{\text{small}}(p_4)\big)
 # $$ (eq-big)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "From left to right: a patch of 64 by 64 pixels of a solar cell with a cross that parts it into quarters; an arrow f small; four squares of 8 by 8 coloured cells, the four embeddings of 64 numbers; an arrow g big; one square of 8 by 8 coloured cells, the embedding of the large patch."}}
+# %% tags=["hide-input", "ledger:patch-svdd-figure-5:redrawn"] mystnb={"image": {"alt": "From left to right: a patch of 64 by 64 pixels of a solar cell with a cross that parts it into quarters; an arrow f small; four squares of 8 by 8 coloured cells, the four embeddings of 64 numbers; an arrow g big; one square of 8 by 8 coloured cells, the embedding of the large patch."}}
 patch = (defective[1] - mean)[None, :, 96:160, 32:96]
 quarters = [[patch[..., y : y + 32, x : x + 32] for x in (0, 32)] for y in (0, 32)]
 with torch.no_grad():
@@ -408,7 +408,7 @@ plt.show()
 # arithmetic. One pass over the whole picture gives all of them; the 2×2 layer of $g_{\text{big}}$ only has to reach over
 # gaps, because the quarters of a patch lie 32 pixels apart.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:patch-svdd-eq-7:by-hand"]
 picture = (defective[:1] - mean)[..., :80, :96]  # small enough for the slow way
 dense = trained.embed(picture, stride_small=4, stride_big=16)
 corners = {K: list(itertools.product(range(0, 80 - K + 1, S), range(0, 96 - K + 1, S))) for K, S in ((32, 4), (64, 16))}
@@ -434,7 +434,7 @@ for K, f, found in ((32, trained.small, dense.small), (64, trained, dense.big)):
 # Here is all of it as loops, on the corner of a test picture, with two normal corners for the bank; it must equal the
 # library's maps.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:patch-svdd-eq-8:by-hand", "ledger:patch-svdd-eq-9:by-hand", "ledger:patch-svdd-eq-10:by-hand", "ledger:patch-svdd-algorithm-2:by-hand"]
 good, test = normal[:2, :, :80, :96], defective[:1, :, :80, :96]
 tiny = PatchSVDD(trained).fit(good)
 slow = {}
@@ -469,7 +469,7 @@ print("the pixel in the middle in", int(count[40, 48]), f"of them; {tiny}")
 # (`train_on_patches` does that). One thing is lost: the patches of a crop share one colour shift. If your lens has a
 # tint, train on patches.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:patch-svdd-eq-4:by-hand", "ledger:patch-svdd-eq-5:by-hand"]
 from paperlib.patch_svdd import PositionClassifier, position_loss
 
 torch.manual_seed(0)
@@ -484,7 +484,7 @@ torch.testing.assert_close(position_loss(classifier, a, b, y), -torch.stack(righ
 torch.testing.assert_close(classifier(a, b), classifier(a - b, torch.zeros(5, 64)))
 print("Eq. 4 is a mean of norms, Eq. 5 a mean of -log p(true class); the classifier sees the difference only")
 
-# %% mystnb={"image": {"alt": "Two line plots against the training step. Left, the loss starts at 4.2, stays there for some twenty steps and then falls. Right, the share of right directions starts at 12.5 percent; the curve of the 64-pixel patches rises to about 35 percent, that of the 32-pixel patches to about 20."}}
+# %% tags=["ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Left, the loss starts at 4.2, stays there for some twenty steps and then falls. Right, the share of right directions starts at 12.5 percent; the curve of the 64-pixel patches rises to about 35 percent, that of the 32-pixel patches to about 20."}}
 from paperlib.patch_svdd import position_accuracy
 
 STEPS = run.choose(smoke=60, full=600)
@@ -524,7 +524,7 @@ assert accuracy[0] > 0.25 and accuracy[1] > 0.16
 # In which panels do the colours part?
 # :::
 
-# %% mystnb={"image": {"alt": "Four scatter plots of t-SNE, coloured by the row of the patch. Under one centre, under neighbours alone and for brick, all colours mix. Under neighbours and task the dots form separate small groups, each of one or two colours."}}
+# %% tags=["ledger:patch-svdd-figure-embeddings:measured", "ledger:patch-svdd-figure-2:measured"] mystnb={"image": {"alt": "Four scatter plots of t-SNE, coloured by the row of the patch. Under one centre, under neighbours alone and for brick, all colours mix. Under neighbours and task the dots form separate small groups, each of one or two colours."}}
 from sklearn.manifold import TSNE
 
 from paperlib.datasets import textures
@@ -593,7 +593,7 @@ assert distance[2:].amax(1).min() > distance[:2].median()  # what is odd is fart
 # The whole path for one defective cell: 57×57 and 13×13 distances (Eq. 8), spread over the pixels, multiplied (Eq. 9), and
 # the largest value is the score (Eq. 10).
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "From left to right: a defective cell with a dark bar; above, a fine grid of 57 by 57 distances and the small map that it becomes; below, a coarse grid of 13 by 13 distances and the big map; at the right their product with a circle on its largest value."}}
+# %% tags=["hide-input", "ledger:patch-svdd-figure-6:redrawn"] mystnb={"image": {"alt": "From left to right: a defective cell with a dark bar; above, a fine grid of 57 by 57 distances and the small map that it becomes; below, a coarse grid of 13 by 13 distances and the big map; at the right their product with a circle on its largest value."}}
 one = defective[:1]
 found = trained.embed(one - mean)
 parts = (found.small, detector.small), (found.big, detector.big)
@@ -622,7 +622,7 @@ plt.show()
 # AUROC (Eq. 1) is the share of pairs, one functional and one defective cell, that the scores put in the right order.
 # To save time, small patches lie at stride 8 here.
 
-# %%
+# %% tags=["ledger:patch-svdd-eq-1:by-hand", "ledger:patch-svdd-table-3:measured"]
 from paperlib.metrics import auroc
 
 torch.manual_seed(0)
@@ -684,7 +684,7 @@ print(f"{measured['stamp']['date']}, {measured['stamp']['device']}, {measured['s
 # paper's own numbers where they could be found: for MVTec AD, means over 15 classes, so compare the order, not the height.
 # Two seeds of one recipe differ by 0.05 and more: differences below that say nothing.
 
-# %% mystnb={"image": {"alt": "Six panels of points: image AUROC above, pixel AUROC on synthetic defects below; columns for the loss, for encoder and map, and for lambda. Image AUROC scatters between 0.55 and 0.8 without order, while the paper's diamonds rise to 0.92 with the task and the product. Pixel AUROC: with the task 0.84 on both kinds, one centre and neighbours alone between 0.73 and 0.79; the product and 32-pixel patches lie above 64-pixel patches; from lambda 0.01 to 1 the points fall."}}
+# %% tags=["ledger:patch-svdd-table-2:measured", "ledger:patch-svdd-figure-hierarchy:measured"] mystnb={"image": {"alt": "Six panels of points: image AUROC above, pixel AUROC on synthetic defects below; columns for the loss, for encoder and map, and for lambda. Image AUROC scatters between 0.55 and 0.8 without order, while the paper's diamonds rise to 0.92 with the task and the product. Pixel AUROC: with the task 0.84 on both kinds, one centre and neighbours alone between 0.73 and 0.79; the product and 32-pixel patches lie above 64-pixel patches; from lambda 0.01 to 1 the points fall."}}
 CHANGES = {  # what is compared → (run, map) → its name in the plot
     "loss": {("random", "mult"): "random", ("L_SVDD", "mult"): "centre", ("L_SVDD'", "mult"): "neigh-\nbours",
              ("λ = 0.001", "mult"): "+ task"},

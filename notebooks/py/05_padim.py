@@ -74,7 +74,7 @@ mono = elpv("mono")
 rows = split(mono, seed=0)
 model = PaDiM(extractor, DIMENSIONS[NETWORK], seed=0).fit(map(prepare, mono.images[rows["train"]].split(batch)))
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of six solar cells. Above the pictures, below the same with the anomaly map over them, dark for small and yellow for large distances, in one colour scale. Four defective cells: bright spots lie on dark cracks and dark areas. Two functional cells: the maps stay dark."}}
+# %% tags=["hide-input", "ledger:padim-figure-1:measured"] mystnb={"image": {"alt": "Two rows of six solar cells. Above the pictures, below the same with the anomaly map over them, dark for small and yellow for large distances, in one colour scale. Four defective cells: bright spots lie on dark cracks and dark areas. Two functional cells: the maps stay dark."}}
 def draw_map(ax, image, one, limits, title=""):
     """Lay a map over a grey picture, in a colour scale that is the same for all of them."""
     viz.panel(ax, image, title)
@@ -205,7 +205,7 @@ assert joined[0, :, 1, 2].tolist() == [6, 21, 31]
 # The paper's Figure 2, redrawn with the sizes of this notebook's network. Coarse cells are drawn as large as what they
 # cover.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "From left to right: a solar cell; three blocks of the same width and height, made of many small cells, of larger cells and of four large cells; one deeper block of small cells that holds the channels of all three, of which one cell is marked; and a plane with points and ellipses, the Gaussian of the marked cell."}}
+# %% tags=["hide-input", "ledger:padim-figure-2:redrawn"] mystnb={"image": {"alt": "From left to right: a solar cell; three blocks of the same width and height, made of many small cells, of larger cells and of four large cells; one deeper block of small cells that holds the channels of all three, of which one cell is marked; and a plane with points and ellipses, the Gaussian of the marked cell."}}
 from matplotlib.patches import Ellipse
 
 fig, ax = plt.subplots(figsize=(8.8, 2.9))
@@ -267,7 +267,7 @@ for step, tensors in steps.items():
 #
 # Now Eq. 1 and Eq. 2 word for word, for the place in the middle, and the blur from SciPy.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:padim-eq-1:by-hand", "ledger:padim-eq-2:by-hand"]
 from scipy.ndimage import gaussian_filter
 
 place = 28 * 56 + 28  # row 28, column 28
@@ -525,7 +525,7 @@ viz.Slider(draw, sliders, describe, figsize=(5.2, 2.7), dpi=62)
 # The joint covariance sees the same three layers as the three maps that are added. What can it know more?
 # :::
 
-# %%
+# %% tags=["ledger:padim-table-1:measured"]
 QUOTED_I = {  # the paper, ResNet-18 on MVTec AD: pixel AUROC and PRO-score in %, mean over all classes
     "layer 1": (94.8, 86.8), "layer 2": (95.7, 88.5), "layer 3": (95.7, 88.3), "layers added": (96.0, 89.0),
     "all": (97.1, 90.8),
@@ -596,7 +596,7 @@ for ax in panels[1]:
 fig.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
 plt.show()
 
-# %%
+# %% tags=["ledger:padim-table-2:measured"]
 print("PRO-score of random channels minus PCA's, same seed, in points: mean ± standard deviation")
 for kind in data:
     of_kind = tables.query("kind == @kind").pivot(index="seed", columns=["method", "dimensions"], values="pro")
@@ -688,7 +688,7 @@ assert by_angle[-1].median() > by_angle[0].max()
 # *training* pictures be turned as well (Rd-MVTec AD: ±10°, and a crop at a random place). Then nothing is strange about
 # a turn, but each Gaussian has seen many things.
 
-# %%
+# %% tags=["ledger:padim-table-6:measured"]
 print("                          image AUROC, %    pixel AUROC, %      PRO-score, %")
 print("                          real defects      synthetic defects")
 for kind in data:
@@ -717,7 +717,7 @@ print("\nthe paper, WR50 on MVTec AD (quoted): 97.5 / 92.1, on Rd-MVTec AD: 92.2
 # memory?
 # :::
 
-# %%
+# %% tags=["ledger:padim-table-7:measured"]
 from paperlib.neighbors import nearest_distance
 
 one_picture = sum(layer[0].nbytes for layer in train)
@@ -790,7 +790,7 @@ def spade_gb(cells, pictures):  # WR50's three layers, each on its own grid
     return 4 * pictures * sum(c * (cells // s) ** 2 for c, s in ((256, 1), (512, 2), (1024, 4))) / 1e9
 
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:padim-table-8:paper-number"]
 QUOTED_VIII = [  # model and data, cells of the grid's side, network, d, the paper's GB
     ("R18-Rd100, MVTec", 56, "R18", 100, 0.17), ("R18-Rd100, STC", 64, "R18", 100, 0.21),
     ("WR50-Rd550, MVTec", 56, "WR50", 550, 3.8), ("WR50-Rd550, STC", 64, "WR50", 550, 5.2),
@@ -979,7 +979,7 @@ else:
 # The claims are the paper's, about MVTec AD with ResNet-18 or WR50. Measured is what we found on solar cells with
 # EfficientNet-Lite0, over five seeds: 100 random channels where nothing else is said.
 
-# %%
+# %% tags=["ledger:padim-table-5:measured"]
 keys = ["kind", "experiment", "method", "dimensions", "seed"]
 table = 100 * measured.set_index(keys)[["image", "pixel", "pro"]].sort_index()
 joint, added = ("tables", "all", 176), ("tables", "layers added", 0)

@@ -197,7 +197,7 @@ def test_every_test_of_the_ledger_is_shown(found, page):
 SHOWN = re.compile(r"```\{literalinclude\} \.\./(\S+)\n:pyobject: (\S+)")
 
 
-@pytest.mark.parametrize("chapter", ["01_mobilenet", "02_cam", "03_gradcam", "04_patch_svdd"])
+@pytest.mark.parametrize("chapter", ["01_mobilenet", "02_cam", "03_gradcam", "04_patch_svdd", "05_padim"])
 def test_a_review_shows_an_equations_code_with_its_test(found, chapter):
     text = (ROOT / "book" / f"{chapter}.md").read_text(encoding="utf-8")
     shown = SHOWN.findall(text)
