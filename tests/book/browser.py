@@ -155,6 +155,7 @@ def launched(chromium_type, folder: Path) -> Iterator[Browser]:
         context = chromium_type.launch_persistent_context(
             profile, executable_path=chromium(), headless=True, args=ARGUMENTS
         )
+        context.set_default_timeout(120_000)  # a machine that does other work is slow, not wrong
         try:
             yield Browser(context, base)
         finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 import axe_playwright_python
 import pytest
 from browser import BROWSER_MARKS, SCHEMES, WIDTHS
-from built import HTML, documents, pages
+from built import documents, pages
 
 pytestmark = BROWSER_MARKS
 
@@ -86,7 +86,7 @@ def test_the_links_of_the_opening_page_can_be_followed(browser, width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_searching_for_mahalanobis_leads_to_padim(browser, width):
-    """From the opening page, by the button, to the results, to the page on the paper; served from this computer only."""
+    """From the opening page, by the button, to the results, to the page on the paper; nothing leaves this computer."""
     with browser.page(OPENING, WIDTHS[width]) as page:
         page.locator("button.search-button__button:visible, button.search-button-field:visible").first.click()
         page.keyboard.type("Mahalanobis")
@@ -191,7 +191,9 @@ def test_print_shows_the_text_and_whole_figures(browser, path):
             box = image.bounding_box()
             if box:  # not inside a folded part
                 assert box["x"] >= 0 and box["x"] + box["width"] <= 721 and box["height"] < PRINTED_HEIGHT
-                kept = "image => getComputedStyle(image).breakInside + getComputedStyle(image.parentElement).breakInside"
+                kept = (
+                    "image => getComputedStyle(image).breakInside + getComputedStyle(image.parentElement).breakInside"
+                )
                 assert "avoid" in image.evaluate(kept), image.get_attribute("alt")
         wide = "pre => pre.scrollWidth > pre.clientWidth + 1 && getComputedStyle(pre).whiteSpace !== 'pre-wrap'"
         assert not any(pre.evaluate(wide) for pre in page.locator(".bd-article pre").all()[:40])

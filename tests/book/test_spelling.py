@@ -78,7 +78,7 @@ def outside_code(text):
 
 
 def notebook_text(path):
-    """Join what is read in a notebook: its Markdown, the comments and docstrings in its code, its pictures' alt texts."""
+    """Join what is read in a notebook: Markdown, the comments and docstrings in its code, its pictures' alt texts."""
     parts = []
     for cell in jupytext.read(path).cells:
         if cell.cell_type == "markdown":
@@ -122,6 +122,8 @@ def test_the_list_repeats_nothing_of_the_dictionary():
 
 def test_the_check_can_fail(known):
     """A misspelling is found in prose, in a link's text and beside a formula; code and formulas are left alone."""
-    text = "A [neigbour](page.md) has a colur, $x$ behavior and {term}`embeding <embedding>`. `colur_of(neigbr)` $\\bta$"
+    text = (
+        "A [neigbour](page.md) has a colur, $x$ behavior and {term}`embeding <embedding>`. `colur_of(neigbr)` $\\bta$"
+    )
     assert [word for word in words(text) if not known(word)] == ["neigbour", "colur", "behavior", "embeding"]
     assert all(map(known, words("The network’s colours, and its neighbours' embeddings, can't be normalised.")))
