@@ -11,6 +11,11 @@ from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+from built import ROOT, in_ci
+
+SCREENSHOTS = ROOT / "_build" / "screenshots"
+
 # No background traffic of the browser's own; the sandbox needs rights that containers do not give.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync", "--hide-scrollbars"]  # fmt: skip
@@ -67,6 +72,14 @@ FACTS = r"""() => {
 def chromium() -> str | None:
     """Find the browser: `CHROMIUM` from the environment, or one of the usual names; None where there is none."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CANDIDATES)), None)
+
+
+# What a module of browser tests sets as its pytestmark.
+BROWSER_MARKS = [
+    pytest.mark.browser,
+    # In continuous integration a missing browser is an error that the fixture reports, not a reason to skip.
+    pytest.mark.skipif(chromium() is None and not in_ci(), reason="no chromium; install it or set CHROMIUM=<its path>"),
+]
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -142,6 +155,7 @@ def launched(chromium_type, folder: Path) -> Iterator[Browser]:
         context = chromium_type.launch_persistent_context(
             profile, executable_path=chromium(), headless=True, args=ARGUMENTS
         )
+        context.set_default_timeout(120_000)  # a machine that does other work is slow, not wrong
         try:
             yield Browser(context, base)
         finally:

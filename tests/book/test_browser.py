@@ -3,34 +3,13 @@
 import re
 
 import pytest
-from browser import FACTS, SCHEMES, WIDTHS, chromium, driver, launched
-from built import HTML, ROOT, documents, in_ci, pages, why_not_built
+from browser import BROWSER_MARKS, FACTS, SCHEMES, SCREENSHOTS, WIDTHS, launched
+from built import documents, pages
 
-SCREENSHOTS = ROOT / "_build" / "screenshots"
 PAGE_BYTES = 2_000_000
 SEARCH = "search.html"
 
-pytestmark = [
-    pytest.mark.browser,
-    # In continuous integration a missing browser is an error that the fixture reports, not a reason to skip.
-    pytest.mark.skipif(chromium() is None and not in_ci(), reason="no chromium; install it or set CHROMIUM=<its path>"),
-]
-
-
-@pytest.fixture(scope="module")
-def chromium_type():
-    assert chromium(), "no chromium: install it (apt-get install chromium) or set CHROMIUM=<its path>"
-    with driver() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser(chromium_type):
-    problem = why_not_built()
-    assert not problem, problem
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with launched(chromium_type, HTML) as started:
-        yield started
+pytestmark = BROWSER_MARKS
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -79,10 +58,16 @@ def test_the_page_check_can_fail(chromium_type, tmp_path):
 
 
 def test_the_front_door_opens_on_the_first_page(browser):
+    browser.complaints.clear()
     page = browser.context.new_page()
-    page.goto(browser.base, wait_until="commit")
-    page.wait_for_url(f"**/{documents()[0]}.html")
-    page.close()
+    try:
+        page.goto(browser.base, wait_until="commit")
+        page.wait_for_url(f"**/{documents()[0]}.html")
+        assert page.url == f"{browser.base}{documents()[0]}.html"
+        assert page.locator("h1").inner_text().startswith("Five vision papers")
+    finally:
+        page.close()
+    assert browser.complaints == []
 
 
 def test_formulas_are_drawn(browser):

@@ -10,6 +10,7 @@ import built as built_book
 import pytest
 from built import HTML, ROOT, documents, pages, why_not_built
 
+BOOK_BYTES = 60_000_000
 LOADED = {
     "script": "src",
     "img": "src",
@@ -109,6 +110,12 @@ def test_no_style_or_script_of_a_page_names_another_host():
         for match in fetched.finditer(path.read_text(encoding="utf-8"))
     ]
     assert found == []
+
+
+def test_the_book_is_light():
+    """All of it; the browser test weighs each page with what it loads."""
+    files = [path for path in HTML.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < BOOK_BYTES
 
 
 def test_every_picture_is_described(built):

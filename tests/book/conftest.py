@@ -1,0 +1,21 @@
+"""The browser that the tests of the built book share."""
+
+import pytest
+from browser import SCREENSHOTS, chromium, driver, launched
+from built import HTML, why_not_built
+
+
+@pytest.fixture(scope="module")
+def chromium_type():
+    assert chromium(), "no chromium: install it (apt-get install chromium) or set CHROMIUM=<its path>"
+    with driver() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium_type):
+    problem = why_not_built()
+    assert not problem, problem
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with launched(chromium_type, HTML) as started:
+        yield started

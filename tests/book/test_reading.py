@@ -1,0 +1,249 @@
+"""What a reader does with the built book: look at the opening page, search, unfold, slide, tab, print."""
+
+import re
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from browser import BROWSER_MARKS, SCHEMES, WIDTHS
+from built import documents, pages
+
+pytestmark = BROWSER_MARKS
+
+OPENING = f"{documents()[0]}.html"
+NOTEBOOK_PAGES = [f"{name}.html" for name in documents() if name.startswith("notebooks/")]
+SCREEN = {"width": 1280, "height": 800}
+PRINTED_HEIGHT = 1000  # px of an A4 page between usual margins
+
+# The accessibility checker, as the package carries it: nothing is fetched.
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+# Sources are all alike, so one of them stands for all.
+LISTINGS = [page for page in pages() if page.startswith("_modules/")]
+CHECKED = [page for page in pages() if page not in LISTINGS] + LISTINGS[-1:]
+
+# Does the element with the focus look different from the same element without it?
+FOCUS_IS_SEEN = """() => {
+  const it = document.activeElement, keys = ['outlineStyle', 'outlineWidth', 'outlineColor', 'boxShadow',
+    'backgroundColor', 'borderColor', 'textDecoration', 'color'];
+  const look = of => JSON.stringify(keys.map(key => getComputedStyle(of)[key]));
+  // A theme may mark the box around a field, or a symbol in a button.
+  const around = [it, it.parentElement, it.closest('form'), it.firstElementChild].filter(Boolean);
+  const now = around.map(look);
+  it.blur();
+  const seen = around.some((of, i) => look(of) !== now[i]);
+  it.focus();
+  return seen;
+}"""
+
+
+def still(page):
+    """Stop transitions, so that nothing is judged half-way between two colours."""
+    page.add_style_tag(content="*, *::before, *::after { transition: none !important; animation: none !important; }")
+
+
+# ---- the opening page -----------------------------------------------------------------------------------------------
+
+
+def test_one_screen_says_what_the_book_does_and_where_to_start(browser):
+    with browser.page(OPENING) as page:
+        page.set_viewport_size(SCREEN)
+        assert page.locator(".bd-article h1").inner_text().startswith("Five vision papers")
+        pictures = page.locator(".chapter-picture img")
+        assert pictures.count() == len(NOTEBOOK_PAGES)
+        for place in (".chapters", ".start"):
+            box = page.locator(place).bounding_box()
+            assert box["y"] > 0 and box["y"] + box["height"] <= SCREEN["height"], place
+        for picture in pictures.all():
+            assert picture.evaluate("image => image.naturalWidth") >= 150
+            assert len(picture.get_attribute("alt")) > 60
+    assert browser.complaints == []
+
+
+def test_each_picture_leads_to_the_figure_it_was_cut_from(browser):
+    with browser.page(OPENING) as page:
+        links = page.eval_on_selector_all(".chapter-picture a", "links => links.map(a => a.getAttribute('href'))")
+    assert [f"notebooks/{Path(link.partition('#')[0]).name}" for link in links] == NOTEBOOK_PAGES
+    for link, path in zip(links, NOTEBOOK_PAGES, strict=True):
+        with browser.page(path) as page:
+            figure = page.locator(f"section[id='{link.partition('#')[2]}'] img").first
+            assert figure.bounding_box()["width"] > 300, link
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_links_of_the_opening_page_can_be_followed(browser, width):
+    """Every way to start leads to a page with a heading."""
+    with browser.page(OPENING, WIDTHS[width]) as page:
+        links = page.eval_on_selector_all(".chapters a, .start a", "links => links.map(a => a.href)")
+        assert len(links) > 15
+        for link in dict.fromkeys(link.partition("#")[0] for link in links):
+            page.goto(link)
+            assert page.locator(".bd-article h1").inner_text(), link
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("path", [f"{name}.html" for name in documents() if re.match(r"(book|notebooks)/\d\d_", name)])
+def test_formulas_are_seen_whole_on_a_phone(browser, path):
+    """A formula whose end is out of sight may look complete and be another formula."""
+    with browser.page(path, WIDTHS["phone"]) as page:
+        hidden = page.evaluate("""[...document.querySelectorAll('div.math > span:not(.eqno)')]
+            .map(box => [box.scrollWidth - box.clientWidth, box.parentElement.id]).filter(([more]) => more > 10)""")
+    assert hidden == []
+
+
+# ---- search, folded parts, sliders ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_searching_for_mahalanobis_leads_to_padim(browser, width):
+    """From the opening page, by the button, to the results, to the page on the paper; nothing leaves this computer."""
+    with browser.page(OPENING, WIDTHS[width]) as page:
+        page.locator("button.search-button__button:visible, button.search-button-field:visible").first.click()
+        page.keyboard.type("Mahalanobis")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/search.html?q=Mahalanobis*")
+        page.wait_for_selector("#search-results .search li a")
+        page.wait_for_function("document.querySelector('#search-results').textContent.includes('found')")
+        found = page.locator("#search-results li > a", has_text="PaDiM: the paper")
+        found.first.click()
+        page.wait_for_url("**/book/05_padim.html*")
+        assert page.locator(".bd-article h1").inner_text().startswith("PaDiM: the paper")
+    assert browser.complaints == []
+
+
+def test_a_search_by_keyboard_alone(browser):
+    with browser.page(OPENING) as page:
+        page.keyboard.press("Control+k")
+        page.keyboard.type("Cholesky")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#search-results .search li a")
+        assert page.locator("#search-results li > a", has_text="PaDiM: the paper").count()
+
+
+@pytest.mark.parametrize("path", NOTEBOOK_PAGES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_solution_opens_by_click_and_by_keyboard(browser, path, width):
+    with browser.page(path, WIDTHS[width]) as page:
+        folded = page.locator("section[id^='exercises'] details")
+        assert folded.count() >= 3, "a chapter has exercises with folded solutions"
+        first, second = folded.nth(0), folded.nth(1)
+        for solution in (first, second):
+            assert not solution.evaluate("details => details.open")
+        first.locator("summary").click()
+        second.locator("summary").focus()
+        page.keyboard.press("Enter")
+        for solution in (first, second):
+            assert solution.evaluate("details => details.open")
+            assert solution.locator("> :not(summary)").first.bounding_box()["height"] > 15
+        page.keyboard.press("Space")
+        assert not second.evaluate("details => details.open")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_slider_changes_picture_and_text(browser, width):
+    """By the arrow keys and by a click on its track; each on every page that has one."""
+    moved = 0
+    for path in NOTEBOOK_PAGES:
+        with browser.page(path, WIDTHS[width]) as page:
+            for figure in page.locator(".paperlib-slider").all():
+                shown = "figure => [figure.querySelector('img').src, figure.querySelector('img').alt, figure.innerText]"
+                for slider in figure.locator("input[type=range]").all():
+                    before = figure.evaluate(shown)
+                    slider.focus()
+                    page.keyboard.press("ArrowRight")
+                    after = figure.evaluate(shown)
+                    assert all(new != old for new, old in zip(after, before, strict=True)), path
+                    slider.click(position={"x": 2, "y": slider.bounding_box()["height"] / 2})
+                    assert slider.input_value() == "0"
+                    assert figure.evaluate(shown) == before
+                    moved += 1
+        assert browser.complaints == []
+    assert moved >= 3
+
+
+# ---- keyboard only, print -------------------------------------------------------------------------------------------
+
+
+def test_the_keyboard_alone_reaches_the_text(browser):
+    with browser.page("book/02_cam.html") as page:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent.trim()") == "Skip to main content"
+        assert page.locator("#pst-skip-link a").bounding_box()["y"] >= 0, "the skip link is seen when it has the focus"
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.querySelector('#main-content').contains(document.activeElement)")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("path", [OPENING, "book/02_cam.html", "notebooks/01_mobilenet.html"])
+def test_the_focus_is_seen_wherever_tab_goes(browser, path, scheme):
+    with browser.page(path, scheme=scheme) as page:
+        still(page)
+        hidden = []
+        for _ in range(45):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement === document.body"):
+                break
+            if not page.evaluate(FOCUS_IS_SEEN):
+                hidden.append(page.evaluate("document.activeElement.outerHTML.slice(0, 120)"))
+        assert hidden == []
+
+
+@pytest.mark.parametrize("path", [OPENING, "book/03_gradcam.html", *NOTEBOOK_PAGES])
+def test_print_shows_the_text_and_whole_figures(browser, path):
+    with browser.page(path, width=720) as page:  # what an A4 page has room for
+        page.emulate_media(media="print")
+        for away in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article", ".prev-next-footer"):
+            assert all(not element.is_visible() for element in page.locator(away).all()), away
+        article = page.locator(".bd-article").bounding_box()
+        assert article["x"] < 40 and article["width"] > 600
+        for image in page.locator(".bd-article img").all():
+            box = image.bounding_box()
+            if box:  # not inside a folded part
+                assert box["x"] >= 0 and box["x"] + box["width"] <= 721 and box["height"] < PRINTED_HEIGHT
+                kept = (
+                    "image => getComputedStyle(image).breakInside + getComputedStyle(image.parentElement).breakInside"
+                )
+                assert "avoid" in image.evaluate(kept), image.get_attribute("alt")
+        wide = "pre => pre.scrollWidth > pre.clientWidth + 1 && getComputedStyle(pre).whiteSpace !== 'pre-wrap'"
+        assert not any(pre.evaluate(wide) for pre in page.locator(".bd-article pre").all()[:40])
+
+
+# ---- accessibility --------------------------------------------------------------------------------------------------
+
+
+def faults(page, rules=None):
+    """Ask axe-core for what is serious or critical."""
+    page.evaluate(AXE)
+    options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
+    found = page.evaluate("options => axe.run(document, options)", options)["violations"]
+    return [
+        (fault["id"], node["target"], re.sub(r"\s+", " ", node["failureSummary"])[:200])
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"][:5]
+    ]
+
+
+@pytest.mark.parametrize("path", CHECKED)
+def test_axe_finds_nothing_serious(browser, path):
+    """All rules in light; in dark the one that depends on colour."""
+    with browser.page(path) as page:
+        still(page)
+        assert faults(page) == []
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+        assert faults(page, ["color-contrast"]) == []
+
+
+def test_axe_finds_nothing_serious_on_a_phone(browser):
+    for path in (OPENING, "book/glossary.html", "notebooks/02_cam.html"):
+        with browser.page(path, WIDTHS["phone"]) as page:
+            still(page)
+            assert faults(page) == [], path
+
+
+def test_the_accessibility_check_can_fail(browser):
+    with browser.page("book/glossary.html") as page:
+        page.evaluate("""document.querySelector('.bd-article').insertAdjacentHTML('beforeend',
+            '<button></button><p style="color: #bbb; background: #fff">pale</p><img src="data:,">')""")
+        assert {fault[0] for fault in faults(page)} >= {"button-name", "color-contrast", "image-alt"}

@@ -1,0 +1,130 @@
+"""British spelling in everything that is read: pages, notebooks' text and comments, README, docstrings.
+
+The dictionary is SCOWL's en_GB-ise for hunspell (tests/book/dictionary; npm's dictionary-en-gb 3.0.0), which knows one
+spelling of a word, with -ise; book/words.txt holds the field's words and names. A word that fails is misspelt, or
+belongs into that list, or is code and belongs between backticks.
+"""
+
+import ast
+import io
+import re
+import tokenize
+
+import jupytext
+import pytest
+from built import ROOT
+from hunspell import Hunspell
+
+WORDS = ROOT / "book" / "words.txt"
+DICTIONARY = Hunspell("en_GB-ise", hunspell_data_dir=str(ROOT / "tests" / "book" / "dictionary"))
+PAGES = [ROOT / "README.md", ROOT / "LICENSE-text.md", *sorted((ROOT / "book").glob("*.md"))]
+TEXTS = sorted((ROOT / "notebooks" / "py").glob("*.py"))
+MODULES = sorted((ROOT / "paperlib").rglob("*.py"))
+SHORTEST = 3
+
+# What stands in Markdown or a docstring and is no English, from the largest down.
+NO_PROSE = re.compile(
+    r"""
+    ^---\n.*?^---$                              # the head of a page
+    | <!--.*?--> | </?[a-zA-Z][^>\n]*>          # HTML
+    | \$\$.+?\$\$ | (?<!\\)\$[^$]+?\$           # formulas
+    | \{(?:cite|eq|ref|numref|doc|py)[\w:]*\}`[^`]+`
+    | ``[^`]+`` | `[^`]+` | "[a-z_]+"           # code; a value such as "centered"
+    | (?<=\])\([^)\s]+\) | <?https?://[^\s>)]+ | ^:[\w-]+:[^\n]*$ | ^\([\w-]+\)=$
+    | ^[ ]*\|[ :|-]+\|$ | \(eq-[\w-]+\)
+    | ^[ ]{2,}[a-z_]+(?=:[ ])                   # an argument in a docstring
+    | \b\w+(?:[._/]\w+)+                        # names with dots, paths
+    """,
+    re.X | re.S | re.M,
+)
+FENCE = re.compile(r"^ *(?P<marks>`{3,}|:{3,})(?:\{(?P<name>[\w-]+)\})?(?P<title>.*)$")
+CODE = {None, "code-block", "literalinclude", "math", "eval-rst"}  # None: a fence without a directive
+TERM = re.compile(r"\{term\}`([^<`]+?)(?:\s*<[^>]+>)?`")  # its text is read
+WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)")  # Lite0 and uint8 are names, not words
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Say whether a word is in the dictionary or on the list."""
+    own = set(WORDS.read_text(encoding="utf-8").split())
+
+    def check(word):
+        word = word.replace("’", "'")
+        stem = word.removesuffix("'s").removesuffix("'")
+        forms = {word, stem, stem.removesuffix("s")}
+        forms |= {form[:1].lower() + form[1:] for form in forms}
+        return bool(forms & own) or DICTIONARY.spell(word) or DICTIONARY.spell(stem)
+
+    return check
+
+
+def words(text):
+    """List the words of a Markdown text or docstring that are prose."""
+    found = WORD.findall(NO_PROSE.sub(" ", TERM.sub(r"\1", outside_code(text))))
+    return [word for word in found if len(word) >= SHORTEST and not word.removesuffix("s").isupper()]
+
+
+def outside_code(text):
+    """Drop the fenced blocks of code; of any other directive keep what it holds."""
+    kept, opened = [], []
+    for line in text.splitlines():
+        fence = FENCE.match(line)
+        if opened and line.strip() == opened[-1][0]:
+            opened.pop()
+        elif fence and not any(name in CODE for _, name in opened):
+            opened.append((fence["marks"], fence["name"]))
+            kept += [fence["title"]] * (fence["name"] not in CODE)
+        elif not any(name in CODE for _, name in opened):
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def notebook_text(path):
+    """Join what is read in a notebook: Markdown, the comments and docstrings in its code, its pictures' alt texts."""
+    parts = []
+    for cell in jupytext.read(path).cells:
+        if cell.cell_type == "markdown":
+            parts.append(cell.source)
+            continue
+        parts.append(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", ""))
+        tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
+        comments = [token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT]
+        parts += [comment for comment in comments if not comment.startswith("fmt:")]
+        parts += docstrings(cell.source)
+    return "\n\n".join(parts)
+
+
+def docstrings(source):
+    """List the docstrings of a module and of everything in it."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef
+    return [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+
+
+def read(path):
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    return notebook_text(path) if path in TEXTS else "\n\n".join(docstrings(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", [*PAGES, *TEXTS, *MODULES], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_word_is_known(path, known):
+    unknown = sorted({word for word in words(read(path)) if not known(word)})
+    assert unknown == [], "misspelt? Or a word for book/words.txt, or code that wants backticks"
+
+
+def test_the_list_is_sorted_and_holds_nothing_twice():
+    listed = WORDS.read_text(encoding="utf-8").split()
+    assert listed == sorted(set(listed), key=lambda word: (word.lower(), word))
+
+
+def test_the_list_repeats_nothing_of_the_dictionary():
+    assert [word for word in WORDS.read_text(encoding="utf-8").split() if DICTIONARY.spell(word)] == []
+
+
+def test_the_check_can_fail(known):
+    """A misspelling is found in prose, in a link's text and beside a formula; code and formulas are left alone."""
+    text = (
+        "A [neigbour](page.md) has a colur, $x$ behavior and {term}`embeding <embedding>`. `colur_of(neigbr)` $\\bta$"
+    )
+    assert [word for word in words(text) if not known(word)] == ["neigbour", "colur", "behavior", "embeding"]
+    assert all(map(known, words("The network’s colours, and its neighbours' embeddings, can't be normalised.")))
