@@ -76,7 +76,7 @@ test: lint unit notebooks-test pages-test
 	@echo "make test: everything passed"
 
 test-long: $(VENV)/.ready-test
-	$(BIN)/pytest -q -m long tests
+	$(BIN)/pytest -q -rs -m long tests
 
 test-gpu: $(VENV)/.ready-test
 	$(BIN)/pytest -q -rs -m gpu tests

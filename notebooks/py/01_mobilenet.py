@@ -458,9 +458,10 @@ from timm.data import ImageNetInfo
 from paperlib import backbones
 
 lite0 = backbones.load("efficientnet_lite0")
+lite0.model.to(run.device)
 picture = data.chelsea()[None]  # a batch of one picture, 8 bits a channel
 with torch.inference_mode():
-    probabilities = lite0.model.to(run.device)(lite0.transform(picture).to(run.device)).softmax(1)[0]
+    probabilities = lite0.model(lite0.transform(picture).to(run.device)).softmax(1)[0]
 answer = ImageNetInfo().index_to_description(int(probabilities.argmax()))
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), width_ratios=[1, 1.7])
 left.imshow(lite0.transform.resize(picture)[0].movedim(0, -1))
@@ -541,6 +542,7 @@ for panel, index in zip(panels, torch.cat(some).tolist(), strict=True):
 plt.show()
 
 # %%
+from paperlib import session
 from paperlib.classifier import predict, train_classifier
 from paperlib.metrics import auroc
 from paperlib.mobilenet import parameter_groups
@@ -549,8 +551,9 @@ for name, variant in {"0.25 MobileNet": {}, "its twin": {"separable": False}}.it
     torch.manual_seed(0)
     model = MobileNetV1(0.25, num_classes=2, **variant).to(run.device, memory_format=torch.channels_last)
     optimizer = torch.optim.RMSprop(parameter_groups(model, 4e-5), lr=3e-3, alpha=0.9, momentum=0.9)
-    epochs = run.choose(smoke=2, full=12)
-    history = train_classifier(model, (split.train, split.train_labels), optimizer, epochs=epochs)
+    epochs, data, show = run.choose(smoke=2, full=12), (split.train, split.train_labels), session.progress()
+    history = train_classifier(model, data, optimizer, epochs=epochs, checkpoint=session.checkpoint(name, epochs, *data),
+                               on_epoch=lambda epoch: show(f"{name}: loss {epoch.loss:.2f}", epoch.number, epochs))  # fmt: skip
     logits = predict(model, split.test)
     accuracy = (logits.argmax(1) == split.test_labels).float().mean()
     area = auroc(split.test_labels, logits[:, 1] - logits[:, 0])
@@ -796,7 +799,34 @@ assert check.depthwise_function(depthwise_convolution)
 # **Next**: MobileNetV2 (inverted residuals) and EfficientNet {cite:p}`tan2019` grow from here; EfficientNet-Lite0 from
 # this page is the backbone of the book's other chapters.
 #
-# **Use it on your own network**: `profile(your_network, (1, 3, 224, 224)).table()` counts any `nn.Module`, and the
-# roofline cell above takes any network too. To train on your own pictures, make
-# `split = CellSplit(train, train_labels, test, test_labels)` from tensors of pictures (N, 3, H, W) and classes (N,), and
-# set `num_classes`; the AUROC lines are for two classes.
+# ## Use it on your own network and your own pictures
+#
+# `profile(your_network, (1, 3, 224, 224)).table()` counts any `nn.Module`, and the roofline cell above takes any network
+# too. To train a MobileNet on your own pictures, set `FOLDER` to the path of a folder, or of a zip of it, that holds a
+# folder of pictures for each class. A quarter of them is held out. The network starts from random weights, so it needs
+# hundreds of pictures; compare it with the share of the most common class.
+
+# %%
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from paperlib.pictures import read_picture
+
+FOLDER, EPOCHS = None, 12  # the path, such as "pets.zip"
+if FOLDER is None:
+    print("no pictures of yours: nothing was run")
+else:
+    steps = transforms.Resize((128, 128)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.25] * 3)
+    files = ImageFolder(session.opened(FOLDER), transforms.Compose(steps), loader=read_picture)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:4000]  # at most; they fit in memory
+    pictures = torch.stack([files[i][0] for i in order.tolist()]).to(run.device)
+    labels, cut = torch.tensor(files.targets)[order].to(run.device), 3 * len(order) // 4
+    data, show = (pictures[:cut], labels[:cut]), session.progress()
+    torch.manual_seed(0)
+    mine = MobileNetV1(0.25, num_classes=len(files.classes)).to(run.device)
+    optimizer = torch.optim.RMSprop(parameter_groups(mine, 4e-5), lr=3e-3, alpha=0.9, momentum=0.9)
+    train_classifier(mine, data, optimizer, epochs=EPOCHS, checkpoint=session.checkpoint("own pictures", EPOCHS, *data),
+                     on_epoch=lambda epoch: show(f"loss {epoch.loss:.2f}", epoch.number, EPOCHS))  # fmt: skip
+    right = (predict(mine, pictures[cut:]).argmax(1) == labels[cut:]).float().mean()
+    common = labels[cut:].bincount().max() / len(labels[cut:])
+    print(f"{files.classes}: {cut} to train on; of {len(order) - cut} held out {right:.0%} right (most common class {common:.0%})")

@@ -1125,7 +1125,26 @@ assert check.deconvnet_relu(DeconvnetReLU.apply)
 #
 # **Next**: chapters 04 and 05 leave classes behind, and look for defects with pictures of sound parts only.
 #
-# **Use it on your own images**: `grad_cam(model, images, layer)` takes any PyTorch network that is not scripted; the
-# layer is a module or its dotted name (`dict(model.named_modules())` lists them), and a wrong name is answered with the
-# closest ones. Give it images prepared as the model expects, and start with the last layer whose output is (N, C, h,
-# w).
+# ## Use it on your own picture
+#
+# `grad_cam(model, images, layer)` takes any PyTorch network that is not scripted; the layer is a module or its dotted
+# name (`dict(model.named_modules())` lists them), and a wrong name is answered with the closest ones. Give it images
+# prepared as the model expects, and start with the last layer whose output is (N, C, h, w). With this chapter's network
+# it takes only the path of a picture: its three likeliest classes, each with its signed map.
+
+# %%
+PICTURE = None  # or the path of a picture, such as "dog.jpg"
+if PICTURE is None:
+    print("no picture of yours: nothing was run")
+else:
+    from paperlib.pictures import read_picture
+
+    mine = np.array(read_picture(PICTURE))
+    with torch.no_grad():
+        likely = model(prepare(mine))[0].softmax(0).topk(3)
+    of = grad_cam(model, prepare(mine), LAYER, likely.indices[None], relu=False)
+    panels = plt.subplots(1, 4, figsize=(9, 2.6))[1]
+    viz.panel(panels[0], mine)
+    for ax, one, index, p in zip(panels[1:], of.maps[0], likely.indices, likely.values, strict=True):
+        draw_map(ax, one, mine, f"{label(index)}, {p:.0%}\nfrom {one.min():.2f} to {one.max():.2f}")
+    plt.show()
