@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 import time
 
 import pytest
@@ -9,7 +10,18 @@ from exercise_checks import CHAPTERS
 from submissions import answered, hand_in, notebook, solved, stub
 
 from paperlib.exercises import __main__ as command
-from paperlib.exercises.grade import Grade, Limits, common_chapter, files_of, grade, load, run_alone, write_table
+from paperlib.exercises.grade import (
+    Grade,
+    Limits,
+    common_chapter,
+    files_of,
+    final_verdicts,
+    grade,
+    load,
+    run_alone,
+    write_table,
+)
+from paperlib.exercises.run import Checks, run
 from paperlib.exercises.submission import exercises, read
 
 QUICK = Limits(seconds=60)
@@ -36,8 +48,11 @@ def test_the_solutions_of_the_notebook_pass(chapter):
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_the_untouched_stub_is_not_attempted(chapter):
-    assert verdicts(stub(chapter)) == ("graded", dict.fromkeys(exercises(chapter), "not attempted"))
+def test_the_untouched_stub_is_not_attempted(chapter, monkeypatch):
+    told = []
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    run(read(stub(chapter)).statements, Checks(chapter, told.append))
+    assert told == [{"check": name, "verdict": "not attempted", "hint": ""} for name in exercises(chapter)]
 
 
 FOREVER = "def forever():\n    while True:\n        pass"
@@ -115,29 +130,28 @@ CHEATS = {
 }
 
 
-@pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("how", CHEATS)
-def test_a_cheat_does_not_pass(how, everything):
-    ended, found = verdicts(CHEATS[how], Limits(60, everything=everything))
+def test_a_cheat_does_not_pass(how):
+    ended, found = verdicts(CHEATS[how], Limits(60, everything=True))
     assert ended == "graded" and "passed" not in found.values()
 
 
 def test_a_submission_runs_in_an_empty_folder_without_our_secrets(monkeypatch, tmp_path):
     monkeypatch.setenv("SECRET_TOKEN", "s3cret")
     monkeypatch.chdir(tmp_path)
-    text = answered("cam", {"side_ratio": "2 ** 0.5 if honest else 0"}, before=(
-        "import os\nhonest = os.listdir() == [] and 'SECRET_TOKEN' not in os.environ and bool(open('left', 'w'))"))  # fmt: skip
+    alone = "import os\nalone = os.listdir() == [] and 'SECRET_TOKEN' not in os.environ and bool(open('left', 'w'))"
+    text = answered("cam", {"side_ratio": "2 ** 0.5 if alone else 0"}, before=alone)
     assert verdicts(text)[1]["side_ratio"] == "passed"
     assert os.listdir(tmp_path) == []
 
 
 def test_a_process_that_slips_away_keeps_nobody_waiting():
     text = answered("cam", {"side_ratio": "2 ** 0.5 + slip()"}, before=(
-        "import os, time\ndef slip():\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(20)\n"
+        "import os, time\ndef slip():\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(200)\n"
         "        os._exit(0)\n    return 0"))  # fmt: skip
     started = time.monotonic()
     assert verdicts(text)[1]["side_ratio"] == "passed"
-    assert time.monotonic() - started < 18
+    assert time.monotonic() - started < 100
 
 
 def test_all_cells_runs_what_the_slice_leaves_out():
@@ -147,17 +161,22 @@ def test_all_cells_runs_what_the_slice_leaves_out():
     assert verdicts(text, Limits(60, everything=True))[1]["side_ratio"] == "passed"
 
 
-def test_the_last_answer_counts_and_a_stub_beside_it_does_not(tmp_path):
-    first = "from paperlib.exercises import cam as check\ncheck.side_ratio({})\ncheck.side_ratio({})"
-    folder = hand_in(tmp_path, {
-        "mended.ipynb": notebook([first.format("2", "2 ** 0.5")]),
-        "spoiled.ipynb": notebook([first.format("2 ** 0.5", "2")]),
-        "stub after.ipynb": notebook([first.format("2 ** 0.5", "...")]),
-    })  # fmt: skip
-    graded = {
-        row.name: row.verdicts["side_ratio"] for row in grade(folder, tmp_path / "grades.csv", say=lambda _: None)
-    }
-    assert graded == {"mended.ipynb": "passed", "spoiled.ipynb": "failed", "stub after.ipynb": "passed"}
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [
+        ("2", "2 ** 0.5", "passed"),
+        ("2 ** 0.5", "2", "failed"),
+        ("2 ** 0.5", "...", "passed"),
+        ("...", "...", "not attempted"),
+    ],
+)
+def test_the_last_answer_counts_and_a_stub_beside_it_does_not(tmp_path, monkeypatch, first, second, verdict):
+    lines = f"check.side_ratio({first})\ncheck.side_ratio({second})"
+    text = notebook(["from paperlib.exercises import cam as check", lines])
+    told = []
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    run(read(text).statements, Checks("cam", told.append))
+    assert final_verdicts("cam", "graded", told)[0]["side_ratio"] == verdict
 
 
 def test_what_is_no_submission_gets_a_row(tmp_path):

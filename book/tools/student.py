@@ -2,6 +2,7 @@
 
     python book/tools/student.py notebooks FOLDER NOTEBOOK ...   self-contained copies, as export_colab.py makes them
     python book/tools/student.py sources FOLDER                  the book's sources; build these with jupyter-book
+    python book/tools/student.py check FOLDER                    fail if anything of a solution is in a built book
 
 What goes: cells with the tag `solution`, the answers of the quiz, the sentence that says where solutions are. What
 stays: exercises with their dots, the quiz's questions, and the folded answers to "predict first", which the text needs.
@@ -9,6 +10,7 @@ stays: exercises with their dots, the quiz's questions, and the folded answers t
 
 import argparse
 import ast
+import html
 import json
 import re
 import shutil
@@ -17,7 +19,6 @@ from pathlib import Path
 
 import atomic
 import nbformat
-import yaml
 from export_colab import export
 from nbformat import NotebookNode
 
@@ -27,9 +28,8 @@ WHERE = re.compile(r"\s*Solutions are folded under each group\.")
 QUIZ = re.compile(r"^## Quiz$.*?(?=^## |\Z)", re.M | re.S)
 ANSWER = re.compile(r"^(:{3,})\{dropdown\} Answer\n(?P<text>.*?)^\1$\n*", re.M | re.S)
 FOR_TEACHERS = ("book/instructor",)  # pages that a book for students leaves out
-# The checks know what is right, so their own sources and pages are no reading for students.
-NO_SOURCE_PAGES = "paperlib/exercises"
-NOT_COPIED = shutil.ignore_patterns(".*", "_build", "__pycache__", "*.egg-info", "node_modules")
+TEXTS = {".html", ".ipynb", ".js", ".json", ".md", ".py", ".txt"}  # files of a built book that are searched
+NOT_COPIED = shutil.ignore_patterns(".*", "_build", "tests", "__pycache__", "*.egg-info", "node_modules")
 
 
 def without_solutions(notebook: NotebookNode) -> NotebookNode:
@@ -104,9 +104,32 @@ def write_sources(folder: Path, root: Path = ROOT) -> None:
         (folder / page).with_suffix(".md").unlink()
     contents = folder / "book" / "_toc.yml"
     lines = contents.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.strip().removeprefix("- file: ").split(" ")[0] not in FOR_TEACHERS]
+    kept = [line for line in lines if line.strip().removeprefix("- file: ") not in FOR_TEACHERS]
     atomic.write_text(contents, "".join(kept))
-    yaml.safe_load(contents.read_text(encoding="utf-8"))
+    for path in (folder / "book").glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        for page in FOR_TEACHERS:
+            text = re.sub(rf"\[([^\]]*)\]\({Path(page).name}\.md[^)]*\)", r"\1", text)
+        atomic.write_text(path, text)
+
+
+def check_built(folder: Path, root: Path = ROOT) -> list[str]:
+    """Name every file below a built book's folder that holds something of a solution or of a quiz answer.
+
+    Raises:
+        ValueError: if there is no built book.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in TEXTS and path.is_file()]
+    if not (folder / "index.html").is_file():
+        raise ValueError(f"{folder} holds no built book; run `make student-book`")
+    notebooks = [nbformat.read(path, as_version=4) for path in sorted((root / "notebooks").glob("*.ipynb"))]
+    found = []
+    for path in files:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if path.suffix == ".html":
+            text = html.unescape(re.sub(r"<[^>]*>", "", text))
+        found += [f"{path.relative_to(folder)}: {leak}" for notebook in notebooks for leak in leaks(notebook, text)]
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,8 +141,14 @@ def main(arguments: list[str] | None = None) -> int:
     notebooks.add_argument("notebooks", type=Path, nargs="+", metavar="NOTEBOOK")
     sources = commands.add_parser("sources", help="a copy of the book's sources without solutions")
     sources.add_argument("folder", type=Path)
+    check = commands.add_parser("check", help="look for solutions in a built book")
+    check.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     try:
+        if options.what == "check":
+            if found := check_built(options.folder):
+                raise ValueError("solutions are in it:\n" + "\n".join(found))
+            return 0
         if options.what == "sources":
             write_sources(options.folder)
             return 0

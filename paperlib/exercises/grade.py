@@ -183,14 +183,25 @@ def grade_file(path: Path, name: str, chapter: str, limits: Limits) -> Grade:
     except ValueError as error:
         return Grade(name, str(error), {}, {}, time.monotonic() - started)
     status, events = run_alone(submission, limits)
+    return Grade(name, status, *final_verdicts(chapter, status, events), time.monotonic() - started)
+
+
+def final_verdicts(chapter: str, status: str, events: list[dict[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
+    """Take the last answer to each exercise; a stub that was left standing beside an answer is none.
+
+    Returns:
+        check → verdict, for all of the chapter's checks, and check → hint.
+
+    Source: none, the book's own. Departures: none.
+    Test: test_grade.py::test_the_last_answer_counts_and_a_stub_beside_it_does_not
+    """
     verdicts = dict.fromkeys(exercises(chapter), "not attempted" if status == "graded" else "not reached")
     hints = {}
     for event in events:
         check, verdict = event["check"], event.get("verdict", "error")
-        # The last answer counts; a stub that was left standing beside an answer is none.
         if check in verdicts and (verdict != "not attempted" or verdicts[check] == "not reached"):
             verdicts[check], hints[check] = verdict, event.get("hint", "")
-    return Grade(name, status, verdicts, hints, time.monotonic() - started)
+    return verdicts, hints
 
 
 def common_chapter(paths: list[Path]) -> str:
