@@ -51,10 +51,19 @@ def test_the_solutions_of_the_notebook_pass(chapter):
 def test_the_untouched_stub_is_not_attempted(chapter, monkeypatch):
     told = []
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-    run(read(stub(chapter)).statements, Checks(chapter, told.append))
+    run(read(stub(chapter)).statements, Checks(chapter, told.append), 60.0)
     assert told == [{"check": name, "verdict": "not attempted", "hint": ""} for name in exercises(chapter)]
 
 
+STUBBORN = """
+import time
+def stay():
+    while True:
+        try:
+            time.sleep(100)
+        except BaseException:
+            pass
+"""
 FOREVER = "def forever():\n    while True:\n        pass"
 DIE = "import os, signal\ndef die():\n    os.kill(os.getpid(), signal.SIGKILL)"
 
@@ -74,12 +83,13 @@ def test_each_submission_costs_only_itself(tmp_path):
             second="len(bytearray(10**11))", last="torch.ones(10**11).sum()", before="import torch"
         ),
         "leaving.ipynb": attempt(second="exit()", last="44_640"),
-        "looping.ipynb": attempt(second="forever()", before=FOREVER),
+        "looping.ipynb": attempt(second="forever()", last="44_640", before=FOREVER),
         "right.ipynb": attempt(last="44_640"),
+        "stubborn.ipynb": attempt(second="stay()", before=STUBBORN),
         "wrong.ipynb": attempt("20_070_400", "17"),
     }
     table, said = tmp_path / "grades.csv", []
-    grade(hand_in(tmp_path / "in", submissions), table, limits=Limits(seconds=25), jobs=2, say=said.append)
+    grade(hand_in(tmp_path / "in", submissions), table, limits=Limits(seconds=45), jobs=2, say=said.append)
     found, names = rows(table), exercises("mobilenet")
     assert list(found) == list(submissions) and len(said) == len(submissions) + 2
     columns = [
@@ -91,11 +101,13 @@ def test_each_submission_costs_only_itself(tmp_path):
         "dying.ipynb": ["crashed", "1", "passed", "not reached", "not reached"],
         "greedy.ipynb": ["graded", "1", "passed", "error", "error"],
         "leaving.ipynb": ["graded", "2", "passed", "error", "passed"],
-        "looping.ipynb": ["timed out after 25 s", "1", "passed", "not reached", "not reached"],
+        "looping.ipynb": ["graded", "2", "passed", "error", "passed"],
         "right.ipynb": ["graded", "2", "passed", "not attempted", "passed"],
+        "stubborn.ipynb": ["timed out after 45 s", "1", "passed", "not reached", "not reached"],
         "wrong.ipynb": ["graded", "0", "failed", "failed", "not attempted"],
     }
     remarks = {name: row["remarks"] for name, row in found.items()}
+    assert "TooLong: not done after 15 s" in remarks["looping.ipynb"]
     assert "SIGKILL" in found["dying.ipynb"]["status"]
     assert "counts the pair once" in remarks["wrong.ipynb"]
     assert "ZeroDivisionError" in remarks["crashing.ipynb"] and "NameError" in remarks["crashing.ipynb"]
@@ -175,7 +187,7 @@ def test_the_last_answer_counts_and_a_stub_beside_it_does_not(tmp_path, monkeypa
     text = notebook(["from paperlib.exercises import cam as check", lines])
     told = []
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-    run(read(text).statements, Checks("cam", told.append))
+    run(read(text).statements, Checks("cam", told.append), 60.0)
     assert final_verdicts("cam", "graded", told)[0]["side_ratio"] == verdict
 
 

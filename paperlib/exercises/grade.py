@@ -113,7 +113,8 @@ def run_alone(submission: Submission, limits: Limits) -> tuple[str, list[dict[st
     }
     reading, writing = os.pipe()
     with tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True) as empty:
-        command = [sys.executable, "-m", "paperlib.exercises.run", str(writing), str(int(limits.memory * GIGABYTE))]
+        command = [sys.executable, "-m", "paperlib.exercises.run", str(writing), str(int(limits.memory * GIGABYTE)),
+                   str(limits.seconds / 3)]  # fmt: skip
         with tempfile.TemporaryFile() as said:
             try:
                 process = subprocess.Popen(

@@ -1,6 +1,8 @@
 """Run one submission's statements and report each check: the process that the grader starts, once a submission.
 
-    python -m paperlib.exercises.run DESCRIPTOR MEMORY_BYTES   (the submission's chapter and statements on stdin)
+    python -m paperlib.exercises.run DESCRIPTOR MEMORY_BYTES SECONDS   (chapter and statements on stdin)
+
+SECONDS is for one statement, so that an endless loop in one exercise leaves time for the next.
 
 What the statements print goes nowhere. Verdicts leave through a pipe of their own, as lines of JSON, the moment they
 are known: a submission that is stopped later keeps those it has.
@@ -11,8 +13,8 @@ import importlib
 import io
 import json
 import os
+import signal
 import sys
-import traceback
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,10 @@ import torch.nn.functional as F
 from paperlib.exercises.submission import GRADER, PACKAGE, Statement
 
 WORST_FILE = 256 * 2**20  # bytes that a submission may write into one file
+
+
+class TooLong(BaseException):
+    """Raised in a statement whose time is over; no `except Exception` of a submission catches it."""
 
 
 def limit_memory(extra: int) -> None:
@@ -89,8 +95,13 @@ def _restore(module: ModuleType, names: dict[str, Any]) -> None:
             now[name] = value
 
 
-def run(statements: list[Statement], checks: Checks) -> None:
+def run(statements: list[Statement], checks: Checks, seconds: float) -> None:
     """Run the statements one by one, as a notebook's cells; one that fails does not keep the next from running.
+
+    Args:
+        statements: what to run.
+        checks: what stands in the place of the chapter's checks.
+        seconds: how long one statement may take.
 
     Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
     """
@@ -98,17 +109,25 @@ def run(statements: list[Statement], checks: Checks) -> None:
     sys.modules["__main__"] = main
     space, first_error = vars(main), ""
     space["display"] = lambda *_, **__: None  # IPython's
+
+    def stop(*_: object) -> None:
+        raise TooLong(f"not done after {seconds:.0f} s")
+
+    signal.signal(signal.SIGALRM, stop)
     for statement in statements:
         checks.told = set()
         error = statement.error
         if not error:
             space[GRADER] = checks
+            signal.setitimer(signal.ITIMER_REAL, seconds)
             try:
                 exec(compile(statement.source, "<notebook>", "exec"), space)
             except MemoryError:
                 error = "MemoryError: more memory than allowed"
             except BaseException as caught:  # SystemExit, too: it ends a submission's statement, not the grading
-                error = "".join(traceback.format_exception_only(caught)).strip().splitlines()[-1]
+                error = f"{type(caught).__name__}: {caught}".strip(": ").splitlines()[0]
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         for name in statement.checks:
             if error and name not in checks.told:
                 earlier = f" (before that: {first_error})" if first_error else ""
@@ -122,7 +141,7 @@ def main(arguments: list[str]) -> None:
 
     Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
     """
-    descriptor, memory = map(int, arguments)
+    descriptor, memory, seconds = int(arguments[0]), int(arguments[1]), float(arguments[2])
     task = json.load(sys.stdin)
     torch.set_num_threads(1)
     with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:
@@ -133,7 +152,7 @@ def main(arguments: list[str]) -> None:
 
         checks = Checks(task["chapter"], report)
         limit_memory(memory)
-        run([Statement(**statement) for statement in task["statements"]], checks)
+        run([Statement(**statement) for statement in task["statements"]], checks, seconds)
         report({"end": "reached"})
         pipe.flush()
         os._exit(0)  # threads that the submission left running end with it
