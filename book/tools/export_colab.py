@@ -15,6 +15,7 @@ import re
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import atomic
@@ -93,9 +94,11 @@ def pages_url(repository: str) -> str:
     return f"https://{match[1].lower()}.github.io/{match[2]}" if match else ""
 
 
-def convert(path: Path, root: Path) -> NotebookNode:
-    """Make the self-contained copy of one notebook."""
+def convert(path: Path, root: Path, edit: Callable[[NotebookNode], NotebookNode] | None = None) -> NotebookNode:
+    """Make the self-contained copy of one notebook, which `edit` may change first."""
     notebook = nbformat.read(path, as_version=4)
+    if edit is not None:
+        notebook = edit(notebook)
     notebook.cells = [cell for cell in notebook.cells if OUR_SETUP not in cell.metadata.get("tags", ())]
     texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     references = parse_file(root / "book" / "references.bib")
@@ -127,10 +130,12 @@ def _setup_cell(sources: list[str], root: Path) -> NotebookNode:
     return nbformat.v4.new_code_cell(filled.strip(), id="setup", metadata={"cellView": "form"})
 
 
-def export(path: Path, folder: Path, root: Path = ROOT) -> Path:
-    """Write the self-contained copy of a notebook into `folder`."""
+def export(
+    path: Path, folder: Path, root: Path = ROOT, edit: Callable[[NotebookNode], NotebookNode] | None = None
+) -> Path:
+    """Write the self-contained copy of a notebook, changed by `edit` first, into `folder`."""
     try:
-        copy = convert(path, root)
+        copy = convert(path, root, edit)
     except ValueError as error:
         raise ValueError(f"{path.name} can't be made self-contained: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,8 @@
 #
 # - **Read first**: the [review of the paper](../book/02_cam.md), 15 minutes. You need PyTorch basics, and what the
 #   feature maps of a convolution are.
-# - **Time**: 55 minutes with the exercises. All cells together run in under a minute on two CPU cores.
+# - **Time**: 60 minutes to read and run, 35 for the exercises. All cells together run in under a minute on two CPU
+#   cores.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the network is ResNet-18
 #   {cite:p}`he2016`, all of its layers are fine-tuned, and more pictures are measured.
 
@@ -832,10 +833,10 @@ assert check.gap_network(with_gap)
 # does.
 # :::
 #
-# **2.** The map's cells add up to 588, there are 49, and the score is 12.5. Where is the difference?
+# **2.** The map's cells add up to 343, there are 49, and the score is 7.25. Where is the difference?
 #
 # :::{dropdown} Answer
-# 588 / 49 = 12, and the bias is 0.5. It belongs to no cell.
+# 343 / 49 = 7, and the bias is 0.25. It belongs to no cell.
 # :::
 #
 # **3.** Why does average pooling find more of an object than max pooling?
