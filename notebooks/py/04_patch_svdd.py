@@ -727,7 +727,8 @@ for row in measured["runs"]:
         print(f"{row['name']:26} {row['steps']} steps, mono {large:20.0%} {'' if small is None else f'{small:.0%}':>8}")
 positions = {row["name"]: row["positions"]["mono"][0] for row in measured["runs"] if "positions" in row}
 assert positions["λ = 1"] < 0.15 < 0.28 < positions["flat"] < positions["λ = 0.001"]
-#
+
+# %% [markdown]
 # ## From ten hours to minutes: one pass saves most, a bounded bank the rest
 #
 # One published evaluation of 3,000 training and 1,000 test pictures took a reader about ten hours, and the released code
