@@ -24,7 +24,8 @@
 #
 # - **Read first**: the [review of the paper](../book/05_padim.md), 20 minutes. You need PyTorch basics, and what a
 #   covariance matrix is.
-# - **Time**: 60 minutes with the exercises. All cells together run in about a minute on two CPU cores.
+# - **Time**: 80 minutes to read and run, 40 for the exercises. All cells together run in about a minute and a half on two
+#   CPU cores.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the network is ResNet-18
 #   {cite:p}`he2016`, the paper's smaller one; the constant `NETWORK` takes `"wide_resnet50_2"` as well.
 
@@ -813,7 +814,7 @@ assert abs(spade - 1.4) < 0.05
 # 3,629 training pictures in 15 classes: 242 each). The 37 GB of SPADE on STC are what about 5,000 frames take: a scene
 # has four times as many, so a part of them must have been used.
 #
-# ### PaDiM and Patch SVDD on the same pictures
+# ## PaDiM and Patch SVDD on the same pictures
 #
 # Chapter 04 ends with detectors for the same cells. Its stamped file holds their AUROC for 40 functional cells, on which
 # no encoder was trained, and 40 defective ones, with 60 more in the bank. Here PaDiM fits those 60 and scores those 80.

@@ -13,14 +13,6 @@ LEVELS = {"warm-up": "Warm-up", "core": "Core", "stretch": "Stretch"}
 NOT_SECTIONS = ("Opening", "Discussion")
 
 every_chapter = pytest.mark.parametrize("name", NAMES)
-says_its_time = pytest.mark.parametrize(
-    "name",
-    [
-        # These two still give one number "with the exercises"; their line comes with their next edition.
-        pytest.param(name, marks=pytest.mark.xfail(strict=True)) if name in ("04_patch_svdd", "05_padim") else name
-        for name in NAMES
-    ],
-)
 
 
 def session(name):
@@ -62,7 +54,7 @@ def test_a_session_is_ninety_minutes(name):
     assert rows[-1][0] == "Discussion" and rows[-1][1] >= 5
 
 
-@says_its_time
+@every_chapter
 def test_the_notebook_states_the_time_it_takes(name):
     stated = minutes.stated(minutes.read(name))
     assert stated is not None, "expected **Time**: N minutes to read and run, M for the exercises"
