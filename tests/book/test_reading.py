@@ -35,6 +35,13 @@ FOCUS_IS_SEEN = """() => {
   return seen;
 }"""
 
+KEPT_WHOLE = """image => {
+  for (let part = image; part !== document.body; part = part.parentElement)
+    if (getComputedStyle(part).breakInside === 'avoid') return true;
+  return false;
+}"""
+KEPT_WITH_WHAT_FOLLOWS = "heading => getComputedStyle(heading).breakAfter === 'avoid'"
+
 
 def still(page):
     """Stop transitions, so that nothing is judged half-way between two colours."""
@@ -200,10 +207,8 @@ def test_print_shows_the_text_and_whole_figures(browser, path):
             box = image.bounding_box()
             if box:  # not inside a folded part
                 assert box["x"] >= 0 and box["x"] + box["width"] <= 721 and box["height"] < PRINTED_HEIGHT
-                kept = (
-                    "image => getComputedStyle(image).breakInside + getComputedStyle(image.parentElement).breakInside"
-                )
-                assert "avoid" in image.evaluate(kept), image.get_attribute("alt")
+                assert image.evaluate(KEPT_WHOLE), image.get_attribute("alt")
+        assert all(heading.evaluate(KEPT_WITH_WHAT_FOLLOWS) for heading in page.locator(".bd-article h2").all())
         wide = "pre => pre.scrollWidth > pre.clientWidth + 1 && getComputedStyle(pre).whiteSpace !== 'pre-wrap'"
         assert not any(pre.evaluate(wide) for pre in page.locator(".bd-article pre").all()[:40])
 
