@@ -180,6 +180,11 @@ def test_a_copy_has_the_code_of_the_notebook(copy, request):
         )
 
 
+def test_a_chapter_takes_the_path_of_a_readers_own_pictures_and_is_as_good_without(copy):
+    constant = re.compile(r"^(FOLDER|PICTURE|MVTEC)(, \w+)* = (None\b|os\.environ\.get)", re.M)
+    assert sum(bool(constant.search(cell.source)) for cell in copy.cells if cell.cell_type == "code") >= 1
+
+
 def test_a_reader_is_told_how_before_the_set_up(copy):
     kinds = [cell.id for cell in copy.cells]
     at = kinds.index("setup")
