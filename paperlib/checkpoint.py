@@ -55,28 +55,38 @@ def load_checkpoint(
     Source: this book. Departures: none. Test: test_checkpoint.py::test_what_is_saved_comes_back
     """
     about, tensors = read_tensors(path, FORMAT, "checkpoint", "delete it to start over")
+    if not all(isinstance(about.get(name), dict) for name in ("recipe", "progress", "scalars")):
+        raise ValueError(f"{path} does not fit together: recipe, progress or scalars are missing; delete it")
     recipe = json.loads(json.dumps(recipe))
     names = dict.fromkeys([*recipe, *about["recipe"]])
     changed = [name for name in names if recipe.get(name) != about["recipe"].get(name)]
     if changed:
         was = ", ".join(f"{name}={about['recipe'].get(name)!r} (now {recipe.get(name)!r})" for name in changed)
         raise ValueError(f"{path} is of another run: {was}. Run with what it was made with, or delete it to start over")
-    own = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
-    if {name: t.shape for name, t in tensors.items() if name.startswith("model.")} != own:
+    own = {f"model.{name}": (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+    if {name: (t.shape, t.dtype) for name, t in tensors.items() if name.startswith("model.")} != own:
         raise ValueError(f"{path} is the checkpoint of another model; give another name or delete it")
     states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
     for name, value in [*tensors.items(), *about["scalars"].items()]:
         if name.startswith("optimizer."):
-            _, k, index, key = name.split(".", 3)
-            groups = optimizers[int(k)].param_groups if int(k) < len(optimizers) else []
+            _, k, index, key = (*name.split(".", 3), "", "", "")[:4]
+            known = k.isdecimal() and index.isdecimal() and int(k) < len(optimizers)
+            groups = optimizers[int(k)].param_groups if known else []
             parameters = [parameter for group in groups for parameter in group["params"]]
-            fits = int(index) < len(parameters) and (
-                not isinstance(value, Tensor) or value.ndim == 0 or value.shape == parameters[int(index)].shape
+            fits = (
+                known
+                and int(index) < len(parameters)
+                and (not isinstance(value, Tensor) or value.ndim == 0 or value.shape == parameters[int(index)].shape)
             )
             if not fits:
                 raise ValueError(f"{path} is the checkpoint of another optimizer; give another name or delete it")
             states[int(k)].setdefault(int(index), {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if len({frozenset(own) for own in state.values()}) > 1:
+            raise ValueError(f"{path} does not fit together: a part of an optimizer's state is missing; delete it")
+        try:
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        except KeyError as error:
+            raise ValueError(f"{path} does not fit together: no {error} of an optimizer; delete it") from error
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     return about["progress"]

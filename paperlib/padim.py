@@ -210,8 +210,12 @@ class PaDiM:
                 network, other weights or other layers; or if its network has no name and no extractor is given.
         """
         about, tensors = read_tensors(path, FORMAT, "saved PaDiM", "fit and save again")
+        if not _fit_together(about, tensors):
+            raise ValueError(
+                f"{path} does not fit together: what it holds is missing or of other shapes; fit and save again"
+            )
         if extractor is None:
-            if about["backbone"] is None:
+            if not isinstance(about["backbone"], str):
                 raise ValueError(f"{path} was fitted with a network of your own; pass extractor=FeatureExtractor(…)")
             try:
                 extractor = FeatureExtractor(backbones.load(about["backbone"]).model, about["layers"])
@@ -223,7 +227,10 @@ class PaDiM:
         if _fingerprint(extractor.model) != about["weights"]:
             name = about["backbone"] or "a network of your own"
             raise ValueError(f"{path} was fitted with {name}, with other weights than these; pass its own extractor")
-        model = cls(extractor, **about["settings"])
+        try:
+            model = cls(extractor, **about["settings"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} has settings that can't be used ({error}); fit and save again") from error
         device = next((p.device for p in extractor.model.parameters()), torch.device("cpu"))
         model.mean, model.whitening = tensors["mean"].to(device), tensors["whitening"].to(device)
         model.channels = tensors.get("channels")
@@ -309,6 +316,35 @@ def _embed(maps: list[Tensor], channels: Tensor | None, basis: Tensor | None) ->
 # ---- checks and files -----------------------------------------------------------------------------------------------
 
 _SETTINGS = ("dimensions", "seed", "epsilon", "reduction", "mode", "sigma")
+
+
+def _fit_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
+    """Whether a file is one that `save` may have written: its checksum tells damage, not what somebody made up."""
+    if not {"backbone", "layers", "weights", "settings", "grid", "size", "count"} <= set(about):
+        return False
+    numbers = (
+        [*about["grid"], *about["size"]] if isinstance(about["grid"], list) and isinstance(about["size"], list) else []
+    )
+    mean, whitening, channels, basis = (tensors.get(name) for name in ("mean", "whitening", "channels", "basis"))
+    if (
+        len(numbers) != 4
+        or len(about["grid"]) != 2
+        or not all(type(number) is int and number > 0 for number in (*numbers, about["count"]))
+        or not (isinstance(about["settings"], dict) and set(about["settings"]) == set(_SETTINGS))
+        or mean is None
+        or mean.ndim != 2
+        or len(mean) != numbers[0] * numbers[1]
+        or mean.dtype not in (torch.float32, torch.float64)
+        or whitening is None
+        or whitening.shape != (*mean.shape, mean.shape[1])
+        or whitening.dtype != mean.dtype
+    ):
+        return False
+    if basis is not None:
+        fits = basis.ndim == 2 and basis.shape[1] == mean.shape[1] and basis.dtype == mean.dtype
+    else:
+        fits = channels is not None and channels.shape == mean.shape[1:] and channels.dtype == torch.int64
+    return fits and all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
 
 def _check_extractor(extractor: Any) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.inputs import check_images
-from paperlib.tensor_file import read_tensors, write_tensors
+from paperlib.tensor_file import holds_its_numbers, load_state, read_tensors, write_tensors
 
 SMALL_PATCH, BIG_PATCH = 32, 64  # Patch SVDD, Sec. 4: K in pixels
 SMALL_STRIDE, BIG_STRIDE = 4, 16  # Patch SVDD, Sec. 4: S in pixels, for K = 32 and K = 64
@@ -286,7 +286,7 @@ def load_released_weights(path: str | Path) -> HierarchicalEncoder:
     Test: test_patch_encoder.py::test_released_weights_are_read
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = load_state(path)
     except Exception as error:  # torch raises a dozen kinds for what is no such file
         raise ValueError(f"{path} can't be read as weights saved by torch.save ({error})") from error
     return encoder_from_weights(found, path)
@@ -312,6 +312,8 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
     if set(tensors) != names:
         odd = ", ".join(sorted(map(str, set(tensors) ^ names))[:4])
         raise ValueError(f"{expected}, named enc.conv1.weight to conv2.bias; missing or unknown: {odd}")
+    if not all(holds_its_numbers(tensor) for tensor in tensors.values()):
+        raise ValueError(f"{expected}; its tensors are of other sizes than what is stored of them")
     dimensions = tensors["conv2.bias"].numel()
     if dimensions == 0:
         raise ValueError(f"{expected}; its embeddings have no dimension")

@@ -1,13 +1,15 @@
 import json
 import os
 import pickle
+import stat
+import zipfile
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from paperlib import tensor_file
-from paperlib.tensor_file import read_tensors, write_tensors
+from paperlib.tensor_file import holds_its_numbers, load_state, read_tensors, write_tensors
 
 FORMAT = "paperlib.thing.2"
 
@@ -98,3 +100,39 @@ def test_other_files_are_refused_by_name(tmp_path):
     save_file({"a": torch.ones(1)}, path, {"paperlib": "[" * 100_000})
     with pytest.raises(ValueError, match="can't be read"):
         read(path)
+
+
+def test_a_file_is_readable_to_whom_the_users_mask_says(tmp_path):
+    path, plain = tmp_path / "thing.safetensors", tmp_path / "plain"
+    for mask in (0o022, 0o077, 0o002):
+        before = os.umask(mask)
+        try:
+            write_tensors(path, tensors(), {}, FORMAT)
+            plain.unlink(missing_ok=True)
+            plain.touch()
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    path, left = tmp_path / "thing.safetensors", tmp_path / ".thing.safetensors.tmp"
+    left.mkdir()
+    (left / ".tmp1SiPOv").write_bytes(b"half a file, under a name that safetensors chose")
+    write_tensors(path, tensors(), {}, FORMAT)
+    assert os.listdir(tmp_path) == [path.name] and read(path)
+
+
+def test_what_is_packed_or_only_looks_large_is_told(tmp_path):
+    path, packed = tmp_path / "weights.pth", tmp_path / "packed.pth"
+    torch.save(tensors(), path)
+    assert load_state(path).keys() == tensors().keys()
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name) + bytes(10_000))
+    with pytest.raises(ValueError, match="it is packed, and unpacks to"):
+        load_state(packed)
+    one = torch.ones(1)
+    assert all(holds_its_numbers(tensor) for tensor in tensors().values())
+    for tensor in (one.expand(2), one.to_sparse(), one.to("meta")):
+        assert not holds_its_numbers(tensor)
