@@ -36,7 +36,6 @@ from paperlib import (
     mobilenet,
     neighbors,
     padim,
-    patch_encoder,
     patch_gaussian,
     patch_pairs,
     patch_svdd,
@@ -289,7 +288,7 @@ EXEMPT = {
     "patch_gaussian.PatchGaussian.all_reduce": "needs processes; test_patch_gaussian.py starts them",
     "patch_gaussian.at_least_float32": "a dtype",
     "patch_pairs.neighbor_pairs": "draws corners on the host, from a generator there",
-    "patch_pairs.perturb": "needs a generator of its device, which a device that is not there has not; test_a_gpu_trains",
+    "patch_pairs.perturb": "needs a generator of its device; test_a_gpu_trains runs it where there is a GPU",
     "patch_pairs.position_pairs": "draws corners on the host, from a generator there",
     "patch_svdd.PatchSVDD.load": FILES,
     "patch_svdd.PatchSVDD.save": FILES,
@@ -381,7 +380,8 @@ def test_it_stays_where_its_input_is(name):
 BATCHED = [
     "backbones.FeatureExtractor.__call__", "cam.cam", "classifier.predict", "gradcam.grad_cam",
     "gradcam.guided_grad_cam", "neighbors.nearest_distance", "padim.PaDiM.anomaly_map", "padim.PaDiM.fit",
-    "patch_encoder.HierarchicalEncoder.embed", "patch_gaussian.PatchGaussian.update", "patch_svdd.PatchSVDD.anomaly_maps",
+    "patch_encoder.HierarchicalEncoder.embed", "patch_gaussian.PatchGaussian.update",
+    "patch_svdd.PatchSVDD.anomaly_maps",
 ]  # fmt: skip
 
 
@@ -449,8 +449,9 @@ def test_a_gpu_gives_the_cpus_result(name, full_precision):
 
 
 LOWERED = [
-    "cam.cam", "gradcam.grad_cam", "gradcam.guided_grad_cam", "padim.PaDiM.anomaly_map", "patch_svdd.PatchSVDD.anomaly_maps",
-    "neighbors.nearest_distance", "backbones.FeatureExtractor.__call__", "mobilenet.MobileNetV1.forward",
+    "cam.cam", "gradcam.grad_cam", "gradcam.guided_grad_cam", "padim.PaDiM.anomaly_map",
+    "patch_svdd.PatchSVDD.anomaly_maps", "neighbors.nearest_distance", "backbones.FeatureExtractor.__call__",
+    "mobilenet.MobileNetV1.forward",
 ]  # fmt: skip
 
 
