@@ -123,7 +123,7 @@ def class_maps(full: bool, device: torch.device) -> Part:
     missing: dict[str, str] = {}
     with peer(missing, "torchcam"):
         contenders.append(Contender("torchcam", torchcam_maps("CAM", model, images, classes)))
-    return Part(f"CAM, ResNet-50, {len(images)} images", contenders, macs, moved, missing)
+    return Part(f"CAM, ResNet-50, {len(images)} images", contenders, macs, moved, missing, len(images))
 
 
 def gradient_maps(full: bool, device: torch.device) -> Part:
@@ -146,7 +146,7 @@ def gradient_maps(full: bool, device: torch.device) -> Part:
         )
     with peer(missing, "torchcam"):
         contenders.append(Contender("torchcam", torchcam_maps("GradCAM", model, images, classes)))
-    return Part(f"Grad-CAM, ResNet-50, {len(images)} images", contenders, macs, moved, missing)
+    return Part(f"Grad-CAM, ResNet-50, {len(images)} images", contenders, macs, moved, missing, len(images))
 
 
 def guided_maps(full: bool, device: torch.device) -> Part:
@@ -167,7 +167,9 @@ def guided_maps(full: bool, device: torch.device) -> Part:
 
     contenders.append(Contender("forward and backward alone", passes, compared=False, note="a floor, no peer"))
     # Backward to the image: one more product of the same size for each layer.
-    return Part(f"Guided Grad-CAM, ResNet-50, {len(images)} images", contenders, 2 * macs, 2 * moved, missing)
+    return Part(
+        f"Guided Grad-CAM, ResNet-50, {len(images)} images", contenders, 2 * macs, 2 * moved, missing, len(images)
+    )
 
 
 PARTS = {"cam": class_maps, "gradcam": gradient_maps, "guided": guided_maps}

@@ -206,7 +206,7 @@ def part(task: str, full: bool, device: torch.device) -> Part:
         "fit": f"PaDiM, fit {count} images", "score": f"PaDiM, score {count} images",
         "score one": "PaDiM, score 1 image",
     }  # fmt: skip
-    return Part(f"{words[task]}, d = 100", contenders, work.macs[task], work.bytes[task], missing)
+    return Part(f"{words[task]}, d = 100", contenders, work.macs[task], work.bytes[task], missing, count)
 
 
 PARTS = {task.replace(" ", "_"): functools.partial(part, task) for task in ("fit", "score", "score one")}

@@ -53,6 +53,7 @@ class Part(NamedTuple):
         macs: multiply-adds that have to be carried out.
         bytes: that have to be read or written at least once.
         missing: peers that can't be imported here, or can't run on this device, and why.
+        images: that the work takes, for times an image.
     """
 
     what: str
@@ -60,6 +61,7 @@ class Part(NamedTuple):
     macs: int
     bytes: int
     missing: dict[str, str]
+    images: int = 1
 
 
 @contextlib.contextmanager
@@ -177,6 +179,7 @@ def rows(part: Part, turns: int, budget: float, device: torch.device, machine: M
         found.append(
             {
                 "what": part.what,
+                "images": part.images,
                 "contender": contender.name,
                 "turns": len(wall),
                 "wall": statistics.median(wall),
