@@ -18,12 +18,12 @@ help:
 	@echo "make execute    re-run the notebooks whose code changed, and stamp them (FORCE=1: all of them)"
 	@echo "make results    train and measure what is too long for a notebook (hours; RESULTS=padim_cells: one of them)"
 	@echo "make lint       ruff: style and import order"
-	@echo "make bench      speed of paperlib against its peers (quick)"
+	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger sizes, and curves)"
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"
 	@echo "make student    the same without solutions, in _build/student"
 	@echo "make student-book  the book without solutions, in _build/student-book/_build/html"
 	@echo "make test-long  tests of several minutes"
-	@echo "make test-gpu   tests that need a CUDA device"
+	@echo "make test-gpu   tests that need a CUDA device, then the bench on it"
 	@echo "make clean      remove what was built (not .venv)"
 
 # ---- set-up ---------------------------------------------------------------------------------------------------------
@@ -94,13 +94,10 @@ test-long: $(VENV)/.ready-test
 
 test-gpu: $(VENV)/.ready-test
 	$(BIN)/pytest -q -rs -m gpu tests
+	$(BIN)/python tests/bench --device cuda $(if $(FULL),--full)
 
 bench: $(VENV)/.ready-test
-	$(BIN)/python -m tests.bench.bench_complexity
-	$(BIN)/python -m tests.bench.bench_gradcam
-	$(BIN)/python -m tests.bench.bench_metrics
-	$(BIN)/python -m tests.bench.bench_padim
-	$(BIN)/python -m tests.bench.bench_patch_svdd
+	$(BIN)/python tests/bench $(if $(FULL),--full)
 
 clean:
 	rm -rf _build

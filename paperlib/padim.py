@@ -92,11 +92,16 @@ class PaDiM:
         self.reduction, self.mode, self.sigma = reduction, mode, sigma
         self.count = 0
 
-    def fit(self, batches: Iterable) -> "PaDiM":
+    def fit(self, batches: Iterable, *, distribute: bool = False) -> "PaDiM":
         """Estimate the Gaussians from batches of normal images (N, 3, H, W), already transformed; returns self.
 
         Batches may come from a generator, of any lengths, and are read once (twice with "pca"). What was fitted before
         is replaced, and kept if anything fails.
+
+        Args:
+            batches: of images.
+            distribute: True takes the batches for this process's part of the images: all processes of
+                `torch.distributed` call this, each with a batch at least, and each ends with the Gaussians of all.
 
         Raises:
             ValueError: for batches that are not finite images of one size, fewer than 2 images in all, more dimensions
@@ -106,7 +111,7 @@ class PaDiM:
             raise ValueError(
                 f"one tensor of shape {tuple(batches.shape)}; expected an iterable of batches. Pass images.split(32)"
             )
-        basis = self._principal_components(batches) if self.reduction == "pca" else None
+        basis = self._principal_components(batches, distribute) if self.reduction == "pca" else None
         channels = gaussian = size = grid = None
         for images in batches:
             size = _check_size(images, size)
@@ -121,6 +126,8 @@ class PaDiM:
             gaussian.update(x)
         if gaussian is None:
             raise ValueError("no batch came; a generator gives its batches only once")
+        if distribute:
+            gaussian.all_reduce()
         mean, whitening = gaussian.mean(), whiten(gaussian, self.epsilon)
         self.mean, self.whitening, self.channels, self.basis = mean, whitening, channels, basis
         self.grid, self.size, self.count = grid, size, gaussian.count
@@ -268,7 +275,7 @@ class PaDiM:
             torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[: self.dimensions].sort().values
         )
 
-    def _principal_components(self, batches: Iterable) -> Float[Tensor, "total d"]:
+    def _principal_components(self, batches: Iterable, distribute: bool) -> Float[Tensor, "total d"]:
         """Find the directions of largest variance of all embeddings, whatever their position."""
         if isinstance(batches, Iterator):
             raise ValueError("PCA reads the batches twice and a generator gives them once; pass a list or a DataLoader")
@@ -281,6 +288,8 @@ class PaDiM:
             pooled.update(x.transpose(0, 1).reshape(-1, 1, x.shape[2]))
         if pooled is None:
             raise ValueError("no batch came")
+        if distribute:
+            pooled.all_reduce()
         _, vectors = torch.linalg.eigh(pooled.covariance(0)[0].double())  # in ascending order
         return vectors.flip(1)[:, : self.dimensions].to(pooled.fed).contiguous()
 

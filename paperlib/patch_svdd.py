@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 
 from paperlib.anomaly_map import spread_patch_scores
@@ -31,6 +32,7 @@ from paperlib.patch_training import (
     PositionClassifier,
     position_accuracy,
     position_loss,
+    process_group,
     svdd_loss,
     train,
     train_on_patches,
@@ -79,6 +81,7 @@ class PatchSVDD:
 
     Once fitted it has `mean` (3, H, W), the mean training image; `small` and `big`, the banks (B, D); and
     `coreset_radius`, by how much a distance can be too large for what was left out of each bank (0 for all kept).
+    `distributed` says whether the banks are shards, spread over the processes of `torch.distributed`.
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2. Departures: none in the maps; Alg. 1 and 2 have one
         stride for both sizes, the released code has these two.
@@ -93,6 +96,7 @@ class PatchSVDD:
         self.encoder, self.stride_small, self.stride_big = encoder, stride_small, stride_big
         self.mean = self.small = self.big = None
         self.coreset_radius = Embeddings(0.0, 0.0)
+        self.distributed = False
 
     def __repr__(self) -> str:
         """Say what is kept and how much memory it takes."""
@@ -109,7 +113,7 @@ class PatchSVDD:
         """Memory that both banks take, in bytes; 0 before `fit`."""
         return 0 if self.mean is None else self.small.nbytes + self.big.nbytes
 
-    def fit(self, images: Tensor, *, coreset: float | int = 1, seed: int = 0) -> "PatchSVDD":
+    def fit(self, images: Tensor, *, coreset: float | int = 1, seed: int = 0, distribute: bool = False) -> "PatchSVDD":
         """Embed all patches of normal images and keep them.
 
         The result, printed, says how much memory the banks take (also `bank_bytes`): for 256×256 images and D = 64,
@@ -120,16 +124,27 @@ class PatchSVDD:
             coreset: share of each bank to keep; less than 1 keeps a greedy coreset, and `coreset_radius` says how far
                 the nearest kept patch can be from one that was left out.
             seed: of the coreset.
+            distribute: True takes `images` for this process's part of the normal images. Each process of
+                `torch.distributed` keeps the embeddings of its own, less the mean image of all; `anomaly_maps` is then
+                called by all of them, with the same images, and gives each the distances to the nearest patch of any.
 
         Returns:
             itself.
 
         Raises:
-            ValueError: as `mean_image` and `HierarchicalEncoder.embed`, and for a share outside (0, 1].
+            ValueError: as `mean_image` and `HierarchicalEncoder.embed`, and for a share outside (0, 1]; with
+                `distribute`, if no process group is initialised.
         """
         if not 0 < coreset <= 1:
             raise ValueError(f"coreset={coreset}; expected a share of the bank above 0 and at most 1")
         mean = mean_image(images)
+        if distribute:
+            process_group()
+            total = images.sum(0, dtype=torch.float64)
+            counts = total.new_tensor(len(images))
+            for of_all in (total, counts):
+                distributed.all_reduce(of_all)
+            mean = (total / counts).to(mean.dtype)
         parts = [self.encoder.embed(part - mean, self.stride_small, self.stride_big) for part in images.split(TOGETHER)]
         banks = [torch.cat([getattr(part, name).flatten(0, 2) for part in parts]) for name in Embeddings._fields]
         radii = [0.0, 0.0]
@@ -138,6 +153,7 @@ class PatchSVDD:
                 chosen = greedy_coreset(bank, coreset, seed)
                 radii[i], banks[i] = covering_radius(bank, chosen), bank[chosen]
         self.mean, (self.small, self.big), self.coreset_radius = mean, banks, Embeddings(*radii)
+        self.distributed = distribute
         return self
 
     def anomaly_maps(self, images: Tensor) -> PatchMaps:
@@ -170,6 +186,8 @@ class PatchSVDD:
                 (found.big, self.big, BIG_PATCH, self.stride_big),
             ):
                 scores = nearest_distance(embedded.flatten(0, 2), bank).view(embedded.shape[:3])
+                if self.distributed:
+                    distributed.all_reduce(scores, distributed.ReduceOp.MIN)
                 pair.append(spread_patch_scores(scores, patch, stride, tuple(images.shape[-2:])))
             maps.append(pair)
         small, big = (torch.cat(parts) for parts in zip(*maps, strict=True))

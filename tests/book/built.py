@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
 MARK = HTML / ".built"  # written by book/_ext/built_mark.py; its time is the start of the last build
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-GENERATED = (Path("book/api"), Path("book/ledger"))  # written by the build
+GENERATED = (Path("book/api"), Path("book/ledger"), Path("book/speed_parts"))  # written by the build
 SOURCES = ("_config.yml", "book/**/*", "notebooks/*.ipynb", "paperlib/**/*.py", "tests/test_*.py")
 BUILD_IT = "run `make html` (`make test` does it first)"
 
