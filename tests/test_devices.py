@@ -301,6 +301,7 @@ EXEMPT = {
     "picture_folders.*": FILES,
     "pictures.*": FILES,
     "runtime.*": "says where a notebook runs",
+    "session.*": "names files and draws a line; on the host",
     "synthetic.*": "paints on the host, where pictures are read",
     "tape.*": "counts for complexity.profile, on the meta device",
     "tensor_file.*": FILES,
