@@ -18,7 +18,7 @@ help:
 	@echo "make results    train and measure what is too long for a notebook (hours; RESULTS=padim_cells: one of them)"
 	@echo "make lint       ruff: style and import order"
 
-	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger sizes, and curves)"
+	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger, and CURVES=1: curves)"
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"
 	@echo "make test-long  tests of several minutes"
 	@echo "make test-gpu   tests that need a CUDA device, then the bench on it"
@@ -84,7 +84,7 @@ test-gpu: $(VENV)/.ready-test
 	$(BIN)/python tests/bench --device cuda $(if $(FULL),--full)
 
 bench: $(VENV)/.ready-test
-	$(BIN)/python tests/bench $(if $(FULL),--full)
+	$(BIN)/python tests/bench $(if $(FULL),--full) $(if $(CURVES),--curves)
 
 clean:
 	rm -rf _build
