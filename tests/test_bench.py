@@ -4,11 +4,9 @@ import time
 
 import pytest
 import torch
-from measure import Contender, Part, difference, floor_seconds, peak_apart, peer, rows
+from measure import Contender, Part, difference, floor, peak_apart, peak_of_machine, peer, rows
 
-from paperlib.latency import Machine
-
-CPU, MACHINE = torch.device("cpu"), Machine(1e9, 1e10)
+CPU = torch.device("cpu")
 
 
 def busy(seconds: float, result: float = 1.0):
@@ -37,19 +35,21 @@ def test_ratios_are_times_over_the_first_contenders():
         Contender("slow", busy(0.03, 1.5), note="slower"),
         Contender("a fifth of the work", busy(0.01), share=0.2, compared=False),
     ]
-    ours, slow, part = rows(Part("work", contenders, 5_000_000, 0, {}, 4), 3, 9, CPU, MACHINE)
+    ours, slow, part = rows(Part("work", contenders, 5_000_000, 0, {}, 4), 3, 9, CPU)
     assert ours["ratio"] == 1 and ours["difference"] == 0 and ours["images"] == 4
     assert 2.5 < slow["ratio"] < 3.5 and slow["difference"] == 0.5 and slow["note"] == "slower"
     assert 4 < part["ratio"] < 6 and part["difference"] is None
-    assert ours["floor"] == 0.005 and ours["cpu"] == pytest.approx(0.01, rel=0.2)
+    assert ours["macs"] == 5_000_000 and ours["cpu"] == pytest.approx(0.01, rel=0.2)
     assert ours["turns"] == 3 and ours["wall_low"] <= ours["wall"] <= ours["wall_high"]
-    assert len(rows(Part("work", contenders, 0, 0, {}), 9, 0, CPU, MACHINE)) == 3  # no budget: three turns at least
+    assert len(rows(Part("work", contenders, 0, 0, {}), 9, 0, CPU)) == 3  # no budget: three turns at least
 
 
 def test_the_floor_is_the_longer_of_arithmetic_and_memory():
-    assert floor_seconds(Part("", [], 10**9, 10**9, {}), MACHINE) == 1
-    assert floor_seconds(Part("", [], 10**8, 10**10, {}), MACHINE) == 1
-    assert floor_seconds(Part("", [], 0, 0, {}), MACHINE) is None
+    machine = {"macs_per_second": 1e9, "bytes_per_second": 1e10}
+    assert floor({"macs": 10**9, "bytes": 10**9}, machine) == 1
+    assert floor({"macs": 10**8, "bytes": 10**10}, machine) == 1
+    assert floor({"macs": 0, "bytes": 0}, machine) is None
+    assert all(1e7 < value < 1e13 for value in peak_of_machine(CPU))
 
 
 def test_peak_memory_is_that_of_a_first_call():

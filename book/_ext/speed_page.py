@@ -63,11 +63,12 @@ def summary(rows: list[dict]) -> str:
             else f"{number(row['ratio'])}× ({number(row['ratio_low'])} to {number(row['ratio_high'])})"
             for row in (usual, best)
         ]
-        lines.append(f"| {part[0]['what']} | {told[0]} | {told[1] + (f', {best["contender"]}' if best else '')} |")
+        told[1] += f", {best['contender']}" if best else ""
+        lines.append(f"| {part[0]['what']} | {told[0]} | {told[1]} |")
     return "\n".join(lines) + "\n"
 
 
-def tables(rows: list[dict], gpu: dict | None) -> str:
+def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
     """Write a table for each bench, its parts one below the other."""
     there = {(row["bench"], row["part"], row["contender"]): row for row in gpu["rows"]} if gpu else {}
     text = []
@@ -77,7 +78,8 @@ def tables(rows: list[dict], gpu: dict | None) -> str:
             continue
         text += [f"## {title}\n"]
         for key, part in own.items():
-            floor = part[0]["floor"]
+            row = part[0]
+            floor = max(row["macs"] / machine["macs_per_second"], row["bytes"] / machine["bytes_per_second"])
             bound = f" Floor: {number(1e3 * floor)} ms." if floor else ""
             text += [f"**{part[0]['what']}.**{bound}\n", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
             for row in part:
@@ -95,6 +97,42 @@ def tables(rows: list[dict], gpu: dict | None) -> str:
             notes = [f"{row['contender']}: {row['note']}" for row in part if row["note"]]
             text += ["", "; ".join(notes) + ".\n" if notes else ""]
     return "\n".join(text)
+
+
+def seconds_an_image(rows: list[dict], part: str, contender: str = OURS) -> float:
+    """The processor's time for one image of a part's work."""
+    row = next(row for row in rows if row["part"] == part and row["contender"] == contender)
+    return row["cpu"] / row["images"]
+
+
+def hours(seconds: float) -> str:
+    return f"{number(seconds / 3600, 2)} h"
+
+
+def million(rows: list[dict]) -> str:
+    """What a million images take, from this machine's measured rates: memory by arithmetic, hours by measurement."""
+    images = 10**6
+    positions, kept, queries = 56**2, 57**2 + 13**2, 57**2
+    gaussians = positions * 100**2 * 4 + positions * 100 * 8
+    wide = positions * 550**2 * 4 + positions * 550 * 8
+    bank = kept * 64 * 4
+    fit = seconds_an_image(rows, "fit")
+    backbone = seconds_an_image(rows, "fit", "the backbone alone")
+    embed, step = seconds_an_image(rows, "embedding"), seconds_an_image(rows, "training")
+    search = next(row for row in rows if row["part"] == "neighbours" and row["contender"] == OURS)
+    pairs = int(search["what"].split()[2].replace(",", "")) * queries
+    searching = search["cpu"] / pairs * images * queries**2
+    lines = [
+        "| A million images, one thread of this machine | memory that stays | memory that grows | time |",
+        "|---|---|---|---|",
+        f"| PaDiM, ResNet-18, d = 100: the backbone | – | – | {hours(images * backbone)} |",
+        f"| its Gaussians | {number(gaussians / 2**20)} MiB | – | {hours(images * fit)} |",
+        f"| the same, Wide ResNet-50-2, d = 550 | {number(wide / 2**30)} GiB | – | not measured |",
+        f"| Patch SVDD, 256×256: embedding | – | {number(images * bank / 2**30)} GiB | {hours(images * embed)} |",
+        f"| searching that bank, for one image | – | – | {hours(searching)} |",
+        f"| training, each image in one crop | – | – | {hours(images * step)} |",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def where(stamp: dict) -> str:
@@ -136,7 +174,7 @@ def draw(curve: dict, path: Path) -> None:
 def describe(curve: dict) -> str:
     """Tell a curve's ends in words."""
     ends = [
-        f"{name} from {number(points[0][1])} at {number(points[0][0])} to {number(points[-1][1])} at {number(points[-1][0])}"
+        f"{name} from " + " to ".join(f"{number(y)} at {number(x)}" for x, y in (points[0], points[-1]))
         for name, points in curve["points"].items()
     ]
     return f"{curve['y']} against {curve['x']}: {'; '.join(ends)}"
@@ -154,16 +192,17 @@ def write_parts(root: Path) -> None:
     texts = {
         "where.txt": where(speed["stamp"]),
         "summary.txt": summary(speed["rows"]),
-        "tables.txt": tables(speed["rows"], gpu),
+        "tables.txt": tables(speed["rows"], speed["stamp"]["machine"], gpu),
+        "million.txt": million(speed["rows"]),
         "gpu.txt": where(gpu["stamp"]) if gpu else "No GPU was at hand: the last column is empty.\n",
     }
-    curves = (speed["curves"] or {"curves": [], "stamp": None})["curves"]
+    curves = [curve for subject in speed.get("curves", {}).values() for curve in subject["curves"]]
     figures = [
         f"```{{figure}} speed_parts/{curve['name']}.svg\n:alt: {describe(curve)}\n:width: 100%\n\n"
         f"{curve['y'].capitalize() if 'AUROC' not in curve['y'] else curve['y']} against {curve['x']}.\n```\n"
         for curve in curves
     ]
-    texts["curves.txt"] = "\n".join(figures) or "No curves yet: `make bench FULL=1` measures them.\n"
+    texts["curves.txt"] = "\n".join(figures) or "No curves yet: `make bench CURVES=1` measures them.\n"
     for name, text in texts.items():
         target = folder / name
         if not target.exists() or target.read_text(encoding="utf-8") != text:

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from paperlib.latency import Machine
+from paperlib.latency import Machine, measure_machine
 
 OURS, USUAL = "paperlib", "the review's way"
+WALL, CPU = 0, 1  # of what `seconds` gives
 AT_LEAST = 0.05  # seconds: shorter calls are repeated within a turn
 
 
@@ -120,6 +121,11 @@ def peak_apart(contender: Contender, device: torch.device) -> float | None:
     return json.loads(told) if told else None
 
 
+def clock(device: torch.device) -> int:
+    """Which time to compare: the processor's on one thread of a CPU, else the wall's."""
+    return CPU if device.type == "cpu" and torch.get_num_threads() == 1 else WALL
+
+
 def seconds(run: Callable[[], object], device: torch.device, repeats: int = 1) -> tuple[float, float]:
     """Wall and processor seconds of one call, the mean of `repeats`."""
     if device.type == "cuda":
@@ -139,13 +145,23 @@ def difference(found: Tensor | float | int, ours: Tensor | float | int) -> float
     return float((a - b).norm() / b.norm().clamp_min(1e-300))
 
 
-def floor_seconds(part: Part, machine: Machine) -> float | None:
-    """The time that the part's operations and bytes take at this machine's measured peak, whichever is longer."""
-    bound = max(part.macs / machine.macs_per_second, part.bytes / machine.bytes_per_second)
-    return bound or None
+def floor(row: dict, machine: dict) -> float | None:
+    """The time that a row's operations and bytes take at a machine's measured peak, whichever is longer."""
+    return max(row["macs"] / machine["macs_per_second"], row["bytes"] / machine["bytes_per_second"]) or None
 
 
-def rows(part: Part, turns: int, budget: float, device: torch.device, machine: Machine) -> list[dict]:
+def peak_of_machine(device: torch.device) -> Machine:
+    """This machine's fastest float32 product and copy, on the clock that ratios are taken from."""
+    if clock(device) == WALL:
+        return measure_machine(device)
+    a, source = torch.ones(768, 768), torch.ones(2**25)
+    target = torch.empty_like(source)
+    product = min(seconds(lambda: torch.mm(a, a), device)[CPU] for _ in range(50))
+    copy = min(seconds(lambda: target.copy_(source), device)[CPU] for _ in range(20))
+    return Machine(len(a) ** 3 / product, 2 * source.nbytes / copy)
+
+
+def rows(part: Part, turns: int, budget: float, device: torch.device) -> list[dict]:
     """Let the contenders take turns and give a row for each.
 
     Args:
@@ -153,14 +169,13 @@ def rows(part: Part, turns: int, budget: float, device: torch.device, machine: M
         turns: of each contender, after one that warms up and whose results are compared.
         budget: seconds after which no new turn begins, once there are three.
         device: where the work is done.
-        machine: for the floor.
     """
-    clock = 1 if device.type == "cpu" and torch.get_num_threads() == 1 else 0
+    at = clock(device)
     peaks = {contender.name: peak_apart(contender, device) for contender in part.contenders}
     results, repeats = {}, {}
     for contender in part.contenders:
         results[contender.name] = contender.run()  # also loads and allocates what the first call must
-        repeats[contender.name] = max(1, round(AT_LEAST / max(seconds(contender.run, device)[clock], 1e-6)))
+        repeats[contender.name] = max(1, round(AT_LEAST / max(seconds(contender.run, device)[at], 1e-6)))
     taken: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in part.contenders}
     spent = 0.0
     for turn in range(turns):
@@ -168,14 +183,14 @@ def rows(part: Part, turns: int, budget: float, device: torch.device, machine: M
             break
         for contender in part.contenders:
             pair = seconds(contender.run, device, repeats[contender.name])
-            spent += pair[clock] * repeats[contender.name]
+            spent += pair[at] * repeats[contender.name]
             taken[contender.name].append(tuple(value / contender.share for value in pair))
     ours = part.contenders[0].name
     found = []
     for contender in part.contenders:
         wall, cpu = zip(*taken[contender.name], strict=True)
         pairs = zip(taken[contender.name], taken[ours], strict=True)
-        ratios = [theirs[clock] / max(mine[clock], 1e-9) for theirs, mine in pairs]
+        ratios = [theirs[at] / max(mine[at], 1e-9) for theirs, mine in pairs]
         found.append(
             {
                 "what": part.what,
@@ -191,7 +206,8 @@ def rows(part: Part, turns: int, budget: float, device: torch.device, machine: M
                 "ratio_high": max(ratios),
                 "difference": difference(results[contender.name], results[ours]) if contender.compared else None,
                 "peak": peaks[contender.name],
-                "floor": floor_seconds(part, machine),
+                "macs": part.macs,
+                "bytes": part.bytes,
                 "note": contender.note,
             }
         )
