@@ -18,12 +18,7 @@ help:
 	@echo "make execute    re-run the notebooks whose code changed, and stamp them (FORCE=1: all of them)"
 	@echo "make results    train and measure what is too long for a notebook (hours; RESULTS=padim_cells: one of them)"
 	@echo "make lint       ruff: style and import order"
-<<<<<<< HEAD
-	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger sizes, and curves)"
-=======
-
 	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger, and CURVES=1: curves)"
->>>>>>> gpuready
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"
 	@echo "make student    the same without solutions, in _build/student"
 	@echo "make student-book  the book without solutions, in _build/student-book/_build/html"
