@@ -115,8 +115,8 @@ def test_gated_exercises_keep_their_cells():
 
 
 def test_included_code_is_the_function_itself():
-    (text,) = plain("```{literalinclude} ../book/tools/atomic.py\n:pyobject: write_text\n:lineno-match:\n```")
-    assert text.startswith("```python\ndef write_text(")
+    (text,) = plain("```{literalinclude} ../book/tools/atomic.py\n:pyobject: write_bytes\n:lineno-match:\n```")
+    assert text.startswith("```python\ndef write_bytes(")
     assert text.endswith("temporary.unlink(missing_ok=True)\n```")
 
 
