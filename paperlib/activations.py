@@ -108,12 +108,14 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
                 "give the plain gradient; run the module that it was scripted or traced from"
             )
 
-    handle = register_module_forward_pre_hook(refuse_script)
+    with _HOOKS:
+        handle = register_module_forward_pre_hook(refuse_script)
     try:
         with without_compiler(), _GuidedMode(switch, positive_gradients):
             yield switch
     finally:
-        handle.remove()
+        with _HOOKS:
+            handle.remove()
 
 
 class _Activation(NamedTuple):
@@ -174,7 +176,8 @@ class _GuidedMode(TorchFunctionMode):
 
     def _hooked(self, result: Tensor) -> Tensor:
         switch = self.switch
-        result.register_hook(lambda gradient: gradient.clamp_min(0) if switch.on else None)
+        with _HOOKS:
+            result.register_hook(lambda gradient: gradient.clamp_min(0) if switch.on else None)
         return result
 
 
@@ -290,6 +293,10 @@ def feature_map(name: str, output: Any) -> Tensor:
     return output
 
 
+# PyTorch numbers hooks by a counter that two threads can read at once; the second hook of a number displaces the first.
+_HOOKS = threading.Lock()
+
+
 @contextmanager
 def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[None]:
     """Call `act` on what a module gives, in this thread only; what `act` returns takes its place unless it is None.
@@ -301,11 +308,13 @@ def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[None]:
     def hook(module, inputs, output):
         return act(output) if threading.get_ident() == thread else None
 
-    handle = module.register_forward_hook(hook)
+    with _HOOKS:
+        handle = module.register_forward_hook(hook)
     try:
         yield
     finally:
-        handle.remove()
+        with _HOOKS:
+            handle.remove()
 
 
 @contextmanager
