@@ -91,6 +91,7 @@ def test_blur_equals_scipy_at_the_border_too(shape, sigma):
     np.testing.assert_allclose(gaussian_blur(maps, sigma), theirs, rtol=0, atol=1e-5)
     np.testing.assert_allclose(gaussian_blur(maps.double(), sigma), theirs, rtol=0, atol=1e-13)
     assert torch.equal(gaussian_blur(maps, sigma)[1, 2], gaussian_blur(maps[1, 2], sigma))
+    assert torch.equal(gaussian_blur(maps), gaussian_blur(maps, 4))  # PaDiM says 4
 
 
 def test_blur_keeps_sums_dtype_and_device():
