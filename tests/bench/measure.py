@@ -174,8 +174,10 @@ def rows(part: Part, turns: int, budget: float, device: torch.device) -> list[di
     peaks = {contender.name: peak_apart(contender, device) for contender in part.contenders}
     results, repeats = {}, {}
     for contender in part.contenders:
-        results[contender.name] = contender.run()  # also loads and allocates what the first call must
-        repeats[contender.name] = max(1, round(AT_LEAST / max(seconds(contender.run, device)[at], 1e-6)))
+        # The first call also loads and allocates; where it took long, a second would say no more.
+        took = seconds(lambda c=contender: results.update({c.name: c.run()}), device)[at]
+        took = seconds(contender.run, device)[at] if took < 1 else took
+        repeats[contender.name] = max(1, round(AT_LEAST / max(took, 1e-6)))
     taken: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in part.contenders}
     spent = 0.0
     for turn in range(turns):
