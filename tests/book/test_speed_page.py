@@ -39,10 +39,11 @@ def test_the_summary_names_the_fastest_peer_and_no_floor():
 def test_tables_hold_floor_spread_notes_and_a_column_to_fill():
     text = speed_page.tables(ROWS, MACHINE, None)
     assert "Floor: 50 ms." in text and "anomalib: blurs otherwise" in text
-    assert "| the review's way | 640 | 1,500 to 4,000 | 4.25 (4 to 5) | 12.3 | 2e-07 | no GPU yet |" in text
-    assert "| the backbone alone | 640 | 1,500 to 4,000 | 0.5 (0.9 to 1.2) | 12.3 | – | no GPU yet |" in text
+    assert "| the review's way | 640 | 1,500 to 4,000 | 4.25 (4 to 5) | 12.3 | 2e-07 | – |" in text
+    assert "| the backbone alone | 640 | 1,500 to 4,000 | 0.5 (0.9 to 1.2) | 12.3 | – | – |" in text
+    assert "| differs by | GPU ms: none yet |" in text
     filled = speed_page.tables(ROWS, MACHINE, {"rows": [row("paperlib", wall=0.0123)]})
-    assert "| 12.3 |\n| the review's way" in filled and "no GPU yet" not in filled and filled.count("| – |\n") == 3
+    assert "| 12.3 |\n| the review's way" in filled and "none yet" not in filled and filled.count("| – |\n") == 3
 
 
 def test_missing_peers_are_named():
