@@ -199,7 +199,7 @@ def write_parts(root: Path) -> None:
     curves = [curve for subject in speed.get("curves", {}).values() for curve in subject["curves"]]
     figures = [
         f"```{{figure}} speed_parts/{curve['name']}.svg\n:alt: {describe(curve)}\n:width: 100%\n\n"
-        f"{curve['y'].capitalize() if 'AUROC' not in curve['y'] else curve['y']} against {curve['x']}.\n```\n"
+        f"{curve['y'][0].upper()}{curve['y'][1:]} against {curve['x']}.\n```\n"
         for curve in curves
     ]
     texts["curves.txt"] = "\n".join(figures) or "No curves yet: `make bench CURVES=1` measures them.\n"
