@@ -23,8 +23,8 @@ TITLES = {
     "complexity": "Counting", "gradcam": "CAM and Grad-CAM", "metrics": "Metrics", "padim": "PaDiM",
     "patch_svdd": "Patch SVDD",
 }  # fmt: skip
-COLUMNS = ("Way", "processor ms", "wall ms", "time over paperlib's", "peak MiB", "differs by", "GPU ms")
-TO_FILL = "no GPU yet"
+COLUMNS = ("Way", "processor ms", "wall ms", "time over paperlib's", "peak MiB", "differs by")
+TO_FILL = "GPU ms: none yet"  # heads the last column until `make test-gpu` has filled it
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -71,7 +71,7 @@ def summary(rows: list[dict]) -> str:
 def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
     """Write a table for each bench, its parts one below the other."""
     there = {(row["bench"], row["part"], row["contender"]): row for row in gpu["rows"]} if gpu else {}
-    text = []
+    columns, text = (*COLUMNS, "GPU ms" if gpu else TO_FILL), []
     for bench, title in TITLES.items():
         own = {key: part for key, part in parts(rows).items() if key[0] == bench}
         if not own:
@@ -81,7 +81,7 @@ def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
             row = part[0]
             floor = max(row["macs"] / machine["macs_per_second"], row["bytes"] / machine["bytes_per_second"])
             bound = f" Floor: {number(1e3 * floor)} ms." if floor else ""
-            text += [f"**{part[0]['what']}.**{bound}\n", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+            text += [f"**{part[0]['what']}.**{bound}\n", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
             for row in part:
                 on_gpu = there.get((*key, row["contender"]))
                 cells = [
@@ -91,7 +91,7 @@ def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
                     f"{number(row['ratio'])} ({number(row['ratio_low'])} to {number(row['ratio_high'])})",
                     number(row["peak"]),
                     "–" if row["difference"] is None else f"{row['difference']:.0e}" if row["difference"] else "0",
-                    number(1e3 * on_gpu["wall"]) if on_gpu else "–" if gpu else TO_FILL,
+                    number(1e3 * on_gpu["wall"]) if on_gpu else "–",
                 ]
                 text.append(f"| {' | '.join(cells)} |")
             notes = [f"{row['contender']}: {row['note']}" for row in part if row["note"]]
@@ -199,7 +199,7 @@ def write_parts(root: Path) -> None:
     curves = [curve for subject in speed.get("curves", {}).values() for curve in subject["curves"]]
     figures = [
         f"```{{figure}} speed_parts/{curve['name']}.svg\n:alt: {describe(curve)}\n:width: 100%\n\n"
-        f"{curve['y'].capitalize() if 'AUROC' not in curve['y'] else curve['y']} against {curve['x']}.\n```\n"
+        f"{curve['y'][0].upper()}{curve['y'][1:]} against {curve['x']}.\n```\n"
         for curve in curves
     ]
     texts["curves.txt"] = "\n".join(figures) or "No curves yet: `make bench CURVES=1` measures them.\n"

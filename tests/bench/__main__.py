@@ -26,8 +26,8 @@ from paperlib import runtime  # noqa: E402
 
 BENCHES = ("complexity", "gradcam", "metrics", "padim", "patch_svdd")
 PEERS = ("anomalib", "captum", "faiss-cpu", "fvcore", "grad-cam", "scikit-learn", "torchcam")
-BUDGET = {"quick": 4.0, "full": 60.0}  # seconds of turns for each part, once there are three
-TURNS = {"quick": 7, "full": 15}
+BUDGET = {"quick": 2.0, "full": 60.0}  # seconds of turns for each part, once there are three
+TURNS = {"quick": 5, "full": 15}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ import bench_padim
 import torch
 import torchvision
 from bench_patch_svdd import as_cells
-from measure import OURS, USUAL, clock, peak_memory, peer, seconds
+from measure import OURS, USUAL, Contender, clock, peak_apart, peer, seconds
 
 from paperlib.complexity import profile
 from paperlib.datasets import elpv
@@ -34,7 +34,8 @@ def padim(device: torch.device) -> Iterator[Curve]:
         shapes = ((64, side), (128, side // 2), (256, side // 4))
         work = bench_padim.Work(images, 1, device, shapes, dimensions)
         ways = {OURS: work.our_fit, USUAL: work.usual_fit} if device.type == "cpu" else {OURS: work.our_fit}
-        return {name: (best(run, device), peak_memory(run, device)) for name, run in ways.items()}
+        peaks = {name: peak_apart(Contender(name, run), device) for name, run in ways.items()}
+        return {name: (best(run, device), peaks[name]) for name, run in ways.items()}
 
     axes = {
         "images": [(n, (n, 28, 100)) for n in (25, 50, 100, 200)],
