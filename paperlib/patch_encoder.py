@@ -5,7 +5,6 @@ arithmetic: run on a whole image, the same layers give the embeddings of all its
 """
 
 import math
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +12,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paperlib.inputs import check_images
+from paperlib.tensor_file import holds_its_numbers, load_state, read_tensors, write_tensors
 
 SMALL_PATCH, BIG_PATCH = 32, 64  # Patch SVDD, Sec. 4: K in pixels
 SMALL_STRIDE, BIG_STRIDE = 4, 16  # Patch SVDD, Sec. 4: S in pixels, for K = 32 and K = 64
@@ -234,14 +232,7 @@ class HierarchicalEncoder(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the weights as one safetensors file under the released code's names, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-            save_file(weights, temporary, metadata={"paperlib": ENCODER_FORMAT})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(path, self.state_dict(), {}, ENCODER_FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> "HierarchicalEncoder":
@@ -250,15 +241,7 @@ class HierarchicalEncoder(nn.Module):
         Raises:
             ValueError: naming the file, if it is anything else or damaged.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = (file.metadata() or {}).get("paperlib")
-                # Copied: what stays mapped to a file would crash the process when the file is cut short.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} can't be read as a saved encoder ({error})") from error
-        if about != ENCODER_FORMAT:
-            raise ValueError(f"{path} is no encoder of this version ({ENCODER_FORMAT})")
+        _, tensors = read_tensors(path, ENCODER_FORMAT, "saved encoder", "save it again")
         return encoder_from_weights(tensors, path)
 
 
@@ -303,7 +286,7 @@ def load_released_weights(path: str | Path) -> HierarchicalEncoder:
     Test: test_patch_encoder.py::test_released_weights_are_read
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = load_state(path)
     except Exception as error:  # torch raises a dozen kinds for what is no such file
         raise ValueError(f"{path} can't be read as weights saved by torch.save ({error})") from error
     return encoder_from_weights(found, path)
@@ -329,6 +312,8 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
     if set(tensors) != names:
         odd = ", ".join(sorted(map(str, set(tensors) ^ names))[:4])
         raise ValueError(f"{expected}, named enc.conv1.weight to conv2.bias; missing or unknown: {odd}")
+    if not all(holds_its_numbers(tensor) for tensor in tensors.values()):
+        raise ValueError(f"{expected}; its tensors are of other sizes than what is stored of them")
     dimensions = tensors["conv2.bias"].numel()
     if dimensions == 0:
         raise ValueError(f"{expected}; its embeddings have no dimension")

@@ -5,14 +5,11 @@ published procedure, at a fraction of the cost: embeddings of all patches in one
 products, and scores spread without a loop.
 """
 
-import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch.distributed as distributed
 from torch import Tensor, nn
 
 from paperlib.anomaly_map import spread_patch_scores
@@ -35,10 +32,12 @@ from paperlib.patch_training import (
     PositionClassifier,
     position_accuracy,
     position_loss,
+    process_group,
     svdd_loss,
     train,
     train_on_patches,
 )
+from paperlib.tensor_file import read_tensors, write_tensors
 
 __all__ = [
     "Embeddings", "FlatEncoder", "HierarchicalEncoder", "PatchEncoder", "PatchMaps", "PatchSVDD", "PositionClassifier",
@@ -82,6 +81,7 @@ class PatchSVDD:
 
     Once fitted it has `mean` (3, H, W), the mean training image; `small` and `big`, the banks (B, D); and
     `coreset_radius`, by how much a distance can be too large for what was left out of each bank (0 for all kept).
+    `distributed` says whether the banks are shards, spread over the processes of `torch.distributed`.
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2. Departures: none in the maps; Alg. 1 and 2 have one
         stride for both sizes, the released code has these two.
@@ -96,6 +96,7 @@ class PatchSVDD:
         self.encoder, self.stride_small, self.stride_big = encoder, stride_small, stride_big
         self.mean = self.small = self.big = None
         self.coreset_radius = Embeddings(0.0, 0.0)
+        self.distributed = False
 
     def __repr__(self) -> str:
         """Say what is kept and how much memory it takes."""
@@ -112,7 +113,7 @@ class PatchSVDD:
         """Memory that both banks take, in bytes; 0 before `fit`."""
         return 0 if self.mean is None else self.small.nbytes + self.big.nbytes
 
-    def fit(self, images: Tensor, *, coreset: float | int = 1, seed: int = 0) -> "PatchSVDD":
+    def fit(self, images: Tensor, *, coreset: float | int = 1, seed: int = 0, distribute: bool = False) -> "PatchSVDD":
         """Embed all patches of normal images and keep them.
 
         The result, printed, says how much memory the banks take (also `bank_bytes`): for 256×256 images and D = 64,
@@ -123,16 +124,27 @@ class PatchSVDD:
             coreset: share of each bank to keep; less than 1 keeps a greedy coreset, and `coreset_radius` says how far
                 the nearest kept patch can be from one that was left out.
             seed: of the coreset.
+            distribute: True takes `images` for this process's part of the normal images. Each process of
+                `torch.distributed` keeps the embeddings of its own, less the mean image of all; `anomaly_maps` is then
+                called by all of them, with the same images, and gives each the distances to the nearest patch of any.
 
         Returns:
             itself.
 
         Raises:
-            ValueError: as `mean_image` and `HierarchicalEncoder.embed`, and for a share outside (0, 1].
+            ValueError: as `mean_image` and `HierarchicalEncoder.embed`, and for a share outside (0, 1]; with
+                `distribute`, if no process group is initialised.
         """
         if not 0 < coreset <= 1:
             raise ValueError(f"coreset={coreset}; expected a share of the bank above 0 and at most 1")
         mean = mean_image(images)
+        if distribute:
+            process_group()
+            total = images.sum(0, dtype=torch.float64)
+            counts = total.new_tensor(len(images))
+            for of_all in (total, counts):
+                distributed.all_reduce(of_all)
+            mean = (total / counts).to(mean.dtype)
         parts = [self.encoder.embed(part - mean, self.stride_small, self.stride_big) for part in images.split(TOGETHER)]
         banks = [torch.cat([getattr(part, name).flatten(0, 2) for part in parts]) for name in Embeddings._fields]
         radii = [0.0, 0.0]
@@ -141,6 +153,7 @@ class PatchSVDD:
                 chosen = greedy_coreset(bank, coreset, seed)
                 radii[i], banks[i] = covering_radius(bank, chosen), bank[chosen]
         self.mean, (self.small, self.big), self.coreset_radius = mean, banks, Embeddings(*radii)
+        self.distributed = distribute
         return self
 
     def anomaly_maps(self, images: Tensor) -> PatchMaps:
@@ -173,6 +186,8 @@ class PatchSVDD:
                 (found.big, self.big, BIG_PATCH, self.stride_big),
             ):
                 scores = nearest_distance(embedded.flatten(0, 2), bank).view(embedded.shape[:3])
+                if self.distributed:
+                    distributed.all_reduce(scores, distributed.ReduceOp.MIN)
                 pair.append(spread_patch_scores(scores, patch, stride, tuple(images.shape[-2:])))
             maps.append(pair)
         small, big = (torch.cat(parts) for parts in zip(*maps, strict=True))
@@ -186,20 +201,12 @@ class PatchSVDD:
         """
         if self.mean is None:
             raise ValueError("not fitted yet, there is nothing to save; call .fit(normal_images) first")
-        path = Path(path)
         tensors = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
         tensors |= {"mean": self.mean, "small": self.small, "big": self.big}
         about = {
-            "format": SVDD_FORMAT, "stride_small": self.stride_small, "stride_big": self.stride_big,
-            "coreset_radius": self.coreset_radius,
+            "stride_small": self.stride_small, "stride_big": self.stride_big, "coreset_radius": self.coreset_radius,
         }  # fmt: skip
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(plain, temporary, metadata={"paperlib": json.dumps(about)})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(path, {name: tensor.float() for name, tensor in tensors.items()}, about, SVDD_FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> "PatchSVDD":
@@ -208,15 +215,7 @@ class PatchSVDD:
         Raises:
             ValueError: naming the file, if it is anything else, damaged, or its parts do not fit together.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("paperlib", "null"))
-                # Copied: what stays mapped to a file would crash the process when the file is cut short.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path} can't be read as a saved Patch SVDD ({error})") from error
-        if not isinstance(about, dict) or about.get("format") != SVDD_FORMAT:
-            raise ValueError(f"{path} is no Patch SVDD of this version ({SVDD_FORMAT})")
+        about, tensors = read_tensors(path, SVDD_FORMAT, "saved Patch SVDD", "fit and save again")
         weights = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
         encoder = encoder_from_weights(weights, path)
         mean, small, big = (tensors.get(name) for name in ("mean", "small", "big"))

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as distributed
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from paperlib.checkpoint import load_checkpoint, save_checkpoint
 from paperlib.inputs import check_images
@@ -181,6 +183,17 @@ class _Run(nn.Module):
 Step = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
+class _Step(nn.Module):
+    """A step's loss as a module's forward: what DistributedDataParallel takes, to average the gradients behind it."""
+
+    def __init__(self, run: _Run, step_loss: Step):
+        super().__init__()
+        self.run, self.step_loss = run, step_loss
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.step_loss(step, generator)
+
+
 def _optimise(
     run: _Run,
     optimizers: list[torch.optim.Optimizer],
@@ -192,6 +205,7 @@ def _optimise(
     checkpoint: str | Path | None,
     recipe: dict,
     on_record: Callable[[Record], None] | None,
+    world: int = 1,
 ) -> list[Record]:
     """Take the steps that are missing; a step's randomness follows from seed and number, so a run can stop anywhere."""
     history: list[Record] = []
@@ -200,9 +214,10 @@ def _optimise(
         history = [Record(*(math.nan if value is None else value for value in row)) for row in progress["history"]]
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     parameters = [parameter for parameter in run.parameters() if parameter.requires_grad]
+    call = step_loss if world == 1 else DistributedDataParallel(_Step(run, step_loss), broadcast_buffers=False)
     rows: list[Tensor] = []
     for step in range(history[-1].step if history else 0, steps):
-        loss, seen = step_loss(step, torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63))
+        loss, seen = call(step, torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63))
         for parameter in parameters:
             parameter.grad = None
         loss.backward()
@@ -213,12 +228,15 @@ def _optimise(
         nothing = loss.new_tensor(math.nan)
         rows.append(torch.stack([loss.detach(), *(seen.get(name, nothing) for name in Record._fields[2:])]))
         if (step + 1) % every == 0 or step + 1 == steps:  # read once a record: reading waits for a GPU
-            history.append(Record(step + 1, *torch.stack(rows).mean(0).tolist()))
+            means = torch.stack(rows).mean(0)
+            if world > 1:
+                distributed.all_reduce(means.div_(world))
+            history.append(Record(step + 1, *means.tolist()))
             rows = []
             if not math.isfinite(history[-1].loss):
                 raise ValueError(f"the loss is {history[-1].loss} at step {step + 1}; expected a number. Lower the "
                                  "learning rate")  # fmt: skip
-            if checkpoint is not None:
+            if checkpoint is not None and (world == 1 or distributed.get_rank() == 0):
                 told = [[None if value != value else value for value in row] for row in history]
                 save_checkpoint(checkpoint, run, optimizers, recipe, {"history": told})
             if on_record is not None:
@@ -265,6 +283,7 @@ def train(
     checkpoint: str | Path | None = None,
     every: int = 25,
     on_record: Callable[[Record], None] | None = None,
+    distribute: bool = False,
 ) -> Training:
     r"""Train encoders in place on the dense maps of large crops: minutes on a CPU.
 
@@ -290,20 +309,25 @@ def train(
         checkpoint: a file that is written at each record, and continued from where it exists.
         every: steps between records.
         on_record: called with each record, to show progress.
+        distribute: True shares the crops of each step among the processes of `torch.distributed`, which all call this
+            with the same arguments, and averages their gradients (DistributedDataParallel): every process ends with
+            what one alone would have trained, up to rounding. The first one writes the checkpoint.
 
     Returns:
         the curves, the classifiers and the mean image.
 
     Raises:
         ValueError: for images as `mean_image` refuses them or too small for a pair (127 pixels), an
-            unknown objective, numbers below 1, a checkpoint of another run, or a loss that is no longer finite.
+            unknown objective, numbers below 1, a checkpoint of another run, or a loss that is no longer finite; with
+            `distribute`, where no process group is initialised or the crops can't be shared out evenly.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 4-6 and Alg. 1. Departures: pairs are drawn on the map of one pass, so
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 3-6 and Alg. 1. Departures: pairs are drawn on the map of one pass, so
         that corners and moves are even (neighbours of small patches move by 2 pixels, not 1; for the flat encoder all
         are multiples of 8); the patches of a crop share its perturbation, noise included, in both losses; pairs stay
         inside; Kaiming weights, Muon (Jordan et al., 2024) and a learning-rate cycle where the released code has
         PyTorch's default, Adam and 1e-4.
-    Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen
+    Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen,
+        test_patch_training.py::test_the_centre_is_the_mean_embedding_before_training
     """
     for name, value, known in (("objective", objective, OBJECTIVES), ("optimizer", optimizer, LEARNING_RATES)):
         if value not in known:
@@ -312,6 +336,11 @@ def train(
         raise ValueError(f"optimizer='muon' takes PyTorch 2.9 or newer, this is {torch.__version__}; pass 'adam'")
     learning_rate = LEARNING_RATES[optimizer] if learning_rate is None else learning_rate
     _check_numbers(steps=steps, crops=crops, pairs=pairs, every=every)
+    rank, world = process_group() if distribute else (0, 1)
+    if crops % world:
+        raise ValueError(f"crops={crops} for {world} processes; expected a multiple of {world}, the same for each")
+    share = crops // world
+    mine, my_pairs = (slice(rank * share * each, (rank + 1) * share * each) for each in (1, pairs))
     mean = mean_image(images)
     images = _matching(images, encoder)
     size = tuple(min(side, length) for length in images.shape[-2:])
@@ -324,7 +353,8 @@ def train(
     dtype = fast_dtype(images.device) if dtype is None else dtype
 
     def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        crop = perturb(random_crops(images, mean, crops, size, generator), _on_device(generator, images.device))
+        # Every process draws the whole step and takes its own share of it, so that together they do what one would.
+        crop = perturb(random_crops(images, mean, crops, size, generator), _on_device(generator, images.device))[mine]
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             maps = encoder.dense(crop.contiguous(memory_format=torch.channels_last))
         loss, seen = images.new_zeros(()), {}
@@ -332,8 +362,8 @@ def train(
             rows, patch = embedded.permute(0, 2, 3, 1).flatten(0, 2), run.sizes[name]
 
             def pick(corners: Tensor, rows=rows, shape=embedded.shape) -> Tensor:
-                cells = corners // encoder.step
-                first = torch.arange(crops).repeat_interleave(pairs) * shape[2] * shape[3]
+                cells = corners[my_pairs] // encoder.step
+                first = torch.arange(share).repeat_interleave(pairs) * shape[2] * shape[3]
                 index = first + cells[:, 0] * shape[3] + cells[:, 1]
                 return rows.index_select(0, index.to(rows.device)).to(images.dtype)
 
@@ -344,7 +374,7 @@ def train(
             loss = loss + (svdd_weight if objective == "patch_svdd" else 1) * part
             if objective == "patch_svdd":
                 drawn = position_pairs(crops * pairs, size, patch, generator, step=encoder.step)
-                position = drawn.position.to(rows.device)
+                position = drawn.position[my_pairs].to(rows.device)
                 logits = run.classifier(name)(pick(drawn.first), pick(drawn.second))
                 loss = loss + F.cross_entropy(logits, position)
                 seen[f"accuracy_{name}"] = _accuracy(logits, position)
@@ -365,7 +395,9 @@ def train(
         "dtype": str(dtype), "seed": seed, "every": every,
         "images": _fingerprint(images),
     }  # fmt: skip
-    history = _optimise(run, optimizers, _one_cycle, step_loss, steps, seed, every, checkpoint, recipe, on_record)
+    history = _optimise(
+        run, optimizers, _one_cycle, step_loss, steps, seed, every, checkpoint, recipe, on_record, world
+    )
     return Training(history, run.classifier("big"), run.classifier("small"), mean)
 
 
@@ -521,6 +553,19 @@ def progress_bar(steps: int) -> Callable[[Record], None]:
         )
 
     return show
+
+
+def process_group() -> tuple[int, int]:
+    """Give this process's number among those of `torch.distributed`, and how many they are.
+
+    Raises:
+        ValueError: if no process group is initialised.
+
+    Source: this book. Departures: none. Test: test_distributed.py::test_without_processes_it_says_so
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise ValueError("no process group; start with torchrun and call torch.distributed.init_process_group first")
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 def _by_size(encoder: nn.Module, maps: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:

@@ -39,12 +39,15 @@ class Sample(NamedTuple):
         if self.mask == _NORMAL_MASK:
             return np.zeros(size[::-1], dtype=bool)
         if isinstance(self.mask, tuple):
-            mask = _array(self.mask[0])[self.mask[1]] != 0
+            file, frame = self.mask
+            mask = _array(file)[frame] != 0
         else:
-            mask = read_mask(self.mask)
+            file = self.mask
+            mask = read_mask(file)
         if mask.shape != size[::-1]:
             raise ValueError(
-                f"{self.path}: the picture has {size[0]}×{size[1]} pixels and its mask {mask.shape[1]}×{mask.shape[0]}"
+                f"{self.path}: the picture has {size[0]}×{size[1]} pixels and its mask "
+                f"{mask.shape[1]}×{mask.shape[0]}, in {file.name}"
             )
         if not mask.any() and not isinstance(self.mask, tuple):
             raise ValueError(f"{self.path}: its mask {self.mask.name} marks no pixel")
@@ -313,8 +316,10 @@ def _array(path: Path, shape: tuple[int | None, ...] | None = None) -> np.ndarra
     """Map an array file into memory; a length of None in `shape` is not checked."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy reads the header with Python's parser, whose errors come through
         raise ValueError(f"{path} can't be read as an array ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} holds several arrays; expected one, as numpy.save writes it")
     if shape and (array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True))):
         expected = " × ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{path} is of shape {array.shape}; expected {expected}, one for each frame")

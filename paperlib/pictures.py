@@ -9,6 +9,8 @@ from jaxtyping import Bool
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 ENDINGS = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split())
+# What a file may hold, whatever its name: of the other kinds that Pillow opens, EPS runs a PostScript interpreter.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 LISTED = 10  # problems that one error names
 
 
@@ -83,14 +85,14 @@ def refuse(problems: Sequence[str], where: str | Path) -> None:
 
 def _read(path: str | Path, convert):
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
             return convert(picture)
     except FileNotFoundError:
         reason = "there is no such file"
     except UnidentifiedImageError:
-        reason = "it is no picture that Pillow can read"
+        reason = f"it is no picture that can be read; expected one of {', '.join(FORMATS)}"
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files

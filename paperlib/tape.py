@@ -54,8 +54,8 @@ class Tape(TorchDispatchMode):
     `origin` tells from which parameters a constant comes. So a convolution whose weight was standardised or multiplied
     by a gain still owns its parameters, and a norm over a weight is not taken for a layer.
 
-    Source: counting convention of Howard et al., arXiv:1704.04861v1, Sec. 3.1 (Eq. 2, 4 and 5), for every operation.
-    Departures: matrix products and attention count too.
+    Source: this book; it counts as `paperlib.complexity.profile` says.
+    Departures: none.
     Test: test_complexity.py::test_parameters_belong_to_the_layer_that_uses_them
     """
 

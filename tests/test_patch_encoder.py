@@ -300,5 +300,5 @@ def test_our_file_is_safetensors_under_the_released_names(tmp_path):
         with pytest.raises(ValueError, match="encoder.safetensors can't be read"):
             HierarchicalEncoder.load(path)
     save_file(model.state_dict(), path)
-    with pytest.raises(ValueError, match="encoder.safetensors is no encoder of this version"):
+    with pytest.raises(ValueError, match="encoder.safetensors is no saved encoder of this version"):
         HierarchicalEncoder.load(path)

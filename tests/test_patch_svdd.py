@@ -1,17 +1,16 @@
-import json
 import math
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sklearn.neighbors import KDTree
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paperlib import patch_svdd
-from paperlib.patch_svdd import FlatEncoder, HierarchicalEncoder, PatchSVDD
+from paperlib.patch_svdd import SVDD_FORMAT, FlatEncoder, HierarchicalEncoder, PatchSVDD
+from paperlib.tensor_file import read_tensors, write_tensors
 
 
 def encoder(dimensions=8, seed=0):
@@ -136,9 +135,8 @@ def test_unusable_files_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="not fitted yet, there is nothing to save"):
         PatchSVDD(encoder()).save(path)
     PatchSVDD(encoder()).fit(pictures()).save(path)
-    whole, tensors = path.read_bytes(), {name: value.clone() for name, value in load_file(path).items()}
-    with safe_open(path, framework="pt") as file:
-        about = json.loads(file.metadata()["paperlib"])
+    whole = path.read_bytes()
+    about, tensors = read_tensors(path, SVDD_FORMAT, "saved Patch SVDD", "")
     for damaged in (b"", whole[:500], b"\x80\x04pickle"):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="cells.safetensors can't be read"):
@@ -146,8 +144,7 @@ def test_unusable_files_are_refused_by_name(tmp_path):
     nan = tensors["mean"].clone()
     nan[0, 0, 0] = math.nan
     for changed, told, message in (
-        (tensors, None, "is no Patch SVDD of this version"),
-        (tensors, about | {"format": "paperlib.patch_svdd.0"}, "is no Patch SVDD of this version"),
+        (tensors, about | {"format": "paperlib.patch_svdd.0"}, "is no saved Patch SVDD of this version"),
         ({k: v for k, v in tensors.items() if k != "big"}, about, "does not fit together"),
         (tensors | {"small": torch.zeros(4, 9)}, about, "does not fit together"),
         (tensors | {"mean": nan}, about, "does not fit together"),
@@ -157,7 +154,7 @@ def test_unusable_files_are_refused_by_name(tmp_path):
         (tensors, about | {"coreset_radius": None}, "does not fit together"),
         ({k: v for k, v in tensors.items() if k != "encoder.conv1.bias"}, about, "missing or unknown: conv1.bias"),
     ):
-        save_file(changed, path, metadata=None if told is None else {"paperlib": json.dumps(told)})
+        write_tensors(path, changed, told, told["format"])
         with pytest.raises(ValueError, match=message) as refused:
             PatchSVDD.load(path)
         assert "cells.safetensors" in str(refused.value)

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book" / "tools"))
 import atomic  # noqa: E402
 
+from paperlib.exercises.submission import CHAPTERS  # noqa: E402
+
 FOLDER = Path("book/api")
 PAGE = """\
 # paperlib.{name}
@@ -53,6 +55,15 @@ def write_pages(root: Path) -> None:
             atomic.write_text(folder / name, text)
 
 
+def hide_checks(app: Sphinx, module: str) -> tuple[str, dict] | None:
+    """Keep viewcode from publishing the source of the exercises' checks: it holds what is right."""
+    package, _, name = module.rpartition(".")
+    if package != "paperlib.exercises" or name not in CHAPTERS:
+        return None  # viewcode reads the source itself
+    return "# The checks know the answers, so their source is in the repository only.\n", {}
+
+
 def setup(app: Sphinx) -> dict:
     write_pages(ROOT)
+    app.connect("viewcode-find-source", hide_checks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,6 +2,7 @@
 import base64
 import importlib.util
 import io
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,8 +15,12 @@ library = ""  # paperlib, zipped, as text
 
 missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
 if missing:
-    # What is installed stays as it is: replacing torch or numpy under a running notebook breaks it.
-    installed = {found.name: found.version for found in metadata.distributions() if found.name}
+    # What is installed stays as it is: replacing torch or numpy under a running notebook breaks it. Of a package that
+    # lies in two folders the first is the one in use; versions that pip does not understand can't be written down.
+    installed = {}
+    for found in metadata.distributions():
+        if found.name and re.fullmatch(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)*(\+[\w.]+)?", found.version or ""):
+            installed.setdefault(re.sub(r"[-_.]+", "-", found.name).lower(), found.version)
     constraints = Path(tempfile.mkdtemp(), "constraints.txt")
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in installed.items()))
     print("installing", ", ".join(missing))

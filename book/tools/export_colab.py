@@ -2,8 +2,9 @@
 
     python book/tools/export_colab.py FOLDER NOTEBOOK ...
 
-The first cell of a copy carries paperlib, zipped, and installs only the packages that are missing. What Jupyter Book
-understands and a plain notebook does not (directives, citations, references) is written as plain Markdown.
+The cell after the title carries paperlib, zipped, and installs only the packages that are missing. What Jupyter Book
+understands and a plain notebook does not (directives, citations, references) is written as plain Markdown. Outputs are
+left out: the book shows them, a copy stays at a third of the size, and what a reader sees in it is what it computed.
 """
 
 import argparse
@@ -14,32 +15,46 @@ import re
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import atomic
 import nbformat
 import yaml
-from freshness import outside_names
+from freshness import data_files, outside_names
 from nbformat import NotebookNode
 from plain_markdown import PlainMarkdown
 from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = Path(__file__).with_name("colab_setup.py")
-OUR_SETUP = "colab-setup"  # tag of a cell that the first cell of a copy makes superfluous
+OUR_SETUP = "colab-setup"  # tag of a cell that the set-up cell of a copy makes superfluous
 HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
+SOLUTION = "solution"  # tag of a cell that Colab folds under this title
+HELP = """\
+**On Colab**: choose *Runtime → Run all*; nothing needs to be edited. On a GPU (*Runtime → Change runtime type*) the
+same cells use larger networks and train longer.
+
+- **To keep what is trained** when the session ends, mount your Drive before you run: the folder at the left, then the
+  Drive symbol. Trainings are then kept in `MyDrive/paperlib`, and a new session goes on from them.
+- **Your own pictures**: drop a picture, or a zip of a folder of pictures, onto the same panel, or have them on your
+  Drive. *Copy path* in the file's menu gives the path that the chapter's cell asks for.
+- A long cell tells how far it is. Stop it at any time and run it again: a training goes on where it was."""
 PRESENT = {"google", "IPython", "ipywidgets"}  # what the notebook's host brings along
 
 # Import name of a package whose name on the index is another. Every other one swaps hyphens for underscores.
 IMPORT_NAMES = {"opencv-python": "cv2", "pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn"}
 
 
-def pack_library(root: Path) -> tuple[str, str]:
-    """Zip paperlib; return it as base64 text and a short digest of it. The same files give the same text."""
-    buffer = io.BytesIO()
+def pack_library(sources: list[str], root: Path) -> tuple[str, str]:
+    """Zip paperlib; return it as base64 text and a short digest of it. The same files give the same text.
+
+    Weights, which no zip makes smaller, come along only where `sources`, or the modules they import, name them.
+    """
+    buffer, named = io.BytesIO(), set(data_files(sources, root))
     with zipfile.ZipFile(buffer, "w") as archive:
         files = (path for path in (root / "paperlib").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-        for path in sorted(files):
+        for path in sorted(path for path in files if path.suffix in (".py", ".json") or path in named):
             # A bare ZipInfo has a fixed date.
             entry = zipfile.ZipInfo(path.relative_to(root).as_posix())
             archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
@@ -79,9 +94,11 @@ def pages_url(repository: str) -> str:
     return f"https://{match[1].lower()}.github.io/{match[2]}" if match else ""
 
 
-def convert(path: Path, root: Path) -> NotebookNode:
-    """Make the self-contained copy of one notebook."""
+def convert(path: Path, root: Path, edit: Callable[[NotebookNode], NotebookNode] | None = None) -> NotebookNode:
+    """Make the self-contained copy of one notebook, which `edit` may change first."""
     notebook = nbformat.read(path, as_version=4)
+    if edit is not None:
+        notebook = edit(notebook)
     notebook.cells = [cell for cell in notebook.cells if OUR_SETUP not in cell.metadata.get("tags", ())]
     texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     references = parse_file(root / "book" / "references.bib")
@@ -92,15 +109,20 @@ def convert(path: Path, root: Path) -> NotebookNode:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code:
         cell.outputs, cell.execution_count = [], None
-        cell.metadata = NotebookNode(cellView="form") if HIDDEN & set(cell.metadata.get("tags", ())) else NotebookNode()
-    notebook.cells.insert(0, _setup_cell([cell.source for cell in code], root))
+        tags = set(cell.metadata.get("tags", ()))
+        cell.metadata = NotebookNode(cellView="form") if HIDDEN & tags else NotebookNode()
+        if SOLUTION in tags:
+            cell.source = f"# @title Solution\n{cell.source}"
+    first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), len(notebook.cells))
+    help_cell = nbformat.v4.new_markdown_cell(HELP, id="on-colab")
+    notebook.cells[first:first] = [help_cell, _setup_cell([cell.source for cell in code], root)]
     notebook.metadata.pop("executed", None)
     notebook.metadata["colab"] = {"provenance": [], "toc_visible": True}
     return notebook
 
 
 def _setup_cell(sources: list[str], root: Path) -> NotebookNode:
-    library, digest = pack_library(root)
+    library, digest = pack_library(sources, root)
     filled = SETUP.read_text(encoding="utf-8").replace("DIGEST", digest)
     for name, value in (("packages", needed_packages(sources, root)), ("library", library)):
         filled, count = re.subn(rf"^{name} = (?:{{}}|\"\")", f"{name} = {value!r}", filled, flags=re.M)
@@ -108,10 +130,12 @@ def _setup_cell(sources: list[str], root: Path) -> NotebookNode:
     return nbformat.v4.new_code_cell(filled.strip(), id="setup", metadata={"cellView": "form"})
 
 
-def export(path: Path, folder: Path, root: Path = ROOT) -> Path:
-    """Write the self-contained copy of a notebook into `folder`."""
+def export(
+    path: Path, folder: Path, root: Path = ROOT, edit: Callable[[NotebookNode], NotebookNode] | None = None
+) -> Path:
+    """Write the self-contained copy of a notebook, changed by `edit` first, into `folder`."""
     try:
-        copy = convert(path, root)
+        copy = convert(path, root, edit)
     except ValueError as error:
         raise ValueError(f"{path.name} can't be made self-contained: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)

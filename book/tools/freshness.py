@@ -12,19 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook
 
 LIBRARY = "paperlib"
 
 
-def code_hash(notebook: NotebookNode, root: Path) -> str:
-    """Hash what `notebook` runs: its code cells, and the modules below `root` that they import."""
+def code_hash(notebook: NotebookNode, root: Path, written: str = "") -> str:
+    """Hash what `notebook` runs: its code cells, and the modules below `root` that they import.
+
+    Data files with the stem `written` are left out: they are results of this code, not what it runs on.
+    """
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     parts = [_canonical_source(source) for source in cells]
     for name, path in sorted(imported_modules(cells, root).items()):
         parts.append(f"{name} {_canonical(_without_docstrings(ast.parse(path.read_text(encoding='utf-8'))))}")
-    for path in data_files(cells, root):
+    for path in (path for path in data_files(cells, root) if path.stem != written):
         parts.append(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def script_hash(script: Path, root: Path) -> str:
+    """Hash a script as a notebook of one cell; the results of its own name are what it writes."""
+    return code_hash(new_notebook(cells=[new_code_cell(script.read_text(encoding="utf-8"))]), root, script.stem)
 
 
 def imported_modules(sources: list[str], root: Path) -> dict[str, Path]:

@@ -5,43 +5,34 @@ paperlib/results/padim_cells.json, which chapter 05 draws. Every finished part i
 file already holds is not repeated, so an interrupted command goes on where it stopped; `--force` starts over.
 """
 
-import argparse
-import datetime
-import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import atomic
+import results
 import torch
 import torch.nn.functional as F
-from freshness import code_hash
-from nbformat.v4 import new_code_cell, new_notebook
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, rotate
 
-from paperlib import backbones, runtime
+from paperlib import backbones
 from paperlib.anomaly_map import gaussian_blur, upsample
 from paperlib.backbones import FeatureExtractor, concatenate_embeddings
 from paperlib.datasets import elpv, synthetic_defects
 from paperlib.metrics import aupro, auroc, pixel_auroc
 from paperlib.neighbors import nearest_distance
-from paperlib.padim import PatchGaussian, mahalanobis_distance
+from paperlib.patch_gaussian import PatchGaussian, mahalanobis_distance
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "paperlib" / "results" / "padim_cells.json"
 SEEDS = 5
-TRAIN, SPARE, TEST, PAINTED = (
-    150,
-    50,
-    75,
-    24,
-)  # cells: to fit, held back, of each class to test, with a synthetic defect
+TRAIN, SPARE, TEST, PAINTED = 150, 50, 75, 24  # cells: to fit, held back, of each class to test, with a painted defect
 CONTRAST = {"mono": 0.1, "poly": 0.2}  # of the synthetic defects: where it is hard
 DIMENSIONS = (10, 25, 50, 100)
 DRAWS = 10
 NEAREST_IMAGES = 10  # the training cells in which SPADE's way looks for the nearest embedding
 CHUNK = 25
+RECIPE = {
+    "backbone": "efficientnet_lite0", "train": TRAIN, "test of each class": TEST, "painted": PAINTED,
+    "contrast": CONTRAST, "nearest images": NEAREST_IMAGES,
+}  # fmt: skip
 Maps = list[Tensor]
 
 
@@ -220,41 +211,18 @@ def parts(features: Features) -> Iterator[tuple[dict, Callable[[], Iterator[tupl
         yield {"experiment": "draws", "kind": kind, "seed": 0}, draws
 
 
-def stamp() -> dict:
-    """Say what made the runs: the code's hash, versions, device, date and recipe."""
-    script = new_notebook(cells=[new_code_cell(Path(__file__).read_text(encoding="utf-8"))])
-    return {
-        "code": code_hash(script, ROOT),
-        "versions": runtime.versions(),
-        "device": runtime.device_name(torch.device("cpu")),
-        "date": datetime.date.today().isoformat(),
-        "recipe": {
-            "backbone": "efficientnet_lite0", "train": TRAIN, "test of each class": TEST, "painted": PAINTED,
-            "contrast": CONTRAST, "nearest images": NEAREST_IMAGES,
-        },
-    }  # fmt: skip
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--force", action="store_true", help="repeat the parts that the file holds")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    made_by = stamp()  # of the code as it is now, whatever is edited meanwhile
-    old = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() and not options.force else {"stamp": {}}
-    # Runs of other code or another recipe are not mixed with new ones.
-    runs = old["runs"] if old["stamp"].get("code") == made_by["code"] else []
-    done = {(row["experiment"], row["kind"], row["seed"]) for row in runs}
+    found = results.Results(__file__, RECIPE, force=results.forced(__doc__, arguments))
+    done = {(row["experiment"], row["kind"], row["seed"]) for row in found.runs}
     for names, rows in parts(Features()):
         if tuple(names.values()) in done:
             continue
         for method, dimensions, measured in rows():
             rounded = {key: round(value, 5) for key, value in measured.items()}
-            runs.append({**names, "method": method, "dimensions": dimensions, **rounded})
-            print(*runs[-1].values(), flush=True)
-        RESULT.parent.mkdir(exist_ok=True)
-        atomic.write_text(RESULT, json.dumps({"stamp": made_by, "runs": runs}, indent=1) + "\n")
+            found.runs.append({**names, "method": method, "dimensions": dimensions, **rounded})
+            print(*found.runs[-1].values(), flush=True)
+        found.save()
 
 
 if __name__ == "__main__":

@@ -6,21 +6,14 @@ patch_svdd_cells.json. Every finished run is written at once and a run that the 
 run that is cut off goes on from its checkpoint in `_build`. `--force` starts over.
 """
 
-import argparse
-import datetime
-import json
 import time
-from pathlib import Path
 from typing import NamedTuple
 
-import atomic
+import results
 import torch
 import torch.nn.functional as F
-from freshness import code_hash
-from nbformat.v4 import new_code_cell, new_notebook
 from torch import Tensor, nn
 
-from paperlib import runtime
 from paperlib.anomaly_map import spread_patch_scores
 from paperlib.datasets import elpv, synthetic_defects
 from paperlib.metrics import auroc, pixel_auroc
@@ -35,16 +28,17 @@ from paperlib.patch_svdd import (
 )
 from paperlib.patch_training import progress_bar
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "paperlib" / "results" / "patch_svdd_cells.json"
-ENCODER = RESULT.with_suffix(".safetensors")
-CHECKPOINTS = ROOT / "_build" / "patch_svdd_cells"
+CHECKPOINTS = results.ROOT / "_build" / "patch_svdd_cells"
 KINDS = ("mono", "poly")
 SIDE, SEEDS = 256, 3
 TEST, BANK, PAINTED = 40, 60, 12  # cells of each kind: of each class to test, in the bank, with a synthetic defect
 CONTRAST = {"mono": 0.2, "poly": 0.3}  # of the synthetic defects
 STRIDE_SMALL = 8  # twice the published stride: a quarter of the patches, which costs little accuracy and saves minutes
 STEPS, LONG, SHORT = 200, 500, 100  # of a seed's encoder, of the committed one, of the comparisons
+RECIPE = {
+    "side": SIDE, "test of each class": TEST, "bank": BANK, "painted": PAINTED, "contrast": CONTRAST,
+    "small stride": STRIDE_SMALL, "steps": STEPS, "steps, committed": LONG, "steps, comparisons": SHORT,
+}  # fmt: skip
 # Name → what is changed. λ = 0.001 is the recipe; all see the same crops.
 COMPARISONS = {
     "L_SVDD": {"objective": "centre"},
@@ -154,8 +148,9 @@ def plan() -> list[tuple[str, int]]:
             *((name, 0) for name in COMPARISONS), *((name, 2) for name in ("random", "trained"))]  # fmt: skip
 
 
-def run(name: str, seed: int, cells: Cells, code: str) -> dict:
+def run(name: str, seed: int, cells: Cells, kept: results.Results) -> dict:
     """Make one encoder and measure it."""
+    code = kept.stamp["code"]
     if name.startswith("random"):
         encoder, found = fresh(seed, as_released=name != "random"), {}
     elif name in COMPARISONS:
@@ -163,48 +158,26 @@ def run(name: str, seed: int, cells: Cells, code: str) -> dict:
     else:
         encoder, found = learn(name, seed, LONG if name == "committed" else STEPS, {}, cells, code)
     if name == "committed":
-        encoder.save(ENCODER)
+        encoder.save(kept.path.with_suffix(".safetensors"))
     rounded = {key: round(value, 5) for key, value in evaluate(encoder, cells).items()}
     return {"name": name, "seed": seed, **found, "auroc": rounded}
 
 
-def stamp() -> dict:
-    """Say what made the runs: the code's hash, versions, device, date and recipe."""
-    script = new_notebook(cells=[new_code_cell(Path(__file__).read_text(encoding="utf-8"))])
-    return {
-        "code": code_hash(script, ROOT),
-        "versions": runtime.versions(),
-        "device": runtime.device_name(torch.device("cpu")),
-        "date": datetime.date.today().isoformat(),
-        "recipe": {
-            "side": SIDE, "test of each class": TEST, "bank": BANK, "painted": PAINTED, "contrast": CONTRAST,
-            "small stride": STRIDE_SMALL, "steps": STEPS, "steps, committed": LONG, "steps, comparisons": SHORT,
-        },
-    }  # fmt: skip
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--force", action="store_true", help="repeat the runs that the file holds")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    made_by = stamp()  # of the code as it is now, whatever is edited meanwhile
-    old = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() and not options.force else {"stamp": {}}
-    # Runs of other code or another recipe are not mixed with new ones.
-    runs = old["runs"] if old["stamp"].get("code") == made_by["code"] else []
-    done = {(row["name"], row["seed"]) for row in runs}
+    kept = results.Results(__file__, RECIPE, force=results.forced(__doc__, arguments))
+    done = {(row["name"], row["seed"]) for row in kept.runs}
     cells: dict[int, Cells] = {}
     for name, seed in plan():
         if (name, seed) in done:
             continue
         if seed not in cells:
             cells = {seed: load(seed)}  # one seed's at a time
-        runs.append(run(name, seed, cells[seed], made_by["code"]))
-        RESULT.parent.mkdir(exist_ok=True)
-        atomic.write_text(RESULT, json.dumps({"stamp": made_by, "runs": runs}, indent=1) + "\n")
-        told = {key: value for key, value in runs[-1]["auroc"].items() if key.endswith(("mult", "image big"))}
-        print(f"{name}, seed {seed}: {runs[-1].get('positions', '')} {told}", flush=True)
+        row = run(name, seed, cells[seed], kept)
+        kept.runs.append(row)
+        kept.save()
+        told = {key: value for key, value in row["auroc"].items() if key.endswith(("mult", "image big"))}
+        print(f"{name}, seed {seed}: {row.get('positions', '')} {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ def execute(notebook: Path, root: Path) -> float:
         timeout=CELL_SECONDS,
         kernel_name=KERNEL["name"],
         record_timing=False,
+        coalesce_streams=True,  # however slowly a cell prints, its text is one output
         resources={"metadata": {"path": notebook.parent}},
     )
     started = time.monotonic()

@@ -3,11 +3,13 @@
 python book/tools/status.py
 """
 
+import json
 import sys
 from pathlib import Path
 
 import atomic
 import nbformat
+from freshness import script_hash
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +26,13 @@ its printed result must also come out the same, which pictures and timings never
 
 <!-- Written by book/tools/status.py from the notebooks' stamps; edits here are lost. -->
 """
+RESULTS = """\
+## Runs too long for a notebook
+
+`make results` trains and measures for an hour or more and writes stamped files that the notebooks draw. The last column
+says whether the script and the `paperlib` modules it uses are still what they were then, word for word.
+"""
+RESULT_COLUMNS = ("Result", "Runs", "Date", "Code since")
 COLUMNS = ("Notebook", "Seconds", "Cells compared", "Date", "Size")
 
 
@@ -39,11 +48,31 @@ def page(root: Path) -> str:
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         where, row = _row(path)
         tables.setdefault(where, []).append(row)
-    parts = [HEAD]
-    for where, rows in tables.items():
-        lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
-        parts.append(f"{where}\n\n" + "\n".join(lines) + "\n")
+    long_runs: dict[str, list[list[str]]] = {}
+    encoders = []
+    for script in sorted((root / "book" / "tools").glob("*_cells.py")):
+        path = root / "paperlib" / "results" / f"{script.stem}.json"
+        if path.is_file():
+            where, row = _result_row(path, script, root)
+            long_runs.setdefault(where, []).append(row)
+            encoders += _encoder(path)
+    parts = [HEAD, *_tables(COLUMNS, tables)]
+    if long_runs:
+        parts += [RESULTS, *_tables(RESULT_COLUMNS, long_runs), *encoders]
     return "\n".join(parts)
+
+
+def _tables(columns: tuple[str, ...], tables: dict[str, list[list[str]]]) -> list[str]:
+    """Write a table under each heading."""
+    written = []
+    for where, rows in tables.items():
+        lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+        written.append(f"{where}\n\n" + "\n".join(lines) + "\n")
+    return written
+
+
+def _where(stamp: dict) -> str:
+    return f"**{stamp['device']}**, " + ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
 
 
 def _row(path: Path) -> tuple[str, list[str]]:
@@ -52,7 +81,6 @@ def _row(path: Path) -> tuple[str, list[str]]:
     stamp = notebook.metadata.get("executed")
     if stamp is None:
         raise ValueError(f"{path.name} has no stamp; run `make execute`, which runs and stamps it")
-    versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
     some, every = compared(notebook)
     row = [
         f"[{path.stem}](../notebooks/{path.name})",
@@ -61,7 +89,37 @@ def _row(path: Path) -> tuple[str, list[str]]:
         stamp["date"],
         f"{path.stat().st_size / 1e6:.2f} MB",
     ]
-    return f"**{stamp['device']}**, profile {stamp['profile']}, {versions}:", row
+    return f"{_where(stamp)}, profile {stamp['profile']}:", row
+
+
+def _result_row(path: Path, script: Path, root: Path) -> tuple[str, list[str]]:
+    """Say where a long run was made, and list what stands in its row."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    stamp = result["stamp"]
+    row = [
+        f"`{path.name}`",
+        str(len(result["runs"])),
+        stamp["date"],
+        "the same" if script_hash(script, root) == stamp["code"] else "changed",
+    ]
+    return f"{_where(stamp)}:", row
+
+
+def _encoder(path: Path) -> list[str]:
+    """Tell how the encoder beside a result was trained, if there is one."""
+    weights = path.with_suffix(".safetensors")
+    if not weights.is_file():
+        return []
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    run = next(run for run in runs if run["name"] == "committed")
+    minutes = f" in {run['cpu_seconds'] / 60:.0f} processor minutes" if run["cpu_seconds"] else ""
+    shares = [f"{large:.0%} and {small:.0%} of {kind}" for kind, (large, small) in run["positions"].items()]
+    return [
+        f"`{weights.name}`, {weights.stat().st_size / 1e6:.1f} MB, is the encoder of the run named *committed*: "
+        f"{run['steps']} steps{minutes}, loss {run['curves'][0][1]:.2f} at first and {run['curves'][-1][1]:.2f} at "
+        "last. Of eight directions it names the right one (large patches, then small ones) for "
+        f"{', '.join(shares)} cells that it was not trained on; chance is 12.5 %.\n"
+    ]
 
 
 def write(root: Path) -> None:

@@ -24,7 +24,8 @@
 #
 # - **Read first**: the [review of the paper](../book/01_mobilenet.md), 15 minutes. You need PyTorch basics: tensors,
 #   `nn.Module`, `nn.Conv2d`.
-# - **Time**: 50 minutes with the exercises. All cells together run in about a minute on two CPU cores.
+# - **Time**: 50 minutes to read and run, 35 for the exercises. All cells together run in about a minute on two CPU
+#   cores.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the live training is as long
 #   as the committed runs.
 
@@ -65,7 +66,7 @@ grid = {(width, side): cost(width, side) for width in WIDTHS for side in SIDES}
 cheapest, dearest = (f(c.macs for c in grid.values()) / 1e6 for f in (min, max))
 print(f"{len(grid)} networks, from {cheapest:.2f} to {dearest:.2f} million multiply-adds")
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two scatter plots with a logarithmic horizontal axis. Left: ImageNet accuracy against million multiply-adds; the eight printed accuracies rise from 50.6 % at 41 million to 70.6 % at 569 million, nearly on a line, with a drop at width 0.25; grey ticks on the axis mark the eight networks whose accuracy is not printed. Right: accuracy against million parameters; networks of one width share a vertical line because resolution changes no parameter."}}
+# %% tags=["hide-input", "ledger:mobilenet-figure-4:paper-number", "ledger:mobilenet-figure-5:paper-number"] mystnb={"image": {"alt": "Two scatter plots with a logarithmic horizontal axis. Left: ImageNet accuracy against million multiply-adds; the eight printed accuracies rise from 50.6 % at 41 million to 70.6 % at 569 million, nearly on a line, with a drop at width 0.25; grey ticks on the axis mark the eight networks whose accuracy is not printed. Right: accuracy against million parameters; networks of one width share a vertical line because resolution changes no parameter."}}
 QUOTED = {  # top-1 accuracy on ImageNet in %, from the paper's Tables 6, 7 and 9: (width, side) → accuracy
     (1, 224): 70.6, (0.75, 224): 68.4, (0.5, 224): 63.7, (0.25, 224): 50.6,
     (1, 192): 69.1, (1, 160): 67.2, (1, 128): 64.4, (0.5, 160): 60.2,
@@ -111,7 +112,7 @@ plt.show()
 # - **Standard**: each of the 7 filters covers all 5 channels and is applied at 4×4 places.
 # - **Depthwise**, then **pointwise**: 5 flat filters, one for each channel, then 7 filters of 1×1 that mix channels.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Top row: a 6 by 6 by 5 input, seven filters of 3 by 3 by 5, and the 4 by 4 by 7 output of a standard convolution. Bottom row: the same input, five depthwise filters of 3 by 3 by 1, the 4 by 4 by 5 result, seven pointwise filters of 1 by 1 by 5, and the same 4 by 4 by 7 output."}}
+# %% tags=["hide-input", "ledger:mobilenet-figure-2:redrawn"] mystnb={"image": {"alt": "Top row: a 6 by 6 by 5 input, seven filters of 3 by 3 by 5, and the 4 by 4 by 7 output of a standard convolution. Bottom row: the same input, five depthwise filters of 3 by 3 by 1, the 4 by 4 by 5 result, seven pointwise filters of 1 by 1 by 5, and the same 4 by 4 by 7 output."}}
 fig, ax = plt.subplots(figsize=(8.6, 4.2))
 rows = {  # height of the row → what stands in it: label, how many, size
     13: [("input 6×6×5", 1, (6, 6, 5)), ("7 filters 3×3×5", 7, (3, 3, 5)), ("output 4×4×7", 1, (4, 4, 7))],
@@ -132,7 +133,7 @@ ax.set(xlim=(-0.5, 58), ylim=(-2.2, 24), aspect="equal")
 ax.axis("off")
 plt.show()
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-eq-2:by-hand", "ledger:mobilenet-eq-4:by-hand", "ledger:mobilenet-eq-5:by-hand"]
 from paperlib.complexity import conv2d_macs, depthwise_separable_macs
 
 # kernel area × channels in × channels out × output places
@@ -166,7 +167,7 @@ assert separable == depthwise_separable_macs(**layer) == 1280
 # counts its products. A depthwise convolution is then $M$ convolutions
 # with one channel each, and a pointwise one is the standard convolution with a 1×1 kernel.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-eq-1:by-hand", "ledger:mobilenet-eq-3:by-hand"]
 def convolve(image, kernels):
     """Eq. 1, stride 1, no padding; returns the output and how many multiply-adds it took."""
     (m, height, width), (n, _, side, _) = image.shape, kernels.shape
@@ -237,7 +238,7 @@ plt.show()
 #
 # The paper's Figure 3 sets the two building blocks side by side. Here they are as the library builds them:
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two columns of boxes. Left, the standard block: 3×3 convolution, batch norm, ReLU. Right, the separable block: 3×3 depthwise convolution, batch norm, ReLU, 1×1 convolution, batch norm, ReLU."}}
+# %% tags=["hide-input", "ledger:mobilenet-figure-3:redrawn"] mystnb={"image": {"alt": "Two columns of boxes. Left, the standard block: 3×3 convolution, batch norm, ReLU. Right, the separable block: 3×3 depthwise convolution, batch norm, ReLU, 1×1 convolution, batch norm, ReLU."}}
 from torch import nn
 
 
@@ -266,7 +267,7 @@ plt.show()
 # shapes and no numbers, and counts each layer. Rows without multiply-adds are left out below; the total of parameters
 # includes batch norm's 21,888 scales and shifts.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-table-1:paper-number"]
 full = cost()
 print(full.table(costly_only=True))
 layers = [layer for layer in full.layers if layer.macs]
@@ -294,7 +295,7 @@ assert len(layers) == 28 and full.macs == 568_740_352
 # plain matrix products. That is what the paper means by putting the work where fast routines exist.
 # :::
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-table-2:paper-number"]
 TABLE2 = {  # type of layer → the paper's percentages of mult-adds and parameters
     "pointwise conv": (94.86, 74.59), "depthwise conv": (3.06, 1.06), "conv": (1.19, 0.02), "linear": (0.18, 24.33),
 }  # fmt: skip
@@ -322,7 +323,7 @@ print(f"\nthe paper's first column adds up to {sum(m for m, _ in TABLE2.values()
 # The layer has $M = N = 512$ channels on a 14×14 map. Each row keeps the change of the row above it. The resolution
 # multiplier $\rho = 0.714$ turns 14 cells into 10 ($0.714 \cdot 14 = 9.996$).
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-eq-6:paper-number", "ledger:mobilenet-eq-7:paper-number", "ledger:mobilenet-table-3:paper-number"]
 wide, thin = 512, int(0.75 * 512)
 TABLE3 = [  # change, our multiply-adds, our weights, the paper's millions of each
     ("standard convolution", conv2d_macs(3, wide, wide, 14), 9 * wide * wide, 462, 2.36),
@@ -342,7 +343,7 @@ for name, macs, weights, paper_macs, paper_weights in TABLE3:
 # Parameters are counted as the paper does, without batch norm's scale and shift. Accuracies can't be recomputed here:
 # they need ImageNet and days of training. They are the paper's.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-table-4:paper-number", "ledger:mobilenet-table-5:paper-number", "ledger:mobilenet-table-6:paper-number", "ledger:mobilenet-table-7:paper-number"]
 PAPER = [  # tables, name, how to build it, the paper's accuracy in %, million mult-adds, million parameters
     ("4", "full convolution", dict(separable=False), 71.7, 4866, 29.3),
     ("4-8", "1.0 MobileNet-224", dict(), 70.6, 569, 4.2),
@@ -377,7 +378,7 @@ for table, name, how, accuracy, paper_macs, paper_params in PAPER:
 # The paper takes its rivals' costs from elsewhere. torchvision has its own versions of all four, so we can count them
 # with the counter that counted MobileNet.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-table-8:paper-number", "ledger:mobilenet-table-9:paper-number"]
 from torchvision import models
 
 RIVALS = {  # network → how torchvision builds it, the paper's million mult-adds and parameters
@@ -458,9 +459,10 @@ from timm.data import ImageNetInfo
 from paperlib import backbones
 
 lite0 = backbones.load("efficientnet_lite0")
+lite0.model.to(run.device)
 picture = data.chelsea()[None]  # a batch of one picture, 8 bits a channel
 with torch.inference_mode():
-    probabilities = lite0.model.to(run.device)(lite0.transform(picture).to(run.device)).softmax(1)[0]
+    probabilities = lite0.model(lite0.transform(picture).to(run.device)).softmax(1)[0]
 answer = ImageNetInfo().index_to_description(int(probabilities.argmax()))
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), width_ratios=[1, 1.7])
 left.imshow(lite0.transform.resize(picture)[0].movedim(0, -1))
@@ -541,6 +543,7 @@ for panel, index in zip(panels, torch.cat(some).tolist(), strict=True):
 plt.show()
 
 # %%
+from paperlib import session
 from paperlib.classifier import predict, train_classifier
 from paperlib.metrics import auroc
 from paperlib.mobilenet import parameter_groups
@@ -549,8 +552,9 @@ for name, variant in {"0.25 MobileNet": {}, "its twin": {"separable": False}}.it
     torch.manual_seed(0)
     model = MobileNetV1(0.25, num_classes=2, **variant).to(run.device, memory_format=torch.channels_last)
     optimizer = torch.optim.RMSprop(parameter_groups(model, 4e-5), lr=3e-3, alpha=0.9, momentum=0.9)
-    epochs = run.choose(smoke=2, full=12)
-    history = train_classifier(model, (split.train, split.train_labels), optimizer, epochs=epochs)
+    epochs, data, show = run.choose(smoke=2, full=12), (split.train, split.train_labels), session.progress()
+    history = train_classifier(model, data, optimizer, epochs=epochs, checkpoint=session.checkpoint(name, epochs, *data),
+                               on_epoch=lambda epoch: show(f"{name}: loss {epoch.loss:.2f}", epoch.number, epochs))  # fmt: skip
     logits = predict(model, split.test)
     accuracy = (logits.argmax(1) == split.test_labels).float().mean()
     area = auroc(split.test_labels, logits[:, 1] - logits[:, 0])
@@ -796,7 +800,34 @@ assert check.depthwise_function(depthwise_convolution)
 # **Next**: MobileNetV2 (inverted residuals) and EfficientNet {cite:p}`tan2019` grow from here; EfficientNet-Lite0 from
 # this page is the backbone of the book's other chapters.
 #
-# **Use it on your own network**: `profile(your_network, (1, 3, 224, 224)).table()` counts any `nn.Module`, and the
-# roofline cell above takes any network too. To train on your own pictures, make
-# `split = CellSplit(train, train_labels, test, test_labels)` from tensors of pictures (N, 3, H, W) and classes (N,), and
-# set `num_classes`; the AUROC lines are for two classes.
+# ## Use it on your own network and your own pictures
+#
+# `profile(your_network, (1, 3, 224, 224)).table()` counts any `nn.Module`, and the roofline cell above takes any network
+# too. To train a MobileNet on your own pictures, set `FOLDER` to the path of a folder, or of a zip of it, that holds a
+# folder of pictures for each class. A quarter of them is held out. The network starts from random weights, so it needs
+# hundreds of pictures; compare it with the share of the most common class.
+
+# %%
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from paperlib.pictures import read_picture
+
+FOLDER, EPOCHS = None, 12  # the path, such as "pets.zip"
+if FOLDER is None:
+    print("no pictures of yours: nothing was run")
+else:
+    steps = transforms.Resize((128, 128)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.25] * 3)
+    files = ImageFolder(session.opened(FOLDER), transforms.Compose(steps), loader=read_picture)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:4000]  # at most; they fit in memory
+    pictures = torch.stack([files[i][0] for i in order.tolist()]).to(run.device)
+    labels, cut = torch.tensor(files.targets)[order].to(run.device), 3 * len(order) // 4
+    data, show = (pictures[:cut], labels[:cut]), session.progress()
+    torch.manual_seed(0)
+    mine = MobileNetV1(0.25, num_classes=len(files.classes)).to(run.device)
+    optimizer = torch.optim.RMSprop(parameter_groups(mine, 4e-5), lr=3e-3, alpha=0.9, momentum=0.9)
+    train_classifier(mine, data, optimizer, epochs=EPOCHS, checkpoint=session.checkpoint("own pictures", EPOCHS, *data),
+                     on_epoch=lambda epoch: show(f"loss {epoch.loss:.2f}", epoch.number, EPOCHS))  # fmt: skip
+    right = (predict(mine, pictures[cut:]).argmax(1) == labels[cut:]).float().mean()
+    common = labels[cut:].bincount().max() / len(labels[cut:])
+    print(f"{files.classes}: {cut} to train on; of {len(order) - cut} held out {right:.0%} right (most common class {common:.0%})")

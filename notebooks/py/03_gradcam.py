@@ -25,7 +25,8 @@
 #
 # - **Read first**: the [review of the paper](../book/03_gradcam.md), 15 minutes, and [chapter 02](02_cam.ipynb) on CAM.
 #   You need PyTorch basics, and what a gradient is.
-# - **Time**: 60 minutes with the exercises. All cells together run in about a minute on two CPU cores.
+# - **Time**: 85 minutes to read and run, 35 for the exercises. All cells together run in about a minute on two CPU
+#   cores.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the network is ResNet-50
 #   {cite:p}`he2016`, and more solar cells are used; EfficientNet-Lite0 stands in for it offline.
 
@@ -75,7 +76,7 @@ def label(index):
     return description(int(index)).split(",")[0]
 
 
-# %% mystnb={"image": {"alt": "Two rows of five panels. The picture: a cat's face above, a cup of coffee below. Row Egyptian cat: the heat map is bright on the cat's face, and so is the overlay; Guided Backpropagation draws lines of cat and cup alike; Guided Grad-CAM draws eyes, nose and fur of the cat only. Row espresso: heat map and overlay are bright on the coffee in the cup; Guided Backpropagation looks as in the row above; Guided Grad-CAM draws the cup and faint traces of the cat."}}
+# %% tags=["ledger:gradcam-figure-1:measured"] mystnb={"image": {"alt": "Two rows of five panels. The picture: a cat's face above, a cup of coffee below. Row Egyptian cat: the heat map is bright on the cat's face, and so is the overlay; Guided Backpropagation draws lines of cat and cup alike; Guided Grad-CAM draws eyes, nose and fur of the cat only. Row espresso: heat map and overlay are bright on the coffee in the cup; Guided Backpropagation looks as in the row above; Guided Grad-CAM draws the cup and faint traces of the cat."}}
 both, classes = prepare(pair), [[CAT, ESPRESSO]]
 found = grad_cam(model, both, LAYER, classes)
 guided = guided_backprop(model, both, classes)
@@ -171,7 +172,7 @@ assert alpha.tolist() == [2, -1] and torch.equal(before, 2 * A[0] - A[1])  # cha
 # PyTorch calls with what a layer gives; it is how one gets hold of $A$.
 
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:gradcam-eq-1:by-hand", "ledger:gradcam-eq-2:by-hand"]
 def naive_grad_cam(network, image, layer, target):
     kept = {}
     hook = network.get_submodule(layer).register_forward_hook(lambda module, given, gives: kept.update(A=gives))
@@ -220,7 +221,7 @@ print(f"{found.weights.shape[-1]} channels of {one.shape[0]}×{one.shape[1]} cel
 #
 # Every line is checked below, for both classes, on the picture above.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:gradcam-eq-3:by-hand", "ledger:gradcam-eq-4:by-hand", "ledger:gradcam-eq-5:by-hand", "ledger:gradcam-eq-6:by-hand", "ledger:gradcam-eq-7:by-hand", "ledger:gradcam-eq-8:by-hand", "ledger:gradcam-eq-9:by-hand", "ledger:gradcam-eq-10:by-hand", "ledger:gradcam-eq-11:by-hand"]
 from paperlib.activations import record_activations
 from paperlib.cam import cam
 
@@ -373,7 +374,7 @@ viz.Slider(draw, {"layer, from first to last": SHOWN}, describe, figsize=(2.2, 2
 # Where will the counterfactual map of the cat be bright?
 # :::
 
-# %% mystnb={"image": {"alt": "Four panels of the picture with cat and cup. Egyptian cat, for: bright on the cat's face. Egyptian cat, against: bright on the saucer at the lower left. Espresso, for: bright on the coffee. Espresso, against: bright at the upper right, beside the cat's ear."}}
+# %% tags=["ledger:gradcam-eq-12:by-hand", "ledger:gradcam-figure-3:measured"] mystnb={"image": {"alt": "Four panels of the picture with cat and cup. Egyptian cat, for: bright on the cat's face. Egyptian cat, against: bright on the saucer at the lower left. Espresso, for: bright on the coffee. Espresso, against: bright at the upper right, beside the cat's ear."}}
 against = grad_cam(model, both, LAYER, classes, counterfactual=True)
 signed = grad_cam(model, both, LAYER, classes, relu=False).maps
 torch.testing.assert_close(against.maps, (-signed).clamp_min(0), **CLOSE)
@@ -430,7 +431,7 @@ for ground in (data.brick(), data.gravel(), data.grass()):
         made.append((scene, boxes, [first, second]))
 print(f"{len(made)} pictures, {2 * len(made)} things:", ", ".join(label(index) for index in THINGS))
 
-# %%
+# %% tags=["ledger:gradcam-table-1:measured"]
 from paperlib.cam import bounding_boxes
 from paperlib.gradcam import LOCALIZATION_THRESHOLD
 from paperlib.metrics import localization_error
@@ -587,7 +588,7 @@ assert run.full or min(own) > 0.6
 # the 1,000 classes. The paper looks at the map of the class that was said *and* at the map of the true one. We add the
 # map of the *difference* of the two scores, since that is what decides between them.
 
-# %% mystnb={"image": {"alt": "Three rows of three panels, red for and blue against. Astronaut: the map of bobsled is red on suit and helmet, that of space shuttle on the shuttle behind her; the difference is red below, blue on the shuttle. Rocket: the map of drilling platform covers rocket and towers, that of missile the rocket; the difference is red on the towers at both sides and blue on the rocket. Clock: both maps are red on the blurred round clock, the difference is faint."}}
+# %% tags=["ledger:gradcam-figure-6:measured"] mystnb={"image": {"alt": "Three rows of three panels, red for and blue against. Astronaut: the map of bobsled is red on suit and helmet, that of space shuttle on the shuttle behind her; the difference is red below, blue on the shuttle. Rocket: the map of drilling platform covers rocket and towers, that of missile the rocket; the difference is red on the towers at both sides and blue on the rocket. Clock: both maps are red on the blurred round clock, the difference is faint."}}
 MISTAKES = {  # picture → a class that is right: space shuttle, missile, wall clock
     "astronaut": (data.astronaut(), 812), "rocket": (data.rocket(), 657), "clock": (data.clock(), 892),
 }  # fmt: skip
@@ -661,7 +662,7 @@ targets_of = [two_things, *originals[1:]]
 attacked, taken = zip(*(attack(one, ABSENT) for one in targets_of), strict=True)
 print("steps taken:", *taken)
 
-# %% mystnb={"image": {"alt": "Five panels. The attacked picture of cat and cup, which looks like the original. Signed maps, red for and blue against: Egyptian cat before the attack, red on the cat; Egyptian cat after it, the same; espresso after it, red on the cup; space shuttle after it, red on the cup and the saucer, though there is none."}}
+# %% tags=["ledger:gradcam-figure-7:measured"] mystnb={"image": {"alt": "Five panels. The attacked picture of cat and cup, which looks like the original. Signed maps, red for and blue against: Egyptian cat before the attack, red on the cat; Egyptian cat after it, the same; espresso after it, red on the cup; space shuttle after it, red on the cup and the saucer, though there is none."}}
 ASKED = [(0, CAT), (0, ESPRESSO), (1, ESPRESSO), (2, 665), (3, 872)]  # which picture, and a class that is in it
 before, after = (torch.stack([some[i] for i, _ in ASKED]) for some in (targets_of, attacked))
 assert float((after - before).abs().max()) <= BUDGET + 1e-6
@@ -804,7 +805,7 @@ of_biased, of_balanced = (results[kind].mean(0) for kind in SHARES)
 assert of_biased[0] > of_balanced[0] and of_biased[1] < of_balanced[1] - 0.05
 assert run.full or (of_biased[2] > 2 * of_balanced[2] and of_biased[3] > of_balanced[3] + 0.3)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of four solar cells with a bar code at the lower left and the signed map of defective. Row biased: all four are called defective, and the maps are dark red on the bar code; on the first also on its dark cracks. Row balanced: the first is called defective, red on the cracks and not on the code; the others are called functional, with faint maps that are blue or white on the code."}}
+# %% tags=["hide-input", "ledger:gradcam-figure-8:measured"] mystnb={"image": {"alt": "Two rows of four solar cells with a bar code at the lower left and the signed map of defective. Row biased: all four are called defective, and the maps are dark red on the bar code; on the first also on its dark cracks. Row balanced: the first is called defective, red on the cracks and not on the code; the others are called functional, with faint maps that are blue or white on the code."}}
 shown = [*test[truth[test] == 1][:2].tolist(), int(test[truth[test] == 0][0])]
 fig, panels = plt.subplots(2, 3, figsize=(5, 3.9))
 for row, (kind, last) in zip(panels, networks.items(), strict=True):
@@ -1125,7 +1126,26 @@ assert check.deconvnet_relu(DeconvnetReLU.apply)
 #
 # **Next**: chapters 04 and 05 leave classes behind, and look for defects with pictures of sound parts only.
 #
-# **Use it on your own images**: `grad_cam(model, images, layer)` takes any PyTorch network that is not scripted; the
-# layer is a module or its dotted name (`dict(model.named_modules())` lists them), and a wrong name is answered with the
-# closest ones. Give it images prepared as the model expects, and start with the last layer whose output is (N, C, h,
-# w).
+# ## Use it on your own picture
+#
+# `grad_cam(model, images, layer)` takes any PyTorch network that is not scripted; the layer is a module or its dotted
+# name (`dict(model.named_modules())` lists them), and a wrong name is answered with the closest ones. Give it images
+# prepared as the model expects, and start with the last layer whose output is (N, C, h, w). With this chapter's network
+# it takes only the path of a picture: its three likeliest classes, each with its signed map.
+
+# %%
+PICTURE = None  # or the path of a picture, such as "dog.jpg"
+if PICTURE is None:
+    print("no picture of yours: nothing was run")
+else:
+    from paperlib.pictures import read_picture
+
+    mine = np.array(read_picture(PICTURE))
+    with torch.no_grad():
+        likely = model(prepare(mine))[0].softmax(0).topk(3)
+    of = grad_cam(model, prepare(mine), LAYER, likely.indices[None], relu=False)
+    panels = plt.subplots(1, 4, figsize=(9, 2.6))[1]
+    viz.panel(panels[0], mine)
+    for ax, one, index, p in zip(panels[1:], of.maps[0], likely.indices, likely.values, strict=True):
+        draw_map(ax, one, mine, f"{label(index)}, {p:.0%}\nfrom {one.min():.2f} to {one.max():.2f}")
+    plt.show()

@@ -24,7 +24,8 @@
 #
 # - **Read first**: the [review of the paper](../book/05_padim.md), 20 minutes. You need PyTorch basics, and what a
 #   covariance matrix is.
-# - **Time**: 60 minutes with the exercises. All cells together run in about a minute on two CPU cores.
+# - **Time**: 80 minutes to read and run, 40 for the exercises. All cells together run in about a minute and a half on two
+#   CPU cores.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the network is ResNet-18
 #   {cite:p}`he2016`, the paper's smaller one; the constant `NETWORK` takes `"wide_resnet50_2"` as well.
 
@@ -74,7 +75,7 @@ mono = elpv("mono")
 rows = split(mono, seed=0)
 model = PaDiM(extractor, DIMENSIONS[NETWORK], seed=0).fit(map(prepare, mono.images[rows["train"]].split(batch)))
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of six solar cells. Above the pictures, below the same with the anomaly map over them, dark for small and yellow for large distances, in one colour scale. Four defective cells: bright spots lie on dark cracks and dark areas. Two functional cells: the maps stay dark."}}
+# %% tags=["hide-input", "ledger:padim-figure-1:measured"] mystnb={"image": {"alt": "Two rows of six solar cells. Above the pictures, below the same with the anomaly map over them, dark for small and yellow for large distances, in one colour scale. Four defective cells: bright spots lie on dark cracks and dark areas. Two functional cells: the maps stay dark."}}
 def draw_map(ax, image, one, limits, title=""):
     """Lay a map over a grey picture, in a colour scale that is the same for all of them."""
     viz.panel(ax, image, title)
@@ -205,7 +206,7 @@ assert joined[0, :, 1, 2].tolist() == [6, 21, 31]
 # The paper's Figure 2, redrawn with the sizes of this notebook's network. Coarse cells are drawn as large as what they
 # cover.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "From left to right: a solar cell; three blocks of the same width and height, made of many small cells, of larger cells and of four large cells; one deeper block of small cells that holds the channels of all three, of which one cell is marked; and a plane with points and ellipses, the Gaussian of the marked cell."}}
+# %% tags=["hide-input", "ledger:padim-figure-2:redrawn"] mystnb={"image": {"alt": "From left to right: a solar cell; three blocks of the same width and height, made of many small cells, of larger cells and of four large cells; one deeper block of small cells that holds the channels of all three, of which one cell is marked; and a plane with points and ellipses, the Gaussian of the marked cell."}}
 from matplotlib.patches import Ellipse
 
 fig, ax = plt.subplots(figsize=(8.8, 2.9))
@@ -267,7 +268,7 @@ for step, tensors in steps.items():
 #
 # Now Eq. 1 and Eq. 2 word for word, for the place in the middle, and the blur from SciPy.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:padim-eq-1:by-hand", "ledger:padim-eq-2:by-hand"]
 from scipy.ndimage import gaussian_filter
 
 place = 28 * 56 + 28  # row 28, column 28
@@ -525,7 +526,7 @@ viz.Slider(draw, sliders, describe, figsize=(5.2, 2.7), dpi=62)
 # The joint covariance sees the same three layers as the three maps that are added. What can it know more?
 # :::
 
-# %%
+# %% tags=["ledger:padim-table-1:measured"]
 QUOTED_I = {  # the paper, ResNet-18 on MVTec AD: pixel AUROC and PRO-score in %, mean over all classes
     "layer 1": (94.8, 86.8), "layer 2": (95.7, 88.5), "layer 3": (95.7, 88.3), "layers added": (96.0, 89.0),
     "all": (97.1, 90.8),
@@ -596,7 +597,7 @@ for ax in panels[1]:
 fig.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
 plt.show()
 
-# %%
+# %% tags=["ledger:padim-table-2:measured"]
 print("PRO-score of random channels minus PCA's, same seed, in points: mean ± standard deviation")
 for kind in data:
     of_kind = tables.query("kind == @kind").pivot(index="seed", columns=["method", "dimensions"], values="pro")
@@ -688,7 +689,7 @@ assert by_angle[-1].median() > by_angle[0].max()
 # *training* pictures be turned as well (Rd-MVTec AD: ±10°, and a crop at a random place). Then nothing is strange about
 # a turn, but each Gaussian has seen many things.
 
-# %%
+# %% tags=["ledger:padim-table-6:measured"]
 print("                          image AUROC, %    pixel AUROC, %      PRO-score, %")
 print("                          real defects      synthetic defects")
 for kind in data:
@@ -717,7 +718,7 @@ print("\nthe paper, WR50 on MVTec AD (quoted): 97.5 / 92.1, on Rd-MVTec AD: 92.2
 # memory?
 # :::
 
-# %%
+# %% tags=["ledger:padim-table-7:measured"]
 from paperlib.neighbors import nearest_distance
 
 one_picture = sum(layer[0].nbytes for layer in train)
@@ -790,7 +791,7 @@ def spade_gb(cells, pictures):  # WR50's three layers, each on its own grid
     return 4 * pictures * sum(c * (cells // s) ** 2 for c, s in ((256, 1), (512, 2), (1024, 4))) / 1e9
 
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "ledger:padim-table-8:paper-number"]
 QUOTED_VIII = [  # model and data, cells of the grid's side, network, d, the paper's GB
     ("R18-Rd100, MVTec", 56, "R18", 100, 0.17), ("R18-Rd100, STC", 64, "R18", 100, 0.21),
     ("WR50-Rd550, MVTec", 56, "WR50", 550, 3.8), ("WR50-Rd550, STC", 64, "WR50", 550, 5.2),
@@ -812,6 +813,65 @@ assert abs(spade - 1.4) < 0.05
 # The printed figures follow, once one knows that 3.8 GB is without the network and the others are with it (MVTec AD has
 # 3,629 training pictures in 15 classes: 242 each). The 37 GB of SPADE on STC are what about 5,000 frames take: a scene
 # has four times as many, so a part of them must have been used.
+#
+# ## PaDiM and Patch SVDD on the same pictures
+#
+# Chapter 04 ends with detectors for the same cells. Its stamped file holds their AUROC for 40 functional cells, on which
+# no encoder was trained, and 40 defective ones, with 60 more in the bank. Here PaDiM fits those 60 and scores those 80.
+# The times are of both, networks included: fitting 60 pictures, and scoring one.
+#
+# :::{admonition} Predict first
+# :class: tip
+# One encoder learned from a thousand solar cells, the other from ImageNet, without a single solar cell. Which tells
+# broken cells better?
+# :::
+
+# %%
+from pathlib import Path
+
+import paperlib
+from paperlib.datasets import TensorItems
+from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD
+
+RESULTS = Path(paperlib.__file__).parent / "results"
+rivals = {run_of["name"]: run_of["auroc"] for run_of in runtime.result("patch_svdd_cells")["runs"] if run_of["seed"] == 0}
+areas = {}
+for kind, parts in stored.items():
+    of_60 = gaussians([layer[40:100] for layer in parts["train"]])
+    tested = [torch.cat([good[:40], bad[:40]]) for good, bad in zip(parts["train"], parts["bad"], strict=True)]
+    areas[kind] = auroc(torch.arange(80) >= 40, anomaly_maps(tested, of_60).amax((1, 2)))
+    others = [rivals[name][f"{kind} image mult"] for name in ("random", "committed")]
+    assert run.full or areas[kind] > max(others)
+print("image AUROC, 80 cells, split 0       mono    poly")
+for name, said in (("random", "Patch SVDD, random encoder"), ("committed", "Patch SVDD, trained on cells")):
+    print(f"{said:32} {rivals[name]['mono image mult']:8.3f} {rivals[name]['poly image mult']:7.3f}")
+print(f"{'PaDiM, trained on ImageNet':32} {areas['mono']:8.3f} {areas['poly']:7.3f}")
+
+# %%
+encoder = HierarchicalEncoder.load(RESULTS / "patch_svdd_cells.safetensors").to(run.device)
+at_256 = torch.stack([item.image for item in TensorItems(mono.images[rows["train"][:61]], size=256)]).to(run.device)
+ways = {  # a detector, and what it takes: 60 pictures to fit and one to score
+    "PaDiM": (PaDiM(extractor, 100), [prepare(mono.images[rows["train"][k : k + 1]]) for k in range(61)]),
+    "Patch SVDD": (PatchSVDD(encoder, stride_small=8), at_256.split(1)),
+}
+rows_of = []
+for name, (detector, pictures) in ways.items():
+    times = [time.perf_counter()]
+    detector.fit(pictures[:60] if name == "PaDiM" else torch.cat(pictures[:60]))
+    times.append(time.perf_counter())
+    (detector.anomaly_map if name == "PaDiM" else detector.anomaly_maps)(pictures[60])
+    times.append(time.perf_counter())
+    rows_of.append(f"{name:17} {times[1] - times[0]:9.2f} {times[2] - times[1]:9.3f}")
+print("seconds              fit 60   score 1", *rows_of, sep="\n")
+
+# %% [markdown]
+# :::{dropdown} Answer
+# ImageNet's, clearly, on these cells: its features were pressed to tell a thousand kinds of thing apart. It is faster as
+# well, since it compares a place with one Gaussian and not with every patch of the bank.
+# :::
+#
+# That is one kind of picture, one split and small encoders. Patch SVDD needs no pretrained network: where none fits (other
+# wavelengths, other modalities, a licence), it is the one of the two that can still be trained.
 #
 # ## The threshold: no AUROC gives you one
 #
@@ -920,7 +980,7 @@ else:
 # The claims are the paper's, about MVTec AD with ResNet-18 or WR50. Measured is what we found on solar cells with
 # EfficientNet-Lite0, over five seeds: 100 random channels where nothing else is said.
 
-# %%
+# %% tags=["ledger:padim-table-5:measured"]
 keys = ["kind", "experiment", "method", "dimensions", "seed"]
 table = 100 * measured.set_index(keys)[["image", "pixel", "pro"]].sort_index()
 joint, added = ("tables", "all", 176), ("tables", "layers added", 0)

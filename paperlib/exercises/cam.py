@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.cam import cam, class_activation_map
-from paperlib.exercises.verdict import right, unanswered, wrong
+from paperlib.exercises.verdict import no_function, no_number, right, wrong
 
 
 def sum_of_the_map(answer: Any) -> bool:
@@ -14,7 +14,7 @@ def sum_of_the_map(answer: Any) -> bool:
 
     Source: chapter 02, exercise 1. Departures: none. Test: test_exercises_cam.py::test_cam_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     exact = 7 * 7 * (12.5 - 0.5)
     if abs(answer - exact) < 1e-6:
@@ -35,7 +35,7 @@ def side_ratio(answer: Any) -> bool:
 
     Source: chapter 02, exercise 2. Departures: none. Test: test_exercises_cam.py::test_cam_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     if answer <= 1:
         return wrong("the predicted box is the larger one, so the ratio is above 1")
@@ -53,7 +53,7 @@ def map_function(answer: Any) -> bool:
 
     Source: chapter 02, exercise 3. Departures: none. Test: test_exercises_cam.py::test_cam_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     features, weight = (torch.randn(shape, generator=generator) for shape in ((3, 5, 4, 6), (7, 5)))
@@ -71,7 +71,7 @@ def map_function(answer: Any) -> bool:
         return wrong("Eq. 2 has no 1/Z; it belongs to the pooling")
     if torch.allclose(got[:1], expected[:1], atol=1e-5):
         return wrong("the first image is right: every image must take the row of its own class")
-    return wrong("take weight[targets], one row an image, and sum over the channels only")
+    return wrong("each image has a class: pick that class's row of weights, and sum over the channels only")
 
 
 def box_function(answer: Any) -> bool:
@@ -80,7 +80,7 @@ def box_function(answer: Any) -> bool:
     Source: chapter 02, exercise 4. Departures: the paper takes the largest region, here there is one.
     Test: test_exercises_cam.py::test_cam_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     values = torch.full((8, 10), -1.0)
     values[2:5, 3:9] = 3.0  # 3 is above 20 % of 10, and below the middle of the range from -1 to 10
@@ -100,6 +100,8 @@ def box_function(answer: Any) -> bool:
         (3, 4, 4, 8): "your threshold is too high: 3 is more than 20 % of 10",
     }
     if got == (2, 3, 5, 9):
+        if tuple(int(side) for side in answer(values.flip(0))) != (3, 3, 6, 9):
+            return wrong("right on one map and not on the same map upside down: work the box out from the map")
         return right("rows 2 to 4 and columns 3 to 8, half-open")
     if len(got) != 4:
         return wrong(f"f gave {len(got)} numbers; expected four: top, left, bottom, right")
@@ -112,7 +114,7 @@ def parameters_saved(answer: Any) -> bool:
     Source: chapter 02, exercise 5; arXiv:1512.04150, Sec. 3.1. Departures: none.
     Test: test_exercises_cam.py::test_cam_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     from torchvision import models
 
@@ -136,7 +138,7 @@ def gap_network(answer: Any) -> bool:
     Source: chapter 02, exercise 6; arXiv:1512.04150, Sec. 3.1. Departures: none.
     Test: test_exercises_cam.py::test_cam_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     torch_state = torch.get_rng_state()
     try:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.exercises.verdict import right, unanswered, wrong
+from paperlib.exercises.verdict import no_function, no_number, right, unanswered, wrong
 from paperlib.gradcam import grad_cam, grad_cam_map
 
 GRADIENT = ((-2.0, 3.0, -1.0), (6.0, -3.0, 1.0), (2.0, -1.0, 3.0))  # of the 3×3 example
@@ -17,7 +17,7 @@ def channel_weight(answer: Any) -> bool:
 
     Source: chapter 03, exercise 1. Departures: none. Test: test_exercises_gradcam.py::test_gradcam_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     cells = [value for row in GRADIENT for value in row]
     exact, positive = sum(cells) / 9, sum(max(value, 0) for value in cells)
@@ -37,7 +37,7 @@ def largest_value(answer: Any) -> bool:
 
     Source: chapter 03, exercise 2. Departures: none. Test: test_exercises_gradcam.py::test_gradcam_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     if abs(answer - 0.5) < 1e-6:
         return right("CAM's map over the number of cells; a positive value passes the ReLU, and the bias is in neither")
@@ -79,7 +79,7 @@ def map_function(answer: Any) -> bool:
 
     Source: chapter 03, exercise 4. Departures: none. Test: test_exercises_gradcam.py::test_gradcam_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     activations, gradients = (torch.randn(3, 5, 4, 6, generator=generator) for _ in range(2))
@@ -115,7 +115,7 @@ def contrast_score(answer: Any) -> bool:
 
     Source: chapter 03, exercise 5. Departures: none. Test: test_exercises_gradcam.py::test_gradcam_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     state = torch.get_rng_state()
@@ -150,7 +150,7 @@ def deconvnet_relu(answer: Any) -> bool:
     Source: chapter 03, exercise 6; Zeiler and Fergus, arXiv:1311.2901. Departures: none.
     Test: test_exercises_gradcam.py::test_gradcam_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     x, above = torch.tensor(FORWARD, requires_grad=True), torch.tensor(GRADIENT)
     try:

@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paperlib.complexity import conv2d_macs, depthwise_separable_macs, profile
-from paperlib.exercises.verdict import right, unanswered, wrong
+from paperlib.exercises.verdict import no_function, no_number, right, wrong
 from paperlib.mobilenet import MobileNetV1
 
 
 def standard_cost(answer: Any) -> bool:
     """Check the multiply-adds of a 5×5 convolution from 16 to 32 channels with a 28×28 output.
 
-    Source: chapter 01, exercise 1. Departures: none. Test: test_exercises.py::test_mobilenet_checks
+    Source: chapter 01, exercise 1. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     exact = conv2d_macs(5, 16, 32, 28)
     if answer == exact:
@@ -34,9 +34,9 @@ def standard_cost(answer: Any) -> bool:
 def break_even(answer: Any) -> bool:
     """Check the number of output channels at which a 3×3 separable layer costs exactly six times less.
 
-    Source: chapter 01, exercise 2. Departures: none. Test: test_exercises.py::test_mobilenet_checks
+    Source: chapter 01, exercise 2. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     if answer <= 0:
         return wrong("a layer has at least one output channel")
@@ -50,9 +50,9 @@ def break_even(answer: Any) -> bool:
 def separable_function(answer: Any) -> bool:
     """Check the reader's own `f(kernel, in_channels, out_channels, out_size)` for a separable layer's cost.
 
-    Source: chapter 01, exercise 3. Departures: none. Test: test_exercises.py::test_mobilenet_checks
+    Source: chapter 01, exercise 3. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     for case in ((3, 5, 7, 4), (3, 512, 512, 14), (5, 8, 24, 10), (1, 4, 4, 1)):
         got, expected = answer(*case), depthwise_separable_macs(*case)
@@ -68,11 +68,11 @@ def separable_function(answer: Any) -> bool:
 def largest_width(answer: Any) -> bool:
     """Check the largest width, a multiple of 0.05, whose MobileNet costs at most 200 million MACs at 192×192.
 
-    Source: chapter 01, exercise 4. Departures: none. Test: test_exercises.py::test_mobilenet_checks
+    Source: chapter 01, exercise 4. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
-    steps = round(answer / 0.05)
+    steps = round(float(answer) / 0.05)
     if steps < 1 or abs(steps * 0.05 - answer) > 1e-9:
         return wrong("give a positive multiple of 0.05")
     here, above = (_macs(s * 0.05, 192) for s in (steps, steps + 1))
@@ -86,9 +86,9 @@ def largest_width(answer: Any) -> bool:
 def spared_weights(answer: Any) -> bool:
     """Check how many weights `parameter_groups` spares from weight decay in the full MobileNet.
 
-    Source: chapter 01, exercise 5. Departures: none. Test: test_exercises.py::test_mobilenet_checks
+    Source: chapter 01, exercise 5. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     with torch.device("meta"):
         model = MobileNetV1()
@@ -103,9 +103,9 @@ def spared_weights(answer: Any) -> bool:
 def depthwise_function(answer: Any) -> bool:
     """Check the reader's own depthwise convolution `f(images, filters)`, written without `groups`.
 
-    Source: chapter 01, exercise 6. Departures: none. Test: test_exercises.py::test_mobilenet_checks
+    Source: chapter 01, exercise 6. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     images, filters = (torch.randn(shape, generator=generator) for shape in ((2, 3, 7, 6), (3, 3, 3)))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperlib.exercises.verdict import right, unanswered, wrong
+from paperlib.exercises.verdict import no_function, no_number, right, wrong
 
 
 def stored_megabytes(answer: Any) -> bool:
@@ -14,7 +14,7 @@ def stored_megabytes(answer: Any) -> bool:
     Source: chapter 05, exercise 1; arXiv:2011.08785, Sec. V-D. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     cells, d = 28 * 28, 50
     exact = cells * (d * d + d) * 4 / 1e6
@@ -39,7 +39,7 @@ def distance_by_hand(answer: Any) -> bool:
     Source: chapter 05, exercise 2; arXiv:2011.08785, Eq. 2. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     hints = {
         8.0: "that is the square of the distance",
@@ -62,7 +62,7 @@ def embedding_function(answer: Any) -> bool:
     Source: chapter 05, exercise 3; arXiv:2011.08785, Sec. III-A. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, c, s, s, generator=generator) for c, s in ((3, 8), (4, 4), (5, 2))]
@@ -94,7 +94,7 @@ def covariance_function(answer: Any) -> bool:
     Source: chapter 05, exercise 4; arXiv:2011.08785, Eq. 1. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     n, positions, d, epsilon = 7, 3, 4, 0.5
     x = torch.randn(n, positions, d, generator=torch.Generator().manual_seed(0)) + 2
@@ -130,7 +130,7 @@ def threshold_function(answer: Any) -> bool:
 
     Source: chapter 05, exercise 5. Departures: none. Test: test_exercises_padim.py::test_padim_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     for rate in (0.05, 0.2):
@@ -156,7 +156,7 @@ def crossover(answer: Any) -> bool:
     Source: chapter 05, exercise 6; arXiv:2011.08785, Table VIII. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     gaussians = 56 * 56 * (100 * 100 + 100)
     an_image = 64 * 56 * 56 + 128 * 28 * 28 + 256 * 14 * 14
@@ -180,7 +180,7 @@ def merge_function(answer: Any) -> bool:
     Source: chapter 05, exercise 7; Chan, Golub & LeVeque, The American Statistician 37 (1983). Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
 
     def statistics(x: Tensor) -> tuple[int, Tensor, Tensor]:
@@ -210,4 +210,4 @@ def merge_function(answer: Any) -> bool:
         return wrong("the outer product of the difference of the means is right, its factor is not 1")
     if torch.allclose(got[2], scatter / n) or torch.allclose(got[2], scatter / (n - 1)):
         return wrong("a scatter is a sum: do not divide it")
-    return wrong("the mean is right; the scatter is scatter1 + scatter2 + a factor times an outer product")
+    return wrong("the mean is right; to the two scatters comes a part that grows with the distance between the means")

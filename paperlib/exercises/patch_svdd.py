@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paperlib.anomaly_map import spread_patch_scores
-from paperlib.exercises.verdict import right, unanswered, wrong
+from paperlib.exercises.verdict import no_function, no_number, right, wrong
 from paperlib.patch_encoder import HierarchicalEncoder
 
 
@@ -17,7 +17,7 @@ def patches_of_a_picture(answer: Any) -> bool:
     Source: chapter 04, exercise 1; arXiv:2006.16067, Alg. 2. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     rows, columns = (400 - 64) // 16 + 1, (300 - 64) // 16 + 1
     hints = {
@@ -38,7 +38,7 @@ def class_of_a_pair(answer: Any) -> bool:
     Source: chapter 04, exercise 2; the released code of Patch SVDD. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     hints = {
         2: "that is where the first patch lies, seen from the second",
@@ -58,7 +58,7 @@ def loss_function(answer: Any) -> bool:
     Source: chapter 04, exercise 3; arXiv:2006.16067, Eq. 4. Departures: the mean over the pairs, as in the released
     code. Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(6, 5, generator=generator) for _ in range(2))
@@ -80,7 +80,7 @@ def loss_function(answer: Any) -> bool:
     for value, hint in hints:
         if torch.allclose(got, value):
             return wrong(hint)
-    return wrong("‖a - b‖₂ along the last axis, then the mean")
+    return wrong("first the length of each pair's difference, then the mean of the lengths")
 
 
 def spread_function(answer: Any) -> bool:
@@ -89,7 +89,7 @@ def spread_function(answer: Any) -> bool:
     Source: chapter 04, exercise 4; arXiv:2006.16067, Alg. 2. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     scores, patch, stride, size = torch.arange(1.0, 13.0).view(3, 4), 4, 2, (8, 11)
     expected, got = spread_patch_scores(scores, patch, stride, size), answer(scores.clone(), patch, stride, size)
@@ -117,7 +117,7 @@ def nearest_function(answer: Any) -> bool:
     Source: chapter 04, exercise 5; arXiv:2006.16067, Eq. 8. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     bank = torch.randn(40, 5, generator=generator)
@@ -141,7 +141,7 @@ def nearest_function(answer: Any) -> bool:
     for value, hint in hints:
         if torch.allclose(got, value, atol=2e-3):
             return wrong(hint)
-    return wrong("all differences are queries[:, None] - bank; their norms, then the minimum over the bank")
+    return wrong("for each query: its distance to every vector of the bank, and of these the smallest")
 
 
 def hierarchy_function(answer: Any) -> bool:
@@ -150,7 +150,7 @@ def hierarchy_function(answer: Any) -> bool:
     Source: chapter 04, exercise 6; arXiv:2006.16067, Eq. 7. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
-    if unanswered(answer):
+    if no_function(answer):
         return False
     with torch.random.fork_rng(devices=[]):  # the reader's random numbers stay as they are
         torch.manual_seed(0)
@@ -191,13 +191,13 @@ def distances_of_an_evaluation(answer: Any) -> bool:
     Source: chapter 04, exercise 7; arXiv:2006.16067, Eq. 8. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
-    if unanswered(answer):
+    if no_number(answer):
         return False
     patches = ((1024 - 32) // 4 + 1) ** 2
     exact = 3000 * 1000 * patches**2
 
     def near(value: float | int) -> bool:
-        return abs(answer - value) < 0.005 * value
+        return bool(abs(answer - value) < 0.005 * value)
 
     if near(exact):
         return right("it grows with the product of both sets, and with the fourth power of a picture's side")

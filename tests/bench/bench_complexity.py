@@ -1,79 +1,67 @@
-"""Time `paperlib.complexity.profile` beside fvcore and PyTorch's own counter, on ResNet-50.
+"""Counting: `paperlib.complexity.profile` beside fvcore, PyTorch's own counter and the usual hooks, on ResNet-50."""
 
-Runs take turns, so that a machine that slows down slows all of them down. Start it with
-`python -m tests.bench.bench_complexity`, or directly.
-"""
-
-import argparse
+import copy
 import logging
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torchvision
-from fvcore.nn import FlopCountAnalysis
+from measure import OURS, USUAL, Contender, Part, peer
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, when started directly
-
-from paperlib.complexity import profile  # noqa: E402
+from paperlib.complexity import profile
 
 SHAPE = (1, 3, 224, 224)
 
 
-def contenders(model: torch.nn.Module) -> dict[str, Callable[[], int]]:
-    """What is timed, by name; each returns the multiply-adds that it counts."""
-    on_meta = torchvision.models.resnet50().to("meta").eval()
+def by_hooks(model: nn.Module) -> int:
+    """Count as most published scripts do: a hook on every convolution and linear layer, and a real forward pass."""
+    total, handles = 0, []
 
-    def ours() -> int:
-        return profile(model, SHAPE).macs
+    def after(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output[0].numel() * (layer.weight[0].numel())
 
-    def fvcore() -> int:
+    try:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                handles.append(module.register_forward_hook(after))
         with torch.no_grad():
-            return FlopCountAnalysis(model, torch.zeros(SHAPE)).unsupported_ops_warnings(False).total()
+            model(torch.zeros(SHAPE, device=next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
 
-    def counter(network: torch.nn.Module, device: str) -> int:
+
+def counting(full: bool, device: torch.device) -> Part:
+    model = torchvision.models.resnet50().eval().to(device)
+    on_meta, missing = copy.deepcopy(model).to("meta"), {}
+
+    def counter(network: nn.Module) -> int:
         with torch.no_grad(), FlopCounterMode(display=False) as mode:
-            network(torch.zeros(SHAPE, device=device))
+            network(torch.zeros(SHAPE, device=next(network.parameters()).device))
         return mode.get_total_flops() // 2
 
-    return {
-        "paperlib": ours,
-        "fvcore": fvcore,
-        "flop_counter": lambda: counter(model, "cpu"),
-        "flop_counter, meta": lambda: counter(on_meta, "meta"),
-    }
+    contenders = [
+        Contender(OURS, lambda: profile(model, SHAPE).macs),
+        Contender(USUAL, lambda: by_hooks(model)),
+        Contender("torch's counter", lambda: counter(model)),
+        Contender("torch's counter, meta", lambda: counter(on_meta), note="names no layer's kind, parameters or shape"),
+    ]
+    with peer(missing, "fvcore"):
+        from fvcore.nn import FlopCountAnalysis
+
+        logging.getLogger("fvcore").setLevel(logging.ERROR)
+
+        def fvcore() -> int:
+            with torch.no_grad():
+                return (
+                    FlopCountAnalysis(model, torch.zeros(SHAPE, device=device)).unsupported_ops_warnings(False).total()
+                )
+
+        contenders.append(Contender("fvcore", fvcore, note="counts batch norm and pooling too"))
+    return Part("count ResNet-50", contenders, 0, 0, missing)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=5, help="timed runs of each (default 5)")
-    runs = parser.parse_args().n
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    timed = contenders(torchvision.models.resnet50().eval())
-    counted = {name: count() for name, count in timed.items()}  # also a warm-up
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(runs):
-        for name, count in timed.items():
-            start = time.perf_counter()
-            count()
-            seconds[name].append(time.perf_counter() - start)
-
-    ours = statistics.median(seconds["paperlib"])
-    print(f"ResNet-50, input {SHAPE}, {runs} runs, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'':18}  {'median ms':>9}  {'min to max ms':>17}  {'ratio':>6}  {'multiply-adds':>13}  {'difference':>10}")
-    for name, times in seconds.items():
-        spread = f"{1e3 * min(times):.1f} to {1e3 * max(times):.1f}"
-        median = statistics.median(times)
-        print(
-            f"{name:18}  {1e3 * median:9.1f}  {spread:>17}  {median / ours:6.1f}"
-            f"  {counted[name]:13,}  {counted[name] - counted['paperlib']:+10,}"
-        )
-    print("fvcore counts batch norm and pooling too, which is its difference; see paperlib.conventions.")
-
-
-if __name__ == "__main__":
-    main()
+PARTS = {"counting": counting}

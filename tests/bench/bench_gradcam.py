@@ -1,131 +1,175 @@
-"""Time Grad-CAM and Guided Grad-CAM beside pytorch-grad-cam and captum: ResNet-50, random weights, layer4.
+"""CAM, Grad-CAM and Guided Grad-CAM beside pytorch-grad-cam, captum, torchcam and the usual way: ResNet-50, layer4.
 
-The last row is the floor under Guided Grad-CAM: the network's own forward and backward pass to the image, and nothing
-else. No way to compute it exactly in this layout can take less.
-
-Runs take turns, so that a machine that slows down slows all of them down. Peak memory is that of a process of its own
-for each, above what model and images take. Start it with `python -m tests.bench.bench_gradcam`, or directly; on a
-machine that does other work, `OMP_WAIT_POLICY=passive` keeps threads that wait from taking its time.
+Weights are random: they change no time. The last row of Guided Grad-CAM is a floor of another kind than that of the
+table: the network's own forward and backward pass to the image, and nothing else.
 """
 
-import argparse
-import re
-import statistics
-import subprocess
-import sys
-import time
+import copy
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torchvision
-from captum.attr import GuidedGradCam, LayerGradCam
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from torch import Tensor
+from measure import OURS, USUAL, Contender, Part, peer
+from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, when started directly
+from paperlib.cam import cam
+from paperlib.complexity import profile
+from paperlib.gradcam import grad_cam, guided_grad_cam
 
-from paperlib.gradcam import grad_cam, guided_grad_cam  # noqa: E402
-
-FLOOR = "Guided Grad-CAM, the floor"
+LAYER = "layer4"
 
 
-def contenders(batch: int, channels_last: bool) -> dict[str, Callable[[], Tensor]]:
-    """What is timed, by method and library; each returns maps (N, h, w), or guided gradients (N, 3, H, W)."""
+class Given(NamedTuple):
+    """A network, images, the classes asked for, and what a forward pass has to compute and to read."""
+
+    model: nn.Module
+    images: Tensor
+    classes: Tensor
+    macs: int
+    bytes: int
+
+
+def given(batch: int, device: torch.device) -> Given:
+    warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    model, images = torchvision.models.resnet50().eval(), torch.randn(batch, 3, 224, 224)
-    if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    classes = torch.arange(batch)
-    captum_map, captum_guided = LayerGradCam(model, model.layer4), GuidedGradCam(model, model.layer4)
+    model, images = torchvision.models.resnet50().eval().to(device), torch.randn(batch, 3, 224, 224).to(device)
+    macs = profile(model, tuple(images.shape)).macs
+    moved = 4 * (images.numel() + sum(p.numel() for p in model.parameters()))
+    return Given(model, images, torch.arange(batch, device=device), macs, moved)
 
-    def pytorch_grad_cam() -> Tensor:
-        peer = GradCAM(model, [model.layer4])
+
+def usual_grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Grad-CAM as most published notebooks have it: hooks, one image after the other, a backward pass through the
+    whole network, and the sum in numpy."""
+    kept, maps = {}, []
+    layer = model.get_submodule(LAYER)
+    handles = [
+        layer.register_forward_hook(lambda module, inputs, output: kept.update(features=output)),
+        layer.register_full_backward_hook(lambda module, inputs, outputs: kept.update(gradients=outputs[0])),
+    ]
+    try:
+        for image, one in zip(images, classes, strict=True):
+            model.zero_grad()
+            score = model(image[None])[0, one]
+            score.backward(retain_graph=True)
+            features, gradients = (kept[k][0].detach().cpu().numpy() for k in ("features", "gradients"))
+            total = np.zeros(features.shape[1:], dtype=np.float32)
+            for weight, channel in zip(gradients.mean((1, 2)), features, strict=True):
+                total += weight * channel
+            maps.append(np.maximum(total, 0))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.from_numpy(np.stack(maps))
+
+
+def usual_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """CAM as most published notebooks have it: a hook, and a product in numpy for each image."""
+    kept, maps = [], []
+    handle = model.get_submodule(LAYER).register_forward_hook(lambda m, i, output: kept.append(output))
+    try:
+        weight = list(model.parameters())[-2].detach().cpu().numpy()
+        for image, one in zip(images, classes.tolist(), strict=True):
+            kept.clear()
+            model(image[None])
+            features = kept[0][0].detach().cpu().numpy()
+            maps.append((weight[one] @ features.reshape(len(features), -1)).reshape(features.shape[1:]))
+    finally:
+        handle.remove()
+    return torch.from_numpy(np.stack(maps))
+
+
+def torchcam_maps(kind: str, model: nn.Module, images: Tensor, classes: Tensor) -> Callable[[], Tensor]:
+    import torchcam.methods
+
+    own = copy.deepcopy(model)  # its hooks stay on
+    extra = {"fc_layer": "fc"} if kind == "CAM" else {}
+    extractor = getattr(torchcam.methods, kind)(own, LAYER, **extra)
+
+    def run() -> Tensor:
+        logits = own(images)
+        return extractor(classes.tolist(), logits, normalized=False)[0].detach()
+
+    return run
+
+
+def pytorch_grad_cam_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Callable[[], Tensor]:
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    layer = model.get_submodule(LAYER)
+
+    def run() -> Tensor:
+        peer = GradCAM(model, [layer])
         peer(images, [ClassifierOutputTarget(int(c)) for c in classes])  # scales and resizes its maps as well
         found = peer.activations_and_grads
-        a, g = found.activations[0].numpy(), found.gradients[0].numpy()
-        raw = peer.get_cam_image(images, model.layer4, None, a, g)
-        peer.activations_and_grads.release()
+        a, g = found.activations[0].cpu().numpy(), found.gradients[0].cpu().numpy()
+        raw = peer.get_cam_image(images, layer, None, a, g)
+        found.release()
         return torch.from_numpy(raw).clamp_min(0)
 
-    def floor() -> Tensor:
+    return run
+
+
+def class_maps(full: bool, device: torch.device) -> Part:
+    model, images, classes, macs, moved = given(8 if full else 4, device)
+    contenders = [
+        Contender(OURS, lambda: cam(model, images, classes).maps),
+        Contender(USUAL, lambda: usual_cam(model, images, classes)),
+    ]
+    missing: dict[str, str] = {}
+    with peer(missing, "torchcam"):
+        contenders.append(Contender("torchcam", torchcam_maps("CAM", model, images, classes)))
+    return Part(f"CAM, ResNet-50, {len(images)} images", contenders, macs, moved, missing, len(images))
+
+
+def gradient_maps(full: bool, device: torch.device) -> Part:
+    model, images, classes, macs, moved = given(8 if full else 4, device)
+    contenders = [
+        Contender(OURS, lambda: grad_cam(model, images, LAYER, classes).maps),
+        Contender(USUAL, lambda: usual_grad_cam(model, images, classes)),
+    ]
+    missing: dict[str, str] = {}
+    with peer(missing, "pytorch-grad-cam"):
+        contenders.append(
+            Contender("pytorch-grad-cam", pytorch_grad_cam_maps(model, images, classes), note="also resizes its maps")
+        )
+    with peer(missing, "captum"):
+        from captum.attr import LayerGradCam
+
+        captum = LayerGradCam(model, model.get_submodule(LAYER))
+        contenders.append(
+            Contender("captum", lambda: captum.attribute(images, classes, relu_attributions=True)[:, 0].detach())
+        )
+    with peer(missing, "torchcam"):
+        contenders.append(Contender("torchcam", torchcam_maps("GradCAM", model, images, classes)))
+    return Part(f"Grad-CAM, ResNet-50, {len(images)} images", contenders, macs, moved, missing, len(images))
+
+
+def guided_maps(full: bool, device: torch.device) -> Part:
+    model, images, classes, macs, moved = given(8 if full else 4, device)
+    contenders = [Contender(OURS, lambda: guided_grad_cam(model, images, LAYER, classes))]
+    missing: dict[str, str] = {}
+    with peer(missing, "captum"):
+        from captum.attr import GuidedGradCam
+
+        captum = GuidedGradCam(model, model.get_submodule(LAYER))
+        contenders.append(
+            Contender("captum", lambda: captum.attribute(images, classes, interpolate_mode="bilinear").detach())
+        )
+
+    def passes() -> Tensor:
         source = images.clone().requires_grad_()
         return torch.autograd.grad(model(source).gather(1, classes[:, None]).sum(), source)[0]
 
-    return {
-        "Grad-CAM, paperlib": lambda: grad_cam(model, images, "layer4", classes).maps,
-        "Grad-CAM, pytorch-grad-cam": pytorch_grad_cam,
-        "Grad-CAM, captum": lambda: captum_map.attribute(images, classes, relu_attributions=True)[:, 0].detach(),
-        "Guided Grad-CAM, paperlib": lambda: guided_grad_cam(model, images, "layer4", classes),
-        "Guided Grad-CAM, captum": lambda: captum_guided.attribute(
-            images, classes, interpolate_mode="bilinear"
-        ).detach(),
-        FLOOR: floor,
-    }
-
-
-def high_water() -> int:
-    """The most memory that this process has had resident, in MiB; Linux only."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
-
-
-def peak_mebibytes(name: str, arguments: list[str]) -> int:
-    """Run one contender once in a process of its own and read what it took above model and images."""
-    found = subprocess.run(
-        [sys.executable, __file__, *arguments, "--peak", name], capture_output=True, text=True, check=True
-    )
-    return int(found.stdout.split()[-1])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=7, help="timed runs of each (default 7)")
-    parser.add_argument("--batch", type=int, default=8, help="images (default 8)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
-    parser.add_argument("--channels-last", action="store_true", help="give all of them channels-last images")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(options.threads)
-    timed = contenders(options.batch, options.channels_last)
-    if options.peak:
-        before = high_water()
-        timed[options.peak]()
-        print(high_water() - before)
-        return
-
-    results = {name: run() for name, run in timed.items()}  # also a warm-up
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(options.n):
-        for name, run in timed.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-
-    layout = "channels last" if options.channels_last else "channels first"
-    print(f"ResNet-50 layer4, {options.batch} images of 224×224, {layout}, {options.n} runs, ", end="")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'':27} {'median ms':>9}  {'min to max ms':>15}  {'ratio':>5}  {'peak MiB':>8}  {'difference':>10}")
-    for name, times in seconds.items():
-        ours = f"{name.split(',')[0]}, paperlib"
-        median = statistics.median(times)
-        ratio = median / statistics.median(seconds[ours])
-        spread = f"{1e3 * min(times):.0f} to {1e3 * max(times):.0f}"
-        difference = ((results[name] - results[ours]).norm() / results[ours].norm()).item()
-        passed = [
-            f"--batch={options.batch}",
-            f"--threads={options.threads}",
-            *["--channels-last"] * options.channels_last,
-        ]
-        peak = peak_mebibytes(name, passed)
-        apart = "" if name == FLOOR else f"{difference:10.1e}"  # a plain gradient, not a guided one
-        print(f"{name:27} {1e3 * median:9.0f}  {spread:>15}  {ratio:5.2f}  {peak:8,}  {apart:>10}")
-    print(
-        "ratio: time over paperlib's for the same method; difference: norm of the results' difference over paperlib's."
+    contenders.append(Contender("forward and backward alone", passes, compared=False, note="a floor, no peer"))
+    # Backward to the image: one more product of the same size for each layer.
+    return Part(
+        f"Guided Grad-CAM, ResNet-50, {len(images)} images", contenders, 2 * macs, 2 * moved, missing, len(images)
     )
 
 
-if __name__ == "__main__":
-    main()
+PARTS = {"cam": class_maps, "gradcam": gradient_maps, "guided": guided_maps}

@@ -1,42 +1,36 @@
-"""Time Patch SVDD's parts beside how they are usually done, and the whole detector beside the published procedure.
+"""Patch SVDD's parts beside how they are usually done, and the whole detector beside the published procedure.
 
 Embedding: one dense pass beside batches of 64 patches through the same encoder. Spreading: beside the loop over
-patches. Neighbours: a bank of 60,000 × 64 beside faiss's flat index and scikit-learn's KD-tree. Whole: 40 training and
-20 test images of 256×256, both sizes, nothing thinned; its maps are compared with the slow path.
-
-Runs of a part take turns, so that a machine that slows down slows all of them down; the first turn only warms up. Wall
-time says what a reader waits; processor time is what to compare on a machine that does other work. Start it with
-`python -m tests.bench.bench_patch_svdd`, or directly; `--parts embedding neighbours` runs some.
+patches. Neighbours: beside faiss's flat index and scikit-learn's KD-tree. Whole: both sizes, nothing thinned.
 """
 
-import argparse
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+import math
 
-import faiss
 import torch
 import torch.nn.functional as F
-from sklearn.neighbors import KDTree
-from torch import Tensor
+from measure import OURS, USUAL, Contender, Part, peer
+from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, when started directly
+from paperlib.anomaly_map import spread_patch_scores
+from paperlib.complexity import profile
+from paperlib.datasets import elpv
+from paperlib.neighbors import nearest_distance
+from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, train
 
-from paperlib.anomaly_map import spread_patch_scores  # noqa: E402
-from paperlib.datasets import elpv  # noqa: E402
-from paperlib.neighbors import nearest_distance  # noqa: E402
-from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD  # noqa: E402
+SIDE = 256
+SIZES = (("small", 32, 4), ("big", 64, 16))  # name, patch and stride in pixels
 
-Timed = dict[str, Callable[[], Tensor]]
+
+def as_cells(images: Tensor) -> Tensor:
+    """Grey bytes (N, H, W) as RGB (N, 3, 256, 256) in [0, 1]."""
+    large = F.interpolate(images[:, None].float() / 255, (SIDE, SIDE), mode="bilinear", antialias=True)
+    return large.clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def cells(count: int) -> Tensor:
-    """The first solar cells without a defect, RGB (N, 3, 256, 256) in [0, 1]."""
+    """The first solar cells without a defect."""
     found = elpv("mono")
-    good = found.images[found.probability == 0][:count, None].float() / 255
-    return F.interpolate(good, (256, 256), mode="bilinear", antialias=True).clamp(0, 1).expand(-1, 3, -1, -1)
+    return as_cells(found.images[found.probability == 0][:count])
 
 
 @torch.no_grad()
@@ -63,9 +57,29 @@ def by_the_loop(scores: Tensor, patch: int, stride: int, side: int) -> Tensor:
     return torch.stack(maps)
 
 
-def embedding() -> Timed:
+class Dense(nn.Module):
+    """One dense pass as a forward, to count what it multiplies."""
+
+    def __init__(self, encoder: HierarchicalEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        small = self.encoder.enc.dense(images, 4)
+        return self.encoder.aggregate(small, 4, 4, exact=False)
+
+
+def macs_an_image(encoder: HierarchicalEncoder) -> int:
+    return profile(Dense(encoder), (1, 3, SIDE, SIDE)).macs
+
+
+def given(count: int, device: torch.device) -> tuple[HierarchicalEncoder, Tensor]:
     torch.manual_seed(0)
-    encoder, images = HierarchicalEncoder(), cells(3)
+    return HierarchicalEncoder().to(device), cells(count).to(device)
+
+
+def embedding(full: bool, device: torch.device) -> Part:
+    encoder, images = given(3, device)
     images = images - images.mean(0)
 
     def batches() -> Tensor:
@@ -76,104 +90,139 @@ def embedding() -> Timed:
         found = encoder.embed(images[:1])
         return torch.cat([found.small.flatten(), found.big.flatten()])
 
-    return {"paperlib, one pass": dense, "batches of 64 patches": batches}
+    moved = 4 * (images[0].numel() + sum(p.numel() for p in encoder.parameters()) + dense().numel())
+    return Part(
+        "Patch SVDD, embed 1 image",
+        [Contender(OURS, dense), Contender(USUAL, batches, note="batches of 64 patches")],
+        macs_an_image(encoder),
+        moved,
+        {},
+    )
 
 
-def spreading() -> Timed:
+def spreading(full: bool, device: torch.device) -> Part:
     scores = torch.rand(4, 57, 57, generator=torch.Generator().manual_seed(0))
-    return {
-        "paperlib, 4 images": lambda: spread_patch_scores(scores, 32, 4, 256),
-        "the loop, 4 images": lambda: by_the_loop(scores, 32, 4, 256),
-    }
+    there, missing = scores.to(device), {}
+    contenders = [Contender(OURS, lambda: spread_patch_scores(there, 32, 4, SIDE))]
+    if device.type == "cpu":
+        contenders.append(Contender(USUAL, lambda: by_the_loop(scores, 32, 4, SIDE), note="a loop over patches"))
+    else:
+        missing[USUAL] = "runs on the CPU only"
+    return Part("Patch SVDD, spread scores of 4 images", contenders, 0, scores.nbytes + 4 * 4 * SIDE**2, missing)
 
 
-def neighbours() -> Timed:
-    generator = torch.Generator().manual_seed(0)
-    bank, queries = torch.randn(60_000, 64, generator=generator), torch.randn(3249, 64, generator=generator)
-    flat = faiss.IndexFlatL2(64)
-    flat.add(bank.numpy())
-    tree = KDTree(bank.numpy())
-    few = queries[:100]  # the tree takes as long for each query; its time is scaled to all
-    return {
-        "paperlib": lambda: nearest_distance(queries, bank),
-        "faiss, flat index": lambda: torch.from_numpy(flat.search(queries.numpy(), 1)[0][:, 0]).sqrt(),
-        "scikit-learn, KD-tree": lambda: torch.from_numpy(tree.query(few.numpy(), 1)[0][:, 0]).float(),
-    }
-
-
-PARTS = {"embedding": embedding, "spreading": spreading, "neighbours": neighbours}
-
-
-def compare(part: str, turns: int) -> None:
-    """Let the contenders of a part take turns, and print their times and how far their results are apart."""
-    timed = PARTS[part]()
-    results = {name: run() for name, run in timed.items()}  # also a warm-up
-    wall: dict[str, list[float]] = {name: [] for name in timed}
-    cpu: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(turns):
-        for name, run in timed.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            run()
-            scale = len(next(iter(results.values()))) / len(results[name])
-            wall[name].append(scale * (time.perf_counter() - start))
-            cpu[name].append(scale * (time.process_time() - start_cpu))
-    ours = next(iter(timed))
-    print(
-        f"{part:24} {'wall ms':>9}  {'min to max':>17}  {'ratio':>6}  {'CPU ms':>9}  {'ratio':>6}  {'difference':>10}"
+def neighbours(full: bool, device: torch.device) -> Part:
+    generator, count = torch.Generator().manual_seed(0), 200_000 if full else 60_000
+    bank, queries = torch.randn(count, 64, generator=generator), torch.randn(3249, 64, generator=generator)
+    there, asked = bank.to(device), queries.to(device)
+    contenders, missing = (
+        [Contender(OURS, lambda: nearest_distance(asked, there), note="proves that rounding hid no nearer one")],
+        {},
     )
-    for name in timed:
-        median, median_cpu = statistics.median(wall[name]), statistics.median(cpu[name])
-        spread = f"{1e3 * min(wall[name]):.1f} to {1e3 * max(wall[name]):.1f}"
-        found, same = results[name], results[ours][: len(results[name])]
-        print(
-            f"  {name:22} {1e3 * median:9.1f}  {spread:>17}  {median / statistics.median(wall[ours]):6.1f}  "
-            f"{1e3 * median_cpu:9.1f}  {median_cpu / statistics.median(cpu[ours]):6.1f}  "
-            f"{(found - same).abs().max():10.1e}"
+    if device.type != "cpu":
+        contenders.append(Contender("torch.cdist", lambda: torch.cdist(asked, there).amin(1)))
+        missing |= dict.fromkeys(("faiss", "scikit-learn"), "runs on the CPU only (faiss-cpu)")
+    else:
+        with peer(missing, "faiss"):
+            import faiss
+
+            faiss.omp_set_num_threads(torch.get_num_threads())
+            flat = faiss.IndexFlatL2(64)
+            flat.add(bank.numpy())
+            contenders.append(
+                Contender("faiss", lambda: torch.from_numpy(flat.search(queries.numpy(), 1)[0][:, 0]).sqrt(),
+                          note="flat index")
+            )  # fmt: skip
+        with peer(missing, "scikit-learn"):
+            from sklearn.neighbors import KDTree
+
+            tree, few = KDTree(bank.numpy()), queries[:50]
+            contenders.append(
+                Contender("scikit-learn", lambda: torch.from_numpy(tree.query(few.numpy(), 1)[0][:, 0]).float(),
+                          share=len(few) / len(queries), note="KD-tree; timed on 50 queries")
+            )  # fmt: skip
+    return Part(
+        f"nearest of {count:,} for 3,249 queries, 64 numbers each",
+        contenders, count * len(queries) * 64, bank.nbytes + queries.nbytes, missing,
+    )  # fmt: skip
+
+
+def whole(full: bool, device: torch.device) -> Part:
+    train, test = (8, 2) if full else (2, 1)
+    encoder, images = given(train + test, device)
+
+    def ours() -> Tensor:
+        return PatchSVDD(encoder).fit(images[:train]).anomaly_maps(images[train:]).mult
+
+    def published() -> Tensor:
+        """Patches in batches, a bank on the host, the nearest by a KD-tree and by faiss, and the loop over patches."""
+        import faiss
+        from sklearn.neighbors import KDTree
+
+        mean, maps = images[:train].mean(0), []
+        for name, patch, stride in SIZES:
+            network = encoder.small if name == "small" else encoder
+            embedded = [by_batches(network, image - mean, patch, stride).cpu() for image in images]
+            bank = torch.cat([x.flatten(0, 1) for x in embedded[:train]]).numpy()
+            if name == "small":
+                index = faiss.IndexFlatL2(bank.shape[1])
+                index.add(bank)
+            else:
+                tree = KDTree(bank)
+            for number, x in enumerate(embedded[train:]):
+                asked = x.flatten(0, 1).numpy()
+                if name == "small":
+                    nearest = torch.from_numpy(index.search(asked, 1)[0][:, 0]).clamp_min(0).sqrt()
+                else:
+                    nearest = torch.from_numpy(tree.query(asked, 1)[0][:, 0]).float()
+                spread = by_the_loop(nearest.view(1, *x.shape[:2]), patch, stride, SIDE)[0]
+                maps.append(spread if name == "small" else maps[number] * spread)
+        return torch.stack(maps[test:])
+
+    contenders, missing = [Contender(OURS, ours)], {}
+    with peer(missing, USUAL):
+        import faiss  # noqa: F401
+        import sklearn.neighbors  # noqa: F401
+
+        contenders.append(Contender(USUAL, published, note="the published procedure; faiss for its NGT"))
+    count = train + test
+    patches = sum(math.prod(((SIDE - patch) // stride + 1,) * 2) for _, patch, stride in SIZES)
+    searched = sum(((SIDE - patch) // stride + 1) ** 4 for _, patch, stride in SIZES) * train * test * 64
+    return Part(
+        f"Patch SVDD, {train} images kept and {test} mapped",
+        contenders, count * macs_an_image(encoder) + searched, images.nbytes + 4 * count * patches * 64, missing,
+    )  # fmt: skip
+
+
+def training(full: bool, device: torch.device) -> Part:
+    encoder, images = given(8, device)
+    crops, side = 8, 160
+    encoder.requires_grad_()
+
+    def ours() -> int:
+        train(encoder, images, steps=1, crops=crops, side=side)
+        return 0
+
+    class Maps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, crop: Tensor) -> Tensor:
+            return self.encoder.dense(crop)[1]
+
+    # Forward, and two products of the same size backward.
+    macs = 3 * profile(Maps(), (crops, 3, side, side)).macs
+    moved = 3 * 4 * (crops * 3 * side**2 + sum(p.numel() for p in encoder.parameters()))
+    contenders = [
+        Contender(
+            OURS,
+            ours,
+            compared=False,
+            note="in bfloat16 where that is fast, for which the floor is no bound; no peer does this work",
         )
+    ]
+    return Part(f"Patch SVDD, train 1 step on {crops} crops", contenders, macs, moved, {}, crops)
 
 
-def whole() -> None:
-    """Fit on 40 images and map 20, both sizes, nothing thinned; then the slow path on two of the test images."""
-    torch.manual_seed(0)
-    encoder, images = HierarchicalEncoder(), cells(60)
-    start, start_cpu = time.perf_counter(), time.process_time()
-    detector = PatchSVDD(encoder).fit(images[:40])
-    fitted = time.perf_counter() - start
-    maps = detector.anomaly_maps(images[40:])
-    wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    print(f"whole: {detector}")
-    print(f"  40 training images in {fitted:.1f} s, with 20 test images {wall:.1f} s (processor {cpu:.1f} s)")
-    mean, worst = images[:40].mean(0), 0.0
-    for part, patch, stride, bank in (("small", 32, 4, detector.small), ("big", 64, 16, detector.big)):
-        network = encoder.small if part == "small" else encoder
-        kept = torch.cat([by_batches(network, image - mean, patch, stride).flatten(0, 1) for image in images[:2]])
-        print(f"  bank, {part}: difference {(kept - bank[: len(kept)]).abs().max():.1e} to batches of patches")
-        flat = faiss.IndexFlatL2(64)
-        flat.add(bank.double().sub(bank.double().mean(0)).float().numpy())
-        for row in (40, 59):
-            embedded = by_batches(network, images[row] - mean, patch, stride)
-            _, nearest = flat.search((embedded.flatten(0, 1) - bank.mean(0)).numpy(), 8)
-            candidates = bank[torch.from_numpy(nearest)].double()
-            scores = (candidates - embedded.flatten(0, 1)[:, None].double()).norm(dim=2).amin(1).float()
-            slow = by_the_loop(scores.view(1, *embedded.shape[:2]), patch, stride, 256)
-            worst = max(worst, float((slow - getattr(maps, part)[row - 40]).abs().max()))
-    print(f"  maps of 2 test images: difference {worst:.1e} to batches, faiss and the loop")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=7, help="timed turns of each part (default 7)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch and faiss (default 2)")
-    parser.add_argument("--parts", nargs="*", default=[*PARTS, "whole"], choices=[*PARTS, "whole"])
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    faiss.omp_set_num_threads(options.threads)
-    print(
-        f"median of {options.n} turns, torch {torch.__version__}, faiss {faiss.__version__}, {options.threads} threads"
-    )
-    for part in options.parts:
-        whole() if part == "whole" else compare(part, options.n)
-
-
-if __name__ == "__main__":
-    main()
+PARTS = {"embedding": embedding, "spreading": spreading, "neighbours": neighbours, "whole": whole, "training": training}

@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
 MARK = HTML / ".built"  # written by book/_ext/built_mark.py; its time is the start of the last build
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-GENERATED = Path("book/api")  # written by the build
-SOURCES = ("_config.yml", "book/**/*", "notebooks/*.ipynb", "paperlib/**/*.py")
+GENERATED = (Path("book/api"), Path("book/ledger"), Path("book/speed_parts"))  # written by the build
+SOURCES = ("_config.yml", "book/**/*", "notebooks/*.ipynb", "paperlib/**/*.py", "tests/test_*.py")
 BUILD_IT = "run `make html` (`make test` does it first)"
 
 
@@ -45,7 +45,7 @@ def why_not_built() -> str:
         return f"the book is not built; {BUILD_IT}"
     built = MARK.stat().st_mtime
     files = [path.relative_to(ROOT) for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file()]
-    sources = [path for path in files if "__pycache__" not in path.parts and path.parent != GENERATED]
+    sources = [path for path in files if "__pycache__" not in path.parts and path.parent not in GENERATED]
     newer = sorted(str(path) for path in sources if (ROOT / path).stat().st_mtime > built)
     return f"the built book is older than {', '.join(newer[:3])}; {BUILD_IT}" if newer else ""
 

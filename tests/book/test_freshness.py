@@ -1,5 +1,6 @@
 """When is a notebook stale? The machinery, on a small library and notebook of its own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import nbformat
 import pytest
 import run_notebooks
 import status
-from freshness import code_hash, imported_modules, outside_names
+from freshness import code_hash, imported_modules, outside_names, script_hash
 
 NOTEBOOK = """\
 # %% [markdown]
@@ -260,7 +261,7 @@ def test_a_killed_run_leaves_the_old_file(stamped):
         stderr=subprocess.DEVNULL,
     )
     try:
-        for _ in range(600):
+        for _ in range(1800):  # a kernel needs a minute to start where other work goes on
             if started.exists():
                 break
             with pytest.raises(subprocess.TimeoutExpired):
@@ -292,3 +293,25 @@ def test_status_of_an_unstamped_notebook_is_refused(stamped):
     nbformat.write(notebook, path)
     with pytest.raises(ValueError, match="make execute"):
         status.page(stamped)
+
+
+def test_the_status_page_tells_of_long_runs(stamped):
+    """Whether their code is still the same; what they write themselves is not part of it."""
+    script, result = (
+        stamped / "book" / "tools" / "small_cells.py",
+        stamped / "paperlib" / "results" / "small_cells.json",
+    )
+    script.parent.mkdir()
+    script.write_text('from paperlib.outer import answer\n\nNAME = "small_cells"\n', encoding="utf-8")
+    assert "Runs too long" not in status.page(stamped)
+    stamp = {"code": script_hash(script, stamped), "device": "a processor", "versions": {"torch": "2"}, "date": "today"}
+    run = {"name": "committed", "steps": 500, "cpu_seconds": 600.0, "curves": [[0, 4.16], [500, 2.5]],
+           "positions": {"mono": [0.41, 0.35]}}  # fmt: skip
+    result.write_text(json.dumps({"stamp": stamp, "runs": [run]}), encoding="utf-8")
+    assert "| `small_cells.json` | 1 | today | the same |" in status.page(stamped)
+    assert "**a processor**, torch 2:" in status.page(stamped) and "500 steps" not in status.page(stamped)
+    result.with_suffix(".safetensors").write_bytes(bytes(1_600_000))
+    assert "1.6 MB" in status.page(stamped) and "500 steps in 10 processor minutes, loss 4.16" in status.page(stamped)
+    assert "41% and 35% of mono cells" in status.page(stamped)
+    edit(stamped / "paperlib" / "inner" / "deep.py", "21", "22")
+    assert "| `small_cells.json` | 1 | today | changed |" in status.page(stamped)

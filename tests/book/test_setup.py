@@ -17,11 +17,7 @@ CONSTRAINTS = {
     canonicalize_name(name): version
     for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M)
 }
-COLAB = {  # what Colab's GPU runtime has preinstalled (its published list, autumn 2026), as far as paperlib asks for it
-    "torch": "2.11.0", "torchvision": "0.26.0", "timm": "1.0.28", "numpy": "2.1.3", "scikit-learn": "1.6.1",
-    "scikit-image": "0.25.2", "opencv-python": "5.0.0.93", "matplotlib": "3.10.0", "pandas": "2.2.3",
-    "ipykernel": "6.17.1", "ipywidgets": "7.7.1", "safetensors": "0.8.0",
-}  # fmt: skip
+COLAB = yaml.safe_load((ROOT / "book" / "data" / "colab_runtime.yml").read_text())["packages"]
 
 
 def requirements():

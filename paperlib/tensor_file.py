@@ -1,0 +1,133 @@
+"""Tensors and what is known about them in one safetensors file: written whole or not at all, read only if intact."""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], format: str) -> None:
+    """Write tensors with a checksum: killed at any moment, the old file or the new one is there, whole.
+
+    Args:
+        path: of the file.
+        tensors: by name; of any device, and they may share memory.
+        about: what else to keep, as JSON holds it.
+        format: what the file is, and its version: "paperlib.padim.1".
+
+    Source: this book. Departures: none. Test: test_tensor_file.py::test_what_is_written_comes_back
+    """
+    path, plain, storages = Path(path), {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared memory
+        storages.add(storage)
+    text = json.dumps({**about, "format": format})
+    # safetensors writes under a name of its own choice and renames: in a folder of one fixed name, so that what a
+    # killed run leaves there, the next one removes.
+    folder = path.with_name(f".{path.name}.tmp")
+    folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    temporary = folder / path.name
+    try:
+        save_file(plain, temporary, metadata={"paperlib": text, "sha256": digest(text, plain)})
+        temporary.chmod(folder.stat().st_mode & 0o666)  # what the user's mask allows; safetensors lets only them read
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_tensors(path: str | Path, format: str, what: str, instead: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `write_tensors` wrote; no pickle is ever loaded.
+
+    Args:
+        path: of the file.
+        format: that it must have.
+        what: it is to be, in words for messages: "saved PaDiM".
+        instead: what to do if it can't be used: "fit and save again".
+
+    Returns:
+        what was said about the tensors, and the tensors, on the CPU and in memory of their own.
+
+    Raises:
+        ValueError: naming the file, if it is missing, anything else, damaged, or of a newer format.
+
+    Source: this book. Departures: none. Test: test_tensor_file.py::test_every_damage_is_noticed
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            text = metadata.get("paperlib", "null")
+            about = json.loads(text)
+            found = about.get("format") if isinstance(about, dict) else None
+            mapped = {name: file.get_tensor(name) for name in (file.keys() if found == format else ())}
+            whole = metadata.get("sha256") == digest(text, mapped)
+            # Copied: what stays mapped to a file would crash the process when the file is cut short. Only once it is
+            # known to be whole: a file of a few blocks may say that it has any size.
+            tensors = {name: tensor.clone() for name, tensor in mapped.items()} if whole else {}
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} can't be read as a {what} ({error}); {instead}") from error
+    if found != format:
+        if _version(found, format) > _version(format, format):
+            raise ValueError(f"{path} has the format {found!r}, newer than {format!r}; update paperlib, or {instead}")
+        raise ValueError(f"{path} is no {what} of this version ({format}); {instead}")
+    if not whole:
+        raise ValueError(f"{path} is damaged: its contents do not match their checksum; copy it again, or {instead}")
+    return about, tensors
+
+
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Give the SHA-256 of a text and of tensors on the CPU with their names, dtypes and shapes, in the names' order.
+
+    Source: this book. Departures: none. Test: test_tensor_file.py::test_every_damage_is_noticed
+    """
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def load_state(path: str | Path) -> Any:
+    """Read tensors that `torch.save` wrote; no code that a pickle may carry is run, and nothing packed is unpacked.
+
+    Raises:
+        Exception: of a dozen kinds, if it is no such file.
+
+    Source: this book. Departures: none. Test: test_tensor_file.py::test_what_is_packed_or_only_looks_large_is_told
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > Path(path).stat().st_size:  # torch.save packs nothing
+            raise ValueError(f"it is packed, and unpacks to {size:,} bytes")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def holds_its_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor that was read is as large as it looks: a view of one number may be of any shape.
+
+    Source: this book. Departures: none. Test: test_tensor_file.py::test_what_is_packed_or_only_looks_large_is_told
+    """
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _version(found: Any, format: str) -> int:
+    """The number at the end of a format of the same kind; 0 for anything else."""
+    kind = format.rpartition(".")[0]
+    number = found.removeprefix(f"{kind}.") if isinstance(found, str) and found.startswith(f"{kind}.") else ""
+    return int(number) if number.isdecimal() and len(number) < 10 else 0

@@ -1,0 +1,85 @@
+"""The page on speed: what its tables say is what the bench's files hold."""
+
+import json
+import re
+import sys
+
+import pytest
+from built import ROOT
+
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+import speed_page  # noqa: E402
+
+SPEED = json.loads((ROOT / "book" / "data" / "speed.json").read_text(encoding="utf-8"))
+
+
+def row(contender: str, **changed) -> dict:
+    found = {
+        "bench": "padim", "part": "fit", "what": "PaDiM, fit 64 images", "images": 64, "contender": contender,
+        "turns": 3, "wall": 2.0, "wall_low": 1.5, "wall_high": 4.0, "cpu": 0.64, "ratio": 1.0, "ratio_low": 0.9,
+        "ratio_high": 1.2, "difference": 0.0, "macs": 10**8, "bytes": 10**6, "peak": 12.34, "note": "",
+    }  # fmt: skip
+    return found | changed
+
+
+MACHINE = {"macs_per_second": 2e9, "bytes_per_second": 1e9}
+ROWS = [
+    row("paperlib"),
+    row("the review's way", ratio=4.25, ratio_low=4, ratio_high=5, difference=2.2e-7),
+    row("anomalib", ratio=6.0, note="blurs otherwise"),
+    row("the backbone alone", ratio=0.5, difference=None, note="what comes before, no peer"),
+]
+
+
+def test_the_summary_names_the_fastest_peer_and_no_floor():
+    text = speed_page.summary([*ROWS, row("other", ratio=7.5)])
+    assert "| PaDiM, fit 64 images | 4.25× (4 to 5) | 6× (0.9 to 1.2), anomalib |" in text
+
+
+def test_tables_hold_floor_spread_notes_and_a_column_to_fill():
+    text = speed_page.tables(ROWS, MACHINE, None)
+    assert "Floor: 50 ms." in text and "anomalib: blurs otherwise" in text
+    assert "| the review's way | 640 | 1,500 to 4,000 | 4.25 (4 to 5) | 12.3 | 2e-07 | no GPU yet |" in text
+    assert "| the backbone alone | 640 | 1,500 to 4,000 | 0.5 (0.9 to 1.2) | 12.3 | – | no GPU yet |" in text
+    filled = speed_page.tables(ROWS, MACHINE, {"rows": [row("paperlib", wall=0.0123)]})
+    assert "| 12.3 |\n| the review's way" in filled and "no GPU yet" not in filled and filled.count("| – |\n") == 3
+
+
+def test_missing_peers_are_named():
+    stamp = SPEED["stamp"] | {"missing": {"anomalib": "not installed (no module)"}}
+    assert "Missing: anomalib, not installed (no module)." in speed_page.where(stamp)
+
+
+def test_curves_are_drawn_and_described(tmp_path):
+    (tmp_path / "book" / "data").mkdir(parents=True)
+    curve = {"name": "a", "x": "images", "y": "seconds to fit", "points": {"paperlib": [[1, 0.5], [4, 2.25]]}}
+    data = SPEED | {"curves": {"padim": {"stamp": SPEED["stamp"], "curves": [curve]}}}
+    (tmp_path / "book" / "data" / "speed.json").write_text(json.dumps(data), encoding="utf-8")
+    speed_page.write_parts(tmp_path)
+    folder = tmp_path / speed_page.FOLDER
+    alt = ":alt: seconds to fit against images: paperlib from 0.5 at 1 to 2.25 at 4\n"
+    assert alt in (folder / "curves.txt").read_text(encoding="utf-8")
+    drawn = (folder / "a.svg").read_bytes()
+    (folder / "left.over").touch()
+    (folder / "a.json").unlink()
+    speed_page.write_parts(tmp_path)
+    assert (folder / "a.svg").read_bytes() == drawn and not (folder / "left.over").exists()
+    (tmp_path / "book" / "data" / "speed.json").unlink()
+    with pytest.raises(ValueError, match=r"book/data/speed.json is missing; run `make bench`"):
+        speed_page.write_parts(tmp_path)
+
+
+def test_the_committed_figures_are_whole():
+    assert {"complexity", "gradcam", "metrics", "padim", "patch_svdd"} == {row["bench"] for row in SPEED["rows"]}
+    for part in speed_page.parts(SPEED["rows"]).values():
+        assert part[0]["contender"] == "paperlib" and part[0]["ratio"] == 1
+        peers = [row for row in part if speed_page.is_peer(row)]
+        slower = [row["contender"] for row in peers if row["ratio_high"] < 0.95]
+        assert not slower or part[0]["note"], f"{part[0]['what']}: {slower} are faster, and no note says why"
+        assert all(row["difference"] < 1e-2 for row in part if row["difference"] is not None)
+
+
+def test_a_million_images_by_arithmetic():
+    text = speed_page.million(SPEED["rows"])
+    assert "| its Gaussians | 122 MiB | – |" in text
+    assert re.search(r"embedding \| – \| 815 GiB \|", text)

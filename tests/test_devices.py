@@ -1,0 +1,506 @@
+"""Every public function on every device: no hidden copy to the host, no mix of devices, no read in a loop.
+
+`CALLS` calls each function once, on inputs that a `Place` makes where it is told to. Where there is no GPU the place
+is a fake one: fake CUDA tensors have shapes and devices but no values, refuse to meet tensors of another device, and
+can't be read. What needs gradients, or numbers drawn on the host, runs on the meta device, whose tensors can't be read
+either. Where there is a GPU, the same calls must give the CPU's results. What is not called is in `EXEMPT`, with the
+reason; a new public function that is in neither fails.
+"""
+
+import contextlib
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+import torchvision
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import paperlib
+from paperlib import (
+    activations,
+    anomaly_map,
+    backbones,
+    cam,
+    classifier,
+    complexity,
+    gradcam,
+    inputs,
+    mobilenet,
+    neighbors,
+    padim,
+    patch_gaussian,
+    patch_pairs,
+    patch_svdd,
+    patch_training,
+)
+
+aten = torch.ops.aten
+
+
+class Place:
+    """Makes inputs on a device: the same numbers on each, or none where tensors have no values.
+
+    Args:
+        device: where.
+        fake: whether this is inside a FakeTensorMode, in which modules are built in place and not moved.
+        n: images in a batch.
+    """
+
+    def __init__(self, device: str, *, fake: bool = False, n: int = 2):
+        self.device, self.fake, self.n = torch.device(device), fake, n
+        self.generator = None if fake else torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int) -> Tensor:
+        """Numbers in [0, 1)."""
+        if self.fake:
+            return torch.rand(shape, device=self.device)
+        return torch.rand(shape, generator=self.generator).to(self.device)
+
+    def whole(self, high: int, *shape: int) -> Tensor:
+        """Whole numbers from 0 to high - 1."""
+        if self.fake:
+            return torch.randint(high, shape, device=self.device)
+        return torch.randint(high, shape, generator=self.generator).to(self.device)
+
+    def module(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """A network in eval mode."""
+        if self.fake:
+            with self.device:
+                return make().eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return make().eval().to(self.device)
+
+    def pictures(self, side: int = 64) -> Tensor:
+        return self(self.n, 3, side, side)
+
+    def spd(self, p: int, d: int) -> Tensor:
+        """Symmetric positive definite matrices (p, d, d)."""
+        a = self(p, d, 2 * d)
+        return a @ a.mT / (2 * d) + 0.1 * torch.eye(d, device=self.device)
+
+
+def small() -> nn.Module:
+    """A network that ends in global average pooling and a linear layer."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, 2, 1), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5),
+    )  # fmt: skip
+
+
+def fed(at: Place) -> patch_gaussian.PatchGaussian:
+    return patch_gaussian.PatchGaussian(4, 20).update(at(30, 4, 20))
+
+
+def fitted_padim(at: Place) -> padim.PaDiM:
+    extractor = backbones.FeatureExtractor(at.module(small), ["1", "4"])
+    return padim.PaDiM(extractor, 10).fit([at(20, 3, 64, 64), at(20, 3, 64, 64)])
+
+
+def fitted_svdd(at: Place) -> patch_svdd.PatchSVDD:
+    return patch_svdd.PatchSVDD(at.module(lambda: patch_svdd.HierarchicalEncoder(8))).fit(at(3, 3, 96, 80))
+
+
+def recorded(at: Place) -> Tensor:
+    model = at.module(small)
+    with torch.no_grad(), activations.record_activations(model, "3") as kept:
+        model(at.pictures())
+    return kept["3"]
+
+
+def through(manager: Callable[[nn.Module], contextlib.AbstractContextManager]) -> Callable[[Place], Tensor]:
+    def call(at: Place) -> Tensor:
+        model = at.module(small)
+        with torch.no_grad(), manager(model):
+            return model(at.pictures())
+
+    return call
+
+
+def guided(at: Place) -> Tensor:
+    images = at.pictures().requires_grad_()
+    with activations.guided_relu():
+        score = at.module(small)(images).sum()
+    return torch.autograd.grad(score, images)[0]
+
+
+def weights_of_channels(at: Place) -> Tensor:
+    features = at(at.n, 6, 4, 4).requires_grad_()
+    return gradcam.grad_cam_weights(features.square().sum((1, 2, 3)), features)
+
+
+def losses(loss: Callable[[Place, Tensor, Tensor], Tensor]) -> Callable[[Place], tuple[Tensor, Tensor]]:
+    def call(at: Place) -> tuple[Tensor, Tensor]:
+        a, b = at(6, 8).requires_grad_(), at(6, 8)
+        value = loss(at, a, b)
+        return value.detach(), torch.autograd.grad(value, a)[0]
+
+    return call
+
+
+def on_images(run: Callable[[nn.Module, Tensor], Any]) -> Callable[[Place], Any]:
+    """Call with a network and a batch of images."""
+    return lambda at: run(at.module(small), at.pictures())
+
+
+def dense(at: Place) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        return at.module(lambda: patch_svdd.HierarchicalEncoder(8)).dense(at.pictures(96))
+
+
+CALLS: dict[str, Callable[[Place], Any]] = {
+    "activations.record_activations": recorded,
+    "activations.guided_relu": guided,
+    "activations.feature_map": lambda at: activations.feature_map("x", at(2, 3)),
+    "activations.on_output": through(lambda model: activations.on_output(model[3], lambda output: output * 2)),
+    "activations.evaluating": through(activations.evaluating),
+    "activations.undisturbed": through(activations.undisturbed),
+    "activations.autocast": through(lambda model: activations.autocast(enabled=False)),
+    "activations.without_compiler": through(lambda model: activations.without_compiler()),
+    "anomaly_map.upsample": lambda at: anomaly_map.upsample(at(at.n, 5, 5), 16),
+    "anomaly_map.minmax": lambda at: anomaly_map.minmax(at(at.n, 5, 5)),
+    "anomaly_map.gaussian_blur": lambda at: anomaly_map.gaussian_blur(at(at.n, 32, 32)),
+    "anomaly_map.spread_patch_scores": lambda at: anomaly_map.spread_patch_scores(at(at.n, 5, 5), 4, 2, 12),
+    "backbones.Transform.__call__": lambda at: backbones.Transform(32, (0.5,) * 3, (0.2,) * 3)(at.pictures()),
+    "backbones.Transform.resize": lambda at: backbones.Transform(32, (0.5,) * 3, (0.2,) * 3).resize(at.pictures()),
+    "backbones.FeatureExtractor.__call__": on_images(lambda m, x: backbones.FeatureExtractor(m, ["1", "4"])(x)),
+    "backbones.concatenate_embeddings": lambda at: backbones.concatenate_embeddings(
+        [at(at.n, 3, 8, 8), at(at.n, 4, 4, 4)], [5, 0]
+    ),
+    "backbones.project_embeddings": lambda at: backbones.project_embeddings(
+        [at(at.n, 3, 8, 8), at(at.n, 4, 4, 4)], at(7, 2)
+    ),
+    "cam.class_activation_map": lambda at: cam.class_activation_map(at(at.n, 6, 4, 4), at(5, 6), at.whole(5, at.n)),
+    "cam.cam": on_images(lambda m, x: cam.cam(m, x)),
+    "classifier.predict": on_images(lambda m, x: classifier.predict(m, x)),
+    "complexity.profile": lambda at: complexity.profile(at.module(small), (1, 3, 64, 64)).macs,
+    "gradcam.grad_cam_weights": weights_of_channels,
+    "gradcam.grad_cam_map": lambda at: gradcam.grad_cam_map(at(at.n, 6), at(at.n, 6, 4, 4)),
+    "gradcam.grad_cam": on_images(lambda m, x: gradcam.grad_cam(m, x, "4")),
+    "gradcam.guided_backprop": on_images(lambda m, x: gradcam.guided_backprop(m, x)),
+    "gradcam.guided_grad_cam": on_images(lambda m, x: gradcam.guided_grad_cam(m, x, "4")),
+    "inputs.check_finite": lambda at: inputs.check_finite(at(2, 3), "x"),
+    "inputs.check_images": lambda at: inputs.check_images(at.pictures()),
+    "inputs.target_classes": lambda at: inputs.target_classes(None, at(at.n, 5), at.n),
+    "mobilenet.MobileNetV1.forward": lambda at: at.module(lambda: mobilenet.MobileNetV1(0.25, 5))(at.pictures()),
+    "neighbors.nearest_distance": lambda at: neighbors.nearest_distance(at(50 * at.n, 8), at(70, 8), 32),
+    "neighbors.greedy_coreset": lambda at: neighbors.greedy_coreset(at(40, 8), 0.2, 0),
+    "padim.PaDiM.fit": lambda at: [getattr(fitted_padim(at), name) for name in ("mean", "whitening")],
+    "padim.PaDiM.anomaly_map": lambda at: fitted_padim(at).anomaly_map(at.pictures()),
+    "padim.PaDiM.score": lambda at: fitted_padim(at).score(at.pictures()),
+    "padim.summed_anomaly_map": lambda at: padim.summed_anomaly_map([fitted_padim(at)], at.pictures()),
+    "patch_encoder.PatchEncoder.__call__": lambda at: at.module(lambda: patch_svdd.PatchEncoder(8))(at(3, 3, 32, 32)),
+    "patch_encoder.FlatEncoder.__call__": lambda at: at.module(lambda: patch_svdd.FlatEncoder(8))(at(3, 3, 64, 64)),
+    "patch_encoder.HierarchicalEncoder.forward": lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8))(
+        at(3, 3, 64, 64)
+    ),
+    "patch_encoder.HierarchicalEncoder.aggregate": lambda at: at.module(
+        lambda: patch_svdd.HierarchicalEncoder(8)
+    ).aggregate(at(at.n, 8, 20, 20), 2),
+    "patch_encoder.HierarchicalEncoder.dense": dense,
+    "patch_encoder.HierarchicalEncoder.embed": lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8)).embed(
+        at(at.n, 3, 96, 80), 4, 7
+    ),
+    "patch_gaussian.PatchGaussian.update": lambda at: fed(at).update(at(at.n, 4, 20)).covariance(),
+    "patch_gaussian.PatchGaussian.merge": lambda at: fed(at).merge(fed(at)).covariance(),
+    "patch_gaussian.PatchGaussian.mean": lambda at: fed(at).mean(),
+    "patch_gaussian.PatchGaussian.covariance": lambda at: fed(at).covariance(),
+    "patch_gaussian.mahalanobis_distance": lambda at: patch_gaussian.mahalanobis_distance(
+        at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
+    ),
+    "patch_gaussian.leave_one_out_distance": lambda at: patch_gaussian.leave_one_out_distance(at(at.n, 4), 9),
+    "patch_gaussian.whitened_norm": lambda at: patch_gaussian.whitened_norm(
+        at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
+    ),
+    "patch_gaussian.whiten": lambda at: patch_gaussian.whiten(fed(at), 0.01),
+    "patch_pairs.mean_image": lambda at: patch_pairs.mean_image(at.pictures()),
+    "patch_pairs.check_range": lambda at: patch_pairs.check_range(at.pictures()),
+    "patch_pairs.random_crops": lambda at: patch_pairs.random_crops(
+        at.pictures(), at(3, 64, 64), 3, (40, 40), torch.Generator().manual_seed(0)
+    ),
+    "patch_pairs.cut": lambda at: patch_pairs.cut(
+        at.pictures(), at(3, 64, 64), torch.tensor([0, 1]), 32, torch.tensor([[1, 2], [3, 4]])
+    ),
+    "patch_svdd.PatchSVDD.fit": lambda at: [getattr(fitted_svdd(at), name) for name in ("mean", "small", "big")],
+    "patch_svdd.PatchSVDD.anomaly_maps": lambda at: fitted_svdd(at).anomaly_maps(at(at.n, 3, 96, 80)),
+    "patch_training.PositionClassifier.forward": lambda at: at.module(lambda: patch_svdd.PositionClassifier(8))(
+        at(6, 8), at(6, 8)
+    ),
+    "patch_training.svdd_loss": losses(lambda at, a, b: patch_training.svdd_loss(a, b)),
+    "patch_training.position_loss": losses(
+        lambda at, a, b: patch_training.position_loss(
+            at.module(lambda: patch_svdd.PositionClassifier(8)), a, b, at.whole(8, 6)
+        )
+    ),
+}  # fmt: skip
+
+# Fake CUDA tensors have no gradients, and under their mode nothing drawn on the host can be read: these run on the meta
+# device, whose tensors can't be read or mixed with others either.
+ON_META = {
+    "activations.guided_relu", "padim.PaDiM.fit", "padim.PaDiM.anomaly_map", "padim.PaDiM.score",
+    "padim.summed_anomaly_map", "gradcam.grad_cam_weights", "gradcam.grad_cam", "gradcam.guided_backprop",
+    "gradcam.guided_grad_cam", "patch_pairs.random_crops", "patch_pairs.cut", "patch_training.svdd_loss",
+    "patch_training.position_loss",
+}  # fmt: skip
+
+FILES = "reads or writes files, on the host"
+READS = "gives Python numbers, which are read once, at the end"
+EXEMPT = {
+    "__main__.main": "a command line",
+    "activations.find_layer": "looks up a name",
+    "archive.*": FILES,
+    "backbones.load": FILES,
+    "cam.bounding_boxes": "regions are found on the host; one map is copied there once",
+    "checkpoint.*": FILES,
+    "classifier.train_classifier": "steps an optimizer; test_a_gpu_trains runs it where there is a GPU",
+    "complexity.*_macs": "numbers in, numbers out",
+    "complexity.Profile.*": "numbers in, numbers out",
+    "conventions.totals": "numbers in, numbers out",
+    "datasets.*": FILES,
+    "evaluation.*": FILES,
+    "exercises.*": "checks of a reader's answers",
+    "inputs.readable": "says whether a tensor can be read",
+    "items.*": "loads pictures, on the host",
+    "latency.*": "times what it is given, where that lies",
+    "metrics.*": READS,
+    "mobilenet.load_timm_state": "renames weights",
+    "mobilenet.parameter_groups": "sorts parameters",
+    "mobilenet.timm_names": "a table of names",
+    "neighbors.covering_radius": READS,
+    "operations.other": "counts for complexity.profile, on the meta device",
+    "padim.PaDiM.load": FILES,
+    "padim.PaDiM.normal_threshold": READS,
+    "padim.PaDiM.save": FILES,
+    "padim.PaDiM.to": "moves; fake modules are built in place",
+    "patch_encoder.*.load": FILES,
+    "patch_encoder.*.save": FILES,
+    "patch_encoder.encoder_from_weights": FILES,
+    "patch_encoder.initialize": "draws weights in place; every encoder of CALLS does",
+    "patch_encoder.load_released_weights": FILES,
+    "patch_gaussian.PatchGaussian.all_reduce": "needs processes; test_patch_gaussian.py starts them",
+    "patch_gaussian.at_least_float32": "a dtype",
+    "patch_pairs.neighbor_pairs": "draws corners on the host, from a generator there",
+    "patch_pairs.perturb": "needs a generator of its device; test_a_gpu_trains runs it where there is a GPU",
+    "patch_pairs.position_pairs": "draws corners on the host, from a generator there",
+    "patch_svdd.PatchSVDD.load": FILES,
+    "patch_svdd.PatchSVDD.save": FILES,
+    "patch_training.fast_dtype": "a dtype",
+    "patch_training.position_accuracy": READS,
+    "patch_training.process_group": "asks torch.distributed",
+    "patch_training.progress_bar": "prints",
+    "patch_training.train": "needs a generator of its device; test_a_gpu_trains runs it where there is a GPU",
+    "patch_training.train_on_patches": "needs a generator of its device; test_a_gpu_trains",
+    "picture_folders.*": FILES,
+    "pictures.*": FILES,
+    "runtime.*": "says where a notebook runs",
+    "session.*": "names files and draws a line; on the host",
+    "synthetic.*": "paints on the host, where pictures are read",
+    "tape.*": "counts for complexity.profile, on the meta device",
+    "tensor_file.*": FILES,
+    "viz.*": "draws, on the host",
+}
+
+
+def public_functions() -> Iterator[str]:
+    """Name every public function, and every public method and call of a public class, without `paperlib.`."""
+    for found in pkgutil.walk_packages(paperlib.__path__, "paperlib."):
+        module = importlib.import_module(found.name)
+        for name, value in vars(module).items():
+            if getattr(value, "__module__", None) != found.name or name.startswith("_"):
+                continue
+            path = f"{found.name.removeprefix('paperlib.')}.{name}"
+            if inspect.isfunction(value):
+                yield path
+            elif inspect.isclass(value):
+                for method, body in vars(value).items():
+                    function = getattr(body, "__func__", body)
+                    if inspect.isfunction(function) and (not method.startswith("_") or method == "__call__"):
+                        yield f"{path}.{method}"
+
+
+def test_every_public_function_is_called_or_exempt():
+    names = set(public_functions())
+    exempt = {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in EXEMPT)}
+    assert names - exempt - set(CALLS) == set(), "give each a call in CALLS, or a reason in EXEMPT"
+    assert exempt & set(CALLS) == set(), "called and exempt"
+    inherited = {"patch_encoder.PatchEncoder.__call__", "patch_encoder.FlatEncoder.__call__"}
+    assert set(CALLS) - names == inherited, "called, and not there"
+    unused = [pattern for pattern in EXEMPT if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
+    assert unused == [], "exempts nothing"
+    assert ON_META <= set(CALLS)
+
+
+class OnTheWay(TorchDispatchMode):
+    """Watches operations: copies from the device to the host, and reads of values."""
+
+    READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default)
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.away, self.copies, self.reads = device.type, [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.reads += func in self.READS
+        given = func(*args, **kwargs)
+        if self.away != "cpu":
+            came = {x.device.type for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+            went = {x.device.type for x in pytree.tree_leaves(given) if isinstance(x, Tensor)}
+            if self.away in came and "cpu" in went:
+                self.copies.append(str(func))
+        return given
+
+
+def tensors(found: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(found) if isinstance(x, Tensor)]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_it_stays_where_its_input_is(name):
+    if name in ON_META:
+        watch = OnTheWay(torch.device("meta"))
+        with watch:
+            found = CALLS[name](Place("meta"))
+    else:
+        watch = OnTheWay(torch.device("cuda"))
+        with FakeTensorMode(), watch:
+            found = CALLS[name](Place("cuda", fake=True))
+    assert watch.copies == []
+    assert [x.device.type for x in tensors(found) if x.device.type != watch.away] == []
+    assert tensors(found) or name in ("complexity.profile", "inputs.check_finite", "patch_pairs.check_range")
+
+
+# On a GPU every read waits for all that was asked for before. A few at the door are fine; more for more images are not.
+BATCHED = [
+    "backbones.FeatureExtractor.__call__", "cam.cam", "classifier.predict", "gradcam.grad_cam",
+    "gradcam.guided_grad_cam", "neighbors.nearest_distance", "padim.PaDiM.anomaly_map", "padim.PaDiM.fit",
+    "patch_encoder.HierarchicalEncoder.embed", "patch_gaussian.PatchGaussian.update",
+    "patch_svdd.PatchSVDD.anomaly_maps",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_reads_do_not_grow_with_the_batch(name):
+    counted = []
+    for n in (2, 6):
+        with OnTheWay(torch.device("cpu")) as watch:
+            CALLS[name](Place("cpu", n=n))
+        counted.append(watch.reads)
+    assert counted[0] == counted[1]
+
+
+def test_the_watch_sees_copies_and_reads():
+    with FakeTensorMode(), OnTheWay(torch.device("cuda")) as watch:
+        x = torch.rand(3, device="cuda")
+        x.cpu()
+        assert len(watch.copies) == 1
+        with pytest.raises(Exception, match="_local_scalar_dense"):
+            x.sum().item()
+        with pytest.raises(Exception, match="(?i)numpy"):
+            x.numpy()
+        with pytest.raises(Exception, match="(?i)device"):
+            x + torch.rand(3)
+    with OnTheWay(torch.device("cpu")) as watch:
+        float(torch.rand(3).sum())
+        torch.rand(3).nonzero()
+    assert watch.reads == 2
+
+
+# ---- where there is a GPU -------------------------------------------------------------------------------------------
+
+
+def apart(found: Any, expected: Any) -> float:
+    """The largest relative difference of two results' tensors, by norms."""
+    pairs = zip(tensors(found), tensors(expected), strict=True)
+    return max(
+        (float((a.cpu().double() - b.double()).norm() / b.double().norm().clamp_min(1e-12)) for a, b in pairs),
+        default=0.0,
+    )
+
+
+@pytest.fixture
+def full_precision():
+    kept = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.backends.cudnn.allow_tf32 = kept[0]
+    torch.set_float32_matmul_precision(kept[1])
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_are_the_same_each_time(name):
+    """What the comparison with a GPU rests on."""
+    assert apart(CALLS[name](Place("cpu")), CALLS[name](Place("cpu"))) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CALLS)
+def test_a_gpu_gives_the_cpus_result(name, full_precision):
+    found = CALLS[name](Place("cuda"))
+    assert all(x.is_cuda for x in tensors(found))
+    assert apart(found, CALLS[name](Place("cpu"))) < 1e-4
+
+
+LOWERED = [
+    "cam.cam", "gradcam.grad_cam", "gradcam.guided_grad_cam", "padim.PaDiM.anomaly_map",
+    "patch_svdd.PatchSVDD.anomaly_maps", "neighbors.nearest_distance", "backbones.FeatureExtractor.__call__",
+    "mobilenet.MobileNetV1.forward",
+]  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["tf32", "autocast"])
+@pytest.mark.parametrize("name", LOWERED)
+def test_a_gpu_in_lower_precision_is_near(name, how, full_precision):
+    expected = CALLS[name](Place("cpu"))
+    if how == "tf32":
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
+        found = CALLS[name](Place("cuda"))
+    else:
+        with torch.autocast("cuda", torch.bfloat16):
+            found = CALLS[name](Place("cuda"))
+    floating = [(a, b) for a, b in zip(tensors(found), tensors(expected), strict=True) if b.is_floating_point()]
+    assert apart([a for a, _ in floating], [b for _, b in floating]) < (1e-2 if how == "tf32" else 0.1)
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains():
+    images = Place("cuda")(6, 3, 128, 128)
+    for train, extra in ((patch_svdd.train, {"steps": 3, "crops": 2, "pairs": 32}),
+                         (patch_svdd.train_on_patches, {"epochs": 1, "repeat": 4, "batch_size": 8})):  # fmt: skip
+        torch.manual_seed(0)
+        encoder = patch_svdd.HierarchicalEncoder(8).cuda()
+        before = encoder.conv2.weight.detach().clone()
+        found = train(encoder, images, **extra)
+        assert found.mean.is_cuda and not torch.equal(encoder.conv2.weight, before)
+        assert all(torch.isfinite(p).all() for p in encoder.parameters())
+        accuracy = patch_svdd.position_accuracy(encoder, found, images, pairs=50)
+        assert all(0 <= share <= 1 for share in accuracy)
+    model = Place("cuda").module(small)
+    classifier.train_classifier(
+        model, (images, torch.tensor([0, 1] * 3)), torch.optim.SGD(model.parameters(), 0.01), epochs=1, batch_size=3
+    )
+    assert next(model.parameters()).is_cuda
+
+
+@pytest.mark.gpu
+def test_a_gpu_holds_only_the_gaussians():
+    """PaDiM's memory does not grow with the images: fitting four times as many takes what the first fit took."""
+    extractor = backbones.FeatureExtractor(torchvision.models.resnet18().cuda().eval(), ["layer1", "layer2", "layer3"])
+    peaks = []
+    for count in (64, 256):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        padim.PaDiM(extractor, 50).fit(torch.rand(32, 3, 224, 224, device="cuda") for _ in range(count // 32))
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 1.1 * peaks[0]

@@ -1,0 +1,84 @@
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from paperlib import session
+
+
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+    """A working folder of Colab's, with nothing else of it."""
+    monkeypatch.delenv("PAPERLIB_CHECKPOINTS", raising=False)
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    monkeypatch.setattr(session, "DRIVE", tmp_path / "drive" / "MyDrive")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_training_is_kept_on_the_drive(colab):
+    lost = session.checkpoint("a net", 3)
+    assert lost.parent.resolve() == colab / "paperlib" and lost.parent.is_dir()
+    session.DRIVE.mkdir(parents=True)
+    kept = session.checkpoint("a net", 3)
+    assert kept.parent == session.DRIVE / "paperlib" and kept.parent.is_dir()
+    assert kept.name == lost.name and kept.name.startswith("a-net-") and kept.suffix == ".safetensors"
+
+
+def test_elsewhere_nothing_is_kept_unless_asked_for(monkeypatch, tmp_path):
+    monkeypatch.delenv("PAPERLIB_CHECKPOINTS", raising=False)
+    assert session.checkpoint("a") is None
+    monkeypatch.setenv("PAPERLIB_CHECKPOINTS", str(tmp_path / "mine"))
+    assert session.checkpoint("a").parent == tmp_path / "mine"
+
+
+def test_another_training_has_another_file(colab):
+    images = torch.rand(50, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    others = [images.clone(), images[:49], images.double(), images + 1e-3, images.flip(0)]
+    names = {session.checkpoint("a", 2, some) for some in (images, *others)}
+    names |= {session.checkpoint("a", 3, images), session.checkpoint("b", 2, images)}
+    assert len(names) == 7  # the clone has the same
+
+
+def test_progress_is_one_line_that_changes(capsys):
+    show = session.progress()
+    for step in (1, 2):
+        show("fit", step, 2)
+    assert capsys.readouterr().out == "\r[##########..........] 1 of 2  fit\r[####################] 2 of 2  fit\n"
+
+
+def test_progress_in_a_notebook_leaves_one_output_a_part(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    code = (
+        "from paperlib import session\nshow = session.progress()\n"
+        "for word in ('fit', 'score'):\n    for step in range(1, 11): show(word, step, 10)"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    shown = [output.data["text/plain"] for output in notebook.cells[0].outputs]
+    assert shown == ["[####################] 10 of 10  fit", "[####################] 10 of 10  score"]
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("wrapping", ["", "my pictures/"])
+@pytest.mark.parametrize("names", [["Cat/1.png", "Dog/2.png"], ["normal/1.png"]])
+def test_a_zip_is_as_good_as_its_folder(tmp_path, wrapping, names):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in [*names, "__MACOSX/._1.png"]:
+            archive.writestr(name if name.startswith("__") else wrapping + name, b"x")
+    folder = session.opened(tmp_path / "a.zip")
+    assert tree(folder) == names
+    assert session.opened(folder) == folder
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]  # nothing is written beside it
+
+
+def test_nothing_there_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no folder or archive mine.zip .*on Colab, drop a zip"):
+        session.opened("mine.zip")

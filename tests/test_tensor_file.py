@@ -1,0 +1,138 @@
+import json
+import os
+import pickle
+import stat
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paperlib import tensor_file
+from paperlib.tensor_file import holds_its_numbers, load_state, read_tensors, write_tensors
+
+FORMAT = "paperlib.thing.2"
+
+
+def tensors():
+    torch.manual_seed(0)
+    whole = torch.randn(3, 4)
+    return {
+        "whole": whole,
+        "row": whole[1],  # shares memory
+        "same": whole,
+        "turned": whole.T,  # not contiguous
+        "number": torch.tensor(7),
+        "empty": torch.empty(0, 2),
+        "half": torch.randn(5).bfloat16(),
+        "true": torch.tensor([True, False]),
+    }
+
+
+def read(path):
+    return read_tensors(path, FORMAT, "saved thing", "make it again")
+
+
+def test_what_is_written_comes_back(tmp_path):
+    path = tmp_path / "thing.safetensors"
+    write_tensors(path, tensors(), {"list": [1, None], "word": "é"}, FORMAT)
+    assert os.listdir(tmp_path) == [path.name]
+    about, found = read(path)
+    assert about == {"list": [1, None], "word": "é", "format": FORMAT}
+    assert found.keys() == tensors().keys()
+    for name, tensor in tensors().items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+    assert load_file(path).keys() == found.keys()  # any reader of safetensors reads it
+    path.write_bytes(b"")  # what was read does not hang on the file
+    assert torch.equal(found["whole"], tensors()["whole"])
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "thing.safetensors"
+    write_tensors(path, tensors(), {}, FORMAT)
+    before = path.read_bytes()
+    (tmp_path / ".thing.safetensors.tmp").write_bytes(b"half of a file that a killed run left")
+
+    def killed(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tensor_file, "save_file", killed)
+        write_tensors(path, {}, {}, FORMAT)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+
+def test_every_damage_is_noticed(tmp_path):
+    """One bit flipped, at every byte of the file, or the file cut short there: never a wrong tensor."""
+    path = tmp_path / "thing.safetensors"
+    write_tensors(path, {"a": torch.arange(8.0), "b": torch.ones(3)}, {"number": 5}, FORMAT)
+    whole = path.read_bytes()
+    refused = "thing.safetensors (can't be read as a saved thing|is damaged|is no saved thing|has the format)"
+    for place in range(len(whole)):
+        for damaged in (whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :], whole[:place]):
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=refused):
+                read(path)
+            assert path.read_bytes() == damaged  # nothing is overwritten
+
+
+def test_other_files_are_refused_by_name(tmp_path):
+    path = tmp_path / "thing.safetensors"
+    with pytest.raises(ValueError, match=r"thing.safetensors can't be read as a saved thing .*; make it again"):
+        read(path)
+    pickle.dump({"a": 1}, path.open("wb"))
+    with pytest.raises(ValueError, match="thing.safetensors can't be read"):
+        read(path)
+    for metadata in (
+        None,
+        {"paperlib": "[]"},
+        {"paperlib": json.dumps({"format": "paperlib.thing.1"})},
+        {"paperlib": json.dumps({"format": "paperlib.other.3"})},
+        {"paperlib": json.dumps({"format": "paperlib.thing.3x"})},
+    ):
+        save_file({"a": torch.ones(1)}, path, metadata)
+        with pytest.raises(ValueError, match=r"is no saved thing of this version \(paperlib.thing.2\); make it again"):
+            read(path)
+    save_file({"a": torch.ones(1)}, path, {"paperlib": json.dumps({"format": "paperlib.thing.10"})})
+    with pytest.raises(ValueError, match="has the format 'paperlib.thing.10', newer than 'paperlib.thing.2'; update"):
+        read(path)
+    save_file({"a": torch.ones(1)}, path, {"paperlib": "[" * 100_000})
+    with pytest.raises(ValueError, match="can't be read"):
+        read(path)
+
+
+def test_a_file_is_readable_to_whom_the_users_mask_says(tmp_path):
+    path, plain = tmp_path / "thing.safetensors", tmp_path / "plain"
+    for mask in (0o022, 0o077, 0o002):
+        before = os.umask(mask)
+        try:
+            write_tensors(path, tensors(), {}, FORMAT)
+            plain.unlink(missing_ok=True)
+            plain.touch()
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    path, left = tmp_path / "thing.safetensors", tmp_path / ".thing.safetensors.tmp"
+    left.mkdir()
+    (left / ".tmp1SiPOv").write_bytes(b"half a file, under a name that safetensors chose")
+    write_tensors(path, tensors(), {}, FORMAT)
+    assert os.listdir(tmp_path) == [path.name] and read(path)
+
+
+def test_what_is_packed_or_only_looks_large_is_told(tmp_path):
+    path, packed = tmp_path / "weights.pth", tmp_path / "packed.pth"
+    torch.save(tensors(), path)
+    assert load_state(path).keys() == tensors().keys()
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name) + bytes(10_000))
+    with pytest.raises(ValueError, match="it is packed, and unpacks to"):
+        load_state(packed)
+    one = torch.ones(1)
+    assert all(holds_its_numbers(tensor) for tensor in tensors().values())
+    for tensor in (one.expand(2), one.to_sparse(), one.to("meta")):
+        assert not holds_its_numbers(tensor)
