@@ -64,7 +64,7 @@ def test_the_front_door_opens_on_the_first_page(browser):
         page.goto(browser.base, wait_until="commit")
         page.wait_for_url(f"**/{documents()[0]}.html")
         assert page.url == f"{browser.base}{documents()[0]}.html"
-        assert page.locator("h1").inner_text().startswith("Five vision papers")
+        assert page.locator(".bd-article h1").inner_text().startswith("Five vision papers")
     finally:
         page.close()
     assert browser.complaints == []

@@ -30,7 +30,7 @@ NO_PROSE = re.compile(
     | \$\$.+?\$\$ | (?<!\\)\$[^$]+?\$           # formulas
     | \{(?:cite|eq|ref|numref|doc|py)[\w:]*\}`[^`]+`
     | ``[^`]+`` | `[^`]+` | "[a-z_]+"           # code; a value such as "centered"
-    | (?<=\])\([^)\s]+\) | <?https?://[^\s>)]+ | ^:[\w-]+:[^\n]*$ | ^\([\w-]+\)=$
+    | (?<=\])\([^)\s]+\) | <?https?://[^\s>)]+ | ^:[\w-]+:[^\n]*$ | ^\([\w:.-]+\)=$
     | ^[ ]*\|[ :|-]+\|$ | \(eq-[\w-]+\)
     | ^[ ]{2,}[a-z_]+(?=:[ ])                   # an argument in a docstring
     | \b\w+(?:[._/]\w+)+                        # names with dots, paths
