@@ -308,6 +308,7 @@ def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[None]:
     def hook(module, inputs, output):
         return act(output) if threading.get_ident() == thread else None
 
+    hook.thread = thread  # whose it is: see complexity's _put_back
     with _HOOKS:
         handle = module.register_forward_hook(hook)
     try:

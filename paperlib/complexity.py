@@ -252,10 +252,12 @@ def _put_back(holder: dict | list, before: dict | list) -> None:
     if isinstance(holder, list):
         holder[:] = before
         return
+    # Hooks of this library come and go with calls in other threads, which may use the model as well: they stay theirs.
     for name in holder.keys() - before.keys():
-        del holder[name]
+        if not hasattr(holder.get(name), "thread"):
+            holder.pop(name, None)
     for name, value in before.items():
-        if name not in holder or holder[name] is not value:
+        if holder.get(name, holder) is not value and not hasattr(value, "thread"):
             holder[name] = value
 
 

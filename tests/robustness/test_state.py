@@ -94,27 +94,11 @@ def hooks_and_modes(model):
     ] + [(name, p.grad is None, p.requires_grad, p._version) for name, p in model.named_parameters()]
 
 
-PROFILE_TOO = pytest.mark.xfail(
-    reason="profile puts back the hook tables of modules as it found them: it takes away the hooks of calls in other "
-    "threads, and brings back those that have ended",
-    strict=False,
-)
-
-
-@pytest.mark.parametrize(
-    ("rounds", "left_out"),
-    [
-        (1, {"profile"}),
-        pytest.param(40, {"profile"}, marks=pytest.mark.long),
-        pytest.param(1, set(), marks=[pytest.mark.long, PROFILE_TOO]),
-    ],
-)
-def test_threads_that_share_one_model_get_what_they_get_alone(tmp_path, cases, rounds, left_out, request):
+@pytest.mark.parametrize("rounds", [1, pytest.param(40, marks=pytest.mark.long)])
+def test_threads_that_share_one_model_get_what_they_get_alone(shared, tmp_path, cases, rounds):
     """Eight threads call everything at once, in an order of their own, on one network and one detector of each kind."""
-    shared = request.getfixturevalue("shared") if left_out else make_shared()  # one that fails spoils its own model
     every = calls(shared, tmp_path)
     assert list(every) == NAMES
-    every = {name: call for name, call in every.items() if name not in left_out}
     alone = {(name, n): every[name](n) for name in every for n in range(5)}
     before = hooks_and_modes(shared[0])
     gate = threading.Barrier(8)
