@@ -486,12 +486,16 @@ torch.testing.assert_close(classifier(a, b), classifier(a - b, torch.zeros(5, 64
 print("Eq. 4 is a mean of norms, Eq. 5 a mean of -log p(true class); the classifier sees the difference only")
 
 # %% tags=["ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Left, the loss starts at 4.2, stays there for some twenty steps and then falls. Right, the share of right directions starts at 12.5 percent; the curve of the 64-pixel patches rises to about 35 percent, that of the 32-pixel patches to about 20."}}
+from paperlib import session
 from paperlib.patch_svdd import position_accuracy
 
 STEPS = run.choose(smoke=60, full=600)
 torch.manual_seed(0)
 live = HierarchicalEncoder().to(run.device)
-training = train(live, train_images, steps=STEPS, every=max(1, STEPS // 15))
+show = session.progress()
+training = train(live, train_images, steps=STEPS, every=max(1, STEPS // 15),
+                 checkpoint=session.checkpoint("patch svdd", STEPS, train_images),
+                 on_record=lambda record: show(f"loss {record.loss:.2f}", record.step, STEPS))  # fmt: skip
 curves = np.array(training.history)  # step, loss, accuracy big and small, distance of neighbours big and small
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
 left.plot(curves[:, 0], curves[:, 1])
@@ -856,8 +860,8 @@ plt.show()
 # ## Use it on MVTec AD, or on your own pictures
 #
 # The paper's data is free for research and not part of this book. Set `MVTEC_AD` in the environment to the folder that
-# holds `bottle`, `cable` and the rest. Your own pictures, all of one view, go into the same layout: `train/good`, and for
-# a test `test/good` and `test/` with a folder for each kind of defect, masks in `ground_truth`.
+# holds `bottle`, `cable` and the rest. For your own pictures, all of one view, set `FOLDER` in the cell after it: it holds
+# a folder `normal`, and if you have some, `abnormal`.
 
 # %%
 import os
@@ -872,12 +876,35 @@ for category, quoted in QUOTED.items() if MVTEC else ():
     good, test = (next(batches(one, 400)) for one in sets)
     torch.manual_seed(0)
     encoder = HierarchicalEncoder().to(run.device)
-    train(encoder, good.images.to(run.device), steps=STEPS)
+    show, name = session.progress(), f"patch svdd {category}"
+    train(encoder, good.images.to(run.device), steps=STEPS, checkpoint=session.checkpoint(name, STEPS, good.images),
+          on_record=lambda record, show=show, name=name: show(name, record.step, STEPS))  # fmt: skip
     maps = PatchSVDD(encoder).fit(good.images.to(run.device)).anomaly_maps(test.images.to(run.device))
     found = auroc(test.labels, maps.scores.cpu()), pixel_auroc(test.masks, maps.mult.cpu())
     print(f"{category:10} detection {found[0]:.1%} (paper {quoted[0]} %), segmentation {found[1]:.1%} ({quoted[1]} %)")
 if not MVTEC:
     print("no MVTec AD here: nothing was run, and nothing is claimed about it")
+
+# %%
+from torch.utils.data import Subset
+
+from paperlib.datasets import folder
+
+FOLDER = None  # or the path of a folder (or its zip) that holds a folder `normal`, and perhaps `abnormal`
+if FOLDER is None:
+    print("no pictures of yours: nothing was run")
+else:
+    items = folder(session.opened(FOLDER), size=256)  # the normal pictures come first
+    count = sum(sample.label == 0 for sample in items.samples)
+    cut, show = count * 4 // 5, session.progress()
+    parts = Subset(items, range(cut)), Subset(items, range(cut, len(items)))
+    good, rest = (torch.cat([some.images for some in batches(part, 32)]).to(run.device) for part in parts)
+    torch.manual_seed(0)
+    own = HierarchicalEncoder().to(run.device)
+    train(own, good, steps=STEPS, checkpoint=session.checkpoint("own patch svdd", STEPS, good),
+          on_record=lambda record: show(f"loss {record.loss:.2f}", record.step, STEPS))  # fmt: skip
+    scores = PatchSVDD(own).fit(good).anomaly_maps(rest).scores.tolist()
+    print("normal, held back:", scores[: count - cut], "\nabnormal:", scores[count - cut :])
 
 # %% [markdown]
 # ## Claimed and measured

@@ -305,20 +305,29 @@ import time
 
 from scipy.spatial.distance import mahalanobis
 
+
+def now():
+    """The time when all that was asked of the device is done."""
+    if run.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+# %%
 X, new_X = (t.cpu().numpy().transpose(0, 2, 1) for t in (x, new))  # the script's layout: (N, D, P)
-times = [time.perf_counter()]
+times = [now()]
 covariances = [np.cov(X[:, :, p], rowvar=False) + 0.01 * np.eye(D) for p in range(X.shape[2])]
-times.append(time.perf_counter())
+times.append(now())
 inverses = [np.linalg.inv(covariance) for covariance in covariances]
-times.append(time.perf_counter())
+times.append(now())
 means = X.mean(0)
 loop = [[mahalanobis(v[:, p], means[:, p], inverses[p]) for p in range(X.shape[2])] for v in new_X]
-times.append(time.perf_counter())
+times.append(now())
 again = PatchGaussian(*x.shape[1:]).update(x)
 factor = torch.linalg.cholesky(again.covariance())
-times.append(time.perf_counter())
+times.append(now())
 batched = mahalanobis_distance(new, again.mean(), factor)
-times.append(time.perf_counter())
+times.append(now())
 np.testing.assert_allclose(batched.cpu(), np.array(loop), rtol=1e-3)
 cov, inv, loops, fit, score = np.diff(times)
 print(f"loop   np.cov {cov:.2f} s, inversion {inv:.2f} s, mahalanobis {loops / len(new):.3f} s a picture")
@@ -727,16 +736,16 @@ query, costs = embed([layer[:1] for layer in stored["mono"]["bad"]])[0], []
 some = torch.randperm(len(query), generator=torch.Generator().manual_seed(0))[:256]
 for count in (20, 40, 80, 150):
     first = [layer[:count] for layer in train]
-    x, times = embed(first, model.channels), [time.perf_counter()]
+    x, times = embed(first, model.channels), [now()]
     statistics = PatchGaussian(*x.shape[1:]).update(x)
-    times.append(time.perf_counter())
+    times.append(now())
     mean, factor = statistics.mean(), torch.linalg.cholesky(statistics.covariance())
-    times.append(time.perf_counter())
+    times.append(now())
     mahalanobis_distance(query[None, :, model.channels], mean, factor)
-    times.append(time.perf_counter())
-    bank, start = embed(first).flatten(0, 1), time.perf_counter()
+    times.append(now())
+    bank, start = embed(first).flatten(0, 1), now()
     nearest_distance(query[some], bank)
-    search = (time.perf_counter() - start) * len(query) / len(some)
+    search = (now() - start) * len(query) / len(some)
     fit, factors, score = np.diff(times)
     costs.append((count, fit, factors, score, search, mean.nbytes + factor.nbytes, count * one_picture))
     assert costs[-1][5] == gaussian_bytes
@@ -856,11 +865,11 @@ ways = {  # a detector, and what it takes: 60 pictures to fit and one to score
 }
 rows_of = []
 for name, (detector, pictures) in ways.items():
-    times = [time.perf_counter()]
+    times = [now()]
     detector.fit(pictures[:60] if name == "PaDiM" else torch.cat(pictures[:60]))
-    times.append(time.perf_counter())
+    times.append(now())
     (detector.anomaly_map if name == "PaDiM" else detector.anomaly_maps)(pictures[60])
-    times.append(time.perf_counter())
+    times.append(now())
     rows_of.append(f"{name:17} {times[1] - times[0]:9.2f} {times[2] - times[1]:9.3f}")
 print("seconds              fit 60   score 1", *rows_of, sep="\n")
 
@@ -960,7 +969,7 @@ assert run.full or (scaled(everyone)[cell] > 0.5) != (in_milder > 0.5)
 # %%
 import os
 
-from paperlib import evaluation
+from paperlib import evaluation, session
 from paperlib.picture_folders import categories
 
 MVTEC = os.environ.get("MVTEC_AD")  # or the path of the folder
@@ -968,7 +977,9 @@ if MVTEC is None:
     print("no MVTec AD here: nothing was run, and nothing is claimed about it")
 else:
     settings = evaluation.Settings(MVTEC, NETWORK, "default", DIMENSIONS[NETWORK], 0, "centered")
-    evaluated = [evaluation.evaluate(settings, name, backbone, batch_size=batch).result for name in categories(MVTEC)]
+    out = session.kept() or Path("padim-results")  # finished classes are not run again
+    evaluated = evaluation.run(settings, categories(MVTEC), backbone, out, batch_size=batch, pictures=False,
+                               progress=session.progress())  # fmt: skip
     print(evaluation.report(evaluated))
 
 # %% [markdown]
@@ -1078,7 +1089,8 @@ from pathlib import Path
 
 from PIL import Image
 
-FOLDER = None  # or the path of a folder that holds a folder `normal`, and perhaps `abnormal`
+FOLDER = None  # or the path of a folder (or its zip) that holds a folder `normal`, and perhaps `abnormal`
+by_default = FOLDER is None
 if FOLDER is None:
     temporary = tempfile.TemporaryDirectory()
     FOLDER = temporary.name
@@ -1092,7 +1104,7 @@ from torch.utils.data import Subset
 
 from paperlib.datasets import batches, folder
 
-items = folder(FOLDER)  # the normal pictures come first
+items = folder(session.opened(FOLDER))  # the normal pictures come first
 normal = sum(sample.label == 0 for sample in items.samples)
 cut = normal * 4 // 5
 fit, check, rest = (Subset(items, range(*ends)) for ends in ((0, cut), (cut, normal), (normal, len(items))))
@@ -1102,6 +1114,8 @@ mine.save(path := Path(tempfile.mkdtemp(), "mine.safetensors"))  # to keep it, n
 loaded = PaDiM.load(path, extractor)
 for some in map(prepare, (b.images for b in batches(rest, batch))):
     torch.testing.assert_close(loaded.score(some), mine.score(some))
+    if not by_default:
+        print([f"{score:.1f}{' alarm' if score > limit else ''}" for score in mine.score(some).tolist()])
 print(f"fitted {mine.count} pictures, saved {path.stat().st_size / 1e6:.0f} MB, loaded: the same scores")
 
 # %% [markdown]
