@@ -154,6 +154,7 @@ except Exception as error:
 SAVED = ["padim.safetensors", "svdd.safetensors", "encoder.safetensors", "run.safetensors", "results.csv", "note.txt"]
 
 
+@pytest.mark.long  # a process each; that a write which fails leaves the old file is tested in test_tensor_file, too
 @pytest.mark.parametrize("name", SAVED)
 def test_a_full_disk_leaves_the_old_file_or_none(tmp_path, cases, name):
     """No more than `limit` bytes go to any file: the writing fails as on a full disk, with an error of the system."""
