@@ -88,6 +88,9 @@ def test_images_too_small_for_a_pair_are_refused():
     assert position_pairs(9, (127, 127), 64, generator()).first.min() >= 0
     with pytest.raises(ValueError, match="64×64 pixels leave no room .* at least 66×66"):
         neighbor_pairs(1, (64, 64), 64, generator())
+    just = neighbor_pairs(50, (33, 33), 32, generator())  # by default in steps of one pixel
+    assert {tuple(move) for move in (just.second - just.first).tolist()} >= {(0, 1), (1, 0), (-1, -1)}
+    assert (just.second - just.first).abs().max() == 1
 
 
 def test_perturbation_is_a_colour_shift_and_noise():
@@ -119,6 +122,7 @@ def test_images_that_teach_nothing_are_refused():
     images = torch.rand(4, 3, 64, 70)
     expected = images.double().mean(0).float()
     assert torch.equal(mean_image(images), expected)
+    assert torch.equal(mean_image(images[:2]), images[:2].double().mean(0).float())  # two are enough
     mean_image(images * 1.0005 - 1e-4)  # as resizing may round past the ends
     one_colour, nan = images.clone(), images.clone()
     one_colour[2] = torch.tensor([0.1, 0.5, 0.2])[:, None, None]

@@ -30,6 +30,16 @@ TESTS = {
     "gradcam": ["test_gradcam.py"],
     "cam": ["test_cam.py"],
     "complexity": ["test_complexity.py"],
+    "tensor_file": ["test_tensor_file.py"],
+    "session": ["test_session.py"],
+    "checkpoint": ["test_checkpoint.py"],
+    "patch_encoder": ["test_patch_encoder.py"],
+    "patch_svdd": ["test_patch_svdd.py"],
+    "patch_training": ["test_patch_training.py"],
+    "picture_folders": ["test_picture_folders.py"],
+    "archive": ["test_archive.py"],
+    "synthetic": ["test_synthetic.py"],
+    "evaluation": ["test_evaluation.py"],
 }
 OPERATORS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
