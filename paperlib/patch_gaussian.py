@@ -325,7 +325,8 @@ def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d 
     Raises:
         ValueError: for fewer than 2 images, a negative epsilon, or variances so large that epsilon is lost in rounding.
 
-    Source: this book. Departures: none. Test: test_patch_gaussian.py::test_inverse_factor_equals_lapacks
+    Source: this book. Departures: none.
+    Test: test_patch_gaussian.py::test_whitening_is_the_inverse_factor_of_the_covariance
     """
     gaussian._check_enough(epsilon)
     products, fed = gaussian._products, gaussian.fed

@@ -82,3 +82,17 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     save_file({"a": torch.zeros(1)}, path)
     refused("is no checkpoint")
     assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+
+
+def test_a_state_of_more_parameters_or_with_a_part_missing_is_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    model, optimizers = model_and_optimizers()
+    advance(model, optimizers, 1)
+    save_checkpoint(path, model, optimizers, RECIPE, {})
+    fewer = [torch.optim.Adam([model[0].weight]), optimizers[1]]  # the bias would be its second
+    with pytest.raises(ValueError, match="run.safetensors is the checkpoint of another optimizer"):
+        load_checkpoint(path, model, fewer, RECIPE)
+    del optimizers[0].state[model[0].bias]["exp_avg"]
+    save_checkpoint(path, model, optimizers, RECIPE, {})
+    with pytest.raises(ValueError, match="run.safetensors does not fit together: a part of an optimizer's state"):
+        load_checkpoint(path, *model_and_optimizers(), RECIPE)

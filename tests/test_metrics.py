@@ -82,6 +82,7 @@ def test_localization_error_by_hand():
         [],  # no box
     ]
     assert localization_error(predicted, true) == 3 / 6
+    assert localization_error([[(0, 0, 10, 10)]], true[:1]) == 0  # a list of one
     assert localization_error(predicted, true, iou=0.4) == 2 / 6
     assert localization_error(predicted, true, iou=1) == 5 / 6
 

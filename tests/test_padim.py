@@ -123,9 +123,16 @@ def test_threshold_of_fitted_images_equals_leaving_each_out(images):
     plain = model.normal_threshold(images.split(5), 0.75)
     assert plain == pytest.approx(np.quantile(model.score(images), 0.75), rel=1e-5)
     assert plain < 0.8 * model.normal_threshold(images.split(5), 0.75, fitted=True)  # fitted images score too low
+    assert model.normal_threshold(images.split(5)) == model.normal_threshold(images.split(5), 0.99)
     for quantile, batches, message in ((1.5, [images], "quantile=1.5"), (0.5, [], "no batch came")):
         with pytest.raises(ValueError, match=message):
             model.normal_threshold(batches, quantile)
+
+
+def test_the_defaults_are_the_papers(images):
+    model = PaDiM(small_extractor())
+    assert (model.dimensions, model.seed, model.epsilon, model.sigma) == (100, 0, 0.01, 4)  # Sec. III-B and IV-B
+    assert PaDiM(small_extractor(), 1).fit([images]).mean.shape[1] == 1  # the least there is
 
 
 def test_unusable_settings_and_images_are_refused(images):

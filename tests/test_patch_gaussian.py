@@ -198,6 +198,14 @@ def test_inverse_factor_equals_lapacks(d):
     assert torch.equal(found, found.tril())
 
 
+def test_whitening_is_the_inverse_factor_of_the_covariance():
+    x = torch.randn(5, 3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # few: N - 1 is felt
+    for epsilon in (0.01, 1):
+        lower = torch.linalg.cholesky(fed(x, dtype=torch.float64).covariance(epsilon))
+        found = whiten(fed(x, dtype=torch.float64), epsilon)
+        torch.testing.assert_close(found, torch.linalg.inv(lower), rtol=1e-9, atol=1e-9)
+
+
 def test_distance_runs_where_its_input_lies():
     with FakeTensorMode(), torch.device("cuda"):
         fake = mahalanobis_distance(torch.rand(2, 3, 4), torch.rand(3, 4), torch.rand(3, 4, 4))

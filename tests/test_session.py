@@ -39,6 +39,8 @@ def test_another_training_has_another_file(colab):
     names = {session.checkpoint("a", 2, some) for some in (images, *others)}
     names |= {session.checkpoint("a", 3, images), session.checkpoint("b", 2, images)}
     assert len(names) == 7  # the clone has the same
+    few = torch.zeros(9)  # of so few numbers each counts
+    assert len({session.checkpoint("c", few + torch.eye(9)[k]) for k in range(9)}) == 9
 
 
 def test_progress_is_one_line_that_changes(capsys):
