@@ -207,3 +207,14 @@ def test_it_stays_on_the_device_of_its_input():
 def test_the_modules_names_are_all_here():
     for name in patch_svdd.__all__:
         assert getattr(patch_svdd, name).__name__ == name
+
+
+def test_every_pixel_may_begin_a_patch(tmp_path):
+    """A stride of one pixel is the least: fitted, saved and loaded."""
+    normal, path = pictures(2, 64, 66), tmp_path / "dense.safetensors"
+    detector = PatchSVDD(encoder(), stride_small=1, stride_big=1).fit(normal)
+    assert detector.small.shape == (2 * 33 * 35, 8) and detector.big.shape == (2 * 1 * 3, 8)
+    detector.save(path)
+    assert torch.equal(PatchSVDD.load(path).anomaly_maps(normal).mult, detector.anomaly_maps(normal).mult)
+    with pytest.raises(ValueError, match="stride_small=0"):
+        PatchSVDD(encoder(), stride_small=0)
