@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 import urllib.error
 
@@ -56,6 +57,17 @@ def test_lite0_is_ready_for_inference_and_lists_real_layers(lite0):
     for hook in hooks:
         hook.remove()
     assert [tuple(shapes[name][1:]) for name in lite0.layers] == [(24, 56, 56), (40, 28, 28), (112, 14, 14)]
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
+def test_feature_maps_keep_the_channels_last_and_their_values(name):
+    model, layers, transform, _ = backbones.load(name, weights="default" if name == "efficientnet_lite0" else None)
+    images = transform(torch.rand(2, 3, 90, 120, generator=torch.Generator().manual_seed(0)))
+    usual = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    found, expected = (backbones.FeatureExtractor(network, layers)(images) for network in (model, usual))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert a.is_contiguous(memory_format=torch.channels_last) and b.is_contiguous()
 
 
 def test_transform_agrees_with_torchvision_on_pil(lite0):
