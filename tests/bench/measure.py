@@ -56,6 +56,7 @@ class Part(NamedTuple):
         bytes: that have to be read or written at least once.
         missing: peers that can't be imported here, or can't run on this device, and why.
         images: that the work takes, for times an image.
+        wall: compare what the clock on the wall says: for ways that use several threads or processes.
     """
 
     what: str
@@ -64,6 +65,7 @@ class Part(NamedTuple):
     bytes: int
     missing: dict[str, str]
     images: int = 1
+    wall: bool = False
 
 
 @contextlib.contextmanager
@@ -175,7 +177,7 @@ def rows(part: Part, turns: int, budget: float, device: torch.device) -> list[di
         budget: seconds after which no new turn begins, once there are three.
         device: where the work is done.
     """
-    at = clock(device)
+    at = WALL if part.wall else clock(device)
     peaks = {contender.name: peak_apart(contender, device) for contender in part.contenders}
     results, repeats = {}, {}
     for contender in part.contenders:
