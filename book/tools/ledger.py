@@ -4,6 +4,7 @@ The rows are the items of book/data/items.yml. What a row says is collected:
 
 - a docstring whose field `Source:` names an item (`arXiv:1704.04861v1, Eq. 2 and 4, Tables 4-9`) gives the function,
   and its field `Test:` the test;
+- a test that compares with a library of `PEERS` counts as a peer;
 - a tag `ledger:ITEM:KIND` on a code cell of a notebook gives the cell, and says how the item is verified there;
 - a target `(ledger:ITEM:KIND)=` in a review page does the same for the place that it stands before.
 
@@ -14,6 +15,7 @@ ITEM is `mobilenet-eq-2`, `patch-svdd-algorithm-1`, `padim-table-4`; KIND is one
 """
 
 import ast
+import functools
 import re
 import sys
 from collections import Counter
@@ -39,6 +41,11 @@ KINDS = {
     "redrawn": ("redrawn", "a diagram, drawn anew by a cell from the library's own objects; it has no numbers"),
     "quoted": ("quoted only", "told or printed as the paper has it, and checked by nothing here"),
     "not-here": ("not reproducible here", "the row says why"),
+}  # fmt: skip
+# Libraries that a test compares with; others serve as sources of networks and pictures.
+PEERS = {
+    "captum": "captum", "faiss": "faiss", "fvcore": "fvcore", "pytorch_grad_cam": "pytorch-grad-cam", "scipy": "SciPy",
+    "sklearn": "scikit-learn", "torch.utils.flop_counter": "PyTorch's counter", "torchcam": "torchcam",
 }  # fmt: skip
 UNVERIFIED = {"quoted": "quoted", "not-here": "not_here"}  # kind → the key in items.yml that gives the reason
 GROUPS = {"eq": "equation", "algorithm": "algorithm", "table": "table", "figure": "figure"}
@@ -84,6 +91,7 @@ class Row(NamedTuple):
     entry: dict
     marks: list[Mark]
     functions: list[Function]
+    peers: list[str]
 
     @property
     def group(self) -> str:
@@ -91,7 +99,8 @@ class Row(NamedTuple):
 
     @property
     def kinds(self) -> list[str]:
-        return sorted({mark.kind for mark in self.marks} & set(KINDS), key=list(KINDS).index) or [
+        found = {mark.kind for mark in self.marks} | ({"peer"} if self.peers else set())
+        return sorted(found & set(KINDS), key=list(KINDS).index) or [
             kind for kind, reason in UNVERIFIED.items() if reason in self.entry
         ]
 
@@ -121,7 +130,7 @@ def collect(root: Path) -> Ledger:
     """Read items, docstrings, notebooks and review pages below `root`."""
     papers = _yaml(root / DATA / "items.yml")
     rows = {
-        f"{paper.replace('_', '-')}-{item}": Row(paper, item, entry, [], [])
+        f"{paper.replace('_', '-')}-{item}": Row(paper, item, entry, [], [], [])
         for paper, head in papers.items()
         for item, entry in head["items"].items()
     }
@@ -146,6 +155,8 @@ def collect(root: Path) -> Ledger:
             if any(mark[:2] == other[:2] for other in found.marks):
                 problems.append(f"{mark.page} says the same of {key} twice")
             found.marks.append(mark)
+    for one in rows.values():
+        one.peers.extend(dict.fromkeys(peer for file, name in one.tests for peer in peers(root / "tests" / file, name)))
     problems += [problem for key, one in rows.items() for problem in _faults(key, one, root)]
     ledger = Ledger(papers, list(rows.values()), problems)
     if (share := ledger.quoted_share()) > QUOTED_SHARE:
@@ -272,6 +283,32 @@ def _asserts(source: str) -> bool:
     )
 
 
+def peers(path: Path, test: str) -> list[str]:
+    """Name the libraries that a test compares with: what it uses, or a function of the same file that it calls."""
+    imported, functions, found = {}, {}, []
+    for node in ast.walk(_parsed(path)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.FunctionDef):
+            functions[node.name] = node
+    names = _names(functions.get(test))
+    for name in [*names, *(inner for called in names for inner in _names(functions.get(called)))]:
+        whole = f"{imported.get(name, '')}."
+        found += [label for library, label in PEERS.items() if whole.startswith(f"{library}.")]
+    return list(dict.fromkeys(found))
+
+
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
+
+
+def _names(function: ast.FunctionDef | None) -> list[str]:
+    return [] if function is None else [node.id for node in ast.walk(function) if isinstance(node, ast.Name)]
+
+
 def _line_of_test(root: Path, file: str, name: str) -> int:
     path = root / "tests" / file
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -327,8 +364,9 @@ def _summary(ledger: Ledger) -> str:
     quoted = counts["equations, algorithms"]["quoted"]
     return (
         f"## {len(ledger.rows)} items\n\n:::{{table}}\n:class: ledger-summary\n\n" + "\n".join(lines) + "\n:::\n\n"
-        f"An item that was verified in several ways counts once, in the row that stands higher. Of equations and "
-        f"algorithms {quoted} of {counts['equations, algorithms'].total()} "
+        f"An item that was verified in several ways counts once, in the row that stands higher: a peer confirms "
+        f"{sum(row.kind == 'by-hand' and bool(row.peers) for row in ledger.rows)} of those by hand as well. Of "
+        f"equations and algorithms {quoted} of {counts['equations, algorithms'].total()} "
         f"{'is' if quoted == 1 else 'are'} quoted only ({ledger.quoted_share():.0%}; at most {QUOTED_SHARE:.0%} may "
         f"be). The tables of the last column are counted apart: to repeat them in full takes data that this book does "
         f"not have, mostly {largest}. Their accuracies can't be measured here; but costs can be counted, and the same "
@@ -352,6 +390,7 @@ def _cells(root: Path, row: Row, roman: bool) -> list[str]:
     says = f"**{label(row, roman)}** {row.entry['says']}" + (f" ({', '.join(aside)})" if aside else "")
     why = [row.entry[key] for key in ("quoted", "not_here", "note") if key in row.entry]
     words = ["quoted" if kind == "quoted" != row.kind else KINDS[kind][0] for kind in row.kinds]
+    words = [f"{word} ({', '.join(row.peers)})" if word == KINDS["peer"][0] and row.peers else word for word in words]
     verified = f"**{', '.join(words)}**" + (f": {why[0]}" if why else "")
     return [says, _places(row), _code(root, row), verified]
 

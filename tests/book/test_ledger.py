@@ -124,7 +124,7 @@ def test_a_fault_is_noticed(copy, path, old, new, said):
 
 
 def test_too_much_quoting_is_noticed(found, monkeypatch):
-    quoted = [row._replace(marks=[mark._replace(kind="quoted") for mark in row.marks]) for row in found.rows]
+    quoted = [row._replace(marks=[mark._replace(kind="quoted") for mark in row.marks], peers=[]) for row in found.rows]
     few = [new if row.paper == "padim" else row for row, new in zip(found.rows, quoted, strict=True)]
     many = [new if row.paper == "gradcam" else row for row, new in zip(found.rows, quoted, strict=True)]
     assert [found._replace(rows=rows).quoted_share() for rows in (few, many, quoted)] == [2 / 35, 12 / 35, 1]
@@ -210,3 +210,12 @@ def test_a_review_shows_an_equations_code_with_its_test(found, chapter):
                 path == at and (name + ".").startswith(whole + ".") for at, whole in inner for path, name in shown
             ) or (set(row.tests) & objects), f"{row.item}: neither its code nor its test is in the review"
             assert set(row.tests) & objects, f"{row.item}: none of its tests is in the review"
+
+
+def test_a_peer_is_what_a_test_compares_with(found):
+    peers = {f"{row.paper}-{row.item}": row.peers for row in found.rows}
+    assert peers["gradcam-eq-1"] == ["captum"]
+    assert ledger.peers(ROOT / "tests" / "test_metrics.py", "test_auroc_equals_scikit_learn") == ["scikit-learn"]
+    # A helper of the same file counts, a library that only gives networks or pictures does not.
+    assert ledger.peers(ROOT / "tests" / "test_complexity.py", "test_agrees_with_flop_counter") == ["PyTorch's counter"]
+    assert ledger.peers(ROOT / "tests" / "test_cam.py", "test_maps_average_to_the_logits_of_many_networks") == []
