@@ -569,7 +569,7 @@ plt.show()
 #
 # ## Nearest neighbours as pictures: what does the encoder call alike?
 #
-# From here on the encoder is the committed one again, trained by `make results`. Eq. 8 can be looked at: beside each test patch, the patch of the functional
+# From here on the encoder is the committed one again, trained by `make results`. Eq. 8 can be looked at: under each test patch, the patch of the functional
 # cells that it is nearest to.
 
 # %% mystnb={"image": {"alt": "Twelve patches in four rows of three: test patches, and under each the nearest functional patch. The three functional ones, at the top, look like their neighbours, a bar at the same place, at small distances. The three defective ones, dark bars and triangles, have neighbours that look different, at distances several times as large."}}
