@@ -41,6 +41,7 @@ def test_the_anomaly_figure_has_a_row_an_image_and_one_scale_for_all(colormap):
         ):
             np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert scale.get_ylabel() == "distance"
+    assert figure.get_figwidth() <= 6.4  # what a phone can show
     np.testing.assert_allclose(scale.get_ylim(), [maps.min(), maps.max()], rtol=1e-6)
     (bar,) = (mesh for mesh in scale.collections if hasattr(mesh, "cmap") and mesh.get_array() is not None)
     np.testing.assert_allclose(

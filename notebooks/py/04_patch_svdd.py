@@ -41,7 +41,6 @@ from paperlib import runtime, viz
 
 run = runtime.start(seed=0)
 viz.use_style()
-plt.rcParams.update({"figure.dpi": 80, "axes.titlesize": 11})  # photographs make a page heavy
 CLOSE = 1e-5 if run.device.type == "cpu" else 1e-2  # GPUs round what goes into convolutions
 
 # %% [markdown]
@@ -70,21 +69,20 @@ normal = train_images[:32]  # those that the tested cells are compared with
 mean = normal.mean(0)  # every picture is embedded less the mean of the normal ones
 print(f"{len(normal)} functional cells in the bank; to test: {len(held_out)} functional, {len(defective)} defective")
 
-# %% tags=["ledger:patch-svdd-figure-maps:measured"] mystnb={"image": {"alt": "Three rows, two defective solar cells and a functional one, with picture and three maps. The first defective cell has a dark bar, on which the map of the 32-pixel patches is brightest; the second has a dark triangle and cracks at the lower left, along which the 64-pixel map is bright. The functional cell's maps are dark. A colour bar under each column gives the distance."}}
+# %% tags=["ledger:patch-svdd-figure-maps:measured"] mystnb={"image": {"alt": "Three columns, two defective solar cells and a functional one, each with its three maps below. The first defective cell has a dark bar, on which the map of the 32-pixel patches is brightest; the second has a dark triangle and cracks at the lower left, along which the 64-pixel map is bright. The functional cell's maps are dark. A colour bar beside each row of maps gives the distance."}}
 detector = PatchSVDD(trained).fit(normal)
 shown = torch.cat([defective[:2], held_out[:1]])
 maps = detector.anomaly_maps(shown)
-COLUMNS = {"32-pixel patches": maps.small, "64-pixel patches": maps.big, "product": maps.mult}
-fig, panels = plt.subplots(3, 4, figsize=(7.4, 6.2))
-for row, picture, name in zip(panels, shown, ("defective", "defective", "functional"), strict=True):
-    viz.panel(row[0], picture, name)
-for column, (title, found) in zip(panels.T[1:], COLUMNS.items(), strict=True):
-    column[0].set_title(title)
-    for ax, one, score in zip(column, found.cpu(), found.amax((1, 2)), strict=True):
+ROWS = {"32-pixel patches": maps.small, "64-pixel patches": maps.big, "product": maps.mult}
+fig, panels = plt.subplots(4, 3, figsize=(6.4, 8))
+for ax, picture, name in zip(panels[0], shown, ("defective", "defective", "functional"), strict=True):
+    viz.panel(ax, picture, name)
+for row, (title, found) in zip(panels[1:], ROWS.items(), strict=True):
+    row[0].set_ylabel(title)
+    for ax, one, score in zip(row, found.cpu(), found.amax((1, 2)), strict=True):
         drawn = ax.imshow(one, vmin=0, vmax=float(found.max()))
         ax.set(xticks=[], yticks=[], xlabel=f"maximum {score:.2f}")
-    unit = "distance²" if title == "product" else "distance"
-    fig.colorbar(drawn, ax=list(column), location="bottom", label=unit, shrink=0.9)
+    fig.colorbar(drawn, ax=list(row), label="distance²" if title == "product" else "distance", shrink=0.9)
 plt.show()
 print(detector)
 assert maps.scores[:2].min() > maps.scores[2]  # both defective cells score higher than the functional one
@@ -127,8 +125,8 @@ for number, (down, right) in enumerate(DIRECTIONS):
     classes[1 + down, 1 + right] = str(number)
 scores = torch.tensor([[1.0, 3], [5, 7]])
 pixels = spread_patch_scores(scores, patch=2, stride=1, size=4)
-fig, panels = plt.subplots(1, 3, figsize=(7, 2.5))
-grids = {"classes of position": classes, "scores of 2×2 patches": scores.int(), "scores of 4×4 pixels": pixels.int()}
+fig, panels = plt.subplots(1, 3, figsize=(6.4, 2.7))
+grids = {"classes\nof position": classes, "scores of\n2×2 patches": scores.int(), "scores of\n4×4 pixels": pixels.int()}
 for ax, (title, grid) in zip(panels, grids.items(), strict=True):
     shade = np.zeros((3, 3)) if grid is classes else np.asarray(grid)
     ax.imshow(shade, cmap="Blues", vmin=0, vmax=12)
@@ -186,10 +184,10 @@ theirs[machine.support_] = machine.dual_coef_[0] / machine.dual_coef_.sum()
 assert abs(alpha - theirs).max() < 1e-5
 print(f"the same weights; {(alpha > 1e-4).sum()} of 60 points carry the boundary")
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels with the same 60 points on half a ring. Left, a circle encloses them and much empty space, and a straight dashed line parts them from the origin. Right, one curved boundary follows the half ring; the solid line of SVDD and the dashed line of the one-class SVM lie on each other."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels with the same 60 points on half a ring. Above, a circle encloses them and much empty space, and a straight dashed line parts them from the origin. Below, one curved boundary follows the half ring; the solid line of SVDD and the dashed line of the one-class SVM lie on each other."}}
 x, y = np.meshgrid(np.linspace(-4, 4, 160), np.linspace(-2, 4, 120))
 grid = np.c_[x.ravel(), y.ravel()]
-fig, panels = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+fig, panels = plt.subplots(2, 1, figsize=(5, 7.4), sharex=True)
 for ax, name in zip(panels, ("linear", "rbf"), strict=True):
     kernel = linear_kernel if name == "linear" else lambda a, b: rbf_kernel(a, b, gamma=GAMMA)
     among, to_grid = kernel(points, points), kernel(grid, points)
@@ -204,10 +202,10 @@ for ax, name in zip(panels, ("linear", "rbf"), strict=True):
     ax.contour(x, y, rim.reshape(x.shape), [0], colors=viz.BLUE)
     ax.contour(x, y, other.reshape(x.shape), [0], colors=viz.VERMILION, linestyles="dashed")
     ax.plot(0, 0, "k+", ms=9)
-    ax.set(title=f"{'Gaussian' if name == 'rbf' else 'linear'} kernel", xlabel="first feature", aspect="equal")
+    ax.set(title=f"{'Gaussian' if name == 'rbf' else 'linear'} kernel", ylabel="second feature", aspect="equal")
     if name == "rbf":
         assert np.abs(-rim / 2 - other / machine.dual_coef_.sum()).max() < 1e-4  # one function, not only one line
-panels[0].set_ylabel("second feature")
+panels[1].set_xlabel("first feature")
 lines = [plt.Line2D([], [], color=viz.BLUE), plt.Line2D([], [], color=viz.VERMILION, ls="--")]
 fig.legend(lines, ("SVDD's ball", "one-class SVM"), loc="outside lower center", ncols=2)
 plt.show()
@@ -234,7 +232,7 @@ plt.show()
 # nothing?
 # :::
 
-# %% tags=["ledger:patch-svdd-eq-2:measured", "ledger:patch-svdd-eq-3:measured"] mystnb={"image": {"alt": "Line plot with a logarithmic vertical axis: spread of the embeddings, relative to before training, against training steps from 0 to 16. The curves of one centre and of neighbours alone fall below a tenth. The curve with a task stays near 1."}}
+# %% tags=["ledger:patch-svdd-eq-2:measured", "ledger:patch-svdd-eq-3:measured"] mystnb={"image": {"alt": "Line plot with a logarithmic vertical axis: spread of the embeddings, relative to before training, against training steps from 0 to 16. The curves of one centre and of neighbours alone fall below 0.3. The curve with a task stays near 1."}}
 from paperlib.patch_svdd import svdd_loss, train
 
 SHORT = dict(crops=4, side=128, pairs=256, every=4)  # 16 steps in a few seconds
@@ -253,7 +251,8 @@ for objective, name in OBJECTIVES.items():
     train(encoder, train_images[:8], objective=objective, steps=16, on_record=distance_from_mean, **SHORT)
     plt.semilogy(range(0, 17, 4), np.divide(curve, curve[0]), marker=".", label=name)
 plt.gca().set(xlabel="training step", ylabel="spread of patch embeddings\nrelative to before", ylim=(0.01, 10))
-plt.legend(fontsize=9)
+viz.log_ticks(plt.gca().yaxis, (0.01, 0.1, 1, 10))
+plt.legend()
 plt.show()
 kept = {objective: spread[name][-1] / spread[name][0] for objective, name in OBJECTIVES.items()}
 assert max(kept["centre"], kept["neighbors"]) < 0.3 < 0.4 < kept["patch_svdd"]
@@ -280,7 +279,7 @@ from matplotlib.patches import Rectangle
 from paperlib.patch_pairs import neighbor_pairs, position_pairs
 
 generator = torch.Generator().manual_seed(0)
-fig, panels = plt.subplots(1, 2, figsize=(7, 3.6))
+fig, panels = plt.subplots(1, 2, figsize=(6.4, 3.5))
 for ax, title in zip(panels, ("position pairs, K = 64", "neighbour pairs, K = 64"), strict=True):
     viz.panel(ax, train_images[0], title)
 COLOURS = viz.BLUE, viz.ORANGE, viz.GREEN, viz.VERMILION, viz.PURPLE, viz.SKY, viz.YELLOW, "white"
@@ -389,7 +388,7 @@ quarters = [[patch[..., y : y + 32, x : x + 32] for x in (0, 32)] for y in (0, 3
 with torch.no_grad():
     embedded = [[trained.small(quarter).view(8, 8).cpu() for quarter in row] for row in quarters]
     whole = trained(patch).view(8, 8).cpu()
-fig, axes = plt.subplot_mosaic("pp.ab.w;pp.cd.w", figsize=(7.6, 2.6), width_ratios=(1, 1, 0.9, 1, 1, 0.9, 1.6))
+fig, axes = plt.subplot_mosaic("pp.ab.w;pp.cd.w", figsize=(6.4, 2.9), width_ratios=(1, 1, 0.9, 1, 1, 0.9, 2))
 viz.panel(axes["p"], defective[1, :, 96:160, 32:96], "64×64 pixels")
 axes["p"].axhline(31.5, color=viz.ORANGE)
 axes["p"].axvline(31.5, color=viz.ORANGE)
@@ -398,9 +397,9 @@ for name, one in zip("abcdw", (*embedded[0], *embedded[1], whole), strict=True):
     axes[name].set_axis_off()
 axes["a"].set_title("4 × 64 numbers", loc="left")
 axes["w"].set_title("64 numbers")
-for left, text in ((0.335, r"$f_{\mathrm{small}}$"), (0.675, r"$g_{\mathrm{big}}$")):
+for left, text in ((0.313, r"$f_{\mathrm{small}}$"), (0.687, r"$g_{\mathrm{big}}$")):
     fig.text(left, 0.5, f"{text}\n→", ha="center", va="center", fontsize=15)
-fig.colorbar(drawn, ax=axes["w"], shrink=0.7, ticks=(-1, 0, 1))
+fig.colorbar(drawn, ax=list(axes.values()), location="bottom", ticks=(-1, 0, 1), shrink=0.5, label="value")
 plt.show()
 
 # %% [markdown]
@@ -485,7 +484,7 @@ torch.testing.assert_close(position_loss(classifier, a, b, y), -torch.stack(righ
 torch.testing.assert_close(classifier(a, b), classifier(a - b, torch.zeros(5, 64)))
 print("Eq. 4 is a mean of norms, Eq. 5 a mean of -log p(true class); the classifier sees the difference only")
 
-# %% tags=["ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Left, the loss starts at 4.2, stays there for some twenty steps and then falls. Right, the share of right directions starts at 12.5 percent; the curve of the 64-pixel patches rises to about 35 percent, that of the 32-pixel patches to about 20."}}
+# %% tags=["ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Above, the loss starts at 4.2, stays there for some twenty steps and then falls. Below, the share of right directions starts at 12.5 percent; the curve of the 64-pixel patches rises to about 35 percent, that of the 32-pixel patches to about 20."}}
 from paperlib import session
 from paperlib.patch_svdd import position_accuracy
 
@@ -497,14 +496,14 @@ training = train(live, train_images, steps=STEPS, every=max(1, STEPS // 15),
                  checkpoint=session.checkpoint("patch svdd", STEPS, train_images),
                  on_record=lambda record: show(f"loss {record.loss:.2f}", record.step, STEPS))  # fmt: skip
 curves = np.array(training.history)  # step, loss, accuracy big and small, distance of neighbours big and small
-fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
-left.plot(curves[:, 0], curves[:, 1])
-left.set(xlabel="training step", ylabel="loss", ylim=(0, None))
+_, (above, below) = plt.subplots(2, 1, figsize=(6.4, 5.6), sharex=True)
+above.plot(curves[:, 0], curves[:, 1])
+above.set(ylabel="loss", ylim=(0, None))
 for column, name, style in ((2, "K = 64", "o-"), (3, "K = 32", "s-")):
-    right.plot(curves[:, 0], 100 * curves[:, column], style, ms=4, label=name)
-right.axhline(12.5, color="black", lw=1, ls=":", label="guessing")
-right.set(xlabel="training step", ylabel="right of eight directions, %", ylim=(0, None))
-right.legend(fontsize=9)
+    below.plot(curves[:, 0], 100 * curves[:, column], style, ms=4, label=name)
+below.axhline(12.5, color="black", lw=1, ls=":", label="guessing")
+below.set(xlabel="training step", ylabel="right of eight directions, %", ylim=(0, None))
+below.legend()
 plt.show()
 accuracy = position_accuracy(live, training, held_out[:8])
 print("functional cells never seen: K = 64 {:.0%}, K = 32 {:.0%} of the directions are right".format(*accuracy))
@@ -542,18 +541,18 @@ encoders["brick"] = HierarchicalEncoder().to(run.device)
 train(encoders["brick"], brick, steps=16, **SHORT)
 encoders["patch_svdd"] = live
 in_row = torch.arange(13, device=run.device).view(1, 13, 1).expand(3, 13, 13).flatten()
-fig, panels = plt.subplots(1, 4, figsize=(8.6, 2.7))
+fig, panels = plt.subplots(2, 2, figsize=(5.8, 5.6))
 names = {"centre": "one centre", "neighbors": "neighbours", "patch_svdd": "with a task", "brick": "brick, with a task"}
-for ax, (kind, name) in zip(panels, names.items(), strict=True):
+for ax, (kind, name) in zip(panels.flat, names.items(), strict=True):
     pictures, others = (brick_test, brick[:4]) if kind == "brick" else (held_out[:3], train_images[:4])
     embedded = encoders[kind].embed(pictures - others.mean(0)).big.flatten(0, 2)
     bank = encoders[kind].embed(others - others.mean(0)).big.flatten(0, 2)
     nearest = nearest_distance(embedded, bank, return_index=True)[1]
     same_row = (nearest % 169 // 13 == in_row).float().mean()
     plane = TSNE(init="pca", random_state=0).fit_transform(embedded.cpu().numpy())
-    drawn = ax.scatter(*plane.T, c=in_row.cpu(), s=4)
+    drawn = ax.scatter(*plane.T, c=in_row.cpu(), s=10, cmap=plt.get_cmap("viridis", 13), vmin=-0.5, vmax=12.5)
     ax.set(title=name, xticks=[], yticks=[], xlabel=f"same row: {same_row:.0%}")
-fig.colorbar(drawn, ax=panels, label="row of the patch, 0 to 12")
+fig.colorbar(drawn, ax=panels, label="row of the patch", ticks=range(13))
 plt.show()
 
 
@@ -570,27 +569,26 @@ plt.show()
 #
 # ## Nearest neighbours as pictures: what does the encoder call alike?
 #
-# From here on the encoder is the committed one again, trained by `make results`. Eq. 8 can be looked at: beside each test patch, the patch of the functional
+# From here on the encoder is the committed one again, trained by `make results`. Eq. 8 can be looked at: under each test patch, the patch of the functional
 # cells that it is nearest to.
 
-# %% mystnb={"image": {"alt": "Two rows of five patches: test patches above, each with the nearest functional patch below. The two functional ones look like their neighbours, a bar at the same place, at small distances. The three defective ones, dark bars and triangles, have neighbours that look different, at distances several times as large."}}
-some = torch.cat([held_out[:2], defective[:3]])
+# %% mystnb={"image": {"alt": "Twelve patches in four rows of three: test patches, and under each the nearest functional patch. The three functional ones, at the top, look like their neighbours, a bar at the same place, at small distances. The three defective ones, dark bars and triangles, have neighbours that look different, at distances several times as large."}}
+some = torch.cat([held_out[:3], defective[:3]])
 found = trained.embed(some - mean).big
 distance, index = nearest_distance(found.flatten(0, 2), detector.big, return_index=True)
-distance, index = distance.view(5, 169), index.view(5, 169)
-fig, panels = plt.subplots(2, 5, figsize=(8, 3.7))
-for i, (above, below) in enumerate(panels.T):
-    place = int(distance[i].argmax() if i > 1 else distance[i].argsort()[84])  # of the functional ones, a middling patch
+distance, index = distance.view(6, 169), index.view(6, 169)
+fig, panels = plt.subplots(4, 3, figsize=(5.6, 8))
+for i, (above, below) in enumerate(zip(panels[::2].flat, panels[1::2].flat, strict=True)):
+    place = int(distance[i].argmax() if i > 2 else distance[i].argsort()[84])  # of the functional ones, a middling patch
     row, column = divmod(place, 13)
     other, cell = divmod(int(index[i, place]), 169)
-    viz.panel(above, some[i, :, 16 * row : 16 * row + 64, 16 * column : 16 * column + 64], "defective" if i > 1 else "good")
-    above.set_xlabel(f"distance {distance[i, place]:.2f}")
+    viz.panel(above, some[i, :, 16 * row : 16 * row + 64, 16 * column : 16 * column + 64], "defective" if i > 2 else "functional")
     row, column = divmod(cell, 13)
-    viz.panel(below, normal[other, :, 16 * row : 16 * row + 64, 16 * column : 16 * column + 64])
-panels[0, 0].set_ylabel("test patch")
-panels[1, 0].set_ylabel("nearest")
+    viz.panel(below, normal[other, :, 16 * row : 16 * row + 64, 16 * column : 16 * column + 64], f"distance {distance[i, place]:.2f}")
+for ax, name in zip(panels[:, 0], ("test patch", "nearest") * 2, strict=True):
+    ax.set_ylabel(name)
 plt.show()
-assert distance[2:].amax(1).min() > distance[:2].median()  # what is odd is farther than what is usual
+assert distance[3:].amax(1).min() > distance[:3].median()  # what is odd is farther than what is usual
 
 # %% [markdown]
 # ## From a picture to a score, step by step
@@ -598,21 +596,21 @@ assert distance[2:].amax(1).min() > distance[:2].median()  # what is odd is fart
 # The whole path for one defective cell: 57×57 and 13×13 distances (Eq. 8), spread over the pixels, multiplied (Eq. 9), and
 # the largest value is the score (Eq. 10).
 
-# %% tags=["hide-input", "ledger:patch-svdd-figure-6:redrawn"] mystnb={"image": {"alt": "From left to right: a defective cell with a dark bar; above, a fine grid of 57 by 57 distances and the small map that it becomes; below, a coarse grid of 13 by 13 distances and the big map; at the right their product with a circle on its largest value."}}
+# %% tags=["hide-input", "ledger:patch-svdd-figure-6:redrawn"] mystnb={"image": {"alt": "Six panels in the order of the steps. Above: a defective cell with a dark bar, a fine grid of 57 by 57 distances, and a coarse one of 13 by 13. Below: the small map, the big map, and their product with a circle on its largest value."}}
 one = defective[:1]
 found = trained.embed(one - mean)
 parts = (found.small, detector.small), (found.big, detector.big)
 grids = [nearest_distance(e.flatten(0, 2), bank).view(e.shape[1:3]) for e, bank in parts]
 steps = detector.anomaly_maps(one)
-axes = plt.figure(figsize=(8, 3.7)).subplot_mosaic("pabm;pcdm", width_ratios=(1.2, 1, 1, 1.2))
-viz.panel(axes["p"], one[0], "picture")
-for name, picture, title in zip("abcdm", (grids[0], steps.small[0], grids[1], steps.big[0], steps.mult[0]),
-                                ("57×57 distances", "small map", "13×13 distances", "big map", "product"), strict=True):  # fmt: skip
-    axes[name].imshow(picture.cpu())
-    axes[name].set(title=title, xticks=[], yticks=[])
+panels = plt.subplots(2, 3, figsize=(6.4, 4.9))[1].flat
+viz.panel(panels[0], one[0], "picture")
+for ax, picture, title in zip(panels[1:], (*grids, steps.small[0], steps.big[0], steps.mult[0]),
+                              ("57×57 distances", "13×13 distances", "small map", "big map", "product"), strict=True):  # fmt: skip
+    ax.imshow(picture.cpu())
+    ax.set(title=title, xticks=[], yticks=[])
 y, x = divmod(int(steps.mult[0].argmax()), 256)
-axes["m"].plot(x, y, "o", mfc="none", mec=viz.VERMILION, ms=14, mew=2)
-axes["m"].set_xlabel(f"score {steps.scores[0]:.2f}, circled")
+panels[5].plot(x, y, "o", mfc="none", mec=viz.VERMILION, ms=14, mew=2)
+panels[5].set_xlabel(f"score {steps.scores[0]:.2f}, circled")
 plt.show()
 
 # %% [markdown]
@@ -679,7 +677,7 @@ print(f"{measured['stamp']['date']}, {measured['stamp']['device']}, {measured['s
 # five times as much. Painted defects are *localised* better with training, in two seeds of three on either kind, and less
 # depends on the draw. No number of a trained encoder means anything without the random one beside it.
 #
-# What training did change is the last picture but three: the embedding knows from which place a patch comes. That is what
+# What training did change is what t-SNE showed: the embedding knows from which place a patch comes. That is what
 # it was asked to learn. Whether it helps to find a defect is another question, and the answer differs from product to
 # product.
 #
@@ -689,7 +687,7 @@ print(f"{measured['stamp']['date']}, {measured['stamp']['device']}, {measured['s
 # paper's own numbers where they could be found: for MVTec AD, means over 15 classes, so compare the order, not the height.
 # Two seeds of one recipe differ by 0.05 and more: differences below that say nothing.
 
-# %% tags=["ledger:patch-svdd-table-2:measured", "ledger:patch-svdd-figure-hierarchy:measured"] mystnb={"image": {"alt": "Six panels of points: image AUROC above, pixel AUROC on synthetic defects below; columns for the loss, for encoder and map, and for lambda. Image AUROC scatters between 0.55 and 0.8 without order, while the paper's diamonds rise to 0.92 with the task and the product. Pixel AUROC: with the task 0.84 on both kinds, one centre and neighbours alone between 0.73 and 0.79; the product and 32-pixel patches lie above 64-pixel patches; from lambda 0.01 to 1 the points fall."}}
+# %% tags=["ledger:patch-svdd-table-2:measured", "ledger:patch-svdd-figure-hierarchy:measured"] mystnb={"image": {"alt": "Six panels of points: image AUROC at the left, pixel AUROC on synthetic defects at the right; rows for the loss, for encoder and map, and for lambda. Image AUROC scatters between 0.55 and 0.8 without order, while the paper's diamonds rise to 0.92 with the task and the product. Pixel AUROC: with the task 0.84 on both kinds, one centre and neighbours alone between 0.73 and 0.79; the product and 32-pixel patches lie above 64-pixel patches; from lambda 0.01 to 1 the points fall."}}
 CHANGES = {  # what is compared → (run, map) → its name in the plot
     "loss": {("random", "mult"): "random", ("L_SVDD", "mult"): "centre", ("L_SVDD'", "mult"): "neigh-\nbours",
              ("λ = 0.001", "mult"): "+ task"},
@@ -702,18 +700,18 @@ PAPER = {  # MVTec AD: detection, segmentation
     "encoder and map": ([0.81, 0.894, 0.902, 0.92], [0.879, 0.932, 0.957, 0.957]),
 }
 seed0 = {name: of[0] for name, of in runs.items()}
-fig, panels = plt.subplots(2, 3, figsize=(8.8, 5.4), sharex="col", sharey="row")
-for column, (title, changes) in zip(panels.T, CHANGES.items(), strict=True):
-    for i, (ax, what) in enumerate(zip(column, ("image", "pixel"), strict=True)):
+fig, panels = plt.subplots(3, 2, figsize=(6.4, 8.8), sharey=True, gridspec_kw={"hspace": 0.1})
+for row, (title, changes) in zip(panels, CHANGES.items(), strict=True):
+    for i, (ax, what) in enumerate(zip(row, ("image", "pixel"), strict=True)):
         for kind, style in (("mono", "o"), ("poly", "s")):
             values = [seed0[name][f"{kind} {what} {part}"] for name, part in changes]
             ax.plot(list(changes.values()), values, style, label=f"{kind} cells, measured")
         if title in PAPER:
             ax.plot(list(changes.values()), PAPER[title][i], "D", mfc="none", mec="black", label="MVTec AD, the paper's")
-    ax.set(xlabel=title)
-panels[0, 0].set(ylabel="image AUROC", ylim=(0.4, 1))
-panels[1, 0].set(ylabel="pixel AUROC\n(ours: synthetic defects)", ylim=(0.4, 1))
-fig.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        ax.set(xlabel=title, ylabel="" if i else "AUROC", ylim=(0.4, 1), xmargin=0.12)
+panels[0, 0].set_title("image AUROC")
+panels[0, 1].set_title("pixel AUROC\n(ours: synthetic defects)")
+fig.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 plt.show()
 
 # %% [markdown]
@@ -832,7 +830,9 @@ for (name, (e, s, q)), style in zip(WAYS.items(), "os^", strict=True):
 print(f"by the tree, searching grows like N^{slope:.2f}; by products, like N")
 plt.axvspan(pictures[0], SIZES[-1], color=viz.GREY, alpha=0.15)
 plt.gca().set(xlabel="training pictures N, and N / 3 to test", ylabel="hours for one evaluation")
-plt.legend(fontsize=9)
+viz.log_ticks(plt.gca().xaxis, pictures)
+viz.log_ticks(plt.gca().yaxis, (0.0001, 0.001, 0.01, 0.1, 1, 10))
+plt.legend()
 plt.show()
 
 
@@ -948,15 +948,15 @@ assert kept["centre"] < 0.3 < 0.4 < kept["patch_svdd"]
 #
 # The defective cell that scores lowest, and the functional cell that scores highest, each with its map:
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Four panels. A defective cell that looks nearly flawless, with a dark map; a functional cell and its map, which is brighter in one part than the map of the defective one."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of a cell and its map. Above, a defective cell that looks nearly flawless, with a dark map; below, a functional cell and its map, which is brighter in one part than the map of the defective one."}}
 worst = {"defective, lowest score": (defective, maps_of["trained"][truth == 1], False),
          "functional, highest score": (held_out, maps_of["trained"][truth == 0], True)}  # fmt: skip
-fig, panels = plt.subplots(1, 4, figsize=(8, 2.4))
-for pair, (title, (pictures, found, largest)) in zip(panels.reshape(2, 2), worst.items(), strict=True):
+fig, panels = plt.subplots(2, 2, figsize=(5.2, 5.4))
+for pair, (title, (pictures, found, largest)) in zip(panels, worst.items(), strict=True):
     i = int(found.amax((1, 2)).argsort(descending=largest)[0])
     viz.panel(pair[0], pictures[i], title)
     pair[1].imshow(found[i], vmin=0, vmax=float(maps_of["trained"].max()))
-    pair[1].set(xticks=[], yticks=[], title=f"{found[i].max():.2f}")
+    pair[1].set(xticks=[], yticks=[], title=f"score {found[i].max():.2f}")
 plt.show()
 
 # %% [markdown]
