@@ -189,7 +189,7 @@ def save_pictures(scored: Scored, path: Path) -> None:
     for ax in figure.axes:
         ax.yaxis.label.set_size(8)
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=110)
+    figure.savefig(drawn, format="png", dpi=160)
     plt.close(figure)
     _write(path, drawn.getvalue())
 

@@ -10,7 +10,7 @@ from PIL import Image
 from status import COMPARED
 
 # Errors in steps of 256: what 256 colours in place of all may change on average, and in all but one of 1,000 values.
-MEAN_ERROR, HIGH_ERROR = 0.25, 8
+MEAN_ERROR, HIGH_ERROR = 0.25, 10
 JPEG_QUALITY = 92
 INLINE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/]+=*)")
 
