@@ -114,7 +114,7 @@ plt.show()
 # - **Depthwise**, then **pointwise**: 5 flat filters, one for each channel, then 7 filters of 1×1 that mix channels.
 
 # %% tags=["hide-input", "ledger:mobilenet-figure-2:redrawn"] mystnb={"image": {"alt": "Top row: a 6 by 6 by 5 input, seven filters of 3 by 3 by 5, and the 4 by 4 by 7 output of a standard convolution. Middle row, depthwise: the same input, five filters of 3 by 3 by 1, and the 4 by 4 by 5 result. Bottom row, pointwise: that result, seven filters of 1 by 1 by 5, and again a 4 by 4 by 7 output."}}
-fig, ax = plt.subplots(figsize=(6.4, 5.8))
+fig, ax = plt.subplots(figsize=(5.6, 5.1))
 rows = {  # what the row shows → what stands in it: label, how many, size
     "standard": [("input 6×6×5", 1, (6, 6, 5)), ("7 filters 3×3×5", 7, (3, 3, 5)), ("output 4×4×7", 1, (4, 4, 7))],
     "separable: depthwise": [("input 6×6×5", 1, (6, 6, 5)), ("5 filters 3×3×1", 5, (3, 3, 1)), ("4×4×5", 1, (4, 4, 5))],
@@ -223,7 +223,7 @@ for kernel, style in ((3, "-"), (5, "--"), (7, ":")):
 for n in (7, 512):
     saved = conv2d_macs(3, 64, n, 14) / depthwise_separable_macs(3, 64, n, 14)
     plt.plot(n, saved, "o", color=viz.BLUE)
-    plt.annotate(f"N = {n}: {saved:.2f}", (n, saved), (4 if n < 100 else -50, -16), textcoords="offset points")
+    plt.annotate(f"N = {n}: {saved:.2f}", (n, saved), (8, -11) if n < 100 else (-50, -16), textcoords="offset points")
     assert abs(1 / saved - (1 / n + 1 / 9)) < 1e-12
     for m, side in itertools.product((1, 5, 512), (1, 14, 112)):  # neither M nor the side matters
         again = conv2d_macs(3, m, n, side) / depthwise_separable_macs(3, m, n, side)
@@ -250,7 +250,7 @@ def caption(layer):
     return f"{layer.kernel_size[0]}×{layer.kernel_size[1]} {depthwise}convolution"
 
 
-fig, ax = plt.subplots(figsize=(6.4, 3.6))
+fig, ax = plt.subplots(figsize=(5.6, 3.6))
 for column, separable in enumerate((False, True)):
     block = MobileNetV1(separable=separable).features.block3
     for row, layer in enumerate(block):

@@ -139,7 +139,7 @@ def numbers(panels, grids):
     for ax, (title, grid) in zip(panels, grids.items(), strict=True):
         ax.imshow(grid.detach(), cmap="RdBu_r", vmin=-9, vmax=9)
         for (i, j), value in np.ndenumerate(grid.detach().numpy() + 0.0):  # + 0.0 turns -0 into 0
-            ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=13)
+            ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=12)
         ax.set_title(title)
         ax.set_axis_off()
 
@@ -151,7 +151,7 @@ before = (alpha[:, None, None] * A).sum(0)
 print("weights", alpha.tolist())
 print("map before the ReLU", before.int().tolist())
 grids = {"channel 1": A[0], "its gradient": dY[0], "channel 2": A[1], "its gradient ": dY[1], "map": before.relu()}
-numbers(plt.subplots(1, 5, figsize=(6.4, 1.7))[1], grids)
+numbers(plt.subplots(1, 5, figsize=(6, 1.7))[1], grids)
 plt.show()
 assert alpha.tolist() == [2, -1] and torch.equal(before, 2 * A[0] - A[1])  # chapter 02's class A
 
@@ -275,7 +275,7 @@ rules = {"backprop": R * (f > 0), "deconvnet": R * (R > 0), "guided": R * (f > 0
 with guided_relu():
     (by_library,) = torch.autograd.grad(f.relu(), f, R)
 assert torch.equal(plain, rules["backprop"]) and torch.equal(by_library, rules["guided"])
-numbers(plt.subplots(1, 5, figsize=(6.4, 1.9))[1], {"came in:\nf": f, "from above:\nR": R, **rules})
+numbers(plt.subplots(1, 5, figsize=(6, 1.9))[1], {"came in:\nf": f, "from above:\nR": R, **rules})
 plt.show()
 for rule, passed in rules.items():
     print(f"{rule:9} passes {int((passed != 0).sum())} of 9: {passed.int().tolist()}")
@@ -348,7 +348,7 @@ def describe(name):
 
 shown_pair = backbone.transform.resize(torch.tensor(pair)[None])[0].clamp(0, 1).movedim(0, -1).numpy()
 SHOWN = run.choose(smoke=["blocks.0", "blocks.2", "blocks.4", "blocks.5", "blocks.6", "bn2"], full=LAYERS)
-viz.Slider(draw, {"layer, from first to last": SHOWN}, describe, figsize=(2.4, 2.4), dpi=100)
+viz.Slider(draw, {"layer, from first to last": SHOWN}, describe, figsize=(2.6, 2.6), dpi=80)
 
 # %% [markdown]
 # :::{dropdown} Answer
@@ -375,7 +375,7 @@ against = grad_cam(model, both, LAYER, classes, counterfactual=True)
 signed = grad_cam(model, both, LAYER, classes, relu=False).maps
 torch.testing.assert_close(against.maps, (-signed).clamp_min(0), **CLOSE)
 torch.testing.assert_close(found.maps - against.maps, signed, **CLOSE)
-fig, panels = plt.subplots(2, 2, figsize=(3.8, 4.6))
+fig, panels = plt.subplots(2, 2, figsize=(3.6, 4.4))
 for i, index in enumerate(classes[0]):
     for ax, kind, maps in zip(panels[i], ("for", "against"), (found.maps, against.maps), strict=True):
         one = upsample(maps[0, i], side)
@@ -485,7 +485,7 @@ shown = {
 }
 np.testing.assert_allclose(shown["(heat + image) / max"],
                            viz.overlay(heat / 255, picture, (1, 1), divide_by_maximum=True), atol=1e-6)  # fmt: skip
-for ax, (title, wrong) in zip(plt.subplots(2, 2, figsize=(4.6, 3.6))[1].flat, shown.items(), strict=True):
+for ax, (title, wrong) in zip(plt.subplots(2, 2, figsize=(4.2, 3.4))[1].flat, shown.items(), strict=True):
     viz.panel(ax, wrong.clip(0, 1) if wrong.dtype != np.uint8 else wrong, title)
 plt.show()
 with torch.no_grad():
@@ -666,7 +666,7 @@ pairs = [[present, ABSENT] for _, present in ASKED]
 clean, fooled = (grad_cam(model, (some - mean) / std, LAYER, pairs, relu=False) for some in (before, after))
 shown = {"cat, before": clean.maps[0, 0], "cat, after": fooled.maps[0, 0], "espresso, after": fooled.maps[1, 0],
          f"{label(ABSENT)}, after": fooled.maps[0, 1]}  # fmt: skip
-fig, panels = plt.subplots(3, 2, figsize=(3.8, 6.1))
+fig, panels = plt.subplots(3, 2, figsize=(3.6, 5.8))
 for ax, picture, title in zip(panels[0], (before, after), ("original", "attacked"), strict=True):
     viz.panel(ax, picture[0], title)
 for ax, (title, one) in zip(panels[1:].flat, shown.items(), strict=True):
@@ -865,7 +865,7 @@ assert run.full or (curves[1, 0] < 0.5 and curves[3, 1] > 0.95)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Above, rank correlation with the original against how far back the weights are random. Grad-CAM falls from 1 to 0.1 with the classifier alone and stays below 0.2. Guided Backpropagation stays at 1 up to the last block, then falls slowly, to about 0 with the first convolution. Below, four pictures: Grad-CAM of the cat, trained, red on the face; with a random head, blue and elsewhere; below them Guided Backpropagation, trained and with a random head: the same eyes, nose and fur lines."}}
 HEAD_GONE = run.choose(smoke="conv_head", full="fc")  # all after the last block is random now
-fig = plt.figure(figsize=(5, 7))
+fig = plt.figure(figsize=(4.8, 6.6))
 above, below = fig.subfigures(2, 1, height_ratios=(1, 1))
 ax, small = above.subplots(), below.subplots(2, 2)
 for curve, name, style in zip(curves.T, ("Grad-CAM", "Guided Backpropagation"), ("o-", "s--"), strict=True):
