@@ -82,11 +82,10 @@ for panel, quantity in zip(panels, ("macs", "params"), strict=True):
             panel.annotate(side, (at, QUOTED[width, side]), place, textcoords="offset points", fontsize=11)
     silent = [getattr(grid[key], quantity) / 1e6 for key in grid if key not in QUOTED]
     panel.plot(silent, [47] * len(silent), "|", color=viz.GREY, ms=12, label="accuracy not printed")
-    panel.set_xscale("log")
+    panel.set(xscale="log", ylabel="ImageNet top-1 accuracy, %")
     viz.log_ticks(panel.xaxis, (15, 50, 150, 500) if quantity == "macs" else (0.5, 1, 2, 4))
 panels[0].set(xlabel="million multiply-adds", title="Figure 4, costs computed", xlim=(11, 1000))
 panels[1].set(xlabel="million parameters", title="Figure 5", xlim=(0.35, 5.5))
-fig.supylabel("ImageNet top-1 accuracy, %", fontsize=12)
 panels[0].legend(loc="lower right", bbox_to_anchor=(1, 0.1))
 plt.show()
 
