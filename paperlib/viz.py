@@ -281,6 +281,7 @@ def panel(
         raise ValueError(f"pictures of shape {picture.shape}; expected one. Take one of a batch, images[0] say")
     ax.imshow(picture)
     ax.set(xticks=[], yticks=[], title=title)
+    ax.spines[:].set_visible(False)
     ax.grid(False)
     for top, left, bottom, right in boxes:  # a pixel's centre has whole coordinates, so its edge lies half a pixel off
         edge = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color, linewidth=2)
@@ -298,6 +299,8 @@ def explanation_figure(
     colormap: str = "viridis",
 ) -> Figure:
     """Rebuild Grad-CAM's Figure 1: a row a class, with picture, heat map, overlay and, if given, the guided pictures.
+
+    With guided pictures a class takes two lines of the figure, so that none is too small on a phone.
 
     Args:
         image: one picture, RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W).
@@ -331,15 +334,21 @@ def explanation_figure(
         "heat map": heats,
         "overlay": [overlay(heat, picture) for heat in heats],
     }
-    columns |= {"Guided Backpropagation": gradient_image(guided)} if guided is not None else {}
-    columns |= {"Guided Grad-CAM": gradient_image(guided_cams)} if guided_cams is not None else {}
-    size = (2.1 * len(columns), 2.1 * len(maps) * picture.shape[0] / picture.shape[1] + 0.4)
-    fig, axes = plt.subplots(len(maps), len(columns), figsize=size, squeeze=False, layout="constrained")
+    columns |= {"Guided\nBackpropagation": gradient_image(guided)} if guided is not None else {}
+    columns |= {"Guided\nGrad-CAM": gradient_image(guided_cams)} if guided_cams is not None else {}
+    lines = -(-len(columns) // 3)  # of at most three panels, for each class
+    across = -(-len(columns) // lines)
+    size = (1.6 * across, lines * len(maps) * (1.5 * picture.shape[0] / picture.shape[1] + 0.4))
+    fig, axes = plt.subplots(lines * len(maps), across, figsize=size, squeeze=False, layout="constrained")
+    axes = axes.reshape(len(maps), lines * across)
+    for spare in axes[:, len(columns) :].flat:
+        spare.remove()
     for row in range(len(maps)):
-        for ax, (title, pictures) in zip(axes[row], columns.items(), strict=True):
-            panel(ax, pictures[row], title if row == 0 else "", boxes[row] if boxes and title == "overlay" else ())
-        if labels:
-            axes[row, 0].set_ylabel(labels[row])
+        for ax, (title, pictures) in zip(axes[row], columns.items(), strict=False):
+            named = row == 0 or lines > 1
+            panel(ax, pictures[row], title if named else "", boxes[row] if boxes and title == "overlay" else ())
+        for first in axes[row, ::across] if labels else ():
+            first.set_ylabel(labels[row])
     return fig
 
 

@@ -152,8 +152,8 @@ def test_the_explanation_figure_has_a_row_a_class():
         image, maps, guided, guided * 2 - 1, labels=["cat", "cup"], boxes=[[Box(1, 2, 3, 4)], []], colormap="magma"
     )
     axes = np.reshape(figure.axes, (2, 5))
-    titles = ["original", "heat map", "overlay", "Guided Backpropagation", "Guided Grad-CAM"]
-    assert [ax.get_title() for ax in axes[0]] == titles and not any(ax.get_title() for ax in axes[1])
+    titles = ["original", "heat map", "overlay", "Guided\nBackpropagation", "Guided\nGrad-CAM"]
+    assert all([ax.get_title() for ax in row] == titles for row in axes)
     assert [row[0].get_ylabel() for row in axes] == ["cat", "cup"]
     for row in range(2):
         shown = [ax.images[0].get_array() for ax in axes[row]]

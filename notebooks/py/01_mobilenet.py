@@ -66,27 +66,27 @@ grid = {(width, side): cost(width, side) for width in WIDTHS for side in SIDES}
 cheapest, dearest = (f(c.macs for c in grid.values()) / 1e6 for f in (min, max))
 print(f"{len(grid)} networks, from {cheapest:.2f} to {dearest:.2f} million multiply-adds")
 
-# %% tags=["hide-input", "ledger:mobilenet-figure-4:paper-number", "ledger:mobilenet-figure-5:paper-number"] mystnb={"image": {"alt": "Two scatter plots with a logarithmic horizontal axis. Left: ImageNet accuracy against million multiply-adds; the eight printed accuracies rise from 50.6 % at 41 million to 70.6 % at 569 million, nearly on a line, with a drop at width 0.25; grey ticks on the axis mark the eight networks whose accuracy is not printed. Right: accuracy against million parameters; networks of one width share a vertical line because resolution changes no parameter."}}
+# %% tags=["hide-input", "ledger:mobilenet-figure-4:paper-number", "ledger:mobilenet-figure-5:paper-number"] mystnb={"image": {"alt": "Two scatter plots with a logarithmic horizontal axis. Above: ImageNet accuracy against million multiply-adds; the eight printed accuracies rise from 50.6 % at 41 million to 70.6 % at 569 million, nearly on a line, with a drop at width 0.25; grey ticks on the axis mark the eight networks whose accuracy is not printed. Below: accuracy against million parameters; networks of one width share a vertical line because resolution changes no parameter."}}
 QUOTED = {  # top-1 accuracy on ImageNet in %, from the paper's Tables 6, 7 and 9: (width, side) → accuracy
     (1, 224): 70.6, (0.75, 224): 68.4, (0.5, 224): 63.7, (0.25, 224): 50.6,
     (1, 192): 69.1, (1, 160): 67.2, (1, 128): 64.4, (0.5, 160): 60.2,
 }  # fmt: skip
-fig, panels = plt.subplots(1, 2, sharey=True, figsize=(8, 3.8))
+fig, panels = plt.subplots(2, 1, sharey=True, figsize=(6.4, 7))
 for panel, quantity in zip(panels, ("macs", "params"), strict=True):
     for width, colour, marker in zip(WIDTHS, (viz.BLUE, viz.VERMILION, viz.GREEN, viz.PURPLE), "osD^", strict=True):
         shown = [side for side in SIDES if (width, side) in QUOTED]
         x = [getattr(grid[width, side], quantity) / 1e6 for side in shown]
         panel.plot(x, [QUOTED[width, side] for side in shown], marker, color=colour, ms=8, label=f"α = {width}")
         for side, at in zip(shown, x, strict=True):
-            place = (7, -10) if width == 1 and quantity == "macs" else (-27, -4)
-            panel.annotate(side, (at, QUOTED[width, side]), place, textcoords="offset points", fontsize=9)
+            place = (7, -11) if width == 1 and quantity == "macs" else (-31, -4)
+            panel.annotate(side, (at, QUOTED[width, side]), place, textcoords="offset points", fontsize=11)
     silent = [getattr(grid[key], quantity) / 1e6 for key in grid if key not in QUOTED]
     panel.plot(silent, [47] * len(silent), "|", color=viz.GREY, ms=12, label="accuracy not printed")
-    panel.set_xscale("log")
+    panel.set(xscale="log", ylabel="ImageNet top-1 accuracy, %")
     viz.log_ticks(panel.xaxis, (15, 50, 150, 500) if quantity == "macs" else (0.5, 1, 2, 4))
-panels[0].set(xlabel="million multiply-adds", ylabel="ImageNet top-1 accuracy, %", title="Figure 4, costs computed", xlim=(11, 1000))
-panels[1].set(xlabel="million parameters", title="Figure 5", xlim=(0.4, 5.5))
-panels[0].legend(fontsize=9, loc="lower right", bbox_to_anchor=(1, 0.1))
+panels[0].set(xlabel="million multiply-adds", title="Figure 4, costs computed", xlim=(11, 1000))
+panels[1].set(xlabel="million parameters", title="Figure 5", xlim=(0.35, 5.5))
+panels[0].legend(loc="lower right", bbox_to_anchor=(1, 0.1))
 plt.show()
 
 # %% [markdown]
@@ -112,24 +112,24 @@ plt.show()
 # - **Standard**: each of the 7 filters covers all 5 channels and is applied at 4×4 places.
 # - **Depthwise**, then **pointwise**: 5 flat filters, one for each channel, then 7 filters of 1×1 that mix channels.
 
-# %% tags=["hide-input", "ledger:mobilenet-figure-2:redrawn"] mystnb={"image": {"alt": "Top row: a 6 by 6 by 5 input, seven filters of 3 by 3 by 5, and the 4 by 4 by 7 output of a standard convolution. Bottom row: the same input, five depthwise filters of 3 by 3 by 1, the 4 by 4 by 5 result, seven pointwise filters of 1 by 1 by 5, and the same 4 by 4 by 7 output."}}
-fig, ax = plt.subplots(figsize=(8.6, 4.2))
-rows = {  # height of the row → what stands in it: label, how many, size
-    13: [("input 6×6×5", 1, (6, 6, 5)), ("7 filters 3×3×5", 7, (3, 3, 5)), ("output 4×4×7", 1, (4, 4, 7))],
-    0: [("input 6×6×5", 1, (6, 6, 5)), ("5 filters 3×3×1", 5, (3, 3, 1)), ("4×4×5", 1, (4, 4, 5)),
-        ("7 filters 1×1×5", 7, (1, 1, 5)), ("output 4×4×7", 1, (4, 4, 7))],
-}  # fmt: skip
-for y, row in rows.items():
+# %% tags=["hide-input", "ledger:mobilenet-figure-2:redrawn"] mystnb={"image": {"alt": "Top row: a 6 by 6 by 5 input, seven filters of 3 by 3 by 5, and the 4 by 4 by 7 output of a standard convolution. Middle row, depthwise: the same input, five filters of 3 by 3 by 1, and the 4 by 4 by 5 result. Bottom row, pointwise: that result, seven filters of 1 by 1 by 5, and again a 4 by 4 by 7 output."}}
+fig, ax = plt.subplots(figsize=(5.6, 5.1))
+rows = {  # what the row shows → what stands in it: label, how many, size
+    "standard": [("input 6×6×5", 1, (6, 6, 5)), ("7 filters 3×3×5", 7, (3, 3, 5)), ("output 4×4×7", 1, (4, 4, 7))],
+    "separable: depthwise": [("input 6×6×5", 1, (6, 6, 5)), ("5 filters 3×3×1", 5, (3, 3, 1)), ("4×4×5", 1, (4, 4, 5))],
+    "then pointwise": [("4×4×5", 1, (4, 4, 5)), ("7 filters 1×1×5", 7, (1, 1, 5)), ("output 4×4×7", 1, (4, 4, 7))],
+}
+for y, (name, row) in zip((26, 12.5, 0), rows.items(), strict=True):
     x = 0.0
     for label, copies, size in row:
         start = x
         for _ in range(copies):  # filters are drawn at 60 % of the maps' scale
             colour, cell = (viz.SKY, 1) if copies == 1 else (viz.ORANGE, 0.6)
             x = viz.cuboid(ax, (x, y), size, colour, cell)[0] + 0.3
-        ax.text((start + x) / 2, y - 0.5, label, ha="center", va="top", fontsize=10)
-        x += 1.9
-    ax.text(0, y + 9, "separable: depthwise, then pointwise" if y == 0 else "standard", weight="bold")
-ax.set(xlim=(-0.5, 58), ylim=(-2.2, 24), aspect="equal")
+        ax.text((start + x) / 2, y - 0.5, label, ha="center", va="top", fontsize=11)
+        x += 2.5
+    ax.text(0, y + (7 if name == "then pointwise" else 9), name, weight="bold")
+ax.set(xlim=(-0.5, 47), ylim=(-2.2, 37), aspect="equal")
 ax.axis("off")
 plt.show()
 
@@ -222,7 +222,7 @@ for kernel, style in ((3, "-"), (5, "--"), (7, ":")):
 for n in (7, 512):
     saved = conv2d_macs(3, 64, n, 14) / depthwise_separable_macs(3, 64, n, 14)
     plt.plot(n, saved, "o", color=viz.BLUE)
-    plt.annotate(f"N = {n}: {saved:.2f}", (n, saved), (4, -14), textcoords="offset points")
+    plt.annotate(f"N = {n}: {saved:.2f}", (n, saved), (8, -11) if n < 100 else (-50, -16), textcoords="offset points")
     assert abs(1 / saved - (1 / n + 1 / 9)) < 1e-12
     for m, side in itertools.product((1, 5, 512), (1, 14, 112)):  # neither M nor the side matters
         again = conv2d_macs(3, m, n, side) / depthwise_separable_macs(3, m, n, side)
@@ -249,13 +249,13 @@ def caption(layer):
     return f"{layer.kernel_size[0]}×{layer.kernel_size[1]} {depthwise}convolution"
 
 
-fig, ax = plt.subplots(figsize=(6.4, 3.6))
+fig, ax = plt.subplots(figsize=(5.6, 3.6))
 for column, separable in enumerate((False, True)):
     block = MobileNetV1(separable=separable).features.block3
     for row, layer in enumerate(block):
         colour = viz.ORANGE if isinstance(layer, nn.Conv2d) else "white"
         box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": viz.GREY}
-        ax.text(column, -row, caption(layer).center(28), ha="center", va="center", bbox=box, fontsize=10)
+        ax.text(column, -row, caption(layer).center(28), ha="center", va="center", bbox=box, fontsize=11)
     ax.text(column, 0.8, "separable block" if separable else "standard block", ha="center", weight="bold")
 ax.set(xlim=(-0.6, 1.6), ylim=(-5.6, 1.2))
 ax.axis("off")
@@ -452,7 +452,7 @@ table.style.hide(axis="index").format(thousands=",").set_uuid("conventions")
 # EfficientNet-Lite0 {cite:p}`tan2019,liu2020lite`, built from the same depthwise and pointwise layers and trained on
 # ImageNet {cite:p}`russakovsky2015`. The picture is *Chelsea*, from scikit-image.
 
-# %% mystnb={"image": {"alt": "Left: a photograph of a ginger cat's face, titled with the network's answer, Egyptian cat, and its probability. Right: a bar for each of the network's layers in order, in million multiply-adds, coloured by kind; the orange pointwise layers are up to 20 million each, the blue depthwise layers between them below 5."}}
+# %% mystnb={"image": {"alt": "Above: a photograph of a ginger cat's face, titled with the network's answer, Egyptian cat, and its probability. Below: a bar for each of the network's layers in order, in million multiply-adds, coloured by kind; the orange pointwise layers are up to 20 million each, the blue depthwise layers between them below 5."}}
 from skimage import data
 from timm.data import ImageNetInfo
 
@@ -464,18 +464,18 @@ picture = data.chelsea()[None]  # a batch of one picture, 8 bits a channel
 with torch.inference_mode():
     probabilities = lite0.model(lite0.transform(picture).to(run.device)).softmax(1)[0]
 answer = ImageNetInfo().index_to_description(int(probabilities.argmax()))
-fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), width_ratios=[1, 1.7])
-left.imshow(lite0.transform.resize(picture)[0].movedim(0, -1))
-left.set_title(f"{answer}, {probabilities.max():.0%}")
-left.axis("off")
+fig, (above, below) = plt.subplots(2, 1, figsize=(6.4, 5.6), height_ratios=[1, 1.3])
+above.imshow(lite0.transform.resize(picture)[0].movedim(0, -1))
+above.set_title(f"{answer}, {probabilities.max():.0%}")
+above.axis("off")
 COLOURS = {"pointwise conv": viz.ORANGE, "depthwise conv": viz.BLUE, "conv": viz.GREEN, "linear": viz.PURPLE}
 costly = [layer for layer in profile(lite0.model).layers if layer.macs]
 for kind, colour in COLOURS.items():
     at = [i for i, layer in enumerate(costly) if layer.kind == kind]
-    right.bar(at, [costly[i].macs / 1e6 for i in at], width=0.9, color=colour, label=kind)
-right.set(xlabel="layer", ylabel="million multiply-adds", title=f"{sum(c.macs for c in costly) / 1e6:.0f} million in all")
-right.set_ylim(0, 25)
-right.legend(fontsize=9, ncols=2, loc="upper center")
+    below.bar(at, [costly[i].macs / 1e6 for i in at], width=0.9, color=colour, label=kind)
+below.set(xlabel="layer", ylabel="million multiply-adds", title=f"{sum(c.macs for c in costly) / 1e6:.0f} million in all")
+below.set_ylim(0, 25)
+below.legend(ncols=2, loc="upper right")
 plt.show()
 assert answer == "Egyptian cat" and probabilities.max() > 0.75
 
@@ -527,19 +527,19 @@ viz.Slider(draw, {"width multiplier α": WIDTHS, "input side, pixels": SIDES}, d
 # The twin has 7.5 times the multiply-adds and 8 times the weights. Will it be clearly better?
 # :::
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Eight solar cells in a row as grey squares: four functional ones that glow evenly, four defective ones with dark cracks or dark areas."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Six solar cells as grey squares: above, three functional ones that glow evenly; below, three defective ones with dark cracks or dark areas."}}
 from paperlib.datasets import elpv, split_cells
 
 cells = elpv()
 split = split_cells(cells, side=128, seed=0)
 split = split._make(tensor.to(run.device) for tensor in split)
 print(f"{len(split.train)} cells to train on, {len(split.test)} held out; {split.test_labels.float().mean():.0%} are defective")
-fig, panels = plt.subplots(1, 8, figsize=(8, 1.4))
-some = [torch.nonzero(cells.probability == p).flatten()[:4] for p in (0, 1)]
-for panel, index in zip(panels, torch.cat(some).tolist(), strict=True):
-    panel.imshow(cells.images[index], cmap="gray", vmin=0, vmax=255)
-    panel.set_title("functional" if cells.probability[index] == 0 else "defective", fontsize=9)
-    panel.axis("off")
+fig, panels = plt.subplots(2, 3, figsize=(5.4, 3.6))
+for row, probability, title in zip(panels, (0, 1), ("functional", "defective"), strict=True):
+    some = torch.nonzero(cells.probability == probability).flatten()[:3].tolist()
+    for panel, index in zip(row, some, strict=True):
+        viz.panel(panel, cells.images[index])
+    row[0].set_ylabel(title)
 plt.show()
 
 # %%
@@ -566,11 +566,11 @@ for name, variant in {"0.25 MobileNet": {}, "its twin": {"separable": False}}.it
 # seeds, and each seed also draws another split. That takes some twenty minutes, so its result is a file,
 # and this cell draws it.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels with one point and error bar for each network, against million multiply-adds on a logarithmic axis: held-out accuracy, AUROC, and processor seconds an epoch. The 0.25 MobileNet, at 13 million, has accuracy and AUROC no lower than its full-convolution twin at 100 million and takes about half its time; the 0.5 MobileNet, at 49 million, scores like the 0.25 one and takes longer than the twin."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels, one above the other, with one point and error bar for each network, against million multiply-adds on a logarithmic axis: held-out accuracy, AUROC, and processor seconds an epoch. The 0.25 MobileNet, at 13 million, has accuracy and AUROC no lower than its full-convolution twin at 100 million and takes about half its time; the 0.5 MobileNet, at 49 million, scores like the 0.25 one and takes longer than the twin."}}
 measured = runtime.result("mobilenet_cells")
 names, mean = list(dict.fromkeys(row["model"] for row in measured["runs"])), {}
 titles = {"accuracy": "accuracy", "auroc": "AUROC", "cpu_seconds_per_epoch": "CPU seconds an epoch"}
-fig, panels = plt.subplots(1, 3, figsize=(8.6, 3.4))
+fig, panels = plt.subplots(3, 1, figsize=(6.4, 6.6), sharex=True)
 print(f"{'network':22} million MACs  parameters   {'   '.join(f'{title:13}' for title in titles.values())}")
 for name, colour, marker in zip(names, (viz.BLUE, viz.GREEN, viz.VERMILION), "o^s", strict=True):
     runs = [row for row in measured["runs"] if row["model"] == name]
@@ -579,13 +579,13 @@ for name, colour, marker in zip(names, (viz.BLUE, viz.GREEN, viz.VERMILION), "o^
     for panel, key in zip(panels, titles, strict=True):
         values = torch.tensor([row[key] for row in runs])
         panel.errorbar(counted.macs / 1e6, values.mean(), values.std(), fmt=marker, ms=8, capsize=4, color=colour, label=name)
-        panel.set(xscale="log", xlabel="million multiply-adds", title=titles[key])
-        viz.log_ticks(panel.xaxis, (15, 50, 100))
+        panel.set(xscale="log", ylabel=titles[key])
         line += f"   {values.mean():5.3f} ± {values.std():.3f}"
         mean[name, key] = values.mean()
     print(line)
-panels[2].set_ylim(bottom=0)
-fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+panels[2].set(ylim=(0, None), xlabel="million multiply-adds", ylabel="CPU seconds\nan epoch")
+viz.log_ticks(panels[2].xaxis, (15, 30, 50, 100))
+fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, columnspacing=1)
 plt.show()
 print(f"mean ± standard deviation over {len(runs)} seeds; {measured['stamp']['date']}, {measured['stamp']['device']}")
 assert mean[names[0], "auroc"] > mean[names[2], "auroc"]  # the thin separable network against its twin
@@ -596,7 +596,7 @@ assert mean[names[0], "auroc"] > mean[names[2], "auroc"]  # the thin separable n
 # would let us see. Do not read more into it: the twin's training loss is still the highest of the three, so longer
 # training or another learning rate might change the order, and on ImageNet the paper lost 1.1 points.
 #
-# Look at the right panel, though. The twin does 7.5 times the work and takes about twice the time, and the network of
+# Look at the lowest panel, though. The twin does 7.5 times the work and takes about twice the time, and the network of
 # width 0.5 is slower than the 0.25 twin with half the twin's work. Why?
 
 # %% [markdown]
@@ -634,7 +634,9 @@ for kind in dict.fromkeys(layer.kind for layer in timed):
         speed = [layer.macs / layer.seconds / 1e9 for layer in rows]
         plt.plot([layer.intensity for layer in rows], speed, "o", color=COLOURS.get(kind, viz.GREY), label=kind)
 plt.gca().set(xscale="log", yscale="log", xlabel="multiply-adds per byte", ylabel="billion multiply-adds a second")
-plt.legend(fontsize=9)
+viz.log_ticks(plt.gca().xaxis, (0.1, 1, 10, 100))
+viz.log_ticks(plt.gca().yaxis, [digit * 10**power for power in range(-1, 6) for digit in (1, 3)])
+plt.legend()
 plt.show()
 
 # %% [markdown]

@@ -39,7 +39,6 @@ from paperlib import runtime, viz
 
 run = runtime.start(seed=0)
 viz.use_style()
-plt.rcParams.update({"figure.dpi": 76, "axes.titlesize": 11})  # photographs make a page heavy
 NETWORK = run.choose(smoke="efficientnet_lite0", full="resnet18")
 
 # %% [markdown]
@@ -81,7 +80,7 @@ from paperlib.cam import cam
 
 camera, china = data.camera(), load_sample_image("china.jpg").copy()
 found = cam(model, prepare(camera, china), targets=[[872, 447], [442, 975]])  # two classes for each picture
-fig, panels = plt.subplots(2, 3, figsize=(7.4, 4.6))
+fig, panels = plt.subplots(2, 3, figsize=(6.4, 4.2))
 for row, picture, maps, classes in zip(panels, (camera, china), found.maps, found.targets, strict=True):
     viz.panel(row[0], picture, "picture")
     for ax, one, index in zip(row[1:], maps, classes, strict=True):
@@ -128,7 +127,7 @@ f = torch.tensor([[[0, 0, 0], [0, 2, 1], [0, 1, 0]], [[3, 2, 0], [0, 0, 0], [0, 
 w = torch.tensor([[2, -1], [-1, 1]]).float()
 maps = class_activation_map(f[None], w, torch.tensor([[0, 1]]))[0]  # two classes of one image
 assert torch.equal(maps[0], 2 * f[0] - f[1]) and torch.equal(maps[1], f[1] - f[0])
-fig, panels = plt.subplots(1, 4, figsize=(8, 2.3))
+fig, panels = plt.subplots(1, 4, figsize=(6.4, 2))
 titles = "channel 1", "channel 2", "map of class A", "map of class B"
 for ax, grid, title in zip(panels, (*f, *maps), titles, strict=True):
     ax.imshow(grid, cmap="RdBu_r", vmin=-6, vmax=6)
@@ -224,7 +223,7 @@ pictures = [data.chelsea(), data.coffee(), data.rocket(), load_sample_image("flo
 batch = prepare(*pictures)
 found = cam(model, batch)
 probabilities = found.logits.softmax(1)
-fig, panels = plt.subplots(2, 2, figsize=(8, 5.2))
+fig, panels = plt.subplots(2, 2, figsize=(6.4, 3.9))
 for ax, picture, one, answer, p in zip(panels.flat, pictures, found.maps, found.targets, probabilities, strict=True):
     drawn = draw_map(ax, one, picture, f"{label(answer)}, {p[answer]:.0%}")
     fig.colorbar(drawn, ax=ax, label="logits", shrink=0.8)
@@ -316,8 +315,8 @@ def denormalise(images, mean, std):
 seen = batch[0]
 restored = denormalise(seen, backbone.transform.mean, backbone.transform.std)
 torch.testing.assert_close(restored.cpu(), backbone.transform.resize(pictures[0][None])[0], atol=1e-5, rtol=0)
-fig, panels = plt.subplots(1, 3, figsize=(6.4, 2.2))
-viz.panel(panels[0], seen.clamp(0, 1), f"as it is: {(seen < 0).float().mean():.0%} below 0")
+fig, panels = plt.subplots(1, 3, figsize=(6.4, 2.4))
+viz.panel(panels[0], seen.clamp(0, 1), f"as it is:\n{(seen < 0).float().mean():.0%} below 0")
 viz.panel(panels[1], restored.clamp(0, 1), "de-normalised")
 viz.panel(panels[2], pictures[0], "original")
 plt.show()
@@ -459,19 +458,19 @@ print("the two rows of weights add up to what they added up to before training")
 # picture, colour it with OpenCV's JET, and add, say, 0.7 of that to 0.5 of the picture. 0.7 and 0.5 make 1.2, so what is
 # bright leaves the range of colours and is cut off. Here is this *usual picture* once, beside the same map in logits.
 
-# %% tags=["ledger:cam-figure-8:measured"] mystnb={"image": {"alt": "Three rows of three panels, one held-out solar cell a row. Left the solar cell in grey, titled with its true class, the prediction and its probability. Middle the map of the predicted class, with a colour bar in logits. Right the usual picture in blue, green, yellow and red. A defective one with dark cracks: the map is red where the cracks meet. A functional one: the map is red over most of it. A defective one with a faint line, which is taken for functional."}}
+# %% tags=["ledger:cam-figure-8:measured"] mystnb={"image": {"alt": "Three rows of three panels, one held-out solar cell a row. Left the solar cell in grey, titled with its true class, the prediction and its probability. Middle the map of the predicted class, in logits, with a colour bar. Right the usual picture in blue, green, yellow and red. A defective one with dark cracks: the map is red where the cracks meet. A functional one: the map is red over most of it. A defective one with a faint line, which is taken for functional."}}
 right = tested.logits.softmax(1).gather(1, truths[cut:, None])[:, 0].cpu()  # the probability of the true class
 is_first = truths[cut:].cpu() == 0
 shown = [*(right * is_first).topk(2).indices.tolist(), int((right * ~is_first).argmax()), int(right.argmin())]
-fig, panels = plt.subplots(3, 3, figsize=(8, 7.6))
+fig, panels = plt.subplots(3, 3, figsize=(6.4, 7.7))
 for row, i in zip(panels, shown[1:], strict=True):
     image, one, said = loaded[cut + i].movedim(0, -1), tested.maps[i].cpu(), int(tested.targets[i])
     probability = tested.logits[i].softmax(0)[said]
-    viz.panel(row[0], image, f"is {classes[truths[cut + i]]}\nsaid {classes[said]}, {probability:.0%}")
-    fig.colorbar(draw_map(row[1], one, image, f"map of {classes[said]}"), ax=row[1], label="logits")
+    viz.panel(row[0], image, f"is {classes[truths[cut + i]]}\nsaid {classes[said]}\nwith {probability:.0%}")
+    fig.colorbar(draw_map(row[1], one, image, f"map of\n{classes[said]},\nin logits"), ax=row[1])
     heat = viz.heatmap(minmax(one), "jet", size=side)
     clipped = (0.7 * heat + 0.5 * image.numpy() > 1).any(-1).mean()
-    viz.panel(row[2], viz.overlay(heat, image, weights=(0.7, 0.5)), f"usual picture\n{clipped:.0%} of pixels clipped")
+    viz.panel(row[2], viz.overlay(heat, image, weights=(0.7, 0.5)), f"usual picture\n{clipped:.0%} of pixels\nclipped")
 plt.show()
 
 # %% [markdown]
@@ -498,8 +497,8 @@ from skimage.measure import regionprops
 
 from paperlib.cam import CODE_REVIEW_THRESHOLD, LOCALIZATION_THRESHOLD
 
-fig, panels = plt.subplots(1, 4, figsize=(8, 2.5))
-for ax, i in zip(panels, shown, strict=True):
+fig, panels = plt.subplots(2, 2, figsize=(4.8, 5.2))
+for ax, i in zip(panels.flat, shown, strict=True):
     one = upsample(tested.maps[i].cpu(), side)
     usual = bounding_boxes(minmax(one), CODE_REVIEW_THRESHOLD, connectivity=4)
     regions = regionprops(ndimage.label(minmax(one).numpy() > CODE_REVIEW_THRESHOLD)[0])
@@ -566,8 +565,8 @@ SIZES, PLACES = (56, 98, 140, 182), run.choose(smoke=2, full=6)  # longer side o
 generator = torch.Generator().manual_seed(0)
 made = [(*paste(scene, thing, size, torch.rand(2, generator=generator)), thing, size)
         for thing in cutouts for scene in scenes for size in SIZES for _ in range(PLACES)]  # fmt: skip
-fig, panels = plt.subplots(1, 4, figsize=(7, 2))
-for ax, (image, box, *_) in zip(panels, (made[i * PLACES] for i in (0, 21, 42, 15)), strict=True):
+fig, panels = plt.subplots(2, 2, figsize=(4.8, 4.8))
+for ax, (image, box, *_) in zip(panels.flat, (made[i * PLACES] for i in (0, 21, 42, 15)), strict=True):
     viz.panel(ax, image, boxes=[box], color="white")
 plt.show()
 
@@ -631,26 +630,25 @@ located = (100 - errors(rules["above 20 %, largest region (CAM)"])[2]) / (100 * 
 print(f"4- and 8-connected regions differ in number in {corners} of {len(maps)} pictures")
 print(f"CAM's rule, where the class came first: {located:.0%} of the boxes fit")
 
-# %% mystnb={"image": {"alt": "Two line plots of the localisation error in percent against the threshold in percent of the map's maximum, from 5 to 90, with thin lines at 15, 20 and 60. Left, three curves for class given, top-5 and top-1, one above the other, all lowest between 40 and 50 %. Right, a curve for each size: 182 pixels is lowest from 20 to 35 %, 140 pixels near 45 %, 98 pixels near 65 to 70 %, and 56 pixels never gets below 75 %."}}
+# %% mystnb={"image": {"alt": "Two line plots of the localisation error in percent against the threshold in percent of the map's maximum, from 5 to 90, with thin lines at 15, 20 and 60. Above, three curves for class given, top-5 and top-1, one above the other, all lowest between 40 and 50 %. Below, a curve for each size: 182 pixels is lowest from 20 to 35 %, 140 pixels near 45 %, 98 pixels near 65 to 70 %, and 56 pixels never gets below 75 %."}}
 shares = np.arange(0.05, 0.95, 0.05)
 by_share = [largest(share) for share in shares]
 by_size = {}
-fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8), sharey=True)
+fig, (above, below) = plt.subplots(2, 1, figsize=(6.4, 7.6), sharey=True)
 curves = np.transpose([errors(boxes) for boxes in by_share])
 for curve, kind, style in zip(curves, ("class given", "top-5", "top-1"), "os^", strict=True):
-    left.plot(100 * shares, curve, marker=style, ms=4, label=kind)
+    above.plot(100 * shares, curve, marker=style, ms=4, label=kind)
 for size, style in zip(SIZES, "os^D", strict=True):
     which = [i for i, other in enumerate(sizes) if other == size]
     there = [true_boxes[i] for i in which]
     by_size[size] = [100 * localization_error([boxes[i] for i in which], there) for boxes in by_share]
-    right.plot(100 * shares, by_size[size], marker=style, ms=4, label=f"{size} pixels")
-for ax in (left, right):
+    below.plot(100 * shares, by_size[size], marker=style, ms=4, label=f"{size} pixels")
+for ax in (above, below):
     for share in (15, 20, 60):
         ax.axvline(share, color="black", lw=1, ls=":")
-        ax.annotate(share, (share, 100), (0, 4), textcoords="offset points", ha="center", fontsize=9)
-    ax.set(xlabel="threshold, % of the map's maximum", ylim=(0, 100))
-    ax.legend(fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.06))
-left.set(ylabel="localisation error, %")
+        ax.annotate(share, (share, 100), (0, 4), textcoords="offset points", ha="center", fontsize=11)
+    ax.set(xlabel="threshold, % of the map's maximum", ylabel="localisation error, %", ylim=(0, 100))
+    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.06), columnspacing=1)
 plt.show()
 best = {size: shares[int(np.argmin(curve))] for size, curve in by_size.items()}
 print("threshold with the fewest errors:", ", ".join(f"{size} pixels {share:.0%}" for size, share in best.items()))
@@ -707,7 +705,7 @@ for network, (class1, class5, box1, box5) in QUOTED.items():
 # ## Where it fails: small, two of a kind, and a right place for a wrong class
 
 
-# %% mystnb={"image": {"alt": "Four columns; above, the picture with true boxes in white and predicted ones in orange and blue; below, the map of the first thing's class. Small: a cat's head of 56 pixels on grass, the predicted box more than twice as wide. Two classes: a cat and a cup on bricks, each with a box of its own that is too large; the cat's map is blue on the cup. Two of a kind: two cats, one predicted box along the edge of the whole picture. Wrong class: a cup on the picture of the pagoda with a box that fits, though the network names something else."}}
+# %% mystnb={"image": {"alt": "Four rows; left, the picture with true boxes in white and predicted ones in orange and blue; right, the map of the first thing's class. Small: a cat's head of 56 pixels on grass, the predicted box more than twice as wide. Two classes: a cat and a cup on bricks, each with a box of its own that is too large; the cat's map is blue on the cup. Two of a kind: two cats, one predicted box along the edge of the whole picture. Wrong class: a cup on the picture of the pagoda with a box that fits, though the network names something else."}}
 def several(scene, *things):
     boxes = []
     for thing in things:
@@ -723,13 +721,13 @@ cases = {
     "two of a kind": several(scenes[0], ("cat", 110, (0.1, 0.1)), ("cat", 110, (0.9, 0.9))),
     "wrong class": (pasted[i], [true_boxes[i]], [int(classes_of[i])]),
 }
-(fig, panels), said = plt.subplots(2, 4, figsize=(6.8, 3.9)), []
-for (above, below), (title, (image, trues, of)) in zip(panels.T, cases.items(), strict=True):
+(fig, panels), said = plt.subplots(4, 2, figsize=(4.4, 9)), []
+for (left, right), (title, (image, trues, of)) in zip(panels, cases.items(), strict=True):
     found = cam(model, backbone.transform(image[None]).to(run.device), [of])
     drawn = [bounding_boxes(upsample(one, side), 0.20, largest=True) for one in found.maps[0]]
     for boxes, color in zip((trues, *drawn), ("white", viz.ORANGE, viz.SKY), strict=False):
-        viz.panel(above, image, title, boxes, color)
-    draw_map(below, found.maps[0, 0], image.movedim(0, -1), label(of[0]))
+        viz.panel(left, image, title, boxes, color)
+    draw_map(right, found.maps[0, 0], image.movedim(0, -1), label(of[0]))
     said.append(f"{title:14} the network says {label(found.logits.argmax())}")
 plt.show()
 print(*said, sep="\n")

@@ -41,13 +41,12 @@ from paperlib import runtime, viz
 
 run = runtime.start(seed=0)
 viz.use_style()
-plt.rcParams.update({"figure.dpi": 70, "axes.titlesize": 10})  # photographs make a page heavy
 NETWORK = run.choose(smoke="efficientnet_lite0", full="resnet50")
 
 # %% [markdown]
 # ## The result first: the paper's Figure 1, a cat and a cup of coffee
 #
-# One picture with two things in it, and one row a class. The heat map says where the network finds the class, but only
+# One picture with two things in it, and two lines a class. The heat map says where the network finds the class, but only
 # in coarse blobs. *Guided Backpropagation*, a variant of the gradient with respect to the pixels, shows fine lines.
 # Their product, *Guided Grad-CAM*, is meant to be both: about one class, and sharp.
 
@@ -76,15 +75,12 @@ def label(index):
     return description(int(index)).split(",")[0]
 
 
-# %% tags=["ledger:gradcam-figure-1:measured"] mystnb={"image": {"alt": "Two rows of five panels. The picture: a cat's face above, a cup of coffee below. Row Egyptian cat: the heat map is bright on the cat's face, and so is the overlay; Guided Backpropagation draws lines of cat and cup alike; Guided Grad-CAM draws eyes, nose and fur of the cat only. Row espresso: heat map and overlay are bright on the coffee in the cup; Guided Backpropagation looks as in the row above; Guided Grad-CAM draws the cup and faint traces of the cat."}}
+# %% tags=["ledger:gradcam-figure-1:measured"] mystnb={"image": {"alt": "Five panels a class, three in one line and two in the next. The picture: a cat's face above, a cup of coffee below. Egyptian cat: the heat map is bright on the cat's face, and so is the overlay; Guided Backpropagation draws lines of cat and cup alike; Guided Grad-CAM draws eyes, nose and fur of the cat only. Espresso: heat map and overlay are bright on the coffee in the cup; Guided Backpropagation looks as it does for the cat; Guided Grad-CAM draws the cup and faint traces of the cat."}}
 both, classes = prepare(pair), [[CAT, ESPRESSO]]
 found = grad_cam(model, both, LAYER, classes)
 guided = guided_backprop(model, both, classes)
 sharp = guided_grad_cam(model, both, LAYER, classes)
-fig = viz.explanation_figure(pair, found.maps[0], guided[0], sharp[0], labels=[label(c) for c in classes[0]])
-fig.set_size_inches(8.3, 3.6)
-for ax, title in zip(fig.axes[3:5], ("Guided Backprop", "Guided Grad-CAM"), strict=True):
-    ax.set_title(title)
+viz.explanation_figure(pair, found.maps[0], guided[0], sharp[0], labels=[label(c) for c in classes[0]])
 plt.show()
 
 
@@ -102,7 +98,7 @@ print(f"correlation of the two classes' pictures by Guided Backpropagation: {lik
 assert run.full or (min(own) > 0.7 and likeness > 0.9)
 
 # %% [markdown]
-# Look down the columns. The heat map follows the class. Guided Backpropagation does not: its two pictures are nearly
+# Compare the two classes. The heat map follows the class. Guided Backpropagation does not: its two pictures are nearly
 # one picture, and whether it is the cat's or the espresso's can't be seen. Keep that in mind for the end of the
 # chapter.
 #
@@ -143,7 +139,7 @@ def numbers(panels, grids):
     for ax, (title, grid) in zip(panels, grids.items(), strict=True):
         ax.imshow(grid.detach(), cmap="RdBu_r", vmin=-9, vmax=9)
         for (i, j), value in np.ndenumerate(grid.detach().numpy() + 0.0):  # + 0.0 turns -0 into 0
-            ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=13)
+            ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=12)
         ax.set_title(title)
         ax.set_axis_off()
 
@@ -155,7 +151,7 @@ before = (alpha[:, None, None] * A).sum(0)
 print("weights", alpha.tolist())
 print("map before the ReLU", before.int().tolist())
 grids = {"channel 1": A[0], "its gradient": dY[0], "channel 2": A[1], "its gradient ": dY[1], "map": before.relu()}
-numbers(plt.subplots(1, 5, figsize=(9, 2.1))[1], grids)
+numbers(plt.subplots(1, 5, figsize=(6, 1.7))[1], grids)
 plt.show()
 assert alpha.tolist() == [2, -1] and torch.equal(before, 2 * A[0] - A[1])  # chapter 02's class A
 
@@ -269,7 +265,7 @@ for c, theirs in zip(classes[0], exact, strict=True):
 # Take the first two grids of the figure below and fill in the other three before you look.
 # :::
 
-# %% tags=["nbval-check-output"] mystnb={"image": {"alt": "Five grids of 3 by 3 numbers. What came in: 1, minus 1, 5; 2, minus 5, minus 7; minus 3, 2, 4. Gradient from above: minus 2, 3, minus 1; 6, minus 3, 1; 2, minus 1, 3. Backprop: minus 2, 0, minus 1; 6, 0, 0; 0, minus 1, 3. Deconvnet: 0, 3, 0; 6, 0, 1; 2, 0, 3. Guided backprop: 0, 0, 0; 6, 0, 0; 0, 0, 3."}}
+# %% tags=["nbval-check-output"] mystnb={"image": {"alt": "Five grids of 3 by 3 numbers. What came in, f: 1, minus 1, 5; 2, minus 5, minus 7; minus 3, 2, 4. Gradient from above: minus 2, 3, minus 1; 6, minus 3, 1; 2, minus 1, 3. Backprop: minus 2, 0, minus 1; 6, 0, 0; 0, minus 1, 3. Deconvnet: 0, 3, 0; 6, 0, 1; 2, 0, 3. Guided backprop: 0, 0, 0; 6, 0, 0; 0, 0, 3."}}
 from paperlib.activations import guided_relu
 
 f = torch.tensor([[1.0, -1, 5], [2, -5, -7], [-3, 2, 4]], requires_grad=True)
@@ -279,7 +275,7 @@ rules = {"backprop": R * (f > 0), "deconvnet": R * (R > 0), "guided": R * (f > 0
 with guided_relu():
     (by_library,) = torch.autograd.grad(f.relu(), f, R)
 assert torch.equal(plain, rules["backprop"]) and torch.equal(by_library, rules["guided"])
-numbers(plt.subplots(1, 5, figsize=(9, 2.1))[1], {"what came in, f": f, "from above, R": R, **rules})
+numbers(plt.subplots(1, 5, figsize=(6, 1.9))[1], {"came in:\nf": f, "from above:\nR": R, **rules})
 plt.show()
 for rule, passed in rules.items():
     print(f"{rule:9} passes {int((passed != 0).sum())} of 9: {passed.int().tolist()}")
@@ -297,7 +293,7 @@ for rule, passed in rules.items():
 # %% mystnb={"image": {"alt": "Two panels for the class espresso. Plain gradient: coloured noise all over the picture. Guided: fine lines of cat and cup on grey."}}
 leaf = both.clone().requires_grad_()
 (plain,) = torch.autograd.grad(model(leaf)[0, ESPRESSO], leaf)
-fig, panels = plt.subplots(1, 2, figsize=(4.2, 2.2))
+fig, panels = plt.subplots(1, 2, figsize=(3.6, 2))
 kinds = {"plain gradient": plain[0], "guided": guided[0, 1]}
 for ax, (title, gradient) in zip(panels, kinds.items(), strict=True):
     shown = gradient.cpu().double().movedim(0, -1)
@@ -352,7 +348,7 @@ def describe(name):
 
 shown_pair = backbone.transform.resize(torch.tensor(pair)[None])[0].clamp(0, 1).movedim(0, -1).numpy()
 SHOWN = run.choose(smoke=["blocks.0", "blocks.2", "blocks.4", "blocks.5", "blocks.6", "bn2"], full=LAYERS)
-viz.Slider(draw, {"layer, from first to last": SHOWN}, describe, figsize=(2.2, 2.2), dpi=72)
+viz.Slider(draw, {"layer, from first to last": SHOWN}, describe, figsize=(2.6, 2.6), dpi=80)
 
 # %% [markdown]
 # :::{dropdown} Answer
@@ -379,9 +375,9 @@ against = grad_cam(model, both, LAYER, classes, counterfactual=True)
 signed = grad_cam(model, both, LAYER, classes, relu=False).maps
 torch.testing.assert_close(against.maps, (-signed).clamp_min(0), **CLOSE)
 torch.testing.assert_close(found.maps - against.maps, signed, **CLOSE)
-fig, panels = plt.subplots(1, 4, figsize=(6.4, 2.05))
+fig, panels = plt.subplots(2, 2, figsize=(3.6, 4.4))
 for i, index in enumerate(classes[0]):
-    for ax, kind, maps in zip(panels[2 * i :], ("for", "against"), (found.maps, against.maps), strict=False):
+    for ax, kind, maps in zip(panels[i], ("for", "against"), (found.maps, against.maps), strict=True):
         one = upsample(maps[0, i], side)
         mixed = viz.overlay(viz.heatmap(minmax(one)), shown_pair)
         viz.panel(ax, mixed, f"{label(index)}, {kind}\nup to {one.max():.2f}")
@@ -489,7 +485,7 @@ shown = {
 }
 np.testing.assert_allclose(shown["(heat + image) / max"],
                            viz.overlay(heat / 255, picture, (1, 1), divide_by_maximum=True), atol=1e-6)  # fmt: skip
-for ax, (title, wrong) in zip(plt.subplots(1, 4, figsize=(7, 1.65))[1], shown.items(), strict=True):
+for ax, (title, wrong) in zip(plt.subplots(2, 2, figsize=(4.2, 3.4))[1].flat, shown.items(), strict=True):
     viz.panel(ax, wrong.clip(0, 1) if wrong.dtype != np.uint8 else wrong, title)
 plt.show()
 with torch.no_grad():
@@ -568,7 +564,7 @@ probability = grad_cam(model, both, LAYER, lambda output: output.softmax(1)[:, C
 to_cat, to_cup = (grad_cam(embedder, both, LAYER, score, relu=False).maps for score in likenesses)
 shown = {"score of the cat": signed[:, 0], "probability of the cat": probability, "likeness to a cat": to_cat,
          "likeness to a cup": to_cup}  # fmt: skip
-for ax, (title, one) in zip(plt.subplots(1, 4, figsize=(6.8, 2))[1], shown.items(), strict=True):
+for ax, (title, one) in zip(plt.subplots(2, 2, figsize=(3.8, 4.2))[1].flat, shown.items(), strict=True):
     draw_map(ax, one[0], shown_pair, title)
 plt.show()
 own = share_of_halves(torch.cat([to_cat, to_cup]).clamp_min(0))
@@ -592,7 +588,7 @@ assert run.full or min(own) > 0.6
 MISTAKES = {  # picture → a class that is right: space shuttle, missile, wall clock
     "astronaut": (data.astronaut(), 812), "rocket": (data.rocket(), 657), "clock": (data.clock(), 892),
 }  # fmt: skip
-fig, panels = plt.subplots(3, 3, figsize=(5.8, 5.5))
+fig, panels = plt.subplots(3, 3, figsize=(4.8, 5.2))
 likeness = {}
 for row, (title, (picture, true)) in zip(panels, MISTAKES.items(), strict=True):
     image = prepare(picture)
@@ -602,7 +598,7 @@ for row, (title, (picture, true)) in zip(panels, MISTAKES.items(), strict=True):
     two = grad_cam(model, image, LAYER, [[said, true]], relu=False).maps[0]
     decides = grad_cam(model, image, LAYER, lambda y, s=said, t=true: y[:, s] - y[:, t], relu=False).maps[0]
     torch.testing.assert_close(decides, two[0] - two[1], **CLOSE)  # the gradient of a difference
-    titles = f"said: {label(said)}, {p[said]:.0%}", f"true: {label(true)}, {p[true]:.1%}", "said minus true"
+    titles = f"said, {p[said]:.0%}:\n{label(said)}", f"true, {p[true]:.1%}:\n{label(true)}", "said\nminus true"
     for ax, one, above in zip(row, (*two, decides), titles, strict=True):
         draw_map(ax, one, picture, above)
     row[0].set_ylabel(title)
@@ -662,7 +658,7 @@ targets_of = [two_things, *originals[1:]]
 attacked, taken = zip(*(attack(one, ABSENT) for one in targets_of), strict=True)
 print("steps taken:", *taken)
 
-# %% tags=["ledger:gradcam-figure-7:measured"] mystnb={"image": {"alt": "Five panels. The attacked picture of cat and cup, which looks like the original. Signed maps, red for and blue against: Egyptian cat before the attack, red on the cat; Egyptian cat after it, the same; espresso after it, red on the cup; space shuttle after it, red on the cup and the saucer, though there is none."}}
+# %% tags=["ledger:gradcam-figure-7:measured"] mystnb={"image": {"alt": "Six panels. The picture of cat and cup before the attack and after it; they look the same. Signed maps, red for and blue against: Egyptian cat before the attack, red on the cat; Egyptian cat after it, the same; espresso after it, red on the cup; space shuttle after it, red on the cup and the saucer, though there is none."}}
 ASKED = [(0, CAT), (0, ESPRESSO), (1, ESPRESSO), (2, 665), (3, 872)]  # which picture, and a class that is in it
 before, after = (torch.stack([some[i] for i, _ in ASKED]) for some in (targets_of, attacked))
 assert float((after - before).abs().max()) <= BUDGET + 1e-6
@@ -670,9 +666,10 @@ pairs = [[present, ABSENT] for _, present in ASKED]
 clean, fooled = (grad_cam(model, (some - mean) / std, LAYER, pairs, relu=False) for some in (before, after))
 shown = {"cat, before": clean.maps[0, 0], "cat, after": fooled.maps[0, 0], "espresso, after": fooled.maps[1, 0],
          f"{label(ABSENT)}, after": fooled.maps[0, 1]}  # fmt: skip
-fig, panels = plt.subplots(1, 5, figsize=(8, 1.85))
-viz.panel(panels[0], after[0], "attacked")
-for ax, (title, one) in zip(panels[1:], shown.items(), strict=True):
+fig, panels = plt.subplots(3, 2, figsize=(3.6, 5.8))
+for ax, picture, title in zip(panels[0], (before, after), ("original", "attacked"), strict=True):
+    viz.panel(ax, picture[0], title)
+for ax, (title, one) in zip(panels[1:].flat, shown.items(), strict=True):
     draw_map(ax, one, shown_pair, title)
 plt.show()
 
@@ -805,9 +802,9 @@ of_biased, of_balanced = (results[kind].mean(0) for kind in SHARES)
 assert of_biased[0] > of_balanced[0] and of_biased[1] < of_balanced[1] - 0.05
 assert run.full or (of_biased[2] > 2 * of_balanced[2] and of_biased[3] > of_balanced[3] + 0.3)
 
-# %% tags=["hide-input", "ledger:gradcam-figure-8:measured"] mystnb={"image": {"alt": "Two rows of four solar cells with a bar code at the lower left and the signed map of defective. Row biased: all four are called defective, and the maps are dark red on the bar code; on the first also on its dark cracks. Row balanced: the first is called defective, red on the cracks and not on the code; the others are called functional, with faint maps that are blue or white on the code."}}
+# %% tags=["hide-input", "ledger:gradcam-figure-8:measured"] mystnb={"image": {"alt": "Two rows of three solar cells, two defective and one functional, with a bar code at the lower left and the signed map of defective. Row biased: all three are called defective, and the maps are dark red on the bar code; on the first also on its dark cracks. Row balanced: the first is called defective, red on the cracks and not on the code; the maps of the others are blue on the code, and the second is called functional, the third defective."}}
 shown = [*test[truth[test] == 1][:2].tolist(), int(test[truth[test] == 0][0])]
-fig, panels = plt.subplots(2, 3, figsize=(5, 3.9))
+fig, panels = plt.subplots(2, 3, figsize=(4.6, 4))
 for row, (kind, last) in zip(panels, networks.items(), strict=True):
     for ax, i in zip(row, shown, strict=True):
         of = grad_cam(nn.Sequential(nn.Identity(), last), both_maps[1, i : i + 1], "0", targets=1, relu=False)
@@ -866,20 +863,22 @@ for stage in STAGES:
 curves = np.array([[likeness(now[k], snapshots["nothing"][k]) for k in (0, 1)] for now in snapshots.values()])
 assert run.full or (curves[1, 0] < 0.5 and curves[3, 1] > 0.95)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Left, rank correlation with the original against how far back the weights are random. Grad-CAM falls from 1 to 0.1 with the classifier alone and stays below 0.2. Guided Backpropagation stays at 1 up to the last block, then falls slowly, to about 0 with the first convolution. Right, four small pictures: Grad-CAM of the cat, trained, red on the face; with a random head, blue and elsewhere; below them Guided Backpropagation, trained and with a random head: the same eyes, nose and fur lines."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Above, rank correlation with the original against how far back the weights are random. Grad-CAM falls from 1 to 0.1 with the classifier alone and stays below 0.2. Guided Backpropagation stays at 1 up to the last block, then falls slowly, to about 0 with the first convolution. Below, four pictures: Grad-CAM of the cat, trained, red on the face; with a random head, blue and elsewhere; below them Guided Backpropagation, trained and with a random head: the same eyes, nose and fur lines."}}
 HEAD_GONE = run.choose(smoke="conv_head", full="fc")  # all after the last block is random now
-fig = plt.figure(figsize=(7, 3))
-left, right = fig.subfigures(1, 2, width_ratios=(3, 2))
-ax, small = left.subplots(), right.subplots(2, 2)
+fig = plt.figure(figsize=(4.8, 6.6))
+above, below = fig.subfigures(2, 1, height_ratios=(1, 1))
+ax, small = above.subplots(), below.subplots(2, 2)
 for curve, name, style in zip(curves.T, ("Grad-CAM", "Guided Backpropagation"), ("o-", "s--"), strict=True):
     ax.plot(curve, style, label=name, ms=5)
 ax.set(ylabel="rank correlation", xlabel="random from the end back to", ylim=(-0.1, 1.05))
-ax.set_xticks(range(len(curves)), snapshots, rotation=60, ha="right", fontsize=9)
-ax.legend(fontsize=9)
+ax.set_xticks(range(len(curves)), snapshots, rotation=60, ha="right")
+ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, columnspacing=1)
 for column, (stage, title) in zip(small.T, (("nothing", "trained"), (HEAD_GONE, "random head")), strict=True):
     maps, lines = snapshots[stage]
     draw_map(column[0], maps[0], originals[0].movedim(0, -1).cpu().numpy(), title)
     viz.panel(column[1], viz.gradient_image(lines[0]))
+small[0, 0].set_ylabel("Grad-CAM")
+small[1, 0].set_ylabel("Guided Backprop.")
 plt.show()
 by_map, by_lines = curves[list(snapshots).index(HEAD_GONE)]
 print(f"random back to {HEAD_GONE}: Grad-CAM {by_map:.2f}, Guided Backpropagation {by_lines:.2f}")
@@ -926,7 +925,7 @@ def curve(order, start, end):
 
 
 # %% mystnb={"image": {"alt": "Two line plots of the probability, averaged over four pictures, against the share of cells changed. Deletion starts at 0.7 and falls: fastest in Grad-CAM's order, then centre first, then random. Insertion rises from 0 to 0.7: Grad-CAM and centre first rise early and close together, random late."}}
-fig, panels = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
+fig, panels = plt.subplots(2, 1, figsize=(6.4, 6.6), sharex=True)
 area = {}
 for ax, (test_name, start, end) in zip(panels, (("deletion", clear, grey), ("insertion", blurred, clear)), strict=True):
     for (name, some), style in zip(orders.items(), ("o-", "s--", "^:"), strict=True):
@@ -934,9 +933,9 @@ for ax, (test_name, start, end) in zip(panels, (("deletion", clear, grey), ("ins
         area[test_name, name] = float(torch.trapezoid(values) / (len(values) - 1))
         shown = f"{name}: area {area[test_name, name]:.2f}"
         ax.plot(torch.linspace(0, 100, len(values)), values, style, ms=4, label=shown)
-    ax.set(title=test_name, xlabel="cells changed, %", ylim=(0, 1))
-    ax.legend(fontsize=9)
-panels[0].set_ylabel("probability, mean of 4 pictures")
+    ax.set(title=test_name, ylabel="probability, mean of 4 pictures", ylim=(0, 1))
+    ax.legend()
+panels[1].set_xlabel("cells changed, %")
 plt.show()
 assert run.full or area["deletion", "Grad-CAM"] < area["deletion", "random"]
 assert run.full or area["insertion", "Grad-CAM"] > area["insertion", "random"]
@@ -1144,7 +1143,7 @@ else:
     with torch.no_grad():
         likely = model(prepare(mine))[0].softmax(0).topk(3)
     of = grad_cam(model, prepare(mine), LAYER, likely.indices[None], relu=False)
-    panels = plt.subplots(1, 4, figsize=(9, 2.6))[1]
+    panels = plt.subplots(2, 2, figsize=(5.4, 6))[1].flat
     viz.panel(panels[0], mine)
     for ax, one, index, p in zip(panels[1:], of.maps[0], likely.indices, likely.values, strict=True):
         draw_map(ax, one, mine, f"{label(index)}, {p:.0%}\nfrom {one.min():.2f} to {one.max():.2f}")
