@@ -1,6 +1,6 @@
 """PaDiM from pictures on, network and all; what the network's layout brings; reading files beside the network.
 
-- PaDiM from pictures: ResNet-18 with the same random weights on both sides, d = 100, batches of 16 at most.
+- PaDiM from pictures: ResNet-18 with the same random weights on both sides, d = 100, batches of 8.
 - the layout: `backbones.load` keeps the channels last. Beside it PyTorch's default layout and, in the full bench,
   `torch.compile` of the channels-last network, whose note tells after how many batches it has paid for its compiling.
 - reading: photographs of 1000 × 750 pixels, read, resized and run through a network, two threads by `batches` (ours)
@@ -29,7 +29,7 @@ from paperlib.datasets import batches, folder
 from paperlib.padim import PaDiM
 from paperlib.picture_folders import PictureFolder
 
-SIDE, BATCH = 224, 16
+SIDE, BATCH = 224, 8
 NO_PEER = "no peer"
 
 
@@ -73,8 +73,8 @@ class Anomalib:
 
 def whole(task: str, full: bool, device: torch.device) -> Part:
     backbone, missing = resnet18(device), {}
-    train = pictures(128 if full else BATCH, device)
-    seen = {"whole fit": train, "whole score": train[:16], "whole score one": train[:1]}[task]
+    train = pictures(128 if full else 8, device)
+    seen = {"whole fit": train, "whole score": train[:8], "whole score one": train[:1]}[task]
     ours = PaDiM(FeatureExtractor(*backbone[:2]), 100).fit(train.split(BATCH))
     fit = task == "whole fit"
     contenders = [
@@ -155,7 +155,7 @@ def first(items: list) -> Tensor:
 
 
 def reading(full: bool, device: torch.device) -> Part:
-    count = 128 if full else 32
+    count = 128 if full else 24
     items, backbone = photographs(count), resnet18(device)
     extract = FeatureExtractor(*backbone[:2])
 
@@ -180,7 +180,7 @@ def reading(full: bool, device: torch.device) -> Part:
 
 PARTS = {task: functools.partial(whole, task) for task in ("whole fit", "whole score", "whole score one")}
 PARTS |= {
-    "layout": functools.partial(layout, "efficientnet_lite0", BATCH),
+    "layout": functools.partial(layout, "efficientnet_lite0", 16),
     "layout of one": functools.partial(layout, "efficientnet_lite0", 1),
     "layout of a resnet": functools.partial(layout, "resnet18", 8),
     "reading": reading,
