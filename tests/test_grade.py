@@ -250,7 +250,7 @@ def test_the_last_lines_say_what_is_left_to_do():
     slow, gone, odd, refused = to_do([fine, late, loop, died, error, other], QUICK)
     assert slow.startswith("2 files ran out of time") and "--timeout 120" in slow
     assert gone.startswith("1 file ended before")
-    assert odd.startswith("1 file with answers that did not run") and "--all-cells" in odd
+    assert odd.startswith("1 file with answers that did not run") and "--all-cells --timeout" in odd
     assert refused.startswith("1 file not graded")
     assert "--all-cells" not in to_do([error], Limits(everything=True))[0]
 

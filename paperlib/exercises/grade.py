@@ -282,8 +282,8 @@ def to_do(grades: list[Grade], limits: Limits) -> list[str]:
     if died:
         lines.append(f"{count(died)} ended before the last answer: see status; answers not reached count as none")
     if broken:
-        advice = "see remarks" if limits.everything else "see remarks; where those miss an earlier cell, --all-cells"
-        lines.append(f"{count(broken)} with answers that did not run: {advice}")
+        again = "" if limits.everything else "; where those miss an earlier cell, --all-cells --timeout 600"
+        lines.append(f"{count(broken)} with answers that did not run: see remarks{again}")
     if refused:
         lines.append(f"{count(refused)} not graded: status says why")
     return lines
