@@ -63,6 +63,9 @@ def assert_check(chapter: str, name: str, case: tuple[list, dict], capsys) -> No
         said = capsys.readouterr().out
         assert said.startswith("not yet: ") and hint in said
         assert given_away(said, right, solutions) == []
+        if isinstance(answer, int | float) and isinstance(right[0], int | float):
+            assert check(torch.tensor(answer, dtype=torch.float64)) is False
+            assert hint in capsys.readouterr().out  # the same for a tensor
     for empty in (None, ...):
         assert check(empty) is False
         assert "no answer yet" in capsys.readouterr().out

@@ -1,8 +1,12 @@
+import numpy as np
 import pytest
 import torch
 from exercise_checks import assert_check, assert_every_check_is_tested, assert_random_numbers_stay
 from scipy import ndimage
 from torch import nn
+
+from paperlib.anomaly_map import minmax
+from paperlib.cam import bounding_boxes
 
 
 def loops(features, weight, targets):
@@ -30,9 +34,13 @@ def box_by_regions(one):
     return [window[0].start, window[1].start, window[0].stop, window[1].stop]
 
 
-def gap(hidden=1024, kernel=3, padding=1, extra=(), pool=True):
+def box_with(order):
+    return lambda one: [box(0.20)(one)[i] for i in order]
+
+
+def gap(hidden=1024, kernel=3, padding=1, stride=1, extra=(), pool=True):
     def f(features, channels, classes):
-        middle = nn.Conv2d(channels, hidden, kernel, padding=padding)
+        middle = nn.Conv2d(channels, hidden, kernel, stride, padding)
         end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *extra] if pool else [nn.AdaptiveMaxPool2d(1), nn.Flatten()]
         return nn.Sequential(features, middle, *end, nn.Linear(hidden, classes))
 
@@ -64,14 +72,22 @@ CASES = {
     ),
     "side_ratio": ([2**0.5, 1.414, 1.41], {2: "areas", 0.7: "above 1", 1.2: "larger ratio", 1.8: "smaller ratio"}),
     "map_function": (
-        [loops, lambda f, w, t: torch.einsum("nchw,nc->nhw", f, w[t])],
+        [
+            loops,
+            lambda f, w, t: torch.einsum("nchw,nc->nhw", f, w[t]),
+            lambda f, w, t: loops(f.double(), w.double(), t).double(),
+            lambda f, w, t: np.einsum("nchw,nc->nhw", f.numpy(), w.numpy()[t.numpy()]),
+        ],
         {
             (lambda f, w, t: loops(f, w, t).clamp_min(0)): "signed",
             (lambda f, w, t: loops(f, w, t) / 24): "1/Z",
+            (lambda f, w, t: minmax(loops(f, w, t))): "its scale",
+            (lambda f, w, t: loops(f, w, t) / 5): "no mean",
             (lambda f, w, t: loops(f, w, t[:1].expand(3))): "own class",
             (lambda f, w, t: loops(f, w, t * 0 + 1)): "row of weights",
             (lambda f, w, t: f.sum((2, 3)) @ w.T): "(3, 7)",
             (lambda f, w, t: 3): "int",
+            (lambda f, w, t: None): "is there a return",
         },
     ),
     "box_function": (
@@ -82,7 +98,13 @@ CASES = {
             box(0.20, strict=False): "not above 20 %",
             box(0.20, scaled=True): "another rule",
             box(0.60): "too high",
-            (lambda one: (2, 3, 5, 9)): "upside down",
+            (lambda one: box(0.20)(one.abs())): "first and the last row",
+            (lambda one: box(0.20 * one.abs().max() / one.max())(one)): "too high",
+            (lambda one: box(0.20 / one.max())(one)): "up to 10",
+            (lambda one: bounding_boxes(one, 0.20, largest=True)[0]): "largest group",
+            (lambda one: [*box(0.20)(one)[:2], 5, 7]): "not height and width",
+            box_with((0, 2, 1, 3)): "their order",
+            (lambda one: (0, 2, 5, 9)): "upside down",
             (lambda one: (0, 0, 8, 10)): "first and the last row",
             (lambda one: (2, 3)): "2 numbers",
             (lambda one: None): "NoneType",
@@ -100,6 +122,8 @@ CASES = {
             gap(hidden=512): "1,024 channels",
             gap(kernel=1, padding=0): "3×3",
             gap(padding=0): "pad the convolution",
+            gap(stride=2): "its stride",
+            gap_as_a_class(nn.Identity(), 3, 2): "the function that builds it",
             other_features: "not part of the network",
             (lambda f, c, k: gap()(f, c, k + 1)): "each of 5 classes",
             (lambda f, c, k: 3): "int",

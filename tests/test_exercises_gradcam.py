@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from exercise_checks import assert_check, assert_every_check_is_tested, assert_random_numbers_stay
 
+from paperlib.anomaly_map import minmax
 from paperlib.exercises import gradcam
 
 
@@ -32,6 +34,16 @@ def rule(backward, forward=torch.relu):
     return Rule.apply
 
 
+class Deconvnet(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return x.relu()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient.relu()
+
+
 def relu_with_a_hook(x):
     """The identity backward, and a hook on the way."""
     y = x + (x.relu() - x).detach()
@@ -43,7 +55,14 @@ def relu_with_a_hook(x):
 CASES = {
     "channel_weight": (
         [8 / 9, 0.889, 0.89],
-        {8: "that is the sum", 15: "no ReLU here", 15 / 9: "no ReLU here", 6: "maximum", 0.5: "their number"},
+        {
+            8: "that is the sum",
+            15: "no ReLU here",
+            15 / 9: "no ReLU here",
+            6: "maximum",
+            0.9: "three digits",
+            0.5: "their number",
+        },
     ),
     "largest_value": (
         [0.5],
@@ -62,7 +81,12 @@ CASES = {
         },
     ),
     "map_function": (
-        [maps(), lambda a, g: torch.einsum("nc,nchw->nhw", g.mean((2, 3)), a).relu()],
+        [
+            maps(),
+            lambda a, g: torch.einsum("nc,nchw->nhw", g.mean((2, 3)), a).relu(),
+            lambda a, g: maps()(a.double(), g),
+            lambda a, g: np.maximum((g.numpy().mean((2, 3), keepdims=True) * a.numpy()).sum(1), 0),
+        ],
         {
             maps(relu=None): "ReLU of Eq. 2",
             maps(scale=24): "takes the average",
@@ -70,7 +94,14 @@ CASES = {
             maps(relu="first"): "after the sum",
             maps(gradient_relu=True): "negative gradients count",
             maps(batch=True): "own weights",
-            maps(scale=2): "two axes of space",
+            maps(pool=1): "two axes of space",
+            maps(scale=0.2): "no mean",
+            (lambda a, g: minmax(maps()(a, g))): "0…1",
+            (lambda a, g: minmax(maps(relu=None)(a, g))): "0…1",
+            (lambda a, g: maps(relu=None)(a, g).abs()): "not positive",
+            (lambda a, g: maps()(a, g.mean((2, 3), keepdim=True).relu())): "negative weight",
+            (lambda a, g: maps()(g, a)): "changed places",
+            (lambda a, g: None): "is there a return",
             (lambda a, g: a): "(3, 5, 4, 6)",
             (lambda a, g: 3): "int",
         },
@@ -84,6 +115,9 @@ CASES = {
             (lambda logits: logits[:, 0] - logits[:, 2]): "other way round",
             (lambda logits: logits[:, 2]): "class 2 alone",
             (lambda logits: logits.softmax(1)[:, 2]): "a probability",
+            (lambda logits: logits.softmax(1)[:, 2] - logits.softmax(1)[:, 0]): "mixes the other",
+            (lambda logits: (logits[:, 2] - logits[:, 0]).abs()): "class 2 is ahead",
+            (lambda logits: (logits[:, 2] - logits[:, 0]).relu()): "class 2 is ahead",
             (lambda logits: logits[:, 1]): "when is class 2 preferred",
             (lambda logits: (logits[:, 2] - logits[:, 0]).sum()): "does not run through grad_cam",
             (lambda logits: logits[:, 9]): "does not run through grad_cam",
@@ -97,7 +131,8 @@ CASES = {
             rule(lambda x, g: g.clamp_min(0) * (x > 0)): "both questions",
             rule(lambda x, g: g): "everything passes",
             rule(lambda x, g: g.clamp_min(0), forward=torch.abs): "ordinary ReLU",
-            rule(lambda x, g: -g): "only the sign",
+            rule(lambda x, g: (g > 0).float()): "unchanged or not at all",
+            Deconvnet: "its .apply",
             (lambda x: x.detach().relu()): "forward and backward",
             (lambda x: None): "ordinary ReLU",
         },

@@ -63,14 +63,33 @@ def merge_around_the_new_mean(n1, mean1, scatter1, n2, mean2, scatter2):
 CASES = {
     "stored_megabytes": (
         [7.9968, 7.997],
-        {7.84: "mean as well", 15.99: "not 8", 2.0: "how many bytes", 7.626: "MiB", 0.0102: "one cell", 5: "count"},
+        {
+            7.84: "mean as well",
+            15.99: "not 8",
+            2.0: "how many bytes",
+            7.626: "MiB",
+            0.0102: "one cell",
+            5: "count",
+            7_996_800: "its unit",
+            7997: "its unit",
+            4.1552: "the whole matrix",
+        },
     ),
     "distance_by_hand": (
         [8**0.5, 2.83, 2.828],
-        {8: "square", 4.123: "Euclidean", 3.162: "variances", 8.0156: "inverse", 4: "before you take", 1: "diagonal"},
+        {
+            8: "square",
+            4.123: "Euclidean",
+            3.162: "variances",
+            8.0156: "inverse",
+            4: "before you take",
+            1: "diagonal",
+            17**0.5: "before it was squared",
+            2.8: "three digits",
+        },
     ),
     "embedding_function": (
-        [enlarged, by_index],
+        [enlarged, by_index, lambda m: enlarged(m).double(), lambda m: enlarged(m).numpy()],
         {
             tiled: "tiles",
             (lambda m: enlarged(m, "bilinear")): "without blending",
@@ -82,7 +101,7 @@ CASES = {
         },
     ),
     "covariance_function": (
-        [covariance, by_matmul],
+        [covariance, by_matmul, lambda x, e: by_matmul(x.double(), e), lambda x, e: covariance(x, e).numpy()],
         {
             (lambda x, e: covariance(x, e, over=0)): "N - 1, not by N",
             (lambda x, e: covariance(x, 0)): "εI is missing",
@@ -91,8 +110,11 @@ CASES = {
             (lambda x, e: covariance(x, 0) * 6 + e * torch.eye(4)): "divided",
             one_mean: "a mean of its own",
             (lambda x, e: covariance(x.movedim(0, 1), e)): "(7, 4, 4)",
-            (lambda x, e: torch.linalg.inv(covariance(x, e))): "sum c cᵀ",
-            (lambda x, e: None): "NoneType",
+            (lambda x, e: torch.linalg.inv(covariance(x, e))): "inverse of Σ",
+            (lambda x, e: covariance(x, e / 6)): "after the division",
+            (lambda x, e: covariance(x, e) * torch.eye(4)): "variances alone",
+            (lambda x, e: covariance(x - x.mean(1, keepdim=True), e)): "sum c cᵀ",
+            (lambda x, e: None): "is there a return",
         },
     ),
     "threshold_function": (
@@ -109,20 +131,27 @@ CASES = {
             (lambda s, r: s): "one number",
         },
     ),
-    "crossover": ([91, 91.0], {90: "whole number", 90.18: "whole number", 22.5: "own grid", 9: "d · d", 400: "over"}),
+    "crossover": ([91, 91.0], {90: "a mean, too", 90.18: "whole number", 22.5: "own grid", 9: "d · d", 400: "over"}),
     "merge_function": (
-        [merge(), merge_around_the_new_mean],
+        [
+            merge(),
+            merge_around_the_new_mean,
+            lambda *s: [s[0] + s[3], *(v.numpy() for v in merge()(*s)[1:])],
+            lambda *s: merge()(*(v if isinstance(v, int) else v.float() for v in s)),
+        ],
         {
             merge(weighed=False): "weigh the means",
             merge(factor=0): "own mean",
             merge(factor=1): "factor is not 1",
             merge(over=10): "do not divide",
             merge(over=9): "do not divide",
-            merge(factor=3): "grows with",
+            merge(factor=21): "factor is not 21",
+            (lambda *s: merge(factor=torch.eye(3) * 2.1)(*s)): "grows with",
             (lambda *s: (s[0] + s[3], s[1], s[2])): "all ten",
             (lambda *s: (3, s[1], s[2])): "n = 3",
             (lambda *s: (10, s[2], s[1])): "expected (3,)",
             (lambda *s: s[1]): "three things",
+            (lambda *s: s[1:3]): "2 things",
         },
     ),
 }

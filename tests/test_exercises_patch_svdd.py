@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,26 @@ def pairs(queries, bank):
     return (queries[:, None] - bank).norm(dim=2)
 
 
+def in_numpy(queries, bank):
+    return np.linalg.norm(queries.numpy()[:, None] - bank.numpy(), axis=2).min(1)
+
+
+def big_by_sums(encoder, patches):
+    """The 2×2 convolution written out as a sum over the quarters."""
+    weight, hidden = encoder.conv1.weight, encoder.conv1.bias
+    for y in (0, 1):
+        for x in (0, 1):
+            hidden = hidden + encoder.small(patches[..., 32 * y :, 32 * x :][..., :32, :32]) @ weight[:, :, y, x].T
+    return encoder.conv2(torch.where(hidden > 0, hidden, hidden / 10)[..., None, None]).tanh().double().flatten(1)
+
+
+def big_in_stripes(encoder, patches):
+    """The four quarters next to each other in memory, taken for a 2×2 grid by a reshape."""
+    corners = [(0, 0), (0, 32), (32, 0), (32, 32)]
+    quarters = torch.stack([encoder.small(patches[:, :, y : y + 32, x : x + 32]) for y, x in corners], 1)
+    return encoder.conv2(F.leaky_relu(encoder.conv1(quarters.reshape(3, 8, 2, 2)), 0.1)).tanh().flatten(1)
+
+
 def big(order=(0, 1, 2, 3), slope=0.1, end=torch.tanh, head=True):
     def f(encoder, patches):
         corners = [(0, 0), (0, 32), (32, 0), (32, 32)]
@@ -62,7 +83,11 @@ CASES = {
         {2: "seen from the second", 3: "lower as well", 6: "centre", 7: "further right", 0: "downwards", 4: "row by"},
     ),
     "loss_function": (
-        [lambda a, b: norms(a, b).mean(), lambda a, b: F.pairwise_distance(a, b, eps=0).mean()],
+        [
+            lambda a, b: norms(a, b).mean(),
+            lambda a, b: norms(a.double(), b).mean(),
+            lambda a, b: F.pairwise_distance(a, b, eps=0).mean(),
+        ],
         {
             (lambda a, b: norms(a, b).square().mean()): "not squared",
             F.mse_loss: "sum the squares",
@@ -76,20 +101,23 @@ CASES = {
         },
     ),
     "spread_function": (
-        [spread, folded],
+        [spread, folded, lambda *given: spread(*given).double(), lambda *given: spread(*given).numpy()],
         {
             spread_by(divide=False): "add the scores up",
             spread_by(most=True): "own count",
             spread_by(uncovered=float("nan")): "0 by 0",
             spread_by(last=True): "not one of them",
             spread_by(uncovered=1.0): "takes their mean",
+            (lambda *given: spread(*given, divide=False) / 16): "own count",
+            (lambda s, *given: spread(s.T, *given)): "changed places",
+            (lambda s, p, t, size: spread(s, p, p, size)): "overlap",
             (lambda s, p, t, size: spread(s.T, p, t, size[::-1])): "(11, 8)",
             (lambda s, p, t, size: torch.ones(size) * 7): "i·stride",
             (lambda *_: 3): "int",
         },
     ),
     "nearest_function": (
-        [lambda q, b: pairs(q, b).min(1).values, lambda q, b: torch.cdist(q, b).amin(1)],
+        [lambda q, b: pairs(q, b).min(1).values, lambda q, b: torch.cdist(q.double(), b.double()).amin(1), in_numpy],
         {
             (lambda q, b: pairs(q, b).square().min(1).values): "not its square",
             (lambda q, b: pairs(q, b).mean(1)): "only one that is like it",
@@ -97,12 +125,15 @@ CASES = {
             (lambda q, b: (q - b.mean(0)).norm(dim=1)): "one centre",
             (lambda q, b: pairs(q, b).min(0).values[:9]): "not over the queries",
             (lambda q, b: pairs(q, b).argmin(1)): "rows of the bank",
+            (lambda q, b: (pairs(q, b).square().min(1).values - 1e-9).sqrt()): "lift it to 0",
+            (lambda q, b: torch.cdist(q, b, p=1).amin(1)): "absolute",
+            (lambda q, b: None): "is there a return",
             pairs: "(9, 40)",
             (lambda q, b: q[:, 0]): "every vector",
         },
     ),
     "hierarchy_function": (
-        [big(), lambda encoder, patches: encoder(patches)],
+        [big(), big_by_sums],
         {
             big(order=(0, 2, 1, 3)): "changed places",
             big(slope=1.0): "between the two",
@@ -110,6 +141,8 @@ CASES = {
             big(slope=0.0): "not a ReLU",
             big(end=lambda x: x): "ends in a tanh",
             big(head=False): "not averaged",
+            big_in_stripes: "moves no axis",
+            (lambda encoder, patches: encoder(patches)): "three parts",
             big(order=(3, 2, 1, 0)): "four quarters",
             (lambda encoder, patches: encoder.small(patches)): "does not run",
             (lambda encoder, patches: patches): "(3, 3, 64, 64)",
@@ -123,6 +156,9 @@ CASES = {
             3000 * 1000 * 3249**2: "256×256",
             64 * 3000 * 1000 * N**2: "one distance",
             3000 * 1000 * 256**4: "must fit",
+            3000 * 1000 * 248**4: "one more",
+            3000 * 1000 * (4 * 57) ** 4: "four times the side",
+            1.2e16: "three digits",
             5: "then the product",
         },
     ),

@@ -19,6 +19,7 @@ from paperlib.exercises.grade import (
     grade,
     load,
     run_alone,
+    to_do,
     write_table,
 )
 from paperlib.exercises.run import Checks, run
@@ -91,7 +92,8 @@ def test_each_submission_costs_only_itself(tmp_path):
     table, said = tmp_path / "grades.csv", []
     grade(hand_in(tmp_path / "in", submissions), table, limits=Limits(seconds=45), jobs=2, say=said.append)
     found, names = rows(table), exercises("mobilenet")
-    assert list(found) == list(submissions) and len(said) == len(submissions) + 2
+    assert list(found) == list(submissions)
+    assert said[-1] == f"written: {table}, a row for each file"
     columns = [
         "passed",
         *(f"{names.index(name) + 1} {name}" for name in ("standard_cost", "break_even", "spared_weights")),
@@ -234,6 +236,23 @@ def test_the_table_is_safe_to_open(tmp_path):
     assert first["submission"] == "'=cmd()|'x'.ipynb" and first["remarks"] == '1: a, "b"' and first["seconds"] == "1.3"
     assert second["submission"] == "'@b" and second["status"] == "'-1" and second["of"] == "6"
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_the_last_lines_say_what_is_left_to_do():
+    """One line for each kind of trouble, and none where there is none."""
+    fine = Grade("a", "graded", {"one": "passed", "two": "failed"}, {"two": "no"}, 1.0)
+    late = Grade("b", "timed out after 60 s", {"one": "passed", "two": "not reached"}, {}, 60.0)
+    loop = Grade("c", "graded", {"one": "error", "two": "passed"}, {"one": "TooLong: not done after 20 s"}, 1.0)
+    died = Grade("d", "crashed (stopped by SIGKILL)", {"one": "passed", "two": "not reached"}, {}, 1.0)
+    error = Grade("e", "graded", {"one": "error", "two": "passed"}, {"one": "NameError: nothing"}, 1.0)
+    other = Grade("f", "another chapter: cam, not padim", {}, {}, 0.0)
+    assert to_do([fine], QUICK) == []
+    slow, gone, odd, refused = to_do([fine, late, loop, died, error, other], QUICK)
+    assert slow.startswith("2 files ran out of time") and "--timeout 120" in slow
+    assert gone.startswith("1 file ended before")
+    assert odd.startswith("1 file with answers that did not run") and "--all-cells --timeout" in odd
+    assert refused.startswith("1 file not graded")
+    assert "--all-cells" not in to_do([error], Limits(everything=True))[0]
 
 
 def test_a_folder_without_files_is_refused(tmp_path):

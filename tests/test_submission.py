@@ -18,7 +18,7 @@ def sources(text, **options):
 
 def kept(*cells):
     """What is kept of some cells before an exercise that needs `x`."""
-    made = read(notebook([*cells, "from paperlib.exercises import cam as check", "check.side_ratio(x)"]))
+    made = read(notebook([*cells, "from paperlib.exercises import cam as check", "check.side_ratio(x)", "b = 3"]))
     return [statement.source for statement in made.statements[:-1]]
 
 
@@ -57,6 +57,25 @@ def test_only_what_the_answers_need_is_kept(chapter):
         (["import time\ntime.sleep(99)\nx = time.time()"], ["import time", "x = time.time()"]),
         (["%matplotlib inline\nx = 1\n!rm -rf /"], ["x = 1"]),
         (["def f():\n    global x\n    x = 3\nf()"], ["def f():\n    global x\n    x = 3"]),
+        (["def x(a):\n    return b + a", "b = 1", "c = 2"], ["def x(a):\n    return b + a", "b = 1"]),
+        (
+            ["def x():\n    return f()", "def f():\n    return b", "b = 1\nb = 2"],
+            ["def x():\n    return f()", "def f():\n    return b", "b = 1", "b = 2"],
+        ),
+        (
+            [
+                "class x:\n    b = 1\n    def f(self):\n        return F.relu(b)",
+                "b = 2\nimport torch.nn.functional as F",
+            ],
+            [
+                "class x:\n    b = 1\n\n    def f(self):\n        return F.relu(b)",
+                "b = 2",
+                "import torch.nn.functional as F",
+            ],
+        ),
+        (["x = lambda: b", "b = []\nb.append(1)\nc = []\nc.append(1)"], ["x = lambda: b", "b = []", "b.append(1)"]),
+        (["b = 1\nx = b", "b = 2"], ["b = 1", "x = b"]),
+        (["b = 1", "b = 2", "def x():\n    return b"], ["b = 2", "def x():\n    return b"]),
     ],
 )
 def test_the_slice_follows_names(cells, needed):

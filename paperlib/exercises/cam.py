@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.cam import cam, class_activation_map
-from paperlib.exercises.verdict import no_function, no_number, right, wrong
+from paperlib.exercises.verdict import like, no_function, no_number, right, same_but_scaled, shape_of, wrong
 
 
 def sum_of_the_map(answer: Any) -> bool:
@@ -59,10 +59,10 @@ def map_function(answer: Any) -> bool:
     features, weight = (torch.randn(shape, generator=generator) for shape in ((3, 5, 4, 6), (7, 5)))
     targets = torch.tensor([6, 0, 2])
     expected = class_activation_map(features, weight, targets)
-    got = answer(features, weight, targets)
+    got = like(answer(features.clone(), weight.clone(), targets), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-        return wrong(f"for features (3, 5, 4, 6) and 7 classes f gave {shape}; expected one map (4, 6) for each image")
+        came = shape_of(got)
+        return wrong(f"for features (3, 5, 4, 6) and 7 classes f gave {came}; expected one map (4, 6) for each image")
     if torch.allclose(got, expected, atol=1e-5):
         return right("the row of the class, times the channels, summed over channels")
     if torch.allclose(got, expected.clamp_min(0), atol=1e-5):
@@ -71,13 +71,15 @@ def map_function(answer: Any) -> bool:
         return wrong("Eq. 2 has no 1/Z; it belongs to the pooling")
     if torch.allclose(got[:1], expected[:1], atol=1e-5):
         return wrong("the first image is right: every image must take the row of its own class")
+    if same_but_scaled(got, expected):
+        return wrong("right but for its scale: a sum over the channels, no mean, and not scaled to 0…1")
     return wrong("each image has a class: pick that class's row of weights, and sum over the channels only")
 
 
 def box_function(answer: Any) -> bool:
     """Check the reader's own `f(map)`: the smallest box around all cells above 20 % of the maximum.
 
-    Source: chapter 02, exercise 4. Departures: the paper takes the largest region, here there is one.
+    Source: chapter 02, exercise 4. Departures: the paper takes the largest region, the exercise all cells.
     Test: test_exercises_cam.py::test_cam_checks
     """
     if no_function(answer):
@@ -85,24 +87,30 @@ def box_function(answer: Any) -> bool:
     values = torch.full((8, 10), -1.0)
     values[2:5, 3:9] = 3.0  # 3 is above 20 % of 10, and below the middle of the range from -1 to 10
     values[3, 4:8] = 10.0
+    values[0, 2] = 2.5  # above 20 %, and away from the rest
     values[5, 3] = 2.0  # exactly 20 %: not above it
     values[0, 0] = 1.5
-    got = answer(values)
+    values[7] = -20.0  # larger than the maximum, but for its sign
+    got = answer(values.clone())
     try:
         got = tuple(int(side) for side in got)
     except (TypeError, ValueError):
         return wrong(f"f gave a {type(got).__name__}; expected four numbers: top, left, bottom, right")
     hints = {
-        (2, 3, 4, 8): "right and bottom are one past the last cell (half-open), so that bottom - top is the height",
-        (3, 2, 9, 5): "rows and columns changed places: a map is indexed [row, column], and the top comes first",
-        (2, 3, 6, 9): "a cell at exactly 20 % is not above 20 %",
-        (0, 0, 6, 9): "20 % of the way from the minimum to the maximum is another rule; take 20 % of the maximum",
+        (0, 2, 4, 8): "right and bottom are one past the last cell (half-open), so that bottom - top is the height",
+        (2, 0, 9, 5): "rows and columns changed places: a map is indexed [row, column], and the top comes first",
+        (0, 5, 2, 9): "the four are right and their order is not: top, left, bottom, right",
+        (0, 2, 5, 7): "bottom and right are asked for, not height and width",
+        (0, 2, 6, 9): "a cell at exactly 20 % is not above 20 %",
+        (0, 0, 7, 10): "20 % of the way from the minimum to the maximum is another rule; take 20 % of the maximum",
+        (0, 0, 6, 9): "0.2 is not 20 % of the maximum: this map goes up to 10",
+        (2, 3, 5, 9): "all cells above the threshold, not only the largest group of them",
         (3, 4, 4, 8): "your threshold is too high: 3 is more than 20 % of 10",
     }
-    if got == (2, 3, 5, 9):
-        if tuple(int(side) for side in answer(values.flip(0))) != (3, 3, 6, 9):
+    if got == (0, 2, 5, 9):
+        if tuple(int(side) for side in answer(values.flip(0))) != (3, 2, 8, 9):
             return wrong("right on one map and not on the same map upside down: work the box out from the map")
-        return right("rows 2 to 4 and columns 3 to 8, half-open")
+        return right("rows 0 to 4 and columns 2 to 8, half-open")
     if len(got) != 4:
         return wrong(f"f gave {len(got)} numbers; expected four: top, left, bottom, right")
     return wrong(hints.get(got, "take the first and the last row, and column, of map > 0.2 * map.max()"))
@@ -140,6 +148,8 @@ def gap_network(answer: Any) -> bool:
     """
     if no_function(answer):
         return False
+    if isinstance(answer, nn.Module):
+        return wrong("a network came; expected the function that builds it: give its name, without calling it")
     torch_state = torch.get_rng_state()
     try:
         torch.manual_seed(0)
@@ -160,5 +170,6 @@ def gap_network(answer: Any) -> bool:
     if not any(m.in_channels == 12 and m.out_channels == 1024 and m.kernel_size == (3, 3) for m in convolutions):
         return wrong("the paper adds a 3×3 convolution with 1,024 channels before the pooling")
     if found.maps.shape != (2, 8, 6):
-        return wrong(f"the map is {tuple(found.maps.shape[1:])} for features of (8, 6): pad the convolution by one")
+        came = tuple(found.maps.shape[1:])
+        return wrong(f"the map is {came} for features of (8, 6): pad the convolution by one, and keep its stride at 1")
     return right("cam finds the pooled features and the linear layer by itself")

@@ -5,7 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.exercises.verdict import no_function, no_number, right, unanswered, wrong
+from paperlib.exercises.verdict import (
+    like,
+    no_function,
+    no_number,
+    right,
+    same_but_scaled,
+    shape_of,
+    unanswered,
+    wrong,
+)
 from paperlib.gradcam import grad_cam, grad_cam_map
 
 GRADIENT = ((-2.0, 3.0, -1.0), (6.0, -3.0, 1.0), (2.0, -1.0, 3.0))  # of the 3×3 example
@@ -29,6 +38,8 @@ def channel_weight(answer: Any) -> bool:
         return wrong("no ReLU here: it comes at the end, on the map, and negative gradients count")
     if abs(answer - max(cells)) < 0.005:
         return wrong("that is the maximum; Grad-CAM pools gradients by their average")
+    if abs(answer - exact) < 0.05:
+        return wrong("nearly: give three digits, or the fraction")
     return wrong("add up the nine gradients, with their signs, and divide by their number")
 
 
@@ -85,18 +96,21 @@ def map_function(answer: Any) -> bool:
     activations, gradients = (torch.randn(3, 5, 4, 6, generator=generator) for _ in range(2))
     weights = gradients.mean((2, 3))
     expected = grad_cam_map(weights, activations)
-    got = answer(activations.clone(), gradients.clone())
+    got = like(answer(activations.clone(), gradients.clone()), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-        return wrong(f"for activations (3, 5, 4, 6) f gave {shape}; expected one map (4, 6) for each image")
+        came = shape_of(got)
+        return wrong(f"for activations (3, 5, 4, 6) f gave {came}; expected one map (4, 6) for each image")
 
     def equals(other):
         return torch.allclose(got, other, atol=1e-5)
 
     if equals(expected):
         return right("one weight a channel, the weighted sum of the channels, and the ReLU last")
-    if equals(grad_cam_map(weights, activations, relu=False)):
+    signed = grad_cam_map(weights, activations, relu=False)
+    if equals(signed):
         return wrong("the ReLU of Eq. 2 is missing")
+    if equals(signed.abs()):
+        return wrong("what is negative before the ReLU is 0 after it, not positive")
     if equals(24 * expected):
         return wrong("the weights are sums; Eq. 1 takes the average")
     if equals((gradients * activations).sum(1).clamp_min(0)):
@@ -107,6 +121,12 @@ def map_function(answer: Any) -> bool:
         return wrong("negative gradients count: no ReLU in Eq. 1")
     if equals(grad_cam_map(gradients.mean((0, 2, 3)).expand(3, -1), activations)):
         return wrong("every image has its own weights: do not average over the batch")
+    if equals(grad_cam_map(weights.clamp_min(0), activations)):
+        return wrong("a channel may have a negative weight: the only ReLU comes at the end")
+    if equals(grad_cam_map(activations.mean((2, 3)), gradients)):
+        return wrong("the two changed places: gradients become weights, and weigh the activations")
+    if same_but_scaled(got, expected) or same_but_scaled(got, signed):
+        return wrong("right but for its scale: a sum over the channels, no mean, and not scaled to 0…1")
     return wrong("weights (3, 5): the gradients' average over the two axes of space; then sum weights × channels")
 
 
@@ -123,6 +143,11 @@ def contrast_score(answer: Any) -> bool:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
         images = torch.randn(3, 3, 8, 8, generator=generator)
+        with torch.no_grad():  # class 2 is ahead of class 0 in some images and not in all
+            logits = network(images)
+            network[-1].bias[2] -= (logits[:, 2] - logits[:, 0]).mean()
+            logits = network(images)
+        ahead = logits[:, 2] > logits[:, 0]
 
         def found(score):
             return grad_cam(network, images, "0", score, relu=False).maps
@@ -141,6 +166,10 @@ def contrast_score(answer: Any) -> bool:
         return wrong("that is class 2 alone; what class 0 has as well is no reason to prefer class 2")
     if torch.allclose(got, found(lambda logits: logits.softmax(1)[:, 2]), atol=1e-6):
         return wrong("a probability compares class 2 with all classes; the question names one")
+    if torch.allclose(got, found(lambda logits: logits.softmax(1)[:, 2] - logits.softmax(1)[:, 0]), atol=1e-6):
+        return wrong("take the scores as they come: the softmax mixes the other classes in")
+    if torch.allclose(got[ahead], expected[ahead], atol=1e-6):
+        return wrong("right where class 2 is ahead; where class 0 is, the number should be negative and count as well")
     return wrong("when is class 2 preferred to class 0? When this number is positive: which?")
 
 
@@ -152,6 +181,8 @@ def deconvnet_relu(answer: Any) -> bool:
     """
     if no_function(answer):
         return False
+    if isinstance(answer, type):
+        return wrong("a class came; expected a function: a torch.autograd.Function is called through its .apply")
     x, above = torch.tensor(FORWARD, requires_grad=True), torch.tensor(GRADIENT)
     try:
         output = answer(x)
@@ -168,4 +199,4 @@ def deconvnet_relu(answer: Any) -> bool:
         return wrong("that is guided backpropagation, which asks both questions; the deconvnet asks one")
     if torch.equal(got, above):
         return wrong("everything passes: the deconvnet drops negative gradients")
-    return wrong("backward, only the sign of the incoming gradient matters")
+    return wrong("backward, each gradient passes unchanged or not at all, and only its own sign decides")

@@ -259,6 +259,36 @@ def write_table(grades: list[Grade], chapter: str, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def to_do(grades: list[Grade], limits: Limits) -> list[str]:
+    """Say what of a table needs a look, and what to do about it; nothing if everything was graded.
+
+    Source: none, the book's own. Departures: none. Test: test_grade.py::test_the_last_lines_say_what_is_left_to_do
+    """
+
+    def count(some: list[Grade]) -> str:
+        return f"{len(some)} file" + "s" * (len(some) != 1)
+
+    def is_late(grade: Grade) -> bool:
+        return grade.status.startswith("timed out") or any("TooLong" in hint for hint in grade.hints.values())
+
+    late = [g for g in grades if is_late(g)]
+    broken = [g for g in grades if g not in late and "error" in g.verdicts.values()]
+    died = [g for g in grades if g.status.startswith("crashed")]
+    refused = [g for g in grades if not g.verdicts]
+    lines = []
+    if late:
+        longer = f"--timeout {2 * limits.seconds:g}"
+        lines.append(f"{count(late)} ran out of time: an endless loop, or a slow machine (try {longer}, fewer --jobs)")
+    if died:
+        lines.append(f"{count(died)} ended before the last answer: see status; answers not reached count as none")
+    if broken:
+        again = "" if limits.everything else "; where those miss an earlier cell, --all-cells --timeout 600"
+        lines.append(f"{count(broken)} with answers that did not run: see remarks{again}")
+    if refused:
+        lines.append(f"{count(refused)} not graded: status says why")
+    return lines
+
+
 def _safe(value: object) -> str:
     """Keep a spreadsheet from taking a text for a formula, and a row on one line."""
     text = " ".join(str(value).encode("utf-8", "replace").decode().split())
@@ -315,5 +345,7 @@ def grade(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    say(f"written: {target}")
+    for line in to_do([done[path] for path in paths], limits):
+        say(line)
+    say(f"written: {target}, a row for each file")
     return [done[path] for path in paths]

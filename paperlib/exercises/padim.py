@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperlib.exercises.verdict import no_function, no_number, right, wrong
+from paperlib.exercises.verdict import like, no_function, no_number, right, shape_of, wrong
 
 
 def stored_megabytes(answer: Any) -> bool:
@@ -28,6 +28,10 @@ def stored_megabytes(answer: Any) -> bool:
         return wrong("that is how many million numbers there are: how many bytes does each take?")
     if abs(answer - exact * 1e6 / 2**20) < 0.01:
         return wrong("that is in MiB (1,048,576 bytes); a megabyte is a million bytes")
+    if any(abs(answer / exact / unit - 1) < 1e-3 for unit in (1e3, 1e6)):
+        return wrong("the number is right, its unit is not: give millions of bytes")
+    if abs(answer - cells * (d * (d + 1) / 2 + d) * 4 / 1e6) < 0.01:
+        return wrong("one triangle of a symmetric matrix would do, but PaDiM keeps the whole matrix")
     if abs(answer - exact * 1e6 / cells / 1e6) < 1e-4:
         return wrong("that is one cell: there are 28 · 28 of them")
     return wrong("count the numbers of one cell (a d × d matrix and a vector), times the cells, times the bytes")
@@ -43,7 +47,7 @@ def distance_by_hand(answer: Any) -> bool:
         return False
     hints = {
         8.0: "that is the square of the distance",
-        17**0.5: "that is the Euclidean distance: it does not know the covariance",
+        17**0.5: "either Σ is left out (that is the Euclidean distance), or x - μ was divided before it was squared",
         10**0.5: "divide by variances: the diagonal of Σ already holds them, so take no root of it",
         64.25**0.5: "multiply by the inverse of Σ, not by Σ",
         4.0: "add the squares of the two parts before you take the root",
@@ -53,6 +57,8 @@ def distance_by_hand(answer: Any) -> bool:
     for value, hint in hints.items():
         if abs(answer - value) < 0.005:
             return wrong(hint)
+    if abs(answer - 8**0.5) < 0.05:
+        return wrong("nearly: give three digits, or the root itself")
     return wrong("the inverse of a diagonal matrix is diagonal: sum (x - μ)² / variance, then take the root")
 
 
@@ -73,10 +79,11 @@ def embedding_function(answer: Any) -> bool:
     def repeated(m: Tensor, times: int) -> Tensor:
         return m.repeat_interleave(times, 2).repeat_interleave(times, 3)
 
-    expected, got = stacked(repeated), answer(maps)
+    expected = stacked(repeated)
+    got = like(answer([m.clone() for m in maps]), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-        return wrong(f"for maps (2, 3, 8, 8), (2, 4, 4, 4) and (2, 5, 2, 2) f gave {shape}; expected (2, 12, 8, 8)")
+        came = shape_of(got)
+        return wrong(f"for maps (2, 3, 8, 8), (2, 4, 4, 4) and (2, 5, 2, 2) f gave {came}; expected (2, 12, 8, 8)")
     if torch.allclose(got, expected):
         return right("each coarse cell is repeated over the fine cells that it covers")
     if torch.allclose(got, stacked(lambda m, times: m.repeat(1, 1, times, times))):
@@ -99,10 +106,11 @@ def covariance_function(answer: Any) -> bool:
     n, positions, d, epsilon = 7, 3, 4, 0.5
     x = torch.randn(n, positions, d, generator=torch.Generator().manual_seed(0)) + 2
     sample = torch.stack([torch.cov(x[:, p].T) for p in range(positions)])
-    expected, got = sample + epsilon * torch.eye(d), answer(x, epsilon)
+    expected = sample + epsilon * torch.eye(d)
+    got = like(answer(x.clone(), epsilon), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-        return wrong(f"for x (7, 3, 4) f gave {shape}; expected a 4×4 matrix for each of 3 positions")
+        came = shape_of(got)
+        return wrong(f"for x (7, 3, 4) f gave {came}; expected a 4×4 matrix for each of 3 positions")
 
     def is_near(other: Tensor) -> bool:
         return torch.allclose(got, other, atol=1e-4)
@@ -117,6 +125,12 @@ def covariance_function(answer: Any) -> bool:
         return wrong("Eq. 1 divides by N - 1, not by N")
     if is_near(expected * (n - 1)) or is_near(sample * (n - 1) + epsilon * torch.eye(d)):
         return wrong("the sum has to be divided")
+    if is_near(sample + epsilon / (n - 1) * torch.eye(d)):
+        return wrong("ε is added after the division")
+    if is_near(expected * torch.eye(d)):
+        return wrong("these are variances alone: how two dimensions vary together belongs to Σ as well")
+    if is_near(torch.linalg.inv(expected)):
+        return wrong("that is the inverse of Σ")
     if is_near(torch.einsum("npi,npj->pij", x, x) / (n - 1) + epsilon * torch.eye(d)):
         return wrong("take the mean of each position off first")
     pooled = x - x.mean((0, 1))
@@ -164,7 +178,7 @@ def crossover(answer: Any) -> bool:
     if answer == int(exact) + 1:
         return right("from there on each further image costs k-NN more and PaDiM nothing")
     if abs(answer - exact) < 1:
-        return wrong("nearly: give a whole number of images, the first at which k-NN stores more")
+        return wrong("nearly: a Gaussian has a mean, too, and the whole number is the first at which k-NN stores more")
     if abs(answer - gaussians / (448 * 56 * 56)) < 1:
         return wrong("k-NN can keep each layer on its own grid: 28×28 and 14×14 for the later two")
     if abs(answer * 10 - exact) < 10:
@@ -191,9 +205,11 @@ def merge_function(answer: Any) -> bool:
     (n1, mean1, scatter1), (n2, mean2, scatter2), (n, mean, scatter) = map(statistics, (x[:7], x[7:], x))
     got = answer(n1, mean1, scatter1, n2, mean2, scatter2)
     if not isinstance(got, tuple | list) or len(got) != 3:
-        return wrong(f"f gave a {type(got).__name__}; expected three things: n, mean and scatter")
+        came = f"{len(got)} things" if isinstance(got, tuple | list) else f"a {type(got).__name__}"
+        return wrong(f"f gave {came}; expected three things: n, mean and scatter")
     if got[0] != n:
         return wrong(f"7 images and 3 images gave n = {got[0]}")
+    got = [like(value, mean) for value in got]
     shapes = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in got[1:]]
     if shapes != [(3,), (3, 3)]:
         return wrong(f"mean and scatter came as {shapes[0]} and {shapes[1]}; expected (3,) and (3, 3)")
@@ -205,9 +221,10 @@ def merge_function(answer: Any) -> bool:
         return right("the two scatters, and what the distance of the two means adds")
     if torch.allclose(got[2], scatter1 + scatter2):
         return wrong("each scatter is around its own mean: what is missing comes from the distance between the means")
-    between = torch.outer(mean2 - mean1, mean2 - mean1)
-    if torch.allclose(got[2], scatter1 + scatter2 + between):
-        return wrong("the outer product of the difference of the means is right, its factor is not 1")
+    between, rest = torch.outer(mean2 - mean1, mean2 - mean1), got[2] - scatter1 - scatter2
+    factor = (rest[0, 0] / between[0, 0]).item()
+    if torch.allclose(rest, factor * between):
+        return wrong(f"the outer product of the difference of the means is right, its factor is not {factor:.3g}")
     if torch.allclose(got[2], scatter / n) or torch.allclose(got[2], scatter / (n - 1)):
         return wrong("a scatter is a sum: do not divide it")
     return wrong("the mean is right; to the two scatters comes a part that grows with the distance between the means")

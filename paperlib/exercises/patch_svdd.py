@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paperlib.anomaly_map import spread_patch_scores
-from paperlib.exercises.verdict import no_function, no_number, right, wrong
+from paperlib.exercises.verdict import like, no_function, no_number, right, shape_of, wrong
 from paperlib.patch_encoder import HierarchicalEncoder
 
 
@@ -28,8 +28,9 @@ def patches_of_a_picture(answer: Any) -> bool:
         ((400 - 32) // 4 + 1) * ((300 - 32) // 4 + 1): "that is for patches of 32 pixels at stride 4",
     }
     if answer == rows * columns:
-        return right("22 rows of 15; the last 12 columns of pixels belong to no patch and score 0")
-    return wrong(hints.get(answer, "along a side: how many steps of 16 fit into what a patch leaves free, plus one"))
+        return right("22 along the long side times 15 along the short one, whose last 12 pixels belong to no patch")
+    hint = hints.get(float(answer))
+    return wrong(hint or "along a side: how many steps of 16 fit into what a patch leaves free, plus one")
 
 
 def class_of_a_pair(answer: Any) -> bool:
@@ -49,7 +50,7 @@ def class_of_a_pair(answer: Any) -> bool:
     }
     if answer == 5:
         return right("row below, column to the left: the first of the last three")
-    return wrong(hints.get(answer, "number the 3×3 grid row by row, from 0, without its centre"))
+    return wrong(hints.get(float(answer), "number the 3×3 grid row by row, from 0, without its centre"))
 
 
 def loss_function(answer: Any) -> bool:
@@ -65,8 +66,9 @@ def loss_function(answer: Any) -> bool:
     norms = (a - b).square().sum(1).sqrt()
     got = answer(a, b)
     if not isinstance(got, Tensor) or got.numel() != 1:
-        came = f"{tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
+        came = shape_of(got)
         return wrong(f"for six pairs f gave {came}; expected one number, a tensor that can be differentiated")
+    got = like(got, norms)
     hints = (
         (norms.square().mean(), "the norm is not squared: take the root of each pair's sum of squares"),
         ((a - b).square().mean(), "sum the squares over the dimensions, take the root, then average over the pairs"),
@@ -92,9 +94,10 @@ def spread_function(answer: Any) -> bool:
     if no_function(answer):
         return False
     scores, patch, stride, size = torch.arange(1.0, 13.0).view(3, 4), 4, 2, (8, 11)
-    expected, got = spread_patch_scores(scores, patch, stride, size), answer(scores.clone(), patch, stride, size)
+    expected = spread_patch_scores(scores, patch, stride, size)
+    got = like(answer(scores.clone(), patch, stride, size), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        came = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+        came = shape_of(got)
         return wrong(f"for 3×4 scores and a picture of 8×11 pixels f gave {came}; expected a map (8, 11)")
     if torch.allclose(got, expected):
         return right("every pixel has the mean over its own patches, and 0 where there are none")
@@ -104,8 +107,14 @@ def spread_function(answer: Any) -> bool:
     sums = F.pad(covers, (0, 1)) * expected
     if torch.allclose(got, sums):
         return wrong("you add the scores up: divide by how many patches cover the pixel")
-    if torch.allclose(got, sums / covers.max()):
-        return wrong("a corner is covered once: divide by the pixel's own count, not by the largest one")
+    if got[0, 0] > 0 and torch.allclose(got / got[0, 0], sums / sums[0, 0]):
+        return wrong("a corner is covered once: divide by the pixel's own count, not all pixels by the same number")
+    for other, given, hint in (
+        (scores.mT, stride, "rows and columns of the scores changed places"),
+        (scores, patch, "a new patch starts every `stride` pixels: they overlap"),
+    ):
+        if torch.allclose(got, spread_patch_scores(other, patch, given, (16, 16))[: size[0], : size[1]]):
+            return wrong(hint)
     if torch.allclose(got[:2, :2], expected[:2, :2]):
         return wrong("the first corner is right; a pixel that several patches cover takes their mean, not one of them")
     return wrong("patch (i, j) covers rows i·stride to i·stride + patch - 1, and columns the same way with j")
@@ -123,11 +132,14 @@ def nearest_function(answer: Any) -> bool:
     bank = torch.randn(40, 5, generator=generator)
     queries = torch.cat([torch.randn(8, 5, generator=generator), bank[7:8]])
     every = (queries[:, None] - bank).square().sum(2).sqrt()
-    expected, got = every.min(1).values, answer(queries, bank)
+    expected, given = every.min(1).values, answer(queries.clone(), bank.clone())
+    got = like(given, expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        came = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+        came = shape_of(got)
         return wrong(f"for 9 queries and a bank of 40 f gave {came}; expected one distance for each query, (9,)")
-    if not got.is_floating_point():
+    if got.isnan().any():
+        return wrong("nan: rounding leaves a squared distance of 0 just below it; lift it to 0 before the root")
+    if torch.equal(got, every.argmin(1).to(got)):
         return wrong("these are rows of the bank: the distance to that row is asked for")
     if torch.allclose(got, expected, atol=2e-3):
         return right("the smallest of the distances to all vectors of the bank; 0 for a query that is in it")
@@ -136,6 +148,7 @@ def nearest_function(answer: Any) -> bool:
         (every.mean(1), "the nearest one, not the mean over the bank: a patch needs only one that is like it"),
         (every.max(1).values, "that is the farthest vector"),
         ((queries - bank.mean(0)).norm(dim=1), "that is the distance to one centre: Deep SVDD's score, not Eq. 8"),
+        ((queries[:, None] - bank).abs().sum(2).min(1).values, "that adds absolute differences: Eq. 8 has the norm"),
         (every.min(0).values[:9], "the minimum runs over the bank, not over the queries"),
     )
     for value, hint in hints:
@@ -155,22 +168,32 @@ def hierarchy_function(answer: Any) -> bool:
     with torch.random.fork_rng(devices=[]):  # the reader's random numbers stay as they are
         torch.manual_seed(0)
         encoder, patches = HierarchicalEncoder(8), torch.rand(3, 3, 64, 64) - 0.5
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("the encoder's own forward is what is asked for: use its three parts")
+
+    encoder.forward = refuse
     with torch.no_grad():
         try:
-            got = answer(encoder, patches)
+            got = like(answer(encoder, patches.clone()), patches)
         except (RuntimeError, ValueError) as error:
             return wrong(f"it does not run: {error}")
         if not isinstance(got, Tensor) or got.shape != (3, 8):
-            came = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+            came = shape_of(got)
             return wrong(f"for 3 patches and D = 8 f gave {came}; expected (3, 8)")
         halves = (slice(None, 32), slice(32, None))
         quarters = [[encoder.small(patches[..., rows, columns]) for columns in halves] for rows in halves]
         grid = torch.stack([torch.stack(row, -1) for row in quarters], -2)  # (N, D, 2, 2), rows before columns
         hidden = encoder.conv1(grid)
         bent = F.leaky_relu(hidden, 0.1)
-        other_way = torch.tanh(encoder.conv2(F.leaky_relu(encoder.conv1(grid.mT), 0.1)))
+
+        def head(grid: Tensor) -> Tensor:
+            return torch.tanh(encoder.conv2(F.leaky_relu(encoder.conv1(grid), 0.1)))
+
+        in_one_row = grid.flatten(2).mT.reshape(3, 8, 2, 2)  # the four as (N, 4, D), in memory
         hints = (
-            (other_way, "rows and columns of the 2×2 grid changed places"),
+            (head(grid.mT), "rows and columns of the 2×2 grid changed places"),
+            (head(in_one_row), "a reshape moves no axis: exchange the axes of quarters and of D first"),
             (torch.tanh(encoder.conv2(hidden)), "a LeakyReLU of slope 0.1 stands between the two convolutions"),
             (torch.tanh(encoder.conv2(F.leaky_relu(hidden, 0.01))), "the slope is 0.1, not PyTorch's 0.01"),
             (torch.tanh(encoder.conv2(F.relu(hidden))), "a LeakyReLU of slope 0.1, not a ReLU"),
@@ -211,4 +234,10 @@ def distances_of_an_evaluation(answer: Any) -> bool:
         return wrong("a distance is one distance, however many dimensions it runs over")
     if near(3000 * 1000 * 256**4):
         return wrong("close: the last patch must fit, so there are not 1024 / 4 along a side")
+    if near(3000 * 1000 * 248**4):
+        return wrong("close: a patch starts at pixel 0, too: count the steps along a side, and one more")
+    if near(exact * (4 * 57 / 249) ** 4):
+        return wrong("close: four times the side has room for more than four times the 57 patches of 256 pixels")
+    if abs(answer - exact) < 0.05 * exact:
+        return wrong("close: give three digits, or the product itself")
     return wrong("patches of a picture, times pictures: once for the tests, once for the bank; then the product")

@@ -33,6 +33,7 @@ class Submission(NamedTuple):
 
 class _Scope(NamedTuple):
     loads: set[str]
+    loads_later: set[str]  # of these, what functions read when they are called, and not where they stand
     binds: set[str]
     calls_on: set[str]  # names whose methods or items are touched: `x.append(1)`, `x[0] = 1`, `x += 1`
     binds_for_sure: bool
@@ -173,36 +174,53 @@ def _statements(cells: list[str], names: set[str], aliases: set[str], imported: 
 
 
 def _needed(statements: list[Statement]) -> list[Statement]:
-    """Go back from the last statement to the first and keep what binds or changes a name that is still wanted."""
-    kept, wanted, modules = [], set(), set()
-    for statement in statements:
+    """Go back from the last statement to the first and keep what binds or changes a name that is still wanted.
+
+    A function may read a name that is bound only after it, before it is called: so the walk is repeated until no
+    function that is kept adds such a name.
+    """
+    scopes = [_scope(statement.source) for statement in statements]
+    modules = set()
+    for statement, scope in zip(statements, scopes, strict=True):
         if statement.source.startswith(("import ", "from ")):
-            modules |= _scope(statement.source).binds
-    for statement in reversed(statements):
-        scope = _scope(statement.source)
-        changes = (scope.calls_on - modules) & wanted
-        if not (statement.checks or changes or scope.binds & wanted or statement.source.endswith("import *")):
-            continue
-        kept.append(statement)
-        if scope.binds_for_sure:
-            wanted -= scope.binds  # an earlier value under this name reaches nothing
-        wanted |= scope.loads | changes
-    return kept[::-1]
+            modules |= scope.binds
+    last = max((at for at, statement in enumerate(statements) if statement.checks), default=-1)
+    read_from: dict[str, int] = {}  # name → the first kept statement with a function that reads it
+    while True:
+        kept, wanted = [], set()
+        for at in range(last, -1, -1):
+            statement, scope = statements[at], scopes[at]
+            late = {name for name, first in read_from.items() if first < at}
+            changes = (scope.calls_on - modules) & (wanted | late)
+            binds = scope.binds & (wanted | late)
+            if not (statement.checks or changes or binds or statement.source.endswith("import *")):
+                continue
+            kept.append(at)
+            if scope.binds_for_sure:
+                wanted -= scope.binds  # an earlier value under this name reaches nothing
+            wanted |= scope.loads | changes
+        found = {name: at for at in kept for name in scopes[at].loads_later}  # from last to first: the first stays
+        if found == read_from:
+            return [statements[at] for at in reversed(kept)]
+        read_from = found
 
 
 def _scope(source: str) -> _Scope:
     """Say which global names a statement reads, which it binds, and which it may change without binding them."""
-    loads, binds, calls_on = set(), set(), set()
+    loads, later, binds, calls_on = set(), set(), set(), set()
 
-    def walk(table: symtable.SymbolTable, top: bool) -> None:
+    def walk(table: symtable.SymbolTable, top: bool, inside: bool = False) -> None:
+        inside = inside or table.get_type() == "function"
         for symbol in table.get_symbols():
             is_global = top or symbol.is_global()
             if is_global and symbol.is_referenced():
                 loads.add(symbol.get_name())
+                if inside:
+                    later.add(symbol.get_name())
             if is_global and (symbol.is_assigned() or symbol.is_imported()):
                 binds.add(symbol.get_name())
         for child in table.get_children():
-            walk(child, False)
+            walk(child, False, inside)
 
     walk(symtable.symtable(source, "<cell>", "exec"), True)
     body = ast.parse(source).body
@@ -218,7 +236,7 @@ def _scope(source: str) -> _Scope:
     simple = (ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
     # `x = x.view(2)` reads its x through a method and changes nothing: only a bare statement is run for its effect.
     effects = calls_on if not isinstance(node, (*simple, ast.AsyncFunctionDef)) else calls_on & _stored_into(node)
-    return _Scope(loads, binds, effects, isinstance(node, simple))
+    return _Scope(loads, later, binds, effects, isinstance(node, simple))
 
 
 def _stored_into(node: ast.stmt) -> set[str]:
