@@ -17,6 +17,7 @@ from atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = "uv>=0.5"
+# grad-cam asks for it beside opencv-python; but the two own the same files, so an environment gets one of them.
 HEADLESS = "opencv-python-headless"
 LOCKS = {
     "book": "Every package of the extra `book`",
