@@ -9,7 +9,7 @@ TWO_PROCESSES := -n 2 --dist loadscope
 export PAPERLIB_PROFILE ?= smoke
 
 .PHONY: help book html test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench colab \
-        student student-book clean
+        student student-book lock clean
 
 help:
 	@echo "make book       build the rendered book from the committed outputs"
@@ -24,17 +24,22 @@ help:
 	@echo "make student-book  the book without solutions, in _build/student-book/_build/html"
 	@echo "make test-long  tests of several minutes"
 	@echo "make test-gpu   tests that need a CUDA device, then the bench on it"
+	@echo "make lock       pin every package again, with hashes (UPGRADE=1: at its newest version)"
 	@echo "make clean      remove what was built (not .venv)"
 
 # ---- set-up ---------------------------------------------------------------------------------------------------------
 # Two steps, so that reading the book does not install the test tools.
-$(VENV)/.ready-book: pyproject.toml constraints.txt book/tools/set_up.py
+$(VENV)/.ready-book: pyproject.toml $(wildcard requirements/*.txt) book/tools/set_up.py
 	$(PYTHON) book/tools/set_up.py $(VENV) book
 	@touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready-book
 	$(PYTHON) book/tools/set_up.py $(VENV) test
 	@touch $@
+
+# The pins stay where pyproject.toml still allows them; UPGRADE=1 takes the newest. Needs the package index.
+lock:
+	$(PYTHON) book/tools/lock.py $(if $(UPGRADE),--upgrade)
 
 # ---- the book -------------------------------------------------------------------------------------------------------
 html: $(VENV)/.ready-book

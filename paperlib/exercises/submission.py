@@ -222,8 +222,8 @@ def _scope(source: str) -> _Scope:
         for child in table.get_children():
             walk(child, False, inside)
 
-    walk(symtable.symtable(source, "<cell>", "exec"), True)
     body = ast.parse(source).body
+    walk(symtable.symtable(ast.unparse(_Generators().visit(ast.parse(source))), "<cell>", "exec"), True)
     node = body[0] if body else ast.Pass()
     for inner in ast.walk(node):
         changed = inner.func.value if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) else None
@@ -237,6 +237,20 @@ def _scope(source: str) -> _Scope:
     # `x = x.view(2)` reads its x through a method and changes nothing: only a bare statement is run for its effect.
     effects = calls_on if not isinstance(node, (*simple, ast.AsyncFunctionDef)) else calls_on & _stored_into(node)
     return _Scope(loads, later, binds, effects, isinstance(node, simple))
+
+
+class _Generators(ast.NodeTransformer):
+    """Makes every comprehension a generator: since Python 3.12 the others' variables pass for the module's own."""
+
+    def visit_ListComp(self, node: ast.ListComp | ast.SetComp) -> ast.GeneratorExp:
+        self.generic_visit(node)
+        return ast.GeneratorExp(node.elt, node.generators)
+
+    visit_SetComp = visit_ListComp
+
+    def visit_DictComp(self, node: ast.DictComp) -> ast.GeneratorExp:
+        self.generic_visit(node)
+        return ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()), node.generators)
 
 
 def _stored_into(node: ast.stmt) -> set[str]:

@@ -5,6 +5,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import lock
 import pytest
 import set_up
 import yaml
@@ -13,10 +14,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CONSTRAINTS = {
-    canonicalize_name(name): version
-    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M)
-}
+CONSTRAINTS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+LOCKS = {name: lock.split((ROOT / "requirements" / f"{name}.txt").read_text()) for name in lock.LOCKS}
 COLAB = yaml.safe_load((ROOT / "book" / "data" / "colab_runtime.yml").read_text())["packages"]
 
 
@@ -41,6 +40,34 @@ def test_constraints_pin_one_allowed_version_of_every_requirement():
         version = CONSTRAINTS.get(canonicalize_name(requirement.name))
         assert version, f"{requirement.name} is not in constraints.txt"
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement} against {version}"
+
+
+def test_the_locks_hold_the_constraints_each_once_and_with_hashes():
+    locked = [(name, version) for blocks in LOCKS.values() for name, version in lock.pins(blocks).items()]
+    assert sorted(locked) == sorted(CONSTRAINTS.items()), "run `make lock`"
+    for name, block in (item for blocks in LOCKS.values() for item in blocks.items()):
+        # A release has a file at least, and a hash is 64 hexadecimal digits; `split` has refused a pin without.
+        assert re.fullmatch(r"[^\n]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n", block), name
+
+
+def test_each_lock_holds_what_its_extra_declares():
+    extras = PROJECT["optional-dependencies"]
+    book = [*PROJECT["dependencies"], *extras["notebooks"], *extras["book"], "setuptools"]
+    for names, locks in ((book, ["book"]), (extras["test"], ["book", "test"])):
+        held = {name for part in locks for name in LOCKS[part]}
+        wanted = {canonicalize_name(Requirement(line).name) for line in names} - {"paperlib-book"}
+        assert wanted <= held, f"run `make lock`: {sorted(wanted - held)} not in {locks}"
+    assert set_up.LOCKS == {"book": ["book"], "test": ["book", "test"]}
+    assert "opencv-python-headless" not in LOCKS["book"] | LOCKS["test"], "it overwrites opencv-python's files"
+
+
+def test_a_lock_with_two_versions_or_a_pin_without_a_hash_is_refused():
+    good = "# a comment\nsix==1.17.0 ; python_version < '4' \\\n    --hash=sha256:ab\n"
+    assert lock.pins(lock.split(good)) == {"six": "1.17.0"}
+    with pytest.raises(ValueError, match="six got two pins"):
+        lock.split(good + "six==1.16.0 \\\n    --hash=sha256:cd\n")
+    with pytest.raises(ValueError, match="hupper came without a hash"):
+        lock.split(good + "hupper==1.0\n")
 
 
 def test_constraints_offer_both_builds_of_opencv_at_one_version():
@@ -75,8 +102,13 @@ def test_an_old_python_is_refused_with_what_to_do(version):
     set_up.check_python((3, 11, 0))
 
 
+def test_an_extra_that_has_no_lock_is_refused():
+    with pytest.raises(ValueError, match="no extra 'boook' to set up; expected one of book, test"):
+        set_up.main("never-made", "boook")
+
+
 class FakePython:
-    """Stands in for subprocess.run: answers an import of cv2 and a version query, and records what was installed."""
+    """Stands in for subprocess.run: answers an import of cv2, and records what was installed."""
 
     def __init__(self, error):
         self.error, self.calls = error, []
@@ -85,8 +117,7 @@ class FakePython:
         words = [str(word) for word in command]
         self.calls.append(words)
         failed = "import cv2" in words[-1] and self.error and not any("install" in call for call in self.calls)
-        stdout = "5.0.0.93\n" if "version(" in words[-1] else ""
-        return subprocess.CompletedProcess(command, 1 if failed else 0, stdout, self.error if failed else "")
+        return subprocess.CompletedProcess(command, 1 if failed else 0, "", self.error if failed else "")
 
 
 def test_a_machine_without_libgl_gets_the_headless_build(monkeypatch):
@@ -95,7 +126,7 @@ def test_a_machine_without_libgl_gets_the_headless_build(monkeypatch):
     set_up.mend_opencv(Path("python"))
     pip = [call[3:] for call in fake.calls if call[1:3] == ["-m", "pip"]]
     assert [call[0] for call in pip] == ["uninstall", "install"]
-    assert pip[1][-1] == "opencv-python-headless==5.0.0.93"
+    assert pip[1][-1] == str(ROOT / "requirements" / "headless.txt") and "--require-hashes" in pip[1]
 
 
 def test_a_working_opencv_is_left_alone_and_another_failure_is_not_hidden(monkeypatch):

@@ -40,6 +40,8 @@ TESTS = {
     "archive": ["test_archive.py"],
     "synthetic": ["test_synthetic.py"],
     "evaluation": ["test_evaluation.py"],
+    "mobilenet": ["test_mobilenet.py"],
+    "activations": ["test_activations.py"],
 }
 OPERATORS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
