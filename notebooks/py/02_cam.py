@@ -746,8 +746,8 @@ print(*said, sep="\n")
 #
 # ## Exercises
 #
-# Each cell calls a check that tells you what is off without giving the answer away. Put your answer in place of the dots.
-# Solutions are folded under each group.
+# Each cell calls a check that tells you what is off without giving the answer away. Put your answer in place of the
+# dots: a number, or the name of a function that you define above the check. Solutions are folded under each group.
 #
 # **Warm-up (5 minutes).**
 #
@@ -773,8 +773,8 @@ assert check.side_ratio(2**0.5)  # the IoU is the ratio of the areas
 # **3.** Write `f(features, weight, targets)`, {eq}`eq-cam` for a batch, without a loop over channels or cells: features
 # (N, C, h, w), weight (classes, C), targets (N,), maps (N, h, w).
 #
-# **4.** Write `f(one)`: top, left, bottom and right (half-open) of the smallest box around all cells of a map (h, w) that
-# are above 20 % of its maximum.
+# **4.** Write `f(one)`: top, left, bottom and right (half-open) of the smallest box around all cells of a map (h, w),
+# touching or not, that are above 20 % of its maximum.
 #
 # **5.** The paper says that VGGnet loses 90 % of its parameters. Take VGG-16, keep its `features`, and add the 3×3
 # convolution to 1,024 channels and the linear layer to 1,000 classes. How many percent of the parameters are saved?

@@ -980,12 +980,13 @@ for section, claim, theirs, ours, agrees in LINES:
 # ## Exercises
 #
 # Each cell calls a check that tells you what is off without giving the answer away. Put your answer in place of the
-# dots. Solutions are folded under each group.
+# dots: a number, a list, or the name of a function that you define above the check. Solutions are folded under each
+# group.
 #
 # **Warm-up (5 minutes).**
 #
-# **1.** The gradient of a score in the nine cells of a channel is the grid *from above, R* of the 3×3 example. What is
-# the channel's weight $\alpha$?
+# **1.** The gradient of a score in the nine cells of a channel is the grid *from above, R* of the 3×3 example in *Three
+# ways back through a ReLU*. What is the channel's weight $\alpha$?
 #
 # **2.** A network ends in average pooling over 7×7 cells and one linear layer with a bias. CAM's map of a class has
 # the maximum 24.5. What is the maximum of Grad-CAM's map at the same layer?
@@ -1063,14 +1064,15 @@ assert check.deconvnet_relu(DeconvnetReLU.apply)
 #
 # :::{dropdown} Answer
 # A probability also rises when other classes fall, so its map mixes in theirs with the opposite sign. And its gradient
-# vanishes as $p$ gets close to 1.
+# vanishes as $p$ gets close to 0 or 1.
 # :::
 #
 # **2.** `grad_cam` returns a map that is zero everywhere. A bug?
 #
 # :::{dropdown} Answer
-# Not by itself: the weighted sum is negative in all cells, so nothing in the picture speaks for this class at this
-# layer. Look with `relu=False`. Scaling such a map to 0…1 would divide zero by zero.
+# Not by itself: the weighted sum is nowhere positive (negative, or 0 because the gradient is), so by this measure
+# nothing in the picture speaks for this class at this layer. Look with `relu=False`. Scaling such a map to 0…1 would
+# divide zero by zero.
 # :::
 #
 # **3.** On a ResNet, at `layer4`, what do you gain from Grad-CAM over CAM?

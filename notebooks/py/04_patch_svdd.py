@@ -1004,7 +1004,8 @@ assert check.class_of_a_pair(DIRECTIONS.index((1, -1)))
 # pairs.
 #
 # **4.** Write `f(scores, patch, stride, size)`: give each pixel of a picture of `size` = (height, width) the mean of the
-# scores (h, w) of the patches that cover it, and 0 where there is none. No loop: `F.fold` adds overlapping blocks up.
+# scores (h, w) of the patches that cover it, and 0 where there is none. No loop: `F.fold` adds overlapping blocks up;
+# it takes them as columns, (1, patch · patch, h · w).
 #
 # **5.** Write `f(queries, bank)`: the distance of each query (Q, D) to the nearest vector of the bank (B, D), Eq. 8.
 

@@ -1158,7 +1158,8 @@ assert check.distance_by_hand((4**2 / 4 + 1**2 / 0.25) ** 0.5)
 # **5.** Write `f(scores, rate)`: from scores of normal pictures, a threshold that a share `rate` of them exceeds.
 #
 # **6.** ResNet-18 gives 64, 128 and 256 channels on 56×56, 28×28 and 14×14 cells. From how many pictures on does
-# storing all three layers of every picture take more memory than PaDiM's Gaussians with $d = 100$?
+# storing all three layers of every picture, each on its own grid, take more memory than PaDiM's Gaussians with
+# $d = 100$?
 
 # %% tags=["exercise"]
 done = check.embedding_function(...)
@@ -1225,7 +1226,7 @@ assert check.merge_function(merge)
 #
 # :::{dropdown} Answer
 # Nothing: it is a rotation, and the covariance turns with it. Only leaving some out changes something, and PCA leaves
-# out those in which a defect counts most.
+# out those of smallest variance, where a small deviation counts most.
 # :::
 #
 # **4.** You collect ten times as many normal pictures. What happens to the time to fit, the memory, the time to score,
@@ -1233,11 +1234,12 @@ assert check.merge_function(merge)
 #
 # :::{dropdown} Answer
 # PaDiM: the fit takes ten times as long (less the fixed price of the factors), memory and scoring stay. The search: no
-# fit, ten times the memory, and ten times the time unless it is limited to some pictures.
+# Gaussians to fit, but ten times the pictures to embed, ten times the memory, and ten times the time unless it is
+# limited to some pictures.
 # :::
 #
-# **5.** A colleague chose the threshold at the 99 % quantile of the training pictures' scores. The line stops all the
-# time. Why?
+# **5.** A colleague chose the threshold at the 99 % quantile of the training pictures' scores. Nearly every good part
+# stops the line. Why?
 #
 # :::{dropdown} Answer
 # The Gaussians were fitted to these very pictures, so they lie too close to them. Take pictures that were held back, or

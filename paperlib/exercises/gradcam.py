@@ -71,7 +71,7 @@ def guided_relu6(answer: Any) -> bool:
     try:
         got = tuple(float(value) for value in answer)
     except (TypeError, ValueError):
-        return wrong(f"a {type(answer).__name__} came; expected four numbers, [1, 2, 3, 4] say")
+        return wrong(f"an answer of type {type(answer).__name__} came; expected four numbers, [1, 2, 3, 4] say")
     if len(got) != 4:
         return wrong(f"{len(got)} numbers came; expected four, one for each input")
     hints = {

@@ -205,7 +205,7 @@ def merge_function(answer: Any) -> bool:
     (n1, mean1, scatter1), (n2, mean2, scatter2), (n, mean, scatter) = map(statistics, (x[:7], x[7:], x))
     got = answer(n1, mean1, scatter1, n2, mean2, scatter2)
     if not isinstance(got, tuple | list) or len(got) != 3:
-        came = f"{len(got)} things" if isinstance(got, tuple | list) else f"a {type(got).__name__}"
+        came = f"{len(got)} things" if isinstance(got, tuple | list) else f"something of type {type(got).__name__}"
         return wrong(f"f gave {came}; expected three things: n, mean and scatter")
     if got[0] != n:
         return wrong(f"7 images and 3 images gave n = {got[0]}")

@@ -25,7 +25,7 @@ def no_number(answer) -> bool:
     if callable(answer):
         wrong("a function came; expected a number: call the function and give what it returns")
     else:
-        wrong(f"a {type(answer).__name__} came; expected a number")
+        wrong(f"an answer of type {type(answer).__name__} came; expected a number")
     return True
 
 
@@ -35,7 +35,7 @@ def no_function(answer) -> bool:
         return True
     if callable(answer):
         return False
-    wrong(f"a {type(answer).__name__} came; expected a function: give its name, without calling it")
+    wrong(f"an answer of type {type(answer).__name__} came; expected a function: give its name, without calling it")
     return True
 
 
