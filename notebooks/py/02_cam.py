@@ -429,11 +429,11 @@ assert area > 0.8 or not by_default  # chance is 0.5
 import json
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_model
 
 path = Path(tempfile.mkdtemp(), "two_classes.safetensors")  # to keep it, name a folder of your own
 about = {"network": NETWORK, "classes": files.classes, "mean": mean.tolist(), "std": std.tolist()}
-save_file(mine.state_dict(), path, metadata={"about": json.dumps(about)})
+save_model(mine, path, metadata={"about": json.dumps(about)})
 
 again = two_class_network()  # a fresh one, its last layer random
 again.load_state_dict(load_file(path))  # every name and every shape must fit
