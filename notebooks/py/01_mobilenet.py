@@ -670,10 +670,10 @@ for separable, batch, layout in itertools.product((True, False), (1, 16), ("cont
 
 # %% [markdown]
 # At equal width the separable network is faster everywhere, and nowhere by the factor of eight that the multiply-adds
-# promise. The saving is smallest for a training step with batch 16 in the contiguous layout: backpropagation reads and
-# writes even more for each multiply-add, and each block has two batch norms and two ReLUs where its twin has one of
-# each. Channels last mends much of that, and hardly changes the twin. Where the depthwise routine is poor the order may
-# even turn round, so measure where you will run.
+# promise. Each of its blocks has two batch norms and two ReLUs where its twin has one of each, and each layer's fixed
+# price is paid twice as often, which counts most for a batch of one. A training step reads and writes even more for
+# each multiply-add. Channels last helps the separable network more than its twin. Where the depthwise routine is poor
+# the order may even turn round, so measure where you will run.
 #
 # ## Where it fails
 #
