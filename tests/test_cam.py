@@ -350,6 +350,8 @@ def test_boxes_equal_skimage_regions(rows, columns, seed, threshold, connectivit
         (torch.tensor([[float("nan"), 1.0]]), {}, "1 values of the map are NaN"),
         (torch.tensor([[float("inf"), 1.0]]), {}, "NaN or infinite"),
         (torch.ones(2, 2), {"threshold": 20}, "threshold=20; expected a share"),
+        (torch.ones(2, 2), {"threshold": 1.01}, "threshold=1.01; expected a share"),
+        (torch.ones(2, 2), {"threshold": -0.01}, "threshold=-0.01; expected a share"),
         (torch.ones(2, 2), {"threshold": float("nan")}, "threshold=nan"),
         (torch.ones(2, 2), {"connectivity": 6}, "connectivity=6; expected 4 or 8"),
     ],

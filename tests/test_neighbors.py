@@ -105,6 +105,22 @@ def test_memory_is_bounded_by_the_tile(monkeypatch):
     monkeypatch.setattr(neighbors.torch, "addmm", lambda *a, out: seen.append(out.numel()) or addmm(*a, out=out))
     nearest_distance(vectors(3000, 4), vectors(5000, 4, 1))
     assert max(seen) <= 512 * 2048 and len(seen) == 6 * 3
+    seen.clear()
+    monkeypatch.setattr(neighbors, "_CPU_PRODUCTS", 1)  # less than a tile: one query at a time
+    nearest_distance(vectors(3, 4), vectors(64, 4, 1))
+    assert seen == [64] * 3
+
+
+def test_a_query_at_zero_is_not_searched_again(monkeypatch):
+    searched, search = [], neighbors._search
+    monkeypatch.setattr(
+        neighbors, "_search", lambda queries, *rest: searched.append(len(queries)) or search(queries, *rest)
+    )
+    base = vectors(40, 64)
+    bank = torch.cat([base + 1e-3 * vectors(40, 64, seed) for seed in range(1, 20)])  # rounding could hide the nearest
+    assert not nearest_distance(bank, bank, 64).any() and searched == [len(bank)]
+    nearest_distance(bank + 1e-4, bank, 64)
+    assert searched[1:] == [len(bank)] * 2, "beside the bank, every query is"
 
 
 def test_greedy_coreset_takes_the_farthest_each_time():
