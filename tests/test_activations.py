@@ -33,6 +33,7 @@ RELUS = {
     "clamp": lambda x: x.clamp(min=0),
     "clamp by position": lambda x: torch.clamp(x, 0.0),
     "clamp to a tensor": lambda x: torch.clamp(x, min=torch.tensor(0.0)),
+    "clamp to a row of zeros": lambda x: torch.clamp(x[None], min=torch.zeros(1, 1))[0],
     "clamp_": lambda x: x.clamp_(0),
     "clamp_min": lambda x: torch.clamp_min(x, 0),
     "clamp_min_": lambda x: x.clamp_min_(0),
@@ -90,7 +91,7 @@ def test_every_way_to_write_a_relu_is_guided(way, upstream):
 
 def test_a_relu_in_place_on_a_view_is_guided():
     weight = torch.tensor([[1.0, -1.0, 1.0, -1.0], [2.0, 2.0, -2.0, -2.0]])
-    for relu in (F.relu_, lambda v: F.hardtanh(v, 0, 6, True), lambda v: v.clamp_(min=0)):
+    for relu in (F.relu_, lambda v: F.relu(v, True), lambda v: F.hardtanh(v, 0, 6, True), lambda v: v.clamp_(min=0)):
         x = torch.tensor([[1.0, -1.0, 2.0, -2.0], [3.0, 4.0, -3.0, -4.0]], requires_grad=True)
         with guided_relu():
             y = x.clone()
@@ -159,7 +160,9 @@ def test_other_activations_are_refused_or_clamped_on_request(name):
 
 
 def test_a_refusal_names_what_runs():
-    named = {F.gelu: "gelu", nn.Hardtanh(): "hardtanh from -1.0 to 1.0", (lambda x: x * x.sigmoid()): "a SiLU"}
+    hardtanh = torch.ops.aten.hardtanh.default  # as an exported network calls it, without the bounds that are usual
+    named = {F.gelu: "gelu", hardtanh: "hardtanh from -1.0 to 1.0", (lambda x: x * x.sigmoid()): "a SiLU"}
+    named |= {nn.Hardtanh(-2, 1): "hardtanh from -2 to 1", nn.Threshold(0.1, 20): "threshold at 0.1 with value 20"}
     for function, name in named.items():
         with guided_relu(), pytest.raises(ValueError, match=name):
             function(INPUT)
@@ -226,6 +229,10 @@ def test_compiled_networks_are_watched_too(wrap):
     name = "0" if compiled is model else "_orig_mod.0"
     with guided_relu(), record_activations(compiled, name) as kept:
         assert torch.equal(torch.autograd.grad((compiled(x) * weights).sum(), x)[0], gradient)
+    # Alone as well: guided_relu's mode makes the compiler start anew, and then it sees the hooks.
+    with record_activations(compiled, name) as alone:
+        compiled(x + 1)
+    assert torch.equal(alone[name], model[0](x + 1))
     assert torch.equal(kept[name], expected["0"]) and find_layer(compiled, "0") == (model[0], name)
     assert torch._dynamo.eval_frame._stance.stance == "default"
 

@@ -93,6 +93,7 @@ def test_localization_error_by_hand():
         ([(0, 0, 1, 1)], [], 0.5, "1 predictions and 0 true boxes"),
         ([], [], 0.5, "at least 1"),
         ([(0, 0, 1, 1)], [(0, 0, 1, 1)], 0, "iou=0"),
+        ([(0, 0, 1, 1)], [(0, 0, 1, 1)], 1.01, "iou=1.01; expected a share above 0 and at most 1"),
         ([(2, 0, 1, 1)], [(0, 0, 1, 1)], 0.5, r"box \(2, 0, 1, 1\); expected"),
         ([(0, 0, 1)], [(0, 0, 1, 1)], 0.5, r"box \(0, 0, 1\)"),
     ],

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from paperlib.complexity import profile
-from paperlib.mobilenet import MobileNetV1, load_timm_state, parameter_groups, timm_names
+from paperlib.mobilenet import BLOCKS, STEM_CHANNELS, MobileNetV1, load_timm_state, parameter_groups, timm_names
 
 # The paper's rows (Tables 4 to 10) and the exact totals that follow from its Table 1: multiply-adds, and parameters
 # without batch norm. A comment says where the paper prints something else.
@@ -37,6 +37,11 @@ def test_macs_and_parameters_are_the_papers(case):
     counted = profile(model, (1, 3, side, side))
     assert counted.macs == macs
     assert counted.params - norm_parameters(model) == parameters
+
+
+def test_each_block_of_table_1_takes_what_the_one_before_gives():
+    given = [STEM_CHANNELS, *(block.out_channels for block in BLOCKS)]
+    assert [block.in_channels for block in BLOCKS] == given[:-1]
 
 
 def test_last_stride_two_misses_the_papers_total():
@@ -124,6 +129,12 @@ def test_frozen_parameters_are_in_no_group():
     model.features.requires_grad_(False)
     decayed, spared = parameter_groups(model, 1e-4)
     assert [len(decayed["params"]), len(spared["params"])] == [2, 0]
+
+
+def test_the_least_that_is_accepted():
+    model = MobileNetV1(width=1 / 32, num_classes=1)
+    assert model.classifier.out_features == model.features.stem.conv.out_channels == 1
+    assert [group["weight_decay"] for group in parameter_groups(model, 0)] == [0, 0]
 
 
 @pytest.mark.parametrize(
