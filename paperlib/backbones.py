@@ -106,11 +106,8 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
     """Load a network by name, in eval mode on the CPU, ready for pictures that its `transform` prepared.
 
     Its filters lie in memory with the channels last, and so do the feature maps that come from it: on a CPU a batch
-    then runs 1.2 to 1.8 times as fast as in PyTorch's default layout. Shapes and values do not depend on it. To write the
-    weights as safetensors, take its `save_model`, which packs them.
-
-    Its filters lie in memory with the channels last, which makes a batch run up to 1.8 times as fast on a CPU as in
-    PyTorch's default layout. Its feature maps are laid out so too; shapes and results stay.
+    then runs 1.2 to 1.8 times as fast as in PyTorch's default layout. Shapes and values do not depend on it. To write
+    the weights as safetensors, take its `save_model`, which packs them.
 
     Args:
         name: `efficientnet_lite0` (4.65 M parameters, works offline), or `resnet18`, `resnet50`, `wide_resnet50_2`,
