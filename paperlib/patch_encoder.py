@@ -195,7 +195,8 @@ class HierarchicalEncoder(nn.Module):
         """Embed all patches of images at both scales.
 
         At even strides the small encoder runs once over the image and serves both scales; an embedding equals that of
-        the patch alone to 1e-6. At an odd stride patches are cut out and run one by one.
+        the patch alone to 2e-6, the rounding of two orders of summing. At an odd stride patches are cut out and run one
+        by one.
 
         Args:
             images: less their mean image and nothing else (no scaling is done here), at least 64 × 64 pixels, of the
