@@ -239,6 +239,8 @@ def test_the_papers_mean_stands_only_beside_a_complete_one(settings):
     assert [c.strip() for c in cells(text, "all_texture (1 of 5)") if c.strip()] == ["6", "50.0", "50.0", "50.0"]
     assert [c.strip() for c in cells(text, "my own") if c.strip()] == ["6", "50.0", "50.0", "50.0"]
     assert "all_object" not in text
+    alone = evaluation.report([result("my own", settings)])
+    assert alone.splitlines()[-1] == "from Defard, Setkov, Loesch, Audigier: PaDiM, arXiv:2011.08785v1"
     with pytest.raises(ValueError, match="no result"):
         evaluation.report([])
 

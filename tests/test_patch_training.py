@@ -213,6 +213,27 @@ def test_muon_takes_filter_banks_as_matrices():
     assert torch.equal(weight.flatten(1), flat) and weight.shape == (6, 4, 3, 3)
 
 
+def test_the_learning_rate_follows_torchs_cycle():
+    """At the same share of the way up, and of the way down."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1, total_steps=100, pct_start=0.3, div_factor=25, final_div_factor=1e12, cycle_momentum=False
+    )
+    for step in range(100):
+        done = 0.3 * step / 29 if step <= 29 else 0.3 + 0.7 * (step - 29) / 70
+        assert patch_training._one_cycle(done) == pytest.approx(cycle.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        if step < 99:
+            cycle.step()
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1])
+def test_the_order_is_one_of_its_own_for_each_seed_and_epoch(seed):
+    orders = [tuple(patch_training._order(50, s, epoch).tolist()) for s in (seed, seed - 1) for epoch in range(3)]
+    assert len(set(orders)) == 6 and all(sorted(order) == list(range(50)) for order in orders)
+    assert orders[0] == tuple(patch_training._order(50, seed, 0).tolist())
+
+
 def test_an_older_torch_without_muon_is_told_to_use_adam(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ValueError, match="optimizer='muon' takes PyTorch 2.9 or newer.*pass 'adam'"):

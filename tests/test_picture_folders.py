@@ -139,6 +139,10 @@ def test_the_random_variant_follows_seed_and_number_alone(mvtec):
         assert torch.equal(first[index].image, again[index].image)
         assert torch.equal(first[index].image, again[index - 3].image)
     assert not torch.equal(first[0].image, MVTecAD(mvtec, "bottle", "train", "random", seed=5)[0].image)
+    assert torch.equal(
+        MVTecAD(mvtec, "bottle", "train", "random")[0].image,
+        MVTecAD(mvtec, "bottle", "train", "random", seed=0)[0].image,
+    )
     centered = MVTecAD(mvtec, "bottle", "train", seed=1)
     assert torch.equal(centered[0].image, MVTecAD(mvtec, "bottle", "train", seed=2)[0].image)
 
@@ -222,6 +226,15 @@ def test_damaged_files_are_named_together(mvtec):
 def test_wrong_arguments_are_refused(mvtec, options, message):
     with pytest.raises(ValueError, match=message):
         MVTecAD(**({"root": mvtec, "category": "bottle", "split": "test"} | options))
+
+
+def test_the_smallest_crop_and_the_whole_picture_can_be_had(mvtec, tmp_path):
+    for variant in ("centered", "random"):
+        for resize, crop in ((1, 1), (24, 24), (256, 1)):
+            (item, *_) = MVTecAD(mvtec, "bottle", "test", variant, resize=resize, crop=crop, check=False)
+            assert item.image.shape == (3, crop, crop)
+    save(picture(1), tmp_path / "flat/a.png")
+    assert folder(tmp_path / "flat", size=1)[0].image.shape == (3, 1, 1)
 
 
 def test_folders_of_normal_and_abnormal_pictures(tmp_path):
