@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
 SOLUTION = "solution"  # tag of a cell that students do not get
-WHERE = re.compile(r"\s*Solutions are folded under each group\.")
+WHERE = re.compile(r"\s*Solutions\s+are\s+folded\s+under\s+each\s+group\.")
 QUIZ = re.compile(r"^## Quiz$.*?(?=^## |\Z)", re.M | re.S)
 ANSWER = re.compile(r"^(:{3,})\{dropdown\} Answer\n(?P<text>.*?)^\1$\n*", re.M | re.S)
 FOR_TEACHERS = ("book/instructor",)  # pages that a book for students leaves out

@@ -721,7 +721,7 @@ cases = {
     "two of a kind": several(scenes[0], ("cat", 110, (0.1, 0.1)), ("cat", 110, (0.9, 0.9))),
     "wrong class": (pasted[i], [true_boxes[i]], [int(classes_of[i])]),
 }
-(fig, panels), said = plt.subplots(4, 2, figsize=(4.4, 9)), []
+(fig, panels), said = plt.subplots(4, 2, figsize=(4.2, 8.6)), []
 for (left, right), (title, (image, trues, of)) in zip(panels, cases.items(), strict=True):
     found = cam(model, backbone.transform(image[None]).to(run.device), [of])
     drawn = [bounding_boxes(upsample(one, side), 0.20, largest=True) for one in found.maps[0]]

@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 ANSWER = ":::{dropdown} Answer\nBecause the sum is divided by the count.\n:::"
 QUIZ = f"## Quiz\n\n**1.** Why?\n\n{ANSWER}\n\n## Summary\n\nAll."
-TASK = "Put your answer in.\nSolutions are folded under each group.\n\n:::{dropdown} Answer\nPredicted.\n:::"
+TASK = "Put your answer in.\nSolutions are folded under each\ngroup.\n\n:::{dropdown} Answer\nPredicted.\n:::"
 
 
 def small(*more):
