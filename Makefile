@@ -8,8 +8,8 @@ RESULTS ?= $(basename $(notdir $(wildcard book/tools/*_cells.py)))
 TWO_PROCESSES := -n 2 --dist loadscope
 export PAPERLIB_PROFILE ?= smoke
 
-.PHONY: help book html test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench colab \
-        student student-book lock clean
+.PHONY: help book html test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench \
+        bench-pages colab student student-book lock clean
 
 help:
 	@echo "make book       build the rendered book from the committed outputs"
@@ -19,6 +19,7 @@ help:
 	@echo "make results    train and measure what is too long for a notebook (hours; RESULTS=padim_cells: one of them)"
 	@echo "make lint       ruff: style and import order"
 	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger, and CURVES=1: curves)"
+	@echo "make bench-pages  how heavy the built pages are, how soon they show, how long a warm build takes"
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"
 	@echo "make student    the same without solutions, in _build/student"
 	@echo "make student-book  the book without solutions, in _build/student-book/_build/html"
@@ -103,6 +104,9 @@ test-gpu: $(VENV)/.ready-test
 
 bench: $(VENV)/.ready-test
 	$(BIN)/python tests/bench $(if $(FULL),--full) $(if $(CURVES),--curves)
+
+bench-pages: $(VENV)/.ready-test html
+	$(BIN)/python -m tests.bench.bench_pages --build
 
 clean:
 	rm -rf _build
