@@ -37,8 +37,10 @@ def run(sources, folder, runtime, **environment):
 def test_twice_in_one_kernel_in_any_folder_with_no_home_to_write_to(tmp_path, cases, name):
     """The second round meets what the first has left behind: names, figures, random states, patched modules."""
     sources = code(name)
-    # Nobody can write to /proc, root included.
-    run(sources + sources, tmp_path, tmp_path / "runtime", HOME="/proc", MPLCONFIGDIR="", IPYTHONDIR="")
+    # Nobody can write to /proc, root included. IPython takes a temporary folder by itself where it may not write; but
+    # root may, as far as it can tell, so it is given one.
+    kernels = tmp_path / "runtime" / "ipython"
+    run(sources + sources, tmp_path, tmp_path / "runtime", HOME="/proc", MPLCONFIGDIR="", IPYTHONDIR=str(kernels))
     left = {path.name for path in tmp_path.iterdir()} - {"runtime"}
     assert not left, f"{name} leaves {sorted(left)} in the folder where it runs"
     cases("notebooks: twice, anywhere, no home").survive(2 * len(sources))
