@@ -149,14 +149,16 @@ def greedy_coreset(bank: Float[Tensor, "b d"], fraction: float | int, seed: int)
     bank = bank.to(torch.promote_types(bank.dtype, torch.float32))
     wanted = math.ceil(fraction * len(bank) - 1e-9)
     latest = torch.randint(len(bank), (1,), generator=torch.Generator().manual_seed(seed)).to(bank.device)
-    chosen, nearest = [latest], bank.new_full((len(bank),), math.inf)
-    for _ in range(wanted - 1):
-        distance = torch.linalg.vector_norm(bank - bank.index_select(0, latest), dim=1)
+    nearest = bank.new_full((len(bank),), math.inf)
+    # Nothing that is made in the loop outlives its turn: small tensors kept between large ones would break up the heap.
+    chosen = latest.new_empty(wanted)
+    for number in range(wanted):
+        chosen[number] = latest[0]
+        distance = torch.cdist(bank, bank.index_select(0, latest), compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
         nearest = torch.minimum(nearest, distance, out=nearest)
-        nearest[latest] = -1  # among vectors that are all at 0, one is not taken twice
+        nearest.index_fill_(0, latest, -1)  # among vectors that are all at 0, one is not taken twice
         latest = nearest.argmax(0, keepdim=True)
-        chosen.append(latest)
-    return torch.cat(chosen)
+    return chosen
 
 
 def covering_radius(bank: Float[Tensor, "b d"], chosen: Int[Tensor, " m"]) -> float:

@@ -1,3 +1,6 @@
+import resource
+from pathlib import Path
+
 import faiss
 import pytest
 import torch
@@ -134,6 +137,17 @@ def test_greedy_coreset_takes_the_farthest_each_time():
     assert len({greedy_coreset(bank, 0.01, seed=s).item() for s in range(20)}) > 5
     assert sorted(greedy_coreset(bank, 1, seed=0).tolist()) == list(range(60))
     assert sorted(greedy_coreset(torch.ones(6, 2), 1.0, seed=0).tolist()) == list(range(6))
+
+
+def test_a_coreset_takes_no_memory_that_grows_with_its_size():
+    """A small tensor kept from each turn once broke up the heap, and 8 images took 9 GB."""
+    resident = Path("/proc/self/statm")
+    if not resident.exists():
+        pytest.skip("no /proc here to read the memory from")
+    bank, pages = vectors(20_000, 64), lambda: int(resident.read_text().split()[1])
+    before = pages()
+    greedy_coreset(bank, 0.005, seed=0)  # 100 turns; each leaves 5 MB where the heap is broken up
+    assert (pages() - before) * resource.getpagesize() < 100e6
 
 
 def test_covering_radius_bounds_the_error_of_a_coreset():

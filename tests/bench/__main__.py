@@ -26,7 +26,7 @@ from paperlib import runtime  # noqa: E402
 
 BENCHES = ("complexity", "gradcam", "metrics", "padim", "pipeline", "patch_svdd")
 PEERS = ("anomalib", "captum", "faiss-cpu", "fvcore", "grad-cam", "scikit-learn", "torchcam")
-BUDGET = {"quick": 2.0, "full": 60.0}  # seconds of turns for each part, once there are three
+BUDGET = {"quick": 1.0, "full": 60.0}  # seconds of turns for each part, once there are three
 TURNS = {"quick": 5, "full": 15}
 
 
