@@ -19,6 +19,7 @@ from paperlib.cam import cam
 from paperlib.complexity import profile
 from paperlib.gradcam import grad_cam, guided_grad_cam
 
+COPIES = "also checks its input and copies the layer's output, which an in-place layer would overwrite"
 LAYER = "layer4"
 
 
@@ -129,7 +130,7 @@ def class_maps(full: bool, device: torch.device) -> Part:
 def gradient_maps(full: bool, device: torch.device) -> Part:
     model, images, classes, macs, moved = given(8 if full else 4, device)
     contenders = [
-        Contender(OURS, lambda: grad_cam(model, images, LAYER, classes).maps),
+        Contender(OURS, lambda: grad_cam(model, images, LAYER, classes).maps, note=COPIES),
         Contender(USUAL, lambda: usual_grad_cam(model, images, classes)),
     ]
     missing: dict[str, str] = {}
