@@ -86,6 +86,7 @@ def refuse(problems: Sequence[str], where: str | Path) -> None:
 def _read(path: str | Path, convert):
     try:
         with Image.open(path, formats=FORMATS) as picture:
+            _check_whole(picture)
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
             return convert(picture)
@@ -98,6 +99,14 @@ def _read(path: str | Path, convert):
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         reason = str(error) or type(error).__name__
     raise ValueError(f"{path}: {reason}")
+
+
+def _check_whole(picture: Image.Image) -> None:
+    """Refuse a TIFF whose strips end before its height does: Pillow would take any memory, and leave the rest black."""
+    if picture.format == "TIFF":
+        width, height = (max((tile[1][side] for tile in picture.tile), default=0) for side in (2, 3))
+        if width < picture.width or height < picture.height:
+            raise ValueError(f"it announces {picture.width}×{picture.height} pixels and holds {width}×{height}")
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

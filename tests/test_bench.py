@@ -1,9 +1,12 @@
 """The bench measures what it says: ratios, differences, peaks, floors, and which peers are missing."""
 
+import importlib
+import json
 import time
 
 import pytest
 import torch
+from built import ROOT
 from measure import Contender, Part, difference, floor, peak_apart, peak_of_machine, peer, rows
 
 CPU = torch.device("cpu")
@@ -42,6 +45,23 @@ def test_ratios_are_times_over_the_first_contenders():
     assert ours["macs"] == 5_000_000 and ours["cpu"] == pytest.approx(0.01, rel=0.2)
     assert ours["turns"] == 3 and ours["wall_low"] <= ours["wall"] <= ours["wall_high"]
     assert len(rows(Part("work", contenders, 0, 0, {}), 9, 0, CPU)) == 3  # no budget: three turns at least
+
+
+def test_ways_with_threads_are_compared_by_the_clock_on_the_wall():
+    def waiting() -> float:
+        time.sleep(0.03)
+        return 1.0
+
+    contenders = [Contender("paperlib", busy(0.01)), Contender("waits", waiting)]
+    assert rows(Part("work", contenders, 0, 0, {}, wall=True), 3, 9, CPU)[1]["ratio"] > 2
+    assert rows(Part("work", contenders, 0, 0, {}), 3, 9, CPU)[1]["ratio"] < 0.5
+
+
+def test_the_figures_of_the_page_are_of_the_parts_that_the_bench_has():
+    committed = json.loads((ROOT / "book" / "data" / "speed.json").read_text(encoding="utf-8"))["rows"]
+    names = {path.stem for path in (ROOT / "tests" / "bench").glob("bench_*.py")} - {"bench_pages"}
+    parts = {(name.removeprefix("bench_"), part) for name in names for part in importlib.import_module(name).PARTS}
+    assert {(row["bench"], row["part"]) for row in committed} == parts
 
 
 def test_the_floor_is_the_longer_of_arithmetic_and_memory():

@@ -15,7 +15,7 @@ from paperlib.patch_encoder import FlatEncoder, HierarchicalEncoder, PatchEncode
 
 # Two orders of the same float32 sums, of values below one: each strays 0.9e-6 at most from the sums in float64 over 660
 # pictures, so the two stray up to twice that from each other. What float64 can tell is compared at 1e-14.
-ROUNDING = 4e-6
+ROUNDING = 2e-6
 
 
 def encoder(kind=HierarchicalEncoder, dimensions=8, seed=0):

@@ -233,3 +233,18 @@ def test_one_error_names_ten_problems():
         refuse([f"{n}.png: damaged" for n in range(12)], "here")
     lines = str(error.value).splitlines()
     assert len(lines) == 12 and lines[10].endswith("9.png: damaged") and lines[11].endswith("… and 2 more")
+
+
+def test_a_tiff_that_ends_before_its_height_is_refused(tmp_path):
+    """One flipped bit of the height: Pillow would leave the rows that are not there black, and take their memory."""
+    path, pixels = tmp_path / "cell.tif", data.astronaut()[:40, :200]
+    Image.fromarray(pixels).save(path)
+    assert np.array_equal(read_picture(path), pixels)
+    whole = bytearray(path.read_bytes())
+    place = whole.index(struct.pack("<HHII", 257, 4, 1, 40)) + 8  # the tag ImageLength, one number of 32 bits
+    for height in (41, 40 + (1 << 16)):
+        path.write_bytes(whole[:place] + struct.pack("<I", height) + whole[place + 4 :])
+        with pytest.raises(ValueError, match=rf"cell.tif: it announces 200×{height} pixels and holds 200×40"):
+            read_picture(path)
+    path.write_bytes(whole[:place] + struct.pack("<I", 39) + whole[place + 4 :])
+    assert np.array_equal(read_picture(path), pixels[:39])  # all that it announces is there
