@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 RESULTS ?= $(basename $(notdir $(wildcard book/tools/*_cells.py)))
 # Two test processes of one thread each are faster on two cores than one process of two threads.
-TWO_PROCESSES := -n 2 --dist loadscope
+TWO_PROCESSES := -n 2 --dist worksteal
 export PAPERLIB_PROFILE ?= smoke
 
 .PHONY: help book html test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench \
-        bench-pages colab student student-book lock clean
+        bench-pages screenshots colab student student-book lock clean
 
 help:
 	@echo "make book       build the rendered book from the committed outputs"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint       ruff: style and import order"
 	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger, and CURVES=1: curves)"
 	@echo "make bench-pages  how heavy the built pages are, how soon they show, how long a warm build takes"
+	@echo "make screenshots  each page at two widths, light and dark, in _build/screenshots"
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"
 	@echo "make student    the same without solutions, in _build/student"
 	@echo "make student-book  the book without solutions, in _build/student-book/_build/html"
@@ -84,13 +85,17 @@ unit: $(VENV)/.ready-test
 
 notebooks-test: $(VENV)/.ready-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	    -p no:cacheprovider $(NOTEBOOKS) $(TWO_PROCESSES)
+	    -p no:cacheprovider $(NOTEBOOKS) -n 2 --dist loadscope  # the cells of a notebook share a kernel
 
 pages-test: $(VENV)/.ready-test html
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || test -n "$(CHROMIUM)" || \
 	    echo "No chromium: the browser tests will be skipped. Debian and Ubuntu: apt-get install chromium." \
 	    "Elsewhere: install Chromium and set CHROMIUM=<path of its program>."
 	$(BIN)/pytest -q -rs tests/book $(TWO_PROCESSES)
+
+screenshots: $(VENV)/.ready-test html
+	rm -rf _build/screenshots
+	SCREENSHOTS=1 $(BIN)/pytest -q tests/book/test_browser.py -k test_page_is_whole -n 2
 
 test: lint unit notebooks-test pages-test
 	@echo "make test: everything passed"

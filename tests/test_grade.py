@@ -90,7 +90,7 @@ def test_each_submission_costs_only_itself(tmp_path):
         "wrong.ipynb": attempt("20_070_400", "17"),
     }
     table, said = tmp_path / "grades.csv", []
-    grade(hand_in(tmp_path / "in", submissions), table, limits=Limits(seconds=45), jobs=2, say=said.append)
+    grade(hand_in(tmp_path / "in", submissions), table, limits=Limits(seconds=27), jobs=2, say=said.append)
     found, names = rows(table), exercises("mobilenet")
     assert list(found) == list(submissions)
     assert said[-1] == f"written: {table}, a row for each file"
@@ -105,11 +105,11 @@ def test_each_submission_costs_only_itself(tmp_path):
         "leaving.ipynb": ["graded", "2", "passed", "error", "passed"],
         "looping.ipynb": ["graded", "2", "passed", "error", "passed"],
         "right.ipynb": ["graded", "2", "passed", "not attempted", "passed"],
-        "stubborn.ipynb": ["timed out after 45 s", "1", "passed", "not reached", "not reached"],
+        "stubborn.ipynb": ["timed out after 27 s", "1", "passed", "not reached", "not reached"],
         "wrong.ipynb": ["graded", "0", "failed", "failed", "not attempted"],
     }
     remarks = {name: row["remarks"] for name, row in found.items()}
-    assert "TooLong: not done after 15 s" in remarks["looping.ipynb"]
+    assert "TooLong: not done after 9 s" in remarks["looping.ipynb"]
     assert "SIGKILL" in found["dying.ipynb"]["status"]
     assert "counts the pair once" in remarks["wrong.ipynb"]
     assert "ZeroDivisionError" in remarks["crashing.ipynb"] and "NameError" in remarks["crashing.ipynb"]

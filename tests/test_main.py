@@ -91,7 +91,7 @@ def test_progress_is_one_line_on_a_terminal():
     assert stream.getvalue() == "\rgrid: fit 2/5\rgrid: fit 4/5\rgrid: fit 5/5\n"
 
 
-def test_the_module_runs_and_unpacks(root, tmp_path):
+def test_the_module_runs_and_unpacks(root, tmp_path, capsys):
     import tarfile
 
     with tarfile.open(tmp_path / "mvtec.tar.xz", "w:xz") as archive:
@@ -103,8 +103,9 @@ def test_the_module_runs_and_unpacks(root, tmp_path):
     assert done.stdout.startswith(f"{len(files)} files of ") and str(tmp_path / "data") in done.stdout
     for path in files:
         assert (tmp_path / "data" / path.relative_to(root)).read_bytes() == path.read_bytes()
-    again = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert again.returncode == 1 and again.stderr.startswith("error: ") and "not empty" in again.stderr
-    help = subprocess.run([sys.executable, "-m", "paperlib", "padim", "--help"], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])  # fmt: skip
-    assert help.returncode == 0 and "--variant" in help.stdout
+    assert main(command[3:]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "not empty" in said
+    with pytest.raises(SystemExit):
+        main(["padim", "--help"])
+    assert "--variant" in capsys.readouterr().out

@@ -16,9 +16,11 @@ from built import ROOT, in_ci
 
 SCREENSHOTS = ROOT / "_build" / "screenshots"
 
-# No background traffic of the browser's own; the sandbox needs rights that containers do not give.
+# No background traffic of the browser's own, and no name or number but localhost's is found; the sandbox needs rights
+# that containers do not give.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--hide-scrollbars"]  # fmt: skip
+             "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # fmt: skip
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = {"desktop": 1280, "phone": 390}
 HEIGHT = 844
@@ -68,6 +70,20 @@ FACTS = r"""() => {
   };
 }"""
 
+# Three quarters of a notebook's page are coloured tokens of code. Where another one with the same classes has been
+# seen inside the same kinds of boxes, a token becomes plain text: it would be judged the same, for as much time again.
+EACH_TOKEN_ONCE = """() => {
+  const seen = new Set();
+  for (const token of document.querySelectorAll('pre span')) {
+    if (token.childElementCount) continue;
+    let kind = token.textContent.trim().length > 1 ? 'word ' : '';  // axe-core judges no single letter
+    for (let box = token; box !== document.body; box = box.parentElement)
+      kind += box.tagName + '.' + box.className + ' ';
+    if (seen.has(kind)) token.replaceWith(token.textContent);
+    seen.add(kind);
+  }
+}"""
+
 
 def chromium() -> str | None:
     """Find the browser: `CHROMIUM` from the environment, or one of the usual names; None where there is none."""
@@ -107,8 +123,12 @@ class Browser:
     def __init__(self, context, base: str):
         self.context, self.base = context, base
         self.complaints: list[str] = []
-        outside = re.compile(rf"^(?!{re.escape(base)}|data:|blob:)")
-        context.route(outside, self._refuse)
+        # Noted, not intercepted: that would take every request through this process, and the browser's cache away.
+        at_home = (base, "data:", "blob:", "about:")
+        context.on(
+            "request",
+            lambda sent: sent.url.startswith(at_home) or self.complaints.append(f"left localhost: {sent.url}"),
+        )
         context.on(
             "console", lambda message: message.type == "error" and self.complaints.append(f"console: {message.text}")
         )
@@ -117,25 +137,46 @@ class Browser:
             "response", lambda answer: answer.status >= 400 and self.complaints.append(f"{answer.status}: {answer.url}")
         )
 
-    def _refuse(self, route) -> None:
-        self.complaints.append(f"left localhost: {route.request.url}")
-        route.abort()
-
     @contextmanager
     def page(self, path: str, width: int = WIDTHS["desktop"], scheme: str = "light") -> Iterator:
-        """Open a page, wait until nothing in it is missing any more, and close it afterwards."""
+        """Open a page in the browser's one tab, and wait until nothing in it is missing any more."""
+        page = self.context.pages[0]
+        page.goto("about:blank")  # what still loads of the page before is no complaint about this one
         self.complaints.clear()
-        page = self.context.new_page()
-        try:
-            page.set_viewport_size({"width": width, "height": HEIGHT})
-            page.emulate_media(color_scheme=scheme)
-            page.goto(self.base + path, wait_until="load")
-            problem = page.evaluate(SETTLED)
-            if problem:
-                self.complaints.append(problem)
-            yield page
-        finally:
-            page.close()
+        page.set_viewport_size({"width": width, "height": HEIGHT})
+        page.emulate_media(color_scheme=scheme, media="screen")
+        page.goto(self.base + path, wait_until="load")
+        if problem := page.evaluate(SETTLED):
+            self.complaints.append(problem)
+        yield page
+
+
+def still(page) -> None:
+    """Stop transitions, so that nothing is judged half-way between two colours."""
+    page.add_style_tag(content="*, *::before, *::after { transition: none !important; animation: none !important; }")
+
+
+@functools.cache
+def axe() -> str:
+    """Read the accessibility checker as its package carries it: nothing is fetched."""
+    import axe_playwright_python
+
+    return Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+
+
+def accessibility_faults(page, rules: list[str] | None = None) -> list[tuple]:
+    """Ask axe-core for what is serious or critical: rule, place, reason. The tokens of the page's code get fewer."""
+    page.evaluate(EACH_TOKEN_ONCE)
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(axe())
+    options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
+    found = page.evaluate("options => axe.run(document, options)", options)["violations"]
+    return [
+        (fault["id"], node["target"], re.sub(r"\s+", " ", node["failureSummary"])[:200])
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"][:5]
+    ]
 
 
 @contextmanager

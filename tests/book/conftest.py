@@ -1,7 +1,7 @@
 """The browser that the tests of the built book share."""
 
 import pytest
-from browser import SCREENSHOTS, chromium, driver, launched
+from browser import chromium, driver, launched
 from built import HTML, why_not_built
 
 
@@ -16,6 +16,5 @@ def chromium_type():
 def browser(chromium_type):
     problem = why_not_built()
     assert not problem, problem
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with launched(chromium_type, HTML) as started:
         yield started
