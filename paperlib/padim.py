@@ -53,9 +53,15 @@ class PaDiM:
         mode: how maps are enlarged, "bilinear" or "bicubic".
         sigma: of the Gaussian that smooths anomaly maps, in pixels of the image.
 
-    Attributes (after `fit` or `load`):
-        mean: μ, (P, D). whitening: $L^{-1}$, (P, D, D), lower triangular. channels: indices of those kept, ascending,
-        or None with "pca". basis: (all channels, D) with "pca", else None. grid: (h, w). size: (H, W) of the images.
+    All attributes but the arguments are there after `fit` or `load`.
+
+    Attributes:
+        mean: μ, (P, D).
+        whitening: $L^{-1}$, (P, D, D), lower triangular.
+        channels: indices of those kept, ascending, or None with "pca".
+        basis: (all channels, D) with "pca", else None.
+        grid: (h, w).
+        size: (H, W) of the images.
         count: N, the images fitted.
 
     Raises:

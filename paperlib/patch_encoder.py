@@ -84,7 +84,7 @@ class PatchEncoder(_DenseEncoder):
     training, gives (N, D, h, w) at stride 2.
 
     Args:
-        dimensions: D.
+        dimensions: of an embedding, D.
 
     Source: Patch SVDD, arXiv:2006.16067, Sec. 4 and its released code. Departures: initial weights, see `initialize`.
     Test: test_patch_encoder.py::test_one_pass_equals_patch_by_patch
@@ -102,7 +102,7 @@ class FlatEncoder(_DenseEncoder):
     Channels 3 → 64 → 64 → 128 → D, all but the last at stride 2; methods as in `PatchEncoder`.
 
     Args:
-        dimensions: D.
+        dimensions: of an embedding, D.
 
     Source: Patch SVDD, arXiv:2006.16067, Sec. 3.3 (the ablation) and its released code.
     Departures: initial weights, see `initialize`. Test: test_patch_encoder.py::test_one_pass_equals_patch_by_patch
@@ -125,7 +125,7 @@ class HierarchicalEncoder(nn.Module):
     code: `enc.conv1` to `enc.conv8`, `conv1`, `conv2`.
 
     Args:
-        dimensions: D.
+        dimensions: of an embedding, D.
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 7 and Sec. 4. Departures: initial weights, see `initialize`.
     Test: test_patch_encoder.py::test_the_big_encoder_sees_a_patch_through_its_quarters

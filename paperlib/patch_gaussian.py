@@ -38,8 +38,8 @@ class PatchGaussian:
     the means (Chan et al.): far from zero no digits cancel. Means are float64.
 
     Args:
-        positions: P.
-        dimensions: D.
+        positions: cells of the map, P.
+        dimensions: of an embedding, D.
         dtype: of the centred products; float64 makes parts agree with the whole to 1e-12 instead of 1e-6.
         device: where the sums are kept; by default that of the first batch.
 

@@ -41,7 +41,7 @@ def position_pairs(
     Args:
         count: of pairs.
         size: height and width of the image in pixels.
-        patch: K.
+        patch: side of a patch in pixels, K.
         generator: on the CPU.
         step: corners and moves are multiples of it (it has to divide K/4).
         clip: True draws the first patch anywhere and moves the second back to the border where it would stick out.
@@ -82,7 +82,7 @@ def neighbor_pairs(
     Args:
         count: of pairs.
         size: height and width of the image in pixels.
-        patch: K.
+        patch: side of a patch in pixels, K.
         generator: on the CPU.
         step: corners and moves are multiples of it; the largest move is at least one step.
         clip: as in `position_pairs`.

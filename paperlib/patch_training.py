@@ -83,7 +83,7 @@ class PositionClassifier(nn.Module):
     are divided by their norm over the classes, so that every hidden number has the same influence.
 
     Args:
-        dimensions: D.
+        dimensions: of an embedding, D.
         train_last_weight: False keeps the last layer's weights as drawn, as the released code does.
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 5 and Sec. 4. Departures: in the released code the normalisation sits

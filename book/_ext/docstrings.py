@@ -74,8 +74,12 @@ def _table(match: re.Match) -> str:
     return "".join(f"\n{match['indent']}{line}" for line in lines) + "\n\n"
 
 
+# What stands before the first colon of a result would be set as its type; the signature gives the type.
+_RESULT = re.compile(r"(^ *(?:Returns|Yields):\n +)(?=\S)", re.M)
+
+
 def _process(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    lines[:] = to_rst("\n".join(lines)).split("\n")
+    lines[:] = _RESULT.sub(r"\1: ", to_rst("\n".join(lines))).split("\n")
     if what in ("attribute", "data", "property"):
         _untouched[name] = list(lines)
 

@@ -146,6 +146,12 @@ def test_the_docstrings_are_rendered(built):
     assert len(re.findall(r'class="math notranslate', article)) >= 3
     for field in ("Source", "Departures", "Test"):
         assert re.search(rf"<dt[^>]*>{field}<", article), field
+    # "D." alone would be the fourth item of a list, and what precedes the first colon of a result its type.
+    for path in (HTML / "book" / "api").glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        assert "upperalpha" not in page, path.name
+        assert not re.search(r"<dt[^>]*>(Returns|Yields)<.{0,40}</dt>\s*<dd[^>]*><p><em>", page), path.name
+        assert ">Fields:" not in page, path.name  # a list like that of the parameters
     text = re.sub(r"<(pre|code|script|style).*?</\1>|<[^>]+>", "", article, flags=re.S)
     assert re.findall(r".{0,30}(?:\$|`).{0,30}", text) == []
 
