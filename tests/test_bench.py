@@ -48,13 +48,17 @@ def test_ratios_are_times_over_the_first_contenders():
 
 
 def test_ways_with_threads_are_compared_by_the_clock_on_the_wall():
+    calls = []
+
     def waiting() -> float:
+        calls.append(1)
         time.sleep(0.03)
         return 1.0
 
     contenders = [Contender("paperlib", busy(0.01)), Contender("waits", waiting)]
     assert rows(Part("work", contenders, 0, 0, {}, wall=True), 3, 9, CPU)[1]["ratio"] > 2
     assert rows(Part("work", contenders, 0, 0, {}), 3, 9, CPU)[1]["ratio"] < 0.5
+    assert len(calls) < 60  # what waits is not repeated until it has used the processor for as long as others
 
 
 def test_the_figures_of_the_page_are_of_the_parts_that_the_bench_has():

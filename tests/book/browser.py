@@ -141,6 +141,8 @@ class Browser:
     def page(self, path: str, width: int = WIDTHS["desktop"], scheme: str = "light") -> Iterator:
         """Open a page in the browser's one tab, and wait until nothing in it is missing any more."""
         page = self.context.pages[0]
+        if page.url.startswith(self.base):
+            page.evaluate("localStorage.clear()")  # as for a new reader: the theme keeps its colours there
         page.goto("about:blank")  # what still loads of the page before is no complaint about this one
         self.complaints.clear()
         page.set_viewport_size({"width": width, "height": HEIGHT})

@@ -83,6 +83,14 @@ def test_formulas_are_seen_whole_on_a_phone(browser, path):
     assert hidden == []
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_heading_is_larger_than_those_below_it(browser, width):
+    with browser.page("book/api/complexity.html", WIDTHS[width]) as page:
+        page.evaluate("document.querySelector('.bd-article h1').insertAdjacentHTML('afterend', '<h2>b</h2><h3>c</h3>')")
+        size = "name => parseFloat(getComputedStyle(document.querySelector(`.bd-article ${name}`)).fontSize)"
+        assert page.evaluate(size, "h1") > page.evaluate(size, "h2") > page.evaluate(size, "h3") > 16
+
+
 # ---- search, folded parts, sliders ----------------------------------------------------------------------------------
 
 
@@ -121,9 +129,9 @@ def test_a_solution_opens_by_click_and_by_keyboard(browser, path, width):
         first, second = folded.nth(0), folded.nth(1)
         # Cells of set-up and answers of a quiz fold as well.
         elsewhere = page.locator(".bd-article details:not([open]):not(section[id^='exercises'] details)")
-        assert elsewhere.count()
-        for part in (elsewhere.first, elsewhere.last):
-            part.locator("> summary").click()
+        for part in elsewhere.element_handles()[:: elsewhere.count() - 1]:
+            part.query_selector("summary").click()
+            assert part.evaluate("details => details.open")
         for solution in (first, second):
             assert not solution.evaluate("details => details.open")
         first.locator("summary").click()
