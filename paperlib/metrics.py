@@ -63,8 +63,8 @@ def pixel_auroc(masks: Bool[Tensor, "n h w"], maps: Float[Tensor, "m H W"]) -> f
 def aupro(masks: Bool[Tensor, "n h w"], maps: Float[Tensor, "m H W"], fpr_limit: float | int = 0.3) -> float:
     r"""Measure how much of each defect maps find, large or small: the area under the per-region overlap curve.
 
-    $$\mathrm{PRO}(t) = \frac1R\sum_{r=1}^{R} \frac{|\{p \in r : m_p \ge t\}|}{|r|}, \qquad
-      \mathrm{AUPRO} = \frac{1}{L}\int_0^{L} \mathrm{PRO}\; d\,\mathrm{FPR}$$
+    $$\mathrm{PRO}(t) = \frac1R\sum_{r=1}^{R} \frac{|\{p \in r : m_p \ge t\}|}{|r|}$$
+    $$\mathrm{AUPRO} = \frac{1}{L}\int_0^{L} \mathrm{PRO}\; d\,\mathrm{FPR}$$
     with $R$ regions $r$ of defective pixels that touch at a side or corner, $m$ = `maps`, $L$ = `fpr_limit`, and FPR
     the share of all pixels outside the masks with $m_p \ge t$.
 
