@@ -474,7 +474,7 @@ for kind, colour in COLOURS.items():
     at = [i for i, layer in enumerate(costly) if layer.kind == kind]
     below.bar(at, [costly[i].macs / 1e6 for i in at], width=0.9, color=colour, label=kind)
 below.set(xlabel="layer", ylabel="million multiply-adds", title=f"{sum(c.macs for c in costly) / 1e6:.0f} million in all")
-below.set_ylim(0, 25)
+below.set_ylim(0, 29)
 below.legend(ncols=2, loc="upper right")
 plt.show()
 assert answer == "Egyptian cat" and probabilities.max() > 0.75

@@ -768,7 +768,7 @@ panels[2].plot(costs["pictures"], costs["k-NN bytes"] / 1e6, "s", color=viz.VERM
 panels[2].axvline(gaussian_bytes / one_picture, color="black", lw=1, ls=":")
 for ax, title, unit in zip(panels, ("PaDiM's fit", "score one picture", "memory"), ("seconds", "seconds", "megabytes"), strict=True):
     ax.set(xlabel="normal pictures", ylabel=unit, title=title)
-    ax.margins(y=0.4)  # room for the legend
+    ax.margins(y=0.8)  # room for the legend
     ax.set_ylim(0)
     ax.legend(loc="upper left")
 plt.show()
