@@ -146,3 +146,9 @@ def test_every_make_target_is_described_and_ci_calls_make_test():
     assert described <= set(re.findall(r"^([\w-]+):", makefile, flags=re.M))
     ci = (ROOT / ".ci" / "run").read_text()
     assert "chromium" in ci and ci.rstrip().endswith("make test")
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports a test file by its name alone, and `make test-long` collects all folders at once."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
