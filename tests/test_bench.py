@@ -68,6 +68,15 @@ def test_the_figures_of_the_page_are_of_the_parts_that_the_bench_has():
     assert {(row["bench"], row["part"]) for row in committed} == parts
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["complexity", "gradcam", "metrics", "padim", "pipeline", "patch_svdd"])
+def test_every_part_can_be_set_up_at_its_full_size(name):
+    """The full bench takes half an hour: what fails in it is to be known before."""
+    for build in importlib.import_module(f"bench_{name}").PARTS.values():
+        names = [contender.name for contender in build(True, CPU).contenders]
+        assert names[0] == "paperlib" and len(names) == len(set(names))
+
+
 def test_the_floor_is_the_longer_of_arithmetic_and_memory():
     machine = {"macs_per_second": 1e9, "bytes_per_second": 1e10}
     assert floor({"macs": 10**9, "bytes": 10**9}, machine) == 1

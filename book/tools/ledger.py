@@ -356,6 +356,8 @@ def _summary(ledger: Ledger) -> str:
     counts = {name: Counter(row.kind for row in ledger.rows if belongs(row)) for name, belongs in columns.items()}
     lines = ["| verified | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for kind, (label, _) in KINDS.items():
+        if not any(count[kind] for count in counts.values()):
+            continue
         lines.append(f"| {label} | " + " | ".join(str(count[kind] or "") for count in counts.values()) + " |")
     lines.append("| **all** | " + " | ".join(f"**{count.total()}**" for count in counts.values()) + " |")
     needs = Counter(row.entry["needs"] for row in ledger.rows if row.group == "table" and "needs" in row.entry)
