@@ -72,7 +72,8 @@ def train_classifier(
     rates = [group["lr"] for group in optimizer.param_groups]
     recipe, history = {"epochs": epochs}, []
     if checkpoint and Path(checkpoint).exists():
-        history = [Epoch(*row) for row in load_checkpoint(checkpoint, model, [optimizer], recipe)["history"]]
+        found = load_checkpoint(checkpoint, model, [optimizer], recipe, len(Epoch._fields))
+        history = [Epoch(*row) for row in found["history"]]
     batches = math.ceil(count / batch_size)
     for number in range(len(history) + 1, epochs + 1):
         generator = torch.Generator().manual_seed(_epoch_seed(seed, number))
