@@ -1112,9 +1112,9 @@ from paperlib.datasets import batches, folder
 items = folder(session.opened(FOLDER))  # the normal pictures come first
 normal = sum(sample.label == 0 for sample in items.samples)
 cut = normal * 4 // 5
-fit, check, rest = (Subset(items, range(*ends)) for ends in ((0, cut), (cut, normal), (normal, len(items))))
+fit, held, rest = (Subset(items, range(*ends)) for ends in ((0, cut), (cut, normal), (normal, len(items))))
 mine = PaDiM(extractor, DIMENSIONS[NETWORK]).fit(prepare(b.images) for b in batches(fit, batch))
-limit = mine.normal_threshold((prepare(b.images) for b in batches(check, batch)), quantile=0.95)
+limit = mine.normal_threshold((prepare(b.images) for b in batches(held, batch)), quantile=0.95)
 mine.save(path := Path(tempfile.mkdtemp(), "mine.safetensors"))  # to keep it, name a folder of your own
 loaded = PaDiM.load(path, extractor)
 for some in map(prepare, (b.images for b in batches(rest, batch))):
