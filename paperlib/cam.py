@@ -22,7 +22,8 @@ class CAM(NamedTuple):
     """What `cam` found. With T targets an image, maps and targets have an axis T after N.
 
     Fields:
-        maps: (N, h, w), signed, in units of the logit: their mean over space is the logit without its bias.
+        maps: (N, h, w), signed, in units of the logit: their mean over space (their sum, where the network
+            pools by a sum) is the logit without its bias.
         logits: (N, classes).
         targets: (N,) class indices.
     """
@@ -72,7 +73,7 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
     The network runs once, without gradients. From its logits the way is followed back, by the identity of tensors and
     not by names: through flattening and dropout to a linear layer or 1×1 convolution, and to a pooling over the whole
     map; what goes into that pooling is the feature map. Where pooling itself gives the logits (SqueezeNet), its
-    channels are the maps. That the maps then average to the logits is checked on the run itself.
+    channels are the maps. That the maps then average (or sum) to the logits is checked on the run itself.
 
     The model's state, mode and buffers are kept as by `grad_cam`.
 
@@ -88,8 +89,8 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
         ValueError: for a network of another shape, saying what was found; for images that are not a finite batch,
             and targets that fit neither batch nor classes.
 
-    Source: Zhou et al., arXiv:1512.04150, Eq. 1. Departures: networks divide the sum over space by the number of
-        cells, and so does this; the bias is left out, as in the paper.
+    Source: Zhou et al., arXiv:1512.04150, Eq. 1. Departures: none in the map. Networks average over space, so its mean
+        and not its sum gives the logit; the bias is left out, as in the paper.
     Test: test_cam.py::test_maps_average_to_the_logits_of_many_networks
     """
     if isinstance(model, torch.jit.ScriptModule):

@@ -42,9 +42,18 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: str | Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], recipe: Mapping[str, Any]
+    path: str | Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    recipe: Mapping[str, Any],
+    columns: int | None = None,
 ) -> dict[str, Any]:
     """Put model and optimizers into the state that `save_checkpoint` wrote; nothing changes unless all of it fits.
+
+    Args:
+        path, model, optimizers, recipe: as `save_checkpoint` had them.
+        columns: of the progress's `history`, a list of rows: a step or epoch, then numbers or None. None here:
+            not looked at.
 
     Returns:
         the progress that was saved.
@@ -57,6 +66,9 @@ def load_checkpoint(
     about, tensors = read_tensors(path, FORMAT, "checkpoint", "delete it to start over")
     if not all(isinstance(about.get(name), dict) for name in ("recipe", "progress", "scalars")):
         raise ValueError(f"{path} does not fit together: recipe, progress or scalars are missing; delete it")
+    if columns is not None and not _is_history(about["progress"].get("history"), columns):
+        raise ValueError(f"{path} does not fit together: its history is missing or no table of {columns} columns; "
+                         "delete it")  # fmt: skip
     recipe = json.loads(json.dumps(recipe))
     names = dict.fromkeys([*recipe, *about["recipe"]])
     changed = [name for name in names if recipe.get(name) != about["recipe"].get(name)]
@@ -90,3 +102,13 @@ def load_checkpoint(
             raise ValueError(f"{path} does not fit together: no {error} of an optimizer; delete it") from error
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     return about["progress"]
+
+
+def _is_history(rows: Any, columns: int) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, list)
+        and len(row) == columns
+        and type(row[0]) is int
+        and all(value is None or type(value) in (int, float) for value in row)
+        for row in rows
+    )

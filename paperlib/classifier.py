@@ -59,8 +59,8 @@ def train_classifier(
         one record an epoch, those before a resumption included; the accuracy is measured while training.
 
     Raises:
-        ValueError: if images and labels disagree in number, `epochs` or `batch_size` is below 1, or the checkpoint is
-            damaged or of another model, optimizer or number of epochs.
+        ValueError: if there are fewer than two images, images and labels disagree in number, `epochs` or `batch_size`
+            is below 1, or the checkpoint is damaged or of another model, optimizer or number of epochs.
 
     Source: this book; the optimizer and decay of MobileNet, arXiv:1704.04861v1, Sec. 3.2, are the caller's choice.
     Departures: none. Test: test_classifier.py::test_learns_which_half_is_bright
@@ -72,7 +72,8 @@ def train_classifier(
     rates = [group["lr"] for group in optimizer.param_groups]
     recipe, history = {"epochs": epochs}, []
     if checkpoint and Path(checkpoint).exists():
-        history = [Epoch(*row) for row in load_checkpoint(checkpoint, model, [optimizer], recipe)["history"]]
+        found = load_checkpoint(checkpoint, model, [optimizer], recipe, len(Epoch._fields))
+        history = [Epoch(*row) for row in found["history"]]
     batches = math.ceil(count / batch_size)
     for number in range(len(history) + 1, epochs + 1):
         generator = torch.Generator().manual_seed(_epoch_seed(seed, number))

@@ -211,7 +211,8 @@ def run(
         settings: of all of them.
         categories: their names.
         backbone: from `backbones.load`.
-        out: folder that gets results.csv, in which rows of other settings stay, and a picture a category.
+        out: folder that gets results.csv, in which rows of other settings stay, and a picture a category. Two runs at
+            once want two folders: each would write the table without the other's newest row.
         batch_size, threads, progress: as for `evaluate`.
         pictures: whether to draw pictures.
 
@@ -239,8 +240,8 @@ def run(
             dimensions = "all" if settings.dimensions is None else settings.dimensions
             name = f"{category}-{settings.backbone}-{dimensions}-{settings.variant}-seed{settings.seed}.png"
             save_pictures(scored, out / name)
+        done[category] = scored.result
         write_results(table, [*read_results(table), scored.result])
-    done = _of(settings, read_results(table))
     return [done[category] for category in categories]
 
 

@@ -173,8 +173,8 @@ def localization_error(boxes: Sequence, true_boxes: Sequence[Sequence[float | in
     """Measure the share of images in which no predicted box fits the true one.
 
     Top-1 localisation error as the papers define it asks for the right class too: give None (or an empty list) for an
-    image whose class was predicted wrongly. For top-5, give the boxes of the five classes if the right one is among
-    them.
+    image whose class was predicted wrongly. For top-5, give the box of the right class if it is among the five answers,
+    and None if it is not.
 
     Args:
         boxes: for each image a box (top, left, bottom, right), or a list of boxes of which any may fit, or None.

@@ -179,7 +179,7 @@ _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_t
 def timm_names() -> dict[str, str]:
     """Map the names in `MobileNetV1().state_dict()` to those of timm's `mobilenetv1_100`, in order.
 
-    The 137 tensors are the same. timm's network uses ReLU6, so equal logits need `MobileNetV1(activation=nn.ReLU6)`.
+    The 164 tensors are the same. timm's network uses ReLU6, so equal logits need `MobileNetV1(activation=nn.ReLU6)`.
 
     Returns:
         our name → timm's name. Use it both ways: `{ours: timm_state[theirs] for ours, theirs in ...}`.

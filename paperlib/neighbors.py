@@ -11,13 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from paperlib.inputs import check_finite, readable
+from paperlib.precision import product_rounding
 
 CHUNK = 2048  # vectors of the bank in one tile: with 512 queries its products, 4 MiB, stay in a CPU's cache
 _CPU_PRODUCTS, _GPU_PRODUCTS = 512 * CHUNK, 2**25  # held at once
 _MEMBERS = 32  # vectors of a tile that share one minimum
 _LOOKED_AT = 2  # of these groups, how many are searched exactly
-# Relative rounding of a float32 product under torch.set_float32_matmul_precision.
-_ROUNDING = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
 
 
 @torch.no_grad()
@@ -84,7 +83,7 @@ def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, 
     looked_at = min(_LOOKED_AT, groups)
     member = lanes * torch.arange(members, device=bank.device)
     # |b|² - 2 q·b is wrong by at most this times (|q| + |b|) |b|, and two of them are compared.
-    rounding = 4 * (dimensions + 4) * _rounding(dtype)
+    rounding = 4 * (dimensions + 4) * product_rounding(dtype)
     limit = _CPU_PRODUCTS if bank.device.type == "cpu" else _GPU_PRODUCTS
 
     distances, rows, unsure = [], [], []
@@ -113,12 +112,6 @@ def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, 
         empty = queries.new_empty(0)
         return empty, empty.long(), empty.bool()
     return torch.cat(distances), torch.cat(rows), torch.cat(unsure)
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    if dtype == torch.float32:
-        return _ROUNDING[torch.get_float32_matmul_precision()]
-    return torch.finfo(dtype).eps / 2
 
 
 @torch.no_grad()

@@ -342,7 +342,8 @@ def _fit_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
     )
     mean, whitening, channels, basis = (tensors.get(name) for name in ("mean", "whitening", "channels", "basis"))
     if (
-        len(numbers) != 4
+        not (isinstance(about["layers"], list) and all(isinstance(name, str) for name in about["layers"]))
+        or len(numbers) != 4
         or len(about["grid"]) != 2
         or not all(type(number) is int and number > 0 for number in (*numbers, about["count"]))
         or not (isinstance(about["settings"], dict) and set(about["settings"]) == set(_SETTINGS))

@@ -5,9 +5,7 @@ precision whatever the caller has set, and in chunks that fit the processor's ca
 """
 
 import math
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,8 +13,8 @@ import torch.distributed as distributed
 from jaxtyping import Float
 from torch import Tensor
 
-from paperlib.activations import autocast
 from paperlib.inputs import check_finite
+from paperlib.precision import full_precision
 
 COVARIANCE_EPSILON = 0.01  # PaDiM, Sec. IV-B: added to the variances
 
@@ -199,7 +197,7 @@ class PatchGaussian:
     def _add_products(self, rows: slice, vectors: Float[Tensor, "p n d"]) -> None:
         """Add the sum of outer products of vectors (P', N, D), band by band."""
         products = self._products[rows]
-        with _full_precision():
+        with full_precision():
             for start, stop in _bands(self.dimensions):
                 products[:, start:stop, :stop].baddbmm_(vectors[..., start:stop].mT, vectors[..., :stop])
 
@@ -298,7 +296,7 @@ def whitened_norm(
     n, p, d = x.shape
     distances = x.new_empty(p, n)
     x = x.transpose(0, 1)
-    with _full_precision():
+    with full_precision():
         for rows in _chunks(p, n * d):
             centred, factor = x[rows] - mean[rows, None], whitening[rows]
             squares = [
@@ -334,7 +332,7 @@ def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d 
         covariance = products[rows] / (gaussian.count - 1)
         covariance.diagonal(dim1=1, dim2=2).add_(epsilon)
         try:
-            with _full_precision():
+            with full_precision():
                 products[rows] = _inverse_cholesky(covariance)
         except torch.linalg.LinAlgError as error:
             variance = covariance.diagonal(dim1=1, dim2=2).max()
@@ -382,50 +380,3 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     Source: this book. Departures: none. Test: test_patch_gaussian.py::test_results_come_in_the_dtype_that_was_fed
     """
     return torch.promote_types(dtype, torch.float32)
-
-
-# Since torch 2.9 each backend has a setting of its own beside the common one, and reading or using the common one fails
-# where they disagree.
-_BACKENDS = [
-    backend
-    for backend in (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
-    if hasattr(backend, "fp32_precision")
-]
-_PRECISION = threading.Lock()
-_FULL: dict[str, Any] = {"blocks": 0, "before": None}
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Take matrix products in their own precision: no autocast, no TF32, no bfloat16 inside float32 products."""
-    # The setting belongs to the process, not to a thread: the first block in sets it, the last one out puts it back.
-    with _PRECISION:
-        if _FULL["blocks"] == 0:
-            common, own = _matmul_precision()
-            lowered = common != "highest" or not {"ieee", "none"}.issuperset(own)
-            _FULL["before"] = (common, own) if lowered else None
-            if lowered:
-                torch.set_float32_matmul_precision("highest")  # of the backends, too
-        _FULL["blocks"] += 1
-    try:
-        with autocast(enabled=False):
-            yield
-    finally:
-        with _PRECISION:
-            _FULL["blocks"] -= 1
-            if _FULL["blocks"] == 0 and _FULL["before"]:
-                common, own = _FULL["before"]
-                if common:
-                    torch.set_float32_matmul_precision(common)
-                for backend, precision in zip(_BACKENDS, own, strict=True):
-                    if backend.fp32_precision != precision:
-                        backend.fp32_precision = precision
-
-
-def _matmul_precision() -> tuple[str | None, list[str]]:
-    """Return the common setting, None where it can't be read, and each backend's."""
-    try:
-        common = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        common = None
-    return common, [backend.fp32_precision for backend in _BACKENDS]

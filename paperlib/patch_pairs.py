@@ -10,6 +10,7 @@ from torch import Tensor
 from paperlib.inputs import check_images, readable
 from paperlib.patch_encoder import BIG_PATCH
 
+TOGETHER = 8  # images that are summed at once, so that a file mapped into memory is never copied whole
 PERTURBATION = 0.02  # released code: standard deviation of the colour shift and of the pixel noise; white is 1
 
 # Position classes 0 to 7: the 3×3 grid around a patch in reading order, without its centre.
@@ -163,10 +164,13 @@ def mean_image(images: Tensor) -> Float[Tensor, "3 h w"]:
         if (spread == 0).any():
             rows = (spread == 0).nonzero().flatten().tolist()
             raise ValueError(f"training images number {', '.join(map(str, rows[:8]))} are of one colour; remove them")
-        if (images == images[:1]).all():
+        if all(bool((part == images[:1]).all()) for part in images.split(TOGETHER)):
             raise ValueError(f"the {len(images)} training images are all equal, and nothing is left of them without "
                              "their mean; expected different ones")  # fmt: skip
-    return images.mean(0, dtype=torch.float64).to(images.dtype)
+    total = images.new_zeros(images.shape[1:], dtype=torch.float64)
+    for part in images.split(TOGETHER):
+        total += part.sum(0, dtype=torch.float64)
+    return (total / len(images)).to(images.dtype)
 
 
 def check_range(images: Tensor) -> None:

@@ -197,10 +197,15 @@ class PatchSVDD:
         """Write encoder, mean image and banks as one safetensors file, in float32, whole or not at all.
 
         Raises:
-            ValueError: before `fit`.
+            ValueError: before `fit`, or for banks that are shards.
         """
         if self.mean is None:
             raise ValueError("not fitted yet, there is nothing to save; call .fit(normal_images) first")
+        if self.distributed:
+            raise ValueError(
+                f"the banks are shards, and this process holds {len(self.small):,} small patches of all: loaded alone "
+                "they would give too large distances. To save, fit without distribute"
+            )
         tensors = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
         tensors |= {"mean": self.mean, "small": self.small, "big": self.big}
         about = {

@@ -210,13 +210,23 @@ def _optimise(
     """Take the steps that are missing; a step's randomness follows from seed and number, so a run can stop anywhere."""
     history: list[Record] = []
     if checkpoint is not None and Path(checkpoint).exists():
-        progress = load_checkpoint(checkpoint, run, optimizers, recipe)
+        progress = load_checkpoint(checkpoint, run, optimizers, recipe, len(Record._fields))
         history = [Record(*(math.nan if value is None else value for value in row)) for row in progress["history"]]
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     parameters = [parameter for parameter in run.parameters() if parameter.requires_grad]
+    taken = history[-1].step if history else 0
+    if world > 1:
+        of_all = torch.tensor([taken, -taken], device=parameters[0].device)
+        distributed.all_reduce(of_all, distributed.ReduceOp.MAX)
+        most, least = of_all.tolist()
+        if most != -least:
+            raise ValueError(
+                f"the processes would go on from step {-least} to {most}, this one from {taken}; the checkpoint "
+                f"{checkpoint} has to be the same file for all: give a folder that every machine sees, or delete it"
+            )
     call = step_loss if world == 1 else DistributedDataParallel(_Step(run, step_loss), broadcast_buffers=False)
     rows: list[Tensor] = []
-    for step in range(history[-1].step if history else 0, steps):
+    for step in range(taken, steps):
         loss, seen = call(step, torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63))
         for parameter in parameters:
             parameter.grad = None
@@ -311,7 +321,8 @@ def train(
         on_record: called with each record, to show progress.
         distribute: True shares the crops of each step among the processes of `torch.distributed`, which all call this
             with the same arguments, and averages their gradients (DistributedDataParallel): every process ends with
-            what one alone would have trained, up to rounding. The first one writes the checkpoint.
+            what one alone would have trained, up to rounding. The first one writes the checkpoint, and all go on from
+            it: on several machines it has to lie in a folder that each of them sees.
 
     Returns:
         the curves, the classifiers and the mean image.
@@ -319,13 +330,14 @@ def train(
     Raises:
         ValueError: for images as `mean_image` refuses them or too small for a pair (127 pixels), an
             unknown objective, numbers below 1, a checkpoint of another run, or a loss that is no longer finite; with
-            `distribute`, where no process group is initialised or the crops can't be shared out evenly.
+            `distribute`, where no process group is initialised, the crops can't be shared out evenly, or only some
+            processes find the checkpoint.
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 3-6 and Alg. 1. Departures: pairs are drawn on the map of one pass, so
         that corners and moves are even (neighbours of small patches move by 2 pixels, not 1; for the flat encoder all
         are multiples of 8); the patches of a crop share its perturbation, noise included, in both losses; pairs stay
         inside; Kaiming weights, Muon (Jordan et al., 2024) and a learning-rate cycle where the released code has
-        PyTorch's default, Adam and 1e-4.
+        PyTorch's default, Adam and 1e-4; Deep SVDD's centres are the means over the first 32 images.
     Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen,
         test_patch_training.py::test_the_centre_is_the_mean_embedding_before_training
     """

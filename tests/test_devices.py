@@ -297,6 +297,7 @@ EXEMPT = {
     "patch_training.process_group": "asks torch.distributed",
     "patch_training.progress_bar": "prints",
     "patch_training.train": "needs a generator of its device; test_a_gpu_trains runs it where there is a GPU",
+    "precision.*": "a setting of the process, and a number that follows from it",
     "patch_training.train_on_patches": "needs a generator of its device; test_a_gpu_trains",
     "picture_folders.*": FILES,
     "pictures.*": FILES,

@@ -1,5 +1,7 @@
 """Patch SVDD and PaDiM in two processes: what they find together is what one finds alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -66,6 +68,20 @@ def _of_process(rank: int, folder: str) -> None:
         assert "crops=3 for 2 processes; expected a multiple of 2" in str(error)
     else:
         raise AssertionError("three crops were shared between two processes")
+    try:  # the first process alone finds what it wrote
+        alone = f"{folder}/checkpoint" if rank == 0 else f"{folder}/nothing"
+        train(encoder(), images, **TRAINING, distribute=True, checkpoint=alone)
+    except ValueError as error:
+        assert f"would go on from step 0 to 3, this one from {3 * (1 - rank)}" in str(error)
+    else:
+        raise AssertionError("two processes trained on from two steps")
+    detector = PatchSVDD(encoder()).fit(shares(images)[rank], distribute=True)
+    try:
+        detector.save(f"{folder}/shard")
+    except ValueError as error:
+        assert "the banks are shards" in str(error) and not Path(f"{folder}/shard").exists()
+    else:
+        raise AssertionError("a shard was saved as if it were the bank")
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, f"{folder}/{rank}.safetensors")
     torch.distributed.destroy_process_group()
 

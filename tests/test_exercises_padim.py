@@ -131,7 +131,7 @@ CASES = {
             (lambda s, r: s): "one number",
         },
     ),
-    "crossover": ([91, 91.0], {90: "a mean, too", 90.18: "whole number", 22.5: "own grid", 9: "d · d", 400: "over"}),
+    "crossover": ([91, 91.0], {90: "a mean, too", 90.18: "whole number", 22.5: "own grid", 1.8: "d · d", 400: "over"}),
     "merge_function": (
         [
             merge(),

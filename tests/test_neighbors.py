@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KDTree
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paperlib import neighbors
+from paperlib import neighbors, precision
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
+from paperlib.precision import full_precision, product_rounding
 
 
 def vectors(count, dimensions, seed=0, dtype=torch.float32):
@@ -74,14 +75,35 @@ def test_a_near_tie_is_settled_in_double_precision():
         torch.testing.assert_close(distance.double(), expected, rtol=1e-7, atol=0)
 
 
-def test_lower_matmul_precision_costs_no_digit():
+LOWERED = {
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),  # bfloat16 products where the processor has them
+    "the CPU's own": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "all backends": lambda: setattr(torch.backends, "fp32_precision", "bf16"),
+}
+
+
+@pytest.fixture
+def owners():
+    """Put back what a test sets of the precision of products."""
+    found = [owner for owner in (torch.backends, *precision._BACKENDS) if hasattr(owner, "fp32_precision")]
+    yield found
+    torch.set_float32_matmul_precision("highest")
+    for owner in found:
+        owner.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("lower", LOWERED)
+def test_lower_matmul_precision_costs_no_digit(owners, lower):
+    if lower != "medium" and not owners:
+        pytest.skip("one setting for all backends before PyTorch 2.9")
     queries, bank = vectors(50, 64), vectors(3000, 64, 1)
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")  # bfloat16 products where the processor has them
-        coarse = nearest_distance(queries, bank)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    assert product_rounding(torch.float32) == 2**-24
+    LOWERED[lower]()
+    assert product_rounding(torch.float32) == 2**-8 and product_rounding(torch.float64) == 2**-53
+    with full_precision():  # of another thread, say
+        assert product_rounding(torch.float32) == 2**-8
+    coarse = nearest_distance(queries, bank)
+    assert product_rounding(torch.float32) == 2**-8
     torch.testing.assert_close(coarse.double(), every_distance(queries, bank), rtol=1e-6, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(nearest_distance(queries, bank), nearest_distance(queries, bank.clone()))

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paperlib import patch_gaussian
+from paperlib import patch_gaussian, precision
 from paperlib.patch_gaussian import (
     PatchGaussian,
     leave_one_out_distance,
@@ -250,9 +250,9 @@ def test_leaving_out_equals_fitting_again(n, d):
 # ---- precision ------------------------------------------------------------------------------------------------------
 
 
-def _new_setting(precision):
-    for backend in patch_gaussian._BACKENDS:
-        backend.fp32_precision = precision
+def _new_setting(value):
+    for backend in precision._BACKENDS:
+        backend.fp32_precision = value
 
 
 LOWERED = {
@@ -270,24 +270,22 @@ def test_no_bfloat16_or_tf32_leaks_in(monkeypatch, lower):
     whitening = patch_gaussian._inverse_cholesky(covariance)
     quiet = whitened_norm(seen, fed(x).mean(), whitening)
     inside, bmm, baddbmm = [], torch.bmm, torch.Tensor.baddbmm_
-    note = patch_gaussian._matmul_precision
+    note = precision._settings
     monkeypatch.setattr(torch, "bmm", lambda *a: inside.append(note()) or bmm(*a))
-    monkeypatch.setattr(
-        torch.Tensor, "baddbmm_", lambda *a: inside.append(patch_gaussian._matmul_precision()) or baddbmm(*a)
-    )
+    monkeypatch.setattr(torch.Tensor, "baddbmm_", lambda *a: inside.append(precision._settings()) or baddbmm(*a))
     whitened = whiten(fed(x), 0.01)
     full = {"highest", "ieee", "none"}
     assert inside and all({common, *own} <= full for common, own in inside)
     inside.clear()
     try:
         LOWERED[lower]()
-        before = patch_gaussian._matmul_precision()
+        before = precision._settings()
         assert not {before[0], *before[1]} <= full
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(fed(x).covariance(), covariance)
             assert torch.equal(whitened_norm(seen, fed(x).mean(), whitening), quiet)
             assert torch.equal(whiten(fed(x), 0.01), whitened)
-        assert patch_gaussian._matmul_precision() == before  # as the caller had it
+        assert precision._settings() == before  # as the caller had it
     finally:
         torch.set_float32_matmul_precision("highest")
         _new_setting("none")

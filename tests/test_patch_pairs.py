@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measure import peak_memory
 
 from paperlib.patch_pairs import (
     DIRECTIONS,
@@ -116,6 +117,15 @@ def test_crops_come_from_everywhere():
     seen = [next(key for key, wanted in corners.items() if torch.equal(crop, wanted)) for crop in crops]
     counts = torch.tensor([seen.count(key) for key in corners])
     assert counts.sum() == 600 and counts.min() > 0 and counts.max() < 30  # 11 of each of the 54 on average
+
+
+def test_the_mean_of_many_images_takes_no_copy_of_them():
+    images = torch.rand(250, 3, 128, 128)  # 47 MiB; a copy in double precision is twice that
+    taken = peak_memory(lambda: mean_image(images), torch.device("cpu"))
+    if taken is None:
+        pytest.skip("the peak of the memory can't be read here")
+    assert taken < 12
+    torch.testing.assert_close(mean_image(images), images.double().mean(0).float(), rtol=0, atol=0)
 
 
 def test_images_that_teach_nothing_are_refused():

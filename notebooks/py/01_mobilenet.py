@@ -552,8 +552,8 @@ for name, variant in {"0.25 MobileNet": {}, "its twin": {"separable": False}}.it
     torch.manual_seed(0)
     model = MobileNetV1(0.25, num_classes=2, **variant).to(run.device, memory_format=torch.channels_last)
     optimizer = torch.optim.RMSprop(parameter_groups(model, 4e-5), lr=3e-3, alpha=0.9, momentum=0.9)
-    epochs, data, show = run.choose(smoke=2, full=12), (split.train, split.train_labels), session.progress()
-    history = train_classifier(model, data, optimizer, epochs=epochs, checkpoint=session.checkpoint(name, epochs, *data),
+    epochs, taught, show = run.choose(smoke=2, full=12), (split.train, split.train_labels), session.progress()
+    history = train_classifier(model, taught, optimizer, epochs=epochs, checkpoint=session.checkpoint(name, epochs, *taught),
                                on_epoch=lambda epoch: show(f"{name}: loss {epoch.loss:.2f}", epoch.number, epochs))  # fmt: skip
     logits = predict(model, split.test)
     accuracy = (logits.argmax(1) == split.test_labels).float().mean()
@@ -597,7 +597,7 @@ assert mean[names[0], "auroc"] > mean[names[2], "auroc"]  # the thin separable n
 # training or another learning rate might change the order, and on ImageNet the paper lost 1.1 points.
 #
 # Look at the lowest panel, though. The twin does 7.5 times the work and takes about twice the time, and the network of
-# width 0.5 is slower than the 0.25 twin with half the twin's work. Why?
+# width 0.5, with half the twin's work, is slower than the twin. Why?
 
 # %% [markdown]
 # ## Multiply-adds are not milliseconds
@@ -641,8 +641,8 @@ plt.show()
 
 # %% [markdown]
 # On the machine named at the top of this page, depthwise layers take several times their share of the work in time (the
-# paper says that 95 % of the time is spent in 1×1 convolutions; here it is less). Batch norm and ReLU, which no count
-# includes, take time as well: they read and write every number once and do almost nothing with it. Expect the pattern,
+# paper says that 95 % of the time is spent in 1×1 convolutions; here it is less). Batch norm and ReLU, which the paper's
+# count leaves out, take time as well: they read and write every number once and do almost nothing with it. Expect the pattern,
 # not the numbers, on your machine.
 #
 # Look also at how far each point lies *below* the roof. Pointwise layers come close to it. Depthwise layers stay far
@@ -672,7 +672,7 @@ for separable, batch, layout in itertools.product((True, False), (1, 16), ("cont
 # At equal width the separable network is faster everywhere, and nowhere by the factor of eight that the multiply-adds
 # promise. Each of its blocks has two batch norms and two ReLUs where its twin has one of each, and each layer's fixed
 # price is paid twice as often, which counts most for a batch of one. A training step reads and writes even more for
-# each multiply-add. Channels last helps the separable network more than its twin. Where the depthwise routine is poor
+# each multiply-add. Channels last often helps the separable network more than its twin. Where the depthwise routine is poor
 # the order may even turn round, so measure where you will run.
 #
 # ## Where it fails
@@ -800,7 +800,7 @@ assert check.depthwise_function(depthwise_convolution)
 # - Multiply-adds bound the time from below; bytes do too; and a layer without a good routine reaches neither bound.
 #
 # **Next**: MobileNetV2 (inverted residuals) and EfficientNet {cite:p}`tan2019` grow from here; EfficientNet-Lite0 from
-# this page is the backbone of the book's other chapters.
+# this page is the offline backbone of chapters 02, 03 and 05.
 #
 # ## Use it on your own network and your own pictures
 #
@@ -824,11 +824,11 @@ else:
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:4000]  # at most; they fit in memory
     pictures = torch.stack([files[i][0] for i in order.tolist()]).to(run.device)
     labels, cut = torch.tensor(files.targets)[order].to(run.device), 3 * len(order) // 4
-    data, show = (pictures[:cut], labels[:cut]), session.progress()
+    taught, show = (pictures[:cut], labels[:cut]), session.progress()
     torch.manual_seed(0)
     mine = MobileNetV1(0.25, num_classes=len(files.classes)).to(run.device)
     optimizer = torch.optim.RMSprop(parameter_groups(mine, 4e-5), lr=3e-3, alpha=0.9, momentum=0.9)
-    train_classifier(mine, data, optimizer, epochs=EPOCHS, checkpoint=session.checkpoint("own pictures", EPOCHS, *data),
+    train_classifier(mine, taught, optimizer, epochs=EPOCHS, checkpoint=session.checkpoint("own pictures", EPOCHS, *taught),
                      on_epoch=lambda epoch: show(f"loss {epoch.loss:.2f}", epoch.number, EPOCHS))  # fmt: skip
     right = (predict(mine, pictures[cut:]).argmax(1) == labels[cut:]).float().mean()
     common = labels[cut:].bincount().max() / len(labels[cut:])

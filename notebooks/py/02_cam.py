@@ -399,8 +399,8 @@ mine = two_class_network()
 head = mine.get_submodule(HEAD)
 rows_before = head.weight.detach().sum(0)
 if run.full:  # every layer learns
-    optimizer, data, show = torch.optim.Adam(mine.parameters(), lr=1e-4), (images[:cut], truths[:cut]), session.progress()
-    history = train_classifier(mine, data, optimizer, epochs=8, checkpoint=session.checkpoint("two classes", 8, *data),
+    optimizer, taught, show = torch.optim.Adam(mine.parameters(), lr=1e-4), (images[:cut], truths[:cut]), session.progress()
+    history = train_classifier(mine, taught, optimizer, epochs=8, checkpoint=session.checkpoint("two classes", 8, *taught),
                                on_epoch=lambda epoch: show(f"loss {epoch.loss:.2f}", epoch.number, 8))  # fmt: skip
 else:  # only the new layer learns, so what it reads is computed once
     setattr(mine, HEAD, nn.Identity())
@@ -887,5 +887,5 @@ assert check.gap_network(with_gap)
 #
 # **Use it on your own images**: `cam(model, images)` takes any network that ends as this one does (torchvision's ResNets,
 # DenseNets and EfficientNets, most of timm's), and says what it found if yours does not. For your own two classes set
-# `FOLDER` in *Your own two classes*; for more than two, change the 2 in `two_class_network` and leave out the lines on AUROC and on the two
-# rows.
+# `FOLDER` in *Your own two classes*; for more than two, change the 2 in `two_class_network` and leave out the `assert` on
+# the number of classes and the lines on AUROC and on the two rows.

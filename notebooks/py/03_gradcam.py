@@ -157,7 +157,7 @@ assert alpha.tolist() == [2, -1] and torch.equal(before, 2 * A[0] - A[1])  # cha
 
 # %% [markdown]
 # The weights are those of chapter 02's class A, and so is the map, cut off at zero. But look at channel 2: its gradient
-# is 0 wherever the channel is not, so nothing that channel 2 *contains* moves this score. Its average is -1 all the
+# is 0 wherever the channel has another value than 0, so nothing that channel 2 *contains* moves this score. Its average is -1 all the
 # same, and before the ReLU the map says -3 at the upper left. **One weight a channel is a simplification.** It is exact
 # where the gradient is the same in all cells, as after average pooling. Elsewhere a map can point at places that the
 # score does not use {cite:p}`draelos2020`.
@@ -281,14 +281,14 @@ for rule, passed in rules.items():
     print(f"{rule:9} passes {int((passed != 0).sum())} of 9: {passed.int().tolist()}")
 
 # %% [markdown]
-# Guided backprop keeps the two cells in which both agree. EfficientNet-Lite0 is a *ReLU6* network: its activations are
+# Guided backprop keeps the two cells that both other rules let through. EfficientNet-Lite0 is a *ReLU6* network: its activations are
 # flat above 6 as well, so a gradient passes where $0 < f < 6$ only. Code that looks for modules of type `nn.ReLU` finds
 # none in it and returns the plain gradient without a word.
 #
 # ## From a gradient to something one can look at
 #
 # An input gradient is a tensor like the image, with tiny values of both signs. The usual recipe makes a picture of it:
-# subtract the mean, scale to a standard deviation of 0.1, add 0.5 (so that zero is grey), clip to 0…1.
+# subtract the mean, scale to a standard deviation of 0.1, add 0.5 (so that the mean, which is close to zero, is grey), clip to 0…1.
 
 # %% mystnb={"image": {"alt": "Two panels for the class espresso. Plain gradient: coloured noise all over the picture. Guided: fine lines of cat and cup on grey."}}
 leaf = both.clone().requires_grad_()
@@ -352,9 +352,9 @@ viz.Slider(draw, {"layer, from first to last": SHOWN}, describe, figsize=(2.6, 2
 
 # %% [markdown]
 # :::{dropdown} Answer
-# No. Early maps are fine-grained and hardly about the class: the share in the right half is near the 50 % of chance, or
-# well below it. Edges and colours are there, classes are not yet. Only in the last two blocks do both maps settle on
-# their own thing.
+# No. Early maps are fine-grained and hardly about the class: the share in a class's own half is near the 50 % of chance, or
+# well below it. Edges and colours are there, classes are not yet. Only in the last block (`blocks.6`) and after it (`bn2`) do both
+# maps settle on their own thing.
 # :::
 #
 # So: the last layer that still has places. The paper found the same. And take channel counts from the network
@@ -494,7 +494,7 @@ print(f"{label(CAT)}: {right:.0%}, and {swapped:.0%} with blue and red exchanged
 assert run.full or swapped < right
 
 # %% [markdown]
-# JET appears here because scripts in circulation use it. It has a bright band of yellow at three quarters and makes
+# JET appears here because scripts in circulation use it. It has a bright band of yellow near five eighths and makes
 # edges where the map has none; the other figures of this chapter do without.
 #
 # ## Any network: fully connected heads, batches, several targets
@@ -515,11 +515,11 @@ for name, network, layer in (("VGG-16", vgg, "features.29"), ("ResNet-50", resne
     print(f"{name:10} {layer:12} weights {tuple(of.weights.shape)}  maps {tuple(of.maps.shape)}")
 
 
-def sky(output):  # the score of class 7, averaged over the pixels: a segmentation network gives a dictionary
+def car(output):  # the score of class 7, a car, averaged over the pixels: a segmentation network gives a dictionary
     return output["out"][:, 7].mean((1, 2))
 
 
-of = grad_cam(segmenter, batch[:1], "classifier.cbr", sky)
+of = grad_cam(segmenter, batch[:1], "classifier.cbr", car)
 print(f"{'LR-ASPP':10} {'a dictionary':12} weights {tuple(of.weights.shape)}  maps {tuple(of.maps.shape)}")
 
 several = grad_cam(model, batch, LAYER, [[CAT, ESPRESSO], [ESPRESSO, CAT], [872, CAT]])  # two targets for each image
@@ -568,7 +568,7 @@ for ax, (title, one) in zip(plt.subplots(2, 2, figsize=(3.8, 4.2))[1].flat, show
     draw_map(ax, one[0], shown_pair, title)
 plt.show()
 own = share_of_halves(torch.cat([to_cat, to_cup]).clamp_min(0))
-print(f"in the right half: {own[0]:.0%} of the likeness to a cat, {own[1]:.0%} of the likeness to a cup")
+print(f"in its own half: {own[0]:.0%} of the likeness to a cat, {own[1]:.0%} of the likeness to a cup")
 assert run.full or min(own) > 0.6
 
 # %% [markdown]
@@ -584,7 +584,7 @@ assert run.full or min(own) > 0.6
 # the 1,000 classes. The paper looks at the map of the class that was said *and* at the map of the true one. We add the
 # map of the *difference* of the two scores, since that is what decides between them.
 
-# %% tags=["ledger:gradcam-figure-6:measured"] mystnb={"image": {"alt": "Three rows of three panels, red for and blue against. Astronaut: the map of bobsled is red on suit and helmet, that of space shuttle on the shuttle behind her; the difference is red below, blue on the shuttle. Rocket: the map of drilling platform covers rocket and towers, that of missile the rocket; the difference is red on the towers at both sides and blue on the rocket. Clock: both maps are red on the blurred round clock, the difference is faint."}}
+# %% tags=["ledger:gradcam-figure-6:measured"] mystnb={"image": {"alt": "Three rows of three panels, red for and blue against. Astronaut: the map of bobsled is red on suit and helmet, that of space shuttle on the shuttle behind her; the difference is red below, blue on the shuttle. Rocket: the map of drilling platform covers rocket and towers, that of missile the rocket; the difference is red on the towers at both sides and blue on the rocket. Clock: both maps are red on the blurred round clock; the difference, scaled to itself, is red on the clock's upper left."}}
 MISTAKES = {  # picture → a class that is right: space shuttle, missile, wall clock
     "astronaut": (data.astronaut(), 812), "rocket": (data.rocket(), 657), "clock": (data.clock(), 892),
 }  # fmt: skip
@@ -973,7 +973,7 @@ for section, claim, theirs, ours, agrees in LINES:
 # pointing. And chapter 02's measurement of the 15 % rule on pasted things is Grad-CAM's as much as CAM's, because on
 # that network the maps are one.
 #
-# What people said (quoted, Sections 5.1 and 5.2): of two objects in a picture, 43 workers named the one that was
+# What people said (quoted, Section 5.1): of two objects in a picture, 43 workers named the one that was
 # visualised in 44.44 % of the cases from Guided Backpropagation and in 61.23 % from Guided Grad-CAM; in 53.33 % from
 # deconvolution and in 60.37 % with Grad-CAM. The first number fits what we saw: two guided pictures that are nearly one.
 #

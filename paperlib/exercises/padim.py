@@ -181,7 +181,7 @@ def crossover(answer: Any) -> bool:
         return wrong("nearly: a Gaussian has a mean, too, and the whole number is the first at which k-NN stores more")
     if abs(answer - gaussians / (448 * 56 * 56)) < 1:
         return wrong("k-NN can keep each layer on its own grid: 28×28 and 14×14 for the later two")
-    if abs(answer * 10 - exact) < 10:
+    if abs(answer - 56 * 56 * 200 / an_image) < 1:
         return wrong("a covariance has d · d numbers, not d")
     return wrong("numbers of the Gaussians, 56 · 56 · (d² + d), over the numbers that three layers of one image hold")
 

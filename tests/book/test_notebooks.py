@@ -1,5 +1,6 @@
 """Every committed notebook: paired with its text, fresh, run through, described, and within its limits."""
 
+import ast
 import re
 from html.parser import HTMLParser
 
@@ -125,6 +126,18 @@ def test_the_notebook_redefines_nothing_of_the_library(path):
     }
     own = {name for source in sources for name in re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", source, re.M)}
     assert own & public == set()
+
+
+@every_notebook
+def test_no_cell_takes_the_name_of_an_import(path):
+    """A later cell would find something else: seen only in the profile that no test runs."""
+    tree = ast.parse((path.parent / "py" / f"{path.stem}.py").read_text(encoding="utf-8"))
+    imports = [
+        alias for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+    ]
+    imported = {alias.asname or alias.name.partition(".")[0] for alias in imports}
+    taken = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    assert imported and imported & taken == set()
 
 
 def test_status_page_is_the_one_that_the_stamps_give():

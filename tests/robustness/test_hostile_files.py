@@ -382,7 +382,15 @@ def test_a_made_up_padim_is_refused(tmp_path):
     tensor_file.write_tensors(path, tensors | {"mean": tensors["mean"] * float("nan")}, about, "paperlib.padim.1")
     with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
         read(path)
-    for name, bad in (("grid", [12, 11]), ("grid", [144]), ("size", [24, 0]), ("count", True), ("settings", {})):
+    for name, bad in (
+        ("layers", 5),
+        ("layers", [5]),
+        ("grid", [12, 11]),
+        ("grid", [144]),
+        ("size", [24, 0]),
+        ("count", True),
+        ("settings", {}),
+    ):
         tensor_file.write_tensors(path, tensors, about | {name: bad}, "paperlib.padim.1")
         with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
             read(path)
@@ -411,6 +419,11 @@ def test_a_made_up_checkpoint_is_refused_and_changes_nothing(tmp_path):
             tensor_file.write_tensors(path, tensors, about | {name: bad}, "paperlib.checkpoint.1")
             with pytest.raises(ValueError, match="run.safetensors does not fit together"):
                 load_checkpoint(path, model, optimizers, RECIPE)
+    for bad in (None, 7, [7], [[1, 0.5]], [[1, 0.5, "x"]], [[None, 0.5, 0.5]], [[1.0, 0.5, 0.5]], {"1": [1, 0.5, 0.5]}):
+        progress = about["progress"] | {"history": bad}
+        tensor_file.write_tensors(path, tensors, about | {"progress": progress}, "paperlib.checkpoint.1")
+        with pytest.raises(ValueError, match="run.safetensors does not fit together: its history is missing"):
+            load_checkpoint(path, model, optimizers, RECIPE, 3)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
