@@ -540,7 +540,7 @@ of_brick = position_accuracy(encoders["brick"], directions, brick_test)[0]
 print(f"brick never seen, K = 64: {of_brick:.0%} of the directions are right; chance 12.5 %")
 assert of_brick > 0.2
 
-# %% tags=["ledger:patch-svdd-figure-embeddings:measured", "ledger:patch-svdd-figure-2:measured"] mystnb={"image": {"alt": "Four scatter plots of t-SNE, coloured by the row of the patch. Under one centre, under neighbours alone and for brick, all colours mix. Under neighbours and task the dots form separate small groups, each of one or two colours."}}
+# %% tags=["ledger:patch-svdd-figure-embeddings:measured", "ledger:patch-svdd-figure-2:measured"] mystnb={"image": {"alt": "Four scatter plots of t-SNE, coloured by the row of the patch. Under one centre and under neighbours alone all colours mix; for brick the dots lie on a ring, and colours mix all around it. Under neighbours and task the dots form separate small groups, each of one or two colours."}}
 from sklearn.manifold import TSNE
 
 from paperlib.neighbors import nearest_distance
@@ -568,7 +568,8 @@ assert same_row < 0.2  # of brick, the last one
 # In one: cells, with the task. There a patch's nearest neighbour among other cells lies in the same of 13 rows about four times in five
 # (by chance once in 13), and dots of a row gather. The other losses never had to know the place. Brick's encoder was
 # trained for as many steps and tells the direction from one patch to another, for mortar runs in lines. But its nearest
-# neighbours lie in any row: a crop of brick begins anywhere, so no patch has a place of its own.
+# neighbours lie in any row: a crop of brick begins anywhere, so no patch has a place of its own. The
+# ring hints at what was learned instead: a wall repeats, and a patch lies somewhere in its repeat.
 # :::
 #
 # t-SNE shows who is near whom and hides the scale: the collapsed embeddings of the first two panels are as large in the
