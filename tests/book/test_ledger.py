@@ -159,6 +159,8 @@ def test_the_summary_counts_every_row_once(found, page):
     last = [int(number) for number in re.findall(r"<strong>(\d+)</strong>", summary)]
     needy = sum(row.group == "table" and "needs" in row.entry for row in found.rows)
     assert last[-1] == needy > 0 and sum(last) == len(found.rows)
+    for row in re.findall(r"<tr.*?</tr>", summary[summary.index("<tbody") :], flags=re.S):
+        assert re.search(r"\d", re.sub(r"<[^>]+>", "", row)), "a row without a number"
     assert f"{len(found.rows)} items" in page
     for kind, sentence in ledger.KINDS.values():
         assert re.search(rf"<strong>{kind}</strong>: {re.escape(sentence[:20])}", page.replace("’", "'")), kind

@@ -156,6 +156,14 @@ def test_the_docstrings_are_rendered(built):
     assert re.findall(r".{0,30}(?:\$|`).{0,30}", text) == []
 
 
+def test_keys_of_the_bibliography_are_initials(built):
+    """An accent written as TeX would bring a whole name into the key."""
+    page = (HTML / "book" / "bibliography.html").read_text(encoding="utf-8")
+    keys = re.findall(r'<span class="label"><span class="fn-bracket">\[</span>(.*?)<span', page)
+    assert len(keys) > 40
+    assert [key for key in keys if re.search("[a-z]{3}", key)] == ["Google26"]  # an author of one name
+
+
 def test_the_search_index_knows_the_words_of_the_notebooks():
     index = (HTML / "searchindex.js").read_text(encoding="utf-8")
     data = json.loads(index[index.index("{") : index.rindex("}") + 1])

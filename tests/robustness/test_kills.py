@@ -88,10 +88,13 @@ def killed_again_and_again(name, root, kills, seed, counter):
         for _ in range(min(4, kills - done)):  # of one run; then it is let go to its end
             process = start(killed_runs.run, name, folder)
             process.join(seconds * rng.uniform(0, 0.6))
-            if process.exitcode is not None:
+            written = (folder / "run.safetensors").exists() or (folder / "results.csv").exists()
+            process.kill()
+            process.join()
+            if process.exitcode == 0:  # it had ended, if only just before the signal
                 break
-            moments.append((folder / "run.safetensors").exists() or (folder / "results.csv").exists())
-            kill(process)
+            assert process.exitcode == -signal.SIGKILL
+            moments.append(written)
             done += 1
             counter.survive()
         finish(start(killed_runs.run, name, folder))
@@ -237,8 +240,8 @@ def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases, kills):
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
+            counter.survive()
         assert all(found()[name] == truth[name] for name in found())  # whole, or not there
-        counter.survive()
     process = run()
     assert process.wait() == 0 and found() == truth
     assert not list((tmp_path / "notebooks").glob(".*"))
