@@ -59,7 +59,7 @@ results: $(VENV)/.ready-book
 	for name in $(RESULTS); do $(BIN)/python book/tools/$$name.py $(if $(FORCE),--force) || exit 1; done
 
 lab: $(VENV)/.ready-book
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(JUPYTER_ARGUMENTS)
 
 colab: $(VENV)/.ready-book
 	$(BIN)/python book/tools/export_colab.py _build/colab $(NOTEBOOKS)
@@ -70,8 +70,9 @@ student: $(VENV)/.ready-book
 # Built from a copy of the sources that holds no solutions: what is not there can't be published.
 student-book: $(VENV)/.ready-book
 	$(BIN)/python book/tools/student.py sources _build/student-book/sources
-	cd _build/student-book/sources && $(abspath $(BIN))/jupyter-book build . --toc book/_toc.yml -W -n --keep-going \
-	    --path-output .. >../build.log 2>&1 || { cat ../build.log; exit 1; }
+	bin="$$(cd "$(BIN)" && pwd)" && cd _build/student-book/sources && \
+	"$$bin/jupyter-book" build . --toc book/_toc.yml -W -n --keep-going --path-output .. \
+	    >../build.log 2>&1 || { cat ../build.log; exit 1; }
 	$(BIN)/python book/tools/student.py check _build/student-book/_build/html
 	@echo "The book for students is at _build/student-book/_build/html/index.html"
 

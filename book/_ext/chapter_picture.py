@@ -11,6 +11,7 @@ made anew when the notebook changes, so it can't show what the notebook does not
 
 import base64
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -126,7 +127,9 @@ class ChapterPicture(SphinxDirective):
         target = folder / f"{Path(source).stem}.{kind.partition('/')[2]}"
         if not target.exists() or target.read_bytes() != light:
             atomic.write_bytes(target, light)
-        image = nodes.image(uri=f"/{target.relative_to(self.env.srcdir).as_posix()}", alt=f"From a figure: {alt}")
+        # The build's folder may lie outside the sources, as that of `make student-book` does.
+        below_sources = Path(os.path.relpath(target, self.env.srcdir)).as_posix()
+        image = nodes.image(uri=f"/{below_sources}", alt=f"From a figure: {alt}")
         image["width"], image["height"] = (f"{side}px" for side in part.size)
         page = Path(relative).with_suffix(".html")
         link = nodes.reference("", "", image, refuri=f"../{page.as_posix()}#{nodes.make_id(heading)}", internal=True)

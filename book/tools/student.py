@@ -29,7 +29,9 @@ QUIZ = re.compile(r"^## Quiz$.*?(?=^## |\Z)", re.M | re.S)
 ANSWER = re.compile(r"^(:{3,})\{dropdown\} Answer\n(?P<text>.*?)^\1$\n*", re.M | re.S)
 FOR_TEACHERS = ("book/instructor",)  # pages that a book for students leaves out
 TEXTS = {".html", ".ipynb", ".js", ".json", ".md", ".py", ".txt"}  # files of a built book that are searched
-NOT_COPIED = shutil.ignore_patterns(".*", "_build", "tests", "__pycache__", "*.egg-info", "node_modules")
+# Tests are copied, because pages show some of them and the ledger names them; those that hold answers are not.
+HOLD_ANSWERS = ("test_exercises_*.py", "exercise_checks.py", "submissions.py", "test_grade.py", "test_submission.py")
+NOT_COPIED = shutil.ignore_patterns(".*", "_build", "__pycache__", "*.egg-info", "node_modules", *HOLD_ANSWERS)
 
 
 def without_solutions(notebook: NotebookNode) -> NotebookNode:

@@ -3,12 +3,17 @@
 import json
 import os
 import re
+import sys
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 import built as built_book
 import pytest
+from bs4 import BeautifulSoup
 from built import HTML, ROOT, documents, pages, why_not_built
+
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+from front_page import front_page  # noqa: E402
 
 BOOK_BYTES = 60_000_000
 LOADED = {
@@ -186,3 +191,19 @@ def test_a_book_older_than_a_source_is_noticed(tmp_path, monkeypatch):
     assert why_not_built() == ""
     os.utime(source, (2**31, 2**31))
     assert "older than paperlib/a.py" in why_not_built()
+
+
+def test_the_front_page_is_a_page(built):
+    """A reader who is not forwarded finds a link, and no browser has to guess an icon."""
+    soup = BeautifulSoup((HTML / "index.html").read_text(encoding="utf-8"), "html.parser")
+    target = f"{documents()[0]}.html"
+    assert soup.html["lang"] == "en" and soup.title.text == "Five vision papers, by running them"
+    assert (HTML / soup.find("link", rel="icon")["href"]).is_file()
+    assert soup.find("link", rel="canonical")["href"] == target and (HTML / target).is_file()
+    assert soup.find("meta", {"http-equiv": "refresh"})["content"] == f"0; url={target}"
+    assert soup.body.find("a", href=target).text == "Open the first page of the book"
+
+
+def test_names_on_the_front_page_are_text():
+    page = front_page('A <b> & "c"', "en", "icon.svg", "first.html")
+    assert BeautifulSoup(page, "html.parser").title.text == 'A <b> & "c"'

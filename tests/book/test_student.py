@@ -3,6 +3,9 @@
 import ast
 import builtins
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -125,6 +128,19 @@ def test_the_search_finds_the_solutions_in_the_whole_book():
     """In pages, in copies of sources, and in downloads: what `make student-book` is checked for can be seen."""
     places = {line.partition("/")[0].partition(":")[0] for line in student.check_built(HTML)}
     assert {"notebooks", "_sources", "colab"} <= places
+
+
+def test_the_book_for_students_is_built_without_a_solution(tmp_path):
+    """As `make student-book` does it: from sources outside the repository, in a folder with an awkward name."""
+    sources = tmp_path / "for students é" / "sources"
+    student.write_sources(sources)
+    jupyter_book = str(Path(sys.executable).with_name("jupyter-book"))
+    command = [jupyter_book, "build", ".", "--toc", "book/_toc.yml", "-W", "-n", "--keep-going", "--path-output", ".."]
+    built = subprocess.run(command, cwd=sources, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    html = sources.parent / "_build" / "html"
+    assert student.check_built(html) == []
+    assert (html / "notebooks" / "02_cam.html").is_file() and not (html / "book" / "instructor.html").exists()
 
 
 def test_checks_do_not_show_their_source_in_the_book():
