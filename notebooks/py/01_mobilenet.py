@@ -24,8 +24,8 @@
 #
 # - **Read first**: the [review of the paper](../book/01_mobilenet.md), 15 minutes. You need PyTorch basics: tensors,
 #   `nn.Module`, `nn.Conv2d`.
-# - **Time**: 50 minutes to read and run, 35 for the exercises. All cells together run in about a minute on two CPU
-#   cores.
+# - **Time**: 50 minutes to read and run, 35 for the exercises. All cells together run in one to two minutes on an idle
+#   two-core machine, and longer on a busy one or on Colab without a GPU.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the live training is as long
 #   as the committed runs.
 

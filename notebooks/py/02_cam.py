@@ -22,10 +22,10 @@
 # positions; before it is added up, it is a map. This notebook computes the map in one line, checks that it is exact,
 # trains two classes of its own and maps them, draws boxes, and measures how often the boxes are right.
 #
-# - **Read first**: the [review of the paper](../book/02_cam.md), 15 minutes. You need PyTorch basics, and what the
+# - **Read first**: the [review of the paper](../book/02_cam.md), 20 minutes. You need PyTorch basics, and what the
 #   feature maps of a convolution are.
-# - **Time**: 60 minutes to read and run, 35 for the exercises. All cells together run in under a minute on two CPU
-#   cores.
+# - **Time**: 60 minutes to read and run, 35 for the exercises. All cells together run in one to two minutes on an idle
+#   two-core machine, and longer on a busy one or on Colab without a GPU.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the network is ResNet-18
 #   {cite:p}`he2016`, all of its layers are fine-tuned, and more pictures are measured.
 

@@ -25,8 +25,8 @@
 #
 # - **Read first**: the [review of the paper](../book/03_gradcam.md), 15 minutes, and [chapter 02](02_cam.ipynb) on CAM.
 #   You need PyTorch basics, and what a gradient is.
-# - **Time**: 85 minutes to read and run, 35 for the exercises. All cells together run in about a minute on two CPU
-#   cores.
+# - **Time**: 85 minutes to read and run, 35 for the exercises. All cells together run in one to two minutes on an idle
+#   two-core machine, and longer on a busy one or on Colab without a GPU.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the network is ResNet-50
 #   {cite:p}`he2016`, and more solar cells are used; EfficientNet-Lite0 stands in for it offline.
 

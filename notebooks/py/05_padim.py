@@ -22,10 +22,10 @@
 # to train. This notebook finds cracks in real solar cells with it, works the distance out by hand, takes the covariance
 # apart, repeats the paper's ablations, and ends with the question that no AUROC answers: where to put the threshold.
 #
-# - **Read first**: the [review of the paper](../book/05_padim.md), 20 minutes. You need PyTorch basics, and what a
+# - **Read first**: the [review of the paper](../book/05_padim.md), 25 minutes. You need PyTorch basics, and what a
 #   covariance matrix is.
-# - **Time**: 80 minutes to read and run, 40 for the exercises. All cells together run in about a minute and a half on two
-#   CPU cores.
+# - **Time**: 85 minutes to read and run, 40 for the exercises. All cells together run in one to two minutes on an idle
+#   two-core machine, and longer on a busy one or on Colab without a GPU.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the network is ResNet-18
 #   {cite:p}`he2016`, the paper's smaller one; the constant `NETWORK` takes `"wide_resnet50_2"` as well.
 
@@ -289,7 +289,7 @@ np.testing.assert_allclose(maps.cpu(), blurred, rtol=5e-3)  # `maps` are those o
 print(f"{N} vectors of {D} numbers: mean, covariance, distance and map are those of paperlib")
 
 # %% [markdown]
-# ## From loop to batch: the same numbers, faster
+# ## From loop to batch: the same numbers, faster scoring
 #
 # The widely copied script loops over the places with `np.cov`, then inverts each matrix and calls SciPy's
 # `mahalanobis` for each place *and each picture*. `paperlib` does all places at once: centred products in one batched
@@ -341,6 +341,9 @@ del covariances, inverses  # half a gigabyte
 # number of pictures to score. The script inverts every matrix again for each test set, too. What does not depend on the
 # new picture belongs in the fit.
 # :::
+#
+# Scoring a picture is several times faster in the batch. Fitting gains little or nothing: most of its time goes to one
+# inversion or factorisation per place, in the batch as in the loop.
 #
 # `PaDiM` goes one step further and keeps the inverse factor $L^{-1}$, so that scoring is a matrix product. And it never
 # holds all embeddings: `fit` takes batches, and each one updates mean and covariance.
