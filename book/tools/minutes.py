@@ -1,26 +1,31 @@
-"""Estimate how long each section of a notebook takes to read and run.
+"""Estimate how long a page takes to read, and each section of a notebook to read and run.
 
     python book/tools/minutes.py [NOTEBOOK ...]
 
-An estimate, not a measurement: 150 words a minute for technical prose, 15 lines a minute for code that is not folded,
-a minute for each picture, and two to think for each "Predict first". What is folded (answers, solutions) does not
-count. Exercises say their own minutes, the quiz takes a minute a question.
+An estimate, not a measurement: 150 words per minute for technical prose, 15 lines per minute for code that is not
+folded, one minute per picture, and two to think for each "Predict first". What is folded (answers, solutions) does not
+count. Exercises state their own minutes, the quiz takes one minute per question. The numbers that the book states are
+in book/data/minutes.yml.
 """
 
 import argparse
+import ast
 import re
 from pathlib import Path
 
 import jupytext
+import yaml
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS, LINES = 150, 15  # a minute
+WORDS, LINES = 150, 15  # per minute
 PICTURE, PREDICT = 1, 2  # minutes for one
 NOT_READ = {"hide-input", "hide-cell", "remove-input", "remove-cell", "solution"}
 PLAN = re.compile(r"^\*\*(?P<level>Warm-up|Core|Stretch) \((?P<minutes>\d+) minutes\)", re.M)
 STATED = re.compile(r"\*\*Time\*\*: (?P<read>\d+) minutes to read and run, (?P<exercises>\d+) for the exercises")
 FOLDED = re.compile(r"^(:{3,})\{dropdown\}.*?^\1$", re.M | re.S)
+LISTING = re.compile(r"\{literalinclude\} (?P<path>\S+)\n:pyobject: (?P<name>\S+)")
+NOT_PROSE = re.compile(r"^```.*?^```$|\$\$.*?\$\$|\$[^$]*\$", re.M | re.S)
 
 
 def sections(notebook: NotebookNode) -> dict[str, int]:
@@ -51,6 +56,28 @@ def sections(notebook: NotebookNode) -> dict[str, int]:
     return minutes
 
 
+def page(name: str, root: Path = ROOT) -> float:
+    """Estimate how long a chapter's page on the paper takes to read, with its listings."""
+    shown = FOLDED.sub("", (root / "book" / f"{name}.md").read_text(encoding="utf-8"))
+    words = len(re.findall(r"[A-Za-z]+", NOT_PROSE.sub("", shown)))
+    lines = sum(_length(root / "book" / match["path"], match["name"]) for match in LISTING.finditer(shown))
+    return words / WORDS + lines / LINES
+
+
+def _length(path: Path, name: str) -> int:
+    """Count the lines of a function or of a class's method that are not empty."""
+    source = path.read_text(encoding="utf-8")
+    node: ast.AST = ast.parse(source)
+    for part in name.split("."):
+        node = next(child for child in ast.iter_child_nodes(node) if getattr(child, "name", None) == part)
+    return sum(bool(line.strip()) for line in ast.get_source_segment(source, node).splitlines())
+
+
+def planned(root: Path = ROOT) -> dict[str, dict[str, int]]:
+    """Read the minutes that the book states: per chapter those of page, notebook, exercises and quiz."""
+    return yaml.safe_load((root / "book" / "data" / "minutes.yml").read_text(encoding="utf-8"))
+
+
 def exercise_minutes(text: str) -> dict[str, int]:
     """Read the minutes that a notebook gives to each group of its exercises."""
     return {match["level"]: int(match["minutes"]) for match in PLAN.finditer(text)}
@@ -74,7 +101,8 @@ if __name__ == "__main__":
         found = sections(read(name))
         work = {title: found[title] for title in ("Exercises", "Quiz") if title in found}
         print(
-            f"{name}: {sum(found.values()) - sum(work.values())} to read and run, {work}, stated {stated(read(name))}"
+            f"{name}: page {page(name):.0f}, {sum(found.values()) - sum(work.values())} to read and run, {work}, "
+            f"stated {planned()[name]}"
         )
         for title, minutes in found.items():
             print(f"  {minutes:3}  {title}")

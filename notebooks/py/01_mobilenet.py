@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # MobileNet, run: a ninth of the arithmetic, one point of accuracy
+# # MobileNet, run: 8.6 times fewer multiply-adds for 1.1 points of accuracy
 #
 # A standard convolution filters and mixes channels in one step. MobileNet {cite:p}`howard2017` splits the two, and a
 # network then needs eight to nine times fewer multiplications. This notebook counts every multiply-add and
@@ -24,8 +24,8 @@
 #
 # - **Read first**: the [review of the paper](../book/01_mobilenet.md), 15 minutes. You need PyTorch basics: tensors,
 #   `nn.Module`, `nn.Conv2d`.
-# - **Time**: 50 minutes to read and run, 35 for the exercises. All cells together run in about a minute on two CPU
-#   cores.
+# - **Time**: 50 minutes to read and run, 35 for the exercises. All cells together run in one to two minutes on an idle
+#   two-core machine, and longer on a busy one or on Colab without a GPU.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the live training is as long
 #   as the committed runs.
 
@@ -100,7 +100,7 @@ plt.show()
 # 2. Say what a separable layer saves, and what the saving does *not* depend on.
 # 3. Recompute a published table of costs and find its mistakes.
 # 4. Choose $\alpha$ and $\rho$ for a budget.
-# 5. Explain why nine times fewer multiply-adds are not nine times fewer milliseconds.
+# 5. Explain why eight times fewer multiply-adds do not make a network eight times faster.
 
 # %% [markdown]
 # ## By hand: 5,040 multiply-adds, or 1,280
@@ -291,8 +291,8 @@ assert len(layers) == 28 and full.macs == 568_740_352
 # :::
 #
 # :::{dropdown} Answer
-# About 3 %. Nearly everything, 95 % of the work and 75 % of the parameters, sits in the 1×1 convolutions, which are
-# plain matrix products. That is what the paper means by putting the work where fast routines exist.
+# About 3 %. The 1×1 convolutions, which are plain matrix products, have 95 % of the work and 75 % of the parameters.
+# That is what the paper means by putting the work where fast routines exist.
 # :::
 
 # %% tags=["nbval-check-output", "ledger:mobilenet-table-2:paper-number"]
@@ -314,8 +314,8 @@ print(f"\nthe paper's first column adds up to {sum(m for m, _ in TABLE2.values()
 # %% [markdown]
 # :::{admonition} The paper's slip: 1.19 %
 # :class: warning
-# The first layer takes 1.91 % of the work, not 1.19 %. With 1.91 the paper's column adds up to 100; as printed it is
-# 0.71 short. Most likely two digits changed places.
+# The first layer takes 1.91 % of the work, not 1.19 %. With 1.91 the paper's column adds up to 100.01, which is
+# 100 within rounding; as printed it is 0.71 short. Most likely two digits changed places.
 # :::
 #
 # ## Table 3: one layer, three savings in a row
@@ -430,8 +430,8 @@ for claim, said, follows, tolerance in CLAIMS:
 print(f"\nSqueezeNet by our count: {counted['SqueezeNet'].macs / 1e6 / halved:.1f} times the work of 0.5 MobileNet-160")
 
 # %% [markdown]
-# Nearly all of it follows from the tables. "4 % better" is 3.0 and 2.7 points, and the factor 22 over SqueezeNet is
-# about 11 once both networks are counted alike.
+# Eight of the ten claims follow from the tables. "4 % better" is 3.0 and 2.7 points, and the factor 22 over SqueezeNet
+# is about 11 once both networks are counted alike.
 #
 # ## One number, many conventions
 #
@@ -524,7 +524,7 @@ viz.Slider(draw, {"width multiplier α": WIDTHS, "input side, pixels": SIDES}, d
 #
 # :::{admonition} Predict first
 # :class: tip
-# The twin has 7.5 times the multiply-adds and 8 times the weights. Will it be clearly better?
+# The twin has 7.5 times the multiply-adds and 8.3 times the weights. Will it be clearly better?
 # :::
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Six solar cells as grey squares: above, three functional ones that glow evenly; below, three defective ones with dark cracks or dark areas."}}
@@ -563,8 +563,8 @@ for name, variant in {"0.25 MobileNet": {}, "its twin": {"separable": False}}.it
 
 # %% [markdown]
 # Two epochs show that it learns. The comparison needs more: `make results` trains each network for 12 epochs with five
-# seeds, and each seed also draws another split. That takes some twenty minutes, so its result is a file,
-# and this cell draws it.
+# seeds, and each seed also draws another split. That takes 17 minutes on one processor thread,
+# so its result is a file, and this cell draws it.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels, one above the other, with one point and error bar for each network, against million multiply-adds on a logarithmic axis: held-out accuracy, AUROC, and processor seconds an epoch. The 0.25 MobileNet, at 13 million, has accuracy and AUROC no lower than its full-convolution twin at 100 million and takes about half its time; the 0.5 MobileNet, at 49 million, scores like the 0.25 one and takes longer than the twin."}}
 measured = runtime.result("mobilenet_cells")
@@ -591,10 +591,10 @@ print(f"mean ± standard deviation over {len(runs)} seeds; {measured['stamp']['d
 assert mean[names[0], "auroc"] > mean[names[2], "auroc"]  # the thin separable network against its twin
 
 # %% [markdown]
-# On this small set, with one recipe and 12 epochs for all, **a seventh of the work costs no accuracy**: over five seeds
-# the separable network's AUROC is even a little higher than its twin's. Doubling the width adds nothing that the spread
-# would let us see. Do not read more into it: the twin's training loss is still the highest of the three, so longer
-# training or another learning rate might change the order, and on ImageNet the paper lost 1.1 points.
+# On this small set, with one recipe and 12 epochs for all, **7.5 times fewer multiply-adds cost no accuracy**: over
+# five seeds the separable network's AUROC is even a little higher than its twin's. Doubling the width adds nothing that
+# the spread would let us see. Do not read more into it: the twin's training loss is still the highest of the three, so
+# longer training or another learning rate might change the order, and on ImageNet the paper lost 1.1 points.
 #
 # Look at the lowest panel, though. The twin does 7.5 times the work and takes about twice the time, and the network of
 # width 0.5, with half the twin's work, is slower than the twin. Why?
@@ -645,9 +645,10 @@ plt.show()
 # count leaves out, take time as well: they read and write every number once and do almost nothing with it. Expect the pattern,
 # not the numbers, on your machine.
 #
-# Look also at how far each point lies *below* the roof. Pointwise layers come close to it. Depthwise layers stay far
-# below even the low roof that their intensity allows: they have no matrix product to hand to the best-tuned routine,
-# and they pay a fixed price for each call. Low intensity is one reason, the routine is the other.
+# Look also at how far each point lies *below* the roof. The best pointwise layers nearly reach it, the others come
+# closer than any depthwise layer. Depthwise layers stay far below even the low roof that their intensity allows: they
+# have no matrix product to hand to the best-tuned routine, and they pay a fixed price for each call. Low intensity is
+# one reason, the routine is the other.
 #
 # Layout and batch size move the numbers too. PyTorch stores pictures channel after channel (NCHW); *channels last*
 # (NHWC) keeps a pixel's channels side by side, which suits 1×1 convolutions. The cell below times the separable network

@@ -22,10 +22,10 @@
 # to train. This notebook finds cracks in real solar cells with it, works the distance out by hand, takes the covariance
 # apart, repeats the paper's ablations, and ends with the question that no AUROC answers: where to put the threshold.
 #
-# - **Read first**: the [review of the paper](../book/05_padim.md), 20 minutes. You need PyTorch basics, and what a
+# - **Read first**: the [review of the paper](../book/05_padim.md), 25 minutes. You need PyTorch basics, and what a
 #   covariance matrix is.
-# - **Time**: 80 minutes to read and run, 40 for the exercises. All cells together run in about a minute and a half on two
-#   CPU cores.
+# - **Time**: 85 minutes to read and run, 40 for the exercises. All cells together run in one to two minutes on an idle
+#   two-core machine, and longer on a busy one or on Colab without a GPU.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU) the network is ResNet-18
 #   {cite:p}`he2016`, the paper's smaller one; the constant `NETWORK` takes `"wide_resnet50_2"` as well.
 
@@ -289,7 +289,7 @@ np.testing.assert_allclose(maps.cpu(), blurred, rtol=5e-3)  # `maps` are those o
 print(f"{N} vectors of {D} numbers: mean, covariance, distance and map are those of paperlib")
 
 # %% [markdown]
-# ## From loop to batch: the same numbers, faster
+# ## From loop to batch: the same numbers, faster scoring
 #
 # The widely copied script loops over the places with `np.cov`, then inverts each matrix and calls SciPy's
 # `mahalanobis` for each place *and each picture*. `paperlib` does all places at once: centred products in one batched
@@ -341,6 +341,9 @@ del covariances, inverses  # half a gigabyte
 # number of pictures to score. The script inverts every matrix again for each test set, too. What does not depend on the
 # new picture belongs in the fit.
 # :::
+#
+# Scoring a picture is several times faster in the batch. Fitting gains little or nothing: most of its time goes to one
+# inversion or factorisation per place, in the batch as in the loop.
 #
 # `PaDiM` goes one step further and keeps the inverse factor $L^{-1}$, so that scoring is a matrix product. And it never
 # holds all embeddings: `fit` takes batches, and each one updates mean and covariance.
@@ -567,10 +570,11 @@ print("the joint covariance has a higher PRO-score than the added maps in", ", "
 # strange, though each of its parts is common: the vector $b$ of the first example.
 # :::
 #
-# The order is the paper's, but for layer 3, which there only ties with layer 2. In localisation each layer is better here
-# than the one before it, the added maps are better than any layer, and the joint covariance is at the top. But look at the size: on mono the last step is worth nothing, since
-# nothing is left to gain, and on poly it is worth two points while two seeds may differ by ten. Only *seed by seed*
-# does it show.
+# The order is the paper's, but for layer 3, which there ties with layer 2 in pixel AUROC and is 0.2 points below it in
+# PRO-score. In localisation each layer is better here than the one before it, the added maps are better than any layer,
+# and the joint covariance is at the top. But look at the size: on mono the last step is worth nothing, since nothing is
+# left to gain, and on poly it is worth one to two points while two seeds may differ by ten. Only *seed by seed* does it
+# show.
 #
 # And look at real defects. There, everything together is no better than the last layer alone. Telling a crack from a
 # grain takes a view of shapes, which the first layer does not have. Table I is about localisation, and so is its
@@ -623,16 +627,16 @@ print("the paper, pixel AUROC / PRO-score: random 100 96.7 / 90.5, PCA 100 93.5 
 
 # %% [markdown]
 # :::{dropdown} Answer
-# Neither by much. The components that hold next to nothing of the variance find synthetic defects about as well as
-# those that hold most of it on mono, and better on poly.
+# The 25 smallest, where the two differ. They hold next to nothing of the variance and find synthetic defects about as
+# well as the 25 largest on mono, and better on poly.
 # :::
 #
-# **In PRO-score random channels beat PCA where few are kept**: on both kinds, and in every seed, at $d = 10$ and $d = 25$.
-# From 50 on the difference is hardly larger than its spread: 50 of 176 is a larger share than the paper's 100 of 448. Real
-# defects do not follow: at $d = 10$ PCA has the higher image AUROC in four seeds of five on either kind, and from 25 on
-# neither leads. **Which channels are drawn hardly matters**: ten draws differ by much less than two splits of the cells do.
-# (The paper gives a standard error between $10^{-4}$ and $10^{-7}$ for the mean of ten models.) And **100 of 176 lose little**: nothing on mono, one to two points
-# on poly.
+# **In PRO-score random channels beat PCA where few are kept**: on both kinds, and in every seed, at $d = 10$ and
+# $d = 25$. From 50 on the difference is hardly larger than its spread: 50 of 176 is a larger share than the paper's 100 of
+# 448. Real defects do not follow: at $d = 10$ PCA has the higher image AUROC in four seeds of five on either kind, and
+# from 25 on the two means differ by less than a point. **Which channels are drawn hardly matters**: ten draws differ by
+# less than two splits of the cells do. (The paper gives a standard error between $10^{-4}$ and $10^{-7}$ for the mean
+# of ten models.) And **100 of 176 lose little**: next to nothing on mono, one to two points on poly.
 #
 # ### Why PCA loses: the step that a defect makes
 #
@@ -1025,12 +1029,11 @@ for claim, quoted, key, one, other in CLAIMS:
 # the mean of the last layer, then the nearest embedding in them. A cell's score is its
 # mean distance to those ten.
 #
-# In every seed of both kinds PaDiM detects better than nearest neighbours. In every seed the joint covariance and all 176
-# channels are better on poly, where the task is hard, and turned mono cells lose pixel AUROC and PRO-score. The rest is a
-# draw: on mono everything is near
-# its ceiling; 100 channels of 176 are too many to tell a random choice from PCA (25 are few enough, see above); and
-# SPADE's better PRO-score on objects does not show here. None of this confirms or refutes the paper's numbers: they are
-# another network's on other data.
+# In every seed of both kinds PaDiM detects better than nearest neighbours. In every seed the joint covariance and all
+# 176 channels are better on poly, where the task is hard, and turned mono cells lose pixel AUROC and PRO-score. In no
+# other comparison do all seeds agree: on mono everything is near its ceiling; 100 channels of 176 are too many to tell
+# a random choice from PCA (25 are few enough, see above); and SPADE's better PRO-score on objects does not show here.
+# None of this confirms or refutes the paper's numbers: they are another network's on other data.
 #
 # ### The paper's own arithmetic
 #

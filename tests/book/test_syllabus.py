@@ -1,4 +1,4 @@
-"""The syllabus against the notebooks: every section, its minutes, ninety minutes a session."""
+"""Every statement of minutes against book/data/minutes.yml; the syllabus's rows against the notebooks' sections."""
 
 import re
 
@@ -8,6 +8,8 @@ from built import NOTEBOOKS, ROOT
 
 NAMES = [path.stem for path in NOTEBOOKS]
 SYLLABUS = (ROOT / "book" / "syllabus.md").read_text(encoding="utf-8")
+FRONT_PAGE = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+PLANNED = minutes.planned()
 GUIDE = (ROOT / "book" / "instructor.md").read_text(encoding="utf-8")
 LEVELS = {"warm-up": "Warm-up", "core": "Core", "stretch": "Stretch"}
 NOT_SECTIONS = ("Opening", "Discussion")
@@ -55,12 +57,53 @@ def test_a_session_is_ninety_minutes(name):
 
 
 @every_chapter
-def test_the_notebook_states_the_time_it_takes(name):
-    stated = minutes.stated(minutes.read(name))
-    assert stated is not None, "expected **Time**: N minutes to read and run, M for the exercises"
-    found = minutes.sections(minutes.read(name))
-    reading = sum(count for title, count in found.items() if title not in ("Exercises", "Quiz"))
-    assert abs(stated[0] - reading) <= 4 and stated[1] == found["Exercises"]
+def test_the_planned_minutes_are_the_estimated_ones(name):
+    """Rounded to five: four minutes of difference are allowed, since an edited sentence should not need a new plan."""
+    plan, found = PLANNED[name], minutes.sections(minutes.read(name))
+    assert plan.keys() == {"page", "notebook", "exercises", "quiz"}
+    assert (plan["exercises"], plan["quiz"]) == (found.pop("Exercises"), found.pop("Quiz"))
+    estimated = {"page": minutes.page(name), "notebook": sum(found.values())}
+    off = {key: (plan[key], value) for key, value in estimated.items() if plan[key] % 5 or abs(plan[key] - value) > 4}
+    assert off == {}, "(book/data/minutes.yml, `python book/tools/minutes.py`)"
+
+
+@every_chapter
+def test_every_place_states_the_planned_minutes(name):
+    plan, part = PLANNED[name], session(name)[0]
+    page = " ".join((ROOT / "book" / f"{name}.md").read_text(encoding="utf-8").split())
+    assert re.findall(r"Reading time: (\d+) minutes", page) == [str(plan["page"])]
+    assert re.findall(rf"\(\.\./book/{name}\.md\),\s+(\d+) minutes", text(name)) == [str(plan["page"])]
+    assert minutes.stated(minutes.read(name)) == (plan["notebook"], plan["exercises"])
+    assert re.findall(r"\*\*Before\*\*: .*?, (\d+) minutes", part) == [str(plan["page"])]
+    (row,) = re.findall(rf"^\| \[[^|]+\]\({name}\.md\).*$", FRONT_PAGE, re.M)
+    assert row.endswith(f"| {plan['page']} + {plan['notebook']} + {plan['exercises']} |")
+
+
+def test_front_page_and_syllabus_add_up_the_planned_minutes():
+    pages = [plan["page"] for plan in PLANNED.values()]
+    assert f"- {min(pages)} to {max(pages)} minutes: a page on a paper" in FRONT_PAGE
+    notebook, exercises = PLANNED["02_cam"]["notebook"], PLANNED["02_cam"]["exercises"]
+    by_time = f"- {notebook} minutes: its [notebook](../notebooks/02_cam.ipynb), and {exercises} for the exercises"
+    assert by_time in FRONT_PAGE
+    total = {name: sum(plan.values()) for name, plan in PLANNED.items()}
+    assert f"in about {sum(total.values()) / 60:.0f} hours" in SYLLABUS
+    for numbers, names in (("2 and 3", NAMES[1:3]), ("4 and 5", NAMES[3:])):
+        half_hours = round(sum(total[name] for name in names) / 30)
+        assert f"chapters {numbers}, about {half_hours / 2:g} hours" in SYLLABUS
+
+
+def test_a_slower_reader_takes_half_as_long_again(monkeypatch):
+    """The syllabus says so of 100 words and 8 lines of code per minute."""
+
+    def reading():
+        found = [minutes.sections(minutes.read(name)) for name in NAMES]
+        return sum(count for titles in found for title, count in titles.items() if title not in ("Exercises", "Quiz"))
+
+    usual = reading()
+    monkeypatch.setattr(minutes, "WORDS", 100)
+    monkeypatch.setattr(minutes, "LINES", 8)
+    assert "at 100 words and 8 lines of code per minute takes about one and a half times" in SYLLABUS.replace("\n", " ")
+    assert 1.35 < reading() / usual < 1.65
 
 
 @every_chapter

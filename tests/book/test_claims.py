@@ -1,0 +1,120 @@
+"""Sentences of the chapters that compare numbers, worked out again from the papers' tables and the stored results."""
+
+import json
+import re
+
+import pytest
+import yaml
+from built import NOTEBOOKS, ROOT
+
+PAGES = {path.stem: ROOT / "book" / f"{path.stem}.md" for path in NOTEBOOKS}
+NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
+
+
+def words(path):
+    """The text of a page, or of a notebook's twin, in one line."""
+    text = path.read_text(encoding="utf-8")
+    return " ".join(re.sub(r"^# ?", "", text, flags=re.M).split())
+
+
+def twin(name):
+    return words(ROOT / "notebooks" / "py" / f"{name}.py")
+
+
+def facts(paper):
+    return yaml.safe_load((ROOT / "book" / "data" / f"{paper}.yml").read_text("utf-8"))
+
+
+def measured(name):
+    path = ROOT / "paperlib" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def value(number):
+    return float(number.replace(",", ""))
+
+
+def decimals(number):
+    return len(number.partition(".")[2])
+
+
+def tables(path):
+    """The tables of a page, each a list of rows, each a list of cells."""
+    rows, found = [], []
+    for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+        elif rows:
+            found.append(rows)
+            rows = []
+    return found
+
+
+def numbers_of(cell):
+    """The numbers of a cell such as `97.6 / **93.4**`, each with whether it is bold."""
+    whole = re.fullmatch(r"\*\*[^*]+\*\*", cell) is not None
+    parts = [part.strip() for part in cell.split("/")]
+    bold = [whole or part.startswith("**") for part in parts]
+    return list(zip((part.strip("*") for part in parts), bold, strict=True))
+
+
+@pytest.mark.parametrize("path", PAGES.values(), ids=PAGES)
+def test_a_bold_number_is_the_only_one_of_its_value_in_its_column(path):
+    ties = []
+    for table in tables(path):
+        compared = [row for row in table if "**mean**" not in row]  # there bold sets the row apart
+        for column in zip(*compared, strict=True):
+            cells = [numbers_of(cell) for cell in column]
+            plain = {(i, n) for cell in cells for i, (n, b) in enumerate(cell) if not b}
+            bold = {(i, n) for cell in cells for i, (n, b) in enumerate(cell) if b}
+            ties += sorted((column[0], n) for i, n in bold & plain if re.match(r"\d", n))
+    assert ties == []
+
+
+@pytest.mark.parametrize("path", PAGES.values(), ids=PAGES)
+def test_differences_and_quotients_are_worked_out_correctly(path):
+    text = words(path)
+    wrong = []
+    for a, b, c in re.findall(rf"(?<![\d.]){NUMBER} [−-] {NUMBER} = {NUMBER}", text):
+        if round(value(a) - value(b), decimals(c)) != value(c):
+            wrong.append(f"{a} − {b} = {c}")
+    for a, b, c in re.findall(rf"(?<![\d.]){NUMBER} / {NUMBER} = {NUMBER} %", text):
+        if round(100 * value(a) / value(b), decimals(c)) != value(c):
+            wrong.append(f"{a} / {b} = {c} %")
+    assert wrong == []
+
+
+def test_what_separating_saves_is_the_papers_table_4():
+    full, separable = facts("mobilenet")["table_4_depthwise_vs_full"]["rows"]
+    times = full["madds_million"] / separable["madds_million"]
+    points = full["accuracy_pct"] - separable["accuracy_pct"]
+    claim = f"{times:.1f} times fewer multiply-adds for {points:.1f} points of accuracy"
+    assert claim in words(ROOT / "book" / "index.md") and claim in twin("01_mobilenet")
+
+
+def test_what_the_stored_trainings_of_chapter_1_show():
+    runs, recipe = measured("mobilenet_cells")["runs"], measured("mobilenet_cells")["stamp"]["recipe"]
+    seconds = sum(run["cpu_seconds_per_epoch"] for run in runs) * recipe["epochs"]
+    assert f"takes {seconds / 60:.0f} minutes on one processor thread" in twin("01_mobilenet")
+
+
+def test_what_average_pooling_costs_and_gains_is_the_papers_tables_1_and_2():
+    data, page = facts("cam"), words(PAGES["02_cam"])
+    classified = {name: top1 for name, top1, _ in data["table_1_classification_error_ilsvrc_val"]["rows"]}
+    localised = {name: top1 for name, top1, _ in data["table_2_localization_error_ilsvrc_val"]["rows"]}
+    cost = classified["GoogLeNet-GAP"] - classified["GoogLeNet"]
+    assert f"it costs {cost:.1f} points of top-1 accuracy" in page
+    gains = [errors["GoogLeNet-GMP"] - errors["GoogLeNet-GAP"] for errors in (classified, localised)]
+    assert "by {:.1f} points in classification and by {:.1f} points in localisation".format(*gains) in page
+    assert sorted(localised, key=localised.get)[:2] == ["GoogLeNet-GAP", "VGGnet-GAP"]
+    assert "### GoogLeNet and VGGnet with GAP localise best" in PAGES["02_cam"].read_text("utf-8")
+
+
+def test_how_many_boxes_are_right_once_the_class_is_right():
+    rows = {tuple(row["cells"][:2]): row["cells"][2:] for row in facts("gradcam")["table_1_localization"]["rows"]}
+    page = words(PAGES["03_gradcam"])
+    for method in ("Grad-CAM (ours)", "CAM"):
+        classified, _, boxed, _ = rows["VGG-16", method]
+        share = 100 * (100 - boxed) / (100 - classified)
+        assert f"{100 - boxed:.2f} / {100 - classified:.2f} = {share:.0f} %" in page
+        assert f"100 − {boxed:.2f}" in page and f"100 − {classified:.2f}" in page
