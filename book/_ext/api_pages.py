@@ -11,9 +11,9 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book" / "tools"))
+sys.path.insert(0, str(ROOT / "book"))
 import atomic  # noqa: E402
-
-from paperlib.exercises.submission import CHAPTERS  # noqa: E402
+from grading.submission import CHAPTERS  # noqa: E402
 
 FOLDER = Path("book/api")
 PAGE = """\

@@ -21,8 +21,14 @@ def code(name):
 def run(sources, folder, runtime, **environment):
     notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
     client = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": folder}})
-    # The kernel gets what a reader's has, and no more: paperlib, and a folder for the connection's own file.
-    added = {"PYTHONPATH": str(ROOT), "PAPERLIB_PROFILE": "smoke", "OMP_NUM_THREADS": "1", **environment}
+    # The kernel gets what a reader's has, and no more: paperlib, what lies beside a
+    # notebook, and a folder for the connection's own file.
+    added = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "notebooks")]),
+        "PAPERLIB_PROFILE": "smoke",
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
     before = os.environ.get("JUPYTER_RUNTIME_DIR")
     os.environ["JUPYTER_RUNTIME_DIR"] = str(runtime)
     try:

@@ -75,7 +75,8 @@ def distributions(name):
 
 
 FOLDERS = ("paperlib", "book", "notebooks", "tests")
-OWN = {*FOLDERS, *(path.stem for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))}
+FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+OWN = {*FOLDERS, *(path.parent.name if path.stem == "__init__" else path.stem for path in FILES)}
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -7,10 +7,8 @@ import time
 
 import pytest
 from exercise_checks import CHAPTERS
-from submissions import answered, hand_in, notebook, solved, stub
-
-from paperlib.exercises import __main__ as command
-from paperlib.exercises.grade import (
+from grading import __main__ as command
+from grading.grade import (
     Grade,
     Limits,
     common_chapter,
@@ -22,8 +20,9 @@ from paperlib.exercises.grade import (
     to_do,
     write_table,
 )
-from paperlib.exercises.run import Checks, run
-from paperlib.exercises.submission import exercises, read
+from grading.run import Checks, run
+from grading.submission import exercises, read
+from submissions import answered, hand_in, notebook, solved, stub
 
 QUICK = Limits(seconds=60)
 SEPARABLE = "lambda k, m, n, s: k * k * m * s * s + m * n * s * s"

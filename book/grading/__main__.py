@@ -1,12 +1,14 @@
-"""The command line: `python -m paperlib.exercises grade FOLDER` grades submitted notebooks into a CSV file."""
+"""The command line: `python book/grading grade FOLDER` grades submitted notebooks into a CSV file."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paperlib.exercises.grade import Limits, grade
-from paperlib.exercises.submission import CHAPTERS
+# Run as a folder, this file is no part of its package: the folder above has to be on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from grading.grade import Limits, grade  # noqa: E402
+from grading.submission import CHAPTERS  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -14,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Source: none, the book's own. Departures: none. Test: test_grade.py::test_the_command_line
     """
-    parser = argparse.ArgumentParser(prog="python -m paperlib.exercises", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python book/grading", description=__doc__)
     commands = parser.add_subparsers(required=True)
     grading = commands.add_parser(
         "grade",

@@ -1,4 +1,4 @@
-"""Grade a folder of submitted notebooks into a table: `python -m paperlib.exercises grade FOLDER`.
+"""Grade a folder of submitted notebooks into a table: `python book/grading grade FOLDER`.
 
 Each submission runs in a process of its own, in an empty folder, with limits of time and memory. It runs with your
 rights all the same: grade what strangers hand in inside a container, or as a user who owns nothing.
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import paperlib
-from paperlib.exercises.submission import CHAPTERS, Submission, exercises, read
+from grading.submission import CHAPTERS, Submission, exercises, read
 
+IMPORTED_FROM = (Path(paperlib.__file__).parents[1], Path(__file__).parents[1])  # of paperlib and of this package
 LARGEST = 100 * 2**20  # bytes of a submission that are read
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV", "SYSTEMROOT", "LD_LIBRARY_PATH")
 GIGABYTE = 10**9
@@ -103,7 +104,7 @@ def run_alone(submission: Submission, limits: Limits) -> tuple[str, list[dict[st
     }
     surroundings = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     surroundings |= {
-        "PYTHONPATH": str(Path(paperlib.__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(map(str, IMPORTED_FROM)),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONIOENCODING": "utf-8",
         "OMP_NUM_THREADS": "1",
@@ -113,7 +114,7 @@ def run_alone(submission: Submission, limits: Limits) -> tuple[str, list[dict[st
     }
     reading, writing = os.pipe()
     with tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True) as empty:
-        command = [sys.executable, "-m", "paperlib.exercises.run", str(writing), str(int(limits.memory * GIGABYTE)),
+        command = [sys.executable, "-m", "grading.run", str(writing), str(int(limits.memory * GIGABYTE)),
                    str(limits.seconds / 3)]  # fmt: skip
         with tempfile.TemporaryFile() as said:
             try:

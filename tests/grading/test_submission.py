@@ -6,10 +6,9 @@ import re
 
 import pytest
 from exercise_checks import CHAPTERS, cells
+from grading import submission
+from grading.submission import called_checks, exercises, read
 from submissions import notebook, solved, stub
-
-from paperlib.exercises import submission
-from paperlib.exercises.submission import called_checks, exercises, read
 
 
 def sources(text, **options):

@@ -1,6 +1,6 @@
 """Run one submission's statements and report each check: the process that the grader starts, once a submission.
 
-    python -m paperlib.exercises.run DESCRIPTOR MEMORY_BYTES SECONDS   (chapter and statements on stdin)
+    python -m grading.run DESCRIPTOR MEMORY_BYTES SECONDS   (chapter and statements on stdin)
 
 SECONDS is for one statement, so that an endless loop in one exercise leaves time for the next.
 
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from paperlib.exercises.submission import GRADER, PACKAGE, Statement
+from grading.submission import GRADER, PACKAGE, Statement
 
 WORST_FILE = 256 * 2**20  # bytes that a submission may write into one file
 
