@@ -1,6 +1,5 @@
 """Where a notebook runs: its profile (smoke or full), its device, and the versions it prints."""
 
-import json
 import os
 import platform
 import random
@@ -74,28 +73,6 @@ def start(seed: int = 0) -> Runtime:
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     print(f"profile {run.profile}, seed {seed}, on {device_name(run.device)}\n{found}")
     return run
-
-
-def result(name: str) -> dict:
-    """Read the committed result of a run that is too long for a notebook; `make results` makes it again.
-
-    Args:
-        name: of a file in `paperlib/results`, without its ending.
-
-    Returns:
-        what the file holds: `runs`, and a `stamp` with code hash, versions, device, date and recipe.
-
-    Raises:
-        ValueError: if there is no such result.
-
-    Source: this book. Departures: none. Test: test_runtime.py::test_results_are_stamped
-    """
-    folder = Path(__file__).with_name("results")
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
-        raise ValueError(f"no result {name!r}; there are: {known}. Run `make results` in a clone of the book")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def versions() -> dict[str, str]:

@@ -60,17 +60,3 @@ def test_device_name_names_the_processor():
     name = runtime.device_name(torch.device("cpu"))
     assert f"({torch.get_num_threads()} thread" in name
     assert len(name.split("(")[0].strip()) > 2
-
-
-def test_results_are_stamped():
-    measured = runtime.result("mobilenet_cells")
-    assert set(measured["stamp"]) == {"code", "versions", "device", "date", "recipe"}
-    seeds = {row["seed"] for row in measured["runs"]}
-    models = {row["model"] for row in measured["runs"]}
-    assert len(seeds) >= 5 and len(measured["runs"]) == len(seeds) * len(models)
-    assert all(0.5 < row["accuracy"] <= 1 and 0.5 < row["auroc"] <= 1 for row in measured["runs"])
-
-
-def test_an_unknown_result_names_those_there_are():
-    with pytest.raises(ValueError, match="no result 'absent'; there are: .*mobilenet_cells.*make results"):
-        runtime.result("absent")

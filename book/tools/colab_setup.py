@@ -28,5 +28,6 @@ if missing:
     importlib.invalidate_caches()
 
 if not any("paperlib-DIGEST" in folder for folder in sys.path):
-    sys.path.insert(0, tempfile.mkdtemp(prefix="paperlib-DIGEST-"))
-    zipfile.ZipFile(io.BytesIO(base64.b64decode(library))).extractall(sys.path[0])
+    folder = tempfile.mkdtemp(prefix="paperlib-DIGEST-")
+    zipfile.ZipFile(io.BytesIO(base64.b64decode(library))).extractall(folder)
+    sys.path[:0] = [folder, str(Path(folder, "notebooks"))]

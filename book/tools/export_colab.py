@@ -21,7 +21,7 @@ from pathlib import Path
 import atomic
 import nbformat
 import yaml
-from freshness import data_files, outside_names
+from freshness import COMPANION, FOLDERS, LIBRARY, data_files, outside_names
 from nbformat import NotebookNode
 from plain_markdown import PlainMarkdown
 from pybtex.database import parse_file
@@ -47,14 +47,16 @@ IMPORT_NAMES = {"opencv-python": "cv2", "pillow": "PIL", "scikit-image": "skimag
 
 
 def pack_library(sources: list[str], root: Path) -> tuple[str, str]:
-    """Zip paperlib; return it as base64 text and a short digest of it. The same files give the same text.
+    """Zip paperlib and what the notebooks share; return it as base64 text and a short digest of it.
 
-    Weights, which no zip makes smaller, come along only where `sources`, or the modules they import, name them.
+    The same files give the same text. Results of long runs come along only where `sources`, or the modules they import,
+    name them.
     """
     buffer, named = io.BytesIO(), set(data_files(sources, root))
+    library = [path for path in (root / LIBRARY).rglob("*") if path.suffix in (".py", ".json")]
+    companion = root / FOLDERS[COMPANION] / f"{COMPANION}.py"
     with zipfile.ZipFile(buffer, "w") as archive:
-        files = (path for path in (root / "paperlib").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-        for path in sorted(path for path in files if path.suffix in (".py", ".json") or path in named):
+        for path in sorted({*library, companion, *named}):
             # A bare ZipInfo has a fixed date.
             entry = zipfile.ZipInfo(path.relative_to(root).as_posix())
             archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 9)

@@ -3,7 +3,8 @@
 The answer is a hash of the notebook's code cells, of the library modules that they import, directly or through one
 another, and of the library's data files that any of these names in a string. Code is hashed as a syntax tree without
 docstrings: a comment, a line break or a reworded docstring changes no output and makes nothing stale. All of it is
-found by reading, not by running, so a name that is put together at run time is not seen.
+found by reading, not by running, so a name that is put together at run time is not seen. The module that the notebooks
+share, notebooks/companion.py, and its results count as part of the library.
 """
 
 import ast
@@ -15,6 +16,9 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
 LIBRARY = "paperlib"
+COMPANION = "companion"
+FOLDERS = {LIBRARY: Path(), COMPANION: Path("notebooks")}  # of the top-level names that are hashed
+RESULTS = Path("book/data/results")
 
 
 def code_hash(notebook: NotebookNode, root: Path, written: str = "") -> str:
@@ -54,7 +58,13 @@ def imported_modules(sources: list[str], root: Path) -> dict[str, Path]:
 def data_files(sources: list[str], root: Path) -> list[Path]:
     """Find the library's data files that `sources` or their library modules name, with or without ending."""
     _, strings = outside_names(sources, root)
-    files = (path for path in (root / LIBRARY).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+    folders = (root / LIBRARY, root / RESULTS)
+    files = (
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    )
     return sorted(path for path in files if {path.name, path.stem} & strings)
 
 
@@ -62,7 +72,7 @@ def outside_names(sources: list[str], root: Path) -> tuple[set[str], set[str]]:
     """Name the packages other than the library that `sources` or their library modules import, and list all strings."""
     trees = [_parse_cell(source) for source in sources]
     trees += [ast.parse(path.read_text(encoding="utf-8")) for path in imported_modules(sources, root).values()]
-    imports = {name.partition(".")[0] for tree in trees for name in _imported(tree, package="")} - {LIBRARY, ""}
+    imports = {name.partition(".")[0] for tree in trees for name in _imported(tree, package="")} - {*FOLDERS, ""}
     nodes = (node for tree in trees for node in ast.walk(tree))
     return imports, {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
@@ -84,7 +94,7 @@ def _parse_cell(source: str) -> ast.Module:
 def _library_names(tree: ast.AST, package: str) -> Iterator[str]:
     for name in _imported(tree, package):
         parts = name.split(".")
-        if parts[0] == LIBRARY:
+        if parts[0] in FOLDERS:
             # Importing a.b.c runs a and a.b first.
             yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
 
@@ -107,7 +117,7 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _module_file(name: str, root: Path) -> Path | None:
-    base = root.joinpath(*name.split("."))
+    base = root.joinpath(FOLDERS[name.partition(".")[0]], *name.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 

@@ -1,7 +1,7 @@
 """Train MobileNets and their full-convolution twin on solar cells, over several seeds (`make results`).
 
 Tables 4 and 6 of the MobileNet paper in miniature, on data that is here: functional against defective ELPV cells.
-Writes paperlib/results/mobilenet_cells.json, which chapter 01 draws. Every finished run is written at once, and a run
+Writes book/data/results/mobilenet_cells.json, which chapter 01 draws. Every finished run is written at once, and a run
 that the file already holds is not repeated, so an interrupted command goes on where it stopped; `--force` starts over.
 """
 

@@ -1,7 +1,7 @@
 """Repeat PaDiM's Tables I, II and VI, and SPADE's way, on solar cells over several seeds (`make results`).
 
 Real cells for detection (functional against defective), synthetic defects with masks for localisation. Writes
-paperlib/results/padim_cells.json, which chapter 05 draws. Every finished part is written at once, and a part that the
+book/data/results/padim_cells.json, which chapter 05 draws. Every finished part is written at once, and a part that the
 file already holds is not repeated, so an interrupted command goes on where it stopped; `--force` starts over.
 """
 

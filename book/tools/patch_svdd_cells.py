@@ -1,7 +1,7 @@
 """Train Patch SVDD's encoders on solar cells, compare them with random ones and take the recipe apart (`make results`).
 
 Real cells for detection (functional against defective), synthetic defects with masks for localisation. Writes the
-encoder that chapter 04 evaluates, paperlib/results/patch_svdd_cells.safetensors, and the measurements beside it,
+encoder that chapter 04 evaluates, book/data/results/patch_svdd_cells.safetensors, and the measurements beside it,
 patch_svdd_cells.json. Every finished run is written at once and a run that the file already holds is not repeated; a
 run that is cut off goes on from its checkpoint in `_build`. `--force` starts over.
 """

@@ -12,7 +12,7 @@ from freshness import script_hash
 from paperlib import runtime
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "paperlib" / "results"
+FOLDER = ROOT / "book" / "data" / "results"
 
 
 class Results:
@@ -41,7 +41,7 @@ class Results:
 
     def save(self) -> None:
         """Write stamp and runs, whole or not at all."""
-        self.path.parent.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(self.path, json.dumps({"stamp": self.stamp, "runs": self.runs}, indent=1) + "\n")
 
 

@@ -51,7 +51,7 @@ def page(root: Path) -> str:
     long_runs: dict[str, list[list[str]]] = {}
     encoders = []
     for script in sorted((root / "book" / "tools").glob("*_cells.py")):
-        path = root / "paperlib" / "results" / f"{script.stem}.json"
+        path = root / "book" / "data" / "results" / f"{script.stem}.json"
         if path.is_file():
             where, row = _result_row(path, script, root)
             long_runs.setdefault(where, []).append(row)

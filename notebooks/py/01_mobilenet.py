@@ -32,6 +32,7 @@
 # %%
 import itertools
 
+import companion
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,7 @@ for panel, quantity in zip(panels, ("macs", "params"), strict=True):
     silent = [getattr(grid[key], quantity) / 1e6 for key in grid if key not in QUOTED]
     panel.plot(silent, [47] * len(silent), "|", color=viz.GREY, ms=12, label="accuracy not printed")
     panel.set(xscale="log", ylabel="ImageNet top-1 accuracy, %")
-    viz.log_ticks(panel.xaxis, (15, 50, 150, 500) if quantity == "macs" else (0.5, 1, 2, 4))
+    companion.log_ticks(panel.xaxis, (15, 50, 150, 500) if quantity == "macs" else (0.5, 1, 2, 4))
 panels[0].set(xlabel="million multiply-adds", title="Figure 4, costs computed", xlim=(11, 1000))
 panels[1].set(xlabel="million parameters", title="Figure 5", xlim=(0.35, 5.5))
 panels[0].legend(loc="lower right", bbox_to_anchor=(1, 0.1))
@@ -125,7 +126,7 @@ for y, (name, row) in zip((26, 12.5, 0), rows.items(), strict=True):
         start = x
         for _ in range(copies):  # filters are drawn at 60 % of the maps' scale
             colour, cell = (viz.SKY, 1) if copies == 1 else (viz.ORANGE, 0.6)
-            x = viz.cuboid(ax, (x, y), size, colour, cell)[0] + 0.3
+            x = companion.cuboid(ax, (x, y), size, colour, cell)[0] + 0.3
         ax.text((start + x) / 2, y - 0.5, label, ha="center", va="top", fontsize=11)
         x += 2.5
     ax.text(0, y + (7 if name == "then pointwise" else 9), name, weight="bold")
@@ -228,7 +229,7 @@ for n in (7, 512):
         again = conv2d_macs(3, m, n, side) / depthwise_separable_macs(3, m, n, side)
         assert abs(again - saved) < 1e-12
 plt.xscale("log")
-viz.log_ticks(plt.gca().xaxis, (1, 4, 16, 64, 256, 1024))
+companion.log_ticks(plt.gca().xaxis, (1, 4, 16, 64, 256, 1024))
 plt.gca().set(xlabel="output channels N", ylabel="times fewer multiply-adds", ylim=(0, 50))
 plt.legend()
 plt.show()
@@ -503,7 +504,7 @@ def describe(width, side):
             f"network; α²ρ² = {(width * side / 224) ** 2:.0%}), {chosen.params / 1e6:.2f} million parameters, {said}.")  # fmt: skip
 
 
-viz.Slider(draw, {"width multiplier α": WIDTHS, "input side, pixels": SIDES}, describe)
+companion.Slider(draw, {"width multiplier α": WIDTHS, "input side, pixels": SIDES}, describe)
 
 # %% [markdown]
 # ## Trained here: fewer multiply-adds, the same accuracy
@@ -567,7 +568,7 @@ for name, variant in {"0.25 MobileNet": {}, "its twin": {"separable": False}}.it
 # so its result is a file, and this cell draws it.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels, one above the other, with one point and error bar for each network, against million multiply-adds on a logarithmic axis: held-out accuracy, AUROC, and processor seconds an epoch. The 0.25 MobileNet, at 13 million, has accuracy and AUROC no lower than its full-convolution twin at 100 million and takes about half its time; the 0.5 MobileNet, at 49 million, scores like the 0.25 one and takes longer than the twin."}}
-measured = runtime.result("mobilenet_cells")
+measured = companion.read_result("mobilenet_cells")
 names, mean = list(dict.fromkeys(row["model"] for row in measured["runs"])), {}
 titles = {"accuracy": "accuracy", "auroc": "AUROC", "cpu_seconds_per_epoch": "CPU seconds an epoch"}
 fig, panels = plt.subplots(3, 1, figsize=(6.4, 6.6), sharex=True)
@@ -584,7 +585,7 @@ for name, colour, marker in zip(names, (viz.BLUE, viz.GREEN, viz.VERMILION), "o^
         mean[name, key] = values.mean()
     print(line)
 panels[2].set(ylim=(0, None), xlabel="million multiply-adds", ylabel="CPU seconds\nan epoch")
-viz.log_ticks(panels[2].xaxis, (15, 30, 50, 100))
+companion.log_ticks(panels[2].xaxis, (15, 30, 50, 100))
 fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, columnspacing=1)
 plt.show()
 print(f"mean ± standard deviation over {len(runs)} seeds; {measured['stamp']['date']}, {measured['stamp']['device']}")
@@ -634,8 +635,8 @@ for kind in dict.fromkeys(layer.kind for layer in timed):
         speed = [layer.macs / layer.seconds / 1e9 for layer in rows]
         plt.plot([layer.intensity for layer in rows], speed, "o", color=COLOURS.get(kind, viz.GREY), label=kind)
 plt.gca().set(xscale="log", yscale="log", xlabel="multiply-adds per byte", ylabel="billion multiply-adds a second")
-viz.log_ticks(plt.gca().xaxis, (0.1, 1, 10, 100))
-viz.log_ticks(plt.gca().yaxis, [digit * 10**power for power in range(-1, 6) for digit in (1, 3)])
+companion.log_ticks(plt.gca().xaxis, (0.1, 1, 10, 100))
+companion.log_ticks(plt.gca().yaxis, [digit * 10**power for power in range(-1, 6) for digit in (1, 3)])
 plt.legend()
 plt.show()
 

@@ -31,6 +31,7 @@
 #   {cite:p}`he2016`, and more solar cells are used; EfficientNet-Lite0 stands in for it offline.
 
 # %%
+import companion
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -348,7 +349,7 @@ def describe(name):
 
 shown_pair = backbone.transform.resize(torch.tensor(pair)[None])[0].clamp(0, 1).movedim(0, -1).numpy()
 SHOWN = run.choose(smoke=["blocks.0", "blocks.2", "blocks.4", "blocks.5", "blocks.6", "bn2"], full=LAYERS)
-viz.Slider(draw, {"layer, from first to last": SHOWN}, describe, figsize=(2.6, 2.6), dpi=80)
+companion.Slider(draw, {"layer, from first to last": SHOWN}, describe, figsize=(2.6, 2.6), dpi=80)
 
 # %% [markdown]
 # :::{dropdown} Answer

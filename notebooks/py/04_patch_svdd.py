@@ -32,6 +32,7 @@
 # %%
 import itertools
 
+import companion
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -51,13 +52,11 @@ CLOSE = 1e-5 if run.device.type == "cpu" else 1e-2  # GPUs round what goes into 
 # The maps below are distances: how far is each patch from the nearest patch of 32 functional cells?
 
 # %%
-from pathlib import Path
 
-import paperlib
 from paperlib.datasets import TensorItems, elpv
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD
 
-trained = HierarchicalEncoder.load(Path(paperlib.__file__).parent / "results" / "patch_svdd_cells.safetensors").to(run.device)
+trained = HierarchicalEncoder.load(companion.result_file("patch_svdd_cells.safetensors")).to(run.device)
 cells, generator = elpv("mono"), torch.Generator().manual_seed(0)
 functional, broken = (torch.nonzero(cells.probability == p).flatten() for p in (0, 1))  # where the experts agree
 functional, broken = (of[torch.randperm(len(of), generator=generator)] for of in (functional, broken))
@@ -251,7 +250,7 @@ for objective, name in OBJECTIVES.items():
     train(encoder, train_images[:8], objective=objective, steps=16, on_record=distance_from_mean, **SHORT)
     plt.semilogy(range(0, 17, 4), np.divide(curve, curve[0]), marker=".", label=name)
 plt.gca().set(xlabel="training step", ylabel="spread of patch embeddings\nrelative to before", ylim=(0.01, 10))
-viz.log_ticks(plt.gca().yaxis, (0.01, 0.1, 1, 10))
+companion.log_ticks(plt.gca().yaxis, (0.01, 0.1, 1, 10))
 plt.legend()
 plt.show()
 kept = {objective: spread[name][-1] / spread[name][0] for objective, name in OBJECTIVES.items()}
@@ -666,7 +665,7 @@ assert min(areas["random"].values()) > 0.6
 # is a file, and this cell prints it.
 
 # %%
-measured = runtime.result("patch_svdd_cells")
+measured = companion.read_result("patch_svdd_cells")
 runs = {}
 for row in measured["runs"]:
     runs.setdefault(row["name"], []).append(row["auroc"])
@@ -840,8 +839,8 @@ for (name, (e, s, q)), style in zip(WAYS.items(), "os^", strict=True):
 print(f"by the tree, searching grows like N^{slope:.2f}; by products, like N")
 plt.axvspan(pictures[0], SIZES[-1], color=viz.GREY, alpha=0.15)
 plt.gca().set(xlabel="training pictures N, and N / 3 to test", ylabel="hours for one evaluation")
-viz.log_ticks(plt.gca().xaxis, pictures)
-viz.log_ticks(plt.gca().yaxis, (0.0001, 0.001, 0.01, 0.1, 1, 10))
+companion.log_ticks(plt.gca().xaxis, pictures)
+companion.log_ticks(plt.gca().yaxis, (0.0001, 0.001, 0.01, 0.1, 1, 10))
 plt.legend()
 plt.show()
 

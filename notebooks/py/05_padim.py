@@ -30,6 +30,7 @@
 #   {cite:p}`he2016`, the paper's smaller one; the constant `NETWORK` takes `"wide_resnet50_2"` as well.
 
 # %%
+import companion
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -214,10 +215,10 @@ ax.imshow(mono.images[rows["train"][0]], cmap="gray", extent=(0, 8, 0, 8))
 layers = extractor(prepare(mono.images[:1]))
 places = zip((10, 20.5, 31), (8, 4, 2), (viz.SKY, viz.GREEN, viz.ORANGE), layers, strict=True)
 for x, cells, colour, layer in places:
-    viz.cuboid(ax, (x, 0), (cells, cells, 1 if cells < 8 else 2), colour, 8 // cells)
+    companion.cuboid(ax, (x, 0), (cells, cells, 1 if cells < 8 else 2), colour, 8 // cells)
     ax.text(x + 4, -0.6, f"{layer.shape[1]} channels of\n{layer.shape[2]}×{layer.shape[3]} cells", ha="center", va="top", fontsize=11)
 for x, colour, depth in ((13.2, viz.ORANGE, 4), (11.4, viz.GREEN, 4), (10, viz.SKY, 3)):  # from the back to the front
-    viz.cuboid(ax, (x, x - 31), (8, 8, depth), colour)
+    companion.cuboid(ax, (x, x - 31), (8, 8, depth), colour)
 ax.annotate("", (16.5, -7.6), (20, -4), arrowprops={"arrowstyle": "->"})
 ax.add_patch(plt.Rectangle((13, -17), 1, 1, color=viz.VERMILION))
 ax.text(14, -21.6, f"{sum(layer.shape[1] for layer in layers)} channels,\nsome are drawn", ha="center", va="top", fontsize=11)
@@ -387,7 +388,7 @@ def anomaly_maps(maps, fitted, channels=model.channels):
 # %%
 import pandas as pd
 
-results = runtime.result("padim_cells")
+results = companion.read_result("padim_cells")
 measured = pd.DataFrame(results["runs"])
 random_100 = measured.query("experiment == 'tables' and method == 'random' and dimensions == 100")
 fitted = {kind: gaussians(parts["train"]) for kind, parts in stored.items()}
@@ -522,7 +523,7 @@ def describe(kind, contrast):
 
 
 sliders = {"synthetic defect": ("crack", "stain"), "contrast": (0.1, 0.2, 0.5)}
-viz.Slider(draw, sliders, describe, figsize=(6.4, 3.2), dpi=72)
+companion.Slider(draw, sliders, describe, figsize=(6.4, 3.2), dpi=72)
 
 # %% [markdown]
 # On mono a contrast of 0.1 is enough; on poly the grains hide it, and it takes 0.3 or more. (By chance a pixel AUROC is
@@ -604,7 +605,7 @@ for line, kind in zip(panels.T, data, strict=True):
             ax.errorbar(at, 100 * grouped.mean(), 100 * grouped.std(), marker=marker, ms=5, capsize=3, lw=1.5, label=label)
         ax.axhline(100 * of_kind[of_kind.method == "all"][key].mean(), ls="--", color="black", lw=1, label="all 176")
         ax.set_xscale("log")
-        viz.log_ticks(ax.xaxis, (10, 25, 50, 100))
+        companion.log_ticks(ax.xaxis, (10, 25, 50, 100))
         ax.set_ylabel(title if kind == "mono" else "")
     line[0].set_title(kind)
     line[2].set_xlabel("dimensions kept")
@@ -844,12 +845,10 @@ assert abs(spade - 1.4) < 0.05
 # %%
 from pathlib import Path
 
-import paperlib
 from paperlib.datasets import TensorItems
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD
 
-RESULTS = Path(paperlib.__file__).parent / "results"
-rivals = {run_of["name"]: run_of["auroc"] for run_of in runtime.result("patch_svdd_cells")["runs"] if run_of["seed"] == 0}
+rivals = {run_of["name"]: run_of["auroc"] for run_of in companion.read_result("patch_svdd_cells")["runs"] if run_of["seed"] == 0}
 areas = {}
 for kind, parts in stored.items():
     of_60 = gaussians([layer[40:100] for layer in parts["train"]])
@@ -863,7 +862,7 @@ for name, said in (("random", "Patch SVDD, random encoder"), ("committed", "Patc
 print(f"{'PaDiM, trained on ImageNet':32} {areas['mono']:8.3f} {areas['poly']:7.3f}")
 
 # %%
-encoder = HierarchicalEncoder.load(RESULTS / "patch_svdd_cells.safetensors").to(run.device)
+encoder = HierarchicalEncoder.load(companion.result_file("patch_svdd_cells.safetensors")).to(run.device)
 at_256 = torch.stack([item.image for item in TensorItems(mono.images[rows["train"][:61]], size=256)]).to(run.device)
 ways = {  # a detector, and what it takes: 60 pictures to fit and one to score
     "PaDiM": (PaDiM(extractor, 100), [prepare(mono.images[rows["train"][k : k + 1]]) for k in range(61)]),

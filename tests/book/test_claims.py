@@ -26,7 +26,7 @@ def facts(paper):
 
 
 def measured(name):
-    path = ROOT / "paperlib" / "results" / f"{name}.json"
+    path = ROOT / "book" / "data" / "results" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 

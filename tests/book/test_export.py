@@ -220,8 +220,9 @@ def test_the_set_up_cell_brings_the_library_and_installs_nothing_here(copy, tmp_
         "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]\n"
         f"exec({set_up(copy)!r})\n"
         f"exec({set_up(copy)!r})\n"  # a second run changes nothing
-        "import paperlib\n"
-        "print(len([entry for entry in sys.path if 'paperlib-' in entry]), paperlib.__version__, paperlib.__file__)\n"
+        "import companion, paperlib\n"
+        "added = [entry for entry in sys.path if 'paperlib-' in entry]\n"
+        "print(len(added), paperlib.__version__, paperlib.__file__, companion.__file__)\n"
     )
     # Through standard input: with the library inside, the code is too long for a command line.
     surroundings = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -229,12 +230,12 @@ def test_the_set_up_cell_brings_the_library_and_installs_nothing_here(copy, tmp_
         [sys.executable, "-"], input=code, cwd=tmp_path, env=surroundings, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    count, version, file = done.stdout.split()
+    count, version, *files = done.stdout.split()
     assert (count, version) == (
-        "1",
+        "2",
         re.search(r'__version__ = "(.+)"', (ROOT / "paperlib" / "__init__.py").read_text())[1],
     )
-    assert "paperlib-" in file and str(ROOT) not in file
+    assert all("paperlib-" in file and str(ROOT) not in file for file in files)
 
 
 def test_only_missing_packages_are_installed_and_nothing_is_replaced(monkeypatch):
@@ -291,18 +292,19 @@ def packed_names(sources, root=ROOT):
 def test_packing_is_repeatable_and_complete():
     assert pack_library([], ROOT) == pack_library([], ROOT)
     kept = (path for path in (ROOT / "paperlib").rglob("*") if path.suffix in (".py", ".json"))
-    assert {path.relative_to(ROOT).as_posix() for path in kept} == packed_names([])
+    assert {path.relative_to(ROOT).as_posix() for path in kept} | {"notebooks/companion.py"} == packed_names([])
 
 
-def test_weights_travel_with_the_chapters_that_name_them(tmp_path):
-    for name in ("__init__.py", "results/small.json", "results/encoder.safetensors", "results/other.safetensors"):
-        (tmp_path / "paperlib" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "paperlib" / name).touch()
-    always = {"paperlib/__init__.py", "paperlib/results/small.json"}
+def test_results_travel_with_the_chapters_that_name_them(tmp_path):
+    results = "book/data/results"
+    always = {"paperlib/__init__.py", "notebooks/companion.py"}
+    for name in (*always, f"{results}/small.json", f"{results}/encoder.safetensors", f"{results}/other.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     assert packed_names([], tmp_path) == always
     assert packed_names(["path = folder / 'encoder.safetensors'"], tmp_path) == {
         *always,
-        "paperlib/results/encoder.safetensors",
+        f"{results}/encoder.safetensors",
     }
 
 

@@ -31,7 +31,8 @@ LIBRARY = {
     "inner/__init__.py": "",
     "inner/deep.py": "VALUE = 21\n",
     "unrelated.py": "VALUE = 1\n",
-    "results/run.json": "{}\n",
+    "../book/data/results/run.json": "{}\n",
+    "../notebooks/companion.py": "from paperlib import unrelated\n",
 }
 
 
@@ -39,11 +40,10 @@ LIBRARY = {
 def book(tmp_path):
     """A repository of one notebook, which prints 42."""
     for name, source in LIBRARY.items():
-        path = tmp_path / "paperlib" / name
+        path = (tmp_path / "paperlib" / name).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source, encoding="utf-8")
-    (tmp_path / "notebooks" / "py").mkdir(parents=True)
-    (tmp_path / "book").mkdir()
+    (tmp_path / "notebooks" / "py").mkdir()
     (tmp_path / "notebooks" / "py" / "small.py").write_text(NOTEBOOK, encoding="utf-8")
     return tmp_path
 
@@ -103,6 +103,15 @@ def test_every_form_of_import_is_seen(book, source):
     assert "paperlib.unrelated" in imported_modules([source], book)
 
 
+def test_what_the_notebooks_share_counts_as_library(stamped):
+    """With what it imports, and only for a notebook that imports it."""
+    assert "paperlib.unrelated" in imported_modules(["import companion"], stamped)
+    edit(stamped / "notebooks" / "py" / "small.py", "1 + 1", "import companion")
+    write_as_executed(stamped)
+    edit(stamped / "notebooks" / "companion.py", "unrelated", "middle")
+    assert state(stamped) == "stale"
+
+
 def test_packages_of_others_and_strings_are_listed(book):
     imports, strings = outside_names(
         ["import numpy as np\nfrom PIL import Image\nx = 'run'\nfrom paperlib import outer"], book
@@ -140,7 +149,8 @@ def test_a_changed_import_makes_it_stale(stamped, name, old, new):
         ("inner/deep.py", "21\n", "21  # a remark\n"),
         ("outer.py", "'''Answer.'''", "'''Say it in other words.'''"),
         ("outer.py", "middle.value() * 2", "(middle.value()\n        * 2)"),
-        ("results/run.json", "{}", "[]"),
+        ("../book/data/results/run.json", "{}", "[]"),
+        ("../notebooks/companion.py", "unrelated", "middle"),
     ],
 )
 def test_what_changes_no_output_leaves_it_fresh(stamped, name, old, new):
@@ -152,7 +162,7 @@ def test_a_data_file_that_is_named_counts(stamped):
     edit(stamped / "notebooks" / "py" / "small.py", "1 + 1", 'result = "run"')
     write_as_executed(stamped)
     assert state(stamped) == "fresh"
-    edit(stamped / "paperlib" / "results" / "run.json", "{}", "[]")
+    edit(stamped / "book" / "data" / "results" / "run.json", "{}", "[]")
     assert state(stamped) == "stale"
 
 
@@ -225,7 +235,7 @@ def test_run_writes_outputs_stamp_and_status(book, capsys):
     assert (book / "book" / "status.md").read_text(encoding="utf-8") == status.page(book)
     assert "| 1 of 2 |" in status.page(book)
     # Nothing is left over, and a second run runs nothing.
-    assert sorted(path.name for path in (book / "notebooks").iterdir()) == ["py", "small.ipynb"]
+    assert sorted(path.name for path in (book / "notebooks").iterdir()) == ["companion.py", "py", "small.ipynb"]
     capsys.readouterr()
     assert run_notebooks.main([], book) == 0
     assert "small: fresh" in capsys.readouterr().out
@@ -241,7 +251,7 @@ def test_a_failing_notebook_leaves_the_old_file(stamped, code, capsys):
     assert run_notebooks.main([], stamped) == 1
     assert path.read_bytes() == before
     assert "the old file is kept" in capsys.readouterr().err
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["py", "small.ipynb"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["companion.py", "py", "small.ipynb"]
 
 
 def test_a_killed_run_leaves_the_old_file(stamped):
@@ -299,7 +309,7 @@ def test_the_status_page_tells_of_long_runs(stamped):
     """Whether their code is still the same; what they write themselves is not part of it."""
     script, result = (
         stamped / "book" / "tools" / "small_cells.py",
-        stamped / "paperlib" / "results" / "small_cells.json",
+        stamped / "book" / "data" / "results" / "small_cells.json",
     )
     script.parent.mkdir()
     script.write_text('from paperlib.outer import answer\n\nNAME = "small_cells"\n', encoding="utf-8")

@@ -12,10 +12,9 @@ from freshness import script_hash
 def script(tmp_path, monkeypatch):
     """A script that names its own result, in a repository of its own."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(results, "FOLDER", tmp_path / "paperlib" / "results")
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "book" / "data" / "results")
     path = tmp_path / "small_cells.py"
     path.write_text('NAME = "small_cells"\nSTEPS = 3\n', encoding="utf-8")
-    (tmp_path / "paperlib").mkdir()
     return path
 
 
@@ -24,7 +23,7 @@ def test_runs_of_the_same_code_are_kept_and_others_dropped(script, tmp_path):
     assert first.runs == [] and first.stamp["code"] == script_hash(script, tmp_path)
     first.runs.append({"name": "a", "value": 0.5})
     first.save()
-    kept = json.loads((tmp_path / "paperlib" / "results" / "small_cells.json").read_text())
+    kept = json.loads((tmp_path / "book" / "data" / "results" / "small_cells.json").read_text())
     assert kept["runs"] == first.runs and kept["stamp"] == first.stamp
     assert set(kept["stamp"]) == {"code", "versions", "device", "date", "recipe"}
     # An interrupted command goes on: the result that it wrote itself is not part of its code.
