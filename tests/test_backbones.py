@@ -16,6 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision import tv_tensors
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms import v2
 
@@ -125,8 +126,10 @@ def test_resize_is_the_picture_before_normalising(lite0):
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"\(1, 3, 8, 8\) and dtype uint8; expected"),
         (torch.zeros(1, 8, 8, 3), r"\(1, 8, 8, 3\) and dtype float32; expected"),
         (torch.full((1, 3, 8, 8), 255.0), "255; .*Divide 8-bit values by 255"),
+        (tv_tensors.Image(torch.full((1, 3, 8, 8), 255.0)), "Divide 8-bit values by 255"),
+        (nn.Parameter(torch.full((1, 3, 8, 8), 255.0)), "Divide 8-bit values by 255"),
         (torch.full((1, 3, 8, 8), float("nan")), "range from nan"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "dtype int64; expected"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), r"dtype int64; .*float \(N, 1 or 3, H, W\)"),
         (torch.zeros(0, 8, 8, 3, dtype=torch.uint8), "hold no pixel"),
     ],
 )
