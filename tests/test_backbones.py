@@ -384,6 +384,22 @@ def test_projecting_equals_joining_then_multiplying():
         project_embeddings(maps, basis[:9])
 
 
+def test_a_projection_does_not_use_lower_precision():
+    maps = [torch.randn(2, 64, 8, 8), torch.randn(2, 128, 4, 4)]
+    basis = torch.linalg.qr(torch.randn(192, 20)).Q
+    small = maps[1].double().repeat_interleave(2, 2).repeat_interleave(2, 3)
+    truth = torch.einsum("nchw,cd->ndhw", torch.cat([maps[0].double(), small], 1), basis.double())
+    try:
+        for autocast, precision in ((True, "highest"), (False, "medium")):
+            torch.set_float32_matmul_precision(precision)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                projected = project_embeddings(maps, basis)
+            assert torch.get_float32_matmul_precision() == precision
+            torch.testing.assert_close(projected.double(), truth, rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_embeddings_keep_dtype_and_device():
     maps = [torch.randn(2, 3, 6, 4).double(), torch.randn(2, 5, 3, 4).double()]
     assert concatenate_embeddings(maps).dtype == torch.float64
