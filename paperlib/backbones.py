@@ -14,7 +14,7 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.activations import feature_map, find_layer, on_output, undisturbed
+from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_output, undisturbed
 from paperlib.inputs import check_images, readable
 from paperlib.precision import full_precision
 from paperlib.tensor_file import holds_its_numbers, load_state
@@ -238,6 +238,7 @@ class FeatureExtractor:
             ValueError: for images that are not a finite batch, and a layer that does not run or gives no (N, C, h, w).
         """
         kept: dict[str, Tensor] = {}
+        other_threads: dict[str, list[int]] = {}
         images = check_images(images)
 
         def keeper(name):
@@ -253,12 +254,15 @@ class FeatureExtractor:
 
         with undisturbed(self.model), torch.no_grad(), ExitStack() as stack:
             for name in self.layers:
-                stack.enter_context(on_output(find_layer(self.model, name)[0], keeper(name)))
+                layer, _ = find_layer(self.model, name)
+                other_threads[name] = stack.enter_context(on_output(layer, keeper(name)))
             try:
                 self.model(images.clone())  # a network may change its input in place
             except _AllKept:
                 pass
         absent = [name for name in self.layers if name not in kept]
+        if any(other_threads[name] for name in absent):
+            raise ValueError(f"layers {absent} {IN_OTHER_THREADS}")
         if absent:
             raise ValueError(f"layers {absent} did not run: the model does not use them in eval mode; choose others")
         return [kept[name] for name in self.layers]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from paperlib.activations import autocast, undisturbed
+from paperlib.activations import autocast, raise_if_threaded, undisturbed
 from paperlib.inputs import check_images, readable, target_classes
 
 LOCALIZATION_THRESHOLD = 0.20  # CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is kept
@@ -87,7 +87,7 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
 
     Raises:
         ValueError: for a network of another shape, saying what was found; for images that are not a finite batch,
-            and targets that fit neither batch nor classes.
+            targets that fit neither batch nor classes, and an nn.DataParallel over several devices.
 
     Source: Zhou et al., arXiv:1512.04150, Eq. 1. Departures: none in the map. Networks average over space, so its mean
         and not its sum gives the logit; the bias is left out, as in the paper.
@@ -95,6 +95,7 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError(f"a {type(model).__name__} hides the end of its network; pass the module it was made from")
+    raise_if_threaded(model, "the model")
     with undisturbed(model), torch.no_grad():
         images = check_images(images)
         with _Calls() as calls:

@@ -12,7 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.activations import autocast, feature_map, find_layer, guided_relu, on_output, undisturbed
+from paperlib.activations import (
+    IN_OTHER_THREADS,
+    autocast,
+    feature_map,
+    find_layer,
+    guided_relu,
+    on_output,
+    undisturbed,
+)
 from paperlib.anomaly_map import upsample
 from paperlib.inputs import check_images, target_classes
 
@@ -138,10 +146,10 @@ def grad_cam(
         return held[0].clone()
 
     with _ready(model, images) as images:
-        with torch.no_grad(), on_output(module, cut):
+        with torch.no_grad(), on_output(module, cut) as other_threads:
             output = model(images.clone())  # a network may change its input in place
         scores, classes = _scores(output, targets, len(images))
-        weights = _weights(scores, _last(held, name), f"layer {name!r}")
+        weights = _weights(scores, _last(held, name, other_threads), f"layer {name!r}")
         weights = -weights if counterfactual else weights
         maps = grad_cam_map(weights, held[0].detach(), relu=relu)
     return GradCAM(maps, weights, _detached(output), classes)
@@ -221,12 +229,13 @@ def _guided(
 
     with _ready(model, images) as images, guided_relu(positive_gradients=positive_gradients) as guide:
         source = images.requires_grad_()
-        with on_output(layer[0], keep) if layer else nullcontext():
+        with on_output(layer[0], keep) if layer else nullcontext() as other_threads:
             output = model(source.clone())  # a network may change its input in place, and a leaf must not change
         scores, _ = _scores(output, targets, len(images))
+        guide.check(scores)
         if layer:
             guide.on = False
-            weights = _weights(scores, _last(held, layer[1]), f"layer {layer[1]!r}", retain_graph=True)
+            weights = _weights(scores, _last(held, layer[1], other_threads), f"layer {layer[1]!r}", retain_graph=True)
             maps = grad_cam_map(weights, held[0].detach())
             guide.on = True
         return _stacked(_gradients(scores, source, "the images"), scores), maps
@@ -270,13 +279,15 @@ def _spatial(name: str, output: Any, images: Tensor) -> Tensor:
     return output
 
 
-def _last(held: list[Tensor], name: str) -> Tensor:
-    if not held:
-        raise ValueError(
-            f"layer {name!r} did not run: the model does not use it in eval mode, or calls its parts but not it. "
-            "Choose a layer inside or after it"
-        )
-    return held[0]
+def _last(held: list[Tensor], name: str, other_threads: list[int]) -> Tensor:
+    if held:
+        return held[0]
+    if other_threads:
+        raise ValueError(f"layer {name!r} {IN_OTHER_THREADS}")
+    raise ValueError(
+        f"layer {name!r} did not run: the model does not use it in eval mode, or calls its parts but not it. "
+        "Choose a layer inside or after it"
+    )
 
 
 def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | None]:

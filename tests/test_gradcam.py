@@ -1,5 +1,6 @@
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -761,6 +762,29 @@ def test_scripts_are_refused():
     assert grad_cam(part, pictures(), "1").maps.shape == (2, 16, 16)  # a scripted part elsewhere does no harm
     with pytest.raises(ValueError, match="hides its ReLUs"):
         guided_backprop(part, pictures())
+
+
+class Threaded(Small):
+    """Runs its parts in threads of their own, as nn.DataParallel does on several GPUs."""
+
+    def forward(self, x):
+        with ThreadPoolExecutor(1) as worker:
+            x = worker.submit(self.body, worker.submit(self.stem, x).result()).result()
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_model_that_runs_in_other_threads_is_refused_with_the_cause():
+    model, threaded = small(), Threaded().eval()
+    threaded.load_state_dict(model.state_dict())
+    assert torch.equal(threaded(pictures()), model(pictures()))
+    for call in (guided_backprop, lambda m, x, t: guided_grad_cam(m, x, "body", t)):
+        with pytest.raises(ValueError, match="did not see an activation .* in another thread"):
+            call(threaded, pictures(), 1)
+    with pytest.raises(ValueError, match="layer 'body' ran only in other threads"):
+        grad_cam(threaded, pictures(), "body", 1)
+    with pytest.raises(ValueError, match=r"layers \['body'\] ran only in other threads"):
+        backbones.FeatureExtractor(threaded, ["body"])(pictures())
+    assert state(threaded)[3] == 0
 
 
 def test_a_score_cut_off_from_the_graph_is_refused():
