@@ -26,8 +26,8 @@ def record_activations(model: nn.Module, *layers: nn.Module | str) -> Iterator[d
     The model continues with a copy, so that an in-place operation after a layer (for
     example a ReLU after batch norm) does not overwrite the record. Records stay in the
     autograd graph: `torch.autograd.grad` reaches them. Only calls of the thread that
-    entered the block are recorded. The hooks are removed when the block ends, also after
-    an exception.
+    entered the block are recorded. The hooks are removed when the block ends, also
+    after an exception.
 
     Args:
         model: any network that is neither a ScriptModule nor an nn.DataParallel over
@@ -40,9 +40,9 @@ def record_activations(model: nn.Module, *layers: nn.Module | str) -> Iterator[d
         thread is missing.
 
     Raises:
-        ValueError: for an unknown name (with the closest names), a module of another model,
-            a ScriptModule, a layer inside an nn.DataParallel over several devices, or a
-            layer that returns something other than a tensor.
+        ValueError: for an unknown name (with the closest names), a module of another
+            model, a ScriptModule, a layer inside an nn.DataParallel over several
+            devices, or a layer that returns something other than a tensor.
 
     Source: this book. Departures: none. Test: test_activations.py::test_records_survive_in_place_operations
     """
@@ -65,7 +65,7 @@ def record_activations(model: nn.Module, *layers: nn.Module | str) -> Iterator[d
 
 
 class GuidedReLU:
-    """The switch of a `guided_relu` block: while `on` is False, its graphs have plain gradients.
+    """The switch of a `guided_relu` block: while `on` is False, gradients are plain.
 
     Source: this book. Departures: none. Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
     """
@@ -74,13 +74,13 @@ class GuidedReLU:
         self.on = True
 
     def check(self, output: Tensor) -> None:
-        """Raise ValueError if the graph of `output` contains an activation that the block did not see.
+        """Raise ValueError if an output depends on activations that are not guided.
 
-        This happens if a model runs its parts in other threads, or if a function written
-        in C++ contains a ReLU (`nn.RNN(nonlinearity="relu")`).
+        A model that runs its parts in other threads has such activations, and so have
+        functions written in C++ that contain a ReLU (`nn.RNN(nonlinearity="relu")`).
 
         Args:
-            output: computed inside the block, before any backward pass.
+            output: computed inside the block.
 
         Raises:
             ValueError: with the autograd name of the activation.
@@ -94,39 +94,45 @@ class GuidedReLU:
             nodes += [earlier for earlier, _ in node.next_functions]
             if node.name() in _ACTIVATION_NODES and _GUIDED not in node.metadata:
                 raise ValueError(
-                    f"guided backpropagation did not see an activation ({node.name()}), and would silently "
-                    "return its plain gradient: it ran in another thread or inside a C++ function. Run the "
-                    "model in the calling thread (of nn.DataParallel, pass its .module), and write ReLUs in "
-                    "Python"
+                    f"guided backpropagation did not see an activation ({node.name()}) "
+                    "and would return its plain gradient: it ran in another thread or "
+                    "inside a C++ function. Use a model that runs in the calling "
+                    "thread and calls its activations from Python"
                 )
 
 
 @contextmanager
 def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
-    r"""Let every ReLU that runs in the `with` block pass back positive gradients only.
+    r"""Apply the rule of guided backpropagation to every ReLU in the `with` block.
 
-    $$R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$$   with $f^l$ the ReLU's input and $R^{l+1}$ the gradient at its output;
-    a ReLU6 also stops it where $f^l \ge 6$.
+    $$R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$$   with $f^l$ the ReLU's input and
+    $R^{l+1}$ the gradient at its output; for a ReLU6 the gradient is also zero where
+    $f^l \ge 6$.
 
-    All ways to write one count: `nn.ReLU`, `nn.ReLU6`, `F.relu`, `F.relu6`, `F.hardtanh` from 0, `x.relu_()`, `clamp`,
-    `clip` and `clamp_min` at 0, `threshold` to 0, `maximum` with zeros; in place or not; shared or not. One put
-    together from arithmetic (`x * (x > 0)`) can't be told from other products and keeps its plain gradient, and so do
-    sigmoids, which are gates more often than activations.
+    All ways to write a ReLU are recognised: `nn.ReLU`, `nn.ReLU6`, `F.relu`, `F.relu6`,
+    `F.hardtanh` from 0, `x.relu_()`, `clamp`, `clip` and `clamp_min` at 0, `threshold`
+    to 0, `maximum` with zeros; in place or not; shared or not. A ReLU composed of
+    arithmetic (`x * (x > 0)`) cannot be distinguished from other products and keeps its
+    plain gradient. So do sigmoids, which are more often gates than activations.
 
-    The rule is part of the autograd graph that the forward pass records, so it also applies to a backward pass after
-    the block. No module is changed. Only activations that run in the thread that entered the block are guided;
-    `switch.check(output)` raises if others contributed to an output. Blocks may be nested.
+    The rule is part of the autograd graph that the forward pass records, so it also
+    applies to a backward pass after the block. No module is changed. Only activations
+    that run in the thread that entered the block are guided; `switch.check(output)`
+    raises if others contributed to an output. Blocks may be nested.
 
     Args:
-        positive_gradients: True treats other activations (SiLU, GELU, leaky ReLU, …) alike: the gradient at their
-            output passes where it is positive and is then multiplied by their own derivative.
+        positive_gradients: True applies the rule to other activations (SiLU, GELU,
+            leaky ReLU, …) too: negative gradients at their output are set to zero, and
+            the others are multiplied by the activation's derivative.
 
     Yields:
-        a switch: while `switch.on` is False, a backward pass over the same graph returns plain gradients.
+        a switch: while `switch.on` is False, a backward pass over the same graph
+        returns plain gradients.
 
     Raises:
-        ValueError: if an activation other than ReLU runs and `positive_gradients` is not set, or if a ScriptModule or
-            an nn.DataParallel over several devices runs, whose ReLUs cannot be guided.
+        ValueError: if an activation other than ReLU runs and `positive_gradients` is
+            not set, or if a ScriptModule or an nn.DataParallel over several devices
+            runs, whose ReLUs cannot be guided.
 
     Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4, as used in Grad-CAM, arXiv:1610.02391v4, Sec. 3.2.
     Departures: ReLU6 and, on request, other activations are not in the paper.
@@ -139,8 +145,9 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
             return
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"a {type(module).__name__} hides its ReLUs from Python, and guided backpropagation would silently "
-                "return the plain gradient; run the module that it was scripted or traced from"
+                f"a {type(module).__name__} hides its ReLUs from Python, and guided "
+                "backpropagation would silently return the plain gradient; run the "
+                "module that it was scripted or traced from"
             )
         raise_if_threaded(module, "the model")
 
@@ -275,15 +282,16 @@ _RULES: dict[str, Callable[..., _Activation | None]] = {
     "relu": _relu, "relu6": _relu, "hardtanh": _hardtanh, "threshold": _threshold, "clamp": _clamp, "clip": _clamp,
     "clamp_min": _clamp, "maximum": _maximum, "max": _maximum, **{name: partial(_other, name) for name in _OTHERS},
 }  # fmt: skip
-# Autograd's names of activations. Gates (tanh and sigmoid of an LSTM) and clamps, which need not be activations, are
-# not in the list.
+# Autograd's names of activations. Gates (tanh and sigmoid of an LSTM) and clamps, which
+# need not be activations, are not in the list.
 _ACTIVATION_NODES = {
     f"{name}Backward0" for name in (
-        "Relu", "Hardtanh", "Threshold", "Celu", "Elu", "Gelu", "Hardshrink", "Hardswish", "LeakyRelu", "Mish",
-        "PreluKernel", "RreluWithNoise", "Silu", "Softplus", "Softshrink",
+        "Relu", "Hardtanh", "Threshold", "Celu", "Elu", "Gelu", "Hardshrink",
+        "Hardswish", "LeakyRelu", "Mish", "PreluKernel", "RreluWithNoise", "Silu",
+        "Softplus", "Softshrink",
     )
 }  # fmt: skip
-_GUIDED = "paperlib.guided"  # key in the metadata of the autograd nodes that carry the rule
+_GUIDED = "paperlib.guided"  # key in the metadata of autograd nodes that have the rule
 
 
 # ---- running a network without a trace: shared by CAM and Grad-CAM ---------------------------------------------------
@@ -296,14 +304,16 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str
         the module and its name.
 
     Raises:
-        ValueError: for an unknown name (with the closest names), a module of another model,
-            a ScriptModule, or a layer inside an nn.DataParallel over several devices.
+        ValueError: for an unknown name (with the closest names), a module of another
+            model, a ScriptModule, or a layer inside an nn.DataParallel over several
+            devices.
 
     Source: this book. Departures: none. Test: test_activations.py::test_an_unknown_layer_offers_the_closest_names
     """
     names = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     if isinstance(layer, str):
-        # torch.compile and DataParallel wrap the network in a module; the names of its layers remain valid.
+        # torch.compile and DataParallel wrap the network in a module; the names of its
+        # layers remain valid.
         name = next((name for name in (layer, f"_orig_mod.{layer}", f"module.{layer}") if name in names), None)
         if name is None:
             close = difflib.get_close_matches(layer, names, n=3, cutoff=0.5) or [n for n in names if "." not in n][:8]
@@ -341,12 +351,14 @@ def raise_if_threaded(module: nn.Module, what: str) -> None:
     Raises:
         ValueError: for an nn.DataParallel over more than one device.
 
-    Source: this book. Departures: none. Test: test_activations.py::test_data_parallel_over_several_devices_is_refused
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_data_parallel_over_several_devices_is_refused
     """
     if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
         raise ValueError(
-            f"{what} is an nn.DataParallel over {len(module.device_ids)} devices, which runs its module in "
-            "other threads, where hooks of the calling thread do not act; pass its .module"
+            f"{what} is an nn.DataParallel over {len(module.device_ids)} devices, and "
+            "runs its module in other threads, where hooks of the calling thread do "
+            "not act; pass its .module"
         )
 
 
@@ -364,8 +376,8 @@ def feature_map(name: str, output: Any) -> Tensor:
 
 
 IN_OTHER_THREADS = (  # the end of an error message about a layer
-    "ran only in other threads, where hooks of the calling thread do not act: the model "
-    "starts threads of its own. Use a model that runs in the calling thread"
+    "ran only in other threads, where hooks of the calling thread do not act: the "
+    "model starts threads of its own. Use a model that runs in the calling thread"
 )
 
 # PyTorch numbers hooks by a counter that two threads can read at once; the second hook of a number displaces the first.
@@ -374,11 +386,13 @@ _HOOKS = threading.Lock()
 
 @contextmanager
 def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[list[int]]:
-    """Call `act` on a module's output, in this thread only; the result replaces the output unless it is None.
+    """Call `act` on a module's output, in this thread only.
+
+    What `act` returns replaces the output, unless it is None.
 
     Yields:
-        a list, to which every call of the module in another thread appends that thread's
-        identifier.
+        a list, to which every call of the module in another thread appends that
+        thread's identifier.
 
     Source: this book. Departures: none. Test: test_activations.py::test_threads_keep_their_own_records
     """
@@ -453,14 +467,18 @@ _EAGER: dict[str, Any] = {"blocks": 0, "stance": None}
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Run code under torch.compile as plain Python: compiled code passes by hooks that are younger than itself.
+    """Run code compiled by `torch.compile` as plain Python.
+
+    Compiled code ignores hooks that were registered after compilation. The setting
+    (`torch.compiler.set_stance`) belongs to the process: while a block runs, compiled
+    code of all threads runs uncompiled, and slower. Blocks may overlap: the first sets
+    it, and the last restores the previous one.
 
     Source: this book. Departures: none. Test: test_activations.py::test_compiled_networks_are_watched_too
     """
     if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it would take seconds
         yield
         return
-    # The stance belongs to the process, not to a thread: the first block in sets it, the last one out puts it back.
     with _COMPILER:
         if _EAGER["blocks"] == 0:
             _EAGER["stance"] = torch.compiler.set_stance("force_eager")

@@ -251,16 +251,21 @@ def test_scripts_are_refused_and_nothing_is_left_behind():
 def test_data_parallel_over_several_devices_is_refused():
     inner = network()
     parallel = nn.DataParallel(inner)
-    parallel.device_ids = [0, 1]  # as on a machine with two GPUs; it is refused before it runs
-    for model, layer in ((parallel, "0"), (parallel, inner[0]), (nn.Sequential(parallel), "0.module.0")):
-        with pytest.raises(ValueError, match="nn.DataParallel over 2 devices.*pass its .module"):
+    parallel.device_ids = [0, 1]  # as with two GPUs; it is refused before it runs
+    images, message = torch.zeros(1, 2, 8, 8), "nn.DataParallel over 2 devices"
+    for model, layer in (
+        (parallel, "0"),
+        (parallel, inner[0]),
+        (nn.Sequential(parallel), "0.module.0"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}.*pass its .module"):
             find_layer(model, layer)
-        with pytest.raises(ValueError, match="nn.DataParallel over 2 devices"), guided_relu():
-            model(torch.zeros(1, 2, 8, 8))
-    with pytest.raises(ValueError, match="the model is an nn.DataParallel over 2 devices"):
-        cam(parallel, torch.zeros(1, 2, 8, 8))
+        with pytest.raises(ValueError, match=message), guided_relu():
+            model(images)
+    with pytest.raises(ValueError, match=f"the model is an {message}"):
+        cam(parallel, images)
     partly = nn.Sequential(parallel, nn.Conv2d(4, 4, 1))
-    assert find_layer(partly, "1") == (partly[1], "1")  # this layer runs in the calling thread
+    assert find_layer(partly, "1") == (partly[1], "1")  # runs in the calling thread
     parallel.device_ids = [0]  # one device: no threads
     assert find_layer(parallel, "0") == (inner[0], "module.0")
 
@@ -282,7 +287,8 @@ def test_an_activation_that_the_block_did_not_see_is_named():
     ):
         with guided_relu() as guide:
             output = run() * 2
-            with pytest.raises(ValueError, match=rf"did not see an activation \({name}Backward"):
+            message = rf"did not see an activation \({name}Backward"
+            with pytest.raises(ValueError, match=message):
                 guide.check(output)
     with guided_relu() as guide:
         guide.check(x.detach())
