@@ -255,7 +255,8 @@ class FeatureExtractor:
         with undisturbed(self.model), torch.no_grad(), ExitStack() as stack:
             for name in self.layers:
                 layer, _ = find_layer(self.model, name)
-                other_threads[name] = stack.enter_context(on_output(layer, keeper(name)))
+                hook = on_output(layer, keeper(name))
+                other_threads[name] = stack.enter_context(hook)
             try:
                 self.model(images.clone())  # a network may change its input in place
             except _AllKept:
@@ -326,13 +327,13 @@ def concatenate_embeddings(
 
 
 def project_embeddings(maps: Sequence[Tensor], basis: Float[Tensor, "*channels_d"]) -> Float[Tensor, "n d h w"]:
-    r"""Concatenate the layers' maps and project every embedding onto a basis, for example principal components.
+    r"""Concatenate the layers' maps and project every embedding onto a basis.
 
-    $$y_{ij} = V^\mathrm{T} x_{ij}$$   with $x_{ij}$ the concatenated embedding at (i, j)
-    and V = `basis`. Nearest-neighbour upsampling commutes with the projection, so each
-    layer is projected at its own resolution, and the concatenated map with all channels
-    is never stored. The products are computed in full precision: not in TF32 or
-    bfloat16, also under autocast.
+    $$y_{ij} = V^\mathrm{T} x_{ij}$$   with V = `basis`, for example principal
+    components, and $x_{ij}$ the concatenated embedding at (i, j). Nearest-neighbour
+    upsampling commutes with the projection, so each layer is projected at its own
+    resolution, and the concatenated map with all channels is never stored. The products
+    are computed in full precision: not in TF32 or bfloat16, also under autocast.
 
     Args:
         maps: as for `concatenate_embeddings`.
@@ -342,8 +343,8 @@ def project_embeddings(maps: Sequence[Tensor], basis: Float[Tensor, "*channels_d
         (N, d, h, w), with the memory layout of `concatenate_embeddings`.
 
     Raises:
-        ValueError: as `concatenate_embeddings`, and if the number of rows or the dtype of
-            the basis does not match the maps.
+        ValueError: as `concatenate_embeddings`, and if the number of rows or the dtype
+            of the basis does not match the maps.
 
     Source: PaDiM, arXiv:2011.08785, Sec. V-A (PCA). Departures: none. The mean is not
         subtracted here, because each Gaussian subtracts its own mean.
@@ -353,9 +354,10 @@ def project_embeddings(maps: Sequence[Tensor], basis: Float[Tensor, "*channels_d
     if basis.ndim != 2 or basis.shape[0] != total or basis.dtype != maps[0].dtype:
         raise ValueError(f"basis {tuple(basis.shape)} of {basis.dtype}; expected ({total}, d) of {maps[0].dtype}")
     n, _, h, w = maps[0].shape
+    channels = [part.shape[1] for part in maps]
     joined = maps[0].new_zeros((h, w, n, basis.shape[1]))
     with full_precision():
-        for part, rows in zip(maps, basis.split([part.shape[1] for part in maps]), strict=True):
+        for part, rows in zip(maps, basis.split(channels), strict=True):
             _write_rows(joined, part.permute(2, 3, 0, 1) @ rows, add=True)
     return joined.permute(2, 3, 0, 1)
 

@@ -15,14 +15,17 @@ def readable(values: Tensor) -> bool:
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Raise ValueError if any value is NaN or infinite; meta and fake tensors are skipped.
+    """Raise ValueError if any value is NaN or infinite.
+
+    Meta and fake tensors are skipped.
 
     Args:
         values: of any shape with at least one axis; the error counts along the first.
-        what: the name of one entry of the first axis in the plural, "images" for example.
+        what: what the entries of the first axis are, for example "images".
 
     Raises:
-        ValueError: with the number of such values and the first entries that contain one.
+        ValueError: with the number of such values and the first entries that contain
+            one.
 
     Source: this book. Departures: none. Test: test_inputs.py::test_bad_images_are_refused
     """

@@ -1,4 +1,4 @@
-"""Latency of a forward pass: seconds, MACs and bytes per layer, and the roofline of this machine."""
+"""Latency of a forward pass per layer, and the roofline of the machine."""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ from paperlib.complexity import profile
 
 
 class LayerTime(NamedTuple):
-    """One layer's share of a forward pass: median seconds, multiply-adds, and the bytes it reads and writes."""
+    """One layer's median seconds, multiply-adds, and bytes read and written."""
 
     name: str
     kind: str
@@ -24,7 +24,7 @@ class LayerTime(NamedTuple):
 
     @property
     def intensity(self) -> float:
-        """Arithmetic intensity: multiply-adds per byte; 0 for a layer without tensors."""
+        """Arithmetic intensity: multiply-adds per byte; 0 for a layer without bytes."""
         return self.macs / max(self.bytes, 1)
 
 
@@ -48,8 +48,8 @@ class _Clock:
     """Reads the time on a device.
 
     Kernels run asynchronously on accelerators. On CUDA, events are recorded in the
-    device's current stream. On other accelerators (MPS, XPU) the wall clock is read after
-    the device has finished.
+    device's current stream. On other accelerators (MPS, XPU) the wall clock is read
+    after the device has finished.
     """
 
     def __init__(self, device: torch.device):
@@ -64,7 +64,9 @@ class _Clock:
         return event
 
     def seconds(self, start, end) -> float:
-        return start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
+        if self.device.type == "cuda":
+            return start.elapsed_time(end) / 1000
+        return end - start
 
     def finish(self) -> None:
         if self.device.type != "cpu":
@@ -75,10 +77,10 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
     """Time every layer of a network inside its forward pass, in eval mode.
 
     A layer is a module without children. Its bytes are those of its inputs, outputs and
-    parameters, each counted once: the memory traffic of a cold, unlimited cache. Tensors
-    in tuples, lists, dictionaries and keyword arguments are included. The time includes
-    Python's overhead, some microseconds per layer, and on accelerators other than CUDA a
-    synchronisation of the device before and after each layer.
+    parameters, each counted once: the memory traffic of a cold, unlimited cache.
+    Tensors in tuples, lists, dictionaries and keyword arguments are included. The time
+    includes Python's overhead, some microseconds per layer, and on accelerators other
+    than CUDA a synchronisation of the device before and after each layer.
 
     Args:
         model: any network; its mode is restored and no hook remains.
@@ -86,8 +88,8 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
         repeats: timed passes after one warm-up pass; the median is reported.
 
     Returns:
-        one row per layer that ran, in the order of the first calls; several calls of one
-        layer are summed.
+        one row per layer that ran, in the order of the first calls; several calls of
+        one layer are summed.
 
     Raises:
         ValueError: if `repeats` is below 1.
@@ -113,8 +115,9 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
         model.eval()
         for name, module in model.named_modules():
             if next(module.children(), None) is None:
-                handles.append(module.register_forward_pre_hook(partial(before, name)))
-                handles.append(module.register_forward_hook(partial(after, name), with_kwargs=True))
+                start, stop = partial(before, name), partial(after, name)
+                handles.append(module.register_forward_pre_hook(start))
+                handles.append(module.register_forward_hook(stop, with_kwargs=True))
         with torch.inference_mode():
             model(images)  # the first pass allocates memory and chooses algorithms
             calls = {name: len(pairs) for name, pairs in readings.items()}
@@ -143,14 +146,14 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
 
 
 def measure_machine(device: torch.device | str = "cpu", side: int = 1024, seconds: float | int = 0.5) -> Machine:
-    """Measure a device's roofline: the peak rates of a float32 matrix product and of a memory copy.
+    """Measure a device's roofline: peak rates of float32 products and of memory copies.
 
     Args:
         device: the CPU or an accelerator.
-        side: of the square matrices; the copied buffer has 64 times as many elements, so
-            that it exceeds every cache.
-        seconds: duration of each of the two measurements; the fastest run counts, because
-            a roofline is an upper bound.
+        side: of the square matrices; the copied buffer has 64 times as many elements,
+            so that it exceeds every cache.
+        seconds: duration of each of the two measurements; the fastest run counts,
+            because a roofline is an upper bound.
 
     Returns:
         multiply-adds per second and bytes per second (read plus written).
@@ -190,7 +193,7 @@ def time_call(run: Callable[[], object], device: torch.device | str = "cpu", sec
     Source: this book. Departures: none. Test: test_latency.py::test_a_call_is_timed_by_its_median
     """
     if not seconds > 0:
-        raise ValueError(f"seconds={seconds}; expected a number above 0, for example 0.2")
+        raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")
     return statistics.median(_readings(run, torch.device(device), seconds))
 
 
@@ -208,7 +211,7 @@ def _readings(run: Callable[[], object], device: torch.device, seconds: float) -
 
 
 def _bytes(values: Any) -> int:
-    """Sum the sizes of all tensors in nested tuples, lists and dictionaries, each tensor once."""
+    """Sum the sizes of all tensors in nested containers, each tensor once."""
     tensors = {id(tensor): tensor for tensor in _tensors(values)}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 

@@ -43,7 +43,7 @@ def test_bytes_of_tensors_in_tuples_dictionaries_and_keywords_count():
             self.add = Add()
 
         def forward(self, x):
-            return self.add((x, x), bias=x[:, 0])["sum"]  # one tensor twice is read once
+            return self.add((x, x), bias=x[:, 0])["sum"]  # x is read once
 
     (row,) = latency.time_layers(Model(), torch.randn(2, 2), repeats=1)
     assert row.bytes == 4 * (4 + 2 + 4)
@@ -139,10 +139,16 @@ def test_cuda_events_are_recorded_on_the_device_that_is_timed(monkeypatch):
         def elapsed_time(self, end):
             return 3.0
 
+    def current_stream(device=None):
+        return f"stream of {device}"
+
+    def synchronize(device=None):
+        synchronised.append(str(device))
+
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
-    for module in (torch.cuda, torch.accelerator):
-        monkeypatch.setattr(module, "synchronize", lambda device=None: synchronised.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
     assert latency.time_call(lambda: None, "cuda:1", seconds=1e-9) == 0.003
     assert set(streams) == {"stream of cuda:1"} and set(synchronised) == {"cuda:1"}
 
@@ -150,12 +156,16 @@ def test_cuda_events_are_recorded_on_the_device_that_is_timed(monkeypatch):
 @pytest.mark.parametrize("device", ["mps", "xpu:1"])
 def test_other_accelerators_finish_before_the_clock_is_read(monkeypatch, device):
     events, clock = [], time.perf_counter
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: events.append(str(device)))
+
+    def synchronize(device):
+        events.append(str(device))
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
     monkeypatch.setattr(time, "perf_counter", lambda: events.append("clock") or clock())
     latency.time_call(lambda: events.append("run"), device, seconds=1e-9)
-    runs = [i for i, event in enumerate(events) if event == "run"][1:]  # without the warm-up
-    assert len(runs) >= 3
-    for i in runs:
+    _, *timed_runs = (i for i, event in enumerate(events) if event == "run")
+    assert len(timed_runs) >= 3
+    for i in timed_runs:
         assert events[i - 2 : i + 3] == [device, "clock", "run", device, "clock"]
 
 
