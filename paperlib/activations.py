@@ -21,23 +21,28 @@ from paperlib.inputs import readable
 
 @contextmanager
 def record_activations(model: nn.Module, *layers: nn.Module | str) -> Iterator[dict[Any, Tensor]]:
-    """Keep what layers give while the model runs inside the `with` block.
+    """Record the outputs of layers while the model runs inside the `with` block.
 
-    The model goes on with a copy, so that an in-place operation after a layer (a ReLU after batch norm, say) does not
-    overwrite what was kept. What is kept stays in the autograd graph: `torch.autograd.grad` reaches it. Only calls of
-    the thread that entered the block are kept; the hooks go when it ends, after an exception too.
+    The model continues with a copy, so that an in-place operation after a layer (for
+    example a ReLU after batch norm) does not overwrite the record. Records stay in the
+    autograd graph: `torch.autograd.grad` reaches them. Only calls of the thread that
+    entered the block are recorded. The hooks are removed when the block ends, also
+    after an exception.
 
     Args:
-        model: any network that is not a ScriptModule.
+        model: any network that is neither a ScriptModule nor an nn.DataParallel over
+            several devices.
         layers: modules of the model, or their dotted names.
 
     Yields:
-        a dictionary, filled as the model runs: layer, as it was given → its output. A layer that runs several times
-        has its last output there, one that does not run has no entry.
+        a dictionary that maps each entry of `layers` to its output. A layer that runs
+        several times is recorded at its last call; a layer that did not run in this
+        thread is missing.
 
     Raises:
-        ValueError: for an unknown name (the closest ones are offered), a module of another model, a ScriptModule, or
-            a layer that gives something other than a tensor.
+        ValueError: for an unknown name (with the closest names), a module of another
+            model, a ScriptModule, a layer inside an nn.DataParallel over several
+            devices, or a layer that returns something other than a tensor.
 
     Source: this book. Departures: none. Test: test_activations.py::test_records_survive_in_place_operations
     """
@@ -60,7 +65,7 @@ def record_activations(model: nn.Module, *layers: nn.Module | str) -> Iterator[d
 
 
 class GuidedReLU:
-    """The switch of a `guided_relu` block: while `on` is False, backward passes over its graphs are plain ones.
+    """The switch of a `guided_relu` block: while `on` is False, gradients are plain.
 
     Source: this book. Departures: none. Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
     """
@@ -68,32 +73,66 @@ class GuidedReLU:
     def __init__(self):
         self.on = True
 
+    def check(self, output: Tensor) -> None:
+        """Raise ValueError if an output depends on activations that are not guided.
+
+        A model that runs its parts in other threads has such activations, and so have
+        functions written in C++ that contain a ReLU (`nn.RNN(nonlinearity="relu")`).
+
+        Args:
+            output: computed inside the block.
+
+        Raises:
+            ValueError: with the autograd name of the activation.
+        """
+        nodes, seen = [output.grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            nodes += [earlier for earlier, _ in node.next_functions]
+            if node.name() in _ACTIVATION_NODES and _GUIDED not in node.metadata:
+                raise ValueError(
+                    f"guided backpropagation did not see an activation ({node.name()}) "
+                    "and would return its plain gradient: it ran in another thread or "
+                    "inside a C++ function. Use a model that runs in the calling "
+                    "thread and calls its activations from Python"
+                )
+
 
 @contextmanager
 def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
-    r"""Let every ReLU that runs in the `with` block pass back positive gradients only.
+    r"""Apply the rule of guided backpropagation to every ReLU in the `with` block.
 
-    $$R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$$   with $f^l$ the ReLU's input and $R^{l+1}$ the gradient at its output;
-    a ReLU6 also stops it where $f^l \ge 6$.
+    $$R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$$   with $f^l$ the ReLU's input and
+    $R^{l+1}$ the gradient at its output; for a ReLU6 the gradient is also zero where
+    $f^l \ge 6$.
 
-    All ways to write one count: `nn.ReLU`, `nn.ReLU6`, `F.relu`, `F.relu6`, `F.hardtanh` from 0, `x.relu_()`, `clamp`,
-    `clip` and `clamp_min` at 0, `threshold` to 0, `maximum` with zeros; in place or not; shared or not. One put
-    together from arithmetic (`x * (x > 0)`) can't be told from other products and keeps its plain gradient, and so do
-    sigmoids, which are gates more often than activations.
+    All ways to write a ReLU are recognised: `nn.ReLU`, `nn.ReLU6`, `F.relu`, `F.relu6`,
+    `F.hardtanh` from 0, `x.relu_()`, `clamp`, `clip` and `clamp_min` at 0, `threshold`
+    to 0, `maximum` with zeros; in place or not; shared or not. A ReLU composed of
+    arithmetic (`x * (x > 0)`) cannot be distinguished from other products and keeps its
+    plain gradient. So do sigmoids, which are more often gates than activations.
 
-    The rule sits in the graph that the forward pass records, so it holds for a backward pass after the block as well.
-    No module is changed; only the thread that entered the block is concerned. Blocks may be nested.
+    The rule is part of the autograd graph that the forward pass records, so it also
+    applies to a backward pass after the block. No module is changed. Only activations
+    that run in the thread that entered the block are guided; `switch.check(output)`
+    raises if others contributed to an output. Blocks may be nested.
 
     Args:
-        positive_gradients: True treats other activations (SiLU, GELU, leaky ReLU, …) alike: the gradient at their
-            output passes where it is positive and is then multiplied by their own derivative.
+        positive_gradients: True applies the rule to other activations (SiLU, GELU,
+            leaky ReLU, …) too: negative gradients at their output are set to zero, and
+            the others are multiplied by the activation's derivative.
 
     Yields:
-        a switch: while `switch.on` is False, a backward pass over the same graph gives plain gradients.
+        a switch: while `switch.on` is False, a backward pass over the same graph
+        returns plain gradients.
 
     Raises:
-        ValueError: when another activation than ReLU runs and `positive_gradients` is not set, or a ScriptModule,
-            whose ReLUs can't be reached.
+        ValueError: if an activation other than ReLU runs and `positive_gradients` is
+            not set, or if a ScriptModule or an nn.DataParallel over several devices
+            runs, whose ReLUs cannot be guided.
 
     Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4, as used in Grad-CAM, arXiv:1610.02391v4, Sec. 3.2.
     Departures: ReLU6 and, on request, other activations are not in the paper.
@@ -101,15 +140,19 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
     """
     switch, thread = GuidedReLU(), threading.get_ident()
 
-    def refuse_script(module, inputs):
-        if isinstance(module, torch.jit.ScriptModule) and threading.get_ident() == thread:
+    def raise_unguided(module, inputs):
+        if threading.get_ident() != thread:
+            return
+        if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"a {type(module).__name__} hides its ReLUs from Python, and guided backpropagation would silently "
-                "give the plain gradient; run the module that it was scripted or traced from"
+                f"a {type(module).__name__} hides its ReLUs from Python, and guided "
+                "backpropagation would silently return the plain gradient; run the "
+                "module that it was scripted or traced from"
             )
+        raise_if_threaded(module, "the model")
 
     with _HOOKS:
-        handle = register_module_forward_pre_hook(refuse_script)
+        handle = register_module_forward_pre_hook(raise_unguided)
     try:
         with without_compiler(), _GuidedMode(switch, positive_gradients):
             yield switch
@@ -178,6 +221,7 @@ class _GuidedMode(TorchFunctionMode):
         switch = self.switch
         with _HOOKS:
             result.register_hook(lambda gradient: gradient.clamp_min(0) if switch.on else None)
+        result.grad_fn.metadata[_GUIDED] = True
         return result
 
 
@@ -238,25 +282,38 @@ _RULES: dict[str, Callable[..., _Activation | None]] = {
     "relu": _relu, "relu6": _relu, "hardtanh": _hardtanh, "threshold": _threshold, "clamp": _clamp, "clip": _clamp,
     "clamp_min": _clamp, "maximum": _maximum, "max": _maximum, **{name: partial(_other, name) for name in _OTHERS},
 }  # fmt: skip
+# Autograd's names of activations. Gates (tanh and sigmoid of an LSTM) and clamps, which
+# need not be activations, are not in the list.
+_ACTIVATION_NODES = {
+    f"{name}Backward0" for name in (
+        "Relu", "Hardtanh", "Threshold", "Celu", "Elu", "Gelu", "Hardshrink",
+        "Hardswish", "LeakyRelu", "Mish", "PreluKernel", "RreluWithNoise", "Silu",
+        "Softplus", "Softshrink",
+    )
+}  # fmt: skip
+_GUIDED = "paperlib.guided"  # key in the metadata of autograd nodes that have the rule
 
 
 # ---- running a network without a trace: shared by CAM and Grad-CAM ---------------------------------------------------
 
 
 def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str]:
-    """Find a layer by its dotted name, or by itself.
+    """Find a layer of a model by its dotted name or as a module.
 
     Returns:
         the module and its name.
 
     Raises:
-        ValueError: for an unknown name (the closest ones are offered), a module of another model, a ScriptModule.
+        ValueError: for an unknown name (with the closest names), a module of another
+            model, a ScriptModule, or a layer inside an nn.DataParallel over several
+            devices.
 
     Source: this book. Departures: none. Test: test_activations.py::test_an_unknown_layer_offers_the_closest_names
     """
     names = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     if isinstance(layer, str):
-        # torch.compile and DataParallel put a module around the network; its names go on to work.
+        # torch.compile and DataParallel wrap the network in a module; the names of its
+        # layers remain valid.
         name = next((name for name in (layer, f"_orig_mod.{layer}", f"module.{layer}") if name in names), None)
         if name is None:
             close = difflib.get_close_matches(layer, names, n=3, cutoff=0.5) or [n for n in names if "." not in n][:8]
@@ -277,7 +334,32 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str
             raise ValueError(
                 f"the {what} is a {type(module).__name__}, which hides its layers; pass the module it was made from"
             )
+    raise_if_threaded(model, "the model")
+    for prefix, module in names.items():
+        if name == prefix or name.startswith(f"{prefix}."):
+            raise_if_threaded(module, f"layer {prefix!r}")
     return found, name
+
+
+def raise_if_threaded(module: nn.Module, what: str) -> None:
+    """Raise ValueError for an nn.DataParallel that runs its module in other threads.
+
+    Args:
+        module: any module.
+        what: its name in the error.
+
+    Raises:
+        ValueError: for an nn.DataParallel over more than one device.
+
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_data_parallel_over_several_devices_is_refused
+    """
+    if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+        raise ValueError(
+            f"{what} is an nn.DataParallel over {len(module.device_ids)} devices, and "
+            "runs its module in other threads, where hooks of the calling thread do "
+            "not act; pass its .module"
+        )
 
 
 def feature_map(name: str, output: Any) -> Tensor:
@@ -293,26 +375,40 @@ def feature_map(name: str, output: Any) -> Tensor:
     return output
 
 
+IN_OTHER_THREADS = (  # the end of an error message about a layer
+    "ran only in other threads, where hooks of the calling thread do not act: the "
+    "model starts threads of its own. Use a model that runs in the calling thread"
+)
+
 # PyTorch numbers hooks by a counter that two threads can read at once; the second hook of a number displaces the first.
 _HOOKS = threading.Lock()
 
 
 @contextmanager
-def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[None]:
-    """Call `act` on what a module gives, in this thread only; what `act` returns takes its place unless it is None.
+def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[list[int]]:
+    """Call `act` on a module's output, in this thread only.
+
+    What `act` returns replaces the output, unless it is None.
+
+    Yields:
+        a list, to which every call of the module in another thread appends that
+        thread's identifier.
 
     Source: this book. Departures: none. Test: test_activations.py::test_threads_keep_their_own_records
     """
-    thread = threading.get_ident()
+    thread, others = threading.get_ident(), []
 
     def hook(module, inputs, output):
-        return act(output) if threading.get_ident() == thread else None
+        if threading.get_ident() == thread:
+            return act(output)
+        others.append(threading.get_ident())
+        return None
 
     hook.thread = thread  # whose it is: see complexity's _put_back
     with _HOOKS:
         handle = module.register_forward_hook(hook)
     try:
-        yield
+        yield others
     finally:
         with _HOOKS:
             handle.remove()
@@ -371,14 +467,18 @@ _EAGER: dict[str, Any] = {"blocks": 0, "stance": None}
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Run code under torch.compile as plain Python: compiled code passes by hooks that are younger than itself.
+    """Run code compiled by `torch.compile` as plain Python.
+
+    Compiled code ignores hooks that were registered after compilation. The setting
+    (`torch.compiler.set_stance`) belongs to the process: while a block runs, compiled
+    code of all threads runs uncompiled, and slower. Blocks may overlap: the first sets
+    it, and the last restores the previous one.
 
     Source: this book. Departures: none. Test: test_activations.py::test_compiled_networks_are_watched_too
     """
     if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it would take seconds
         yield
         return
-    # The stance belongs to the process, not to a thread: the first block in sets it, the last one out puts it back.
     with _COMPILER:
         if _EAGER["blocks"] == 0:
             _EAGER["stance"] = torch.compiler.set_stance("force_eager")

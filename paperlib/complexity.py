@@ -162,23 +162,31 @@ def profile(
     input_shape: Sequence[int | float | Sequence[int | float]] = (1, 3, 224, 224),
     dtype: torch.dtype | Sequence[torch.dtype] | None = None,
 ) -> Profile:
-    """Count the multiply-adds and parameters of one forward pass, exactly and layer by layer; nothing is computed.
+    """Count the multiply-adds and parameters of one forward pass, layer by layer.
 
-    The model runs on tensors without data, wherever its weights are: nothing is allocated on a device and no weight is
-    copied. It is counted as in eval mode. One in train mode gets its modes back, and what forward changes in a model is
-    undone; a model in eval mode whose forward changes nothing is only read, so other threads may use it meanwhile.
+    The model runs on tensors without data, wherever its weights are: nothing is
+    allocated on a device and no weight is copied. It is counted as in eval mode, and
+    the modes of its modules are restored. Attributes, buffers and hooks that change
+    while the model is profiled are restored, whoever changed them. So other threads may
+    run a model in eval mode meanwhile, but hooks that they register on it, or remove
+    from it, are lost or return when `profile` ends.
 
-    Counts are those of this input, the whole batch: twice the images, twice the MACs. Multiplications by the zeros of a
-    padding count, as in the paper's formula, and those of a transposed convolution count before the output is cropped.
+    The counts are those of the whole batch: twice the images, twice the MACs.
+    Multiplications by the zeros of a padding count, as in the paper's formula, and
+    those of a transposed convolution count before the output is cropped.
 
     Args:
-        model: any network whose forward takes tensors and does not choose its way by their values.
-        input_shape: shape of the input, batch first; a list of shapes for several, in the order of forward's arguments.
-        dtype: of the input, or a list with one for each; by default that of the model's weights. Token ids: torch.long.
+        model: any network whose forward accepts tensors and does not branch on their
+            values.
+        input_shape: shape of the input, batch first; a list of shapes for several
+            inputs, in the order of forward's arguments.
+        dtype: of the input, or a list with one dtype per input; by default that of the
+            model's weights. For token ids: torch.long.
 
     Raises:
-        ValueError: a size that is no whole number above 0; a ScriptModule; a lazy module that has never run; a forward
-            that fails on such an input, with what it said.
+        ValueError: for a size that is not a positive integer; a ScriptModule; a lazy
+            module that has never run; and a forward that fails on such an input (with
+            its error message).
 
     Source: counting convention of Howard et al., arXiv:1704.04861v1, Sec. 3.1 (Eq. 2, 4 and 5), for every operation.
     Departures: matrix products and attention count too; `Profile.conventions` totals the run by other conventions.
@@ -216,9 +224,11 @@ def _alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_it_was(modules: list[tuple[str, nn.Module]], tape: Tape) -> Iterator[None]:
-    """Run in eval mode, and afterwards undo what the forward pass changed: modes, attributes, their lists and dicts.
+    """Run in eval mode, and afterwards restore modes and attributes that changed.
 
-    A model in eval mode whose forward keeps nothing is only read, so that other threads may use it.
+    Attributes that are lists or dictionaries get their old items. A change by another
+    thread meanwhile cannot be distinguished from one by the forward pass, and is undone
+    too, except for hooks of this library.
     """
     tensors = [t for _, module in modules for t in (*module._parameters.values(), *module._buffers.values())]
     data = [(tensor, tensor.detach()) for tensor in tensors if tensor is not None and not tensor.is_meta]

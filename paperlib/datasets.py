@@ -1,4 +1,9 @@
-"""Real pictures with labels, read from disk and never from the network; every data set of the book is found here."""
+"""Labelled images, read from disk and never from the network.
+
+All data sets of the chapters are here, and two layouts for data of one's own: plain
+folders, and the videos of ShanghaiTech Campus, which PaDiM evaluates and no chapter
+uses.
+"""
 
 import importlib.util
 from pathlib import Path

@@ -15,21 +15,28 @@ def readable(values: Tensor) -> bool:
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Refuse NaN and infinite values, one row of the first axis at a time; not looked for in what can't be read.
+    """Raise ValueError if any value is NaN or infinite.
+
+    Meta and fake tensors are skipped.
+
+    Args:
+        values: of any shape with at least one axis; the error counts along the first.
+        what: what the entries of the first axis are, for example "images".
 
     Raises:
-        ValueError: naming the first rows that hold one.
+        ValueError: with the number of such values and the first entries that contain
+            one.
 
     Source: this book. Departures: none. Test: test_inputs.py::test_bad_images_are_refused
     """
     if not readable(values) or torch.isfinite(values.sum()):  # a finite sum has finite terms; the converse can fail
         return
-    bad = (~torch.isfinite(values.flatten(1))).sum(1)
+    bad = (~torch.isfinite(values)).reshape(len(values), -1).sum(1)
     rows = bad.nonzero().flatten().tolist()
     if rows:
         shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
         raise ValueError(
-            f"{int(bad.sum())} values of {what} are NaN or infinite, in {what} number {shown}; remove or mend them"
+            f"{int(bad.sum())} values of {what} are NaN or infinite, in {what} number {shown}; remove or fix them"
         )
 
 

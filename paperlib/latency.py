@@ -1,10 +1,11 @@
-"""Where the time of a forward pass goes: seconds a layer beside its MACs and bytes, and this machine's roofline."""
+"""Latency of a forward pass per layer, and the roofline of the machine."""
 
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from paperlib.complexity import profile
 
 
 class LayerTime(NamedTuple):
-    """One layer's share of a forward pass: median seconds, multiply-adds, and bytes that must move at least once."""
+    """One layer's median seconds, multiply-adds, and bytes read and written."""
 
     name: str
     kind: str
@@ -23,8 +24,8 @@ class LayerTime(NamedTuple):
 
     @property
     def intensity(self) -> float:
-        """Arithmetic intensity: multiply-adds per byte."""
-        return self.macs / self.bytes
+        """Arithmetic intensity: multiply-adds per byte; 0 for a layer without bytes."""
+        return self.macs / max(self.bytes, 1)
 
 
 class Machine(NamedTuple):
@@ -44,40 +45,51 @@ class Machine(NamedTuple):
 
 
 class _Clock:
-    """Readings around layers: CUDA events where kernels run behind Python's back, the wall clock elsewhere."""
+    """Reads the time on a device.
+
+    Kernels run asynchronously on accelerators. On CUDA, events are recorded in the
+    device's current stream. On other accelerators (MPS, XPU) the wall clock is read
+    after the device has finished.
+    """
 
     def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
+        self.device = device
 
     def read(self):
-        if not self.cuda:
+        if self.device.type != "cuda":
+            self.finish()
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def seconds(self, start, end) -> float:
-        return start.elapsed_time(end) / 1000 if self.cuda else end - start
+        if self.device.type == "cuda":
+            return start.elapsed_time(end) / 1000
+        return end - start
 
     def finish(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
 
 def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[LayerTime]:
     """Time every layer of a network inside its forward pass, in eval mode.
 
-    A layer is a module without children. Its bytes are those of its inputs, outputs and parameters, each counted
-    once: what has to move if the caches held nothing before and everything after. Python's own overhead (some
-    microseconds a layer) is part of the time.
+    A layer is a module without children. Its bytes are those of its inputs, outputs and
+    parameters, each counted once: the memory traffic of a cold, unlimited cache.
+    Tensors in tuples, lists, dictionaries and keyword arguments are included. The time
+    includes Python's overhead, some microseconds per layer, and on accelerators other
+    than CUDA a synchronisation of the device before and after each layer.
 
     Args:
-        model: any network; its mode is put back and no hook remains.
+        model: any network; its mode is restored and no hook remains.
         images: the first input, on the model's device.
-        repeats: timed passes after one that warms up; the median is kept.
+        repeats: timed passes after one warm-up pass; the median is reported.
 
     Returns:
-        one row for each layer that ran, in order of its first call; several calls of one layer are added up.
+        one row per layer that ran, in the order of the first calls; several calls of
+        one layer are summed.
 
     Raises:
         ValueError: if `repeats` is below 1.
@@ -93,18 +105,19 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
     def before(name, module, inputs):
         starts[name] = clock.read()
 
-    def after(name, module, inputs, output):
+    def after(name, module, args, kwargs, output):
         readings[name].append((starts[name], clock.read()))
-        tensors = [t for t in (*inputs, output, *module.parameters(recurse=False)) if isinstance(t, Tensor)]
-        moved[name] = sum(t.numel() * t.element_size() for t in tensors)
+        parameters = list(module.parameters(recurse=False))
+        moved[name] = sum(_bytes(part) for part in ((args, kwargs), output, parameters))
 
     handles = []
     try:
         model.eval()
         for name, module in model.named_modules():
             if next(module.children(), None) is None:
-                handles.append(module.register_forward_pre_hook(lambda m, i, name=name: before(name, m, i)))
-                handles.append(module.register_forward_hook(lambda m, i, o, name=name: after(name, m, i, o)))
+                start, stop = partial(before, name), partial(after, name)
+                handles.append(module.register_forward_pre_hook(start))
+                handles.append(module.register_forward_hook(stop, with_kwargs=True))
         with torch.inference_mode():
             model(images)  # the first pass allocates memory and chooses algorithms
             calls = {name: len(pairs) for name, pairs in readings.items()}
@@ -133,15 +146,17 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
 
 
 def measure_machine(device: torch.device | str = "cpu", side: int = 1024, seconds: float | int = 0.5) -> Machine:
-    """Measure a device's roofline: its fastest float32 matrix product and its fastest copy in memory.
+    """Measure a device's roofline: peak rates of float32 products and of memory copies.
 
     Args:
-        device: the CPU or a CUDA device.
-        side: of the square matrices; the copied buffer has 64 times as many numbers, so that no cache holds it.
-        seconds: given to each of the two; the best run is kept, since a roofline is what can be reached.
+        device: the CPU or an accelerator.
+        side: of the square matrices; the copied buffer has 64 times as many elements,
+            so that it exceeds every cache.
+        seconds: duration of each of the two measurements; the fastest run counts,
+            because a roofline is an upper bound.
 
     Returns:
-        multiply-adds a second and bytes a second (read plus written).
+        multiply-adds per second and bytes per second (read plus written).
 
     Raises:
         ValueError: if `side` is below 1 or `seconds` is not above 0.
@@ -164,12 +179,13 @@ def time_call(run: Callable[[], object], device: torch.device | str = "cpu", sec
     """Time one call of a function: the median over as many calls as fit into `seconds`, at least three.
 
     Args:
-        run: called without arguments; one call before the timed ones warms up.
-        device: where its work happens; on a CUDA device the kernels' own time is taken.
-        seconds: how long to go on, in seconds.
+        run: called without arguments; one warm-up call precedes the timed calls.
+        device: where the work runs; on CUDA the time between two events of the device's
+            current stream is measured.
+        seconds: duration of the measurement in seconds.
 
     Returns:
-        seconds a call.
+        seconds per call.
 
     Raises:
         ValueError: if `seconds` is not above 0.
@@ -177,7 +193,7 @@ def time_call(run: Callable[[], object], device: torch.device | str = "cpu", sec
     Source: this book. Departures: none. Test: test_latency.py::test_a_call_is_timed_by_its_median
     """
     if not seconds > 0:
-        raise ValueError(f"seconds={seconds}; expected a number above 0, 0.2 say")
+        raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")
     return statistics.median(_readings(run, torch.device(device), seconds))
 
 
@@ -192,3 +208,19 @@ def _readings(run: Callable[[], object], device: torch.device, seconds: float) -
         pairs.append((start, clock.read()))
         clock.finish()
     return [clock.seconds(*pair) for pair in pairs]
+
+
+def _bytes(values: Any) -> int:
+    """Sum the sizes of all tensors in nested containers, each tensor once."""
+    tensors = {id(tensor): tensor for tensor in _tensors(values)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        yield from _tensors(list(values.values()))
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)

@@ -346,9 +346,12 @@ def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d 
 def _inverse_cholesky(covariance: Float[Tensor, "p d d"]) -> Float[Tensor, "p d d"]:
     r"""Return $L^{-1}$ with $\Sigma = L L^\mathrm{T}$, reading below the diagonal only.
 
-    By quarters: $L_{21} = \Sigma_{21} L_{11}^{-\mathrm{T}}$, $L_{22}$ is the factor of
-    $\Sigma_{22} - L_{21}L_{21}^\mathrm{T}$, and the inverse has $-L_{22}^{-1} L_{21} L_{11}^{-1}$ below its diagonal.
-    Batched products do nearly all of it, 2 to 4 times faster than LAPACK one matrix after another.
+    The matrix is split into quarters: $L_{21} = \Sigma_{21} L_{11}^{-\mathrm{T}}$,
+    $L_{22}$ is the factor of $\Sigma_{22} - L_{21}L_{21}^\mathrm{T}$, and the inverse
+    has the block $-L_{22}^{-1} L_{21} L_{11}^{-1}$ below its diagonal. Nearly all
+    operations are batched matrix products. On two CPUs (one thread, D from 50 to 550)
+    this was 0.7 to 3 times as fast as LAPACK, which factorises one matrix after
+    another.
     """
     d = covariance.shape[-1]
     if d <= LEAF:

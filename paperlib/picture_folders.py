@@ -227,27 +227,32 @@ def folder(
     videos: str = "*",
     check: bool = True,
 ) -> PictureFolder:
-    """Read anyone's pictures, each resized to a square.
+    """Load a folder of images as a data set, each image resized to a square.
 
-    One of three layouts, told apart by what is there:
+    One of three layouts is recognised by the folders in `root`:
 
     - the folders `normal` and `abnormal`: labels 0 and 1; either may be missing;
-    - pictures that lie in `root` itself, or video frames in folders with numbers for names (01_001/000.jpg): all
-      normal;
-    - ShanghaiTech Campus's: `root`/frames/(video)/000.jpg with, for its test part, test_frame_mask/(video).npy for the
-      labels and test_pixel_mask/(video).npy, (frames, height, width), for the masks.
+    - images in `root` itself, or video frames in folders with numeric names
+      (01_001/000.jpg): all normal;
+    - ShanghaiTech Campus, which no chapter uses: `root`/frames/(video)/000.jpg, and for
+      its test part test_frame_mask/(video).npy with the labels and
+      test_pixel_mask/(video).npy, (frames, height, width), with the masks.
 
     Args:
-        root: the folder; for ShanghaiTech Campus its `training` (once frames are taken from its videos) or `testing`.
+        root: the folder; for ShanghaiTech Campus its `training` (after frames were
+            extracted from its videos) or `testing`.
         size: side of the square in pixels (bicubic; masks nearest). Nothing is cropped.
-        normal: name of the folder of normal pictures.
-        abnormal: name of the folder of defective ones.
-        videos: which folders of frames to take: "01_*" is ShanghaiTech Campus's scene 1.
-        check: read every file once now, so that all damaged ones are named together; False for very many pictures.
+        normal: name of the folder of normal images.
+        abnormal: name of the folder of defective images.
+        videos: pattern of the folders of frames to load: "01_*" is scene 1 of
+            ShanghaiTech Campus.
+        check: read every file once now, so that one error names all corrupt files;
+            False saves the time for large data sets.
 
     Raises:
-        ValueError: if there is no picture, a layout is not clear (a folder "good" beside none called `normal`, say), or
-            labels, masks and frames differ in number; one error that names up to ten files that can't be read.
+        ValueError: if there is no image, if the layout is ambiguous (for example a
+            folder "good" and none called `normal`), if labels, masks and frames differ
+            in number, or if files cannot be read (the error names up to ten).
 
     Source: this book; Liu et al., arXiv:1712.09867 (ShanghaiTech Campus); PaDiM, arXiv:2011.08785, Sec. IV-B.
     Departures: PaDiM takes ShanghaiTech Campus at 256×256.

@@ -1,7 +1,8 @@
-"""How exact float32 matrix products are: in full where a sum needs it, and how coarse they may be elsewhere.
+"""Precision of matrix products: full in a block, and the rounding to expect outside.
 
-PyTorch may take them in TF32 or bfloat16, by a setting of the whole process. Since version 2.9 each backend has a
-setting of its own beside the common one, and reading or using the common one fails where they disagree.
+PyTorch may compute float32 products in TF32 or bfloat16, by a setting of the process.
+Since version 2.9 each backend also has its own setting, and reading the common one
+fails where the backends differ.
 """
 
 import threading
@@ -23,18 +24,24 @@ _ROUNDING = {
     "none": 2.0**-24, "ieee": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8,
 }  # fmt: skip
 _LOCK = threading.Lock()
-_FULL: dict[str, Any] = {"blocks": 0, "before": None}
+_FULL: dict[str, Any] = {"blocks": 0, "before": None, "inside": None}
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Take matrix products in their own precision: no autocast, no TF32, no bfloat16 inside float32 products.
+    """Compute matrix products in full precision: without autocast, TF32 and bfloat16.
 
-    The caller's settings are put back at the end.
+    Autocast is a setting of the thread, the precision of float32 products one of the
+    process. So while a block runs, the products of other threads have full precision
+    too, and their compiled code is compiled again. Blocks in several threads may
+    overlap: the first sets full precision, and the last restores the previous settings.
+
+    If another thread changes the precision (`torch.set_float32_matmul_precision`) while
+    a block runs, that change applies inside the block too, and it remains after the
+    block.
 
     Source: this book. Departures: none. Test: test_patch_gaussian.py::test_no_bfloat16_or_tf32_leaks_in
     """
-    # The setting belongs to the process, not to a thread: the first block in sets it, the last one out puts it back.
     with _LOCK:
         if _FULL["blocks"] == 0:
             common, own = _settings()
@@ -42,6 +49,7 @@ def full_precision() -> Iterator[None]:
             _FULL["before"] = (common, own) if lowered else None
             if lowered:
                 torch.set_float32_matmul_precision("highest")  # of the backends, too
+                _FULL["inside"] = _settings()
         _FULL["blocks"] += 1
     try:
         with autocast(enabled=False):
@@ -50,21 +58,19 @@ def full_precision() -> Iterator[None]:
         with _LOCK:
             _FULL["blocks"] -= 1
             if _FULL["blocks"] == 0 and _FULL["before"]:
-                common, own = _FULL["before"]
-                if common:
-                    torch.set_float32_matmul_precision(common)
-                for backend, precision in zip(_BACKENDS, own, strict=True):
-                    if backend.fp32_precision != precision:
-                        backend.fp32_precision = precision
+                # Other settings come from another thread, and are newer.
+                if _settings() == _FULL["inside"]:
+                    _restore(*_FULL["before"])
                 _FULL["before"] = None
 
 
 def product_rounding(dtype: torch.dtype) -> float:
-    """Give the relative rounding of a number in a matrix product, as the process is set now.
+    """Return the relative rounding error of a number in a matrix product.
 
     Args:
-        dtype: of the matrices. In float32 the coarsest setting of any backend counts, and inside `full_precision` what
-            the caller had set: another thread may be about to put it back.
+        dtype: of the matrices. For float32 the coarsest setting of any backend counts.
+            Inside `full_precision` the settings before the block count, because a block
+            of another thread may end, and restore them, before the product is computed.
 
     Source: this book. Departures: none. Test: test_neighbors.py::test_lower_matmul_precision_costs_no_digit
     """
@@ -75,8 +81,17 @@ def product_rounding(dtype: torch.dtype) -> float:
     return max(_ROUNDING[setting] for setting in (common, *own))
 
 
+def _restore(common: str | None, own: list[str]) -> None:
+    """Set what `_settings` returned."""
+    if common:
+        torch.set_float32_matmul_precision(common)
+    for backend, precision in zip(_BACKENDS, own, strict=True):
+        if backend.fp32_precision != precision:
+            backend.fp32_precision = precision
+
+
 def _settings() -> tuple[str | None, list[str]]:
-    """Return the common setting, None where it can't be read, and each backend's."""
+    """Return the common setting (None where it cannot be read) and the backends'."""
     try:
         common = torch.get_float32_matmul_precision()
     except RuntimeError:

@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.nn.modules import module as nn_module
 from torch.utils.checkpoint import checkpoint
 
 from paperlib.activations import GuidedReLU, evaluating, find_layer, guided_relu, on_output, record_activations
+from paperlib.cam import cam
 from paperlib.gradcam import grad_cam
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
@@ -244,6 +246,60 @@ def test_scripts_are_refused_and_nothing_is_left_behind():
             model(torch.zeros(1, 2, 8, 8))
     assert not nn_module._global_forward_pre_hooks
     assert torch._C._len_torch_function_stack() == 0
+
+
+def test_data_parallel_over_several_devices_is_refused():
+    inner = network()
+    parallel = nn.DataParallel(inner)
+    parallel.device_ids = [0, 1]  # as with two GPUs; it is refused before it runs
+    images, message = torch.zeros(1, 2, 8, 8), "nn.DataParallel over 2 devices"
+    for model, layer in (
+        (parallel, "0"),
+        (parallel, inner[0]),
+        (nn.Sequential(parallel), "0.module.0"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}.*pass its .module"):
+            find_layer(model, layer)
+        with pytest.raises(ValueError, match=message), guided_relu():
+            model(images)
+    with pytest.raises(ValueError, match=f"the model is an {message}"):
+        cam(parallel, images)
+    partly = nn.Sequential(parallel, nn.Conv2d(4, 4, 1))
+    assert find_layer(partly, "1") == (partly[1], "1")  # runs in the calling thread
+    parallel.device_ids = [0]  # one device: no threads
+    assert find_layer(parallel, "0") == (inner[0], "module.0")
+
+
+def test_an_activation_that_the_block_did_not_see_is_named():
+    x = torch.ones(2, 1, 3, requires_grad=True)
+    inside_cpp = nn.RNN(3, 4, nonlinearity="relu")
+
+    def in_a_thread(function):
+        with ThreadPoolExecutor(1) as worker:
+            return worker.submit(function, x).result()
+
+    for run, name in (
+        (lambda: inside_cpp(x)[0], "Relu"),
+        (lambda: in_a_thread(F.relu), "Relu"),
+        (lambda: in_a_thread(F.relu6), "Hardtanh"),
+        (lambda: in_a_thread(F.silu), "Silu"),
+        (lambda: F.relu(x) + in_a_thread(F.relu), "Relu"),
+    ):
+        with guided_relu() as guide:
+            output = run() * 2
+            message = rf"did not see an activation \({name}Backward"
+            with pytest.raises(ValueError, match=message):
+                guide.check(output)
+    with guided_relu() as guide:
+        guide.check(x.detach())
+        guide.check(nn.LSTM(3, 4)(x)[0])  # its tanh and sigmoids are gates
+
+
+@pytest.mark.parametrize("name", [*RELUS, *(f"6 {way}" for way in RELU6S), *OTHERS])
+def test_every_guided_activation_passes_the_check(name):
+    function = RELU6S[name[2:]] if name.startswith("6 ") else {**RELUS, **OTHERS}[name]
+    with guided_relu(positive_gradients=True) as guide:
+        guide.check(function(INPUT.clone().requires_grad_() * 1) * 2)
 
 
 def test_an_exported_network_is_guided():

@@ -16,6 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision import tv_tensors
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms import v2
 
@@ -125,8 +126,10 @@ def test_resize_is_the_picture_before_normalising(lite0):
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"\(1, 3, 8, 8\) and dtype uint8; expected"),
         (torch.zeros(1, 8, 8, 3), r"\(1, 8, 8, 3\) and dtype float32; expected"),
         (torch.full((1, 3, 8, 8), 255.0), "255; .*Divide 8-bit values by 255"),
+        (tv_tensors.Image(torch.full((1, 3, 8, 8), 255.0)), "Divide 8-bit values by"),
+        (nn.Parameter(torch.full((1, 3, 8, 8), 255.0)), "Divide 8-bit values by"),
         (torch.full((1, 3, 8, 8), float("nan")), "range from nan"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "dtype int64; expected"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), r"dtype int64; .*\(N, 1 or 3, H, W\)"),
         (torch.zeros(0, 8, 8, 3, dtype=torch.uint8), "hold no pixel"),
     ],
 )
@@ -379,6 +382,23 @@ def test_projecting_equals_joining_then_multiplying():
     torch.testing.assert_close(project_embeddings(maps, basis), truth, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"basis \(9, 4\).*expected \(10, d\)"):
         project_embeddings(maps, basis[:9])
+
+
+def test_a_projection_does_not_use_lower_precision():
+    maps = [torch.randn(2, 64, 8, 8), torch.randn(2, 128, 4, 4)]
+    basis = torch.linalg.qr(torch.randn(192, 20)).Q
+    small = maps[1].double().repeat_interleave(2, 2).repeat_interleave(2, 3)
+    joined = torch.cat([maps[0].double(), small], 1)
+    truth = torch.einsum("nchw,cd->ndhw", joined, basis.double())
+    try:
+        for autocast, precision in ((True, "highest"), (False, "medium")):
+            torch.set_float32_matmul_precision(precision)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                projected = project_embeddings(maps, basis)
+            assert torch.get_float32_matmul_precision() == precision
+            torch.testing.assert_close(projected.double(), truth, rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_embeddings_keep_dtype_and_device():

@@ -43,7 +43,10 @@ CASES = {
          (lambda k, m, n, s: k * k * m * n * s * s): "Eq. 5", (lambda k, m, n, s: separable(k, m, n, 7)): "Eq. 5"},
     ),
     "largest_width": (
-        [0.65], {0.7: "more than 200", 0.6: "wider one still fits", 0.66: "multiple of 0.05", -1: "positive"},
+        [0.65],
+        {0.7: "more than 200", 0.6: "wider one still fits", 0.66: "multiple of 0.05",
+         -1: "positive", 1e30: "width 10 costs more", float("inf"): "expected a finite",
+         float("nan"): "expected a finite"},
     ),
     "spared_weights": ([44_640], {13: "weights in them", 4_231_976: "no decay", 4_960: "no decay"}),
     "depthwise_function": (

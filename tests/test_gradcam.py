@@ -1,5 +1,6 @@
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -617,6 +618,23 @@ def test_under_autocast_only_the_forward_pass_is_cast():
     assert distance(found.maps, expected.maps) < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_last_layer_is_accurate_under_autocast_and_all_layers_without(dtype):
+    backbone = backbones.load("efficientnet_lite0")
+    cat, model = backbone.transform(data.chelsea()[None]), backbone.model
+
+    def error(layer):
+        peer = LayerGradCam(model, model.get_submodule(layer))
+        with torch.autocast("cpu", enabled=False):
+            expected = peer.attribute(cat, 285)[:, 0].detach()
+        return distance(grad_cam(model, cat, layer, 285, relu=False).maps, expected)
+
+    with torch.autocast("cpu", dtype):
+        assert 0 < error("conv_head") < (0.04 if dtype == torch.bfloat16 else 0.01)
+        with torch.autocast("cpu", enabled=False):
+            assert error("conv_head") < 1e-4 and error("blocks.1") < 1e-4
+
+
 class Spy(torch.autograd.Function):
     """Notes whether autocast is on during the backward pass."""
 
@@ -761,6 +779,29 @@ def test_scripts_are_refused():
     assert grad_cam(part, pictures(), "1").maps.shape == (2, 16, 16)  # a scripted part elsewhere does no harm
     with pytest.raises(ValueError, match="hides its ReLUs"):
         guided_backprop(part, pictures())
+
+
+class Threaded(Small):
+    """Runs its parts in other threads, as nn.DataParallel does on several GPUs."""
+
+    def forward(self, x):
+        with ThreadPoolExecutor(1) as worker:
+            x = worker.submit(self.body, worker.submit(self.stem, x).result()).result()
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_model_that_runs_in_other_threads_is_refused_with_the_cause():
+    model, threaded = small(), Threaded().eval()
+    threaded.load_state_dict(model.state_dict())
+    assert torch.equal(threaded(pictures()), model(pictures()))
+    for call in (guided_backprop, lambda m, x, t: guided_grad_cam(m, x, "body", t)):
+        with pytest.raises(ValueError, match="did not see .* ran in another thread"):
+            call(threaded, pictures(), 1)
+    with pytest.raises(ValueError, match="layer 'body' ran only in other threads"):
+        grad_cam(threaded, pictures(), "body", 1)
+    with pytest.raises(ValueError, match=r"layers \['body'\] ran only in other"):
+        backbones.FeatureExtractor(threaded, ["body"])(pictures())
+    assert state(threaded)[3] == 0
 
 
 def test_a_score_cut_off_from_the_graph_is_refused():

@@ -41,6 +41,8 @@ def test_the_message_says_which_images():
         check_images(images)
     with pytest.raises(ValueError, match="in rows number 0, 1, 2, 3, 4, 5, 6, 7, …"):
         check_finite(images / 0, "rows")
+    with pytest.raises(ValueError, match="1 values of scores .* in scores number 2;"):
+        check_finite(torch.tensor([0, 1, float("nan")]), "scores")
     # A sum that overflows is no reason to refuse.
     assert check_images(torch.full((1, 1, 2, 2), 3e38)).shape == (1, 1, 2, 2)
 

@@ -28,6 +28,44 @@ def test_rows_carry_the_profiles_macs_and_their_own_bytes():
     assert all(row.seconds > 0 for row in (conv, relu, flatten, linear))
 
 
+def test_bytes_of_tensors_in_tuples_dictionaries_and_keywords_count():
+    (row,) = latency.time_layers(nn.LSTM(3, 4), torch.randn(5, 2, 3), repeats=1)
+    weights, states = 4 * (4 * 3 + 4 * 4 + 4 + 4), 2 * (2 * 4)
+    assert row.bytes == 4 * (5 * 2 * 3 + 5 * 2 * 4 + states + weights)
+
+    class Add(nn.Module):
+        def forward(self, pair, *, bias):
+            return {"sum": pair[0] + pair[1] + bias}
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add = Add()
+
+        def forward(self, x):
+            return self.add((x, x), bias=x[:, 0])["sum"]  # x is read once
+
+    (row,) = latency.time_layers(Model(), torch.randn(2, 2), repeats=1)
+    assert row.bytes == 4 * (4 + 2 + 4)
+
+
+def test_a_layer_without_tensors_has_no_intensity():
+    class Two(nn.Module):
+        def forward(self):
+            return 2
+
+    class Double(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = Two()
+
+        def forward(self, x):
+            return self.factor() * x
+
+    (row,) = latency.time_layers(Double(), torch.ones(1), repeats=1)
+    assert (row.bytes, row.macs, row.intensity) == (0, 0, 0)
+
+
 def test_a_slow_layer_is_found_and_calls_are_added_up():
     slow = Sleep(0.01)
     model = nn.Sequential(nn.Conv2d(3, 3, 1), slow, nn.ReLU(), slow)
@@ -86,6 +124,49 @@ def test_a_call_is_timed_by_its_median():
 
     assert 0.002 <= latency.time_call(run, seconds=0.06) < 0.05
     assert len(calls) >= 4
+
+
+def test_cuda_events_are_recorded_on_the_device_that_is_timed(monkeypatch):
+    streams, synchronised = [], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream=None):
+            streams.append(stream)
+
+        def elapsed_time(self, end):
+            return 3.0
+
+    def current_stream(device=None):
+        return f"stream of {device}"
+
+    def synchronize(device=None):
+        synchronised.append(str(device))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
+    assert latency.time_call(lambda: None, "cuda:1", seconds=1e-9) == 0.003
+    assert set(streams) == {"stream of cuda:1"} and set(synchronised) == {"cuda:1"}
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu:1"])
+def test_other_accelerators_finish_before_the_clock_is_read(monkeypatch, device):
+    events, clock = [], time.perf_counter
+
+    def synchronize(device):
+        events.append(str(device))
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
+    monkeypatch.setattr(time, "perf_counter", lambda: events.append("clock") or clock())
+    latency.time_call(lambda: events.append("run"), device, seconds=1e-9)
+    _, *timed_runs = (i for i, event in enumerate(events) if event == "run")
+    assert len(timed_runs) >= 3
+    for i in timed_runs:
+        assert events[i - 2 : i + 3] == [device, "clock", "run", device, "clock"]
 
 
 @pytest.mark.parametrize(

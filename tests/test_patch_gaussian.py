@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -261,6 +263,20 @@ LOWERED = {
     "one backend": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
     "the backends' own": lambda: _new_setting("tf32"),
 }
+
+
+def test_a_precision_set_during_a_block_remains_after_it():
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with precision.full_precision():
+            with ThreadPoolExecutor(1) as worker:
+                worker.submit(torch.set_float32_matmul_precision, "high").result()
+        assert torch.get_float32_matmul_precision() == "high"
+        with precision.full_precision(), precision.full_precision():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("lower", LOWERED)

@@ -1,5 +1,6 @@
 """What every check prints, in one place."""
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -17,11 +18,14 @@ def unanswered(answer) -> bool:
 
 
 def no_number(answer) -> bool:
-    """Tell whether there is no answer yet, or one that is no number, and say so."""
+    """Return whether the answer is missing or not a finite number, and print which."""
     if unanswered(answer):
         return True
     if isinstance(answer, Real) or (isinstance(answer, Tensor) and answer.numel() == 1):
-        return False
+        if -math.inf < answer < math.inf:
+            return False
+        wrong(f"the answer is {float(answer)}; expected a finite number")
+        return True
     if callable(answer):
         wrong("a function came; expected a number: call the function and give what it returns")
     else:
