@@ -36,6 +36,15 @@ def test_every_row_is_complete(found):
             assert row.marks, row.item
 
 
+@pytest.mark.parametrize("group", ["eq", "algorithm", "table", "figure"])
+def test_numbered_items_have_no_gap(found, group):
+    """Figure 14 cannot exist without Figures 1 to 13: the ledger says that each has a row."""
+    for paper in found.papers:
+        items = [row.item for row in found.rows if (row.paper, row.group) == (paper, group)]
+        numbers = sorted(int(item.partition("-")[2]) for item in items if item[-1].isdigit())
+        assert numbers == list(range(1, len(numbers) + 1)), paper
+
+
 def test_what_is_computed_from_a_paper_is_tested(found):
     """Equations, algorithms and the paper's numbers are verified by code: a test, or a cell that compares."""
     for row in found.rows:

@@ -158,3 +158,22 @@ def test_the_description_check_can_fail():
     assert "mystnb" in undescribed(cell([picture], {}))[0]
     assert "2 pictures" in undescribed(cell([picture, picture], described))[0]
     assert undescribed(cell([html], {})) == ["an <img> without alt"]
+
+
+def test_the_losses_of_the_t_sne_figure_are_trained_with_one_budget():
+    """Chapter 04 compares encoders by loss: they may differ in nothing else, so no call names a budget of its own."""
+    text = run_notebooks.read_text(ROOT / "notebooks" / "04_patch_svdd.ipynb")
+    code = "\n".join(cell.source for cell in text.cells if cell.cell_type == "code")
+    calls = [
+        node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "train"
+    ]
+    compared = [
+        call for call in calls if ast.unparse(call.args[0]) == "live" or "encoders[" in ast.unparse(call.args[0])
+    ]
+    assert len(compared) == 2  # the live training, and those beside it
+    for call in compared:
+        named = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert named.get(None) == "BUDGET" and not {"steps", "crops", "side", "pairs"} & set(named)
+    (live,) = [call for call in compared if ast.unparse(call.args[0]) == "live"]
+    assert ast.unparse(live.args[1]) == "train_images"
+    assert "(train_images, kind)" in code  # the same pictures for the other losses
