@@ -84,6 +84,18 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
 
 
+def test_an_optional_name_is_compared_only_where_the_file_has_it(tmp_path):
+    path = tmp_path / "run.safetensors"
+    model, optimizers = model_and_optimizers()
+    save_checkpoint(path, model, optimizers, RECIPE, {"done": 1})
+    arguments, recipe = (path, model, optimizers), RECIPE | {"seed": 7}
+    assert load_checkpoint(*arguments, recipe, optional=["seed"]) == {"done": 1}
+    save_checkpoint(*arguments, recipe, {"done": 2})
+    recipe["seed"] = 8
+    with pytest.raises(ValueError, match=r"is of another run: seed=7 \(now 8\)"):
+        load_checkpoint(*arguments, recipe, optional=["seed"])
+
+
 def test_a_state_of_more_parameters_or_with_a_part_missing_is_refused(tmp_path):
     path = tmp_path / "run.safetensors"
     model, optimizers = model_and_optimizers()
