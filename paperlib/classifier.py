@@ -1,5 +1,6 @@
 """Train an image classifier, from tensors or a folder: cross-entropy, a cosine learning rate, a checkpoint an epoch."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -94,8 +95,7 @@ def train_classifier(
             loader = _batches(data, order, batch_size, workers)
             model.train()
             totals, seen = torch.zeros(2, device=device), 0
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(_epoch_seed(seed, number))
+            with _seeded(device, _epoch_seed(seed, number)):
                 for step, (images, labels) in enumerate(loader):
                     if len(images) == 1 < batch_size:
                         continue
@@ -149,6 +149,21 @@ def _batches(data: Data, order: Tensor, batch_size: int, workers: int) -> Iterat
         return ((images[i], labels[i]) for i in (part.to(images.device) for part in parts))
     pinned = torch.cuda.is_available()
     return iter(DataLoader(data, batch_sampler=[p.tolist() for p in parts], num_workers=workers, pin_memory=pinned))
+
+
+@contextlib.contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the default generators of the CPU and of `device`; restore both afterwards.
+
+    `torch.manual_seed` is no substitute: it also seeds all other devices.
+    """
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        torch.default_generator.manual_seed(seed)
+        for accelerator in devices:
+            state = torch.Generator(accelerator).manual_seed(seed).get_state()
+            torch.get_device_module(accelerator).set_rng_state(state, accelerator)
+        yield
 
 
 def _epoch_seed(seed: int, number: int) -> int:

@@ -5,10 +5,11 @@ draws its pairs on the map that one pass over a large crop gives; `train_on_patc
 published.
 """
 
+import contextlib
 import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,8 +167,7 @@ class _Run(nn.Module):
             sizes["small"] = encoder.small
         self.sizes = {name: part.side for name, part in sizes.items()}
         weight = next(encoder.parameters())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _seeded_cpu(seed):
             if objective == "patch_svdd":
                 for name in self.sizes:
                     made = PositionClassifier(encoder.dimensions, train_last_weight=train_last_weight)
@@ -464,8 +464,7 @@ def train_on_patches(
     images = _matching(images, encoder)
     run, size = _Run(encoder, seed, train_last_weight=not as_released), tuple(images.shape[-2:])
     if as_released:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _seeded_cpu(seed):
             for name in run.sizes:
                 initialize(run.classifier(name), as_released=True)
     order_of = functools.lru_cache(1)(lambda epoch: _order(len(images) * repeat, seed, epoch) % len(images))
@@ -602,6 +601,17 @@ def _on_device(generator: torch.Generator, device: torch.device) -> torch.Genera
     if device.type == "cpu":
         return generator
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
+@contextlib.contextmanager
+def _seeded_cpu(seed: int) -> Iterator[None]:
+    """Seed the CPU's default generator; restore it afterwards.
+
+    `torch.manual_seed` is no substitute: it also seeds every GPU.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:

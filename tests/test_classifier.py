@@ -273,3 +273,29 @@ def test_the_callers_random_numbers_are_left_alone():
     torch.manual_seed(5)
     train_classifier(model, data, torch.optim.SGD(model.parameters(), lr=0.01), epochs=1)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_generators_of_other_devices_are_not_seeded(monkeypatch):
+    model, seeded = dropout_network(), []  # this seeds all devices
+    for name in ("cuda.manual_seed_all", "mps.manual_seed", "xpu.manual_seed_all"):
+        monkeypatch.setattr(f"torch.{name}", lambda seed: seeded.append(seed))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.003)
+    train_classifier(model, left_or_right(8), optimizer, epochs=1)
+    assert seeded == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_callers_cuda_generator_is_restored(device):
+    """The dropout on the GPU follows from the seed all the same."""
+    data, losses = left_or_right(40), []
+    for _ in range(2):
+        before = torch.cuda.get_rng_state()
+        model = dropout_network().to(device)
+        torch.cuda.set_rng_state(before)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.003)
+        (epoch,) = train_classifier(model, data, optimizer, epochs=1)
+        assert torch.equal(torch.cuda.get_rng_state(), before)
+        losses.append(epoch.loss)
+        torch.rand(1, device="cuda")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
