@@ -13,6 +13,7 @@ import torch.distributed as distributed
 from jaxtyping import Float
 from torch import Tensor
 
+from paperlib.distributed import fail_together
 from paperlib.inputs import check_finite
 from paperlib.precision import full_precision
 
@@ -135,8 +136,9 @@ class PatchGaussian:
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             raise ValueError("no process group; call torch.distributed.init_process_group first, in every process")
-        self._check_not_consumed()
         self._allocate(torch.device("cpu"))
+        with fail_together(self._mean.device, group):
+            self._check_not_consumed()
         kind = [self.positions, self.dimensions, _DTYPES.index(self.dtype)]
         fed = -1 if self.fed is None else _DTYPES.index(self.fed)
         most = torch.tensor([*kind, *(-k for k in kind), fed], device=self._mean.device)
