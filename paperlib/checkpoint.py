@@ -50,7 +50,10 @@ def load_checkpoint(
     *,
     optional: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Put model and optimizers into the state that `save_checkpoint` wrote; nothing changes unless all of it fits.
+    """Restore the state of model and optimizers that `save_checkpoint` stored.
+
+    The model changes only if everything fits. The optimizers are restored one by one:
+    if one is found incomplete, those before it have already changed.
 
     Args:
         path, model, optimizers, recipe: as `save_checkpoint` had them.
