@@ -81,7 +81,23 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _usable_device(name: str) -> torch.device:
+    """Return the device if it can compute in float64, as PaDiM does."""
+    # PyTorch raises RuntimeError for an unknown device or a missing driver,
+    # AssertionError or ImportError for a device that it was not built with, and
+    # TypeError for MPS, which has no float64.
+    try:
+        torch.ones(1, dtype=torch.float64, device=name).sum().item()
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        expected = "expected cpu, cuda:0 or another device with float64"
+        message = f"device {name!r} can't be used ({reason}); {expected}"
+        raise ValueError(message) from error
+    return torch.device(name)
+
+
 def _padim(options: argparse.Namespace) -> None:
+    device = _usable_device(options.device)
     names = options.category or categories(options.data)
     dimensions = evaluation.DIMENSIONS[options.backbone] if options.dimensions == 0 else options.dimensions
     settings = evaluation.Settings(
@@ -90,10 +106,7 @@ def _padim(options: argparse.Namespace) -> None:
     if options.weights == "none":
         torch.manual_seed(options.seed)
     backbone = backbones.load(options.backbone, None if options.weights == "none" else options.weights)
-    try:
-        backbone.model.to(options.device)
-    except RuntimeError as error:
-        raise ValueError(f"device {options.device!r} can't be used ({error}); expected cpu, cuda or cuda:1") from error
+    backbone.model.to(device)
     results = evaluation.run(
         settings,
         names,

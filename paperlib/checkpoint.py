@@ -1,7 +1,7 @@
 """The state of a training run as one safetensors file, from which the run goes on as if nothing had stopped it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,20 @@ def load_checkpoint(
     optimizers: Sequence[torch.optim.Optimizer],
     recipe: Mapping[str, Any],
     columns: int | None = None,
+    *,
+    optional: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Put model and optimizers into the state that `save_checkpoint` wrote; nothing changes unless all of it fits.
+    """Restore the state of model and optimizers that `save_checkpoint` stored.
+
+    The model changes only if everything fits. The optimizers are restored one by one:
+    if one is found incomplete, those before it have already changed.
 
     Args:
         path, model, optimizers, recipe: as `save_checkpoint` had them.
         columns: of the progress's `history`, a list of rows: a step or epoch, then numbers or None. None here:
             not looked at.
+        optional: names of `recipe` that are not compared if the file lacks them, for
+            what earlier versions did not store.
 
     Returns:
         the progress that was saved.
@@ -70,6 +77,9 @@ def load_checkpoint(
         raise ValueError(f"{path} does not fit together: its history is missing or no table of {columns} columns; "
                          "delete it")  # fmt: skip
     recipe = json.loads(json.dumps(recipe))
+    for name in optional:
+        if name not in about["recipe"]:
+            recipe.pop(name, None)
     names = dict.fromkeys([*recipe, *about["recipe"]])
     changed = [name for name in names if recipe.get(name) != about["recipe"].get(name)]
     if changed:

@@ -1,5 +1,7 @@
 """Train an image classifier, from tensors or a folder: cross-entropy, a cosine learning rate, a checkpoint an epoch."""
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +43,7 @@ def train_classifier(
 
     All randomness of an epoch (order, flips, dropout) follows from `seed` and the epoch's number, so equal seeds give
     equal runs whatever ran before, and a run resumed from its checkpoint ends like one that was never interrupted.
+    The optimizer's learning rates are restored at the end, also after an exception.
 
     Args:
         model: maps a batch of images to logits (N, classes); left in eval mode.
@@ -60,7 +63,8 @@ def train_classifier(
 
     Raises:
         ValueError: if there are fewer than two images, images and labels disagree in number, `epochs` or `batch_size`
-            is below 1, or the checkpoint is damaged or of another model, optimizer or number of epochs.
+            is below 1, or the checkpoint is damaged or of another model, optimizer,
+            learning rate or number of epochs.
 
     Source: this book; the optimizer and decay of MobileNet, arXiv:1704.04861v1, Sec. 3.2, are the caller's choice.
     Departures: none. Test: test_classifier.py::test_learns_which_half_is_bright
@@ -70,37 +74,50 @@ def train_classifier(
         raise ValueError(f"epochs={epochs}, batch_size={batch_size}; expected at least 1 of each")
     device = next(model.parameters()).device
     rates = [group["lr"] for group in optimizer.param_groups]
-    recipe, history = {"epochs": epochs}, []
+    recipe = {"epochs": epochs, "learning_rates": [float(rate) for rate in rates]}
+    history: list[Epoch] = []
     if checkpoint and Path(checkpoint).exists():
-        found = load_checkpoint(checkpoint, model, [optimizer], recipe, len(Epoch._fields))
-        history = [Epoch(*row) for row in found["history"]]
-    batches = math.ceil(count / batch_size)
-    for number in range(len(history) + 1, epochs + 1):
-        generator = torch.Generator().manual_seed(_epoch_seed(seed, number))
-        order = torch.randperm(count, generator=generator)
-        model.train()
-        totals, seen = torch.zeros(2, device=device), 0
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(_epoch_seed(seed, number))
-            for step, (images, labels) in enumerate(_batches(data, order, batch_size, workers)):
-                if len(images) == 1 < batch_size:
-                    continue
-                flips = [axis for axis in (2, 3) if mirror and torch.rand((), generator=generator) < 0.5]
-                images, labels = images.to(device, non_blocking=True).flip(flips), labels.to(device, non_blocking=True)
-                done = ((number - 1) * batches + step) / (epochs * batches)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
-                totals += _step(model, optimizer, images, labels)
-                seen += len(images)
-        loss, right = totals.tolist()  # read once an epoch: reading waits for a GPU
-        history.append(Epoch(number, loss / seen, right / seen))
-        if checkpoint:
-            save_checkpoint(checkpoint, model, [optimizer], recipe, {"history": history})
-        if on_epoch is not None:
-            on_epoch(history[-1])
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    model.eval()
+        progress = load_checkpoint(
+            checkpoint,
+            model,
+            [optimizer],
+            recipe,
+            len(Epoch._fields),
+            optional=("learning_rates",),  # earlier versions did not store them
+        )
+        history = [Epoch(*row) for row in progress["history"]]
+    batches, axes = math.ceil(count / batch_size), (2, 3) if mirror else ()
+    try:
+        for number in range(len(history) + 1, epochs + 1):
+            generator = torch.Generator().manual_seed(_epoch_seed(seed, number))
+            order = torch.randperm(count, generator=generator)
+            draw = functools.partial(torch.rand, (), generator=generator)
+            loader = _batches(data, order, batch_size, workers)
+            model.train()
+            totals, seen = torch.zeros(2, device=device), 0
+            with _seeded(device, _epoch_seed(seed, number)):
+                for step, (images, labels) in enumerate(loader):
+                    if len(images) == 1 < batch_size:
+                        continue
+                    flips = [axis for axis in axes if draw() < 0.5]
+                    images = images.to(device, non_blocking=True).flip(flips)
+                    labels = labels.to(device, non_blocking=True)
+                    done = ((number - 1) * batches + step) / (epochs * batches)
+                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
+                    totals += _step(model, optimizer, images, labels)
+                    seen += len(images)
+            loss, right = totals.tolist()  # once per epoch: reading waits for a GPU
+            history.append(Epoch(number, loss / seen, right / seen))
+            if checkpoint:
+                progress = {"history": history}
+                save_checkpoint(checkpoint, model, [optimizer], recipe, progress)
+            if on_epoch is not None:
+                on_epoch(history[-1])
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        model.eval()
     return history
 
 
@@ -132,6 +149,21 @@ def _batches(data: Data, order: Tensor, batch_size: int, workers: int) -> Iterat
         return ((images[i], labels[i]) for i in (part.to(images.device) for part in parts))
     pinned = torch.cuda.is_available()
     return iter(DataLoader(data, batch_sampler=[p.tolist() for p in parts], num_workers=workers, pin_memory=pinned))
+
+
+@contextlib.contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the default generators of the CPU and of `device`; restore both afterwards.
+
+    `torch.manual_seed` is no substitute: it also seeds all other devices.
+    """
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        torch.default_generator.manual_seed(seed)
+        for accelerator in devices:
+            state = torch.Generator(accelerator).manual_seed(seed).get_state()
+            torch.get_device_module(accelerator).set_rng_state(state, accelerator)
+        yield
 
 
 def _epoch_seed(seed: int, number: int) -> int:

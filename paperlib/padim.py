@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from paperlib import backbones
 from paperlib.anomaly_map import MODES, gaussian_blur, upsample
 from paperlib.backbones import FeatureExtractor, concatenate_embeddings, project_embeddings
+from paperlib.distributed import check_same_size, fail_together
 from paperlib.inputs import check_images
 from paperlib.patch_gaussian import (
     COVARIANCE_EPSILON,
@@ -108,31 +109,35 @@ class PaDiM:
             batches: of images.
             distribute: True takes the batches for this process's part of the images: all processes of
                 `torch.distributed` call this, each with a batch at least, and each ends with the Gaussians of all.
+                One image per process is enough. If one process raises, all of them do.
 
         Raises:
             ValueError: for batches that are not finite images of one size, fewer than 2 images in all, more dimensions
                 than channels, or features of so large a variance that epsilon is lost in rounding.
         """
-        if isinstance(batches, Tensor):
-            raise ValueError(
-                f"one tensor of shape {tuple(batches.shape)}; expected an iterable of batches. Pass images.split(32)"
-            )
-        basis = self._principal_components(batches, distribute) if self.reduction == "pca" else None
+        device = self._device() if distribute else None
+        basis = None
+        if self.reduction == "pca":
+            basis = self._principal_components(batches, device)
         channels = gaussian = size = grid = None
-        for images in batches:
-            size = _check_size(images, size)
-            maps = self._maps(images)
+        with fail_together(device):
+            for images in _checked_batches(batches):
+                size = _check_size(images, size)
+                maps = self._maps(images)
+                if gaussian is None:
+                    if basis is None:
+                        channels = self._draw(sum(part.shape[1] for part in maps))
+                    grid = tuple(maps[0].shape[2:])
+                x = _embed(maps, channels, basis)
+                if gaussian is None:
+                    dtype = at_least_float32(x.dtype)
+                    gaussian = PatchGaussian(x.shape[1], x.shape[2], dtype)
+                gaussian.update(x)
             if gaussian is None:
-                if basis is None:
-                    channels = self._draw(sum(part.shape[1] for part in maps))
-                grid = tuple(maps[0].shape[2:])
-            x = _embed(maps, channels, basis)
-            if gaussian is None:
-                gaussian = PatchGaussian(x.shape[1], x.shape[2], at_least_float32(x.dtype))
-            gaussian.update(x)
-        if gaussian is None:
-            raise ValueError("no batch came; a generator gives its batches only once")
-        if distribute:
+                reason = "a generator yields its batches only once"
+                raise ValueError(f"no batch came; {reason}")
+        if device is not None:
+            check_same_size(size, device)
             gaussian.all_reduce()
         mean, whitening = gaussian.mean(), whiten(gaussian, self.epsilon)
         self.mean, self.whitening, self.channels, self.basis = mean, whitening, channels, basis
@@ -244,7 +249,7 @@ class PaDiM:
             model = cls(extractor, **about["settings"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} has settings that can't be used ({error}); fit and save again") from error
-        device = next((p.device for p in extractor.model.parameters()), torch.device("cpu"))
+        device = model._device()
         model.mean, model.whitening = tensors["mean"].to(device), tensors["whitening"].to(device)
         model.channels = tensors.get("channels")
         model.basis = tensors["basis"].to(device) if "basis" in tensors else None
@@ -281,23 +286,38 @@ class PaDiM:
             torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[: self.dimensions].sort().values
         )
 
-    def _principal_components(self, batches: Iterable, distribute: bool) -> Float[Tensor, "total d"]:
-        """Find the directions of largest variance of all embeddings, whatever their position."""
-        if isinstance(batches, Iterator):
-            raise ValueError("PCA reads the batches twice and a generator gives them once; pass a list or a DataLoader")
+    def _principal_components(
+        self,
+        batches: Iterable,
+        device: torch.device | None,
+    ) -> Float[Tensor, "total d"]:
+        """Find the directions of largest variance of the embeddings at all positions.
+
+        `device` is where the processes communicate, or None for a single process.
+        """
         pooled = size = None
-        for images in batches:
-            size = _check_size(images, size)
-            x = _embed(self._maps(images), None, None)
-            self._draw(x.shape[2])  # says so if there are too few channels
-            pooled = pooled or PatchGaussian(1, x.shape[2], at_least_float32(x.dtype))
-            pooled.update(x.transpose(0, 1).reshape(-1, 1, x.shape[2]))
-        if pooled is None:
-            raise ValueError("no batch came")
-        if distribute:
+        with fail_together(device):
+            if isinstance(batches, Iterator):
+                reason = "PCA reads the batches twice and a generator gives them once"
+                raise ValueError(f"{reason}; pass a list or a DataLoader")
+            for images in _checked_batches(batches):
+                size = _check_size(images, size)
+                x = _embed(self._maps(images), None, None)
+                total = x.shape[2]
+                self._draw(total)  # raises if there are too few channels
+                pooled = pooled or PatchGaussian(1, total, at_least_float32(x.dtype))
+                pooled.update(x.transpose(0, 1).reshape(-1, 1, total))
+            if pooled is None:
+                raise ValueError("no batch came")
+        if device is not None:
+            check_same_size(size, device)
             pooled.all_reduce()
         _, vectors = torch.linalg.eigh(pooled.covariance(0)[0].double())  # in ascending order
         return vectors.flip(1)[:, : self.dimensions].to(pooled.fed).contiguous()
+
+    def _device(self) -> torch.device:
+        parameters = self.extractor.model.parameters()
+        return next((p.device for p in parameters), torch.device("cpu"))
 
     def _check_fitted(self) -> None:
         if not self.count:
@@ -369,6 +389,13 @@ def _check_extractor(extractor: Any) -> None:
             f"an extractor of type {type(extractor).__name__}; expected a FeatureExtractor. From a backbone: "
             "FeatureExtractor(*load(name)[:2])"
         )
+
+
+def _checked_batches(batches: Iterable) -> Iterable:
+    if isinstance(batches, Tensor):
+        expected = "expected an iterable of batches. Pass images.split(32)"
+        raise ValueError(f"one tensor of shape {tuple(batches.shape)}; {expected}")
+    return batches
 
 
 def _check_size(images: Any, size: tuple[int, int] | None) -> tuple[int, int]:

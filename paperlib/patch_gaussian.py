@@ -13,6 +13,7 @@ import torch.distributed as distributed
 from jaxtyping import Float
 from torch import Tensor
 
+from paperlib.distributed import fail_together
 from paperlib.inputs import check_finite
 from paperlib.precision import full_precision
 
@@ -62,6 +63,7 @@ class PatchGaussian:
         self.positions, self.dimensions, self.dtype, self.device = positions, dimensions, dtype, device
         self.count = 0  # images
         self.fed: torch.dtype | None = None  # dtype of the results
+        self._consumed = False  # True once `whiten` has overwritten the sums
 
     def update(self, x: Float[Tensor, "*n_p_d"]) -> "PatchGaussian":
         """Take in one more batch (N, P, D); any N from 1.
@@ -69,6 +71,7 @@ class PatchGaussian:
         Raises:
             ValueError: for another shape or device, no image, or NaN; nothing has changed then.
         """
+        self._check_not_consumed()
         if x.ndim != 3 or x.shape[1:] != (self.positions, self.dimensions) or not len(x):
             raise ValueError(f"x of shape {tuple(x.shape)}; expected (N, {self.positions}, {self.dimensions}), N ≥ 1")
         check_finite(x, "x")
@@ -102,6 +105,8 @@ class PatchGaussian:
         Raises:
             ValueError: if its sizes, dtype or device differ.
         """
+        self._check_not_consumed()
+        other._check_not_consumed()
         kinds = [(g.positions, g.dimensions, g.dtype) for g in (self, other)]
         if kinds[0] != kinds[1]:
             raise ValueError(f"(positions, dimensions, dtype) {kinds[1]}; expected {kinds[0]} as here")
@@ -132,6 +137,8 @@ class PatchGaussian:
         if not (distributed.is_available() and distributed.is_initialized()):
             raise ValueError("no process group; call torch.distributed.init_process_group first, in every process")
         self._allocate(torch.device("cpu"))
+        with fail_together(self._mean.device, group):
+            self._check_not_consumed()
         kind = [self.positions, self.dimensions, _DTYPES.index(self.dtype)]
         fed = -1 if self.fed is None else _DTYPES.index(self.fed)
         most = torch.tensor([*kind, *(-k for k in kind), fed], device=self._mean.device)
@@ -162,6 +169,7 @@ class PatchGaussian:
         Raises:
             ValueError: before the first image.
         """
+        self._check_not_consumed()
         if not self.count:
             raise ValueError("no image yet; call update first")
         return self._mean.to(self.fed)
@@ -178,7 +186,15 @@ class PatchGaussian:
         full.diagonal(dim1=1, dim2=2).add_(epsilon)
         return full.to(self.fed)
 
+    def _check_not_consumed(self) -> None:
+        if self._consumed:
+            raise ValueError(
+                "this PatchGaussian was consumed by whiten, which overwrites its sums; "
+                "fit a new one, or call its methods before whiten"
+            )
+
     def _check_enough(self, epsilon: float | int) -> None:
+        self._check_not_consumed()
         if self.count < 2:
             raise ValueError(
                 f"{self.count} image{'s' * (self.count != 1)}; a sample covariance divides by N - 1 and takes at least "
@@ -310,23 +326,26 @@ def whitened_norm(
 def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d d"]:
     r"""Turn a Gaussian's sums into the inverse Cholesky factors $L^{-1}$ of its covariances $\Sigma = L L^\mathrm{T}$.
 
-    They take the place of the sums, a few positions at a time, so that no second (P, D, D) is held; the Gaussian can't
-    be used after that.
+    The factors overwrite the sums, a few positions at a time, so that no second
+    (P, D, D) is allocated. This consumes the Gaussian: each of its methods raises
+    ValueError from then on, also if this function fails half-way.
 
     Args:
-        gaussian: of at least 2 images.
+        gaussian: of at least 2 images; consumed.
         epsilon: added to the variances.
 
     Returns:
         lower triangular matrices (P, D, D), in the dtype of the x that was fed.
 
     Raises:
-        ValueError: for fewer than 2 images, a negative epsilon, or variances so large that epsilon is lost in rounding.
+        ValueError: for fewer than 2 images, a negative epsilon, a Gaussian that is
+            consumed, or variances so large that epsilon is lost in rounding.
 
     Source: this book. Departures: none.
     Test: test_patch_gaussian.py::test_whitening_is_the_inverse_factor_of_the_covariance
     """
     gaussian._check_enough(epsilon)
+    gaussian._consumed = True
     products, fed = gaussian._products, gaussian.fed
     for rows in _chunks(gaussian.positions, gaussian.dimensions**2):
         covariance = products[rows] / (gaussian.count - 1)

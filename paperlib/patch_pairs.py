@@ -4,9 +4,11 @@ import functools
 from typing import NamedTuple
 
 import torch
+import torch.distributed as distributed
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from paperlib.distributed import check_same_size, fail_together
 from paperlib.inputs import check_images, readable
 from paperlib.patch_encoder import BIG_PATCH
 
@@ -139,38 +141,81 @@ def perturb(images: Float[Tensor, "n 3 h w"], generator: torch.Generator) -> Flo
     return images + PERTURBATION * (draw(len(images), 3, 1, 1) + draw(images.shape))
 
 
-def mean_image(images: Tensor) -> Float[Tensor, "3 h w"]:
+def mean_image(
+    images: Tensor,
+    *,
+    group_device: torch.device | None = None,
+) -> Float[Tensor, "3 h w"]:
     """Average the training images, pixel by pixel, after checking that there is something to learn from them.
 
     Args:
         images: (N, 3, H, W), RGB in [0, 1].
+        group_device: None for the mean of `images`. A device for the mean over all
+            processes of `torch.distributed`, which communicate there: all of them call
+            this, each with its part of the images, and one image is enough for a part.
 
     Raises:
         ValueError: for images that are not a finite floating-point batch (N, 3, H, W) in [0, 1] of at least 64×64
             pixels; for a single image, images that are all equal (nothing is left after subtraction), or an image of
-            one colour.
+            one colour. With `group_device`, every process raises if one of them does.
 
     Source: the released code of Patch SVDD. Departures: none.
     Test: test_patch_pairs.py::test_images_that_teach_nothing_are_refused
     """
-    images = check_images(images)
-    check_range(images)
-    if len(images) < 2:
-        raise ValueError(
-            "1 training image; expected at least 2, since their mean is subtracted and none is left of one"
-        )
-    if readable(images):
-        spread = (images.amax((2, 3)) - images.amin((2, 3))).amax(1)
-        if (spread == 0).any():
-            rows = (spread == 0).nonzero().flatten().tolist()
-            raise ValueError(f"training images number {', '.join(map(str, rows[:8]))} are of one colour; remove them")
-        if all(bool((part == images[:1]).all()) for part in images.split(TOGETHER)):
-            raise ValueError(f"the {len(images)} training images are all equal, and nothing is left of them without "
-                             "their mean; expected different ones")  # fmt: skip
+    with fail_together(group_device):
+        images = check_images(images)
+        check_range(images)
+        _check_colours(images)
     total = images.new_zeros(images.shape[1:], dtype=torch.float64)
     for part in images.split(TOGETHER):
         total += part.sum(0, dtype=torch.float64)
-    return (total / len(images)).to(images.dtype)
+    if group_device is None:
+        count, differ = len(images), _any_differs(images, images[0])
+    else:
+        total, count, differ = _combine(images, total.to(group_device))
+    if count < 2:
+        raise ValueError(
+            "1 training image; expected at least 2, since their mean is subtracted and "
+            "nothing would be left of a single one"
+        )
+    if not differ:
+        raise ValueError(
+            f"the {count} training images are all equal, and nothing is left of them "
+            "without their mean; expected different ones"
+        )
+    return (total / count).to(images)
+
+
+def _combine(images: Tensor, total: Tensor) -> tuple[Tensor, int, bool]:
+    """Return sum and number of the images of all processes, and whether any differ.
+
+    `total` is the sum of this process's images, on the device of the group.
+    """
+    check_same_size(tuple(images.shape[2:]), total.device)
+    first = images[0].to(total.device, torch.float64, copy=True)
+    distributed.broadcast(first, 0)
+    differ = _any_differs(images, first.to(images.device))
+    counts = torch.tensor([len(images), differ], dtype=torch.int64, device=total.device)
+    for statistic in (total, counts):
+        distributed.all_reduce(statistic)
+    count, n_differing = counts.tolist()
+    return total, count, n_differing > 0
+
+
+def _any_differs(images: Tensor, reference: Tensor) -> bool:
+    if not readable(images):
+        return True
+    return any(bool((part != reference).any()) for part in images.split(TOGETHER))
+
+
+def _check_colours(images: Tensor) -> None:
+    if not readable(images):
+        return
+    spread = (images.amax((2, 3)) - images.amin((2, 3))).amax(1)
+    if (spread == 0).any():
+        rows = (spread == 0).nonzero().flatten().tolist()
+        which = f"training images number {', '.join(map(str, rows[:8]))}"
+        raise ValueError(f"{which} are of one colour; remove them")
 
 
 def check_range(images: Tensor) -> None:

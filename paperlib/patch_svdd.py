@@ -13,6 +13,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from paperlib.anomaly_map import spread_patch_scores
+from paperlib.distributed import fail_together
 from paperlib.inputs import check_images
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
 from paperlib.patch_encoder import (
@@ -32,7 +33,6 @@ from paperlib.patch_training import (
     PositionClassifier,
     position_accuracy,
     position_loss,
-    process_group,
     svdd_loss,
     train,
     train_on_patches,
@@ -127,6 +127,7 @@ class PatchSVDD:
             distribute: True takes `images` for this process's part of the normal images. Each process of
                 `torch.distributed` keeps the embeddings of its own, less the mean image of all; `anomaly_maps` is then
                 called by all of them, with the same images, and gives each the distances to the nearest patch of any.
+                One image per process is enough. If one process raises, all of them do.
 
         Returns:
             itself.
@@ -135,16 +136,24 @@ class PatchSVDD:
             ValueError: as `mean_image` and `HierarchicalEncoder.embed`, and for a share outside (0, 1]; with
                 `distribute`, if no process group is initialised.
         """
+        device = next(self.encoder.parameters()).device if distribute else None
+        mean = mean_image(images, group_device=device)
+        with fail_together(device):
+            banks, radii = self._banks(images, mean, coreset, seed)
+        self.mean, (self.small, self.big), self.coreset_radius = mean, banks, radii
+        self.distributed = distribute
+        return self
+
+    def _banks(
+        self,
+        images: Tensor,
+        mean: Tensor,
+        coreset: float | int,
+        seed: int,
+    ) -> tuple[list[Tensor], Embeddings]:
+        """Return both banks, and the covering radius of each."""
         if not 0 < coreset <= 1:
             raise ValueError(f"coreset={coreset}; expected a share of the bank above 0 and at most 1")
-        mean = mean_image(images)
-        if distribute:
-            process_group()
-            total = images.sum(0, dtype=torch.float64)
-            counts = total.new_tensor(len(images))
-            for of_all in (total, counts):
-                distributed.all_reduce(of_all)
-            mean = (total / counts).to(mean.dtype)
         parts = [self.encoder.embed(part - mean, self.stride_small, self.stride_big) for part in images.split(TOGETHER)]
         banks = [torch.cat([getattr(part, name).flatten(0, 2) for part in parts]) for name in Embeddings._fields]
         radii = [0.0, 0.0]
@@ -152,9 +161,7 @@ class PatchSVDD:
             for i, bank in enumerate(banks):
                 chosen = greedy_coreset(bank, coreset, seed)
                 radii[i], banks[i] = covering_radius(bank, chosen), bank[chosen]
-        self.mean, (self.small, self.big), self.coreset_radius = mean, banks, Embeddings(*radii)
-        self.distributed = distribute
-        return self
+        return banks, Embeddings(*radii)
 
     def anomaly_maps(self, images: Tensor) -> PatchMaps:
         """Map the distance to the nearest normal patch, of both sizes, over the pixels of images.

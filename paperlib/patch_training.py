@@ -5,10 +5,11 @@ draws its pairs on the map that one pass over a large crop gives; `train_on_patc
 published.
 """
 
+import contextlib
 import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from paperlib.checkpoint import load_checkpoint, save_checkpoint
+from paperlib.distributed import fail_together, process_group
 from paperlib.inputs import check_images
 from paperlib.patch_encoder import BIG_PATCH, SLOPE, SMALL_PATCH, HierarchicalEncoder, initialize
 from paperlib.patch_pairs import (
@@ -166,8 +168,7 @@ class _Run(nn.Module):
             sizes["small"] = encoder.small
         self.sizes = {name: part.side for name, part in sizes.items()}
         weight = next(encoder.parameters())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _seeded_cpu(seed):
             if objective == "patch_svdd":
                 for name in self.sizes:
                     made = PositionClassifier(encoder.dimensions, train_last_weight=train_last_weight)
@@ -209,9 +210,14 @@ def _optimise(
 ) -> list[Record]:
     """Take the steps that are missing; a step's randomness follows from seed and number, so a run can stop anywhere."""
     history: list[Record] = []
-    if checkpoint is not None and Path(checkpoint).exists():
-        progress = load_checkpoint(checkpoint, run, optimizers, recipe, len(Record._fields))
-        history = [Record(*(math.nan if value is None else value for value in row)) for row in progress["history"]]
+    device = next(run.parameters()).device
+    with fail_together(device if world > 1 else None):
+        if checkpoint is not None and Path(checkpoint).exists():
+            columns = len(Record._fields)
+            progress = load_checkpoint(checkpoint, run, optimizers, recipe, columns)
+            for row in progress["history"]:
+                values = (math.nan if value is None else value for value in row)
+                history.append(Record(*values))
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     parameters = [parameter for parameter in run.parameters() if parameter.requires_grad]
     taken = history[-1].step if history else 0
@@ -349,12 +355,14 @@ def train(
     learning_rate = LEARNING_RATES[optimizer] if learning_rate is None else learning_rate
     _check_numbers(steps=steps, crops=crops, pairs=pairs, every=every)
     rank, world = process_group() if distribute else (0, 1)
-    if crops % world:
-        raise ValueError(f"crops={crops} for {world} processes; expected a multiple of {world}, the same for each")
+    with fail_together(next(encoder.parameters()).device if distribute else None):
+        if crops % world:
+            expected = f"expected a multiple of {world}, the same for each"
+            raise ValueError(f"crops={crops} for {world} processes; {expected}")
+        mean = mean_image(images)
+        images = _matching(images, encoder)
     share = crops // world
     mine, my_pairs = (slice(rank * share * each, (rank + 1) * share * each) for each in (1, pairs))
-    mean = mean_image(images)
-    images = _matching(images, encoder)
     size = tuple(min(side, length) for length in images.shape[-2:])
     encoder.to(memory_format=torch.contiguous_format)  # Muon's matrices share the memory
     run = _Run(encoder, seed, objective)
@@ -464,8 +472,7 @@ def train_on_patches(
     images = _matching(images, encoder)
     run, size = _Run(encoder, seed, train_last_weight=not as_released), tuple(images.shape[-2:])
     if as_released:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _seeded_cpu(seed):
             for name in run.sizes:
                 initialize(run.classifier(name), as_released=True)
     order_of = functools.lru_cache(1)(lambda epoch: _order(len(images) * repeat, seed, epoch) % len(images))
@@ -567,19 +574,6 @@ def progress_bar(steps: int) -> Callable[[Record], None]:
     return show
 
 
-def process_group() -> tuple[int, int]:
-    """Give this process's number among those of `torch.distributed`, and how many they are.
-
-    Raises:
-        ValueError: if no process group is initialised.
-
-    Source: this book. Departures: none. Test: test_distributed.py::test_without_processes_it_says_so
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        raise ValueError("no process group; start with torchrun and call torch.distributed.init_process_group first")
-    return distributed.get_rank(), distributed.get_world_size()
-
-
 def _by_size(encoder: nn.Module, maps: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """Name what an encoder's `dense` gives by the patches' size."""
     if isinstance(encoder, HierarchicalEncoder):
@@ -602,6 +596,17 @@ def _on_device(generator: torch.Generator, device: torch.device) -> torch.Genera
     if device.type == "cpu":
         return generator
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
+@contextlib.contextmanager
+def _seeded_cpu(seed: int) -> Iterator[None]:
+    """Seed the CPU's default generator; restore it afterwards.
+
+    `torch.manual_seed` is no substitute: it also seeds every GPU.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:

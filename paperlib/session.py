@@ -98,6 +98,8 @@ def progress() -> Callable[[str, int, int], None]:
 def opened(path: str | Path) -> Path:
     """Give the folder of your pictures: itself, or what is in its archive, unpacked to a temporary folder.
 
+    Each call unpacks the archive again; the copies are not removed.
+
     Folders can't be dropped onto Colab, and a zip can. A zip of one folder gives what is in that folder.
 
     Args:

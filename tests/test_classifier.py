@@ -6,8 +6,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from paperlib.checkpoint import FORMAT
 from paperlib.classifier import predict, train_classifier
 from paperlib.mobilenet import MobileNetV1
+from paperlib.tensor_file import read_tensors, write_tensors
 
 
 def left_or_right(n=96, seed=0):
@@ -139,10 +141,10 @@ def dropout_network():
     )
 
 
-def run(path=None, stop_after=None, epochs=4, make=torch.optim.RMSprop):
+def run(path=None, stop_after=None, epochs=4, make=torch.optim.RMSprop, lr=0.003):
     """Train from the start, or from the checkpoint at `path`; `stop_after` an epoch, as a lost connection would."""
     model, data = dropout_network(), left_or_right(40)
-    optimizer = make(model.parameters(), lr=0.003)
+    optimizer = make(model.parameters(), lr=lr)
 
     def stop(epoch):
         if epoch.number == stop_after:
@@ -166,6 +168,60 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path, make):
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]  # no temporary file stays
 
 
+@pytest.mark.parametrize("where", ["between epochs", "within an epoch"])
+def test_the_optimizer_of_an_interrupted_run_can_resume_it(tmp_path, where):
+    """The lowered rate must not be taken for the base rate by the second call."""
+    path = tmp_path / "run.safetensors"
+    expected, history = run(make=torch.optim.Adam)
+    model, data = dropout_network(), left_or_right(40)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    options = {"epochs": 4, "checkpoint": path}
+    steps = []
+
+    def stop(*_):
+        steps.append(None)
+        if where == "between epochs" or len(steps) == 6:  # an epoch has 2 steps
+            raise Interrupted
+
+    hook = model.register_forward_hook(stop) if where == "within an epoch" else None
+    on_epoch = None if hook else stop
+    with pytest.raises(Interrupted):
+        train_classifier(model, data, optimizer, on_epoch=on_epoch, **options)
+    assert optimizer.param_groups[0]["lr"] == 0.003
+    if hook:
+        hook.remove()
+    resumed = train_classifier(model, data, optimizer, **options)
+    assert resumed == history
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_changed_learning_rate_is_another_run(tmp_path):
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(Interrupted):
+        run(path, stop_after=1)
+    before = path.read_bytes()
+    message = r"safetensors is of another run: learning_rates=\[0.003\] \(now \[0.01"
+    with pytest.raises(ValueError, match=message):
+        run(path, lr=0.01)
+    assert path.read_bytes() == before
+    run(path)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path):
+    """Earlier versions did not store the learning rates."""
+    path = tmp_path / "run.safetensors"
+    expected, history = run()
+    with pytest.raises(Interrupted):
+        run(path, stop_after=2)
+    about, tensors = read_tensors(path, FORMAT, "checkpoint", "")
+    assert about["recipe"].pop("learning_rates") == [0.003]
+    write_tensors(path, tensors, about, FORMAT)
+    state, resumed = run(path)
+    assert resumed == history
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
 def test_a_finished_checkpoint_is_not_trained_again(tmp_path):
     path = tmp_path / "run.safetensors"
     state, history = run(path)
@@ -183,7 +239,7 @@ def test_unusable_checkpoints_are_refused_by_name_and_change_nothing(tmp_path):
 
     model, data = MobileNetV1(0.25, 2), left_or_right(8)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.003)
     with pytest.raises(ValueError, match="checkpoint of another model"):
         train_classifier(model, data, optimizer, epochs=2, checkpoint=path)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -217,3 +273,29 @@ def test_the_callers_random_numbers_are_left_alone():
     torch.manual_seed(5)
     train_classifier(model, data, torch.optim.SGD(model.parameters(), lr=0.01), epochs=1)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_generators_of_other_devices_are_not_seeded(monkeypatch):
+    model, seeded = dropout_network(), []  # this seeds all devices
+    for name in ("cuda.manual_seed_all", "mps.manual_seed", "xpu.manual_seed_all"):
+        monkeypatch.setattr(f"torch.{name}", lambda seed: seeded.append(seed))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.003)
+    train_classifier(model, left_or_right(8), optimizer, epochs=1)
+    assert seeded == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_callers_cuda_generator_is_restored(device):
+    """The dropout on the GPU follows from the seed all the same."""
+    data, losses = left_or_right(40), []
+    for _ in range(2):
+        before = torch.cuda.get_rng_state()
+        model = dropout_network().to(device)
+        torch.cuda.set_rng_state(before)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.003)
+        (epoch,) = train_classifier(model, data, optimizer, epochs=1)
+        assert torch.equal(torch.cuda.get_rng_state(), before)
+        losses.append(epoch.loss)
+        torch.rand(1, device="cuda")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

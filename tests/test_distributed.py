@@ -1,5 +1,8 @@
 """Patch SVDD and PaDiM in two processes: what they find together is what one finds alone."""
 
+import json
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -7,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paperlib.backbones import FeatureExtractor
+from paperlib.distributed import fail_together, process_group
 from paperlib.padim import PaDiM
+from paperlib.patch_gaussian import PatchGaussian, whiten
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, train
-from paperlib.patch_training import process_group
 
 TRAINING = {"steps": 3, "crops": 2, "side": 128, "pairs": 16, "every": 2, "dtype": torch.float32}
 
@@ -39,12 +43,16 @@ def mapped(part: torch.Tensor, seen: torch.Tensor, **extra) -> dict[str, torch.T
     return {"small": maps.small, "big": maps.big, "mean": detector.mean, "kept": torch.tensor(len(detector.small))}
 
 
-def gaussians(part: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
+def padim(reduction: str = "random") -> PaDiM:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 5, 16), torch.nn.Tanh()).double()
+    return PaDiM(FeatureExtractor(network, ["1"]), 4, reduction=reduction)
+
+
+def gaussians(part: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
     found = {}
     for reduction in ("random", "pca"):
-        model = PaDiM(FeatureExtractor(network, ["1"]), 4, reduction=reduction).fit(list(part.split(2)), **extra)
+        model = padim(reduction).fit(list(part.split(2)), **extra)
         found |= {f"{reduction}.mean": model.mean, f"{reduction}.distance": model.anomaly_map(pictures(3, 2))}
     return found
 
@@ -125,12 +133,218 @@ def test_padim_fitted_by_two_processes_is_that_of_one(together):
         torch.testing.assert_close(part(found, "padim"), alone, rtol=1e-7, atol=1e-9)
 
 
+# ---- errors -------------------------------------------------------------------------
+
+
+def with_nan() -> torch.Tensor:
+    images = pictures(1, 3)
+    images[1, 0, 5, 5] = torch.nan
+    return images
+
+
+def failing_batches() -> Iterable[torch.Tensor]:
+    yield pictures(1, 2)
+    raise OSError("the second file is missing")
+
+
+def fit_svdd(images: torch.Tensor, **options) -> PatchSVDD:
+    return PatchSVDD(encoder()).fit(images, distribute=True, **options)
+
+
+def fit_padim(batches: Iterable, reduction: str = "random") -> PaDiM:
+    return padim(reduction).fit(batches, distribute=True)
+
+
+def reduce_consumed() -> None:
+    gaussian = PatchGaussian(2, 3).update(torch.randn(4, 2, 3))
+    whiten(gaussian, 0.01)
+    gaussian.all_reduce()
+
+
+def train_from(checkpoint: str, images: torch.Tensor) -> None:
+    train(encoder(), images, **TRAINING, distribute=True, checkpoint=checkpoint)
+
+
+# Name → what the first process does, what the second does, and the error of each.
+IMAGES = pictures(1, 3)
+STOPPED = "process 1 of 2 raised an error, so this one stops too"
+REFUSALS: dict[str, tuple[Callable, Callable, str, str]] = {
+    "Patch SVDD: NaN": (
+        lambda: fit_svdd(IMAGES),
+        lambda: fit_svdd(with_nan()),
+        STOPPED,
+        "NaN or infinite, in images number 1",
+    ),
+    "Patch SVDD: no image": (
+        lambda: fit_svdd(IMAGES),
+        lambda: fit_svdd(IMAGES[:0]),
+        STOPPED,
+        "expected at least one image",
+    ),
+    "Patch SVDD: dtype": (
+        lambda: fit_svdd(IMAGES),
+        lambda: fit_svdd(IMAGES.float()),
+        STOPPED,
+        "images are torch.float32 on cpu and the encoder is torch.float64",
+    ),
+    "Patch SVDD: coreset": (
+        lambda: fit_svdd(IMAGES),
+        lambda: fit_svdd(IMAGES, coreset=0),
+        STOPPED,
+        "coreset=0",
+    ),
+    "Patch SVDD: sizes": (
+        lambda: fit_svdd(IMAGES),
+        lambda: fit_svdd(IMAGES[..., :100]),
+        "images of 130×130 pixels, and of another size in another process",
+        "images of 130×100 pixels, and of another size in another process",
+    ),
+    "Patch SVDD: all equal": (
+        lambda: fit_svdd(IMAGES[:1]),
+        lambda: fit_svdd(IMAGES[:1].expand(2, -1, -1, -1)),
+        "the 3 training images are all equal",
+        "the 3 training images are all equal",
+    ),
+    "training: NaN": (
+        lambda: train(encoder(), IMAGES, **TRAINING, distribute=True),
+        lambda: train(encoder(), with_nan(), **TRAINING, distribute=True),
+        STOPPED,
+        "NaN or infinite, in images number 1",
+    ),
+    "training: checkpoint": (
+        lambda: train_from("absent", IMAGES),
+        lambda: train_from(__file__, IMAGES),
+        STOPPED,
+        "test_distributed.py can't be read",
+    ),
+    "PaDiM: NaN": (
+        lambda: fit_padim([IMAGES]),
+        lambda: fit_padim([IMAGES, with_nan()]),
+        STOPPED,
+        "NaN or infinite, in images number 1",
+    ),
+    "PaDiM: a file": (
+        lambda: fit_padim([IMAGES]),
+        lambda: fit_padim(failing_batches()),
+        STOPPED,
+        "OSError: the second file is missing",
+    ),
+    "PaDiM: no batch": (
+        lambda: fit_padim([IMAGES]),
+        lambda: fit_padim([]),
+        STOPPED,
+        "no batch came",
+    ),
+    "PaDiM: one tensor": (
+        lambda: fit_padim([IMAGES]),
+        lambda: fit_padim(IMAGES),
+        STOPPED,
+        "one tensor of shape",
+    ),
+    "PaDiM: sizes": (
+        lambda: fit_padim([IMAGES[..., :100]]),
+        lambda: fit_padim([IMAGES[:, :, :100]]),
+        "images of 130×100 pixels, and of another size in another process",
+        "images of 100×130 pixels, and of another size in another process",
+    ),
+    "PCA: a generator": (
+        lambda: fit_padim([IMAGES], "pca"),
+        lambda: fit_padim(iter([IMAGES]), "pca"),
+        STOPPED,
+        "a generator gives them once",
+    ),
+    "PCA: NaN": (
+        lambda: fit_padim([IMAGES], "pca"),
+        lambda: fit_padim([with_nan()], "pca"),
+        STOPPED,
+        "NaN or infinite, in images number 1",
+    ),
+    "a consumed Gaussian": (
+        lambda: PatchGaussian(2, 3).update(torch.randn(4, 2, 3)).all_reduce(),
+        reduce_consumed,
+        STOPPED,
+        "consumed by whiten",
+    ),
+}
+
+
+def _refusing_process(rank: int, folder: str, names: list[str]) -> None:
+    """One of two processes; write the error of each call."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/group",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=120),  # ends a test that would otherwise hang
+    )
+    errors = {}
+    for name in names:
+        try:
+            REFUSALS[name][rank]()
+        except Exception as error:
+            errors[name] = f"{type(error).__name__}: {error}"
+    Path(f"{folder}/{rank}.json").write_text(json.dumps(errors), encoding="utf-8")
+    torch.distributed.destroy_process_group()
+
+
+def errors_of_two(folder: Path, names: list[str]) -> list[dict[str, str]]:
+    torch.multiprocessing.spawn(_refusing_process, (str(folder), names), nprocs=2)
+    texts = [(folder / f"{rank}.json").read_text(encoding="utf-8") for rank in (0, 1)]
+    return [json.loads(text) for text in texts]
+
+
+def test_what_one_process_refuses_every_process_refuses(tmp_path):
+    first, second = errors_of_two(tmp_path, list(REFUSALS))
+    for name, (_, _, of_first, of_second) in REFUSALS.items():
+        assert of_first in first.get(name, "no error"), name
+        assert of_second in second.get(name, "no error"), name
+
+
+def _one_image_each(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/group",
+        rank=rank,
+        world_size=2,
+    )
+    images = pictures(1, 2)
+    found = mapped(images[rank : rank + 1], pictures(2, 3), distribute=True)
+    found |= gaussians(images[rank : rank + 1], distribute=True)
+    # The same picture twice in one process is no reason to refuse it either.
+    repeated = pictures(1, 2)[[0, 0, 1]][2 * rank : 2 + rank]
+    found["repeated"] = PatchSVDD(encoder()).fit(repeated, distribute=True).mean
+    save_file(found, f"{folder}/{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def test_one_image_per_process_is_enough(tmp_path):
+    images = pictures(1, 2)
+    torch.multiprocessing.spawn(_one_image_each, (str(tmp_path),), nprocs=2)
+    alone = mapped(images, pictures(2, 3)) | gaussians(images)
+    alone["repeated"] = images[[0, 0, 1]].mean(0)
+    del alone["kept"]
+    for rank in (0, 1):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        del found["kept"]
+        torch.testing.assert_close(found, alone, rtol=1e-7, atol=1e-9)
+
+
+def test_a_process_alone_raises_as_without_the_block():
+    with fail_together(None):
+        pass
+    with pytest.raises(KeyError, match="a"), fail_together(None):
+        raise KeyError("a")
+
+
 def test_without_processes_it_says_so():
     message = "no process group; start with torchrun and call torch.distributed.init_process_group first"
     for call in (
         process_group,
         lambda: train(encoder(), pictures(1, 2), **TRAINING, distribute=True),
         lambda: PatchSVDD(encoder()).fit(pictures(1, 2), distribute=True),
+        lambda: padim().fit([pictures(1, 2)], distribute=True),
     ):
         with pytest.raises(ValueError, match=message):
             call()

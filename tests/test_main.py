@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import small_mvtec
+import torch
+from torch.overrides import TorchFunctionMode
 
 from paperlib.__main__ import _Progress, main
 
@@ -71,6 +73,39 @@ def test_mistakes_are_explained_without_a_traceback(root, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             padim(root, tmp_path, *options)
         assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["xpu", "hpu", "meta", ""])
+def test_a_missing_device_is_explained(root, tmp_path, capsys, name):
+    """PyTorch raises AssertionError, ImportError and RuntimeError for these."""
+    if name == "xpu" and torch.xpu.is_available():
+        pytest.skip("there is an XPU here")
+    assert padim(root, tmp_path, "--device", name) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: device '{name}' can't be used (")
+    assert said.count("\n") == 1 and "expected cpu, cuda:0 or" in said
+
+
+class LikeMPS(TorchFunctionMode):
+    """Raise what PyTorch raises for float64 on `mps`; run the rest on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework "
+                "doesn't support float64. Please use float32 instead."
+            )
+        args = ["cpu" if arg == torch.device("mps") else arg for arg in args]
+        return func(*args, **kwargs)
+
+
+def test_a_device_without_float64_is_explained(root, tmp_path, capsys):
+    with LikeMPS():
+        assert padim(root, tmp_path, "--category", "wood", "--device", "mps") == 1
+    said = capsys.readouterr().err
+    assert "error: device 'mps' can't be used (Cannot convert a MPS Tensor to" in said
+    assert "another device with float64" in said
 
 
 def test_an_interrupted_run_says_how_to_go_on(root, tmp_path, capsys, monkeypatch):

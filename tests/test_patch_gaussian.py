@@ -208,6 +208,32 @@ def test_whitening_is_the_inverse_factor_of_the_covariance():
         torch.testing.assert_close(found, torch.linalg.inv(lower), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1, 1e6])
+def test_a_whitened_gaussian_refuses_further_use(scale):
+    """Its sums are overwritten, also if the factorisation fails (scale 1e6)."""
+    x = scale * torch.randn(4, 3, 20, generator=torch.Generator().manual_seed(0))
+    gaussian, other = fed(x), fed(x)
+    with pytest.raises(ValueError, match="epsilon=-1"):
+        whiten(gaussian, -1)
+    gaussian.covariance()  # what is refused beforehand consumes nothing
+    if scale == 1:
+        whiten(gaussian, 0.01)
+    else:
+        with pytest.raises(ValueError, match="not positive definite"):
+            whiten(gaussian, 0.01)
+    for use in (
+        gaussian.mean,
+        gaussian.covariance,
+        lambda: gaussian.update(x),
+        lambda: gaussian.merge(other),
+        lambda: other.merge(gaussian),
+        lambda: whiten(gaussian, 0.01),
+    ):
+        with pytest.raises(ValueError, match="consumed by whiten.*fit a new one"):
+            use()
+    assert torch.equal(other.covariance(), fed(x).covariance())
+
+
 def test_distance_runs_where_its_input_lies():
     with FakeTensorMode(), torch.device("cuda"):
         fake = mahalanobis_distance(torch.rand(2, 3, 4), torch.rand(3, 4), torch.rand(3, 4, 4))

@@ -174,6 +174,30 @@ def test_equal_arguments_give_equal_weights_whatever_ran_before():
     assert not same(results[0][0], results[2][0])
 
 
+def train_both_ways(model):
+    train(model, pictures(), steps=1, crops=1, pairs=4)
+    options = {"epochs": 1, "repeat": 1, "batch_size": 3, "as_released": True}
+    train_on_patches(model, pictures(), **options)
+
+
+def test_the_generators_of_other_devices_are_not_seeded(monkeypatch):
+    seeded = []
+    model = encoder()  # this seeds all devices
+    for name in ("cuda.manual_seed_all", "mps.manual_seed", "xpu.manual_seed_all"):
+        monkeypatch.setattr(f"torch.{name}", lambda seed: seeded.append(seed))
+    train_both_ways(model)
+    assert seeded == []
+
+
+@pytest.mark.gpu
+def test_the_callers_cuda_generator_is_left_alone():
+    model = encoder()  # this seeds all devices
+    torch.rand(1, device="cuda")
+    before = torch.cuda.get_rng_state()
+    train_both_ways(model)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
 def test_objectives_for_comparison(monkeypatch):
     images, distances = pictures(6), {}
     for objective in ("patch_svdd", "neighbors", "centre"):

@@ -35,7 +35,11 @@ class TooLong(BaseException):
 
 
 def limit_memory(extra: int) -> None:
-    """Let the process take `extra` bytes more than it has now; where the system has no such limit, nothing happens.
+    """Limit the memory and the size of files, on Linux only.
+
+    The process may allocate `extra` bytes more than it has now, and write WORST_FILE
+    bytes into a file. The present size is read from /proc; on a system without it, such
+    as macOS, nothing is limited.
 
     Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
     """

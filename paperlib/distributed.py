@@ -1,0 +1,101 @@
+"""What `distribute=True` needs: the process group, and errors in every process."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+
+
+def process_group(group: Any = None) -> tuple[int, int]:
+    """Return this process's rank in `torch.distributed`, and the number of processes.
+
+    Args:
+        group: of processes; None for the default group.
+
+    Raises:
+        ValueError: if no process group is initialised.
+
+    Source: this book. Departures: none.
+    Test: test_distributed.py::test_without_processes_it_says_so
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise ValueError(
+            "no process group; start with torchrun and call "
+            "torch.distributed.init_process_group first, in every process"
+        )
+    return distributed.get_rank(group), distributed.get_world_size(group)
+
+
+@contextlib.contextmanager
+def fail_together(
+    device: torch.device | None,
+    group: Any = None,
+) -> Iterator[None]:
+    """Raise in every process if the block raises in one of them.
+
+    For what precedes a collective operation: if a process raised alone, the others
+    would wait for it in that operation until they time out. The block itself must hold
+    no collective operation.
+
+    Args:
+        device: where the processes communicate; None for a process that works alone, in
+            which the block runs as it would without this function.
+        group: of processes; None for the default group.
+
+    Raises:
+        Exception: that of the block, in the process where it failed.
+        ValueError: in the other processes, with the rank of one that failed; and if no
+            process group is initialised.
+
+    Source: this book. Departures: none.
+    Test: test_distributed.py::test_what_one_process_refuses_every_process_refuses
+    """
+    if device is None:
+        yield
+        return
+    rank, world = process_group(group)
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    failed = torch.tensor(0 if error is None else rank + 1, device=device)
+    distributed.all_reduce(failed, distributed.ReduceOp.MAX, group)
+    if error is not None:
+        raise error
+    if failed:
+        raise ValueError(
+            f"process {int(failed) - 1} of {world} raised an error, so this one stops "
+            "too; see the error of that process"
+        )
+
+
+def check_same_size(
+    size: tuple[int, int],
+    device: torch.device,
+    group: Any = None,
+) -> None:
+    """Raise in every process unless the images of all of them have the same size.
+
+    Args:
+        size: height and width of this process's images, in pixels.
+        device: where the processes communicate.
+        group: of processes; None for the default group.
+
+    Raises:
+        ValueError: if the sizes differ.
+
+    Source: this book. Departures: none.
+    Test: test_distributed.py::test_what_one_process_refuses_every_process_refuses
+    """
+    height, width = size
+    # The maximum of the negatives is the minimum, in the same operation.
+    extremes = torch.tensor([height, width, -height, -width], device=device)
+    distributed.all_reduce(extremes, distributed.ReduceOp.MAX, group)
+    if extremes.tolist() != [height, width, -height, -width]:
+        raise ValueError(
+            f"images of {height}×{width} pixels, and of another size in another "
+            "process; expected the same size in every process. Resize them"
+        )
