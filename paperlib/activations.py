@@ -1,22 +1,25 @@
-"""Look inside a network while it runs: keep what layers give, guide the gradient of ReLUs, leave nothing behind."""
+"""Record the outputs of layers while a network runs, and leave no hook behind."""
 
 import difflib
-import sys
 import threading
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 
-from paperlib.inputs import readable
+from paperlib.guided_relu import GuidedReLU, guided_relu
+from paperlib.inference import HOOK_NUMBERS, raise_if_threaded, without_compiler
+
+__all__ = [
+    "GuidedReLU",
+    "feature_map",
+    "find_layer",
+    "guided_relu",
+    "on_output",
+    "record_activations",
+]
 
 
 @contextmanager
@@ -62,236 +65,6 @@ def record_activations(model: nn.Module, *layers: nn.Module | str) -> Iterator[d
         for layer, module, name in found:
             stack.enter_context(on_output(module, keeper(layer, name)))
         yield kept
-
-
-class GuidedReLU:
-    """The switch of a `guided_relu` block: while `on` is False, gradients are plain.
-
-    Source: this book. Departures: none. Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
-    """
-
-    def __init__(self):
-        self.on = True
-
-    def check(self, output: Tensor) -> None:
-        """Raise ValueError if an output depends on activations that are not guided.
-
-        A model that runs its parts in other threads has such activations, and so have
-        functions written in C++ that contain a ReLU (`nn.RNN(nonlinearity="relu")`).
-
-        Args:
-            output: computed inside the block.
-
-        Raises:
-            ValueError: with the autograd name of the activation.
-        """
-        nodes, seen = [output.grad_fn], set()
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            nodes += [earlier for earlier, _ in node.next_functions]
-            if node.name() in _ACTIVATION_NODES and _GUIDED not in node.metadata:
-                raise ValueError(
-                    f"guided backpropagation did not see an activation ({node.name()}) "
-                    "and would return its plain gradient: it ran in another thread or "
-                    "inside a C++ function. Use a model that runs in the calling "
-                    "thread and calls its activations from Python"
-                )
-
-
-@contextmanager
-def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
-    r"""Apply the rule of guided backpropagation to every ReLU in the `with` block.
-
-    $$R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$$   with $f^l$ the ReLU's input and
-    $R^{l+1}$ the gradient at its output; for a ReLU6 the gradient is also zero where
-    $f^l \ge 6$.
-
-    All ways to write a ReLU are recognised: `nn.ReLU`, `nn.ReLU6`, `F.relu`, `F.relu6`,
-    `F.hardtanh` from 0, `x.relu_()`, `clamp`, `clip` and `clamp_min` at 0, `threshold`
-    to 0, `maximum` with zeros; in place or not; shared or not. A ReLU composed of
-    arithmetic (`x * (x > 0)`) cannot be distinguished from other products and keeps its
-    plain gradient. So do sigmoids, which are more often gates than activations.
-
-    The rule is part of the autograd graph that the forward pass records, so it also
-    applies to a backward pass after the block. No module is changed. Only activations
-    that run in the thread that entered the block are guided; `switch.check(output)`
-    raises if others contributed to an output. Blocks may be nested.
-
-    Args:
-        positive_gradients: True applies the rule to other activations (SiLU, GELU,
-            leaky ReLU, …) too: negative gradients at their output are set to zero, and
-            the others are multiplied by the activation's derivative.
-
-    Yields:
-        a switch: while `switch.on` is False, a backward pass over the same graph
-        returns plain gradients.
-
-    Raises:
-        ValueError: if an activation other than ReLU runs and `positive_gradients` is
-            not set, or if a ScriptModule or an nn.DataParallel over several devices
-            runs, whose ReLUs cannot be guided.
-
-    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4, as used in Grad-CAM, arXiv:1610.02391v4, Sec. 3.2.
-    Departures: ReLU6 and, on request, other activations are not in the paper.
-    Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
-    """
-    switch, thread = GuidedReLU(), threading.get_ident()
-
-    def raise_unguided(module, inputs):
-        if threading.get_ident() != thread:
-            return
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(
-                f"a {type(module).__name__} hides its ReLUs from Python, and guided "
-                "backpropagation would silently return the plain gradient; run the "
-                "module that it was scripted or traced from"
-            )
-        raise_if_threaded(module, "the model")
-
-    with _HOOKS:
-        handle = register_module_forward_pre_hook(raise_unguided)
-    try:
-        with without_compiler(), _GuidedMode(switch, positive_gradients):
-            yield switch
-    finally:
-        with _HOOKS:
-            handle.remove()
-
-
-class _Activation(NamedTuple):
-    """A call recognised as an activation: its argument, another way to make it, its name if it is not a ReLU."""
-
-    x: Any
-    instead: Callable[[Tensor, bool], Tensor] | None = None  # argument, in place → result
-    other: str = ""
-
-
-class _GuidedMode(TorchFunctionMode):
-    """Sees every torch function of its thread, and hooks the rule onto the results of activations."""
-
-    def __init__(self, switch: GuidedReLU, positive_gradients: bool):
-        super().__init__()
-        self.switch, self.positive_gradients = switch, positive_gradients
-        self.gates: deque = deque(maxlen=4)  # the last sigmoids: result and argument, weakly
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        written = getattr(func, "__name__", "").partition(".")[0]  # an exported network calls relu.default
-        name = written.strip("_")
-        found = _RULES[name](*args, **kwargs) if name in _RULES else self._gated(name, args)
-        if found is None:
-            result = func(*args, **kwargs)
-            if name == "sigmoid" and args and result is not args[0]:
-                self.gates.append((weakref.ref(result), weakref.ref(args[0])))
-            return result
-        if found.other and not self.positive_gradients:
-            raise ValueError(
-                f"guided backpropagation is defined for ReLU, and this network uses {found.other}; explain it "
-                "with grad_cam, or set positive_gradients=True to pass the positive gradients of any activation"
-            )
-        x = found.x
-        if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
-            return func(*args, **kwargs)
-        in_place = bool(written.endswith("_") or kwargs.get("inplace") or any(a is True for a in args[1:]))
-
-        def run(argument):
-            if found.instead is not None:
-                return found.instead(argument, in_place)
-            given = {key: argument if value is x else value for key, value in kwargs.items()}
-            return func(*(argument if a is x else a for a in args), **given)
-
-        if not (in_place and x._is_view()):
-            return self._hooked(run(x))
-        # The gradient of a view that is changed in place comes through its base, past any hook on the view.
-        return x.copy_(self._hooked(run(x.clone())))
-
-    def _gated(self, name: str, args: tuple) -> _Activation | None:
-        """Recognise x * sigmoid(x), the SiLU of older networks, by the identity of its factors."""
-        if name in ("mul", "imul", "rmul") and len(args) > 1:
-            for result, argument in self.gates:
-                sigmoid, x = result(), argument()
-                if (args[0] is x and args[1] is sigmoid) or (args[0] is sigmoid and args[1] is x):
-                    return _Activation(args[0], other="x * sigmoid(x), a SiLU")
-        return None
-
-    def _hooked(self, result: Tensor) -> Tensor:
-        switch = self.switch
-        with _HOOKS:
-            result.register_hook(lambda gradient: gradient.clamp_min(0) if switch.on else None)
-        result.grad_fn.metadata[_GUIDED] = True
-        return result
-
-
-# What a call is, by its arguments; the keys are torch's names without underscores. Where torch's own gradient differs
-# from a ReLU's at the kink (clamp passes it at 0, maximum halves it), a threshold is called instead; unlike F.relu it
-# does not need its result for the backward pass, so the network may go on to change it in place.
-def _strict_relu(x: Tensor, in_place: bool) -> Tensor:
-    return F.threshold(x, 0.0, 0.0, in_place)
-
-
-def _relu(input, *_, **__):
-    return _Activation(input)
-
-
-def _hardtanh(input, min_val=-1.0, max_val=1.0, *_, **__):
-    return _Activation(input, other="" if min_val == 0 < max_val else f"hardtanh from {min_val} to {max_val}")
-
-
-def _threshold(input, threshold=0, value=0, *_, **__):
-    return _Activation(input, other="" if value == 0 <= threshold else f"threshold at {threshold} with value {value}")
-
-
-def _clamp(input, min=None, max=None, *, out=None):
-    if out is not None or not _zero(min, input):
-        return None
-    if max is None:
-        return _Activation(input, _strict_relu)
-    if isinstance(max, Tensor) or max <= 0:
-        return None
-    return _Activation(input, lambda x, in_place: F.hardtanh(x, 0.0, float(max), in_place))
-
-
-def _maximum(input, other=None, *_, **__):
-    if not (isinstance(input, Tensor) and isinstance(other, Tensor)):  # x.max(0) is a maximum along an axis
-        return None
-    x = input if _zero(other, input) else other if _zero(input, other) else None
-    return None if x is None else _Activation(x, _strict_relu)
-
-
-def _other(name, input, *_, **__):
-    return _Activation(input, other=name)
-
-
-def _zero(value: Any, x: Tensor) -> bool:
-    """Whether a bound is the constant zero: a number, or a tensor that stretches nothing."""
-    if not isinstance(value, Tensor):
-        return value is not None and not isinstance(value, bool) and value == 0
-    if value.requires_grad or value.numel() == 0 or value.ndim > x.ndim or not readable(value):
-        return False
-    return all(a in (1, b) for a, b in zip(value.shape[::-1], x.shape[::-1], strict=False)) and not value.any()
-
-
-_OTHERS = (
-    "celu", "elu", "gelu", "hardshrink", "hardswish", "leaky_relu", "log_sigmoid", "logsigmoid", "mish", "prelu",
-    "rrelu", "selu", "silu", "softplus", "softshrink", "softsign", "tanh", "tanhshrink",
-)  # fmt: skip
-_RULES: dict[str, Callable[..., _Activation | None]] = {
-    "relu": _relu, "relu6": _relu, "hardtanh": _hardtanh, "threshold": _threshold, "clamp": _clamp, "clip": _clamp,
-    "clamp_min": _clamp, "maximum": _maximum, "max": _maximum, **{name: partial(_other, name) for name in _OTHERS},
-}  # fmt: skip
-# Autograd's names of activations. Gates (tanh and sigmoid of an LSTM) and clamps, which
-# need not be activations, are not in the list.
-_ACTIVATION_NODES = {
-    f"{name}Backward0" for name in (
-        "Relu", "Hardtanh", "Threshold", "Celu", "Elu", "Gelu", "Hardshrink",
-        "Hardswish", "LeakyRelu", "Mish", "PreluKernel", "RreluWithNoise", "Silu",
-        "Softplus", "Softshrink",
-    )
-}  # fmt: skip
-_GUIDED = "paperlib.guided"  # key in the metadata of autograd nodes that have the rule
 
 
 # ---- running a network without a trace: shared by CAM and Grad-CAM ---------------------------------------------------
@@ -341,27 +114,6 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str
     return found, name
 
 
-def raise_if_threaded(module: nn.Module, what: str) -> None:
-    """Raise ValueError for an nn.DataParallel that runs its module in other threads.
-
-    Args:
-        module: any module.
-        what: its name in the error.
-
-    Raises:
-        ValueError: for an nn.DataParallel over more than one device.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_data_parallel_over_several_devices_is_refused
-    """
-    if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-        raise ValueError(
-            f"{what} is an nn.DataParallel over {len(module.device_ids)} devices, and "
-            "runs its module in other threads, where hooks of the calling thread do "
-            "not act; pass its .module"
-        )
-
-
 def feature_map(name: str, output: Any) -> Tensor:
     """Return a layer's output if it is a tensor.
 
@@ -379,9 +131,6 @@ IN_OTHER_THREADS = (  # the end of an error message about a layer
     "ran only in other threads, where hooks of the calling thread do not act: the "
     "model starts threads of its own. Use a model that runs in the calling thread"
 )
-
-# PyTorch numbers hooks by a counter that two threads can read at once; the second hook of a number displaces the first.
-_HOOKS = threading.Lock()
 
 
 @contextmanager
@@ -405,88 +154,10 @@ def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[list[int
         return None
 
     hook.thread = thread  # whose it is: see complexity's _put_back
-    with _HOOKS:
+    with HOOK_NUMBERS:
         handle = module.register_forward_hook(hook)
     try:
         yield others
     finally:
-        with _HOOKS:
+        with HOOK_NUMBERS:
             handle.remove()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a model as in eval mode, and put every module's mode back; a model in eval mode is not touched.
-
-    Only the flags are set: a module's own `train` method may do more than that.
-
-    Source: this book. Departures: none. Test: test_activations.py::test_evaluating_puts_every_mode_back
-    """
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a model as in eval mode, outside inference mode, uncompiled, and without leaving casts to autocast.
-
-    Source: this book. Departures: none. Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
-    """
-    with ExitStack() as stack:
-        stack.enter_context(without_compiler())
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.inference_mode(False))
-        # Autocast keeps the weights that it casts. Cast without a graph, they would cost the caller's next step its
-        # gradients.
-        stack.enter_context(autocast(cache_enabled=False))
-        yield
-
-
-@contextmanager
-def autocast(**change: bool) -> Iterator[None]:
-    """Change autocast on the devices where it is on.
-
-    Source: this book. Departures: none. Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
-    """
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda", "mps", "xpu"):
-            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, torch.get_autocast_dtype(device), **change))
-        yield
-
-
-_COMPILER = threading.Lock()
-_EAGER: dict[str, Any] = {"blocks": 0, "stance": None}
-
-
-@contextmanager
-def without_compiler() -> Iterator[None]:
-    """Run code compiled by `torch.compile` as plain Python.
-
-    Compiled code ignores hooks that were registered after compilation. The setting
-    (`torch.compiler.set_stance`) belongs to the process: while a block runs, compiled
-    code of all threads runs uncompiled, and slower. Blocks may overlap: the first sets
-    it, and the last restores the previous one.
-
-    Source: this book. Departures: none. Test: test_activations.py::test_compiled_networks_are_watched_too
-    """
-    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it would take seconds
-        yield
-        return
-    with _COMPILER:
-        if _EAGER["blocks"] == 0:
-            _EAGER["stance"] = torch.compiler.set_stance("force_eager")
-        _EAGER["blocks"] += 1
-    try:
-        yield
-    finally:
-        with _COMPILER:
-            _EAGER["blocks"] -= 1
-            if _EAGER["blocks"] == 0:
-                _EAGER.pop("stance").__exit__(None, None, None)

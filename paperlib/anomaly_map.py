@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from paperlib.inputs import check_finite
+from paperlib.validation import check_finite
 
 MODES = ("bilinear", "bicubic", "nearest")
 

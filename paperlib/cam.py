@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from paperlib.activations import autocast, raise_if_threaded, undisturbed
-from paperlib.inputs import check_images, readable, target_classes
+from paperlib.inference import autocast, raise_if_threaded, undisturbed
+from paperlib.validation import check_images, readable, target_classes
 
 LOCALIZATION_THRESHOLD = 0.20  # CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is kept
 CODE_REVIEW_THRESHOLD = 0.60  # a common script: share of the maximum after min-max scaling; every 4-connected region

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.tensor_file import read_tensors, write_tensors
+from paperlib.storage import read_tensors, write_tensors
 
 FORMAT = "paperlib.checkpoint.1"
 

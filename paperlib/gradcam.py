@@ -12,17 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.activations import (
-    IN_OTHER_THREADS,
-    autocast,
-    feature_map,
-    find_layer,
-    guided_relu,
-    on_output,
-    undisturbed,
-)
+from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_output
 from paperlib.anomaly_map import upsample
-from paperlib.inputs import check_images, target_classes
+from paperlib.guided_relu import guided_relu
+from paperlib.inference import autocast, undisturbed
+from paperlib.validation import check_images, target_classes
 
 LOCALIZATION_THRESHOLD = 0.15  # Grad-CAM, Sec. 4.1: share of the map's maximum above which a pixel is in the box
 

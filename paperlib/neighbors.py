@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from paperlib.inputs import check_finite, readable
 from paperlib.precision import product_rounding
+from paperlib.validation import check_finite, readable
 
 CHUNK = 2048  # vectors of the bank in one tile: with 512 queries its products, 4 MiB, stay in a CPU's cache
 _CPU_PRODUCTS, _GPU_PRODUCTS = 512 * CHUNK, 2**25  # held at once

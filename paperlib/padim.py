@@ -18,7 +18,6 @@ from paperlib import backbones
 from paperlib.anomaly_map import MODES, gaussian_blur, upsample
 from paperlib.backbones import FeatureExtractor, concatenate_embeddings, project_embeddings
 from paperlib.distributed import check_same_size, fail_together
-from paperlib.inputs import check_images
 from paperlib.patch_gaussian import (
     COVARIANCE_EPSILON,
     PatchGaussian,
@@ -28,7 +27,8 @@ from paperlib.patch_gaussian import (
     whiten,
     whitened_norm,
 )
-from paperlib.tensor_file import digest, read_tensors, write_tensors
+from paperlib.storage import digest, read_tensors, write_tensors
+from paperlib.validation import check_images
 
 SMOOTHING_SIGMA = 4.0  # PaDiM, Sec. IV-B: of the Gaussian filter on anomaly maps, in pixels
 REDUCTIONS = ("random", "pca")

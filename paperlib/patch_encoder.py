@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.inputs import check_images
-from paperlib.tensor_file import holds_its_numbers, load_state, read_tensors, write_tensors
+from paperlib.storage import holds_its_numbers, load_state, read_tensors, write_tensors
+from paperlib.validation import check_images
 
 SMALL_PATCH, BIG_PATCH = 32, 64  # Patch SVDD, Sec. 4: K in pixels
 SMALL_STRIDE, BIG_STRIDE = 4, 16  # Patch SVDD, Sec. 4: S in pixels, for K = 32 and K = 64

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paperlib.distributed import fail_together
-from paperlib.inputs import check_finite
 from paperlib.precision import full_precision
+from paperlib.validation import check_finite
 
 COVARIANCE_EPSILON = 0.01  # PaDiM, Sec. IV-B: added to the variances
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from paperlib.distributed import check_same_size, fail_together
-from paperlib.inputs import check_images, readable
 from paperlib.patch_encoder import BIG_PATCH
+from paperlib.validation import check_images, readable
 
 TOGETHER = 8  # images that are summed at once, so that a file mapped into memory is never copied whole
 PERTURBATION = 0.02  # released code: standard deviation of the colour shift and of the pixel noise; white is 1

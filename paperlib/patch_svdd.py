@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from paperlib.anomaly_map import spread_patch_scores
 from paperlib.distributed import fail_together
-from paperlib.inputs import check_images
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
 from paperlib.patch_encoder import (
     BIG_PATCH,
@@ -37,7 +36,8 @@ from paperlib.patch_training import (
     train,
     train_on_patches,
 )
-from paperlib.tensor_file import read_tensors, write_tensors
+from paperlib.storage import read_tensors, write_tensors
+from paperlib.validation import check_images
 
 __all__ = [
     "Embeddings", "FlatEncoder", "HierarchicalEncoder", "PatchEncoder", "PatchMaps", "PatchSVDD", "PositionClassifier",

@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paperlib.checkpoint import load_checkpoint, save_checkpoint
 from paperlib.distributed import fail_together, process_group
-from paperlib.inputs import check_images
 from paperlib.patch_encoder import BIG_PATCH, SLOPE, SMALL_PATCH, HierarchicalEncoder, initialize
 from paperlib.patch_pairs import (
     DIRECTIONS,
@@ -34,6 +33,7 @@ from paperlib.patch_pairs import (
     position_pairs,
     random_crops,
 )
+from paperlib.validation import check_images
 
 SVDD_WEIGHT = 1e-3  # λ of Eq. 6, in the README of the released code; the code's default is 1
 LEARNING_RATE = 1e-4  # released code: of Adam

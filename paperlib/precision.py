@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from paperlib.activations import autocast
+from paperlib.inference import autocast
 
 _BACKENDS = [
     backend

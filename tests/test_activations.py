@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.utils.checkpoint import checkpoint
 
-from paperlib.activations import GuidedReLU, evaluating, find_layer, guided_relu, on_output, record_activations
+from paperlib.activations import find_layer, on_output, record_activations
 from paperlib.cam import cam
 from paperlib.gradcam import grad_cam
+from paperlib.guided_relu import GuidedReLU, guided_relu
+from paperlib.inference import evaluating
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from paperlib import tensor_file
+from paperlib import storage
 from paperlib.checkpoint import load_checkpoint, save_checkpoint
 
 RECIPE = {"steps": 5, "size": (3, 4), "rate": 0.1}
@@ -52,7 +52,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tensor_file, "save_file", killed)
+        patch.setattr(storage, "save_file", killed)
         save_checkpoint(path, model, optimizers, RECIPE, {"done": 2})
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["run.safetensors"]
 

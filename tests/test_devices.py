@@ -29,10 +29,8 @@ from paperlib import (
     anomaly_map,
     backbones,
     cam,
-    classifier,
     complexity,
     gradcam,
-    inputs,
     mobilenet,
     neighbors,
     padim,
@@ -40,6 +38,8 @@ from paperlib import (
     patch_pairs,
     patch_svdd,
     patch_training,
+    training,
+    validation,
 )
 
 aten = torch.ops.aten
@@ -180,16 +180,16 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     ),
     "cam.class_activation_map": lambda at: cam.class_activation_map(at(at.n, 6, 4, 4), at(5, 6), at.whole(5, at.n)),
     "cam.cam": on_images(lambda m, x: cam.cam(m, x)),
-    "classifier.predict": on_images(lambda m, x: classifier.predict(m, x)),
+    "classifier.predict": on_images(lambda m, x: training.predict(m, x)),
     "complexity.profile": lambda at: complexity.profile(at.module(small), (1, 3, 64, 64)).macs,
     "gradcam.grad_cam_weights": weights_of_channels,
     "gradcam.grad_cam_map": lambda at: gradcam.grad_cam_map(at(at.n, 6), at(at.n, 6, 4, 4)),
     "gradcam.grad_cam": on_images(lambda m, x: gradcam.grad_cam(m, x, "4")),
     "gradcam.guided_backprop": on_images(lambda m, x: gradcam.guided_backprop(m, x)),
     "gradcam.guided_grad_cam": on_images(lambda m, x: gradcam.guided_grad_cam(m, x, "4")),
-    "inputs.check_finite": lambda at: inputs.check_finite(at(2, 3), "x"),
-    "inputs.check_images": lambda at: inputs.check_images(at.pictures()),
-    "inputs.target_classes": lambda at: inputs.target_classes(None, at(at.n, 5), at.n),
+    "inputs.check_finite": lambda at: validation.check_finite(at(2, 3), "x"),
+    "inputs.check_images": lambda at: validation.check_images(at.pictures()),
+    "inputs.target_classes": lambda at: validation.target_classes(None, at(at.n, 5), at.n),
     "mobilenet.MobileNetV1.forward": lambda at: at.module(lambda: mobilenet.MobileNetV1(0.25, 5))(at.pictures()),
     "neighbors.nearest_distance": lambda at: neighbors.nearest_distance(at(50 * at.n, 8), at(70, 8), 32),
     "neighbors.greedy_coreset": lambda at: neighbors.greedy_coreset(at(40, 8), 0.2, 0),
@@ -490,7 +490,7 @@ def test_a_gpu_trains():
         accuracy = patch_svdd.position_accuracy(encoder, found, images, pairs=50)
         assert all(0 <= share <= 1 for share in accuracy)
     model = Place("cuda").module(small)
-    classifier.train_classifier(
+    training.train_classifier(
         model, (images, torch.tensor([0, 1] * 3)), torch.optim.SGD(model.parameters(), 0.01), epochs=1, batch_size=3
     )
     assert next(model.parameters()).is_cuda

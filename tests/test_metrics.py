@@ -8,14 +8,7 @@ from skimage.measure import label as label_regions
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 from torchvision.ops import box_iou
 
-from paperlib.metrics import (
-    aupro,
-    auroc,
-    best_threshold,
-    intersection_over_union,
-    localization_error,
-    pixel_auroc,
-)
+from paperlib.metrics import aupro, auroc, best_threshold, intersection_over_union, localization_error, pixel_auroc
 
 
 @pytest.mark.parametrize("seed", range(5))

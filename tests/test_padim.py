@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 from torch import nn
 
-from paperlib import backbones, tensor_file
+from paperlib import backbones, storage
 from paperlib.backbones import FeatureExtractor
 from paperlib.datasets import elpv
 from paperlib.metrics import auroc
@@ -315,7 +315,7 @@ def test_a_write_that_fails_leaves_the_old_file(images, tmp_path, monkeypatch):
         target.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(tensor_file, "save_file", fails)
+    monkeypatch.setattr(storage, "save_file", fails)
     with pytest.raises(OSError, match="no space"):
         model.save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.safetensors"]

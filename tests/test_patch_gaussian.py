@@ -12,13 +12,7 @@ from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paperlib import patch_gaussian, precision
-from paperlib.patch_gaussian import (
-    PatchGaussian,
-    leave_one_out_distance,
-    mahalanobis_distance,
-    whiten,
-    whitened_norm,
-)
+from paperlib.patch_gaussian import PatchGaussian, leave_one_out_distance, mahalanobis_distance, whiten, whitened_norm
 
 
 def fed(x, *lengths, **options):

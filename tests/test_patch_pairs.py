@@ -6,15 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measure import peak_memory
 
-from paperlib.patch_pairs import (
-    DIRECTIONS,
-    cut,
-    mean_image,
-    neighbor_pairs,
-    perturb,
-    position_pairs,
-    random_crops,
-)
+from paperlib.patch_pairs import DIRECTIONS, cut, mean_image, neighbor_pairs, perturb, position_pairs, random_crops
 
 
 def generator(seed=0):

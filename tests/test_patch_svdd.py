@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paperlib import patch_svdd
 from paperlib.patch_svdd import SVDD_FORMAT, FlatEncoder, HierarchicalEncoder, PatchSVDD
-from paperlib.tensor_file import read_tensors, write_tensors
+from paperlib.storage import read_tensors, write_tensors
 
 
 def encoder(dimensions=8, seed=0):

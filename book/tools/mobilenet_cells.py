@@ -11,10 +11,10 @@ import time
 import results
 import torch
 
-from paperlib.classifier import predict, train_classifier
 from paperlib.datasets import CellSplit, elpv, split_cells
 from paperlib.metrics import auroc
 from paperlib.mobilenet import MobileNetV1, parameter_groups
+from paperlib.training import predict, train_classifier
 
 SIDE, EPOCHS, SEEDS = 128, 12, 5
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 4e-5

@@ -19,13 +19,7 @@ from paperlib.datasets import elpv, synthetic_defects
 from paperlib.metrics import auroc, pixel_auroc
 from paperlib.neighbors import nearest_distance
 from paperlib.patch_encoder import BIG_PATCH, BIG_STRIDE, initialize
-from paperlib.patch_svdd import (
-    FlatEncoder,
-    HierarchicalEncoder,
-    PatchSVDD,
-    position_accuracy,
-    train,
-)
+from paperlib.patch_svdd import FlatEncoder, HierarchicalEncoder, PatchSVDD, position_accuracy, train
 from paperlib.patch_training import progress_bar
 
 CHECKPOINTS = results.ROOT / "_build" / "patch_svdd_cells"

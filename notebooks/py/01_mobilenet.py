@@ -545,9 +545,9 @@ plt.show()
 
 # %%
 from paperlib import session
-from paperlib.classifier import predict, train_classifier
 from paperlib.metrics import auroc
 from paperlib.mobilenet import parameter_groups
+from paperlib.training import predict, train_classifier
 
 for name, variant in {"0.25 MobileNet": {}, "its twin": {"separable": False}}.items():
     torch.manual_seed(0)

@@ -391,8 +391,8 @@ def cams(network, images, *targets):  # `cam` for more pictures than fit into on
 
 
 # %%
-from paperlib.classifier import predict, train_classifier
 from paperlib.metrics import auroc
+from paperlib.training import predict, train_classifier
 
 torch.manual_seed(0)
 mine = two_class_network()

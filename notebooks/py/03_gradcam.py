@@ -267,7 +267,7 @@ for c, theirs in zip(classes[0], exact, strict=True):
 # :::
 
 # %% tags=["nbval-check-output"] mystnb={"image": {"alt": "Five grids of 3 by 3 numbers. What came in, f: 1, minus 1, 5; 2, minus 5, minus 7; minus 3, 2, 4. Gradient from above: minus 2, 3, minus 1; 6, minus 3, 1; 2, minus 1, 3. Backprop: minus 2, 0, minus 1; 6, 0, 0; 0, minus 1, 3. Deconvnet: 0, 3, 0; 6, 0, 1; 2, 0, 3. Guided backprop: 0, 0, 0; 6, 0, 0; 0, 0, 3."}}
-from paperlib.activations import guided_relu
+from paperlib.guided_relu import guided_relu
 
 f = torch.tensor([[1.0, -1, 5], [2, -5, -7], [-3, 2, 4]], requires_grad=True)
 R = torch.tensor([[-2.0, 3, -1], [6, -3, 1], [2, -1, 3]])
@@ -756,7 +756,7 @@ print(f"{2 * CELLS} cells, each without and with a bar code: feature maps {tuple
 # :::
 
 # %%
-from paperlib.classifier import train_classifier
+from paperlib.training import train_classifier
 
 SHARES = {"biased": (0.05, 0.95), "balanced": (0.5, 0.5)}  # of functional and of defective cells with a code
 
@@ -904,7 +904,7 @@ print(f"random back to {HEAD_GONE}: Grad-CAM {by_map:.2f}, Guided Backpropagatio
 # %%
 from torchvision.transforms.functional import gaussian_blur
 
-from paperlib.classifier import predict
+from paperlib.training import predict
 
 grey, blurred = torch.zeros_like(clear), gaussian_blur(clear, 61, 15.0)
 maps, (height, width) = snapshots["nothing"][0], snapshots["nothing"][0].shape[1:]  # of the trained network

@@ -5,16 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.exercises.verdict import (
-    like,
-    no_function,
-    no_number,
-    right,
-    same_but_scaled,
-    shape_of,
-    unanswered,
-    wrong,
-)
+from paperlib.exercises.verdict import like, no_function, no_number, right, same_but_scaled, shape_of, unanswered, wrong
 from paperlib.gradcam import grad_cam, grad_cam_map
 
 GRADIENT = ((-2.0, 3.0, -1.0), (6.0, -3.0, 1.0), (2.0, -1.0, 3.0))  # of the 3×3 example

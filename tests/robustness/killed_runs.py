@@ -8,9 +8,9 @@ from torch import nn
 
 from paperlib import backbones, evaluation
 from paperlib.backbones import Backbone, FeatureExtractor
-from paperlib.classifier import train_classifier
 from paperlib.padim import PaDiM
 from paperlib.patch_svdd import HierarchicalEncoder, train, train_on_patches
+from paperlib.training import train_classifier
 
 
 def _encoder():

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import nn
 
-from paperlib import backbones, tensor_file
+from paperlib import backbones, storage
 from paperlib.archive import unpack
 from paperlib.backbones import FeatureExtractor
 from paperlib.checkpoint import load_checkpoint, save_checkpoint
@@ -359,11 +359,11 @@ def test_files_that_somebody_made_up(tmp_path, cases, name):
     path = tmp_path / name
     write(path)
     format = format_of(path)
-    about, tensors = tensor_file.read_tensors(path, format, "", "")
+    about, tensors = storage.read_tensors(path, format, "", "")
     del about["format"]
     counter = cases("files: whole, but made up")
     for what, said, held in made_up(about, tensors):
-        tensor_file.write_tensors(path, held, said, format)
+        storage.write_tensors(path, held, said, format)
         try_it(path, None, read, False, f"{name}, {what}")
         counter.survive()
 
@@ -372,14 +372,14 @@ def test_a_made_up_padim_is_refused(tmp_path):
     path = tmp_path / "padim.safetensors"
     write, read, _ = KINDS[path.name]
     write(path)
-    about, tensors = tensor_file.read_tensors(path, "paperlib.padim.1", "", "")
+    about, tensors = storage.read_tensors(path, "paperlib.padim.1", "", "")
     for name in ("mean", "whitening", "channels"):
         for bad in (tensors[name][None], tensors[name][:-1], tensors[name].to(torch.float16), None):
             held = {key: value for key, value in tensors.items() if key != name} | ({} if bad is None else {name: bad})
-            tensor_file.write_tensors(path, held, about, "paperlib.padim.1")
+            storage.write_tensors(path, held, about, "paperlib.padim.1")
             with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
                 read(path)
-    tensor_file.write_tensors(path, tensors | {"mean": tensors["mean"] * float("nan")}, about, "paperlib.padim.1")
+    storage.write_tensors(path, tensors | {"mean": tensors["mean"] * float("nan")}, about, "paperlib.padim.1")
     with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
         read(path)
     for name, bad in (
@@ -391,11 +391,11 @@ def test_a_made_up_padim_is_refused(tmp_path):
         ("count", True),
         ("settings", {}),
     ):
-        tensor_file.write_tensors(path, tensors, about | {name: bad}, "paperlib.padim.1")
+        storage.write_tensors(path, tensors, about | {name: bad}, "paperlib.padim.1")
         with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
             read(path)
     settings = about["settings"] | {"epsilon": -1}
-    tensor_file.write_tensors(path, tensors, about | {"settings": settings}, "paperlib.padim.1")
+    storage.write_tensors(path, tensors, about | {"settings": settings}, "paperlib.padim.1")
     with pytest.raises(ValueError, match="padim.safetensors has settings that can't be used .epsilon=-1"):
         read(path)
 
@@ -403,25 +403,25 @@ def test_a_made_up_padim_is_refused(tmp_path):
 def test_a_made_up_checkpoint_is_refused_and_changes_nothing(tmp_path):
     path = tmp_path / "run.safetensors"
     KINDS[path.name][0](path)
-    about, tensors = tensor_file.read_tensors(path, "paperlib.checkpoint.1", "", "")
+    about, tensors = storage.read_tensors(path, "paperlib.checkpoint.1", "", "")
     model, optimizers = trained()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for name in ("optimizer.-1.0.a", "optimizer.x.0.a", "optimizer.0.-1.a", "optimizer.0", "optimizer.9.0.a"):
-        tensor_file.write_tensors(path, tensors | {name: torch.zeros(6, 3, 3, 3)}, about, "paperlib.checkpoint.1")
+        storage.write_tensors(path, tensors | {name: torch.zeros(6, 3, 3, 3)}, about, "paperlib.checkpoint.1")
         with pytest.raises(ValueError, match="run.safetensors is the checkpoint of another optimizer"):
             load_checkpoint(path, model, optimizers, RECIPE)
     halved = {name: value.half() if name.startswith("model.") else value for name, value in tensors.items()}
-    tensor_file.write_tensors(path, halved, about, "paperlib.checkpoint.1")
+    storage.write_tensors(path, halved, about, "paperlib.checkpoint.1")
     with pytest.raises(ValueError, match="run.safetensors is the checkpoint of another model"):
         load_checkpoint(path, model, optimizers, RECIPE)
     for name in ("recipe", "progress", "scalars"):
         for bad in (None, [], 7):
-            tensor_file.write_tensors(path, tensors, about | {name: bad}, "paperlib.checkpoint.1")
+            storage.write_tensors(path, tensors, about | {name: bad}, "paperlib.checkpoint.1")
             with pytest.raises(ValueError, match="run.safetensors does not fit together"):
                 load_checkpoint(path, model, optimizers, RECIPE)
     for bad in (None, 7, [7], [[1, 0.5]], [[1, 0.5, "x"]], [[None, 0.5, 0.5]], [[1.0, 0.5, 0.5]], {"1": [1, 0.5, 0.5]}):
         progress = about["progress"] | {"history": bad}
-        tensor_file.write_tensors(path, tensors, about | {"progress": progress}, "paperlib.checkpoint.1")
+        storage.write_tensors(path, tensors, about | {"progress": progress}, "paperlib.checkpoint.1")
         with pytest.raises(ValueError, match="run.safetensors does not fit together: its history is missing"):
             load_checkpoint(path, model, optimizers, RECIPE, 3)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -443,10 +443,8 @@ def test_a_sparse_file_of_gigabytes_takes_no_memory(tmp_path, cases, monkeypatch
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + size)
-    digest = tensor_file.digest
-    monkeypatch.setattr(
-        tensor_file, "digest", lambda text, tensors: digest(text, {n: t[:9] for n, t in tensors.items()})
-    )
+    digest = storage.digest
+    monkeypatch.setattr(storage, "digest", lambda text, tensors: digest(text, {n: t[:9] for n, t in tensors.items()}))
     clone = torch.Tensor.clone
     monkeypatch.setattr(torch.Tensor, "clone", lambda *a, **k: (seen.append(1), clone(*a, **k))[1])
     before = anonymous()

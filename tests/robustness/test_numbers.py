@@ -17,7 +17,6 @@ from paperlib import patch_gaussian, patch_svdd
 from paperlib.anomaly_map import gaussian_blur, minmax, spread_patch_scores, upsample
 from paperlib.backbones import FeatureExtractor, concatenate_embeddings
 from paperlib.cam import bounding_boxes, cam, class_activation_map
-from paperlib.classifier import predict
 from paperlib.gradcam import grad_cam, guided_backprop, guided_grad_cam
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
@@ -26,6 +25,7 @@ from paperlib.patch_encoder import HierarchicalEncoder
 from paperlib.patch_gaussian import PatchGaussian, mahalanobis_distance
 from paperlib.patch_pairs import mean_image
 from paperlib.patch_svdd import PatchSVDD
+from paperlib.training import predict
 
 # Relative to the largest value: float32 has 2^-24, and a few dozen numbers are added up.
 ROUNDING = {torch.float16: 2e-3, torch.float32: 2e-5, torch.float64: 1e-11}

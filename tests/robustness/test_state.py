@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from paperlib.archive import unpack
 from paperlib.backbones import FeatureExtractor
 from paperlib.cam import cam
-from paperlib.classifier import predict
 from paperlib.complexity import profile
 from paperlib.datasets import TensorItems, batches, folder, synthetic_defects, textures
 from paperlib.gradcam import grad_cam, guided_backprop, guided_grad_cam
@@ -24,7 +23,8 @@ from paperlib.neighbors import nearest_distance
 from paperlib.padim import PaDiM
 from paperlib.patch_encoder import HierarchicalEncoder
 from paperlib.patch_svdd import PatchSVDD
-from paperlib.tensor_file import read_tensors, write_tensors
+from paperlib.storage import read_tensors, write_tensors
+from paperlib.training import predict
 
 
 def network():

@@ -7,9 +7,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from paperlib.checkpoint import FORMAT
-from paperlib.classifier import predict, train_classifier
 from paperlib.mobilenet import MobileNetV1
-from paperlib.tensor_file import read_tensors, write_tensors
+from paperlib.storage import read_tensors, write_tensors
+from paperlib.training import predict, train_classifier
 
 
 def left_or_right(n=96, seed=0):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paperlib.inputs import check_finite, check_images, readable, target_classes
+from paperlib.validation import check_finite, check_images, readable, target_classes
 
 
 def test_good_images_are_cut_off_from_the_graph_but_not_copied():

@@ -9,7 +9,7 @@ from torch import Tensor
 def readable(values: Tensor) -> bool:
     """Whether a tensor's values can be looked at: not on the meta device, not fake, not while compiling.
 
-    Source: this book. Departures: none. Test: test_inputs.py::test_meta_and_fake_tensors_are_not_read
+    Source: this book. Departures: none. Test: test_validation.py::test_meta_and_fake_tensors_are_not_read
     """
     return values.device.type != "meta" and not hasattr(values, "fake_mode") and not torch.compiler.is_compiling()
 
@@ -27,7 +27,7 @@ def check_finite(values: Tensor, what: str) -> None:
         ValueError: with the number of such values and the first entries that contain
             one.
 
-    Source: this book. Departures: none. Test: test_inputs.py::test_bad_images_are_refused
+    Source: this book. Departures: none. Test: test_validation.py::test_bad_images_are_refused
     """
     if not readable(values) or torch.isfinite(values.sum()):  # a finite sum has finite terms; the converse can fail
         return
@@ -46,7 +46,7 @@ def check_images(images: Any) -> Tensor:
     Raises:
         ValueError: unless it is a floating-point batch (N, C, H, W) with at least one image and no NaN.
 
-    Source: this book. Departures: none. Test: test_inputs.py::test_bad_images_are_refused
+    Source: this book. Departures: none. Test: test_validation.py::test_bad_images_are_refused
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"images of type {type(images).__name__}; expected a torch.Tensor (N, C, H, W)")
@@ -76,7 +76,7 @@ def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
     Raises:
         ValueError: if the logits are not (N, classes), or the targets are not one class (or T classes) an image.
 
-    Source: this book. Departures: none. Test: test_inputs.py::test_targets_that_fit_no_batch_are_refused
+    Source: this book. Departures: none. Test: test_validation.py::test_targets_that_fit_no_batch_are_refused
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n:
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"

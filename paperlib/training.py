@@ -67,7 +67,7 @@ def train_classifier(
             learning rate or number of epochs.
 
     Source: this book; the optimizer and decay of MobileNet, arXiv:1704.04861v1, Sec. 3.2, are the caller's choice.
-    Departures: none. Test: test_classifier.py::test_learns_which_half_is_bright
+    Departures: none. Test: test_training.py::test_learns_which_half_is_bright
     """
     count = _count(data)
     if epochs < 1 or batch_size < 1:
@@ -182,7 +182,7 @@ def predict(model: nn.Module, images: Float[Tensor, "n c h w"], batch_size: int 
     Raises:
         ValueError: if there is no image or `batch_size` is below 1.
 
-    Source: this book. Departures: none. Test: test_classifier.py::test_predict_equals_one_batch_and_keeps_the_mode
+    Source: this book. Departures: none. Test: test_training.py::test_predict_equals_one_batch_and_keeps_the_mode
     """
     if len(images) == 0 or batch_size < 1:
         raise ValueError(f"{len(images)} images in batches of {batch_size}; expected at least 1 of each")

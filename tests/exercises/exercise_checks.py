@@ -13,7 +13,7 @@ import jupytext
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = {"mobilenet": "01_mobilenet", "cam": "02_cam", "gradcam": "03_gradcam", "patch_svdd": "04_patch_svdd",
             "padim": "05_padim"}  # fmt: skip
 FEWEST_WRONG = 3

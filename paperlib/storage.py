@@ -24,7 +24,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mappin
         about: what else to keep, as JSON holds it.
         format: what the file is, and its version: "paperlib.padim.1".
 
-    Source: this book. Departures: none. Test: test_tensor_file.py::test_what_is_written_comes_back
+    Source: this book. Departures: none. Test: test_storage.py::test_what_is_written_comes_back
     """
     path, plain, storages = Path(path), {}, set()
     for name, tensor in tensors.items():
@@ -64,7 +64,7 @@ def read_tensors(path: str | Path, format: str, what: str, instead: str) -> tupl
     Raises:
         ValueError: naming the file, if it is missing, anything else, damaged, or of a newer format.
 
-    Source: this book. Departures: none. Test: test_tensor_file.py::test_every_damage_is_noticed
+    Source: this book. Departures: none. Test: test_storage.py::test_every_damage_is_noticed
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -91,7 +91,7 @@ def read_tensors(path: str | Path, format: str, what: str, instead: str) -> tupl
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Give the SHA-256 of a text and of tensors on the CPU with their names, dtypes and shapes, in the names' order.
 
-    Source: this book. Departures: none. Test: test_tensor_file.py::test_every_damage_is_noticed
+    Source: this book. Departures: none. Test: test_storage.py::test_every_damage_is_noticed
     """
     found = hashlib.sha256(text.encode())
     for name in sorted(tensors):
@@ -107,7 +107,7 @@ def load_state(path: str | Path) -> Any:
     Raises:
         Exception: of a dozen kinds, if it is no such file.
 
-    Source: this book. Departures: none. Test: test_tensor_file.py::test_what_is_packed_or_only_looks_large_is_told
+    Source: this book. Departures: none. Test: test_storage.py::test_what_is_packed_or_only_looks_large_is_told
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -120,7 +120,7 @@ def load_state(path: str | Path) -> Any:
 def holds_its_numbers(tensor: Tensor) -> bool:
     """Whether a tensor that was read is as large as it looks: a view of one number may be of any shape.
 
-    Source: this book. Departures: none. Test: test_tensor_file.py::test_what_is_packed_or_only_looks_large_is_told
+    Source: this book. Departures: none. Test: test_storage.py::test_what_is_packed_or_only_looks_large_is_told
     """
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

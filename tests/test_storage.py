@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paperlib import tensor_file
-from paperlib.tensor_file import holds_its_numbers, load_state, read_tensors, write_tensors
+from paperlib import storage
+from paperlib.storage import holds_its_numbers, load_state, read_tensors, write_tensors
 
 FORMAT = "paperlib.thing.2"
 
@@ -58,7 +58,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tensor_file, "save_file", killed)
+        patch.setattr(storage, "save_file", killed)
         write_tensors(path, {}, {}, FORMAT)
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
 
