@@ -618,7 +618,7 @@ assert mean[names[0], "auroc"] > mean[names[2], "auroc"]  # the thin separable n
 # :::
 
 # %% mystnb={"image": {"alt": "Scatter plot with two logarithmic axes: billion multiply-adds a second against multiply-adds per byte. A line rises from the left and turns flat: the roofline measured on the machine. Blue depthwise layers sit on the left near one multiply-add per byte, orange pointwise layers to the right of them and higher."}}
-from paperlib.latency import measure_machine, time_layers
+from paperlib.complexity import measure_machine, time_layers
 
 network, images = MobileNetV1(), torch.randn(1, 3, 224, 224)  # or any network of yours, and its input
 machine = measure_machine(run.device)
@@ -656,7 +656,7 @@ plt.show()
 # and its twin both ways, for a forward pass and for a training step.
 
 # %%
-from paperlib.latency import time_call
+from paperlib.complexity import time_call
 
 print("0.5 MobileNet-128 and its twin                    milliseconds a picture")
 print("network    million MACs  batch  layout            forward  training step")

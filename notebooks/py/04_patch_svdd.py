@@ -825,7 +825,7 @@ assert positions["λ = 1"] < 0.15 < 0.28 < positions["flat"] < positions["λ = 0
 # %%
 import time
 
-from paperlib.latency import time_call
+from paperlib.complexity import time_call
 
 
 def seconds(call):

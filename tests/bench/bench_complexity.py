@@ -1,4 +1,4 @@
-"""Counting: `paperlib.complexity.profile` beside fvcore, PyTorch's own counter and the usual hooks, on ResNet-50."""
+"""Counting: `paperlib.complexity.counting.profile` beside fvcore, PyTorch's own counter and the usual hooks, on ResNet-50."""
 
 import copy
 import logging

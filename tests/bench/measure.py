@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from paperlib.latency import Machine, measure_machine
+from paperlib.complexity import Machine, measure_machine
 
 OURS, USUAL = "paperlib", "the review's way"
 WALL, CPU = 0, 1  # of what `seconds` gives

@@ -2,7 +2,7 @@
 
 A counter of "the FLOPs of a network" chooses whether a multiplication with its addition is one operation or two, and
 whether biases, normalisation, activations and pooling cost anything, and how much. For one MobileNet-224 this gives
-anything from 569 M to 1,153 M. A convention here is a set of weights on what `paperlib.complexity.profile` counted. The
+anything from 569 M to 1,153 M. A convention here is a set of weights on what `paperlib.complexity.counting.profile` counted. The
 tools named beside it were run on MobileNetV1, ResNet-50 and VGG-16, in the version named, and gave exactly its total.
 """
 
@@ -26,7 +26,6 @@ COUNTS = {
     "adaptive_avg_pool_in": "elements that an average pooling to a given size takes in",
     "adaptive_avg_pool_out": "elements that it gives out",
 }
-
 _BIAS = {"conv_bias": 1, "linear_bias": 1}
 _NORM = {"batch_norm": 1, "batch_norm_affine": 1, "other_norm": 4, "other_norm_affine": 1}
 _SCALING = {"batch_norm_affine": 1, "other_norm_affine": 1}
@@ -126,7 +125,7 @@ def totals(counts: Mapping[str, int]) -> list[Convention]:
     """Total one run by every convention.
 
     Args:
-        counts: how often each thing in `COUNTS` happened, as in `paperlib.complexity.Profile.counts`; 0 if missing.
+        counts: how often each thing in `COUNTS` happened, as in `paperlib.complexity.counting.Profile.counts`; 0 if missing.
 
     Returns:
         One row a convention, in ascending order for MobileNetV1.

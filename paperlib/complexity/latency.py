@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from paperlib.complexity import profile
+from paperlib.complexity.counting import profile
 
 
 class LayerTime(NamedTuple):

@@ -5,7 +5,7 @@ sees each operation before any device does, puts a meta stand-in in the place of
 any attribute) and hands back a tensor of the right shape. So nothing is computed, no weight is copied, moved or
 exchanged, and a model on a GPU stays there, untouched. What each operation counts is in `paperlib.operations`.
 
-Below autograd, where `paperlib.complexity.profile` runs this, the mode sees `linear`, `conv2d`, `batch_norm` or
+Below autograd, where `paperlib.complexity.counting.profile` runs this, the mode sees `linear`, `conv2d`, `batch_norm` or
 `scaled_dot_product_attention` whole, before PyTorch takes them apart.
 """
 
@@ -54,7 +54,7 @@ class Tape(TorchDispatchMode):
     `origin` tells from which parameters a constant comes. So a convolution whose weight was standardised or multiplied
     by a gain still owns its parameters, and a norm over a weight is not taken for a layer.
 
-    Source: this book; it counts as `paperlib.complexity.profile` says.
+    Source: this book; it counts as `paperlib.complexity.counting.profile` says.
     Departures: none.
     Test: test_complexity.py::test_parameters_belong_to_the_layer_that_uses_them
     """

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from paperlib import latency
+from paperlib.complexity import latency
 
 
 class Sleep(nn.Module):

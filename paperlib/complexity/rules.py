@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.tape import Layer, Rule, Tape
+from paperlib.complexity.recorder import Layer, Rule, Tape
 
 aten = torch.ops.aten
 

@@ -20,8 +20,8 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from paperlib.complexity import Profile, conv2d_macs, depthwise_separable_macs, profile
-from paperlib.conventions import COUNTS, totals
+from paperlib.complexity import Profile, conv2d_macs, depthwise_separable_macs, profile, totals
+from paperlib.complexity.conventions import COUNTS
 
 TORCHVISION = {
     "alexnet", "vgg16", "squeezenet1_0", "googlenet", "densenet121", "resnet50", "resnext50_32x4d", "mobilenet_v2",

@@ -1,15 +1,6 @@
-"""Multiply-adds (MACs) and parameters: the MobileNet paper's cost formulas, and an exact count for any network.
-
-| paper | here |
-|---|---|
-| $D_K$, side of the kernel | `kernel` |
-| $M$, input channels | `in_channels` |
-| $N$, output channels | `out_channels` |
-| $D_F$, side of the feature map | `out_size` |
-"""
+"""Count the multiply-adds (MACs) and parameters of any network, layer by layer."""
 
 import contextlib
-import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +10,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from paperlib.conventions import Convention, totals
-from paperlib.operations import RULES, other
-from paperlib.tape import Layer, Tape, innermost_module
-
-# Floats are let in to be refused in words: 224 / 32 is a float, and a likely slip.
-Size = int | float | Sequence[int | float]
+from paperlib.complexity.conventions import Convention, totals
+from paperlib.complexity.formulas import _whole
+from paperlib.complexity.recorder import Layer, Tape, innermost_module
+from paperlib.complexity.rules import RULES, other
 
 
 @dataclass(frozen=True)
@@ -35,7 +24,7 @@ class Profile:
         model: class name of the network.
         input_shapes: one shape for each input.
         layers: one row for each counted operation or norm, and for parameters that belong to none of them.
-        counts: what counting conventions disagree about, by the names in `paperlib.conventions.COUNTS`.
+        counts: what counting conventions disagree about, by the names in `paperlib.complexity.counting.conventions.COUNTS`.
 
     Source: Howard et al., arXiv:1704.04861v1, Sec. 3 and 4 ("Mult-Adds": convolutions and the fully connected layer).
     Departures: matrix products and attention, which the paper has none of, are counted as well.
@@ -84,8 +73,8 @@ class Profile:
     def conventions(self) -> list[Convention]:
         """Total the same run by every counting convention in circulation.
 
-        Source: counting conventions of the paper and of ten tools; see `paperlib.conventions.totals`.
-        Departures: see `paperlib.conventions.totals`.
+        Source: counting conventions of the paper and of ten tools; see `paperlib.complexity.counting.conventions.totals`.
+        Departures: see `paperlib.complexity.counting.conventions.totals`.
         Test: test_complexity.py::test_conventions_reproduce_the_peers
         """
         return totals(self.counts)
@@ -93,68 +82,13 @@ class Profile:
     def conventions_table(self) -> str:
         """Lay the conventions out as text, one a line: total, what it adds up, who counts so.
 
-        Source: counting conventions of the paper and of ten tools; see `paperlib.conventions.totals`.
+        Source: counting conventions of the paper and of ten tools; see `paperlib.complexity.counting.conventions.totals`.
         Departures: none.
         Test: test_complexity.py::test_conventions_table
         """
         rows = [("convention", "total", "what it counts", "used by")]
         rows += [(row.name, f"{row.total:,}", row.counts, row.used_by) for row in self.conventions()]
         return _columns(rows, "<><<")
-
-
-def conv2d_macs(
-    kernel: Size, in_channels: int | float, out_channels: int | float, out_size: Size, groups: int | float = 1
-) -> int:
-    r"""Multiply-adds of a 2-d convolution on one image.
-
-    $$D_K \cdot D_K \cdot \frac{M}{g} \cdot N \cdot D_F \cdot D_F$$   with $g$ = `groups`; $g = M = N$: depthwise.
-
-    Args:
-        kernel: side of the kernel, or (height, width).
-        in_channels: channels that enter.
-        out_channels: channels that leave.
-        out_size: side of the output feature map, or (height, width).
-        groups: groups of channels that do not see each other.
-
-    Raises:
-        ValueError: a number that is no whole number above 0, or channels that `groups` does not divide.
-
-    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 2 (groups=1) and Eq. 4 (groups=in_channels=out_channels).
-    Departures: $D_F$ is the side of the output, so that strides are right; the paper writes input and output the same.
-    Test: test_complexity.py::test_by_hand
-    """
-    kernel_height, kernel_width = _pair(kernel, "kernel")
-    height, width = _pair(out_size, "out_size")
-    m, n, g = _whole(in_channels, "in_channels"), _whole(out_channels, "out_channels"), _whole(groups, "groups")
-    if m % g or n % g:
-        raise ValueError(
-            f"groups = {g} with in_channels = {m} and out_channels = {n}; expected groups that divide both; "
-            f"the largest that does here is {math.gcd(m, n)}"
-        )
-    return kernel_height * kernel_width * (m // g) * n * height * width
-
-
-def depthwise_separable_macs(kernel: Size, in_channels: int | float, out_channels: int | float, out_size: Size) -> int:
-    r"""Multiply-adds of a depthwise convolution and the 1×1 convolution after it, on one image.
-
-    $$D_K \cdot D_K \cdot M \cdot D_F \cdot D_F + M \cdot N \cdot D_F \cdot D_F$$
-
-    Args:
-        kernel: side of the depthwise kernel, or (height, width).
-        in_channels: channels that enter, and pass through the depthwise part.
-        out_channels: channels that leave.
-        out_size: side of the output feature map, or (height, width).
-
-    Raises:
-        ValueError: a number that is no whole number above 0.
-
-    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 5; with channels and side multiplied, arXiv:1704.04861v1,
-        Eq. 6 and 7 and Table 3.
-    Departures: as `conv2d_macs`.
-    Test: test_complexity.py::test_by_hand
-    """
-    depthwise = conv2d_macs(kernel, in_channels, in_channels, out_size, groups=in_channels)
-    return depthwise + conv2d_macs(1, in_channels, out_channels, out_size)
 
 
 def profile(
@@ -338,28 +272,6 @@ def _what_failed(error: Exception, modules: list[tuple[str, nn.Module]], shapes:
         "Give input_shape as forward expects it, batch first, and dtype=torch.long for token ids; "
         "a forward that looks at the values of its activations, or differentiates them, cannot be profiled"
     )
-
-
-def _whole(value: Any, what: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise ValueError(f"{what} = {value!r}; expected a whole number, as 224 // 32 gives and 224 / 32 does not")
-    if number < 1:
-        raise ValueError(f"{what} = {number}; expected 1 or more; give a size or count above 0")
-    return number
-
-
-def _pair(value: Any, what: str) -> tuple[int, int]:
-    if not isinstance(value, Sequence):
-        return (_whole(value, what),) * 2
-    if len(value) != 2:
-        raise ValueError(
-            f"{what} = {value!r}; expected one number for a square, or (height, width); give one or two numbers"
-        )
-    return _whole(value[0], what), _whole(value[1], what)
 
 
 def _columns(rows: list[tuple[str, ...]], align: str) -> str:
