@@ -43,4 +43,8 @@ def test_public_names_give_source_departures_and_test(value):
 
 def test_the_walk_finds_the_library():
     names = {param.id for param in public_names()}
-    assert {"paperlib.complexity.counting.profile", "paperlib.mobilenet.MobileNetV1", "paperlib.metrics.auroc"} <= names
+    assert {
+        "paperlib.complexity.counting.profile",
+        "paperlib.mobilenet.network.MobileNetV1",
+        "paperlib.metrics.auroc",
+    } <= names
