@@ -115,8 +115,8 @@ def broken(copy, path, old, new):
     [
         ("book/data/items.yml", "    eq-12: {", "    eq-13: {", "gradcam.yml names gradcam-eq-12, which"),
         ("book/data/padim.yml", "table_IV_stc:", "table_IX_stc:", "padim.yml names padim-table-9, which"),
-        ("paperlib/cam.py", "arXiv:1512.04150, Eq. 2.", "arXiv:1512.04150, Eq. 7.", "_map names cam-eq-7"),
-        ("paperlib/cam.py", "::test_the_map_is_the_weighted_sum", "::test_gone", "tests/test_cam.py has no test_gone"),
+        ("paperlib/cam/head.py", "arXiv:1512.04150, Eq. 2.", "arXiv:1512.04150, Eq. 7.", "_map names cam-eq-7"),
+        ("paperlib/cam/head.py", "::test_the_map_is_the_weighted_sum", "::test_gone", "tests/cam/test_cam.py has no test_gone"),
         (NOTEBOOK, FIGURE_3, "ledger:cam-figure-3:seen", "'seen' of cam-figure-3"),
         (NOTEBOOK, FIGURE_3, "other", "cam-figure-3 has no row"),
         (NOTEBOOK, FIGURE_3, "ledger:cam-figure-99:measured", "cam-figure-99, which"),

@@ -1,0 +1,101 @@
+"""CAM: put the weights of the last linear layer back on the feature map that was pooled, and draw boxes around it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from paperlib.cam.head import _Calls, _check_average, _find_head
+from paperlib.inference import autocast, raise_if_threaded, undisturbed
+from paperlib.validation import check_images, target_classes
+
+
+class CAM(NamedTuple):
+    """What `cam` found. With T targets an image, maps and targets have an axis T after N.
+
+    Fields:
+        maps: (N, h, w), signed, in units of the logit: their mean over space (their sum, where the network
+            pools by a sum) is the logit without its bias.
+        logits: (N, classes).
+        targets: (N,) class indices.
+    """
+
+    maps: Tensor
+    logits: Tensor
+    targets: Tensor
+
+
+def class_activation_map(
+    features: Float[Tensor, "n c h w"], weight: Float[Tensor, "classes c"], targets: Int[Tensor, "*n_t"]
+) -> Float[Tensor, "*n_t h w"]:
+    r"""Weigh the channels of the last feature map by one class's row of the linear layer.
+
+    $$M_c(x, y) = \sum_k w_k^c f_k(x, y)$$   with $f_k$ = `features[:, k]`, $w_k^c$ = `weight[c, k]`.
+
+    Args:
+        features: what global average pooling pools.
+        weight: of the linear layer that follows the pooling.
+        targets: one class an image, or T classes an image for T maps.
+
+    Returns:
+        signed maps: no ReLU, no scaling, no bias; float32 where the features are half precision.
+
+    Source: Zhou et al., arXiv:1512.04150, Eq. 2. Departures: none.
+    Test: test_cam.py::test_the_map_is_the_weighted_sum_of_channels
+    """
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    n, c, h, w = features.shape
+    rows = weight[targets].to(dtype).view(n, -1, c)
+    with autocast(enabled=False):  # it would take the sum in half precision again
+        return (rows @ features.flatten(2).to(dtype)).view(*targets.shape, h, w)
+
+
+def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
+    """Compute the class activation maps of a network.
+
+    The network must end in global average pooling and one linear layer. It runs once,
+    without gradients. Starting from the logits, the operations are followed backwards
+    by the identity of tensors: through flattening and dropout to a linear layer or 1×1
+    convolution, and to a global pooling; the input of the pooling is the feature map.
+    If the logits are the output of the pooling (SqueezeNet), its channels are the maps.
+    The function checks on this run that the maps average (or sum) to the logits.
+
+    The model's state, mode and buffers are restored as by `grad_cam`.
+
+    Args:
+        model: for example torchvision's ResNet, DenseNet, EfficientNet or Swin, and
+            most of timm's convolutional networks.
+        images: (N, C, H, W), prepared as the model expects.
+        targets: None for the predicted class; one class for all images; N classes; or N
+            rows of T classes.
+
+    Returns:
+        maps at the resolution of the feature map, logits and targets.
+
+    Raises:
+        ValueError: for a network with another head (the message says which operation
+            was found), images that are not a finite batch, targets that do not match
+            the batch or the classes, and an nn.DataParallel over several devices.
+
+    Source: Zhou et al., arXiv:1512.04150, Eq. 1. Departures: none in the map. Networks average over space, so its mean
+        and not its sum is the logit; the bias is left out, as in the paper.
+    Test: test_cam.py::test_maps_average_to_the_logits_of_many_networks
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"a {type(model).__name__} hides the end of its network; pass the module it was made from")
+    raise_if_threaded(model, "the model")
+    with undisturbed(model), torch.no_grad():
+        images = check_images(images)
+        with _Calls() as calls:
+            logits = model(images.clone())  # a network may change its input in place
+        classes = target_classes(targets, logits, len(images))
+        head = _find_head(calls.last, logits)
+        _check_average(head, logits)
+        if head.weight is None:
+            picked = head.features.take_along_dim(classes.view(len(images), -1, 1, 1), 1)
+            maps = picked.view(*classes.shape, *picked.shape[-2:])
+            maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        else:
+            maps = class_activation_map(head.features, head.weight, classes)
+    return CAM(maps, logits.detach(), classes)
