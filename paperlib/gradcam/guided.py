@@ -1,0 +1,114 @@
+"""Guided backpropagation, and its product with Grad-CAM (Sec. 3.2)."""
+
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from paperlib.activations import find_layer, on_output
+from paperlib.anomaly_map import upsample
+from paperlib.gradcam.maps import (
+    Targets,
+    _gradients,
+    _last,
+    _ready,
+    _scores,
+    _spatial,
+    _stacked,
+    _weights,
+    grad_cam_map,
+)
+from paperlib.guided_relu import guided_relu
+
+
+def guided_backprop(
+    model: nn.Module, images: Tensor, targets: Targets = None, *, positive_gradients: bool = False
+) -> Float[Tensor, "n *t c h w"]:
+    r"""Compute guided backpropagation, a gradient of the class score to the image.
+
+    Negative gradients are set to zero at every ReLU, which propagates
+    $R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$; for a ReLU6 the gradient is also zero where
+    $f^l \ge 6$. Modules, functions and methods are recognised; see `guided_relu`. The
+    state of model and caller is restored as by `grad_cam`.
+
+    Args:
+        model: a network with ReLUs as activations.
+        images: (N, C, H, W), prepared as the model expects; the input of `grad_cam`.
+        targets: as in `grad_cam`.
+        positive_gradients: True accepts SiLU, GELU and other activations, and sets
+            negative gradients at their output to zero.
+
+    Returns:
+        gradients, in units of the score per unit of input: (N, C, H, W), or
+        (N, T, C, H, W) for T targets per image.
+
+    Raises:
+        ValueError: as `grad_cam`, for a network with activations other than ReLU and
+            ReLU6, and for activations that run in other threads or inside C++
+            functions.
+
+    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4. Departures: ReLU6 is not in the paper.
+    Test: test_gradcam.py::test_guided_backprop_by_hand
+    """
+    return _guided(model, images, None, targets, positive_gradients)[0]
+
+
+def guided_grad_cam(
+    model: nn.Module,
+    images: Tensor,
+    layer: nn.Module | str,
+    targets: Targets = None,
+    *,
+    positive_gradients: bool = False,
+) -> Float[Tensor, "n *t c h w"]:
+    """Multiply Guided Backpropagation by the Grad-CAM map: sharp, and about one class.
+
+    One forward pass serves both: a plain backward pass to the layer, then a guided one to the image. The map is
+    resized to the image bilinearly (corners not aligned).
+
+    Args:
+        model: a network of ReLUs.
+        images: (N, C, H, W), prepared as the model expects.
+        layer: as in `grad_cam`.
+        targets: as in `grad_cam`.
+        positive_gradients: as in `guided_backprop`.
+
+    Returns:
+        of the shape that `guided_backprop` gives.
+
+    Raises:
+        ValueError: as `grad_cam` and `guided_backprop`.
+
+    Source: Selvaraju et al., arXiv:1610.02391v4, Sec. 3.2. Departures: none.
+    Test: test_gradcam.py::test_guided_grad_cam_is_the_product_of_its_factors
+    """
+    gradients, maps = _guided(model, images, find_layer(model, layer), targets, positive_gradients)
+    with torch.inference_mode(False):
+        return gradients * upsample(maps, tuple(images.shape[-2:])).to(gradients.dtype).unsqueeze(-3)
+
+
+def _guided(
+    model: nn.Module, images: Tensor, layer: tuple[nn.Module, str] | None, targets: Targets, positive_gradients: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Take guided gradients to the images and, with a layer, Grad-CAM maps, from one forward pass."""
+    held: list[Tensor] = []
+    maps = None
+
+    def keep(output):
+        held[:] = [_spatial(layer[1], output, images).clone()]
+        return held[0].clone()
+
+    with _ready(model, images) as images, guided_relu(positive_gradients=positive_gradients) as guide:
+        source = images.requires_grad_()
+        with on_output(layer[0], keep) if layer else nullcontext() as other_threads:
+            output = model(source.clone())  # a network may change its input in place, and a leaf must not change
+        scores, _ = _scores(output, targets, len(images))
+        guide.check(scores)
+        if layer:
+            guide.on = False
+            activations = _last(held, layer[1], other_threads)
+            weights = _weights(scores, activations, f"layer {layer[1]!r}", retain_graph=True)
+            maps = grad_cam_map(weights, activations.detach())
+            guide.on = True
+        return _stacked(_gradients(scores, source, "the images"), scores), maps
