@@ -35,12 +35,11 @@ from paperlib import (
     neighbors,
     padim,
     patch_gaussian,
-    patch_pairs,
     patch_svdd,
-    patch_training,
     training,
     validation,
 )
+from paperlib.patch_svdd import pairs, training
 
 aten = torch.ops.aten
 
@@ -221,12 +220,12 @@ CALLS: dict[str, Callable[[Place], Any]] = {
         at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
     ),
     "patch_gaussian.whiten": lambda at: patch_gaussian.whiten(fed(at), 0.01),
-    "patch_pairs.mean_image": lambda at: patch_pairs.mean_image(at.pictures()),
-    "patch_pairs.check_range": lambda at: patch_pairs.check_range(at.pictures()),
-    "patch_pairs.random_crops": lambda at: patch_pairs.random_crops(
+    "patch_pairs.mean_image": lambda at: pairs.mean_image(at.pictures()),
+    "patch_pairs.check_range": lambda at: pairs.check_range(at.pictures()),
+    "patch_pairs.random_crops": lambda at: pairs.random_crops(
         at.pictures(), at(3, 64, 64), 3, (40, 40), torch.Generator().manual_seed(0)
     ),
-    "patch_pairs.cut": lambda at: patch_pairs.cut(
+    "patch_pairs.cut": lambda at: pairs.cut(
         at.pictures(), at(3, 64, 64), torch.tensor([0, 1]), 32, torch.tensor([[1, 2], [3, 4]])
     ),
     "patch_svdd.PatchSVDD.fit": lambda at: [getattr(fitted_svdd(at), name) for name in ("mean", "small", "big")],
@@ -234,9 +233,9 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "patch_training.PositionClassifier.forward": lambda at: at.module(lambda: patch_svdd.PositionClassifier(8))(
         at(6, 8), at(6, 8)
     ),
-    "patch_training.svdd_loss": losses(lambda at, a, b: patch_training.svdd_loss(a, b)),
+    "patch_training.svdd_loss": losses(lambda at, a, b: training.svdd_loss(a, b)),
     "patch_training.position_loss": losses(
-        lambda at, a, b: patch_training.position_loss(
+        lambda at, a, b: training.position_loss(
             at.module(lambda: patch_svdd.PositionClassifier(8)), a, b, at.whole(8, 6)
         )
     ),

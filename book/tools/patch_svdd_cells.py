@@ -18,9 +18,17 @@ from paperlib.anomaly_map import spread_patch_scores
 from paperlib.datasets import elpv, synthetic_defects
 from paperlib.metrics import auroc, pixel_auroc
 from paperlib.neighbors import nearest_distance
-from paperlib.patch_encoder import BIG_PATCH, BIG_STRIDE, initialize
-from paperlib.patch_svdd import FlatEncoder, HierarchicalEncoder, PatchSVDD, position_accuracy, train
-from paperlib.patch_training import progress_bar
+from paperlib.patch_svdd import (
+    BIG_PATCH,
+    BIG_STRIDE,
+    FlatEncoder,
+    HierarchicalEncoder,
+    PatchSVDD,
+    initialize,
+    position_accuracy,
+    progress_bar,
+    train,
+)
 
 CHECKPOINTS = results.ROOT / "_build" / "patch_svdd_cells"
 KINDS = ("mono", "poly")

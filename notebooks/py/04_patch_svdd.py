@@ -119,7 +119,7 @@ assert maps.scores[:2].min() > maps.scores[2]  # both defective cells score high
 
 # %% tags=["nbval-check-output"] mystnb={"image": {"alt": "Three grids of numbers. Left, the classes: 0 1 2 above, 3 and 4 beside an empty centre, 5 6 7 below. Middle, four patch scores: 1 3 above, 5 7 below. Right, the sixteen pixels: first row 1 2 3 0, second 3 4 5 0, third 5 6 7 0, last row all 0."}}
 from paperlib.anomaly_map import spread_patch_scores
-from paperlib.patch_pairs import DIRECTIONS
+from paperlib.patch_svdd import DIRECTIONS
 
 classes = np.full((3, 3), "", dtype=object)
 for number, (down, right) in enumerate(DIRECTIONS):
@@ -286,7 +286,7 @@ assert max(kept["centre"], kept["neighbors"]) < 0.3 < 0.4 < kept["patch_svdd"]
 # %% tags=["hide-input", "ledger:patch-svdd-figure-4:redrawn"] mystnb={"image": {"alt": "Two copies of a solar cell in grey. Left, a black square of 64 pixels in the middle and around it eight coloured groups of squares, numbered 0 to 7 in reading order, each group made of four squares that lie a few pixels apart and overlap the black one a little. Right, two squares of 64 pixels on almost the same place, one black and one orange, two pixels apart."}}
 from matplotlib.patches import Rectangle
 
-from paperlib.patch_pairs import neighbor_pairs, position_pairs
+from paperlib.patch_svdd import neighbor_pairs, position_pairs
 
 generator = torch.Generator().manual_seed(0)
 fig, panels = plt.subplots(1, 2, figsize=(6.4, 3.5))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from paperlib.anomaly_map import spread_patch_scores
 from paperlib.exercises.verdict import like, no_function, no_number, right, shape_of, wrong
-from paperlib.patch_encoder import HierarchicalEncoder
+from paperlib.patch_svdd import HierarchicalEncoder
 
 
 def patches_of_a_picture(answer: Any) -> bool:

@@ -30,8 +30,7 @@ from paperlib.checkpoint import load_checkpoint, save_checkpoint
 from paperlib.datasets import folder
 from paperlib.evaluation import Result, Settings, read_results, write_results
 from paperlib.padim import PaDiM
-from paperlib.patch_encoder import HierarchicalEncoder, load_released_weights
-from paperlib.patch_svdd import PatchSVDD
+from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, load_released_weights
 from paperlib.pictures import read_mask, read_picture
 
 MEMORY = 300 * 2**20  # bytes that reading any of these small files may add to the process

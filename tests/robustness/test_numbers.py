@@ -21,10 +21,8 @@ from paperlib.gradcam import grad_cam, guided_backprop, guided_grad_cam
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
 from paperlib.padim import PaDiM
-from paperlib.patch_encoder import HierarchicalEncoder
 from paperlib.patch_gaussian import PatchGaussian, mahalanobis_distance
-from paperlib.patch_pairs import mean_image
-from paperlib.patch_svdd import PatchSVDD
+from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, mean_image
 from paperlib.training import predict
 
 # Relative to the largest value: float32 has 2^-24, and a few dozen numbers are added up.

@@ -21,8 +21,7 @@ from paperlib.gradcam import grad_cam, guided_backprop, guided_grad_cam
 from paperlib.metrics import aupro
 from paperlib.neighbors import nearest_distance
 from paperlib.padim import PaDiM
-from paperlib.patch_encoder import HierarchicalEncoder
-from paperlib.patch_svdd import PatchSVDD
+from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD
 from paperlib.storage import read_tensors, write_tensors
 from paperlib.training import predict
 

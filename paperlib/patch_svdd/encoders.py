@@ -87,7 +87,7 @@ class PatchEncoder(_DenseEncoder):
         dimensions: of an embedding, D.
 
     Source: Patch SVDD, arXiv:2006.16067, Sec. 4 and its released code. Departures: initial weights, see `initialize`.
-    Test: test_patch_encoder.py::test_one_pass_equals_patch_by_patch
+    Test: test_encoders.py::test_one_pass_equals_patch_by_patch
     """
 
     side, step = SMALL_PATCH, 2
@@ -105,7 +105,7 @@ class FlatEncoder(_DenseEncoder):
         dimensions: of an embedding, D.
 
     Source: Patch SVDD, arXiv:2006.16067, Sec. 3.3 (the ablation) and its released code.
-    Departures: initial weights, see `initialize`. Test: test_patch_encoder.py::test_one_pass_equals_patch_by_patch
+    Departures: initial weights, see `initialize`. Test: test_encoders.py::test_one_pass_equals_patch_by_patch
     """
 
     side, step = BIG_PATCH, 8
@@ -128,7 +128,7 @@ class HierarchicalEncoder(nn.Module):
         dimensions: of an embedding, D.
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 7 and Sec. 4. Departures: initial weights, see `initialize`.
-    Test: test_patch_encoder.py::test_the_big_encoder_sees_a_patch_through_its_quarters
+    Test: test_encoders.py::test_the_big_encoder_sees_a_patch_through_its_quarters
     """
 
     side, step = BIG_PATCH, PatchEncoder.step
@@ -214,7 +214,7 @@ class HierarchicalEncoder(nn.Module):
 
         Source: Patch SVDD, arXiv:2006.16067, Alg. 2. Departures: the released code cuts out each patch, 3,249 + 169 for
             an image, and runs it by itself.
-        Test: test_patch_encoder.py::test_both_scales_of_an_image_equal_patch_by_patch
+        Test: test_encoders.py::test_both_scales_of_an_image_equal_patch_by_patch
         """
         images = _checked(images, self, BIG_PATCH, (stride_small, stride_big), tile)
         even = [stride for stride in (stride_small, stride_big) if stride % self.enc.step == 0]
@@ -257,7 +257,7 @@ def initialize(encoder: nn.Module, *, as_released: bool = False) -> None:
             variance. Through the eight layers the signal then fades to a thousandth, and training starts slowly.
 
     Source: He et al., arXiv:1502.01852, Eq. 15, for a LeakyReLU of slope 0.1. Departures: see `as_released`.
-    Test: test_patch_encoder.py::test_the_signal_keeps_its_size_through_the_layers
+    Test: test_encoders.py::test_the_signal_keeps_its_size_through_the_layers
     """
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -284,7 +284,7 @@ def load_released_weights(path: str | Path) -> HierarchicalEncoder:
         ValueError: naming the file, if it is anything but float32 weights of this encoder, all there and finite.
 
     Source: the released code of Patch SVDD. Departures: none.
-    Test: test_patch_encoder.py::test_released_weights_are_read
+    Test: test_encoders.py::test_released_weights_are_read
     """
     try:
         found = load_state(path)
@@ -303,7 +303,7 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
     Raises:
         ValueError: naming the file and what does not fit.
 
-    Source: this book. Departures: none. Test: test_patch_encoder.py::test_any_other_file_is_refused_by_name
+    Source: this book. Departures: none. Test: test_encoders.py::test_any_other_file_is_refused_by_name
     """
     expected = f"expected the float32 weights of a Patch SVDD encoder in {path}"
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):

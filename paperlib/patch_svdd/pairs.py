@@ -8,13 +8,11 @@ import torch.distributed as distributed
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from paperlib.distributed import check_same_size, fail_together
-from paperlib.patch_encoder import BIG_PATCH
-from paperlib.validation import check_images, readable
+from paperlib.distributed import check_same_size
+from paperlib.patch_svdd.images import TOGETHER
+from paperlib.validation import readable
 
-TOGETHER = 8  # images that are summed at once, so that a file mapped into memory is never copied whole
 PERTURBATION = 0.02  # released code: standard deviation of the colour shift and of the pixel noise; white is 1
-
 # Position classes 0 to 7: the 3×3 grid around a patch in reading order, without its centre.
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
@@ -58,7 +56,7 @@ def position_pairs(
     Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2; the moves are the released code's. Departures: the released code
         clips; on 256×256 images 34.2 % (K = 64) and 15.4 % (K = 32) of its pairs are then closer than the move, some
         equal.
-    Test: test_patch_pairs.py::test_position_pairs_are_where_they_say
+    Test: test_pairs.py::test_position_pairs_are_where_they_say
     """
     needed = patch if clip else 2 * patch - 1
     if min(size) < needed:
@@ -98,7 +96,7 @@ def neighbor_pairs(
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 4 and Alg. 1; the range is the released code's.
     Departures: the first patch is uniform among the places that keep both inside; the released code clips.
-    Test: test_patch_pairs.py::test_neighbor_pairs_are_moved_a_little
+    Test: test_pairs.py::test_neighbor_pairs_are_moved_a_little
     """
     reach = max(1, patch // 32 // step)
     needed = patch if clip else patch + reach * step
@@ -135,55 +133,10 @@ def perturb(images: Float[Tensor, "n 3 h w"], generator: torch.Generator) -> Flo
         generator: on the images' device.
 
     Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2 and the released code. Departures: none.
-    Test: test_patch_pairs.py::test_perturbation_is_a_colour_shift_and_noise
+    Test: test_pairs.py::test_perturbation_is_a_colour_shift_and_noise
     """
     draw = functools.partial(torch.randn, generator=generator, device=images.device, dtype=images.dtype)
     return images + PERTURBATION * (draw(len(images), 3, 1, 1) + draw(images.shape))
-
-
-def mean_image(
-    images: Tensor,
-    *,
-    group_device: torch.device | None = None,
-) -> Float[Tensor, "3 h w"]:
-    """Average the training images, pixel by pixel, after checking that there is something to learn from them.
-
-    Args:
-        images: (N, 3, H, W), RGB in [0, 1].
-        group_device: None for the mean of `images`. A device for the mean over all
-            processes of `torch.distributed`, which communicate there: all of them call
-            this, each with its part of the images, and one image is enough for a part.
-
-    Raises:
-        ValueError: for images that are not a finite floating-point batch (N, 3, H, W) in [0, 1] of at least 64×64
-            pixels; for a single image, images that are all equal (nothing is left after subtraction), or an image of
-            one colour. With `group_device`, every process raises if one of them does.
-
-    Source: the released code of Patch SVDD. Departures: none.
-    Test: test_patch_pairs.py::test_images_that_teach_nothing_are_refused
-    """
-    with fail_together(group_device):
-        images = check_images(images)
-        check_range(images)
-        _check_colours(images)
-    total = images.new_zeros(images.shape[1:], dtype=torch.float64)
-    for part in images.split(TOGETHER):
-        total += part.sum(0, dtype=torch.float64)
-    if group_device is None:
-        count, differ = len(images), _any_differs(images, images[0])
-    else:
-        total, count, differ = _combine(images, total.to(group_device))
-    if count < 2:
-        raise ValueError(
-            "1 training image; expected at least 2, since their mean is subtracted and "
-            "nothing would be left of a single one"
-        )
-    if not differ:
-        raise ValueError(
-            f"the {count} training images are all equal, and nothing is left of them "
-            "without their mean; expected different ones"
-        )
-    return (total / count).to(images)
 
 
 def _combine(images: Tensor, total: Tensor) -> tuple[Tensor, int, bool]:
@@ -218,25 +171,6 @@ def _check_colours(images: Tensor) -> None:
         raise ValueError(f"{which} are of one colour; remove them")
 
 
-def check_range(images: Tensor) -> None:
-    """Refuse images that are no RGB in [0, 1] or smaller than a patch.
-
-    Raises:
-        ValueError: saying what came and what to do.
-
-    Source: this book. Departures: none. Test: test_patch_pairs.py::test_images_that_teach_nothing_are_refused
-    """
-    if images.shape[1] != 3 or min(images.shape[-2:]) < BIG_PATCH:
-        raise ValueError(
-            f"images of shape {tuple(images.shape)}; expected RGB (N, 3, H, W) of at least {BIG_PATCH}×{BIG_PATCH} "
-            "pixels. Resize them, to 256×256 as in the paper say, and repeat grey with .expand(-1, 3, -1, -1)"
-        )
-    if readable(images):
-        low, high = float(images.amin()), float(images.amax())
-        if low < -1e-3 or high > 1 + 1e-3:  # resizing may round past the ends
-            raise ValueError(f"images go from {low:.3g} to {high:.3g}; expected 0 to 1. Bytes are divided by 255")
-
-
 def random_crops(
     images: Float[Tensor, "n 3 h w"],
     mean: Float[Tensor, "3 h w"],
@@ -253,7 +187,7 @@ def random_crops(
         size: of a crop, height and width in pixels, at most the images'.
         generator: on the CPU.
 
-    Source: this book. Departures: none. Test: test_patch_pairs.py::test_crops_come_from_everywhere
+    Source: this book. Departures: none. Test: test_pairs.py::test_crops_come_from_everywhere
     """
     rows = torch.randint(len(images), (count,), generator=generator)
     room = torch.tensor(images.shape[-2:]) - torch.tensor(size)
@@ -277,7 +211,7 @@ def cut(
         size: height and width in pixels; one number for a square.
         corners: top left, row and column, in pixels.
 
-    Source: this book. Departures: none. Test: test_patch_pairs.py::test_crops_come_from_everywhere
+    Source: this book. Departures: none. Test: test_pairs.py::test_crops_come_from_everywhere
     """
     height, width = (size, size) if isinstance(size, int) else size
     return torch.stack([

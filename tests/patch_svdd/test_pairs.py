@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measure import peak_memory
 
-from paperlib.patch_pairs import DIRECTIONS, cut, mean_image, neighbor_pairs, perturb, position_pairs, random_crops
+from paperlib.patch_svdd import DIRECTIONS, mean_image, neighbor_pairs, perturb, position_pairs
+from paperlib.patch_svdd.pairs import cut, random_crops
 
 
 def generator(seed=0):

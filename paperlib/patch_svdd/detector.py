@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from paperlib.anomaly_map import spread_patch_scores
 from paperlib.distributed import fail_together
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
-from paperlib.patch_encoder import (
+from paperlib.patch_svdd.encoders import (
     BIG_PATCH,
     BIG_STRIDE,
     SMALL_PATCH,
@@ -27,15 +27,9 @@ from paperlib.patch_encoder import (
     encoder_from_weights,
     load_released_weights,
 )
-from paperlib.patch_pairs import check_range, mean_image
-from paperlib.patch_training import (
-    PositionClassifier,
-    position_accuracy,
-    position_loss,
-    svdd_loss,
-    train,
-    train_on_patches,
-)
+from paperlib.patch_svdd.images import check_range, mean_image
+from paperlib.patch_svdd.losses import PositionClassifier, position_loss, svdd_loss
+from paperlib.patch_svdd.training import position_accuracy, train, train_on_patches
 from paperlib.storage import read_tensors, write_tensors
 from paperlib.validation import check_images
 
@@ -43,7 +37,6 @@ __all__ = [
     "Embeddings", "FlatEncoder", "HierarchicalEncoder", "PatchEncoder", "PatchMaps", "PatchSVDD", "PositionClassifier",
     "load_released_weights", "position_accuracy", "position_loss", "svdd_loss", "train", "train_on_patches",
 ]  # fmt: skip
-
 SVDD_FORMAT = "paperlib.patch_svdd.1"
 TOGETHER = 8  # images that are searched at once
 

@@ -14,21 +14,24 @@ from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 from torch import nn
 
-from paperlib import patch_training
 from paperlib.datasets import elpv
-from paperlib.patch_encoder import FlatEncoder, HierarchicalEncoder, PatchEncoder, initialize
-from paperlib.patch_training import (
+from paperlib.patch_svdd import (
+    FlatEncoder,
+    HierarchicalEncoder,
+    PatchEncoder,
     PositionClassifier,
-    fast_dtype,
+    initialize,
     position_accuracy,
     position_loss,
     progress_bar,
     svdd_loss,
     train,
     train_on_patches,
+    training,
 )
+from paperlib.patch_svdd.training import fast_dtype
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def encoder(kind=HierarchicalEncoder, dimensions=4, seed=0):
@@ -229,7 +232,7 @@ def test_muon_takes_filter_banks_as_matrices():
     torch.manual_seed(0)
     weight, gradient = nn.Parameter(torch.randn(6, 4, 3, 3)), torch.randn(6, 4, 3, 3)
     flat = nn.Parameter(weight.detach().flatten(1).clone())
-    ours, theirs = patch_training._MatrixMuon([weight], 0.1), torch.optim.Muon([flat], 0.1, weight_decay=0)
+    ours, theirs = training._MatrixMuon([weight], 0.1), torch.optim.Muon([flat], 0.1, weight_decay=0)
     for scale in (1, -3):
         weight.grad, flat.grad = scale * gradient, scale * gradient.flatten(1)
         ours.step()
@@ -245,7 +248,7 @@ def test_the_learning_rate_follows_torchs_cycle():
     )
     for step in range(100):
         done = 0.3 * step / 29 if step <= 29 else 0.3 + 0.7 * (step - 29) / 70
-        assert patch_training._one_cycle(done) == pytest.approx(cycle.get_last_lr()[0], abs=1e-9)
+        assert training._one_cycle(done) == pytest.approx(cycle.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         if step < 99:
             cycle.step()
@@ -253,9 +256,9 @@ def test_the_learning_rate_follows_torchs_cycle():
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1])
 def test_the_order_is_one_of_its_own_for_each_seed_and_epoch(seed):
-    orders = [tuple(patch_training._order(50, s, epoch).tolist()) for s in (seed, seed - 1) for epoch in range(3)]
+    orders = [tuple(training._order(50, s, epoch).tolist()) for s in (seed, seed - 1) for epoch in range(3)]
     assert len(set(orders)) == 6 and all(sorted(order) == list(range(50)) for order in orders)
-    assert orders[0] == tuple(patch_training._order(50, seed, 0).tolist())
+    assert orders[0] == tuple(training._order(50, seed, 0).tolist())
 
 
 def test_an_older_torch_without_muon_is_told_to_use_adam(monkeypatch):
@@ -452,7 +455,7 @@ def test_bad_arguments_are_refused():
 def test_the_progress_bar_tells_how_far_it_is(capsys):
     show = progress_bar(200)
     for step in (50, 200):
-        show(patch_training.Record(step, 1.25, 0.4, math.nan, 0.1, 0.1))
+        show(training.Record(step, 1.25, 0.4, math.nan, 0.1, 0.1))
     lines = re.split(r"[\r\n]+", capsys.readouterr().out)
     assert lines[1] == "[#####...............] 50/200  loss 1.250, K=64 40%"
     assert lines[2] == "[####################] 200/200  loss 1.250, K=64 40%" and lines[3] == ""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paperlib.patch_encoder import FlatEncoder, HierarchicalEncoder, PatchEncoder, initialize, load_released_weights
+from paperlib.patch_svdd import FlatEncoder, HierarchicalEncoder, PatchEncoder, initialize, load_released_weights
 
 # Two orders of the same float32 sums, of values below one: each strays 0.9e-6 at most from the sums in float64 over 660
 # pictures, so the two stray up to twice that from each other. What float64 can tell is compared at 1e-14.

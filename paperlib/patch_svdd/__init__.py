@@ -1,0 +1,53 @@
+"""Patch SVDD: encoders, their training, and a detector by nearest normal patches."""
+
+from paperlib.patch_svdd.detector import SVDD_FORMAT, PatchMaps, PatchSVDD
+from paperlib.patch_svdd.encoders import (
+    BIG_PATCH,
+    BIG_STRIDE,
+    SMALL_PATCH,
+    SMALL_STRIDE,
+    Embeddings,
+    FlatEncoder,
+    HierarchicalEncoder,
+    PatchEncoder,
+    encoder_from_weights,
+    initialize,
+    load_released_weights,
+)
+from paperlib.patch_svdd.images import check_range, mean_image
+from paperlib.patch_svdd.losses import PositionClassifier, position_loss, svdd_loss
+from paperlib.patch_svdd.pairs import DIRECTIONS, Pairs, neighbor_pairs, perturb, position_pairs
+from paperlib.patch_svdd.training import Record, Training, position_accuracy, progress_bar, train, train_on_patches
+
+__all__ = [
+    "BIG_PATCH",
+    "BIG_STRIDE",
+    "DIRECTIONS",
+    "SMALL_PATCH",
+    "SMALL_STRIDE",
+    "SVDD_FORMAT",
+    "Embeddings",
+    "FlatEncoder",
+    "HierarchicalEncoder",
+    "Pairs",
+    "PatchEncoder",
+    "PatchMaps",
+    "PatchSVDD",
+    "PositionClassifier",
+    "Record",
+    "Training",
+    "check_range",
+    "encoder_from_weights",
+    "initialize",
+    "load_released_weights",
+    "mean_image",
+    "neighbor_pairs",
+    "perturb",
+    "position_accuracy",
+    "position_loss",
+    "position_pairs",
+    "progress_bar",
+    "svdd_loss",
+    "train",
+    "train_on_patches",
+]

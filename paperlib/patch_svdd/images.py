@@ -1,0 +1,76 @@
+"""What is done to images before patches are cut: their range is checked, their mean subtracted."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from paperlib.distributed import fail_together
+from paperlib.patch_svdd.encoders import BIG_PATCH
+from paperlib.patch_svdd.pairs import _any_differs, _check_colours, _combine
+from paperlib.validation import check_images, readable
+
+TOGETHER = 8  # images that are summed at once, so that a file mapped into memory is never copied whole
+
+
+def mean_image(
+    images: Tensor,
+    *,
+    group_device: torch.device | None = None,
+) -> Float[Tensor, "3 h w"]:
+    """Average the training images, pixel by pixel, after checking that there is something to learn from them.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        group_device: None for the mean of `images`. A device for the mean over all
+            processes of `torch.distributed`, which communicate there: all of them call
+            this, each with its part of the images, and one image is enough for a part.
+
+    Raises:
+        ValueError: for images that are not a finite floating-point batch (N, 3, H, W) in [0, 1] of at least 64×64
+            pixels; for a single image, images that are all equal (nothing is left after subtraction), or an image of
+            one colour. With `group_device`, every process raises if one of them does.
+
+    Source: the released code of Patch SVDD. Departures: none.
+    Test: test_pairs.py::test_images_that_teach_nothing_are_refused
+    """
+    with fail_together(group_device):
+        images = check_images(images)
+        check_range(images)
+        _check_colours(images)
+    total = images.new_zeros(images.shape[1:], dtype=torch.float64)
+    for part in images.split(TOGETHER):
+        total += part.sum(0, dtype=torch.float64)
+    if group_device is None:
+        count, differ = len(images), _any_differs(images, images[0])
+    else:
+        total, count, differ = _combine(images, total.to(group_device))
+    if count < 2:
+        raise ValueError(
+            "1 training image; expected at least 2, since their mean is subtracted and "
+            "nothing would be left of a single one"
+        )
+    if not differ:
+        raise ValueError(
+            f"the {count} training images are all equal, and nothing is left of them "
+            "without their mean; expected different ones"
+        )
+    return (total / count).to(images)
+
+
+def check_range(images: Tensor) -> None:
+    """Refuse images that are no RGB in [0, 1] or smaller than a patch.
+
+    Raises:
+        ValueError: saying what came and what to do.
+
+    Source: this book. Departures: none. Test: test_pairs.py::test_images_that_teach_nothing_are_refused
+    """
+    if images.shape[1] != 3 or min(images.shape[-2:]) < BIG_PATCH:
+        raise ValueError(
+            f"images of shape {tuple(images.shape)}; expected RGB (N, 3, H, W) of at least {BIG_PATCH}×{BIG_PATCH} "
+            "pixels. Resize them, to 256×256 as in the paper say, and repeat grey with .expand(-1, 3, -1, -1)"
+        )
+    if readable(images):
+        low, high = float(images.amin()), float(images.amax())
+        if low < -1e-3 or high > 1 + 1e-3:  # resizing may round past the ends
+            raise ValueError(f"images go from {low:.3g} to {high:.3g}; expected 0 to 1. Bytes are divided by 255")
