@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from paperlib import backbones, evaluation
+from paperlib import backbones
 from paperlib.archive import unpack
+from paperlib.padim import evaluation
 from paperlib.picture_folders import VARIANTS, categories
 
 

@@ -40,7 +40,7 @@ def full_precision() -> Iterator[None]:
     a block runs, that change applies inside the block too, and it remains after the
     block.
 
-    Source: this book. Departures: none. Test: test_patch_gaussian.py::test_no_bfloat16_or_tf32_leaks_in
+    Source: this book. Departures: none. Test: test_gaussian.py::test_no_bfloat16_or_tf32_leaks_in
     """
     with _LOCK:
         if _FULL["blocks"] == 0:

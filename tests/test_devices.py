@@ -34,11 +34,11 @@ from paperlib import (
     mobilenet,
     neighbors,
     padim,
-    patch_gaussian,
     patch_svdd,
     training,
     validation,
 )
+from paperlib.padim import gaussian
 from paperlib.patch_svdd import pairs, training
 
 aten = torch.ops.aten
@@ -95,8 +95,8 @@ def small() -> nn.Module:
     )  # fmt: skip
 
 
-def fed(at: Place) -> patch_gaussian.PatchGaussian:
-    return patch_gaussian.PatchGaussian(4, 20).update(at(30, 4, 20))
+def fed(at: Place) -> gaussian.PatchGaussian:
+    return gaussian.PatchGaussian(4, 20).update(at(30, 4, 20))
 
 
 def fitted_padim(at: Place) -> padim.PaDiM:
@@ -212,14 +212,14 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "patch_gaussian.PatchGaussian.merge": lambda at: fed(at).merge(fed(at)).covariance(),
     "patch_gaussian.PatchGaussian.mean": lambda at: fed(at).mean(),
     "patch_gaussian.PatchGaussian.covariance": lambda at: fed(at).covariance(),
-    "patch_gaussian.mahalanobis_distance": lambda at: patch_gaussian.mahalanobis_distance(
+    "patch_gaussian.mahalanobis_distance": lambda at: gaussian.mahalanobis_distance(
         at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
     ),
-    "patch_gaussian.leave_one_out_distance": lambda at: patch_gaussian.leave_one_out_distance(at(at.n, 4), 9),
-    "patch_gaussian.whitened_norm": lambda at: patch_gaussian.whitened_norm(
+    "patch_gaussian.leave_one_out_distance": lambda at: gaussian.leave_one_out_distance(at(at.n, 4), 9),
+    "patch_gaussian.whitened_norm": lambda at: gaussian.whitened_norm(
         at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
     ),
-    "patch_gaussian.whiten": lambda at: patch_gaussian.whiten(fed(at), 0.01),
+    "patch_gaussian.whiten": lambda at: gaussian.whiten(fed(at), 0.01),
     "patch_pairs.mean_image": lambda at: pairs.mean_image(at.pictures()),
     "patch_pairs.check_range": lambda at: pairs.check_range(at.pictures()),
     "patch_pairs.random_crops": lambda at: pairs.random_crops(

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from paperlib.backbones import FeatureExtractor
 from paperlib.distributed import fail_together, process_group
-from paperlib.padim import PaDiM
-from paperlib.patch_gaussian import PatchGaussian, whiten
+from paperlib.padim import PaDiM, PatchGaussian
+from paperlib.padim.gaussian import whiten
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, train
 
 TRAINING = {"steps": 3, "crops": 2, "side": 128, "pairs": 16, "every": 2, "dtype": torch.float32}

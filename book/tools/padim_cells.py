@@ -20,7 +20,7 @@ from paperlib.backbones import FeatureExtractor, concatenate_embeddings
 from paperlib.datasets import elpv, synthetic_defects
 from paperlib.metrics import aupro, auroc, pixel_auroc
 from paperlib.neighbors import nearest_distance
-from paperlib.patch_gaussian import PatchGaussian, mahalanobis_distance
+from paperlib.padim import PatchGaussian, mahalanobis_distance
 
 SEEDS = 5
 TRAIN, SPARE, TEST, PAINTED = 150, 50, 75, 24  # cells: to fit, held back, of each class to test, with a painted defect

@@ -52,8 +52,8 @@ NETWORK = run.choose(smoke="efficientnet_lite0", full="resnet18")
 from paperlib import backbones
 from paperlib.backbones import FeatureExtractor
 from paperlib.datasets import elpv
-from paperlib.evaluation import DIMENSIONS
 from paperlib.padim import PaDiM
+from paperlib.padim.evaluation import DIMENSIONS
 
 backbone, batch = backbones.load(NETWORK), run.choose(smoke=4, full=32)  # a CPU is fastest with few pictures at a time
 extractor, side = FeatureExtractor(backbone.model.to(run.device), backbone.layers), backbone.transform.size
@@ -975,7 +975,8 @@ assert run.full or (scaled(everyone)[cell] > 0.5) != (in_milder > 0.5)
 # %%
 import os
 
-from paperlib import evaluation, session
+from paperlib import session
+from paperlib.padim import evaluation
 from paperlib.picture_folders import categories
 
 MVTEC = os.environ.get("MVTEC_AD")  # or the path of the folder

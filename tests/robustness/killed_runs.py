@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from paperlib import backbones, evaluation
+from paperlib import backbones
 from paperlib.backbones import Backbone, FeatureExtractor
-from paperlib.padim import PaDiM
+from paperlib.padim import PaDiM, evaluation
 from paperlib.patch_svdd import HierarchicalEncoder, train, train_on_patches
 from paperlib.training import train_classifier
 

@@ -28,8 +28,8 @@ from paperlib.archive import unpack
 from paperlib.backbones import FeatureExtractor
 from paperlib.checkpoint import load_checkpoint, save_checkpoint
 from paperlib.datasets import folder
-from paperlib.evaluation import Result, Settings, read_results, write_results
 from paperlib.padim import PaDiM
+from paperlib.padim.evaluation import Result, Settings, read_results, write_results
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, load_released_weights
 from paperlib.pictures import read_mask, read_picture
 

@@ -13,15 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from paperlib import patch_gaussian, patch_svdd
+from paperlib import patch_svdd
 from paperlib.anomaly_map import gaussian_blur, minmax, spread_patch_scores, upsample
 from paperlib.backbones import FeatureExtractor, concatenate_embeddings
 from paperlib.cam import bounding_boxes, cam, class_activation_map
 from paperlib.gradcam import grad_cam, guided_backprop, guided_grad_cam
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
-from paperlib.padim import PaDiM
-from paperlib.patch_gaussian import PatchGaussian, mahalanobis_distance
+from paperlib.padim import PaDiM, PatchGaussian, gaussian, mahalanobis_distance
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, mean_image
 from paperlib.training import predict
 
@@ -239,11 +238,11 @@ def test_features_of_any_size_are_scored_or_refused(scale, cases):
     x = torch.randn(20, 3, 5, generator=torch.Generator().manual_seed(0)) * scale
     gaussian = PatchGaussian(3, 5).update(x)
     try:
-        whitening = patch_gaussian.whiten(PatchGaussian(3, 5).update(x), 0.01)
+        whitening = gaussian.whiten(PatchGaussian(3, 5).update(x), 0.01)
     except ValueError as error:
         assert "epsilon" in str(error) and scale > 1
     else:
-        found = patch_gaussian.whitened_norm(x, gaussian.mean(), whitening)
+        found = gaussian.whitened_norm(x, gaussian.mean(), whitening)
         double = PatchGaussian(3, 5, torch.float64).update(x.double())
         lower = torch.linalg.cholesky(double.covariance())
         truth = mahalanobis_distance(x.double(), double.mean(), lower)

@@ -18,7 +18,6 @@ from paperlib.precision import full_precision
 from paperlib.validation import check_finite
 
 COVARIANCE_EPSILON = 0.01  # PaDiM, Sec. IV-B: added to the variances
-
 # Positions are worked on a few at a time, so that what is read twice is still in the processor's cache: about 1.7 times
 # faster than all at once at D = 100.
 CHUNK = 2**20  # elements
@@ -46,7 +45,7 @@ class PatchGaussian:
         ValueError: for sizes below 1, or another dtype than float32 and float64.
 
     Source: PaDiM, arXiv:2011.08785, Sec. III-B, Eq. 1; the update is Chan, Golub & LeVeque's, COMPSTAT 1982.
-    Departures: none. Test: test_patch_gaussian.py::test_batches_give_numpys_mean_and_covariance
+    Departures: none. Test: test_gaussian.py::test_batches_give_numpys_mean_and_covariance
     """
 
     def __init__(
@@ -241,7 +240,7 @@ def mahalanobis_distance(
         ValueError: if shapes do not fit, dtypes differ or are half precision, or x holds NaN.
 
     Source: PaDiM, arXiv:2011.08785, Sec. III-C, Eq. 2. Departures: none.
-    Test: test_patch_gaussian.py::test_distance_equals_scipys
+    Test: test_gaussian.py::test_distance_equals_scipys
     """
     n, p, d = x.shape if x.ndim == 3 else (0, 0, 0)
     if not p or not d or mean.shape != (p, d) or cholesky.shape != (p, d, d):
@@ -280,7 +279,7 @@ def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
         ValueError: for a count below 3.
 
     Source: this book. Departures: ε counts as ε(N-1)/(N-2) in the Gaussian left with N - 1 images.
-    Test: test_patch_gaussian.py::test_leaving_out_equals_fitting_again
+    Test: test_gaussian.py::test_leaving_out_equals_fitting_again
     """
     if count < 3:
         raise ValueError(f"{count} images; leaving one out takes at least 3")
@@ -307,7 +306,7 @@ def whitened_norm(
         the distance, not its square, (N, P).
 
     Source: PaDiM, arXiv:2011.08785, Sec. III-C, Eq. 2. Departures: none.
-    Test: test_patch_gaussian.py::test_distance_equals_scipys
+    Test: test_gaussian.py::test_distance_equals_scipys
     """
     n, p, d = x.shape
     distances = x.new_empty(p, n)
@@ -342,7 +341,7 @@ def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d 
             consumed, or variances so large that epsilon is lost in rounding.
 
     Source: this book. Departures: none.
-    Test: test_patch_gaussian.py::test_whitening_is_the_inverse_factor_of_the_covariance
+    Test: test_gaussian.py::test_whitening_is_the_inverse_factor_of_the_covariance
     """
     gaussian._check_enough(epsilon)
     gaussian._consumed = True
@@ -399,6 +398,6 @@ def _bands(dimensions: int) -> list[tuple[int, int]]:
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Give the dtype itself, or float32 in place of a half-precision one: too coarse for sums over images.
 
-    Source: this book. Departures: none. Test: test_patch_gaussian.py::test_results_come_in_the_dtype_that_was_fed
+    Source: this book. Departures: none. Test: test_gaussian.py::test_results_come_in_the_dtype_that_was_fed
     """
     return torch.promote_types(dtype, torch.float32)

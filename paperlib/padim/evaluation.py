@@ -16,10 +16,10 @@ from torch import Tensor
 from paperlib.backbones import Backbone, FeatureExtractor, Transform
 from paperlib.items import batches
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
-from paperlib.padim import PaDiM
+from paperlib.padim.detector import PaDiM
 from paperlib.picture_folders import MVTEC_OBJECTS, MVTEC_TEXTURES, MVTecAD
 
-PAPER = json.loads(Path(__file__).with_name("papers").joinpath("padim.json").read_text(encoding="utf-8"))
+PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
 GROUPS = {"all_texture": MVTEC_TEXTURES, "all_object": MVTEC_OBJECTS, "all": (*MVTEC_TEXTURES, *MVTEC_OBJECTS)}
 # PaDiM, Sec. IV-B. Of EfficientNet-B5 all 344 channels; for Lite0, which is not in the paper, ResNet-18's number.
 DIMENSIONS = {"resnet18": 100, "wide_resnet50_2": 550, "efficientnet_b5": None, "efficientnet_lite0": 100}

@@ -10,11 +10,11 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torchvision.transforms import functional as TF
 from torchvision.transforms.functional import InterpolationMode
 
-from paperlib import backbones, evaluation, viz
+from paperlib import backbones, viz
 from paperlib.backbones import FeatureExtractor
-from paperlib.evaluation import GROUPS, PAPER, Result, Settings
 from paperlib.metrics import aupro
-from paperlib.padim import PaDiM
+from paperlib.padim import PaDiM, evaluation
+from paperlib.padim.evaluation import GROUPS, PAPER, Result, Settings
 
 
 @pytest.fixture(scope="module")
