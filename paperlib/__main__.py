@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from paperlib import backbones
-from paperlib.archive import unpack
+from paperlib.datasets import VARIANTS, categories, unpack
 from paperlib.padim import evaluation
-from paperlib.picture_folders import VARIANTS, categories
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from paperlib.archive import unpack
+from paperlib.datasets import unpack
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab shows a mounted Drive; it stays when the session ends
 SAMPLED = 4096  # numbers of a tensor that tell it from another

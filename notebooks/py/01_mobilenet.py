@@ -815,7 +815,7 @@ assert check.depthwise_function(depthwise_convolution)
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from paperlib.pictures import read_picture
+from paperlib.datasets import read_picture
 
 FOLDER, EPOCHS = None, 12  # the path, such as "pets.zip"
 if FOLDER is None:

@@ -339,8 +339,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from paperlib import session
-from paperlib.datasets import elpv
-from paperlib.pictures import read_picture
+from paperlib.datasets import elpv, read_picture
 
 FOLDER = None  # or the path of a folder (or its zip) that holds two folders of pictures, such as Cat and Dog
 by_default = FOLDER is None

@@ -1140,7 +1140,7 @@ PICTURE = None  # or the path of a picture, such as "dog.jpg"
 if PICTURE is None:
     print("no picture of yours: nothing was run")
 else:
-    from paperlib.pictures import read_picture
+    from paperlib.datasets import read_picture
 
     mine = np.array(read_picture(PICTURE))
     with torch.no_grad():

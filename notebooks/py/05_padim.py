@@ -976,8 +976,8 @@ assert run.full or (scaled(everyone)[cell] > 0.5) != (in_milder > 0.5)
 import os
 
 from paperlib import session
+from paperlib.datasets import categories
 from paperlib.padim import evaluation
-from paperlib.picture_folders import categories
 
 MVTEC = os.environ.get("MVTEC_AD")  # or the path of the folder
 if MVTEC is None:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from paperlib.backbones import Backbone, FeatureExtractor, Transform
-from paperlib.items import batches
+from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, MVTecAD, batches
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
-from paperlib.picture_folders import MVTEC_OBJECTS, MVTEC_TEXTURES, MVTecAD
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
 GROUPS = {"all_texture": MVTEC_TEXTURES, "all_object": MVTEC_OBJECTS, "all": (*MVTEC_TEXTURES, *MVTEC_OBJECTS)}

@@ -27,9 +27,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from paperlib import backbones
 from paperlib.backbones import FeatureExtractor
-from paperlib.datasets import batches, folder
+from paperlib.datasets import PictureFolder, batches, folder
 from paperlib.padim import PaDiM
-from paperlib.picture_folders import PictureFolder
 
 SIDE, BATCH = 224, 8
 NO_PEER = "no peer"

@@ -24,14 +24,12 @@ from safetensors.torch import save
 from torch import nn
 
 from paperlib import backbones, storage
-from paperlib.archive import unpack
 from paperlib.backbones import FeatureExtractor
 from paperlib.checkpoint import load_checkpoint, save_checkpoint
-from paperlib.datasets import folder
+from paperlib.datasets import folder, read_mask, read_picture, unpack
 from paperlib.padim import PaDiM
 from paperlib.padim.evaluation import Result, Settings, read_results, write_results
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, load_released_weights
-from paperlib.pictures import read_mask, read_picture
 
 MEMORY = 300 * 2**20  # bytes that reading any of these small files may add to the process
 RECIPE = {"epochs": 5}

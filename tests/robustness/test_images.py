@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paperlib.datasets import batches, folder
-from paperlib.pictures import read_mask, read_picture
+from paperlib.datasets import batches, folder, read_mask, read_picture
 
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 36, 3), dtype=np.uint8)
 

@@ -12,11 +12,10 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from paperlib.archive import unpack
 from paperlib.backbones import FeatureExtractor
 from paperlib.cam import cam
 from paperlib.complexity import profile
-from paperlib.datasets import TensorItems, batches, folder, synthetic_defects, textures
+from paperlib.datasets import TensorItems, batches, folder, synthetic_defects, textures, unpack
 from paperlib.gradcam import grad_cam, guided_backprop, guided_grad_cam
 from paperlib.metrics import aupro
 from paperlib.neighbors import nearest_distance

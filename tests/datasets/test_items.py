@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import ConcatDataset, Dataset
 
-from paperlib.items import Batch, Item, TensorItems, batches
+from paperlib.datasets import Batch, Item, TensorItems, batches
 
 
 class Numbered(Dataset):

@@ -32,7 +32,7 @@ def read_picture(path: str | Path) -> Image.Image:
             range is not known (floating point, or integers above 65,535).
 
     Source: this book; Pillow decodes. Departures: none.
-    Test: test_pictures.py::test_every_kind_of_file_reads_as_independent_readers_do
+    Test: test_image_files.py::test_every_kind_of_file_reads_as_independent_readers_do
     """
     return _read(path, _rgb)
 
@@ -46,7 +46,7 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
     Raises:
         ValueError: naming the file and what is wrong.
 
-    Source: this book; Pillow decodes. Departures: none. Test: test_pictures.py::test_masks_of_any_kind_are_boolean
+    Source: this book; Pillow decodes. Departures: none. Test: test_image_files.py::test_masks_of_any_kind_are_boolean
     """
     return _read(path, _nonzero)
 
@@ -54,7 +54,7 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
 def picture_files(folder: Path) -> list[Path]:
     """List the pictures in a folder by the ending of their names, hidden files left out, 2 before 10.
 
-    Source: this book. Departures: none. Test: test_pictures.py::test_files_are_in_natural_order
+    Source: this book. Departures: none. Test: test_image_files.py::test_files_are_in_natural_order
     """
     found = (path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
     return sorted((path for path in found if path.is_file()), key=natural)
@@ -63,7 +63,7 @@ def picture_files(folder: Path) -> list[Path]:
 def natural(path: Path) -> tuple:
     """Give the key that sorts names with numbers as people do: frame2 before frame10.
 
-    Source: this book. Departures: none. Test: test_pictures.py::test_files_are_in_natural_order
+    Source: this book. Departures: none. Test: test_image_files.py::test_files_are_in_natural_order
     """
     parts = re.split(r"(\d+)", path.name)
     return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name
@@ -75,7 +75,7 @@ def refuse(problems: Sequence[str], where: str | Path) -> None:
     Raises:
         ValueError: if there is a problem.
 
-    Source: this book. Departures: none. Test: test_pictures.py::test_one_error_names_ten_problems
+    Source: this book. Departures: none. Test: test_image_files.py::test_one_error_names_ten_problems
     """
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {where}"

@@ -5,7 +5,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 from torchvision.transforms.functional import InterpolationMode
 
-from paperlib.picture_folders import MVTEC_OBJECTS, MVTEC_TEXTURES, MVTecAD, Sample, categories, folder
+from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, MVTecAD, Sample, categories, folder
 
 SIDE = 300
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from paperlib.items import Item
-from paperlib.pictures import natural, picture_files, read_mask, read_picture, refuse
+from paperlib.datasets.image_files import natural, picture_files, read_mask, read_picture, refuse
+from paperlib.datasets.items import Item
 
 MVTEC_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 MVTEC_OBJECTS = (
@@ -23,7 +23,6 @@ MAX_TURN = 10  # PaDiM, Sec. IV-A: degrees to either side, of Rd-MVTec AD
 VARIANTS = ("centered", "random")
 _FRAMES_FOLDER = re.compile(r"[\d_-]+")  # 01_001: anything else might hold defects, and is never taken for normal
 _NORMAL_MASK = Path()  # stands for a mask without a file: nothing is marked
-
 View = Callable[[Image.Image, int, Image.Resampling], Image.Image]  # picture, its number, filter → what is shown
 
 
@@ -66,7 +65,7 @@ class PictureFolder(Dataset):
     Raises:
         ValueError: naming up to ten pictures or masks that can't be read or do not fit each other.
 
-    Source: this book. Departures: none. Test: test_picture_folders.py::test_damaged_files_are_named_together
+    Source: this book. Departures: none. Test: test_folders.py::test_damaged_files_are_named_together
     """
 
     def __init__(self, samples: Sequence[Sample], view: View, where: Path, check: bool = True):
@@ -126,7 +125,7 @@ class MVTecAD(PictureFolder):
         CC BY-NC-SA 4.0.
     Departures: the paper does not say what fills the corners of a turned picture; here black, and not a defect. It does
         not say how masks are resized; here each pixel takes the nearest one.
-    Test: test_picture_folders.py::test_the_official_layout_is_read
+    Test: test_folders.py::test_the_official_layout_is_read
     """
 
     def __init__(
@@ -184,7 +183,7 @@ def categories(root: str | Path) -> list[str]:
         ValueError: if there is no such folder, or no category in it.
 
     Source: Bergmann et al., CVPR 2019. Departures: none.
-    Test: test_picture_folders.py::test_missing_folders_are_named
+    Test: test_folders.py::test_missing_folders_are_named
     """
     root = _existing(root)
     found = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
@@ -256,7 +255,7 @@ def folder(
 
     Source: this book; Liu et al., arXiv:1712.09867 (ShanghaiTech Campus); PaDiM, arXiv:2011.08785, Sec. IV-B.
     Departures: PaDiM takes ShanghaiTech Campus at 256×256.
-    Test: test_picture_folders.py::test_folders_of_normal_and_abnormal_pictures
+    Test: test_folders.py::test_folders_of_normal_and_abnormal_pictures
     """
     root = _existing(root)
     if size < 1:

@@ -9,7 +9,8 @@ import skimage.color
 from PIL import Image
 from skimage import data
 
-from paperlib.pictures import natural, picture_files, read_mask, read_picture, refuse
+from paperlib.datasets import read_mask, read_picture
+from paperlib.datasets.image_files import natural, picture_files, refuse
 
 CAT = np.ascontiguousarray(data.chelsea()[60:180:2, 100:260:2])  # 60×80, RGB
 

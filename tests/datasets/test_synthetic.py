@@ -3,10 +3,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from paperlib.datasets import elpv, textures
-from paperlib.items import TensorItems
+from paperlib.datasets import DEFECTS, TensorItems, elpv, synthetic_defects, textures
 from paperlib.metrics import pixel_auroc
-from paperlib.synthetic import DEFECTS, synthetic_defects
 
 
 @pytest.fixture(scope="module")

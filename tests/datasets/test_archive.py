@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from paperlib.archive import unpack
+from paperlib.datasets import unpack
 
 FILES = {"bottle/train/good/000.png": b"good" * 500, "bottle/license.txt": b"CC", "readme.txt": b""}
 

@@ -17,8 +17,6 @@ MAX_BYTES = 20 * 1024**3  # unpacked; MVTec AD takes about 5 GiB
 MAX_MEMBERS = 200_000  # MVTec AD has fewer than 7,000
 _CHUNK = 1024 * 1024
 _MAX_NAME = 1024 * 1024  # bytes of what a tar says about one member
-
-
 _DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, struct.error,
     UnicodeDecodeError,
