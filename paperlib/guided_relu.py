@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from paperlib.inference import HOOK_NUMBERS, raise_if_threaded, without_compiler
-from paperlib.validation import readable
+from paperlib.validation import has_values
 
 
 class GuidedReLU:
@@ -223,7 +223,7 @@ def _zero(value: Any, x: Tensor) -> bool:
     """Whether a bound is the constant zero: a number, or a tensor that stretches nothing."""
     if not isinstance(value, Tensor):
         return value is not None and not isinstance(value, bool) and value == 0
-    if value.requires_grad or value.numel() == 0 or value.ndim > x.ndim or not readable(value):
+    if value.requires_grad or value.numel() == 0 or value.ndim > x.ndim or not has_values(value):
         return False
     return all(a in (1, b) for a, b in zip(value.shape[::-1], x.shape[::-1], strict=False)) and not value.any()
 

@@ -54,7 +54,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def inference_state(model: nn.Module) -> Iterator[None]:
     """Run a model as in eval mode, outside inference mode, uncompiled, and without leaving casts to autocast.
 
     Source: this book. Departures: none. Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
@@ -65,12 +65,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         # Autocast keeps the weights that it casts. Cast without a graph, they would cost the caller's next step its
         # gradients.
-        stack.enter_context(autocast(cache_enabled=False))
+        stack.enter_context(override_autocast(cache_enabled=False))
         yield
 
 
 @contextmanager
-def autocast(**change: bool) -> Iterator[None]:
+def override_autocast(**change: bool) -> Iterator[None]:
     """Change autocast on the devices where it is on.
 
     Source: this book. Departures: none. Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from paperlib.precision import product_rounding
-from paperlib.validation import check_finite, readable
+from paperlib.validation import check_finite, has_values
 
 CHUNK = 2048  # vectors of the bank in one tile: with 512 queries its products, 4 MiB, stay in a CPU's cache
 _CPU_PRODUCTS, _GPU_PRODUCTS = 512 * CHUNK, 2**25  # held at once
@@ -53,7 +53,7 @@ def nearest_distance(
     if chunk < 1:
         raise ValueError(f"chunk={chunk}; expected at least 1 vector of the bank in a tile")
     distance, index, unsure = _search(queries, bank, chunk)
-    if distance.dtype == torch.float32 and readable(unsure) and unsure.any():
+    if distance.dtype == torch.float32 and has_values(unsure) and unsure.any():
         again = unsure.nonzero().flatten()
         exact, row, _ = _search(queries[again].double(), bank.double(), chunk)
         distance[again], index[again] = exact.float(), row

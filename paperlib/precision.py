@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from paperlib.inference import autocast
+from paperlib.inference import override_autocast
 
 _BACKENDS = [
     backend
@@ -52,7 +52,7 @@ def full_precision() -> Iterator[None]:
                 _FULL["inside"] = _settings()
         _FULL["blocks"] += 1
     try:
-        with autocast(enabled=False):
+        with override_autocast(enabled=False):
             yield
     finally:
         with _LOCK:
@@ -97,3 +97,11 @@ def _settings() -> tuple[str | None, list[str]]:
     except RuntimeError:
         common = None
     return common, [backend.fp32_precision for backend in _BACKENDS]
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Give the dtype itself, or float32 in place of a half-precision one: too coarse for sums over images.
+
+    Source: this book. Departures: none. Test: test_gaussian.py::test_results_come_in_the_dtype_that_was_fed
+    """
+    return torch.promote_types(dtype, torch.float32)

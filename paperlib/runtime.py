@@ -1,15 +1,19 @@
-"""Where a notebook runs: its profile (smoke or full), its device, and the versions it prints."""
+"""Where a notebook runs: its profile, device and versions, its checkpoints and its progress lines."""
 
+import hashlib
 import os
 import platform
 import random
+import re
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 PROFILES = ("smoke", "full")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "matplotlib")
@@ -116,3 +120,82 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return " ".join(line.split(":", 1)[1].split())
     return platform.processor() or platform.machine()
+
+
+DRIVE = Path("/content/drive/MyDrive")  # where Colab shows a mounted Drive; it stays when the session ends
+SAMPLED = 4096  # numbers of a tensor that tell it from another
+
+
+def checkpoint_folder() -> Path | None:
+    """Make the folder for what should outlive a cell that is stopped, and where possible the session.
+
+    It is `PAPERLIB_CHECKPOINTS` if that is set. Else, on Colab, it is `paperlib` on your Drive if that is mounted, and
+    `paperlib` in the working folder if not (which a restarted kernel finds again, and a new session does not).
+
+    Returns:
+        the folder; None elsewhere, where nothing is kept.
+
+    Source: this book. Departures: none. Test: test_session.py::test_a_training_is_kept_on_the_drive
+    """
+    named = os.environ.get("PAPERLIB_CHECKPOINTS")
+    if not named and "google.colab" not in sys.modules:
+        return None
+    folder = Path(named) if named else DRIVE / "paperlib" if DRIVE.is_dir() else Path("paperlib")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def checkpoint_path(name: str, *made_from: Tensor | str | int | float | bool) -> Path | None:
+    """Name the file in `checkpoint_folder()` for a training, so that a run that was stopped or cut off goes on where it was.
+
+    Args:
+        name: of the training.
+        made_from: what would make it another training: its data, the number of steps. Each set has a file of its own.
+
+    Returns:
+        the file, for a `checkpoint` argument; None where nothing is kept.
+
+    Source: this book. Departures: none. Test: test_session.py::test_a_training_is_kept_on_the_drive
+    """
+    folder = checkpoint_folder()
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for part in made_from:
+        if isinstance(part, Tensor):
+            flat = part.detach().flatten()
+            sample = flat[:: max(1, len(flat) // SAMPLED)].cpu().tolist()
+            part = f"{tuple(part.shape)} {part.dtype} {sample}"
+        digest.update(f"{part}\0".encode())
+    plain = re.sub(r"[^\w.-]+", "-", name)
+    return folder / f"{plain}-{digest.hexdigest()[:8]}.safetensors"
+
+
+def progress_line() -> Callable[[str, int, int], None]:
+    """Make a line that tells how far a long cell is; in a notebook it changes in place.
+
+    Returns:
+        a function to call with a word, what is done, and of how much. When all is done the line stays.
+
+    Source: this book. Departures: none. Test: test_session.py::test_progress_is_one_line_that_changes
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    handle = None
+
+    def show(word: str, done: int, total: int) -> None:
+        nonlocal handle
+        text = f"[{'#' * round(20 * done / total):.<20}] {done} of {total}  {word}"
+        if shell is None:
+            print(f"\r{text}", end="\n" if done == total else "", flush=True)
+            return
+        from IPython.display import display
+
+        bundle = {"text/plain": text}
+        if handle is None:
+            handle = display(bundle, raw=True, display_id=True)
+        else:
+            handle.update(bundle, raw=True)
+        if done == total:
+            handle = None  # the next part gets a line of its own
+
+    return show

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from paperlib.checkpoint import load_checkpoint, save_checkpoint
+from paperlib.storage import load_checkpoint, save_checkpoint
 
 Data = tuple[Float[Tensor, "n c h w"], Int[Tensor, " m"]] | Dataset
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def readable(values: Tensor) -> bool:
+def has_values(values: Tensor) -> bool:
     """Whether a tensor's values can be looked at: not on the meta device, not fake, not while compiling.
 
     Source: this book. Departures: none. Test: test_validation.py::test_meta_and_fake_tensors_are_not_read
@@ -29,7 +29,7 @@ def check_finite(values: Tensor, what: str) -> None:
 
     Source: this book. Departures: none. Test: test_validation.py::test_bad_images_are_refused
     """
-    if not readable(values) or torch.isfinite(values.sum()):  # a finite sum has finite terms; the converse can fail
+    if not has_values(values) or torch.isfinite(values.sum()):  # a finite sum has finite terms; the converse can fail
         return
     bad = (~torch.isfinite(values)).reshape(len(values), -1).sum(1)
     rows = bad.nonzero().flatten().tolist()
@@ -100,7 +100,7 @@ def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
         )
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise ValueError(f"targets of dtype {str(index.dtype).removeprefix('torch.')}; expected integer class indices")
-    if readable(index):
+    if has_values(index):
         outside = index[(index < 0) | (index >= classes)].unique().tolist()
         if outside:
             raise ValueError(f"targets {outside[:8]} are outside the model's {classes} classes, 0 to {classes - 1}")

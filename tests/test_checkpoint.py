@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from paperlib import storage
-from paperlib.checkpoint import load_checkpoint, save_checkpoint
+from paperlib.storage import load_checkpoint, save_checkpoint
 
 RECIPE = {"steps": 5, "size": (3, 4), "rate": 0.1}
 

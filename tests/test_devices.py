@@ -31,6 +31,7 @@ from paperlib import (
     cam,
     complexity,
     gradcam,
+    inference,
     mobilenet,
     neighbors,
     padim,
@@ -38,8 +39,8 @@ from paperlib import (
     training,
     validation,
 )
-from paperlib.padim import gaussian
-from paperlib.patch_svdd import pairs, training
+from paperlib.padim.gaussian import whiten, whitened_norm
+from paperlib.patch_svdd.pairs import crop_patches, random_crops
 
 aten = torch.ops.aten
 
@@ -95,8 +96,8 @@ def small() -> nn.Module:
     )  # fmt: skip
 
 
-def fed(at: Place) -> gaussian.PatchGaussian:
-    return gaussian.PatchGaussian(4, 20).update(at(30, 4, 20))
+def fed(at: Place) -> padim.PatchGaussian:
+    return padim.PatchGaussian(4, 20).update(at(30, 4, 20))
 
 
 def fitted_padim(at: Place) -> padim.PaDiM:
@@ -157,13 +158,13 @@ def dense(at: Place) -> tuple[Tensor, Tensor]:
 
 CALLS: dict[str, Callable[[Place], Any]] = {
     "activations.record_activations": recorded,
-    "activations.guided_relu": guided,
+    "guided_relu.guided_relu": guided,
     "activations.feature_map": lambda at: activations.feature_map("x", at(2, 3)),
     "activations.on_output": through(lambda model: activations.on_output(model[3], lambda output: output * 2)),
-    "activations.evaluating": through(activations.evaluating),
-    "activations.undisturbed": through(activations.undisturbed),
-    "activations.autocast": through(lambda model: activations.autocast(enabled=False)),
-    "activations.without_compiler": through(lambda model: activations.without_compiler()),
+    "inference.evaluating": through(inference.evaluating),
+    "inference.inference_state": through(inference.inference_state),
+    "inference.override_autocast": through(lambda model: inference.override_autocast(enabled=False)),
+    "inference.without_compiler": through(lambda model: inference.without_compiler()),
     "anomaly_map.upsample": lambda at: anomaly_map.upsample(at(at.n, 5, 5), 16),
     "anomaly_map.minmax": lambda at: anomaly_map.minmax(at(at.n, 5, 5)),
     "anomaly_map.gaussian_blur": lambda at: anomaly_map.gaussian_blur(at(at.n, 32, 32)),
@@ -179,16 +180,16 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     ),
     "cam.class_activation_map": lambda at: cam.class_activation_map(at(at.n, 6, 4, 4), at(5, 6), at.whole(5, at.n)),
     "cam.cam": on_images(lambda m, x: cam.cam(m, x)),
-    "classifier.predict": on_images(lambda m, x: training.predict(m, x)),
+    "training.predict": on_images(lambda m, x: training.predict(m, x)),
     "complexity.profile": lambda at: complexity.profile(at.module(small), (1, 3, 64, 64)).macs,
     "gradcam.grad_cam_weights": weights_of_channels,
     "gradcam.grad_cam_map": lambda at: gradcam.grad_cam_map(at(at.n, 6), at(at.n, 6, 4, 4)),
     "gradcam.grad_cam": on_images(lambda m, x: gradcam.grad_cam(m, x, "4")),
     "gradcam.guided_backprop": on_images(lambda m, x: gradcam.guided_backprop(m, x)),
     "gradcam.guided_grad_cam": on_images(lambda m, x: gradcam.guided_grad_cam(m, x, "4")),
-    "inputs.check_finite": lambda at: validation.check_finite(at(2, 3), "x"),
-    "inputs.check_images": lambda at: validation.check_images(at.pictures()),
-    "inputs.target_classes": lambda at: validation.target_classes(None, at(at.n, 5), at.n),
+    "validation.check_finite": lambda at: validation.check_finite(at(2, 3), "x"),
+    "validation.check_images": lambda at: validation.check_images(at.pictures()),
+    "validation.target_classes": lambda at: validation.target_classes(None, at(at.n, 5), at.n),
     "mobilenet.MobileNetV1.forward": lambda at: at.module(lambda: mobilenet.MobileNetV1(0.25, 5))(at.pictures()),
     "neighbors.nearest_distance": lambda at: neighbors.nearest_distance(at(50 * at.n, 8), at(70, 8), 32),
     "neighbors.greedy_coreset": lambda at: neighbors.greedy_coreset(at(40, 8), 0.2, 0),
@@ -196,46 +197,46 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "padim.PaDiM.anomaly_map": lambda at: fitted_padim(at).anomaly_map(at.pictures()),
     "padim.PaDiM.score": lambda at: fitted_padim(at).score(at.pictures()),
     "padim.summed_anomaly_map": lambda at: padim.summed_anomaly_map([fitted_padim(at)], at.pictures()),
-    "patch_encoder.PatchEncoder.__call__": lambda at: at.module(lambda: patch_svdd.PatchEncoder(8))(at(3, 3, 32, 32)),
-    "patch_encoder.FlatEncoder.__call__": lambda at: at.module(lambda: patch_svdd.FlatEncoder(8))(at(3, 3, 64, 64)),
-    "patch_encoder.HierarchicalEncoder.forward": lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8))(
+    "patch_svdd.PatchEncoder.__call__": lambda at: at.module(lambda: patch_svdd.PatchEncoder(8))(at(3, 3, 32, 32)),
+    "patch_svdd.FlatEncoder.__call__": lambda at: at.module(lambda: patch_svdd.FlatEncoder(8))(at(3, 3, 64, 64)),
+    "patch_svdd.HierarchicalEncoder.forward": lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8))(
         at(3, 3, 64, 64)
     ),
-    "patch_encoder.HierarchicalEncoder.aggregate": lambda at: at.module(
+    "patch_svdd.HierarchicalEncoder.aggregate": lambda at: at.module(
         lambda: patch_svdd.HierarchicalEncoder(8)
     ).aggregate(at(at.n, 8, 20, 20), 2),
-    "patch_encoder.HierarchicalEncoder.dense": dense,
-    "patch_encoder.HierarchicalEncoder.embed": lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8)).embed(
+    "patch_svdd.HierarchicalEncoder.dense": dense,
+    "patch_svdd.HierarchicalEncoder.embed": lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8)).embed(
         at(at.n, 3, 96, 80), 4, 7
     ),
-    "patch_gaussian.PatchGaussian.update": lambda at: fed(at).update(at(at.n, 4, 20)).covariance(),
-    "patch_gaussian.PatchGaussian.merge": lambda at: fed(at).merge(fed(at)).covariance(),
-    "patch_gaussian.PatchGaussian.mean": lambda at: fed(at).mean(),
-    "patch_gaussian.PatchGaussian.covariance": lambda at: fed(at).covariance(),
-    "patch_gaussian.mahalanobis_distance": lambda at: gaussian.mahalanobis_distance(
+    "padim.PatchGaussian.update": lambda at: fed(at).update(at(at.n, 4, 20)).covariance(),
+    "padim.PatchGaussian.merge": lambda at: fed(at).merge(fed(at)).covariance(),
+    "padim.PatchGaussian.mean": lambda at: fed(at).mean(),
+    "padim.PatchGaussian.covariance": lambda at: fed(at).covariance(),
+    "padim.mahalanobis_distance": lambda at: padim.mahalanobis_distance(
         at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
     ),
-    "patch_gaussian.leave_one_out_distance": lambda at: gaussian.leave_one_out_distance(at(at.n, 4), 9),
-    "patch_gaussian.whitened_norm": lambda at: gaussian.whitened_norm(
+    "padim.leave_one_out_distance": lambda at: padim.leave_one_out_distance(at(at.n, 4), 9),
+    "padim.whitened_norm": lambda at: whitened_norm(
         at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
     ),
-    "patch_gaussian.whiten": lambda at: gaussian.whiten(fed(at), 0.01),
-    "patch_pairs.mean_image": lambda at: pairs.mean_image(at.pictures()),
-    "patch_pairs.check_range": lambda at: pairs.check_range(at.pictures()),
-    "patch_pairs.random_crops": lambda at: pairs.random_crops(
+    "padim.whiten": lambda at: whiten(fed(at), 0.01),
+    "patch_svdd.mean_image": lambda at: patch_svdd.mean_image(at.pictures()),
+    "patch_svdd.check_range": lambda at: patch_svdd.check_range(at.pictures()),
+    "patch_svdd.random_crops": lambda at: random_crops(
         at.pictures(), at(3, 64, 64), 3, (40, 40), torch.Generator().manual_seed(0)
     ),
-    "patch_pairs.cut": lambda at: pairs.cut(
+    "patch_svdd.crop_patches": lambda at: crop_patches(
         at.pictures(), at(3, 64, 64), torch.tensor([0, 1]), 32, torch.tensor([[1, 2], [3, 4]])
     ),
     "patch_svdd.PatchSVDD.fit": lambda at: [getattr(fitted_svdd(at), name) for name in ("mean", "small", "big")],
     "patch_svdd.PatchSVDD.anomaly_maps": lambda at: fitted_svdd(at).anomaly_maps(at(at.n, 3, 96, 80)),
-    "patch_training.PositionClassifier.forward": lambda at: at.module(lambda: patch_svdd.PositionClassifier(8))(
+    "patch_svdd.PositionClassifier.forward": lambda at: at.module(lambda: patch_svdd.PositionClassifier(8))(
         at(6, 8), at(6, 8)
     ),
-    "patch_training.svdd_loss": losses(lambda at, a, b: training.svdd_loss(a, b)),
-    "patch_training.position_loss": losses(
-        lambda at, a, b: training.position_loss(
+    "patch_svdd.svdd_loss": losses(lambda at, a, b: patch_svdd.svdd_loss(a, b)),
+    "patch_svdd.position_loss": losses(
+        lambda at, a, b: patch_svdd.position_loss(
             at.module(lambda: patch_svdd.PositionClassifier(8)), a, b, at.whole(8, 6)
         )
     ),
@@ -244,81 +245,83 @@ CALLS: dict[str, Callable[[Place], Any]] = {
 # Fake CUDA tensors have no gradients, and under their mode nothing drawn on the host can be read: these run on the meta
 # device, whose tensors can't be read or mixed with others either.
 ON_META = {
-    "activations.guided_relu", "padim.PaDiM.fit", "padim.PaDiM.anomaly_map", "padim.PaDiM.score",
+    "guided_relu.guided_relu", "padim.PaDiM.fit", "padim.PaDiM.anomaly_map", "padim.PaDiM.score",
     "padim.summed_anomaly_map", "gradcam.grad_cam_weights", "gradcam.grad_cam", "gradcam.guided_backprop",
-    "gradcam.guided_grad_cam", "patch_pairs.random_crops", "patch_pairs.cut", "patch_training.svdd_loss",
-    "patch_training.position_loss",
+    "gradcam.guided_grad_cam", "patch_svdd.random_crops", "patch_svdd.crop_patches", "patch_svdd.svdd_loss",
+    "patch_svdd.position_loss",
 }  # fmt: skip
 
 FILES = "reads or writes files, on the host"
+TIMES = "times what it is given, where that lies"
 READS = "gives Python numbers, which are read once, at the end"
 EXEMPT = {
     "__main__.main": "a command line",
     "activations.find_layer": "looks up a name",
-    "activations.GuidedReLU.check": "reads the names of a graph's nodes",
-    "activations.raise_if_threaded": "looks at a module's type",
-    "archive.*": FILES,
+    "guided_relu.GuidedReLU.check": "reads the names of a graph's nodes",
+    "inference.raise_if_threaded": "looks at a module's type",
     "backbones.load": FILES,
     "cam.bounding_boxes": "regions are found on the host; one map is copied there once",
-    "checkpoint.*": FILES,
-    "classifier.train_classifier": "steps an optimizer; test_a_gpu_trains runs it where there is a GPU",
+    "training.train_classifier": "steps an optimizer; test_a_gpu_trains runs it where there is a GPU",
     "complexity.*_macs": "numbers in, numbers out",
     "complexity.Profile.*": "numbers in, numbers out",
-    "conventions.totals": "numbers in, numbers out",
     "datasets.*": FILES,
     "distributed.*": "needs processes; test_distributed.py starts them",
-    "evaluation.*": FILES,
+    "padim.evaluate": FILES,
+    "padim.examples": FILES,
+    "padim.read_results": FILES,
+    "padim.report": FILES,
+    "padim.run": FILES,
+    "padim.save_pictures": FILES,
+    "padim.write_results": FILES,
     "exercises.*": "checks of a reader's answers",
-    "inputs.readable": "says whether a tensor can be read",
-    "items.*": "loads pictures, on the host",
-    "latency.*": "times what it is given, where that lies",
+    "validation.readable": "says whether a tensor can be read",
+    "complexity.measure_machine": TIMES,
+    "complexity.time_*": TIMES,
+    "complexity.totals": "numbers in, numbers out",
+    "storage.*": FILES,
     "metrics.*": READS,
     "mobilenet.load_timm_state": "renames weights",
     "mobilenet.parameter_groups": "sorts parameters",
     "mobilenet.timm_names": "a table of names",
     "neighbors.covering_radius": READS,
-    "operations.other": "counts for complexity.profile, on the meta device",
+    "complexity.default_rule": "counts for complexity.profile, on the meta device",
     "padim.PaDiM.load": FILES,
     "padim.PaDiM.normal_threshold": READS,
     "padim.PaDiM.save": FILES,
     "padim.PaDiM.to": "moves; fake modules are built in place",
-    "patch_encoder.*.load": FILES,
-    "patch_encoder.*.save": FILES,
-    "patch_encoder.encoder_from_weights": FILES,
-    "patch_encoder.initialize": "draws weights in place; every encoder of CALLS does",
-    "patch_encoder.load_released_weights": FILES,
-    "patch_gaussian.PatchGaussian.all_reduce": "needs processes; test_patch_gaussian.py starts them",
-    "patch_gaussian.at_least_float32": "a dtype",
-    "patch_pairs.neighbor_pairs": "draws corners on the host, from a generator there",
-    "patch_pairs.perturb": "needs a generator of its device; test_a_gpu_trains runs it where there is a GPU",
-    "patch_pairs.position_pairs": "draws corners on the host, from a generator there",
+    "patch_svdd.*.load": FILES,
+    "patch_svdd.*.save": FILES,
+    "patch_svdd.encoder_from_weights": FILES,
+    "patch_svdd.initialize": "draws weights in place; every encoder of CALLS does",
+    "patch_svdd.load_released_weights": FILES,
+    "padim.PatchGaussian.all_reduce": "needs processes; test_patch_gaussian.py starts them",
+    "patch_svdd.neighbor_pairs": "draws corners on the host, from a generator there",
+    "patch_svdd.perturb": "needs a generator of its device; test_a_gpu_trains runs it where there is a GPU",
+    "patch_svdd.position_pairs": "draws corners on the host, from a generator there",
     "patch_svdd.PatchSVDD.load": FILES,
     "patch_svdd.PatchSVDD.save": FILES,
-    "patch_training.fast_dtype": "a dtype",
-    "patch_training.position_accuracy": READS,
-    "patch_training.progress_bar": "prints",
-    "patch_training.train": "needs a generator of its device; test_a_gpu_trains runs it where there is a GPU",
+    "patch_svdd.fast_dtype": "a dtype",
+    "patch_svdd.position_accuracy": READS,
+    "patch_svdd.progress_bar": "prints",
+    "patch_svdd.train": "needs a generator of its device; test_a_gpu_trains runs it where there is a GPU",
     "precision.*": "a setting of the process, and a number that follows from it",
-    "patch_training.train_on_patches": "needs a generator of its device; test_a_gpu_trains",
-    "picture_folders.*": FILES,
-    "pictures.*": FILES,
-    "runtime.*": "says where a notebook runs",
-    "session.*": "names files and draws a line; on the host",
-    "synthetic.*": "paints on the host, where pictures are read",
-    "tape.*": "counts for complexity.profile, on the meta device",
-    "tensor_file.*": FILES,
+    "patch_svdd.train_on_patches": "needs a generator of its device; test_a_gpu_trains",
+    "runtime.*": "says where a notebook runs, and names its files",
+    "complexity.Tape.*": "counts for complexity.profile, on the meta device",
+    "complexity.innermost_module": "looks at frames",
     "viz.*": "draws, on the host",
 }
 
 
 def public_functions() -> Iterator[str]:
-    """Name every public function, and every public method and call of a public class, without `paperlib.`."""
+    """Name every public function, and every public method and call of a public class, by its paper or
+    shared module."""
     for found in pkgutil.walk_packages(paperlib.__path__, "paperlib."):
         module = importlib.import_module(found.name)
         for name, value in vars(module).items():
             if getattr(value, "__module__", None) != found.name or name.startswith("_"):
                 continue
-            path = f"{found.name.removeprefix('paperlib.')}.{name}"
+            path = f"{found.name.split('.')[1]}.{name}"
             if inspect.isfunction(value):
                 yield path
             elif inspect.isclass(value):
@@ -333,7 +336,7 @@ def test_every_public_function_is_called_or_exempt():
     exempt = {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in EXEMPT)}
     assert names - exempt - set(CALLS) == set(), "give each a call in CALLS, or a reason in EXEMPT"
     assert exempt & set(CALLS) == set(), "called and exempt"
-    inherited = {"patch_encoder.PatchEncoder.__call__", "patch_encoder.FlatEncoder.__call__"}
+    inherited = {"patch_svdd.PatchEncoder.__call__", "patch_svdd.FlatEncoder.__call__"}
     assert set(CALLS) - names == inherited, "called, and not there"
     unused = [pattern for pattern in EXEMPT if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
     assert unused == [], "exempts nothing"
@@ -377,14 +380,14 @@ def test_it_stays_where_its_input_is(name):
             found = CALLS[name](Place("cuda", fake=True))
     assert watch.copies == []
     assert [x.device.type for x in tensors(found) if x.device.type != watch.away] == []
-    assert tensors(found) or name in ("complexity.profile", "inputs.check_finite", "patch_pairs.check_range")
+    assert tensors(found) or name in ("complexity.profile", "validation.check_finite", "patch_svdd.check_range")
 
 
 # On a GPU every read waits for all that was asked for before. A few at the door are fine; more for more images are not.
 BATCHED = [
-    "backbones.FeatureExtractor.__call__", "cam.cam", "classifier.predict", "gradcam.grad_cam",
+    "backbones.FeatureExtractor.__call__", "cam.cam", "training.predict", "gradcam.grad_cam",
     "gradcam.guided_grad_cam", "neighbors.nearest_distance", "padim.PaDiM.anomaly_map", "padim.PaDiM.fit",
-    "patch_encoder.HierarchicalEncoder.embed", "patch_gaussian.PatchGaussian.update",
+    "patch_svdd.HierarchicalEncoder.embed", "padim.PatchGaussian.update",
     "patch_svdd.PatchSVDD.anomaly_maps",
 ]  # fmt: skip
 

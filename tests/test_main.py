@@ -112,7 +112,7 @@ def test_an_interrupted_run_says_how_to_go_on(root, tmp_path, capsys, monkeypatc
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paperlib.padim.detector.evaluation.evaluate", interrupted)
+    monkeypatch.setattr("paperlib.padim.evaluation.evaluate", interrupted)
     assert padim(root, tmp_path) == 130
     assert "the same command goes on" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paperlib import storage
-from paperlib.storage import holds_its_numbers, load_state, read_tensors, write_tensors
+from paperlib.storage import is_dense, load_state, read_tensors, write_tensors
 
 FORMAT = "paperlib.thing.2"
 
@@ -133,6 +133,6 @@ def test_what_is_packed_or_only_looks_large_is_told(tmp_path):
     with pytest.raises(ValueError, match="it is packed, and unpacks to"):
         load_state(packed)
     one = torch.ones(1)
-    assert all(holds_its_numbers(tensor) for tensor in tensors().values())
+    assert all(is_dense(tensor) for tensor in tensors().values())
     for tensor in (one.expand(2), one.to_sparse(), one.to("meta")):
-        assert not holds_its_numbers(tensor)
+        assert not is_dense(tensor)

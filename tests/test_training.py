@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from paperlib.checkpoint import FORMAT
 from paperlib.mobilenet import MobileNetV1
+from paperlib.storage import CHECKPOINT_FORMAT as FORMAT
 from paperlib.storage import read_tensors, write_tensors
 from paperlib.training import predict, train_classifier
 

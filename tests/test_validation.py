@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paperlib.validation import check_finite, check_images, readable, target_classes
+from paperlib.validation import check_finite, check_images, has_values, target_classes
 
 
 def test_good_images_are_cut_off_from_the_graph_but_not_copied():
@@ -49,12 +49,12 @@ def test_the_message_says_which_images():
 
 def test_meta_and_fake_tensors_are_not_read():
     meta = torch.empty(2, 3, 4, 4, device="meta")
-    assert check_images(meta).shape == meta.shape and not readable(meta)
+    assert check_images(meta).shape == meta.shape and not has_values(meta)
     with FakeTensorMode(), torch.device("cuda"):
         fake = torch.rand(2, 3, 4, 4)
-        assert check_images(fake).shape == fake.shape and not readable(fake)
+        assert check_images(fake).shape == fake.shape and not has_values(fake)
         assert target_classes([1, 2], fake[:, :, 0, 0], 2).device.type == "cuda"
-    assert readable(torch.zeros(1)) and readable(torch.nn.Parameter(torch.zeros(1)))
+    assert has_values(torch.zeros(1)) and has_values(torch.nn.Parameter(torch.zeros(1)))
 
 
 def test_targets_become_indices():

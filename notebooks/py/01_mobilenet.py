@@ -544,7 +544,6 @@ for row, probability, title in zip(panels, (0, 1), ("functional", "defective"), 
 plt.show()
 
 # %%
-from paperlib import session
 from paperlib.metrics import auroc
 from paperlib.mobilenet import parameter_groups
 from paperlib.training import predict, train_classifier
@@ -553,8 +552,8 @@ for name, variant in {"0.25 MobileNet": {}, "its twin": {"separable": False}}.it
     torch.manual_seed(0)
     model = MobileNetV1(0.25, num_classes=2, **variant).to(run.device, memory_format=torch.channels_last)
     optimizer = torch.optim.RMSprop(parameter_groups(model, 4e-5), lr=3e-3, alpha=0.9, momentum=0.9)
-    epochs, taught, show = run.choose(smoke=2, full=12), (split.train, split.train_labels), session.progress()
-    history = train_classifier(model, taught, optimizer, epochs=epochs, checkpoint=session.checkpoint(name, epochs, *taught),
+    epochs, taught, show = run.choose(smoke=2, full=12), (split.train, split.train_labels), runtime.progress_line()
+    history = train_classifier(model, taught, optimizer, epochs=epochs, checkpoint=runtime.checkpoint_path(name, epochs, *taught),
                                on_epoch=lambda epoch: show(f"{name}: loss {epoch.loss:.2f}", epoch.number, epochs))  # fmt: skip
     logits = predict(model, split.test)
     accuracy = (logits.argmax(1) == split.test_labels).float().mean()
@@ -815,22 +814,22 @@ assert check.depthwise_function(depthwise_convolution)
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from paperlib.datasets import read_picture
+from paperlib.datasets import open_folder, read_image
 
 FOLDER, EPOCHS = None, 12  # the path, such as "pets.zip"
 if FOLDER is None:
     print("no pictures of yours: nothing was run")
 else:
     steps = transforms.Resize((128, 128)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.25] * 3)
-    files = ImageFolder(session.opened(FOLDER), transforms.Compose(steps), loader=read_picture)
+    files = ImageFolder(open_folder(FOLDER), transforms.Compose(steps), loader=read_image)
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:4000]  # at most; they fit in memory
     pictures = torch.stack([files[i][0] for i in order.tolist()]).to(run.device)
     labels, cut = torch.tensor(files.targets)[order].to(run.device), 3 * len(order) // 4
-    taught, show = (pictures[:cut], labels[:cut]), session.progress()
+    taught, show = (pictures[:cut], labels[:cut]), runtime.progress_line()
     torch.manual_seed(0)
     mine = MobileNetV1(0.25, num_classes=len(files.classes)).to(run.device)
     optimizer = torch.optim.RMSprop(parameter_groups(mine, 4e-5), lr=3e-3, alpha=0.9, momentum=0.9)
-    train_classifier(mine, taught, optimizer, epochs=EPOCHS, checkpoint=session.checkpoint("own pictures", EPOCHS, *taught),
+    train_classifier(mine, taught, optimizer, epochs=EPOCHS, checkpoint=runtime.checkpoint_path("own pictures", EPOCHS, *taught),
                      on_epoch=lambda epoch: show(f"loss {epoch.loss:.2f}", epoch.number, EPOCHS))  # fmt: skip
     right = (predict(mine, pictures[cut:]).argmax(1) == labels[cut:]).float().mean()
     common = labels[cut:].bincount().max() / len(labels[cut:])

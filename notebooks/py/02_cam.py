@@ -338,8 +338,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from paperlib import session
-from paperlib.datasets import elpv, read_picture
+from paperlib.datasets import elpv, open_folder, read_image
 
 FOLDER = None  # or the path of a folder (or its zip) that holds two folders of pictures, such as Cat and Dog
 by_default = FOLDER is None
@@ -351,7 +350,7 @@ if by_default:
         for i in torch.nonzero(cells.probability == probability).flatten().tolist():
             Image.fromarray(cells.images[i].numpy()).save(Path(FOLDER, kind, f"{i:04}.png"), compress_level=1)
 steps = transforms.Compose([transforms.Resize((side, side)), transforms.ToTensor()])
-files = ImageFolder(session.opened(FOLDER), steps, loader=read_picture)
+files = ImageFolder(open_folder(FOLDER), steps, loader=read_image)
 for kind, index in files.class_to_idx.items():
     print(f"class {index}: {kind}, {files.targets.count(index)} pictures")
 assert len(files.classes) == 2
@@ -398,8 +397,8 @@ mine = two_class_network()
 head = mine.get_submodule(HEAD)
 rows_before = head.weight.detach().sum(0)
 if run.full:  # every layer learns
-    optimizer, taught, show = torch.optim.Adam(mine.parameters(), lr=1e-4), (images[:cut], truths[:cut]), session.progress()
-    history = train_classifier(mine, taught, optimizer, epochs=8, checkpoint=session.checkpoint("two classes", 8, *taught),
+    optimizer, taught, show = torch.optim.Adam(mine.parameters(), lr=1e-4), (images[:cut], truths[:cut]), runtime.progress_line()
+    history = train_classifier(mine, taught, optimizer, epochs=8, checkpoint=runtime.checkpoint_path("two classes", 8, *taught),
                                on_epoch=lambda epoch: show(f"loss {epoch.loss:.2f}", epoch.number, 8))  # fmt: skip
 else:  # only the new layer learns, so what it reads is computed once
     setattr(mine, HEAD, nn.Identity())

@@ -1140,9 +1140,9 @@ PICTURE = None  # or the path of a picture, such as "dog.jpg"
 if PICTURE is None:
     print("no picture of yours: nothing was run")
 else:
-    from paperlib.datasets import read_picture
+    from paperlib.datasets import read_image
 
-    mine = np.array(read_picture(PICTURE))
+    mine = np.array(read_image(PICTURE))
     with torch.no_grad():
         likely = model(prepare(mine))[0].softmax(0).topk(3)
     of = grad_cam(model, prepare(mine), LAYER, likely.indices[None], relu=False)

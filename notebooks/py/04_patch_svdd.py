@@ -499,16 +499,15 @@ torch.testing.assert_close(classifier(a, b), classifier(a - b, torch.zeros(5, 64
 print("Eq. 4 is a mean of norms, Eq. 5 a mean of -log p(true class); the classifier sees the difference only")
 
 # %% tags=["ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Above, the loss starts at 4.2, stays there for some twenty steps and then falls. Below, the share of right directions starts at 12.5 percent; the curve of the 64-pixel patches rises to about a third, that of the 32-pixel patches to about a fifth."}}
-from paperlib import session
 from paperlib.patch_svdd import position_accuracy
 
 STEPS = run.choose(smoke=60, full=600)
 BUDGET = dict(steps=STEPS, crops=4, side=160, pairs=1024)
 torch.manual_seed(0)
 live = HierarchicalEncoder().to(run.device)
-show = session.progress()
+show = runtime.progress_line()
 training = train(live, train_images, **BUDGET, every=max(1, STEPS // 15),
-                 checkpoint=session.checkpoint("patch svdd", *BUDGET.values(), train_images),
+                 checkpoint=runtime.checkpoint_path("patch svdd", *BUDGET.values(), train_images),
                  on_record=lambda record: show(f"loss {record.loss:.2f}", record.step, STEPS))  # fmt: skip
 curves = np.array(training.history)  # step, loss, accuracy big and small, distance of neighbours big and small
 _, (above, below) = plt.subplots(2, 1, figsize=(6.4, 5.6), sharex=True)
@@ -947,8 +946,8 @@ for category, quoted in QUOTED.items() if MVTEC else ():
     good, test = (next(batches(one, 400)) for one in sets)
     torch.manual_seed(0)
     encoder = HierarchicalEncoder().to(run.device)
-    show, name = session.progress(), f"patch svdd {category}"
-    train(encoder, good.images.to(run.device), steps=STEPS, checkpoint=session.checkpoint(name, STEPS, good.images),
+    show, name = runtime.progress_line(), f"patch svdd {category}"
+    train(encoder, good.images.to(run.device), steps=STEPS, checkpoint=runtime.checkpoint_path(name, STEPS, good.images),
           on_record=lambda record, show=show, name=name: show(name, record.step, STEPS))  # fmt: skip
     maps = PatchSVDD(encoder).fit(good.images.to(run.device)).anomaly_maps(test.images.to(run.device))
     found = auroc(test.labels, maps.scores.cpu()), pixel_auroc(test.masks, maps.mult.cpu())
@@ -959,20 +958,20 @@ if not MVTEC:
 # %%
 from torch.utils.data import Subset
 
-from paperlib.datasets import folder
+from paperlib.datasets import folder, open_folder
 
 FOLDER = None  # or the path of a folder (or its zip) that holds a folder `normal`, and perhaps `abnormal`
 if FOLDER is None:
     print("no pictures of yours: nothing was run")
 else:
-    items = folder(session.opened(FOLDER), size=256)  # the normal pictures come first
+    items = folder(open_folder(FOLDER), size=256)  # the normal pictures come first
     count = sum(sample.label == 0 for sample in items.samples)
-    cut, show = count * 4 // 5, session.progress()
+    cut, show = count * 4 // 5, runtime.progress_line()
     parts = Subset(items, range(cut)), Subset(items, range(cut, len(items)))
     good, rest = (torch.cat([some.images for some in batches(part, 32)]).to(run.device) for part in parts)
     torch.manual_seed(0)
     own = HierarchicalEncoder().to(run.device)
-    train(own, good, steps=STEPS, checkpoint=session.checkpoint("own patch svdd", STEPS, good),
+    train(own, good, steps=STEPS, checkpoint=runtime.checkpoint_path("own patch svdd", STEPS, good),
           on_record=lambda record: show(f"loss {record.loss:.2f}", record.step, STEPS))  # fmt: skip
     scores = PatchSVDD(own).fit(good).anomaly_maps(rest).scores.tolist()
     print("normal, held back:", scores[: count - cut], "\nabnormal:", scores[count - cut :])

@@ -975,7 +975,6 @@ assert run.full or (scaled(everyone)[cell] > 0.5) != (in_milder > 0.5)
 # %%
 import os
 
-from paperlib import session
 from paperlib.datasets import categories
 from paperlib.padim import evaluation
 
@@ -984,9 +983,9 @@ if MVTEC is None:
     print("no MVTec AD here: nothing was run, and nothing is claimed about it")
 else:
     settings = evaluation.Settings(MVTEC, NETWORK, "default", DIMENSIONS[NETWORK], 0, "centered")
-    out = session.kept() or Path("padim-results")  # finished classes are not run again
+    out = runtime.checkpoint_folder() or Path("padim-results")  # finished classes are not run again
     evaluated = evaluation.run(settings, categories(MVTEC), backbone, out, batch_size=batch, pictures=False,
-                               progress=session.progress())  # fmt: skip
+                               progress=runtime.progress_line())  # fmt: skip
     print(evaluation.report(evaluated))
 
 # %% [markdown]
@@ -1110,9 +1109,9 @@ if FOLDER is None:
 # %% tags=["nbval-check-output"]
 from torch.utils.data import Subset
 
-from paperlib.datasets import batches, folder
+from paperlib.datasets import batches, folder, open_folder
 
-items = folder(session.opened(FOLDER))  # the normal pictures come first
+items = folder(open_folder(FOLDER))  # the normal pictures come first
 normal = sum(sample.label == 0 for sample in items.samples)
 cut = normal * 4 // 5
 fit, held, rest = (Subset(items, range(*ends)) for ends in ((0, cut), (cut, normal), (normal, len(items))))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from paperlib.inference import autocast
-from paperlib.validation import readable
+from paperlib.inference import override_autocast
+from paperlib.validation import has_values
 
 
 class _Call(NamedTuple):
@@ -154,7 +154,7 @@ def _check_average(head: _Head, logits: Tensor) -> None:
     expected, size = pooled, pooled.abs()
     if head.weight is not None:
         weight = head.weight.to(dtype)
-        with autocast(enabled=False):
+        with override_autocast(enabled=False):
             expected, size = pooled @ weight.T, pooled.abs() @ weight.abs().T
     if head.bias is not None:
         expected, size = expected + head.bias, size + head.bias.abs()
@@ -162,5 +162,5 @@ def _check_average(head: _Head, logits: Tensor) -> None:
         _refuse(f"the pooling leads to {tuple(expected.shape)} and the logits are {tuple(logits.shape)}")
     # Another structure is off by as much as the terms themselves; rounding is far below that.
     rounding = 0.05 if torch.finfo(logits.dtype).bits == 16 or torch.finfo(head.features.dtype).bits == 16 else 1e-3
-    if readable(logits) and not bool(((expected - logits).abs() <= rounding * size.amax()).all()):
+    if has_values(logits) and not bool(((expected - logits).abs() <= rounding * size.amax()).all()):
         _refuse("the maps do not average to the logits: something else changes the numbers on the way")

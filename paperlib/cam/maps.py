@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from paperlib.cam.head import _Calls, _check_average, _find_head
-from paperlib.inference import autocast, raise_if_threaded, undisturbed
+from paperlib.inference import inference_state, override_autocast, raise_if_threaded
 from paperlib.validation import check_images, target_classes
 
 
@@ -47,7 +47,7 @@ def class_activation_map(
     dtype = torch.promote_types(features.dtype, torch.float32)
     n, c, h, w = features.shape
     rows = weight[targets].to(dtype).view(n, -1, c)
-    with autocast(enabled=False):  # it would take the sum in half precision again
+    with override_autocast(enabled=False):  # it would take the sum in half precision again
         return (rows @ features.flatten(2).to(dtype)).view(*targets.shape, h, w)
 
 
@@ -85,7 +85,7 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError(f"a {type(model).__name__} hides the end of its network; pass the module it was made from")
     raise_if_threaded(model, "the model")
-    with undisturbed(model), torch.no_grad():
+    with inference_state(model), torch.no_grad():
         images = check_images(images)
         with _Calls() as calls:
             logits = model(images.clone())  # a network may change its input in place

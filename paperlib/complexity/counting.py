@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from paperlib.complexity.conventions import Convention, totals
 from paperlib.complexity.formulas import _whole
 from paperlib.complexity.recorder import Layer, Tape, innermost_module
-from paperlib.complexity.rules import RULES, other
+from paperlib.complexity.rules import RULES, default_rule
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def profile(
     modules = _modules(model)
     shapes = _shapes(input_shape)
     dtypes = _dtypes(dtype, len(shapes), model)
-    tape = Tape(modules, RULES, other)
+    tape = Tape(modules, RULES, default_rule)
     with _alone(), _as_it_was(modules, tape):
         inputs = [torch.empty(shape, dtype=kind, device="meta") for shape, kind in zip(shapes, dtypes, strict=True)]
         try:

@@ -3,7 +3,7 @@
 The network runs as it is, on inputs that live on the meta device. A dispatch mode, which acts on its own thread only,
 sees each operation before any device does, puts a meta stand-in in the place of each real tensor (a weight, a buffer or
 any attribute) and hands back a tensor of the right shape. So nothing is computed, no weight is copied, moved or
-exchanged, and a model on a GPU stays there, untouched. What each operation counts is in `paperlib.operations`.
+exchanged, and a model on a GPU stays there, untouched. What each operation counts is in `rules`.
 
 Below autograd, where `paperlib.complexity.counting.profile` runs this, the mode sees `linear`, `conv2d`, `batch_norm` or
 `scaled_dot_product_attention` whole, before PyTorch takes them apart.

@@ -1,4 +1,4 @@
-"""What each PyTorch operation counts when `paperlib.tape` records a run: one rule for each kind of operation.
+"""What each PyTorch operation counts when `recorder` records a run: one rule for each kind of operation.
 
 A rule takes the tape, the operation and its arguments, writes down what there is to count and returns the result: a
 tensor without data. It finds the shape itself where PyTorch's own way, in Python, would take most of the time.
@@ -17,7 +17,7 @@ from paperlib.complexity.recorder import Layer, Rule, Tape
 aten = torch.ops.aten
 
 
-def other(tape: Tape, func: Any, args: tuple, kwargs: dict) -> Any:
+def default_rule(tape: Tape, func: Any, args: tuple, kwargs: dict) -> Any:
     """Run an operation without a rule: look inside if PyTorch builds it from others; else it is no product of tensors.
 
     Source: none; our own.
@@ -152,7 +152,7 @@ def _attention(tape: Tape, func, args: tuple, kwargs: dict) -> Tensor:
 def _recurrent(tape: Tape, func, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
     """An LSTM, GRU or plain RNN over a whole sequence: one row for all its steps."""
     start = len(tape.rows)
-    out = other(tape, func, args, kwargs)
+    out = default_rule(tape, func, args, kwargs)
     steps = tape.rows[start:]
     macs, params = sum(step.macs for step in steps), sum(step.params for step in steps)
     tape.rows[start:] = [Layer(tape.module_name(), "recurrent", tuple(out[0].shape), macs, params)]
@@ -162,7 +162,7 @@ def _recurrent(tape: Tape, func, args: tuple, kwargs: dict) -> tuple[Tensor, ...
 def _norm(tape: Tape, func, args: tuple, kwargs: dict) -> Tensor:
     x = args[0]
     if tape.origin(x) is not None:
-        return other(tape, func, args, kwargs)
+        return default_rule(tape, func, args, kwargs)
     over_channels, over_batch = func in _CHANNEL_NORMS, func is aten.batch_norm.default
     first = 1 if over_channels else 2
     learned = [arg for arg in args[first : first + 2] if isinstance(arg, Tensor)]
@@ -200,14 +200,14 @@ def _elementwise(tape: Tape, func, args: tuple, kwargs: dict) -> Tensor:
     """Operations on one tensor, or on two of which one has the result's shape: PyTorch's way there is slow."""
     x, y = args[0], args[1] if len(args) > 1 else None
     if isinstance(y, complex) or kwargs.keys() & {"dtype", "out"} or not isinstance(x, Tensor):
-        return other(tape, func, args, kwargs)
+        return default_rule(tape, func, args, kwargs)
     small = None
     if isinstance(y, Tensor):
         x, small = (x, y) if _fits_in(y, x) else (y, x)
         if not _fits_in(small, x):
-            return other(tape, func, args, kwargs)
+            return default_rule(tape, func, args, kwargs)
     if not x.is_floating_point() or tape.origin(x) is not None or (x is not args[0] and func._schema.is_mutable):
-        return other(tape, func, args, kwargs)
+        return default_rule(tape, func, args, kwargs)
     if small is not None:
         tape.touch(tape.origin(small))
     return _like(func, x)

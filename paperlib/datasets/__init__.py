@@ -1,17 +1,17 @@
 """Images with labels and masks, read from packages and folders, never from the network."""
 
-from paperlib.datasets.archive import unpack
+from paperlib.datasets.archive import open_folder, unpack
 from paperlib.datasets.folders import (
     MVTEC_OBJECTS,
     MVTEC_TEXTURES,
     VARIANTS,
+    FolderDataset,
     MVTecAD,
-    PictureFolder,
     Sample,
     categories,
     folder,
 )
-from paperlib.datasets.image_files import read_mask, read_picture
+from paperlib.datasets.image_files import read_image, read_mask
 from paperlib.datasets.items import Batch, Item, TensorItems, batches
 from paperlib.datasets.solar_cells import ELPV, CellSplit, elpv, split_cells
 from paperlib.datasets.synthetic import DEFECTS, SyntheticDefects, synthetic_defects
@@ -27,7 +27,7 @@ __all__ = [
     "CellSplit",
     "Item",
     "MVTecAD",
-    "PictureFolder",
+    "FolderDataset",
     "Sample",
     "SyntheticDefects",
     "TensorItems",
@@ -36,8 +36,9 @@ __all__ = [
     "categories",
     "elpv",
     "folder",
+    "open_folder",
     "read_mask",
-    "read_picture",
+    "read_image",
     "split_cells",
     "synthetic_defects",
     "textures",

@@ -7,6 +7,7 @@ import shutil
 import stat
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -165,3 +166,36 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
             plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
             what = "" if plain else "link" if kind == stat.S_IFLNK else "device"
             yield _Member(info.orig_filename, None if info.is_dir() else zipped.open(info), what)
+
+
+def open_folder(path: str | Path) -> Path:
+    """Give the folder of your pictures: itself, or what is in its archive, unpacked to a temporary folder.
+
+    Each call unpacks the archive again; the copies are not removed.
+
+    Folders can't be dropped onto Colab, and a zip can. A zip of one folder gives what is in that folder.
+
+    Args:
+        path: of a folder, or of a zip or tar.
+
+    Raises:
+        ValueError: if there is nothing, or an archive can't be unpacked safely.
+
+    Source: this book. Departures: none. Test: test_session.py::test_a_zip_is_as_good_as_its_folder
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return path
+    if not path.is_file():
+        raise ValueError(
+            f"no folder or archive {path} (looked for it from {Path.cwd()}); on Colab, drop a zip onto the Files panel "
+            "at the left or mount your Drive there, and copy the path from the menu of the file"
+        )
+    folder = unpack(path, Path(tempfile.mkdtemp(), "pictures")).folder
+    shutil.rmtree(folder / "__MACOSX", ignore_errors=True)  # macOS adds it to each zip
+    while True:
+        inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        # A single folder of pictures is a kind, such as `normal`; a single folder of folders is a wrapping.
+        if len(inside) != 1 or not inside[0].is_dir() or not any(entry.is_dir() for entry in inside[0].iterdir()):
+            return folder
+        folder = inside[0]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from paperlib.datasets.image_files import natural, picture_files, read_mask, read_picture, refuse
+from paperlib.datasets.image_files import list_image_files, natural_sort_key, raise_problems, read_image, read_mask
 from paperlib.datasets.items import Item
 
 MVTEC_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
@@ -53,7 +53,7 @@ class Sample(NamedTuple):
         return mask
 
 
-class PictureFolder(Dataset):
+class FolderDataset(Dataset):
     """Items read from files as they are asked for. `MVTecAD` and `folder` make it.
 
     Args:
@@ -72,7 +72,7 @@ class PictureFolder(Dataset):
         self.samples, self._view = list(samples), view
         if check:
             with ThreadPoolExecutor(2) as pool:  # Pillow frees Python's lock while it decodes
-                refuse([problem for problem in pool.map(_problem, self.samples) if problem], where)
+                raise_problems([problem for problem in pool.map(_problem, self.samples) if problem], where)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,7 +80,7 @@ class PictureFolder(Dataset):
     def __getitem__(self, index: int) -> Item:
         sample = self.samples[index]
         number = index % len(self.samples)
-        picture = read_picture(sample.path)
+        picture = read_image(sample.path)
         mask = None
         if sample.mask is not None:
             full = Image.fromarray(sample.read_mask(picture.size).astype(np.uint8))
@@ -91,14 +91,14 @@ class PictureFolder(Dataset):
 
 def _problem(sample: Sample) -> str | None:
     try:
-        size = read_picture(sample.path).size
+        size = read_image(sample.path).size
         if sample.mask is not None:
             sample.read_mask(size)
     except ValueError as error:
         return str(error)
 
 
-class MVTecAD(PictureFolder):
+class MVTecAD(FolderDataset):
     """One category of MVTec AD, or of any set in the same layout, prepared as in PaDiM.
 
     The layout is the published one: category/train/good, category/test/good, category/test/(defect) and
@@ -195,7 +195,7 @@ def categories(root: str | Path) -> list[str]:
 
 def _train_samples(folder: Path) -> list[Sample]:
     others = [path.name for path in sorted((folder / "train").iterdir()) if path.is_dir() and path.name != "good"]
-    refuse([f"{name}: only 'good' belongs here" for name in others], folder / "train")
+    raise_problems([f"{name}: only 'good' belongs here" for name in others], folder / "train")
     return [Sample(path, 0, _NORMAL_MASK) for path in _pictures_in(folder / "train" / "good")]
 
 
@@ -205,15 +205,15 @@ def _test_samples(folder: Path) -> list[Sample]:
     defects = {path.name for path in (folder / "test").iterdir() if path.is_dir()} - {"good"}
     masked = {path.name for path in truth.iterdir() if path.is_dir()} - {"good"} if truth.is_dir() else set()
     for defect in sorted(defects | masked):
-        pictures = picture_files(folder / "test" / defect) if defect in defects else []
-        masks = {path.stem: path for path in picture_files(truth / defect)} if defect in masked else {}
+        pictures = list_image_files(folder / "test" / defect) if defect in defects else []
+        masks = {path.stem: path for path in list_image_files(truth / defect)} if defect in masked else {}
         for path in pictures:
             mask = masks.pop(f"{path.stem}_mask", None)
             if mask is None:
                 problems.append(f"test/{defect}/{path.name} has no mask ground_truth/{defect}/{path.stem}_mask.png")
             samples.append(Sample(path, 1, mask))
         problems += [f"ground_truth/{defect}/{path.name} has no picture in test/{defect}" for path in masks.values()]
-    refuse(problems, folder)
+    raise_problems(problems, folder)
     return samples
 
 
@@ -225,7 +225,7 @@ def folder(
     abnormal: str = "abnormal",
     videos: str = "*",
     check: bool = True,
-) -> PictureFolder:
+) -> FolderDataset:
     """Load a folder of images as a data set, each image resized to a square.
 
     One of three layouts is recognised by the folders in `root`:
@@ -271,7 +271,7 @@ def folder(
         samples = _normal_samples(root, videos)
     if not samples:
         raise ValueError(f"no picture in {root}; expected pictures, or folders {normal} and {abnormal} with pictures")
-    return PictureFolder(samples, lambda picture, _, filter: picture.resize((size, size), filter), root, check)
+    return FolderDataset(samples, lambda picture, _, filter: picture.resize((size, size), filter), root, check)
 
 
 def _normal_samples(root: Path, videos: str) -> list[Sample]:
@@ -284,8 +284,8 @@ def _normal_samples(root: Path, videos: str) -> list[Sample]:
         )
     if any((root.parent / name).is_dir() for name in ("test_frame_mask", "test_pixel_mask")):
         raise ValueError(f"{root} has labels beside it in {root.parent}; pass {root.parent} instead")
-    frames = sorted((path for path in folders if path.match(videos)), key=natural)
-    paths = picture_files(root) + [path for video in frames for path in picture_files(video)]
+    frames = sorted((path for path in folders if path.match(videos)), key=natural_sort_key)
+    paths = list_image_files(root) + [path for video in frames for path in list_image_files(video)]
     return [Sample(path, 0, None) for path in paths]
 
 
@@ -296,8 +296,8 @@ def _video_samples(root: Path, videos: str) -> list[Sample]:
         raise ValueError(f"{root} has no test_frame_mask and no test_pixel_mask beside frames; expected one or both")
     samples, problems = [], []
     found = (path for path in (root / "frames").iterdir() if path.is_dir() and path.match(videos))
-    for video in sorted(found, key=natural):
-        paths = picture_files(video)
+    for video in sorted(found, key=natural_sort_key):
+        paths = list_image_files(video)
         labels, masks = [0] * len(paths), [None] * len(paths)
         try:
             if mask_folder.is_dir():
@@ -312,7 +312,7 @@ def _video_samples(root: Path, videos: str) -> list[Sample]:
         except ValueError as error:
             problems.append(str(error))
         samples += [Sample(*one) for one in zip(paths, labels, masks, strict=True)]
-    refuse(problems, root)
+    raise_problems(problems, root)
     return samples
 
 
@@ -341,7 +341,7 @@ def _pictures_in(folder: Path) -> list[Path]:
     """The pictures of a folder that must have some."""
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; expected one with pictures")
-    found = picture_files(folder)
+    found = list_image_files(folder)
     if not found:
         raise ValueError(f"no picture in {folder}; expected files such as 000.png")
     return found

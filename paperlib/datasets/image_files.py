@@ -14,7 +14,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 LISTED = 10  # problems that one error names
 
 
-def read_picture(path: str | Path) -> Image.Image:
+def read_image(path: str | Path) -> Image.Image:
     """Read a picture as 8-bit RGB, turned as its EXIF data say.
 
     16-bit values are scaled to 8 bits, grey is repeated three times, palettes and CMYK are converted, and transparent
@@ -51,16 +51,16 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
     return _read(path, _nonzero)
 
 
-def picture_files(folder: Path) -> list[Path]:
+def list_image_files(folder: Path) -> list[Path]:
     """List the pictures in a folder by the ending of their names, hidden files left out, 2 before 10.
 
     Source: this book. Departures: none. Test: test_image_files.py::test_files_are_in_natural_order
     """
     found = (path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
-    return sorted((path for path in found if path.is_file()), key=natural)
+    return sorted((path for path in found if path.is_file()), key=natural_sort_key)
 
 
-def natural(path: Path) -> tuple:
+def natural_sort_key(path: Path) -> tuple:
     """Give the key that sorts names with numbers as people do: frame2 before frame10.
 
     Source: this book. Departures: none. Test: test_image_files.py::test_files_are_in_natural_order
@@ -69,7 +69,7 @@ def natural(path: Path) -> tuple:
     return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name
 
 
-def refuse(problems: Sequence[str], where: str | Path) -> None:
+def raise_problems(problems: Sequence[str], where: str | Path) -> None:
     """Raise one error for all problems of a data set, naming the first ten; do nothing where there is none.
 
     Raises:

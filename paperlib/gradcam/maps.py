@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_output
-from paperlib.inference import autocast, undisturbed
+from paperlib.inference import inference_state, override_autocast
 from paperlib.validation import check_images, target_classes
 
 LOCALIZATION_THRESHOLD = 0.15  # Grad-CAM, Sec. 4.1: share of the map's maximum above which a pixel is in the box
@@ -82,7 +82,7 @@ def grad_cam_map(
     dtype = torch.promote_types(activations.dtype, torch.float32)
     channels = activations.flatten(2).to(dtype)
     n, c, h, w = activations.shape
-    with autocast(enabled=False):  # it would take the sum in half precision again
+    with override_autocast(enabled=False):  # it would take the sum in half precision again
         maps = (weights.reshape(n, -1, c).to(dtype) @ channels).view(*weights.shape[:-1], h, w)
     return maps.clamp_min(0) if relu else maps
 
@@ -166,7 +166,7 @@ def grad_cam(
 @contextmanager
 def _ready(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
     """Give the checked images, cut off from the caller's graph, with model and torch in the state a gradient needs."""
-    with undisturbed(model), torch.enable_grad():
+    with inference_state(model), torch.enable_grad():
         if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
             raise ValueError(
                 "the model was made inside torch.inference_mode(), and torch takes no gradient through its tensors; "
@@ -234,7 +234,7 @@ def _gradients(scores: Tensor, source: Tensor, what: str, retain_graph: bool = F
         gradient = None
         if scores.requires_grad:
             keep = retain_graph or i + 1 < len(columns)
-            with autocast(enabled=False):
+            with override_autocast(enabled=False):
                 seed = torch.ones_like(column)
                 (gradient,) = torch.autograd.grad(column, source, seed, retain_graph=keep, allow_unused=True)
         if gradient is None:

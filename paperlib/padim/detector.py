@@ -18,15 +18,14 @@ from paperlib import backbones
 from paperlib.anomaly_map import MODES, gaussian_blur, upsample
 from paperlib.backbones import FeatureExtractor, concatenate_embeddings, project_embeddings
 from paperlib.distributed import check_same_size, fail_together
-from paperlib.patch_gaussian import (
+from paperlib.padim.gaussian import (
     COVARIANCE_EPSILON,
     PatchGaussian,
-    at_least_float32,
     leave_one_out_distance,
-    mahalanobis_distance,  # noqa: F401 (Equation 2 belongs to what this module offers)
     whiten,
     whitened_norm,
 )
+from paperlib.precision import at_least_float32
 from paperlib.storage import digest, read_tensors, write_tensors
 from paperlib.validation import check_images
 
@@ -313,7 +312,7 @@ class PaDiM:
             check_same_size(size, device)
             pooled.all_reduce()
         _, vectors = torch.linalg.eigh(pooled.covariance(0)[0].double())  # in ascending order
-        return vectors.flip(1)[:, : self.dimensions].to(pooled.fed).contiguous()
+        return vectors.flip(1)[:, : self.dimensions].to(pooled.result_dtype).contiguous()
 
     def _device(self) -> torch.device:
         parameters = self.extractor.model.parameters()

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paperlib.distributed import fail_together
-from paperlib.precision import full_precision
+from paperlib.precision import at_least_float32, full_precision
 from paperlib.validation import check_finite
 
 COVARIANCE_EPSILON = 0.01  # PaDiM, Sec. IV-B: added to the variances
@@ -61,7 +61,7 @@ class PatchGaussian:
             raise ValueError(f"dtype={dtype}; expected torch.float32 or torch.float64")
         self.positions, self.dimensions, self.dtype, self.device = positions, dimensions, dtype, device
         self.count = 0  # images
-        self.fed: torch.dtype | None = None  # dtype of the results
+        self.result_dtype: torch.dtype | None = None  # dtype of the results
         self._consumed = False  # True once `whiten` has overwritten the sums
 
     def update(self, x: Float[Tensor, "*n_p_d"]) -> "PatchGaussian":
@@ -95,7 +95,7 @@ class PatchGaussian:
             self._add_products(rows, centred)
             own.lerp_(mean, n / total)
         self.count = total
-        self.fed = x.dtype if self.fed is None else torch.promote_types(self.fed, x.dtype)
+        self.result_dtype = x.dtype if self.result_dtype is None else torch.promote_types(self.result_dtype, x.dtype)
         return self
 
     def merge(self, other: "PatchGaussian") -> "PatchGaussian":
@@ -121,7 +121,11 @@ class PatchGaussian:
             self._add_products(rows, apart[rows, None].to(self.dtype))
         self._mean.lerp_(other._mean, other.count / total)
         self.count = total
-        self.fed = other.fed if self.fed is None else torch.promote_types(self.fed, other.fed)
+        self.result_dtype = (
+            other.result_dtype
+            if self.result_dtype is None
+            else torch.promote_types(self.result_dtype, other.result_dtype)
+        )
         return self
 
     def all_reduce(self, group: Any = None) -> "PatchGaussian":
@@ -139,8 +143,8 @@ class PatchGaussian:
         with fail_together(self._mean.device, group):
             self._check_not_consumed()
         kind = [self.positions, self.dimensions, _DTYPES.index(self.dtype)]
-        fed = -1 if self.fed is None else _DTYPES.index(self.fed)
-        most = torch.tensor([*kind, *(-k for k in kind), fed], device=self._mean.device)
+        index = -1 if self.result_dtype is None else _DTYPES.index(self.result_dtype)
+        most = torch.tensor([*kind, *(-k for k in kind), index], device=self._mean.device)
         distributed.all_reduce(most, distributed.ReduceOp.MAX, group)
         *most, fed = most.tolist()
         if most[:3] != kind or [-k for k in most[3:]] != kind:  # then the largest and the smallest differ, for everyone
@@ -159,7 +163,7 @@ class PatchGaussian:
                 self._add_products(rows, apart[rows, None].to(self.dtype))
             distributed.all_reduce(self._products, group=group)
             self._mean.copy_(mean)
-            self.count, self.fed = total, _DTYPES[fed]
+            self.count, self.result_dtype = total, _DTYPES[index]
         return self
 
     def mean(self) -> Float[Tensor, "p d"]:
@@ -171,7 +175,7 @@ class PatchGaussian:
         self._check_not_consumed()
         if not self.count:
             raise ValueError("no image yet; call update first")
-        return self._mean.to(self.fed)
+        return self._mean.to(self.result_dtype)
 
     def covariance(self, epsilon: float | int = COVARIANCE_EPSILON) -> Float[Tensor, "p d d"]:
         """Return Σ + εI of Eq. 1, unbiased (N - 1), in the dtype of the x that was fed.
@@ -183,7 +187,7 @@ class PatchGaussian:
         lower = (self._products / (self.count - 1)).tril_()
         full = lower + lower.tril(-1).mT
         full.diagonal(dim1=1, dim2=2).add_(epsilon)
-        return full.to(self.fed)
+        return full.to(self.result_dtype)
 
     def _check_not_consumed(self) -> None:
         if self._consumed:
@@ -345,7 +349,7 @@ def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d 
     """
     gaussian._check_enough(epsilon)
     gaussian._consumed = True
-    products, fed = gaussian._products, gaussian.fed
+    products, dtype = gaussian._products, gaussian.result_dtype
     for rows in _chunks(gaussian.positions, gaussian.dimensions**2):
         covariance = products[rows] / (gaussian.count - 1)
         covariance.diagonal(dim1=1, dim2=2).add_(epsilon)
@@ -358,7 +362,7 @@ def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d 
                 f"a covariance with variances up to {variance:.3g} is not positive definite in {products.dtype}: "
                 f"epsilon={epsilon} is lost in rounding. Scale the features down or raise epsilon"
             ) from error
-    return products.to(fed)
+    return products.to(dtype)
 
 
 def _inverse_cholesky(covariance: Float[Tensor, "p d d"]) -> Float[Tensor, "p d d"]:
@@ -393,11 +397,3 @@ def _chunks(positions: int, elements: int) -> Iterator[slice]:
 
 def _bands(dimensions: int) -> list[tuple[int, int]]:
     return [(start, min(start + BAND, dimensions)) for start in range(0, dimensions, BAND)]
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Give the dtype itself, or float32 in place of a half-precision one: too coarse for sums over images.
-
-    Source: this book. Departures: none. Test: test_gaussian.py::test_results_come_in_the_dtype_that_was_fed
-    """
-    return torch.promote_types(dtype, torch.float32)

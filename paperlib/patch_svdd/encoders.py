@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.storage import holds_its_numbers, load_state, read_tensors, write_tensors
+from paperlib.storage import is_dense, load_state, read_tensors, write_tensors
 from paperlib.validation import check_images
 
 SMALL_PATCH, BIG_PATCH = 32, 64  # Patch SVDD, Sec. 4: K in pixels
@@ -313,7 +313,7 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
     if set(tensors) != names:
         odd = ", ".join(sorted(map(str, set(tensors) ^ names))[:4])
         raise ValueError(f"{expected}, named enc.conv1.weight to conv2.bias; missing or unknown: {odd}")
-    if not all(holds_its_numbers(tensor) for tensor in tensors.values()):
+    if not all(is_dense(tensor) for tensor in tensors.values()):
         raise ValueError(f"{expected}; its tensors are of other sizes than what is stored of them")
     dimensions = tensors["conv2.bias"].numel()
     if dimensions == 0:

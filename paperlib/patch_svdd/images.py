@@ -1,13 +1,13 @@
 """What is done to images before patches are cut: their range is checked, their mean subtracted."""
 
 import torch
+import torch.distributed as distributed
 from jaxtyping import Float
 from torch import Tensor
 
-from paperlib.distributed import fail_together
+from paperlib.distributed import check_same_size, fail_together
 from paperlib.patch_svdd.encoders import BIG_PATCH
-from paperlib.patch_svdd.pairs import _any_differs, _check_colours, _combine
-from paperlib.validation import check_images, readable
+from paperlib.validation import check_images, has_values
 
 TOGETHER = 8  # images that are summed at once, so that a file mapped into memory is never copied whole
 
@@ -70,7 +70,39 @@ def check_range(images: Tensor) -> None:
             f"images of shape {tuple(images.shape)}; expected RGB (N, 3, H, W) of at least {BIG_PATCH}×{BIG_PATCH} "
             "pixels. Resize them, to 256×256 as in the paper say, and repeat grey with .expand(-1, 3, -1, -1)"
         )
-    if readable(images):
+    if has_values(images):
         low, high = float(images.amin()), float(images.amax())
         if low < -1e-3 or high > 1 + 1e-3:  # resizing may round past the ends
             raise ValueError(f"images go from {low:.3g} to {high:.3g}; expected 0 to 1. Bytes are divided by 255")
+
+
+def _combine(images: Tensor, total: Tensor) -> tuple[Tensor, int, bool]:
+    """Return sum and number of the images of all processes, and whether any differ.
+
+    `total` is the sum of this process's images, on the device of the group.
+    """
+    check_same_size(tuple(images.shape[2:]), total.device)
+    first = images[0].to(total.device, torch.float64, copy=True)
+    distributed.broadcast(first, 0)
+    differ = _any_differs(images, first.to(images.device))
+    counts = torch.tensor([len(images), differ], dtype=torch.int64, device=total.device)
+    for statistic in (total, counts):
+        distributed.all_reduce(statistic)
+    count, n_differing = counts.tolist()
+    return total, count, n_differing > 0
+
+
+def _any_differs(images: Tensor, reference: Tensor) -> bool:
+    if not has_values(images):
+        return True
+    return any(bool((part != reference).any()) for part in images.split(TOGETHER))
+
+
+def _check_colours(images: Tensor) -> None:
+    if not has_values(images):
+        return
+    spread = (images.amax((2, 3)) - images.amin((2, 3))).amax(1)
+    if (spread == 0).any():
+        rows = (spread == 0).nonzero().flatten().tolist()
+        which = f"training images number {', '.join(map(str, rows[:8]))}"
+        raise ValueError(f"{which} are of one colour; remove them")

@@ -4,13 +4,8 @@ import functools
 from typing import NamedTuple
 
 import torch
-import torch.distributed as distributed
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from paperlib.distributed import check_same_size
-from paperlib.patch_svdd.images import TOGETHER
-from paperlib.validation import readable
 
 PERTURBATION = 0.02  # released code: standard deviation of the colour shift and of the pixel noise; white is 1
 # Position classes 0 to 7: the 3×3 grid around a patch in reading order, without its centre.
@@ -139,38 +134,6 @@ def perturb(images: Float[Tensor, "n 3 h w"], generator: torch.Generator) -> Flo
     return images + PERTURBATION * (draw(len(images), 3, 1, 1) + draw(images.shape))
 
 
-def _combine(images: Tensor, total: Tensor) -> tuple[Tensor, int, bool]:
-    """Return sum and number of the images of all processes, and whether any differ.
-
-    `total` is the sum of this process's images, on the device of the group.
-    """
-    check_same_size(tuple(images.shape[2:]), total.device)
-    first = images[0].to(total.device, torch.float64, copy=True)
-    distributed.broadcast(first, 0)
-    differ = _any_differs(images, first.to(images.device))
-    counts = torch.tensor([len(images), differ], dtype=torch.int64, device=total.device)
-    for statistic in (total, counts):
-        distributed.all_reduce(statistic)
-    count, n_differing = counts.tolist()
-    return total, count, n_differing > 0
-
-
-def _any_differs(images: Tensor, reference: Tensor) -> bool:
-    if not readable(images):
-        return True
-    return any(bool((part != reference).any()) for part in images.split(TOGETHER))
-
-
-def _check_colours(images: Tensor) -> None:
-    if not readable(images):
-        return
-    spread = (images.amax((2, 3)) - images.amin((2, 3))).amax(1)
-    if (spread == 0).any():
-        rows = (spread == 0).nonzero().flatten().tolist()
-        which = f"training images number {', '.join(map(str, rows[:8]))}"
-        raise ValueError(f"{which} are of one colour; remove them")
-
-
 def random_crops(
     images: Float[Tensor, "n 3 h w"],
     mean: Float[Tensor, "3 h w"],
@@ -192,10 +155,10 @@ def random_crops(
     rows = torch.randint(len(images), (count,), generator=generator)
     room = torch.tensor(images.shape[-2:]) - torch.tensor(size)
     corners = _uniform(torch.zeros(count, 2, dtype=torch.long), room.expand(count, 2), 1, generator)
-    return cut(images, mean, rows, size, corners)
+    return crop_patches(images, mean, rows, size, corners)
 
 
-def cut(
+def crop_patches(
     images: Float[Tensor, "n 3 h w"],
     mean: Float[Tensor, "3 h w"],
     rows: Int[Tensor, " m"],

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from paperlib.checkpoint import load_checkpoint, save_checkpoint
 from paperlib.distributed import fail_together, process_group
 from paperlib.patch_svdd.encoders import BIG_PATCH, SMALL_PATCH, HierarchicalEncoder, initialize
 from paperlib.patch_svdd.images import check_range, mean_image
 from paperlib.patch_svdd.losses import PositionClassifier, _svdd_part
-from paperlib.patch_svdd.pairs import cut, neighbor_pairs, perturb, position_pairs, random_crops
+from paperlib.patch_svdd.pairs import crop_patches, neighbor_pairs, perturb, position_pairs, random_crops
+from paperlib.storage import load_checkpoint, save_checkpoint
 from paperlib.validation import check_images
 
 SVDD_WEIGHT = 1e-3  # λ of Eq. 6, in the README of the released code; the code's default is 1
@@ -407,7 +407,7 @@ def train_on_patches(
         loss, seen = images.new_zeros(()), {}
         for name, patch in run.sizes.items():
             embed = encoder if patch == encoder.side else encoder.small
-            patches = functools.partial(cut, images, mean, rows, patch)
+            patches = functools.partial(crop_patches, images, mean, rows, patch)
             drawn = position_pairs(len(rows), size, patch, generator, clip=as_released)
             device_generator = _on_device(generator, images.device)
             first, second = (perturb(patches(corners), device_generator) for corners in (drawn.first, drawn.second))

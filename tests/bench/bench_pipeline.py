@@ -27,7 +27,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from paperlib import backbones
 from paperlib.backbones import FeatureExtractor
-from paperlib.datasets import PictureFolder, batches, folder
+from paperlib.datasets import FolderDataset, batches, folder
 from paperlib.padim import PaDiM
 
 SIDE, BATCH = 224, 8
@@ -142,7 +142,7 @@ def timed(run: Callable[[], Tensor]) -> float:
     return time.perf_counter() - start
 
 
-def photographs(count: int) -> PictureFolder:
+def photographs(count: int) -> FolderDataset:
     """Cuts of one photograph as JPEG files of 1000 × 750 pixels, in a temporary folder that lives with the process."""
     photographs.kept = temporary = tempfile.TemporaryDirectory()
     Path(temporary.name, "normal").mkdir()

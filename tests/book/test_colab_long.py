@@ -26,7 +26,7 @@ ENVIRONMENT = ROOT / "_build" / "colab-env"
 RUNTIME = yaml.safe_load((ROOT / "book" / "data" / "colab_runtime.yml").read_text(encoding="utf-8"))
 WANTED = {name: version.partition("+")[0] for name, version in RUNTIME["packages"].items()}
 OWN = re.compile(r"^(?P<name>FOLDER|PICTURE)(?P<more>(?:, \w+)*) = None", re.M)
-TRAINING = "session.checkpoint("
+TRAINING = "runtime.checkpoint_path("
 SECONDS = 3600
 
 
@@ -139,7 +139,7 @@ def own_pictures(copy, folder):
             crop.save(made / kind / f"{i}.jpg", exif=_turned() if i % 2 else b"")
     if copy.numbers("^PICTURE"):
         return made / kinds[0] / "1.jpg"
-    if not copy.numbers(r"session\.opened\("):
+    if not copy.numbers(r"open_folder\("):
         return made
     zipped = folder / "my pictures.zip"
     with zipfile.ZipFile(zipped, "w") as archive:

@@ -290,7 +290,7 @@ def test_peers_miss_attention():
     assert counted.flops - counter.get_total_flops() == 2 * attention
 
 
-# Totals that other tools gave, each in the version that `paperlib.conventions` names, for MobileNetV1 as above and for
+# Totals that other tools gave, each in the version that `paperlib.complexity.conventions` names, for MobileNetV1 as above and for
 # torchvision's ResNet-50 and VGG-16, all at 1×3×224×224; for ViT-B/16 deepspeed's, the only one that sees all of it.
 OBSERVED = {
     "deepspeed 0.19.8, calflops 0.3.2 (MACs)": (568_740_352, 4_089_184_256, 15_470_264_320, 17_563_828_224),

@@ -9,8 +9,8 @@ import skimage.color
 from PIL import Image
 from skimage import data
 
-from paperlib.datasets import read_mask, read_picture
-from paperlib.datasets.image_files import natural, picture_files, refuse
+from paperlib.datasets import read_image, read_mask
+from paperlib.datasets.image_files import list_image_files, natural_sort_key, raise_problems
 
 CAT = np.ascontiguousarray(data.chelsea()[60:180:2, 100:260:2])  # 60×80, RGB
 
@@ -20,7 +20,7 @@ def by_cv2(path, flags=cv2.IMREAD_COLOR):
 
 
 def pixels(path):
-    picture = read_picture(path)
+    picture = read_image(path)
     assert picture.mode == "RGB"
     return np.asarray(picture).astype(int)
 
@@ -141,10 +141,10 @@ def test_of_several_frames_the_first_is_taken(tmp_path):
 def test_numbers_of_unknown_range_are_refused(tmp_path):
     Image.fromarray(CAT[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"float.tif: it holds floating-point numbers"):
-        read_picture(tmp_path / "float.tif")
+        read_image(tmp_path / "float.tif")
     Image.fromarray(CAT[..., 0].astype(np.int32) * 1000).save(tmp_path / "int.tif")
     with pytest.raises(ValueError, match=r"int.tif: its values range from \d+ to \d+000; expected 8 or 16 bits"):
-        read_picture(tmp_path / "int.tif")
+        read_image(tmp_path / "int.tif")
 
 
 def png_with(chunks):
@@ -179,16 +179,16 @@ def test_damaged_pictures_are_refused_by_name(tmp_path, name):
         Image.fromarray(CAT).save(buffer, kind)
         files.append(buffer.getvalue())
     (tmp_path / name).write_bytes(DAMAGE[name](*files))
-    for read in (read_picture, read_mask):
+    for read in (read_image, read_mask):
         with pytest.raises(ValueError, match=rf"{name}: \w+"):
             read(tmp_path / name)
 
 
 def test_a_missing_picture_is_named(tmp_path):
     with pytest.raises(ValueError, match="absent.png: there is no such file"):
-        read_picture(tmp_path / "absent.png")
+        read_image(tmp_path / "absent.png")
     with pytest.raises(ValueError, match=r"\w+: \S+"):
-        read_picture(tmp_path)  # a folder
+        read_image(tmp_path)  # a folder
 
 
 MARKED = np.zeros((5, 7), bool)
@@ -220,18 +220,18 @@ def test_files_are_in_natural_order(tmp_path):
     for name in names:
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    found = [path.name for path in picture_files(tmp_path)]
+    found = [path.name for path in list_image_files(tmp_path)]
     assert found == ["1.png", "2.PNG", "10.jpg", "010.png", "10.png", "a1.png", "a1b.png"]
-    assert sorted(map(natural, tmp_path.iterdir()))  # any two names can be compared
+    assert sorted(map(natural_sort_key, tmp_path.iterdir()))  # any two names can be compared
 
 
 def test_one_error_names_ten_problems():
-    refuse([], "here")
+    raise_problems([], "here")
     with pytest.raises(ValueError, match="1 problem in here") as error:
-        refuse(["a.png: damaged"], "here")
+        raise_problems(["a.png: damaged"], "here")
     assert str(error.value).endswith("\n  a.png: damaged")
     with pytest.raises(ValueError, match="12 problems in here") as error:
-        refuse([f"{n}.png: damaged" for n in range(12)], "here")
+        raise_problems([f"{n}.png: damaged" for n in range(12)], "here")
     lines = str(error.value).splitlines()
     assert len(lines) == 12 and lines[10].endswith("9.png: damaged") and lines[11].endswith("… and 2 more")
 
@@ -240,12 +240,12 @@ def test_a_tiff_that_ends_before_its_height_is_refused(tmp_path):
     """One flipped bit of the height: Pillow would leave the rows that are not there black, and take their memory."""
     path, pixels = tmp_path / "cell.tif", data.astronaut()[:40, :200]
     Image.fromarray(pixels).save(path)
-    assert np.array_equal(read_picture(path), pixels)
+    assert np.array_equal(read_image(path), pixels)
     whole = bytearray(path.read_bytes())
     place = whole.index(struct.pack("<HHII", 257, 4, 1, 40)) + 8  # the tag ImageLength, one number of 32 bits
     for height in (41, 40 + (1 << 16)):
         path.write_bytes(whole[:place] + struct.pack("<I", height) + whole[place + 4 :])
         with pytest.raises(ValueError, match=rf"cell.tif: it announces 200×{height} pixels and holds 200×40"):
-            read_picture(path)
+            read_image(path)
     path.write_bytes(whole[:place] + struct.pack("<I", 39) + whole[place + 4 :])
-    assert np.array_equal(read_picture(path), pixels[:39])  # all that it announces is there
+    assert np.array_equal(read_image(path), pixels[:39])  # all that it announces is there

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paperlib import precision
-from paperlib.padim import PatchGaussian, gaussian, leave_one_out_distance, mahalanobis_distance
-from paperlib.padim.gaussian import whiten, whitened_norm
+from paperlib.padim import PatchGaussian, leave_one_out_distance, mahalanobis_distance
+from paperlib.padim.gaussian import _inverse_cholesky, whiten, whitened_norm
 
 
 def fed(x, *lengths, **options):
@@ -179,7 +179,7 @@ def test_distance_equals_scipys(n, p, d):
     np.testing.assert_allclose(mahalanobis_distance(seen, mean, cholesky), truth, rtol=1e-9)
     single = mahalanobis_distance(seen.float(), mean.float(), cholesky.float())
     np.testing.assert_allclose(single, truth, rtol=1e-4)
-    whitening = gaussian._inverse_cholesky(gaussian.covariance())
+    whitening = _inverse_cholesky(gaussian.covariance())
     np.testing.assert_allclose(whitened_norm(seen, mean, whitening), truth, rtol=1e-9)
     assert single.dtype == torch.float32 and single.shape == (n, p)
     assert (mahalanobis_distance(mean[None], mean, cholesky) == 0).all()
@@ -190,7 +190,7 @@ def test_inverse_factor_equals_lapacks(d):
     a = torch.randn(3, d, 2 * d, dtype=torch.float64, generator=torch.Generator().manual_seed(d))
     covariance = a @ a.mT / (2 * d) + 0.01 * torch.eye(d)
     below = covariance.tril() + 1e9 * torch.ones(d, d).triu(1)  # above the diagonal nothing is read
-    found = gaussian._inverse_cholesky(below)
+    found = _inverse_cholesky(below)
     torch.testing.assert_close(found, torch.linalg.inv(torch.linalg.cholesky(covariance)), rtol=1e-9, atol=1e-9)
     assert torch.equal(found, found.tril())
 
@@ -304,7 +304,7 @@ def test_a_precision_set_during_a_block_remains_after_it():
 def test_no_bfloat16_or_tf32_leaks_in(monkeypatch, lower):
     x, seen = torch.randn(40, 3, 300), torch.randn(60, 3, 300)
     covariance = fed(x).covariance()
-    whitening = gaussian._inverse_cholesky(covariance)
+    whitening = _inverse_cholesky(covariance)
     quiet = whitened_norm(seen, fed(x).mean(), whitening)
     inside, bmm, baddbmm = [], torch.bmm, torch.Tensor.baddbmm_
     note = precision._settings

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from measure import peak_memory
 
 from paperlib.patch_svdd import DIRECTIONS, mean_image, neighbor_pairs, perturb, position_pairs
-from paperlib.patch_svdd.pairs import cut, random_crops
+from paperlib.patch_svdd.pairs import crop_patches, random_crops
 
 
 def generator(seed=0):
@@ -106,7 +106,9 @@ def test_crops_come_from_everywhere():
         for n in range(3) for y in range(6) for x in range(3)
     }  # fmt: skip
     for n, (y, x) in ((0, (2, 1)), (2, (5, 2))):
-        assert torch.equal(cut(images, mean, torch.tensor([n]), (4, 5), torch.tensor([[y, x]]))[0], corners[n, y, x])
+        assert torch.equal(
+            crop_patches(images, mean, torch.tensor([n]), (4, 5), torch.tensor([[y, x]]))[0], corners[n, y, x]
+        )
     seen = [next(key for key, wanted in corners.items() if torch.equal(crop, wanted)) for crop in crops]
     counts = torch.tensor([seen.count(key) for key in corners])
     assert counts.sum() == 600 and counts.min() > 0 and counts.max() < 30  # 11 of each of the 54 on average

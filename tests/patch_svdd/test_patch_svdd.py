@@ -83,7 +83,7 @@ def test_a_training_image_is_nowhere_anomalous_and_a_scratch_is_where_it_is():
 def test_images_are_scored_alike_alone_and_together(monkeypatch):
     detector, test = PatchSVDD(encoder()).fit(pictures()), pictures(5, seed=2)
     together = detector.anomaly_maps(test)
-    monkeypatch.setattr(patch_svdd, "TOGETHER", 2)
+    monkeypatch.setattr(detector, "TOGETHER", 2)
     for maps in (PatchSVDD(encoder()).fit(pictures()).anomaly_maps(test), detector.anomaly_maps(test)):
         for ours, theirs in zip(maps, together, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

@@ -27,8 +27,8 @@ from paperlib.patch_svdd import (
     svdd_loss,
     train,
     train_on_patches,
-    training,
 )
+from paperlib.patch_svdd import training as training_module
 from paperlib.patch_svdd.training import fast_dtype
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,13 +121,13 @@ def test_training_learns_positions_that_it_has_not_seen():
 
 def spied(name, seen, monkeypatch):
     """Keep what a function of the module returns, call by call."""
-    original = getattr(patch_training, name)
+    original = getattr(training_module, name)
 
     def call(*args, **options):
         seen.setdefault(name, []).append(original(*args, **options))
         return seen[name][-1]
 
-    monkeypatch.setattr(patch_training, name, call)
+    monkeypatch.setattr(training_module, name, call)
 
 
 def test_a_dense_step_is_the_loss_over_its_patches(monkeypatch):
@@ -232,7 +232,7 @@ def test_muon_takes_filter_banks_as_matrices():
     torch.manual_seed(0)
     weight, gradient = nn.Parameter(torch.randn(6, 4, 3, 3)), torch.randn(6, 4, 3, 3)
     flat = nn.Parameter(weight.detach().flatten(1).clone())
-    ours, theirs = training._MatrixMuon([weight], 0.1), torch.optim.Muon([flat], 0.1, weight_decay=0)
+    ours, theirs = training_module._MatrixMuon([weight], 0.1), torch.optim.Muon([flat], 0.1, weight_decay=0)
     for scale in (1, -3):
         weight.grad, flat.grad = scale * gradient, scale * gradient.flatten(1)
         ours.step()
@@ -248,7 +248,7 @@ def test_the_learning_rate_follows_torchs_cycle():
     )
     for step in range(100):
         done = 0.3 * step / 29 if step <= 29 else 0.3 + 0.7 * (step - 29) / 70
-        assert training._one_cycle(done) == pytest.approx(cycle.get_last_lr()[0], abs=1e-9)
+        assert training_module._one_cycle(done) == pytest.approx(cycle.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         if step < 99:
             cycle.step()
@@ -256,9 +256,9 @@ def test_the_learning_rate_follows_torchs_cycle():
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1])
 def test_the_order_is_one_of_its_own_for_each_seed_and_epoch(seed):
-    orders = [tuple(training._order(50, s, epoch).tolist()) for s in (seed, seed - 1) for epoch in range(3)]
+    orders = [tuple(training_module._order(50, s, epoch).tolist()) for s in (seed, seed - 1) for epoch in range(3)]
     assert len(set(orders)) == 6 and all(sorted(order) == list(range(50)) for order in orders)
-    assert orders[0] == tuple(training._order(50, seed, 0).tolist())
+    assert orders[0] == tuple(training_module._order(50, seed, 0).tolist())
 
 
 def test_an_older_torch_without_muon_is_told_to_use_adam(monkeypatch):
@@ -296,10 +296,12 @@ SCRIPT = textwrap.dedent("""
 
 @pytest.mark.parametrize(("kind", "waits"), [("dense", (0.01, 0.2)), ("patches", (0.1,))])
 def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind, waits):
-    path, weights, undisturbed = (tmp_path / f"{name}.safetensors" for name in ("run", "weights", "undisturbed"))
+    path, weights, inference_state = (
+        tmp_path / f"{name}.safetensors" for name in ("run", "weights", "inference_state")
+    )
     threads = torch.get_num_threads()
     try:
-        monkeypatch.setattr(sys, "argv", ["", kind, "", str(undisturbed)])
+        monkeypatch.setattr(sys, "argv", ["", kind, "", str(inference_state)])
         exec(SCRIPT, {})
     finally:
         torch.set_num_threads(threads)
@@ -317,7 +319,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind, 
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL and not weights.exists()
     assert start().wait() == 0
-    assert same(load_file(weights), load_file(undisturbed))
+    assert same(load_file(weights), load_file(inference_state))
     assert not list(tmp_path.glob(".*"))
 
 
@@ -355,17 +357,19 @@ def published_step(model, classifiers, images, seen, rows, weight):
     mean, loss = images.mean(0), 0.0
     for k, (patch, embed) in enumerate(((64, model), (32, model.small))):
 
-        def cut(corners, patch=patch):
+        def crop_patches(corners, patch=patch):
             return torch.stack([(images[n] - mean)[:, y : y + patch, x : x + patch]
                                 for n, (y, x) in zip(rows, corners.tolist(), strict=True)])  # fmt: skip
 
         first, second, position = seen["position_pairs"][k]
         a, b = seen["perturb"][2 * k : 2 * k + 2]
         for corners, perturbed in ((first, a), (second, b)):
-            assert (perturbed - cut(corners)).std() == pytest.approx(0.02 * math.sqrt(2), rel=0.35)
+            assert (perturbed - crop_patches(corners)).std() == pytest.approx(0.02 * math.sqrt(2), rel=0.35)
         loss = loss + F.cross_entropy(classifiers[k](embed(a), embed(b)), position)
         first, second, _ = seen["neighbor_pairs"][k]
-        loss = loss + weight * (embed(cut(first)) - embed(cut(second))).norm(dim=1).mean()  # not perturbed
+        loss = (
+            loss + weight * (embed(crop_patches(first)) - embed(crop_patches(second))).norm(dim=1).mean()
+        )  # not perturbed
     return loss
 
 
@@ -455,7 +459,7 @@ def test_bad_arguments_are_refused():
 def test_the_progress_bar_tells_how_far_it_is(capsys):
     show = progress_bar(200)
     for step in (50, 200):
-        show(training.Record(step, 1.25, 0.4, math.nan, 0.1, 0.1))
+        show(training_module.Record(step, 1.25, 0.4, math.nan, 0.1, 0.1))
     lines = re.split(r"[\r\n]+", capsys.readouterr().out)
     assert lines[1] == "[#####...............] 50/200  loss 1.250, K=64 40%"
     assert lines[2] == "[####################] 200/200  loss 1.250, K=64 40%" and lines[3] == ""

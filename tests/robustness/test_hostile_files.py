@@ -25,11 +25,11 @@ from torch import nn
 
 from paperlib import backbones, storage
 from paperlib.backbones import FeatureExtractor
-from paperlib.checkpoint import load_checkpoint, save_checkpoint
-from paperlib.datasets import folder, read_mask, read_picture, unpack
+from paperlib.datasets import folder, read_image, read_mask, unpack
 from paperlib.padim import PaDiM
 from paperlib.padim.evaluation import Result, Settings, read_results, write_results
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, load_released_weights
+from paperlib.storage import load_checkpoint, save_checkpoint
 
 MEMORY = 300 * 2**20  # bytes that reading any of these small files may add to the process
 RECIPE = {"epochs": 5}
@@ -150,7 +150,7 @@ KINDS = {
         for ending in ("tar", "tar.gz", "tar.bz2", "tar.xz", "zip")
     },
     **{
-        f"cell.{ending}": (write_picture, lambda p: (read_picture(p), read_mask(p)), False)
+        f"cell.{ending}": (write_picture, lambda p: (read_image(p), read_mask(p)), False)
         for ending in ("png", "jpg", "tif", "gif", "bmp", "webp", "ppm")
     },
 }
@@ -508,7 +508,7 @@ def test_code_in_files_is_not_run(tmp_path, cases, name):
     counter, (_, read, _) = cases("files: pickles with code"), KINDS[name]
     (tmp_path / "here").mkdir()
     path, ran = tmp_path / "here" / name, tmp_path / "ran"
-    reads = {"masks.npy": read_masks, "cell.png": read_picture}
+    reads = {"masks.npy": read_masks, "cell.png": read_image}
     read = reads.get(name, read)
     state = network().state_dict()
     for content in (
@@ -538,7 +538,7 @@ def test_postscript_under_a_pictures_name_is_not_run(tmp_path, cases, monkeypatc
     for ending in ("png", "jpg", "tif"):
         path = tmp_path / f"cell.{ending}"
         path.write_text(source)
-        for read in (read_picture, read_mask):
+        for read in (read_image, read_mask):
             with pytest.raises(ValueError, match=f"cell.{ending}: it is no picture that can be read"):
                 read(path)
             cases("files: PostScript as a picture").survive()

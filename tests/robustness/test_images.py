@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paperlib.datasets import batches, folder, read_mask, read_picture
+from paperlib.datasets import batches, folder, read_image, read_mask
 
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 36, 3), dtype=np.uint8)
 
@@ -35,7 +35,7 @@ NAMES = ["zelle é.png", "细胞.png", "ячейка.PNG", "a b\tc.png", "emoji 
 def test_names_of_any_kind(tmp_path, cases, name):
     path = tmp_path / name
     path.write_bytes(png(NOISE))
-    assert (np.asarray(read_picture(path)) == by_cv2(path)).all()
+    assert (np.asarray(read_image(path)) == by_cv2(path)).all()
     data = folder(tmp_path, size=16)
     assert len(data) == 1 and data[0].path == str(path)
     (tmp_path / "bad").mkdir()
@@ -53,7 +53,7 @@ def test_sides_of_any_length(tmp_path, cases, size, ending):
     path = tmp_path / f"picture.{ending}"
     pixels = np.resize(NOISE, (*size, 3))
     Image.fromarray(pixels).save(path)
-    read = np.asarray(read_picture(path)).astype(int)
+    read = np.asarray(read_image(path)).astype(int)
     assert np.abs(read - by_cv2(path)).max() <= 3 and read.shape == (*size, 3)
     item = folder(tmp_path, size=24)[0]
     assert item.image.shape == (3, 24, 24) and 0 <= float(item.image.min()) <= float(item.image.max()) <= 1
@@ -164,7 +164,7 @@ def test_every_mode_in_every_kind_is_read_or_refused_by_name(tmp_path, cases, en
             continue
         tried.append(mode)
         try:
-            read = np.asarray(read_picture(path)).astype(int)
+            read = np.asarray(read_image(path)).astype(int)
         except ValueError as error:
             assert path.name in str(error) and mode in ("F", "I", "LAB"), mode
         else:

@@ -13,14 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from paperlib import patch_svdd
 from paperlib.anomaly_map import gaussian_blur, minmax, spread_patch_scores, upsample
 from paperlib.backbones import FeatureExtractor, concatenate_embeddings
 from paperlib.cam import bounding_boxes, cam, class_activation_map
 from paperlib.gradcam import grad_cam, guided_backprop, guided_grad_cam
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
-from paperlib.padim import PaDiM, PatchGaussian, gaussian, mahalanobis_distance
+from paperlib.padim import PaDiM, PatchGaussian, mahalanobis_distance
+from paperlib.padim import gaussian as gaussian_module
+from paperlib.padim.gaussian import whiten, whitened_norm
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, mean_image
 from paperlib.training import predict
 
@@ -238,11 +239,11 @@ def test_features_of_any_size_are_scored_or_refused(scale, cases):
     x = torch.randn(20, 3, 5, generator=torch.Generator().manual_seed(0)) * scale
     gaussian = PatchGaussian(3, 5).update(x)
     try:
-        whitening = gaussian.whiten(PatchGaussian(3, 5).update(x), 0.01)
+        whitening = whiten(PatchGaussian(3, 5).update(x), 0.01)
     except ValueError as error:
         assert "epsilon" in str(error) and scale > 1
     else:
-        found = gaussian.whitened_norm(x, gaussian.mean(), whitening)
+        found = whitened_norm(x, gaussian.mean(), whitening)
         double = PatchGaussian(3, 5, torch.float64).update(x.double())
         lower = torch.linalg.cholesky(double.covariance())
         truth = mahalanobis_distance(x.double(), double.mean(), lower)
@@ -255,7 +256,7 @@ def test_chunks_change_no_map(monkeypatch, cases):
     whole = PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images)
     for chunk, band, leaf in itertools.product((1, 50, 1000), (1, 5, 128), (1, 3, 16)):
         for name, value in (("CHUNK", chunk), ("BAND", band), ("LEAF", leaf)):
-            monkeypatch.setattr(patch_gaussian, name, value)
+            monkeypatch.setattr(gaussian_module, name, value)
         assert same(PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images), whole, scale=10 * whole.max())
         counter.survive()
 
@@ -299,7 +300,7 @@ def test_patch_maps_know_no_batches_no_order_and_no_layout(monkeypatch, cases):
         counter.survive()
     detector = PatchSVDD(encoder(), **options).fit(images)
     for together in (1, 3):
-        monkeypatch.setattr(patch_svdd, "TOGETHER", together)
+        monkeypatch.setattr(detector, "TOGETHER", together)
         found = detector.anomaly_maps(test)
         assert all(same(a, b) for a, b in zip(found, whole, strict=True))
         counter.survive()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from paperlib import session
+from paperlib import runtime
+from paperlib.datasets import open_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,39 +18,39 @@ def colab(monkeypatch, tmp_path):
     """A working folder of Colab's, with nothing else of it."""
     monkeypatch.delenv("PAPERLIB_CHECKPOINTS", raising=False)
     monkeypatch.setitem(sys.modules, "google.colab", object())
-    monkeypatch.setattr(session, "DRIVE", tmp_path / "drive" / "MyDrive")
+    monkeypatch.setattr(runtime, "DRIVE", tmp_path / "drive" / "MyDrive")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_a_training_is_kept_on_the_drive(colab):
-    lost = session.checkpoint("a net", 3)
+    lost = runtime.checkpoint_path("a net", 3)
     assert lost.parent.resolve() == colab / "paperlib" and lost.parent.is_dir()
-    session.DRIVE.mkdir(parents=True)
-    kept = session.checkpoint("a net", 3)
-    assert kept.parent == session.DRIVE / "paperlib" and kept.parent.is_dir()
+    runtime.DRIVE.mkdir(parents=True)
+    kept = runtime.checkpoint_path("a net", 3)
+    assert kept.parent == runtime.DRIVE / "paperlib" and kept.parent.is_dir()
     assert kept.name == lost.name and kept.name.startswith("a-net-") and kept.suffix == ".safetensors"
 
 
 def test_elsewhere_nothing_is_kept_unless_asked_for(monkeypatch, tmp_path):
     monkeypatch.delenv("PAPERLIB_CHECKPOINTS", raising=False)
-    assert session.checkpoint("a") is None
+    assert runtime.checkpoint_path("a") is None
     monkeypatch.setenv("PAPERLIB_CHECKPOINTS", str(tmp_path / "mine"))
-    assert session.checkpoint("a").parent == tmp_path / "mine"
+    assert runtime.checkpoint_path("a").parent == tmp_path / "mine"
 
 
 def test_another_training_has_another_file(colab):
     images = torch.rand(50, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     others = [images.clone(), images[:49], images.double(), images + 1e-3, images.flip(0)]
-    names = {session.checkpoint("a", 2, some) for some in (images, *others)}
-    names |= {session.checkpoint("a", 3, images), session.checkpoint("b", 2, images)}
+    names = {runtime.checkpoint_path("a", 2, some) for some in (images, *others)}
+    names |= {runtime.checkpoint_path("a", 3, images), runtime.checkpoint_path("b", 2, images)}
     assert len(names) == 7  # the clone has the same
     few = torch.zeros(9)  # of so few numbers each counts
-    assert len({session.checkpoint("c", few + torch.eye(9)[k]) for k in range(9)}) == 9
+    assert len({runtime.checkpoint_path("c", few + torch.eye(9)[k]) for k in range(9)}) == 9
 
 
 def test_progress_is_one_line_that_changes(capsys):
-    show = session.progress()
+    show = runtime.progress_line()
     for step in (1, 2):
         show("fit", step, 2)
     assert capsys.readouterr().out == "\r[##########..........] 1 of 2  fit\r[####################] 2 of 2  fit\n"
@@ -60,7 +61,7 @@ def test_progress_in_a_notebook_leaves_one_output_a_part(tmp_path):
     from nbclient import NotebookClient
 
     code = (
-        "from paperlib import session\nshow = session.progress()\n"
+        "from paperlib import runtime\nshow = runtime.progress_line()\n"
         "for word in ('fit', 'score'):\n    for step in range(1, 11): show(word, step, 10)"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
@@ -79,9 +80,9 @@ def test_a_zip_is_as_good_as_its_folder(tmp_path, wrapping, names):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name in [*names, "__MACOSX/._1.png"]:
             archive.writestr(name if name.startswith("__") else wrapping + name, b"x")
-    folder = session.opened(tmp_path / "a.zip")
+    folder = open_folder(tmp_path / "a.zip")
     assert tree(folder) == names
-    assert session.opened(folder) == folder
+    assert open_folder(folder) == folder
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]  # nothing is written beside it
 
 
@@ -95,7 +96,7 @@ def test_opening_an_archive_twice_leaves_at_most_one_copy(tmp_path):
     folder.mkdir()
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("normal/1.png", b"x")
-    code = "from paperlib import session\nfor _ in range(2): session.opened('a.zip')"
+    code = "from paperlib.datasets import open_folder\nfor _ in range(2): open_folder('a.zip')"
     subprocess.run(
         [sys.executable, "-c", code],
         check=True,
@@ -108,4 +109,4 @@ def test_opening_an_archive_twice_leaves_at_most_one_copy(tmp_path):
 def test_nothing_there_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="no folder or archive mine.zip .*on Colab, drop a zip"):
-        session.opened("mine.zip")
+        open_folder("mine.zip")
