@@ -1,3 +1,62 @@
-"""MobileNetV1, CAM, Grad-CAM, Patch SVDD and PaDiM in PyTorch: one small module an idea, each pinned by a test."""
+"""MobileNetV1, CAM, Grad-CAM, Patch SVDD and PaDiM in PyTorch.
+
+A folder is a paper, a file is what papers share. The names below can be imported from
+here; each is loaded at its first use, so that `import paperlib` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paperlib.complexity import profile
+    from paperlib.gradcam import grad_cam, guided_backprop, guided_grad_cam
+    from paperlib.mobilenet import MobileNetV1
+    from paperlib.padim import PaDiM
+    from paperlib.patch_svdd import PatchSVDD
 
 __version__ = "0.1.0"
+__all__ = [
+    "MobileNetV1",
+    "PaDiM",
+    "PatchSVDD",
+    "grad_cam",
+    "guided_backprop",
+    "guided_grad_cam",
+    "profile",
+]
+
+# The function `cam` is not here: it would hide the package of its name.
+_PACKAGES = {
+    "MobileNetV1": "paperlib.mobilenet",
+    "PaDiM": "paperlib.padim",
+    "PatchSVDD": "paperlib.patch_svdd",
+    "grad_cam": "paperlib.gradcam",
+    "guided_backprop": "paperlib.gradcam",
+    "guided_grad_cam": "paperlib.gradcam",
+    "profile": "paperlib.complexity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name of `__all__`, or a module, when it is first asked for."""
+    if name in _PACKAGES:
+        value = getattr(import_module(_PACKAGES[name]), name)
+    else:
+        value = _module(name)
+    globals()[name] = value
+    return value
+
+
+def _module(name: str) -> Any:
+    module = f"{__name__}.{name}"
+    if not name.startswith("_"):
+        try:
+            return import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -135,7 +135,7 @@ def checkpoint_folder() -> Path | None:
     Returns:
         the folder; None elsewhere, where nothing is kept.
 
-    Source: this book. Departures: none. Test: test_session.py::test_a_training_is_kept_on_the_drive
+    Source: this book. Departures: none. Test: test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
     """
     named = os.environ.get("PAPERLIB_CHECKPOINTS")
     if not named and "google.colab" not in sys.modules:
@@ -155,7 +155,7 @@ def checkpoint_path(name: str, *made_from: Tensor | str | int | float | bool) ->
     Returns:
         the file, for a `checkpoint` argument; None where nothing is kept.
 
-    Source: this book. Departures: none. Test: test_session.py::test_a_training_is_kept_on_the_drive
+    Source: this book. Departures: none. Test: test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
     """
     folder = checkpoint_folder()
     if folder is None:
@@ -177,7 +177,7 @@ def progress_line() -> Callable[[str, int, int], None]:
     Returns:
         a function to call with a word, what is done, and of how much. When all is done the line stays.
 
-    Source: this book. Departures: none. Test: test_session.py::test_progress_is_one_line_that_changes
+    Source: this book. Departures: none. Test: test_notebook_runtime.py::test_progress_is_one_line_that_changes
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     handle = None

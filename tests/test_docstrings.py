@@ -10,7 +10,7 @@ import pytest
 
 import paperlib
 
-ROOT = Path(__file__).resolve().parents[1]
+TESTS = {path.name: path for path in Path(__file__).parent.rglob("test_*.py")}
 FIELDS = ("Source:", "Departures:", "Test:")
 # Figures and printed verdicts carry out no paper.
 WITHOUT_SOURCE = {"paperlib.viz", "paperlib.exercises.verdict"}
@@ -36,9 +36,10 @@ def test_public_names_give_source_departures_and_test(value):
     pinned = re.findall(r"(test_\w+\.py)::(test_\w+)", text.split("Test:")[-1])
     assert pinned, "Test: names no test, as test_module.py::test_name"
     for file, name in pinned:
-        path = ROOT / "tests" / file
-        assert path.is_file(), f"tests/{file} is not there"
-        assert re.search(rf"^def {name}\(", path.read_text(encoding="utf-8"), flags=re.M), f"{file} has no {name}"
+        assert file in TESTS, f"there is no {file} below tests"
+        assert re.search(rf"^def {name}\(", TESTS[file].read_text(encoding="utf-8"), flags=re.M), (
+            f"{file} has no {name}"
+        )
 
 
 def test_the_walk_finds_the_library():

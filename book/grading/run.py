@@ -37,9 +37,9 @@ class TooLong(BaseException):
 def limit_memory(extra: int) -> None:
     """Limit the memory and the size of files, on Linux only.
 
-    The process may allocate `extra` bytes more than it has now, and write WORST_FILE
-    bytes into a file. The present size is read from /proc; on a system without it, such
-    as macOS, nothing is limited.
+    The process may allocate `extra` bytes more than it has now, and write `WORST_FILE`
+    bytes into a file. The present size is read from `/proc`; on a system without it,
+    such as macOS, nothing is limited.
 
     Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
     """

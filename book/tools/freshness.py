@@ -47,12 +47,29 @@ def imported_modules(sources: list[str], root: Path) -> dict[str, Path]:
     while waiting:
         name = waiting.pop()
         path = _module_file(name, root)
+        if path is None and (package := _lazy_names(root).get(name)):
+            waiting.append(package)
         if path is None or name in found:
             continue
         found[name] = path
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         waiting.extend(_library_names(ast.parse(path.read_text(encoding="utf-8")), package))
     return found
+
+
+def _lazy_names(root: Path) -> dict[str, str]:
+    """Map the names that the library loads at first use to their packages.
+
+    They stand in its `__init__.py`, for type checkers: under `if TYPE_CHECKING`.
+    """
+    tree = ast.parse((root / LIBRARY / "__init__.py").read_text(encoding="utf-8"))
+    blocks = (node for node in tree.body if _is_for_type_checkers(node))
+    imports = (node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom))
+    return {f"{LIBRARY}.{alias.name}": node.module for node in imports for alias in node.names}
+
+
+def _is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def data_files(sources: list[str], root: Path) -> list[Path]:
@@ -101,7 +118,7 @@ def _library_names(tree: ast.AST, package: str) -> Iterator[str]:
 
 def _imported(tree: ast.AST, package: str) -> Iterator[str]:
     """Give the dotted name of everything that a syntax tree imports; `package` resolves relative imports."""
-    for node in ast.walk(tree):
+    for node in _walk_what_runs(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -114,6 +131,15 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == LIBRARY:
             yield f"{LIBRARY}.{node.attr}"
+
+
+def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walk a syntax tree like `ast.walk`, without blocks that only type checkers read."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += [child for child in ast.iter_child_nodes(node) if not _is_for_type_checkers(child)]
 
 
 def _module_file(name: str, root: Path) -> Path | None:

@@ -181,7 +181,7 @@ def open_folder(path: str | Path) -> Path:
     Raises:
         ValueError: if there is nothing, or an archive can't be unpacked safely.
 
-    Source: this book. Departures: none. Test: test_session.py::test_a_zip_is_as_good_as_its_folder
+    Source: this book. Departures: none. Test: test_notebook_runtime.py::test_a_zip_is_as_good_as_its_folder
     """
     path = Path(path).expanduser()
     if path.is_dir():

@@ -112,6 +112,15 @@ def test_what_the_notebooks_share_counts_as_library(stamped):
     assert state(stamped) == "stale"
 
 
+def test_a_name_that_is_loaded_at_first_use_is_followed(book):
+    """It stands under `if TYPE_CHECKING`, which imports nothing by itself."""
+    lazy = "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from paperlib.outer import answer\n"
+    (book / "paperlib" / "__init__.py").write_text(lazy, encoding="utf-8")
+    assert "paperlib.outer" in imported_modules(["from paperlib import answer"], book)
+    assert "paperlib.outer" in imported_modules(["import paperlib\npaperlib.answer()"], book)
+    assert sorted(imported_modules(["import paperlib.unrelated"], book)) == ["paperlib", "paperlib.unrelated"]
+
+
 def test_packages_of_others_and_strings_are_listed(book):
     imports, strings = outside_names(
         ["import numpy as np\nfrom PIL import Image\nx = 'run'\nfrom paperlib import outer"], book

@@ -7,6 +7,7 @@ import torch
 from elpv_dataset.utils import load_dataset
 
 from paperlib import datasets
+from paperlib.datasets.texture_crops import TEXTURES
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_every_data_set_of_the_book_is_found_here():
 def test_texture_crops_of_training_and_test_share_no_pixel(monkeypatch):
     halves = np.zeros((512, 512), np.uint8)
     halves[320:] = 255  # below the line only test crops may look
-    for kind in datasets.TEXTURES:
+    for kind in TEXTURES:
         monkeypatch.setattr(skimage.data, kind, lambda: halves)
     train, test = (datasets.textures("all", split, count=60, size=32) for split in ("train", "test"))
     assert max(float(item.image.max()) for item in (train[i] for i in range(60))) == 0
@@ -126,7 +127,7 @@ def test_texture_crops_are_real_and_repeatable():
 
 def test_all_textures_come_by_turns_at_the_size_asked_for():
     crops = datasets.textures(count=6, side=96, size=48)
-    assert [crops[i].path.split(",")[0] for i in range(6)] == [*datasets.TEXTURES] * 2
+    assert [crops[i].path.split(",")[0] for i in range(6)] == [*TEXTURES] * 2
     assert all(item.image.shape == (3, 48, 48) and 0 <= item.image.min() < item.image.max() <= 1 for item in crops)
 
 
