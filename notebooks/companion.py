@@ -1,4 +1,6 @@
-"""What the notebooks share beside paperlib: results of long runs, and drawings that only they need."""
+"""What the notebooks share beside paperlib: results of long runs, and drawings that
+only they need.
+"""
 
 import base64
 import io
@@ -42,7 +44,8 @@ def result_file(name: str) -> Path:
             ", ".join(sorted(file.name for file in RESULTS.glob("*_cells.*"))) or "none"
         )
         raise ValueError(
-            f"no result {name!r}; there are: {known}. Run `make results` in a clone of the book"
+            f"no result {name!r}; there are: {known}. Run `make results` in a clone of"
+            " the book"
         )
     return path
 
@@ -70,12 +73,14 @@ def cuboid(
     color: str,
     cell: float = 1,
 ) -> tuple[float, float]:
-    """Draw a box of cells in oblique view, the way papers draw a stack of channels or a filter.
+    """Draw a box of cells in oblique view, the way papers draw a stack of channels or a
+    filter.
 
     Args:
         ax: axes with equal aspect; the caller hides its frame.
         corner: lower left corner of the front face.
-        size: width, height and depth in cells; every cell of the three visible faces is outlined.
+        size: width, height and depth in cells; every cell of the three visible faces is
+            outlined.
         color: of the front; the top and the side are paler.
         cell: side of a cell in the axes' units.
 
@@ -115,7 +120,8 @@ def cuboid(
 
 
 def log_ticks(axis: Axis, ticks: Sequence[float]) -> None:
-    """Label a logarithmic axis with plain numbers at the given places, and nowhere else.
+    """Label a logarithmic axis with plain numbers at the given places, and nowhere
+    else.
 
     Args:
         axis: `ax.xaxis` or `ax.yaxis`, already logarithmic.
@@ -127,12 +133,14 @@ def log_ticks(axis: Axis, ticks: Sequence[float]) -> None:
 
 
 class Slider:
-    """A figure with sliders that needs no kernel and no network: every frame is drawn beforehand.
+    """A figure with sliders that needs no kernel and no network: every frame is drawn
+    beforehand.
 
     Args:
         draw: called as `draw(ax, value, …)` with one value of each slider.
         axes: slider label → the values it takes, in order.
-        describe: called with the same values; its text is the picture's alt text and stands under it.
+        describe: called with the same values; its text is the picture's alt text and
+            stands under it.
         figsize: of a frame, in inches.
         dpi: dots an inch; the frames are inside the page, so it grows with them.
 
@@ -175,14 +183,18 @@ class Slider:
         ).replace("</", "<\\/")
         return (
             f'<figure class="paperlib-slider" id="{uid}">{controls}'
-            f'<img src="{self.frames[0]}" alt="{escape(self.texts[0])}" style="max-width:100%;background:white">'
-            f'<figcaption aria-live="polite">{escape(self.texts[0])}</figcaption></figure>'
+            f'<img src="{self.frames[0]}" alt="{escape(self.texts[0])}"'
+            ' style="max-width:100%;background:white">'
+            "<figcaption"
+            f' aria-live="polite">{escape(self.texts[0])}</figcaption></figure>'
             f'<script>(()=>{{const figure=document.getElementById("{uid}"),data={data};'
-            'const inputs=[...figure.querySelectorAll("input")],outputs=figure.querySelectorAll("output");'
+            "const"
+            ' inputs=[...figure.querySelectorAll("input")],outputs=figure.querySelectorAll("output");'
             "const show=()=>{let frame=0;"
             "inputs.forEach((input,i)=>{frame=frame*data.values[i].length+Number(input.value);"
             "outputs[i].textContent=data.values[i][input.value]});"
-            'const picture=figure.querySelector("img");picture.src=data.frames[frame];picture.alt=data.texts[frame];'
+            "const"
+            ' picture=figure.querySelector("img");picture.src=data.frames[frame];picture.alt=data.texts[frame];'
             'figure.querySelector("figcaption").textContent=data.texts[frame]};'
             'inputs.forEach(input=>input.addEventListener("input",show))})()</script>'
         )
@@ -191,7 +203,9 @@ class Slider:
 def _frame(
     draw: Callable[..., None], values: tuple, figsize: tuple[float, float], dpi: int
 ) -> str:
-    """Draw one frame as a data URL: a palette PNG where its colours are few, a JPEG where it holds a photograph."""
+    """Draw one frame as a data URL: a palette PNG where its colours are few, a JPEG
+    where it holds a photograph.
+    """
     fig, ax = plt.subplots(figsize=figsize)
     try:
         draw(ax, *values)

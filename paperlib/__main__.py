@@ -1,4 +1,6 @@
-"""The command line: `python -m paperlib padim` evaluates PaDiM on a data set, `… unpack` unpacks an archive."""
+"""The command line: `python -m paperlib padim` evaluates PaDiM on a data set,
+`… unpack` unpacks an archive.
+"""
 
 import argparse
 import sys
@@ -13,12 +15,14 @@ from paperlib.padim import evaluation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 for a mistake that is explained, 130 when interrupted.
+    """Run one command and return its exit status: 0, 1 for a mistake that is explained,
+    130 when interrupted.
 
     Args:
         arguments: as on the command line; None takes the command line's own.
 
-    Source: this book. Departures: none. Test: test_main.py::test_padim_prints_rows_beside_the_papers
+    Source: this book. Departures: none. Test:
+    test_main.py::test_padim_prints_rows_beside_the_papers
     """
     options = _parser().parse_args(arguments)
     try:
@@ -27,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the next category", file=sys.stderr)
+        print(
+            "\nstopped; the same command goes on with the next category",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -38,16 +45,36 @@ def _parser() -> argparse.ArgumentParser:
     padim = commands.add_parser(
         "padim",
         help="fit and score PaDiM on MVTec AD, or any data set in its layout",
-        description="Fit PaDiM to each category's normal images, score its test images, and print the results beside "
-        "the paper's. Each category's row is written to results.csv when it is done: the same command run again "
-        "skips it.",
+        description=(
+            "Fit PaDiM to each category's normal images, score its test images, and"
+            " print the results beside the paper's. Each category's row is written to"
+            " results.csv when it is done: the same command run again skips it."
+        ),
     )
     padim.set_defaults(run=_padim)
-    padim.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="holds the categories' folders")
-    padim.add_argument("--category", nargs="+", metavar="NAME", help="some categories (default: all that are there)")
-    padim.add_argument("--backbone", default="resnet18", choices=evaluation.DIMENSIONS, help="default: %(default)s")
     padim.add_argument(
-        "--weights", default="default", help="a file with the backbone's weights, or 'none' for random ones"
+        "--data",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="holds the categories' folders",
+    )
+    padim.add_argument(
+        "--category",
+        nargs="+",
+        metavar="NAME",
+        help="some categories (default: all that are there)",
+    )
+    padim.add_argument(
+        "--backbone",
+        default="resnet18",
+        choices=evaluation.DIMENSIONS,
+        help="default: %(default)s",
+    )
+    padim.add_argument(
+        "--weights",
+        default="default",
+        help="a file with the backbone's weights, or 'none' for random ones",
     )
     padim.add_argument(
         "--dimensions",
@@ -56,13 +83,44 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="or 'all' (default: the paper's: 100, 550 or all)",
     )
-    padim.add_argument("--seed", type=int, default=0, help="of channels, turns and crops (default: 0)")
-    padim.add_argument("--variant", default="centered", choices=VARIANTS, help="random: Rd-MVTec AD")
-    padim.add_argument("--out", type=Path, default=Path("padim-results"), metavar="FOLDER", help="default: %(default)s")
-    padim.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    padim.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default: %(default)s")
-    padim.add_argument("--threads", type=_positive, default=2, metavar="N", help="that read pictures (default: 2)")
-    padim.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the table only")
+    padim.add_argument(
+        "--seed", type=int, default=0, help="of channels, turns and crops (default: 0)"
+    )
+    padim.add_argument(
+        "--variant", default="centered", choices=VARIANTS, help="random: Rd-MVTec AD"
+    )
+    padim.add_argument(
+        "--out",
+        type=Path,
+        default=Path("padim-results"),
+        metavar="FOLDER",
+        help="default: %(default)s",
+    )
+    padim.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: %(default)s",
+    )
+    padim.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="default: %(default)s",
+    )
+    padim.add_argument(
+        "--threads",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="that read pictures (default: 2)",
+    )
+    padim.add_argument(
+        "--no-pictures",
+        dest="pictures",
+        action="store_false",
+        help="write the table only",
+    )
 
     archive = commands.add_parser("unpack", help="unpack a downloaded archive safely")
     archive.set_defaults(run=_unpack)
@@ -77,7 +135,9 @@ def _dimensions(text: str) -> int | None:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least 1")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected a whole number of at least 1"
+        )
     return int(text)
 
 
@@ -99,13 +159,24 @@ def _usable_device(name: str) -> torch.device:
 def _padim(options: argparse.Namespace) -> None:
     device = _usable_device(options.device)
     names = options.category or categories(options.data)
-    dimensions = evaluation.DIMENSIONS[options.backbone] if options.dimensions == 0 else options.dimensions
+    dimensions = (
+        evaluation.DIMENSIONS[options.backbone]
+        if options.dimensions == 0
+        else options.dimensions
+    )
     settings = evaluation.Settings(
-        str(options.data.resolve()), options.backbone, options.weights, dimensions, options.seed, options.variant
+        str(options.data.resolve()),
+        options.backbone,
+        options.weights,
+        dimensions,
+        options.seed,
+        options.variant,
     )
     if options.weights == "none":
         torch.manual_seed(options.seed)
-    backbone = backbones.load(options.backbone, None if options.weights == "none" else options.weights)
+    backbone = backbones.load(
+        options.backbone, None if options.weights == "none" else options.weights
+    )
     backbone.model.to(device)
     results = evaluation.run(
         settings,
@@ -126,7 +197,9 @@ def _unpack(options: argparse.Namespace) -> None:
 
 
 class _Progress:
-    """Say how far a run is: on a terminal in one line that changes, elsewhere a line when a part is finished."""
+    """Say how far a run is: on a terminal in one line that changes, elsewhere a line
+    when a part is finished.
+    """
 
     def __init__(self, stream):
         self.stream, self.terminal = stream, stream.isatty()

@@ -23,7 +23,9 @@ __all__ = [
 
 
 @contextmanager
-def record_activations(model: nn.Module, *layers: nn.Module | str) -> Iterator[dict[Any, Tensor]]:
+def record_activations(
+    model: nn.Module, *layers: nn.Module | str
+) -> Iterator[dict[Any, Tensor]]:
     """Record the outputs of layers while the model runs inside the `with` block.
 
     The model continues with a copy, so that an in-place operation after a layer (for
@@ -47,13 +49,15 @@ def record_activations(model: nn.Module, *layers: nn.Module | str) -> Iterator[d
             model, a ScriptModule, a layer inside an nn.DataParallel over several
             devices, or a layer that returns something other than a tensor.
 
-    Source: this book. Departures: none. Test: test_activations.py::test_records_survive_in_place_operations
+    Source: this book. Departures: none. Test:
+    test_activations.py::test_records_survive_in_place_operations
     """
     kept: dict[Any, Tensor] = {}
 
     def keeper(layer, name):
         def keep(output):
-            # Two copies: an Identity gives its input, which the network may change as well as its output.
+            # Two copies: an Identity gives its input, which the network may change as
+            # well as its output.
             kept[layer] = feature_map(name, output).clone()
             return kept[layer].clone()
 
@@ -67,7 +71,7 @@ def record_activations(model: nn.Module, *layers: nn.Module | str) -> Iterator[d
         yield kept
 
 
-# ---- running a network without a trace: shared by CAM and Grad-CAM ---------------------------------------------------
+# ---- running a network without a trace: shared by CAM and Grad-CAM ----
 
 
 def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str]:
@@ -81,31 +85,51 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str
             model, a ScriptModule, or a layer inside an nn.DataParallel over several
             devices.
 
-    Source: this book. Departures: none. Test: test_activations.py::test_an_unknown_layer_offers_the_closest_names
+    Source: this book. Departures: none. Test:
+    test_activations.py::test_an_unknown_layer_offers_the_closest_names
     """
-    names = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    names = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name
+    }
     if isinstance(layer, str):
         # torch.compile and DataParallel wrap the network in a module; the names of its
         # layers remain valid.
-        name = next((name for name in (layer, f"_orig_mod.{layer}", f"module.{layer}") if name in names), None)
+        name = next(
+            (
+                name
+                for name in (layer, f"_orig_mod.{layer}", f"module.{layer}")
+                if name in names
+            ),
+            None,
+        )
         if name is None:
-            close = difflib.get_close_matches(layer, names, n=3, cutoff=0.5) or [n for n in names if "." not in n][:8]
+            close = (
+                difflib.get_close_matches(layer, names, n=3, cutoff=0.5)
+                or [n for n in names if "." not in n][:8]
+            )
             raise ValueError(
-                f"no layer {layer!r} in this {type(model).__name__}; did you mean one of: {', '.join(close)}?"
+                f"no layer {layer!r} in this {type(model).__name__}; did you mean one"
+                f" of: {', '.join(close)}?"
             )
         found = names[name]
     else:
-        name = next((name for name, module in model.named_modules() if module is layer), None)
+        name = next(
+            (name for name, module in model.named_modules() if module is layer), None
+        )
         if name is None:
             kind = type(layer).__name__
             raise ValueError(
-                f"the layer, a {kind}, is not part of this model; pass one of its modules, or a dotted name"
+                f"the layer, a {kind}, is not part of this model; pass one of its"
+                " modules, or a dotted name"
             )
         found = layer
     for module, what in ((model, "model"), (found, f"layer {name!r}")):
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"the {what} is a {type(module).__name__}, which hides its layers; pass the module it was made from"
+                f"the {what} is a {type(module).__name__}, which hides its layers; pass"
+                " the module it was made from"
             )
     raise_if_threaded(model, "the model")
     for prefix, module in names.items():
@@ -120,10 +144,14 @@ def feature_map(name: str, output: Any) -> Tensor:
     Raises:
         ValueError: if it is anything else.
 
-    Source: this book. Departures: none. Test: test_activations.py::test_a_layer_that_gives_no_tensor_is_refused
+    Source: this book. Departures: none. Test:
+    test_activations.py::test_a_layer_that_gives_no_tensor_is_refused
     """
     if not isinstance(output, Tensor):
-        raise ValueError(f"layer {name!r} gives a {type(output).__name__}; expected a tensor. Choose a layer inside it")
+        raise ValueError(
+            f"layer {name!r} gives a {type(output).__name__}; expected a tensor. Choose"
+            " a layer inside it"
+        )
     return output
 
 
@@ -143,7 +171,8 @@ def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[list[int
         a list, to which every call of the module in another thread appends that
         thread's identifier.
 
-    Source: this book. Departures: none. Test: test_activations.py::test_threads_keep_their_own_records
+    Source: this book. Departures: none. Test:
+    test_activations.py::test_threads_keep_their_own_records
     """
     thread, others = threading.get_ident(), []
 

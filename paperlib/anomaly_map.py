@@ -1,4 +1,6 @@
-"""From a coarse map to a picture-sized one: resizing and scaling, the same for every method of the book."""
+"""From a coarse map to a picture-sized one: resizing and scaling, the same for every
+method of the book.
+"""
 
 import math
 
@@ -13,11 +15,14 @@ MODES = ("bilinear", "bicubic", "nearest")
 
 
 def upsample(
-    maps: Float[Tensor, "*batch_h_w"], size: int | tuple[int, int], mode: str = "bilinear"
+    maps: Float[Tensor, "*batch_h_w"],
+    size: int | tuple[int, int],
+    mode: str = "bilinear",
 ) -> Float[Tensor, "*batch_H_W"]:
     """Resize maps to the size of the picture they belong to.
 
-    A map's cell covers the patch of pixels that it stands for: corners are not aligned (`align_corners=False`).
+    A map's cell covers the patch of pixels that it stands for: corners are not aligned
+    (`align_corners=False`).
 
     Args:
         maps: one map, or any number of leading axes.
@@ -28,20 +33,25 @@ def upsample(
         maps with the same leading axes, dtype and device.
 
     Raises:
-        ValueError: for an unknown mode, a size below 1, or maps without an (h, w) to resize.
+        ValueError: for an unknown mode, a size below 1, or maps without an (h, w) to
+            resize.
 
-    Source: Grad-CAM, arXiv:1610.02391v4, Sec. 3.2 (bilinear); PaDiM, arXiv:2011.08785, Sec. V-A (bicubic).
-    Departures: none; neither paper says how corners are treated.
+    Source: Grad-CAM, arXiv:1610.02391v4, Sec. 3.2 (bilinear); PaDiM, arXiv:2011.08785,
+    Sec. V-A (bicubic). Departures: none; neither paper says how corners are treated.
     Test: test_anomaly_map.py::test_bilinear_is_a_weighted_mean_of_the_nearest_cells
     """
     height, width = (size, size) if isinstance(size, int) else size
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}; expected one of {', '.join(MODES)}")
     if height < 1 or width < 1:
-        raise ValueError(f"size={size}; expected a height and a width of at least 1 pixel")
+        raise ValueError(
+            f"size={size}; expected a height and a width of at least 1 pixel"
+        )
     flat = _one_axis(maps).unsqueeze(1)
     corners = None if mode == "nearest" else False
-    return F.interpolate(flat, (height, width), mode=mode, align_corners=corners).view(*maps.shape[:-2], height, width)
+    return F.interpolate(flat, (height, width), mode=mode, align_corners=corners).view(
+        *maps.shape[:-2], height, width
+    )
 
 
 def minmax(maps: Float[Tensor, "*batch_h_w"]) -> Float[Tensor, "*batch_h_w"]:
@@ -57,8 +67,9 @@ def minmax(maps: Float[Tensor, "*batch_h_w"]) -> Float[Tensor, "*batch_h_w"]:
     Raises:
         ValueError: if a map holds NaN or infinite values, or has no cell.
 
-    Source: the released code of CAM, arXiv:1512.04150. Departures: 0 instead of 0/0 for a constant map.
-    Test: test_anomaly_map.py::test_minmax_spans_zero_to_one_and_a_constant_map_is_zero
+    Source: the released code of CAM, arXiv:1512.04150. Departures: 0 instead of 0/0 for
+    a constant map. Test:
+    test_anomaly_map.py::test_minmax_spans_zero_to_one_and_a_constant_map_is_zero
     """
     check_finite(_one_axis(maps), "maps")
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
@@ -66,11 +77,15 @@ def minmax(maps: Float[Tensor, "*batch_h_w"]) -> Float[Tensor, "*batch_h_w"]:
     return (maps - low) / torch.where(span > 0, span, 1)
 
 
-def gaussian_blur(maps: Float[Tensor, "*batch_h_w"], sigma: float | int = 4.0) -> Float[Tensor, "*batch_h_w"]:
-    r"""Smooth maps with a Gaussian, as SciPy does: one axis after the other, mirrored at the border.
+def gaussian_blur(
+    maps: Float[Tensor, "*batch_h_w"], sigma: float | int = 4.0
+) -> Float[Tensor, "*batch_h_w"]:
+    r"""Smooth maps with a Gaussian, as SciPy does: one axis after the other, mirrored
+    at the border.
 
     $$m'_i = \sum_{t=-r}^{r} g_t\, m_{i+t}$$   along each axis, with $g_t \propto e^{-t^2/2\sigma^2}$ of sum 1 and
-    r = 4σ rounded. Beyond the border the map is its mirror image, the border cell repeated (d c b a | a b c d).
+    r = 4σ rounded. Beyond the border the map is its mirror image, the border cell
+    repeated (d c b a | a b c d).
 
     Args:
         maps: one map, or any number of leading axes.
@@ -82,22 +97,30 @@ def gaussian_blur(maps: Float[Tensor, "*batch_h_w"], sigma: float | int = 4.0) -
     Raises:
         ValueError: if sigma is negative or not finite, or maps are without an (h, w).
 
-    Source: PaDiM, arXiv:2011.08785, Sec. IV-B (σ = 4). Departures: the paper says nothing of the border or of where the
-        Gaussian is cut off; both are `scipy.ndimage.gaussian_filter`'s.
+    Source: PaDiM, arXiv:2011.08785, Sec. IV-B (σ = 4). Departures: the paper says
+        nothing of the border or of where the Gaussian is cut off; both are
+        `scipy.ndimage.gaussian_filter`'s.
     Test: test_anomaly_map.py::test_blur_equals_scipy_at_the_border_too
     """
     if not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma={sigma}; expected a standard deviation in pixels, at least 0")
+        raise ValueError(
+            f"sigma={sigma}; expected a standard deviation in pixels, at least 0"
+        )
     blurred = _one_axis(maps).to(torch.promote_types(maps.dtype, torch.float32))
     radius = int(4 * sigma + 0.5)
     if radius == 0:
         return maps
     taps = [math.exp(-0.5 * (t / sigma) ** 2) for t in range(-radius, radius + 1)]
     for axis in (1, 2):
-        # A sum of shifted maps: exact in any matmul precision, and faster on a CPU than a convolution of one channel.
+        # A sum of shifted maps: exact in any matmul precision, and faster on a CPU than
+        # a convolution of one channel.
         length = blurred.shape[axis]
-        cells = torch.arange(-radius, length + radius, device=maps.device) % (2 * length)
-        padded = blurred.index_select(axis, torch.minimum(cells, 2 * length - 1 - cells))
+        cells = torch.arange(-radius, length + radius, device=maps.device) % (
+            2 * length
+        )
+        padded = blurred.index_select(
+            axis, torch.minimum(cells, 2 * length - 1 - cells)
+        )
         blurred = torch.zeros_like(blurred)
         for t, tap in enumerate(taps):
             blurred.add_(padded.narrow(axis, t, length), alpha=tap / sum(taps))
@@ -105,15 +128,21 @@ def gaussian_blur(maps: Float[Tensor, "*batch_h_w"], sigma: float | int = 4.0) -
 
 
 def spread_patch_scores(
-    scores: Float[Tensor, "*batch_h_w"], patch: int, stride: int, size: int | tuple[int, int]
+    scores: Float[Tensor, "*batch_h_w"],
+    patch: int,
+    stride: int,
+    size: int | tuple[int, int],
 ) -> Float[Tensor, "*batch_H_W"]:
-    r"""Give each pixel the mean score of the patches that cover it, and 0 to a pixel that none covers.
+    r"""Give each pixel the mean score of the patches that cover it, and 0 to a pixel
+    that none covers.
 
-    Patch (i, j) covers rows i·stride to i·stride + patch - 1 and the same columns for j. The patches over a pixel are
-    thus a rectangle of the grid, and a mean over a rectangle is a mean over its rows, then over its columns:
+    Patch (i, j) covers rows i·stride to i·stride + patch - 1 and the same columns for
+    j. The patches over a pixel are thus a rectangle of the grid, and a mean over a
+    rectangle is a mean over its rows, then over its columns:
 
     $$M = A\,S\,B^\top$$   with $S$ = `scores`, $A_{yi}$ = 1 / (number of grid rows over pixel row y) if grid row i is
-    one of them, else 0; $B$ the same for columns. Pixels that the same patches cover are computed once.
+    one of them, else 0; $B$ the same for columns. Pixels that the same patches cover
+    are computed once.
 
     Args:
         scores: one grid, or any number of leading axes.
@@ -122,39 +151,64 @@ def spread_patch_scores(
         size: height and width of the picture in pixels; one number for a square.
 
     Returns:
-        maps with the same leading axes, dtype and device. The sums are taken in double precision.
+        maps with the same leading axes, dtype and device. The sums are taken in double
+        precision.
 
     Raises:
-        ValueError: for a patch or stride below 1, scores without an (h, w), or patches that reach beyond the picture.
+        ValueError: for a patch or stride below 1, scores without an (h, w), or patches
+            that reach beyond the picture.
 
-    Source: Patch SVDD, arXiv:2006.16067, Alg. 2; the mean and the 0 are the released code's. Departures: none.
-    Test: test_anomaly_map.py::test_spreading_equals_the_loop_over_patches
+    Source: Patch SVDD, arXiv:2006.16067, Alg. 2; the mean and the 0 are the released
+    code's. Departures: none. Test:
+    test_anomaly_map.py::test_spreading_equals_the_loop_over_patches
     """
     height, width = (size, size) if isinstance(size, int) else size
     if patch < 1 or stride < 1:
-        raise ValueError(f"patch={patch}, stride={stride}; expected at least 1 pixel each")
+        raise ValueError(
+            f"patch={patch}, stride={stride}; expected at least 1 pixel each"
+        )
     flat = _one_axis(scores)
     reach = [(cells - 1) * stride + patch for cells in flat.shape[1:]]
     if reach[0] > height or reach[1] > width:
         raise ValueError(
-            f"{flat.shape[1]}×{flat.shape[2]} patches of {patch} pixels at stride {stride} cover {reach[0]}×{reach[1]} "
-            f"pixels; expected at most the picture's {height}×{width}. Give the stride that the scores were made with"
+            f"{flat.shape[1]}×{flat.shape[2]} patches of {patch} pixels at stride"
+            f" {stride} cover {reach[0]}×{reach[1]} pixels; expected at most the"
+            f" picture's {height}×{width}. Give the stride that the scores were made"
+            " with"
         )
-    block = math.gcd(patch, stride)  # which patches cover a pixel changes at its multiples only
+    block = math.gcd(
+        patch, stride
+    )  # which patches cover a pixel changes at its multiples only
 
     def averaging(cells: int, length: int) -> Tensor:
-        block_start = block * torch.arange(math.ceil(length / block), device=scores.device)[:, None]
+        block_start = (
+            block
+            * torch.arange(math.ceil(length / block), device=scores.device)[:, None]
+        )
         patch_start = stride * torch.arange(cells, device=scores.device)
-        covers = ((patch_start <= block_start) & (block_start < patch_start + patch)).double()
+        covers = (
+            (patch_start <= block_start) & (block_start < patch_start + patch)
+        ).double()
         return covers / covers.sum(1, keepdim=True).clamp_min(1)
 
-    blocks = averaging(flat.shape[1], height) @ flat.double() @ averaging(flat.shape[2], width).T
-    maps = blocks.to(scores.dtype).repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :height, :width]
+    blocks = (
+        averaging(flat.shape[1], height)
+        @ flat.double()
+        @ averaging(flat.shape[2], width).T
+    )
+    maps = (
+        blocks.to(scores.dtype)
+        .repeat_interleave(block, 1)
+        .repeat_interleave(block, 2)[:, :height, :width]
+    )
     return maps.reshape(*scores.shape[:-2], height, width)
 
 
 def _one_axis(maps: Tensor) -> Tensor:
     """Join all leading axes into one: (n, h, w)."""
     if maps.ndim < 2 or 0 in maps.shape[-2:]:
-        raise ValueError(f"maps of shape {tuple(maps.shape)}; expected (…, h, w) with at least one cell")
+        raise ValueError(
+            f"maps of shape {tuple(maps.shape)}; expected (…, h, w) with at least one"
+            " cell"
+        )
     return maps.reshape(math.prod(maps.shape[:-2]), *maps.shape[-2:])

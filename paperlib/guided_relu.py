@@ -21,7 +21,8 @@ from paperlib.validation import has_values
 class GuidedReLU:
     """The switch of a `guided_relu` block: while `on` is False, gradients are plain.
 
-    Source: this book. Departures: none. Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
+    Source: this book. Departures: none. Test:
+    test_activations.py::test_every_way_to_write_a_relu_is_guided
     """
 
     def __init__(self):
@@ -88,9 +89,10 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
             not set, or if a ScriptModule or an nn.DataParallel over several devices
             runs, whose ReLUs cannot be guided.
 
-    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4, as used in Grad-CAM, arXiv:1610.02391v4, Sec. 3.2.
-    Departures: ReLU6 and, on request, other activations are not in the paper.
-    Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
+    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4, as used in Grad-CAM,
+    arXiv:1610.02391v4, Sec. 3.2. Departures: ReLU6 and, on request, other activations
+    are not in the paper. Test:
+    test_activations.py::test_every_way_to_write_a_relu_is_guided
     """
     switch, thread = GuidedReLU(), threading.get_ident()
 
@@ -116,26 +118,38 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
 
 
 class _Activation(NamedTuple):
-    """A call recognised as an activation: its argument, another way to make it, its name if it is not a ReLU."""
+    """A call recognised as an activation: its argument, another way to make it, its
+    name if it is not a ReLU.
+    """
 
     x: Any
-    instead: Callable[[Tensor, bool], Tensor] | None = None  # argument, in place → result
+    instead: Callable[[Tensor, bool], Tensor] | None = (
+        None  # argument, in place → result
+    )
     other: str = ""
 
 
 class _GuidedMode(TorchFunctionMode):
-    """Sees every torch function of its thread, and hooks the rule onto the results of activations."""
+    """Sees every torch function of its thread, and hooks the rule onto the results of
+    activations.
+    """
 
     def __init__(self, switch: GuidedReLU, positive_gradients: bool):
         super().__init__()
         self.switch, self.positive_gradients = switch, positive_gradients
-        self.gates: deque = deque(maxlen=4)  # the last sigmoids: result and argument, weakly
+        self.gates: deque = deque(
+            maxlen=4
+        )  # the last sigmoids: result and argument, weakly
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        written = getattr(func, "__name__", "").partition(".")[0]  # an exported network calls relu.default
+        written = getattr(func, "__name__", "").partition(".")[
+            0
+        ]  # an exported network calls relu.default
         name = written.strip("_")
-        found = _RULES[name](*args, **kwargs) if name in _RULES else self._gated(name, args)
+        found = (
+            _RULES[name](*args, **kwargs) if name in _RULES else self._gated(name, args)
+        )
         if found is None:
             result = func(*args, **kwargs)
             if name == "sigmoid" and args and result is not args[0]:
@@ -143,45 +157,61 @@ class _GuidedMode(TorchFunctionMode):
             return result
         if found.other and not self.positive_gradients:
             raise ValueError(
-                f"guided backpropagation is defined for ReLU, and this network uses {found.other}; explain it "
-                "with grad_cam, or set positive_gradients=True to pass the positive gradients of any activation"
+                "guided backpropagation is defined for ReLU, and this network uses"
+                f" {found.other}; explain it with grad_cam, or set"
+                " positive_gradients=True to pass the positive gradients of any"
+                " activation"
             )
         x = found.x
         if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
             return func(*args, **kwargs)
-        in_place = bool(written.endswith("_") or kwargs.get("inplace") or any(a is True for a in args[1:]))
+        in_place = bool(
+            written.endswith("_")
+            or kwargs.get("inplace")
+            or any(a is True for a in args[1:])
+        )
 
         def run(argument):
             if found.instead is not None:
                 return found.instead(argument, in_place)
-            given = {key: argument if value is x else value for key, value in kwargs.items()}
+            given = {
+                key: argument if value is x else value for key, value in kwargs.items()
+            }
             return func(*(argument if a is x else a for a in args), **given)
 
         if not (in_place and x._is_view()):
             return self._hooked(run(x))
-        # The gradient of a view that is changed in place comes through its base, past any hook on the view.
+        # The gradient of a view that is changed in place comes through its base, past
+        # any hook on the view.
         return x.copy_(self._hooked(run(x.clone())))
 
     def _gated(self, name: str, args: tuple) -> _Activation | None:
-        """Recognise x * sigmoid(x), the SiLU of older networks, by the identity of its factors."""
+        """Recognise x * sigmoid(x), the SiLU of older networks, by the identity of its
+        factors.
+        """
         if name in ("mul", "imul", "rmul") and len(args) > 1:
             for result, argument in self.gates:
                 sigmoid, x = result(), argument()
-                if (args[0] is x and args[1] is sigmoid) or (args[0] is sigmoid and args[1] is x):
+                if (args[0] is x and args[1] is sigmoid) or (
+                    args[0] is sigmoid and args[1] is x
+                ):
                     return _Activation(args[0], other="x * sigmoid(x), a SiLU")
         return None
 
     def _hooked(self, result: Tensor) -> Tensor:
         switch = self.switch
         with HOOK_NUMBERS:
-            result.register_hook(lambda gradient: gradient.clamp_min(0) if switch.on else None)
+            result.register_hook(
+                lambda gradient: gradient.clamp_min(0) if switch.on else None
+            )
         result.grad_fn.metadata[_GUIDED] = True
         return result
 
 
-# What a call is, by its arguments; the keys are torch's names without underscores. Where torch's own gradient differs
-# from a ReLU's at the kink (clamp passes it at 0, maximum halves it), a threshold is called instead; unlike F.relu it
-# does not need its result for the backward pass, so the network may go on to change it in place.
+# What a call is, by its arguments; the keys are torch's names without underscores.
+# Where torch's own gradient differs from a ReLU's at the kink (clamp passes it at 0,
+# maximum halves it), a threshold is called instead; unlike F.relu it does not need its
+# result for the backward pass, so the network may go on to change it in place.
 def _strict_relu(x: Tensor, in_place: bool) -> Tensor:
     return F.threshold(x, 0.0, 0.0, in_place)
 
@@ -191,11 +221,21 @@ def _relu(input, *_, **__):
 
 
 def _hardtanh(input, min_val=-1.0, max_val=1.0, *_, **__):
-    return _Activation(input, other="" if min_val == 0 < max_val else f"hardtanh from {min_val} to {max_val}")
+    return _Activation(
+        input,
+        other="" if min_val == 0 < max_val else f"hardtanh from {min_val} to {max_val}",
+    )
 
 
 def _threshold(input, threshold=0, value=0, *_, **__):
-    return _Activation(input, other="" if value == 0 <= threshold else f"threshold at {threshold} with value {value}")
+    return _Activation(
+        input,
+        other=(
+            ""
+            if value == 0 <= threshold
+            else f"threshold at {threshold} with value {value}"
+        ),
+    )
 
 
 def _clamp(input, min=None, max=None, *, out=None):
@@ -205,11 +245,15 @@ def _clamp(input, min=None, max=None, *, out=None):
         return _Activation(input, _strict_relu)
     if isinstance(max, Tensor) or max <= 0:
         return None
-    return _Activation(input, lambda x, in_place: F.hardtanh(x, 0.0, float(max), in_place))
+    return _Activation(
+        input, lambda x, in_place: F.hardtanh(x, 0.0, float(max), in_place)
+    )
 
 
 def _maximum(input, other=None, *_, **__):
-    if not (isinstance(input, Tensor) and isinstance(other, Tensor)):  # x.max(0) is a maximum along an axis
+    if not (
+        isinstance(input, Tensor) and isinstance(other, Tensor)
+    ):  # x.max(0) is a maximum along an axis
         return None
     x = input if _zero(other, input) else other if _zero(input, other) else None
     return None if x is None else _Activation(x, _strict_relu)
@@ -220,29 +264,76 @@ def _other(name, input, *_, **__):
 
 
 def _zero(value: Any, x: Tensor) -> bool:
-    """Whether a bound is the constant zero: a number, or a tensor that stretches nothing."""
+    """Whether a bound is the constant zero: a number, or a tensor that stretches
+    nothing.
+    """
     if not isinstance(value, Tensor):
         return value is not None and not isinstance(value, bool) and value == 0
-    if value.requires_grad or value.numel() == 0 or value.ndim > x.ndim or not has_values(value):
+    if (
+        value.requires_grad
+        or value.numel() == 0
+        or value.ndim > x.ndim
+        or not has_values(value)
+    ):
         return False
-    return all(a in (1, b) for a, b in zip(value.shape[::-1], x.shape[::-1], strict=False)) and not value.any()
+    return (
+        all(a in (1, b) for a, b in zip(value.shape[::-1], x.shape[::-1], strict=False))
+        and not value.any()
+    )
 
 
 _OTHERS = (
-    "celu", "elu", "gelu", "hardshrink", "hardswish", "leaky_relu", "log_sigmoid", "logsigmoid", "mish", "prelu",
-    "rrelu", "selu", "silu", "softplus", "softshrink", "softsign", "tanh", "tanhshrink",
-)  # fmt: skip
+    "celu",
+    "elu",
+    "gelu",
+    "hardshrink",
+    "hardswish",
+    "leaky_relu",
+    "log_sigmoid",
+    "logsigmoid",
+    "mish",
+    "prelu",
+    "rrelu",
+    "selu",
+    "silu",
+    "softplus",
+    "softshrink",
+    "softsign",
+    "tanh",
+    "tanhshrink",
+)
 _RULES: dict[str, Callable[..., _Activation | None]] = {
-    "relu": _relu, "relu6": _relu, "hardtanh": _hardtanh, "threshold": _threshold, "clamp": _clamp, "clip": _clamp,
-    "clamp_min": _clamp, "maximum": _maximum, "max": _maximum, **{name: partial(_other, name) for name in _OTHERS},
-}  # fmt: skip
+    "relu": _relu,
+    "relu6": _relu,
+    "hardtanh": _hardtanh,
+    "threshold": _threshold,
+    "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_min": _clamp,
+    "maximum": _maximum,
+    "max": _maximum,
+    **{name: partial(_other, name) for name in _OTHERS},
+}
 # Autograd's names of activations. Gates (tanh and sigmoid of an LSTM) and clamps, which
 # need not be activations, are not in the list.
 _ACTIVATION_NODES = {
-    f"{name}Backward0" for name in (
-        "Relu", "Hardtanh", "Threshold", "Celu", "Elu", "Gelu", "Hardshrink",
-        "Hardswish", "LeakyRelu", "Mish", "PreluKernel", "RreluWithNoise", "Silu",
-        "Softplus", "Softshrink",
+    f"{name}Backward0"
+    for name in (
+        "Relu",
+        "Hardtanh",
+        "Threshold",
+        "Celu",
+        "Elu",
+        "Gelu",
+        "Hardshrink",
+        "Hardswish",
+        "LeakyRelu",
+        "Mish",
+        "PreluKernel",
+        "RreluWithNoise",
+        "Silu",
+        "Softplus",
+        "Softshrink",
     )
-}  # fmt: skip
+}
 _GUIDED = "paperlib.guided"  # key in the metadata of autograd nodes that have the rule

@@ -37,11 +37,13 @@ def raise_if_threaded(module: nn.Module, what: str) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a model as in eval mode, and put every module's mode back; a model in eval mode is not touched.
+    """Run a model as in eval mode, and put every module's mode back; a model in eval
+    mode is not touched.
 
     Only the flags are set: a module's own `train` method may do more than that.
 
-    Source: this book. Departures: none. Test: test_activations.py::test_evaluating_puts_every_mode_back
+    Source: this book. Departures: none. Test:
+    test_activations.py::test_evaluating_puts_every_mode_back
     """
     training = [module for module in model.modules() if module.training]
     try:
@@ -55,16 +57,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def inference_state(model: nn.Module) -> Iterator[None]:
-    """Run a model as in eval mode, outside inference mode, uncompiled, and without leaving casts to autocast.
+    """Run a model as in eval mode, outside inference mode, uncompiled, and without
+    leaving casts to autocast.
 
-    Source: this book. Departures: none. Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
+    Source: this book. Departures: none. Test:
+    test_activations.py::test_the_callers_autocast_keeps_its_gradients
     """
     with ExitStack() as stack:
         stack.enter_context(without_compiler())
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.inference_mode(False))
-        # Autocast keeps the weights that it casts. Cast without a graph, they would cost the caller's next step its
-        # gradients.
+        # Autocast keeps the weights that it casts. Cast without a graph, they would
+        # cost the caller's next step its gradients.
         stack.enter_context(override_autocast(cache_enabled=False))
         yield
 
@@ -73,12 +77,17 @@ def inference_state(model: nn.Module) -> Iterator[None]:
 def override_autocast(**change: bool) -> Iterator[None]:
     """Change autocast on the devices where it is on.
 
-    Source: this book. Departures: none. Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
+    Source: this book. Departures: none. Test:
+    test_activations.py::test_the_callers_autocast_keeps_its_gradients
     """
     with ExitStack() as stack:
         for device in ("cpu", "cuda", "mps", "xpu"):
-            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, torch.get_autocast_dtype(device), **change))
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(
+                device
+            ):
+                stack.enter_context(
+                    torch.autocast(device, torch.get_autocast_dtype(device), **change)
+                )
         yield
 
 
@@ -95,9 +104,12 @@ def without_compiler() -> Iterator[None]:
     code of all threads runs uncompiled, and slower. Blocks may overlap: the first sets
     it, and the last restores the previous one.
 
-    Source: this book. Departures: none. Test: test_activations.py::test_compiled_networks_are_watched_too
+    Source: this book. Departures: none. Test:
+    test_activations.py::test_compiled_networks_are_watched_too
     """
-    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it would take seconds
+    if (
+        "torch._dynamo" not in sys.modules
+    ):  # then nothing is compiled, and importing it would take seconds
         yield
         return
     with _COMPILER:

@@ -16,13 +16,22 @@ from paperlib.inference import override_autocast
 
 _BACKENDS = [
     backend
-    for backend in (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    for backend in (
+        torch.backends.cuda.matmul,
+        getattr(torch.backends.mkldnn, "matmul", None),
+    )
     if hasattr(backend, "fp32_precision")
 ]
 _ROUNDING = {
-    None: 0.0, "highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8,
-    "none": 2.0**-24, "ieee": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8,
-}  # fmt: skip
+    None: 0.0,
+    "highest": 2.0**-24,
+    "high": 2.0**-11,
+    "medium": 2.0**-8,
+    "none": 2.0**-24,
+    "ieee": 2.0**-24,
+    "tf32": 2.0**-11,
+    "bf16": 2.0**-8,
+}
 _LOCK = threading.Lock()
 _FULL: dict[str, Any] = {"blocks": 0, "before": None, "inside": None}
 
@@ -40,7 +49,8 @@ def full_precision() -> Iterator[None]:
     a block runs, that change applies inside the block too, and it remains after the
     block.
 
-    Source: this book. Departures: none. Test: test_gaussian.py::test_no_bfloat16_or_tf32_leaks_in
+    Source: this book. Departures: none. Test:
+    test_gaussian.py::test_no_bfloat16_or_tf32_leaks_in
     """
     with _LOCK:
         if _FULL["blocks"] == 0:
@@ -72,7 +82,8 @@ def product_rounding(dtype: torch.dtype) -> float:
             Inside `full_precision` the settings before the block count, because a block
             of another thread may end, and restore them, before the product is computed.
 
-    Source: this book. Departures: none. Test: test_neighbors.py::test_lower_matmul_precision_costs_no_digit
+    Source: this book. Departures: none. Test:
+    test_neighbors.py::test_lower_matmul_precision_costs_no_digit
     """
     if dtype != torch.float32:
         return torch.finfo(dtype).eps / 2
@@ -100,8 +111,10 @@ def _settings() -> tuple[str | None, list[str]]:
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Give the dtype itself, or float32 in place of a half-precision one: too coarse for sums over images.
+    """Give the dtype itself, or float32 in place of a half-precision one: too coarse
+    for sums over images.
 
-    Source: this book. Departures: none. Test: test_gaussian.py::test_results_come_in_the_dtype_that_was_fed
+    Source: this book. Departures: none. Test:
+    test_gaussian.py::test_results_come_in_the_dtype_that_was_fed
     """
     return torch.promote_types(dtype, torch.float32)

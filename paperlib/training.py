@@ -1,4 +1,6 @@
-"""Train an image classifier, from tensors or a folder: cross-entropy, a cosine learning rate, a checkpoint an epoch."""
+"""Train an image classifier, from tensors or a folder: cross-entropy, a cosine learning
+rate, a checkpoint an epoch.
+"""
 
 import contextlib
 import functools
@@ -19,7 +21,9 @@ Data = tuple[Float[Tensor, "n c h w"], Int[Tensor, " m"]] | Dataset
 
 
 class Epoch(NamedTuple):
-    """What one pass over the training images gave: its number from 1, mean loss, and share of right answers."""
+    """What one pass over the training images gave: its number from 1, mean loss, and
+    share of right answers.
+    """
 
     number: int
     loss: float
@@ -39,39 +43,49 @@ def train_classifier(
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> list[Epoch]:
-    """Train in place with cross-entropy; the learning rate falls from the optimizer's to zero along a cosine.
+    """Train in place with cross-entropy; the learning rate falls from the optimizer's
+    to zero along a cosine.
 
-    All randomness of an epoch (order, flips, dropout) follows from `seed` and the epoch's number, so equal seeds give
-    equal runs whatever ran before, and a run resumed from its checkpoint ends like one that was never interrupted.
-    The optimizer's learning rates are restored at the end, also after an exception.
+    All randomness of an epoch (order, flips, dropout) follows from `seed` and the
+    epoch's number, so equal seeds give equal runs whatever ran before, and a run
+    resumed from its checkpoint ends like one that was never interrupted. The
+    optimizer's learning rates are restored at the end, also after an exception.
 
     Args:
         model: maps a batch of images to logits (N, classes); left in eval mode.
-        data: (images, labels) as the model takes them, or a map-style dataset of such pairs, such as torchvision's
-            `ImageFolder`. Batches are moved to the model's device.
+        data: (images, labels) as the model takes them, or a map-style dataset of such
+            pairs, such as torchvision's `ImageFolder`. Batches are moved to the model's
+            device.
         optimizer: built over the model's parameters, `parameter_groups` included.
-        epochs: passes over the images; a last batch of a single image is dropped, batch norm can't use it.
+        epochs: passes over the images; a last batch of a single image is dropped, batch
+            norm can't use it.
         batch_size: images a step.
-        mirror: flip each batch's images left-right and up-down, each with probability one half.
+        mirror: flip each batch's images left-right and up-down, each with probability
+            one half.
         seed: of the order, the flips and the model's own randomness.
         workers: processes that read a dataset; tensors need none.
-        checkpoint: a file that is written after each epoch, and continued from where it exists.
+        checkpoint: a file that is written after each epoch, and continued from where it
+            exists.
         on_epoch: called after each epoch, to show progress.
 
     Returns:
-        one record an epoch, those before a resumption included; the accuracy is measured while training.
+        one record an epoch, those before a resumption included; the accuracy is
+        measured while training.
 
     Raises:
-        ValueError: if there are fewer than two images, images and labels disagree in number, `epochs` or `batch_size`
-            is below 1, or the checkpoint is damaged or of another model, optimizer,
-            learning rate or number of epochs.
+        ValueError: if there are fewer than two images, images and labels disagree in
+            number, `epochs` or `batch_size` is below 1, or the checkpoint is damaged or
+            of another model, optimizer, learning rate or number of epochs.
 
-    Source: this book; the optimizer and decay of MobileNet, arXiv:1704.04861v1, Sec. 3.2, are the caller's choice.
-    Departures: none. Test: test_training.py::test_learns_which_half_is_bright
+    Source: this book; the optimizer and decay of MobileNet, arXiv:1704.04861v1,
+    Sec. 3.2, are the caller's choice. Departures: none. Test:
+    test_training.py::test_learns_which_half_is_bright
     """
     count = _count(data)
     if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs={epochs}, batch_size={batch_size}; expected at least 1 of each")
+        raise ValueError(
+            f"epochs={epochs}, batch_size={batch_size}; expected at least 1 of each"
+        )
     device = next(model.parameters()).device
     rates = [group["lr"] for group in optimizer.param_groups]
     recipe = {"epochs": epochs, "learning_rates": [float(rate) for rate in rates]}
@@ -121,34 +135,54 @@ def train_classifier(
     return history
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Tensor:
-    """Take one step; return the summed loss and the number of right answers, on the device."""
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> Tensor:
+    """Take one step; return the summed loss and the number of right answers, on the
+    device.
+    """
     logits = model(images)
     loss = F.cross_entropy(logits, labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
-    return torch.stack([loss.detach() * len(images), (logits.detach().argmax(1) == labels).sum()])
+    return torch.stack(
+        [loss.detach() * len(images), (logits.detach().argmax(1) == labels).sum()]
+    )
 
 
 def _count(data: Data) -> int:
     if isinstance(data, tuple):
         images, labels = data
         if len(images) != len(labels):
-            raise ValueError(f"{len(images)} images and {len(labels)} labels; expected the same number")
+            raise ValueError(
+                f"{len(images)} images and {len(labels)} labels; expected the same"
+                " number"
+            )
         data = images
     if len(data) < 2:
         raise ValueError(f"{len(data)} images; expected at least 2 to train on")
     return len(data)
 
 
-def _batches(data: Data, order: Tensor, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    data: Data, order: Tensor, batch_size: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     parts = order.split(batch_size)
     if isinstance(data, tuple):
         images, labels = data
-        return ((images[i], labels[i]) for i in (part.to(images.device) for part in parts))
+        return (
+            (images[i], labels[i]) for i in (part.to(images.device) for part in parts)
+        )
     pinned = torch.cuda.is_available()
-    return iter(DataLoader(data, batch_sampler=[p.tolist() for p in parts], num_workers=workers, pin_memory=pinned))
+    return iter(
+        DataLoader(
+            data,
+            batch_sampler=[p.tolist() for p in parts],
+            num_workers=workers,
+            pin_memory=pinned,
+        )
+    )
 
 
 @contextlib.contextmanager
@@ -171,21 +205,29 @@ def _epoch_seed(seed: int, number: int) -> int:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Float[Tensor, "n c h w"], batch_size: int = 64) -> Float[Tensor, "n classes"]:
-    """Return the logits of many images, batch by batch, with the model in eval mode; its mode is put back.
+def predict(
+    model: nn.Module, images: Float[Tensor, "n c h w"], batch_size: int = 64
+) -> Float[Tensor, "n classes"]:
+    """Return the logits of many images, batch by batch, with the model in eval mode;
+    its mode is put back.
 
     Args:
         model: maps a batch of images to logits.
         images: on the model's device.
-        batch_size: images a step; it bounds the memory and does not change the result beyond rounding.
+        batch_size: images a step; it bounds the memory and does not change the result
+            beyond rounding.
 
     Raises:
         ValueError: if there is no image or `batch_size` is below 1.
 
-    Source: this book. Departures: none. Test: test_training.py::test_predict_equals_one_batch_and_keeps_the_mode
+    Source: this book. Departures: none. Test:
+    test_training.py::test_predict_equals_one_batch_and_keeps_the_mode
     """
     if len(images) == 0 or batch_size < 1:
-        raise ValueError(f"{len(images)} images in batches of {batch_size}; expected at least 1 of each")
+        raise ValueError(
+            f"{len(images)} images in batches of {batch_size}; expected at least 1 of"
+            " each"
+        )
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

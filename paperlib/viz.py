@@ -1,4 +1,6 @@
-"""Figures of images and maps: one style, and colours that survive colour blindness and print."""
+"""Figures of images and maps: one style, and colours that survive colour blindness and
+print.
+"""
 
 import difflib
 from collections.abc import Sequence
@@ -19,13 +21,16 @@ from paperlib.anomaly_map import minmax, upsample
 Array = Tensor | np.ndarray
 Number = float | int  # the run-time checks of the tests do not take an int for a float
 
-# Okabe and Ito's colours: told apart with any common colour blindness, and of different greys in print.
+# Okabe and Ito's colours: told apart with any common colour blindness, and of different
+# greys in print.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILION, YELLOW, GREY = "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F"
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for the book: readable at phone width, light grid behind the data."""
+    """Set matplotlib's defaults for the book: readable at phone width, light grid
+    behind the data.
+    """
     plt.rcParams.update(
         {
             "figure.figsize": (6.4, 3.6),
@@ -43,7 +48,9 @@ def use_style() -> None:
             "grid.alpha": 0.3,
             "lines.linewidth": 2,
             "legend.frameon": False,
-            "axes.prop_cycle": plt.cycler(color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY]),
+            "axes.prop_cycle": plt.cycler(
+                color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY]
+            ),
         }
     )
 
@@ -51,13 +58,17 @@ def use_style() -> None:
 # ---- pictures of explanations: RGB throughout, floats in [0, 1], (H, W, 3) -------------------------------------------
 
 
-def heatmap(map: Array, colormap: str = "viridis", size: int | tuple[int, int] | None = None) -> np.ndarray:
+def heatmap(
+    map: Array, colormap: str = "viridis", size: int | tuple[int, int] | None = None
+) -> np.ndarray:
     """Colour a map whose values lie in [0, 1].
 
     Args:
-        map: (h, w), or any number of leading axes; `anomaly_map.minmax` scales a raw one.
-        colormap: a name that matplotlib knows; the default is perceptually uniform. "jet" is the one of the papers,
-            by OpenCV, in RGB; it shows edges where the map has none.
+        map: (h, w), or any number of leading axes; `anomaly_map.minmax` scales a raw
+            one.
+        colormap: a name that matplotlib knows; the default is perceptually uniform.
+            "jet" is the one of the papers, by OpenCV, in RGB; it shows edges where the
+            map has none.
         size: height and width to resize to first, bilinearly; one number for a square.
 
     Returns:
@@ -78,46 +89,66 @@ def heatmap(map: Array, colormap: str = "viridis", size: int | tuple[int, int] |
         blue_green_red = cv2.applyColorMap(levels.reshape(-1, 1), cv2.COLORMAP_JET)
         return np.float32(blue_green_red[:, 0, ::-1].reshape(*values.shape, 3) / 255)
     if colormap not in matplotlib.colormaps:
-        close = difflib.get_close_matches(colormap, matplotlib.colormaps, n=3) or ["viridis", "magma", "jet"]
-        raise ValueError(f"unknown colormap {colormap!r}; did you mean one of: {', '.join(close)}?")
+        close = difflib.get_close_matches(colormap, matplotlib.colormaps, n=3) or [
+            "viridis",
+            "magma",
+            "jet",
+        ]
+        raise ValueError(
+            f"unknown colormap {colormap!r}; did you mean one of: {', '.join(close)}?"
+        )
     return np.float32(matplotlib.colormaps[colormap](values)[..., :3])
 
 
 def overlay(
-    heat: Array, image: Array, weights: tuple[Number, Number] = (0.5, 0.5), divide_by_maximum: bool = False
+    heat: Array,
+    image: Array,
+    weights: tuple[Number, Number] = (0.5, 0.5),
+    divide_by_maximum: bool = False,
 ) -> np.ndarray:
     """Lay a heat map over the picture it belongs to.
 
     Args:
         heat: as `heatmap` gives it, at the picture's size.
-        image: RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W), also in batches.
-        weights: of heat map and picture. A sum above 1 is clipped; (0.7, 0.5) is a common script's.
-        divide_by_maximum: divide by the brightest value instead of clipping, as Grad-CAM scripts do.
+        image: RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W), also in
+            batches.
+        weights: of heat map and picture. A sum above 1 is clipped; (0.7, 0.5) is a
+            common script's.
+        divide_by_maximum: divide by the brightest value instead of clipping, as
+            Grad-CAM scripts do.
 
     Returns:
         float32 (…, H, W, 3), RGB in [0, 1].
 
     Raises:
-        ValueError: for pictures of different sizes, values outside [0, 1], or a negative weight.
+        ValueError: for pictures of different sizes, values outside [0, 1], or a
+            negative weight.
     """
     heat, image = _rgb(heat, "heat"), _rgb(image, "image")
     if heat.shape[-3:] != image.shape[-3:]:
         raise ValueError(
-            f"a heat map of {heat.shape[-3]}×{heat.shape[-2]} over a picture of {image.shape[-3]}×{image.shape[-2]}; "
-            "make it with heatmap(map, size=(height, width))"
+            f"a heat map of {heat.shape[-3]}×{heat.shape[-2]} over a picture of"
+            f" {image.shape[-3]}×{image.shape[-2]}; make it with heatmap(map,"
+            " size=(height, width))"
         )
     if min(weights) < 0:
         raise ValueError(f"weights={weights}; expected two numbers of at least 0")
     mixed = weights[0] * heat + weights[1] * image
-    mixed = mixed / max(float(mixed.max()), 1e-12) if divide_by_maximum else np.clip(mixed, 0, 1)
+    mixed = (
+        mixed / max(float(mixed.max()), 1e-12)
+        if divide_by_maximum
+        else np.clip(mixed, 0, 1)
+    )
     return np.float32(mixed)
 
 
 def gradient_image(gradient: Array) -> np.ndarray:
-    """Make an input gradient visible: centre it, scale it to a standard deviation of 0.1, add 0.5, clip to [0, 1].
+    """Make an input gradient visible: centre it, scale it to a standard deviation of
+    0.1, add 0.5, clip to [0, 1].
 
     Args:
-        gradient: (3, H, W) or (H, W, 3), of any scale, also in batches; each picture is scaled on its own.
+        gradient: (3, H, W) or (H, W, 3), of any scale, also in batches; each picture is
+            scaled on its own.
 
     Returns:
         float32 (…, H, W, 3); a constant gradient gives grey, 0.5.
@@ -125,18 +156,29 @@ def gradient_image(gradient: Array) -> np.ndarray:
     Raises:
         ValueError: if it is no RGB picture, or holds NaN or infinite values.
     """
-    values = _channels_last(torch.as_tensor(gradient).detach().double().cpu(), "gradient").numpy()
+    values = _channels_last(
+        torch.as_tensor(gradient).detach().double().cpu(), "gradient"
+    ).numpy()
     if not np.isfinite(values).all():
-        raise ValueError(f"{int((~np.isfinite(values)).sum())} values of the gradient are NaN or infinite")
+        raise ValueError(
+            f"{int((~np.isfinite(values)).sum())} values of the gradient are NaN or"
+            " infinite"
+        )
     axes = (-3, -2, -1)
     centred = values - values.mean(axes, keepdims=True)
     deviation = centred.std(axes, keepdims=True)
-    scaled = np.divide(0.1 * centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+    scaled = np.divide(
+        0.1 * centred, deviation, out=np.zeros_like(centred), where=deviation > 0
+    )
     return np.float32(np.clip(scaled + 0.5, 0, 1))
 
 
 def panel(
-    ax: Axes, image: Array, title: str = "", boxes: Sequence[tuple[int, int, int, int]] = (), color: str = VERMILION
+    ax: Axes,
+    image: Array,
+    title: str = "",
+    boxes: Sequence[tuple[int, int, int, int]] = (),
+    color: str = VERMILION,
 ) -> None:
     """Show one picture on axes without ticks, with boxes if there are any.
 
@@ -144,7 +186,8 @@ def panel(
         ax: where to draw.
         image: RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W).
         title: above the picture.
-        boxes: (top, left, bottom, right), half-open, in the picture's pixels; what `cam.bounding_boxes` gives.
+        boxes: (top, left, bottom, right), half-open, in the picture's pixels; what
+            `cam.bounding_boxes` gives.
         color: of the boxes.
 
     Raises:
@@ -152,13 +195,30 @@ def panel(
     """
     picture = _rgb(image, "image")
     if picture.ndim != 3:
-        raise ValueError(f"pictures of shape {picture.shape}; expected one. Take one of a batch, images[0] say")
+        raise ValueError(
+            f"pictures of shape {picture.shape}; expected one. Take one of a batch,"
+            " images[0] say"
+        )
     ax.imshow(picture)
     ax.set(xticks=[], yticks=[], title=title)
     ax.spines[:].set_visible(False)
     ax.grid(False)
-    for top, left, bottom, right in boxes:  # a pixel's centre has whole coordinates, so its edge lies half a pixel off
-        edge = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color, linewidth=2)
+    for (
+        top,
+        left,
+        bottom,
+        right,
+    ) in (
+        boxes
+    ):  # a pixel's centre has whole coordinates, so its edge lies half a pixel off
+        edge = Rectangle(
+            (left - 0.5, top - 0.5),
+            right - left,
+            bottom - top,
+            fill=False,
+            edgecolor=color,
+            linewidth=2,
+        )
         ax.add_patch(edge)
 
 
@@ -172,13 +232,17 @@ def explanation_figure(
     boxes: Sequence[Sequence[tuple[int, int, int, int]]] = (),
     colormap: str = "viridis",
 ) -> Figure:
-    """Rebuild Grad-CAM's Figure 1: a row a class, with picture, heat map, overlay and, if given, the guided pictures.
+    """Rebuild Grad-CAM's Figure 1: a row a class, with picture, heat map, overlay and,
+    if given, the guided pictures.
 
-    With guided pictures a class takes two lines of the figure, so that none is too small on a phone.
+    With guided pictures a class takes two lines of the figure, so that none is too
+    small on a phone.
 
     Args:
-        image: one picture, RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W).
-        maps: (rows, h, w), raw: each is scaled to [0, 1] by its own extremes and resized to the picture.
+        image: one picture, RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H,
+            W).
+        maps: (rows, h, w), raw: each is scaled to [0, 1] by its own extremes and
+            resized to the picture.
         guided: (rows, 3, H, W), what `guided_backprop` gave.
         guided_cams: (rows, 3, H, W), what `guided_grad_cam` gave.
         labels: one a row.
@@ -193,34 +257,62 @@ def explanation_figure(
     """
     picture, maps = _rgb(image, "image"), torch.as_tensor(maps).detach().float().cpu()
     if maps.ndim != 3 or picture.ndim != 3:
-        raise ValueError(f"image {picture.shape} and maps {tuple(maps.shape)}; expected one picture and (rows, h, w)")
-    given = {"guided": guided, "guided_cams": guided_cams, "labels": labels, "boxes": boxes}
+        raise ValueError(
+            f"image {picture.shape} and maps {tuple(maps.shape)}; expected one picture"
+            " and (rows, h, w)"
+        )
+    given = {
+        "guided": guided,
+        "guided_cams": guided_cams,
+        "labels": labels,
+        "boxes": boxes,
+    }
     wrong = [
         f"{name} {len(value)}"
         for name, value in given.items()
         if value is not None and len(value) not in (0, len(maps))
     ]
     if wrong:
-        raise ValueError(f"{len(maps)} maps, but {', '.join(wrong)}; expected one for each row")
+        raise ValueError(
+            f"{len(maps)} maps, but {', '.join(wrong)}; expected one for each row"
+        )
     heats = heatmap(minmax(upsample(maps, picture.shape[:2])), colormap)
     columns = {
         "original": [picture] * len(maps),
         "heat map": heats,
         "overlay": [overlay(heat, picture) for heat in heats],
     }
-    columns |= {"Guided\nBackpropagation": gradient_image(guided)} if guided is not None else {}
-    columns |= {"Guided\nGrad-CAM": gradient_image(guided_cams)} if guided_cams is not None else {}
+    columns |= (
+        {"Guided\nBackpropagation": gradient_image(guided)}
+        if guided is not None
+        else {}
+    )
+    columns |= (
+        {"Guided\nGrad-CAM": gradient_image(guided_cams)}
+        if guided_cams is not None
+        else {}
+    )
     lines = -(-len(columns) // 3)  # of at most three panels, for each class
     across = -(-len(columns) // lines)
-    size = (1.6 * across, lines * len(maps) * (1.5 * picture.shape[0] / picture.shape[1] + 0.4))
-    fig, axes = plt.subplots(lines * len(maps), across, figsize=size, squeeze=False, layout="constrained")
+    size = (
+        1.6 * across,
+        lines * len(maps) * (1.5 * picture.shape[0] / picture.shape[1] + 0.4),
+    )
+    fig, axes = plt.subplots(
+        lines * len(maps), across, figsize=size, squeeze=False, layout="constrained"
+    )
     axes = axes.reshape(len(maps), lines * across)
     for spare in axes[:, len(columns) :].flat:
         spare.remove()
     for row in range(len(maps)):
         for ax, (title, pictures) in zip(axes[row], columns.items(), strict=False):
             named = row == 0 or lines > 1
-            panel(ax, pictures[row], title if named else "", boxes[row] if boxes and title == "overlay" else ())
+            panel(
+                ax,
+                pictures[row],
+                title if named else "",
+                boxes[row] if boxes and title == "overlay" else (),
+            )
         for first in axes[row, ::across] if labels else ():
             first.set_ylabel(labels[row])
     return fig
@@ -237,18 +329,22 @@ def anomaly_figure(
     scale: str = "anomaly score",
     colormap: str = "viridis",
 ) -> Figure:
-    """Show anomaly maps beside their pictures: a row an image, with picture, mask if there is one, map and overlay.
+    """Show anomaly maps beside their pictures: a row an image, with picture, mask if
+    there is one, map and overlay.
 
-    All maps share one colour scale, shown at the side, so that a normal image does not look as hot as a defective one.
+    All maps share one colour scale, shown at the side, so that a normal image does not
+    look as hot as a defective one.
 
     Args:
-        images: (rows, 3, H, W) or (rows, H, W, 3), RGB or grey, uint8 or float in [0, 1].
+        images: (rows, 3, H, W) or (rows, H, W, 3), RGB or grey, uint8 or float in [0,
+            1].
         maps: (rows, h, w), raw; resized to the pictures.
         masks: (rows, H, W), True where the defect is.
         labels: one a row.
-        boxes: one list of boxes (top, left, bottom, right) a row, half-open, in the picture's pixels, drawn on picture
-            and overlay.
-        limits: scores at the two ends of the colours, beyond which they stay the same; None for the extremes of maps.
+        boxes: one list of boxes (top, left, bottom, right) a row, half-open, in the
+            picture's pixels, drawn on picture and overlay.
+        limits: scores at the two ends of the colours, beyond which they stay the same;
+            None for the extremes of maps.
         scale: what the colours mean, with its unit.
         colormap: as in `heatmap`.
 
@@ -256,32 +352,53 @@ def anomaly_figure(
         the figure; its axes are in reading order, the colour scale's last.
 
     Raises:
-        ValueError: if the numbers of rows differ, sizes of masks and pictures differ, or maps or limits are not finite.
+        ValueError: if the numbers of rows differ, sizes of masks and pictures differ,
+            or maps or limits are not finite.
     """
-    pictures, maps = _rgb(images, "images"), torch.as_tensor(maps).detach().float().cpu()
-    if maps.ndim != 3 or pictures.ndim != 4 or len(maps) != len(pictures) or not len(maps):
+    pictures, maps = (
+        _rgb(images, "images"),
+        torch.as_tensor(maps).detach().float().cpu(),
+    )
+    if (
+        maps.ndim != 3
+        or pictures.ndim != 4
+        or len(maps) != len(pictures)
+        or not len(maps)
+    ):
         raise ValueError(
-            f"images {pictures.shape} and maps {tuple(maps.shape)}; expected (rows, 3, H, W) and (rows, h, w)"
+            f"images {pictures.shape} and maps {tuple(maps.shape)}; expected (rows, 3,"
+            " H, W) and (rows, h, w)"
         )
     size = pictures.shape[1:3]
     if masks is not None:
         masks = torch.as_tensor(masks).detach().cpu()
         if masks.shape != (len(maps), *size):
-            raise ValueError(f"masks {tuple(masks.shape)}; expected {(len(maps), *size)}, one of each picture's size")
+            raise ValueError(
+                f"masks {tuple(masks.shape)}; expected {(len(maps), *size)}, one of"
+                " each picture's size"
+            )
     for name, given in (("labels", labels), ("boxes", boxes)):
         if len(given) not in (0, len(maps)):
-            raise ValueError(f"{len(maps)} maps, but {name} {len(given)}; expected one for each row")
+            raise ValueError(
+                f"{len(maps)} maps, but {name} {len(given)}; expected one for each row"
+            )
     low, high = (float(v) for v in (torch.aminmax(maps) if limits is None else limits))
     if not (np.isfinite([low, high]).all() and low <= high):
-        raise ValueError(f"colours from {low:g} to {high:g}; expected finite scores, the lower first")
+        raise ValueError(
+            f"colours from {low:g} to {high:g}; expected finite scores, the lower first"
+        )
     high = high if high > low else low + 1  # constant maps
     heats = heatmap(((upsample(maps, size) - low) / (high - low)).clamp(0, 1), colormap)
     columns = {"picture": pictures}
     columns |= {} if masks is None else {"mask": (masks != 0).float().numpy()}
     columns |= {"anomaly map": heats, "overlay": overlay(heats, pictures)}
-    width = min(2.1, (6.4 - 0.9) / len(columns))  # of a panel, beside 0.9 for labels and colours; 6.4 suits a phone
+    width = min(
+        2.1, (6.4 - 0.9) / len(columns)
+    )  # of a panel, beside 0.9 for labels and colours; 6.4 suits a phone
     inches = (width * len(columns) + 0.9, width * len(maps) * size[0] / size[1] + 0.4)
-    fig, axes = plt.subplots(len(maps), len(columns), figsize=inches, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        len(maps), len(columns), figsize=inches, squeeze=False, layout="constrained"
+    )
     for row in range(len(maps)):
         for ax, (title, shown) in zip(axes[row], columns.items(), strict=True):
             drawn = boxes[row] if boxes and title in ("picture", "overlay") else ()
@@ -289,7 +406,12 @@ def anomaly_figure(
         if labels:
             axes[row, 0].set_ylabel(labels[row])
     colours = ListedColormap(heatmap(torch.linspace(0, 1, 256)[None], colormap)[0])
-    fig.colorbar(ScalarMappable(Normalize(low, high), colours), ax=axes, label=scale, fraction=0.05)
+    fig.colorbar(
+        ScalarMappable(Normalize(low, high), colours),
+        ax=axes,
+        label=scale,
+        fraction=0.05,
+    )
     return fig
 
 
@@ -300,16 +422,23 @@ def _rgb(picture: Array, name: str) -> np.ndarray:
         values = values.float() / 255
     elif not values.is_floating_point():
         raise ValueError(
-            f"{name} of dtype {str(values.dtype).removeprefix('torch.')}; expected uint8, or float in [0, 1]"
+            f"{name} of dtype {str(values.dtype).removeprefix('torch.')}; expected"
+            " uint8, or float in [0, 1]"
         )
-    values = _in_range(values.float(), name, "divide 8-bit values by 255, and undo a network's normalisation")
+    values = _in_range(
+        values.float(),
+        name,
+        "divide 8-bit values by 255, and undo a network's normalisation",
+    )
     return _channels_last(values, name).numpy()
 
 
 def _channels_last(values: Tensor, name: str) -> Tensor:
     if values.ndim == 2:
         return values[..., None].expand(-1, -1, 3)
-    last, first = (values.ndim in (3, 4) and values.shape[axis] in (1, 3) for axis in (-1, -3))
+    last, first = (
+        values.ndim in (3, 4) and values.shape[axis] in (1, 3) for axis in (-1, -3)
+    )
     if last == first:
         what = (
             "which axis holds the colours is not clear"
@@ -322,7 +451,11 @@ def _channels_last(values: Tensor, name: str) -> Tensor:
 
 
 def _in_range(values: Tensor, name: str, advice: str) -> Tensor:
-    low, high = (float(v) for v in torch.aminmax(values)) if values.numel() else (0.0, 0.0)
+    low, high = (
+        (float(v) for v in torch.aminmax(values)) if values.numel() else (0.0, 0.0)
+    )
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # resizing rounds
-        raise ValueError(f"{name} with values from {low:g} to {high:g}; expected [0, 1]: {advice}")
+        raise ValueError(
+            f"{name} with values from {low:g} to {high:g}; expected [0, 1]: {advice}"
+        )
     return values.clamp(0, 1)

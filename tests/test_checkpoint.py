@@ -14,7 +14,10 @@ RECIPE = {"steps": 5, "size": (3, 4), "rate": 0.1}
 def model_and_optimizers(hidden=3, seed=0):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(2, hidden), nn.Linear(hidden, 1))
-    return model, [torch.optim.Adam(model[0].parameters()), torch.optim.SGD(model[1].parameters(), 0.1, momentum=0.9)]
+    return model, [
+        torch.optim.Adam(model[0].parameters()),
+        torch.optim.SGD(model[1].parameters(), 0.1, momentum=0.9),
+    ]
 
 
 def advance(model, optimizers, steps):
@@ -34,9 +37,17 @@ def test_what_is_saved_comes_back(tmp_path):
     advance(model, optimizers, 2)
 
     again, others = model_and_optimizers(seed=1)
-    assert load_checkpoint(path, again, others, RECIPE) == {"done": 3, "loss": [1.5, None]}
+    assert load_checkpoint(path, again, others, RECIPE) == {
+        "done": 3,
+        "loss": [1.5, None],
+    }
     advance(again, others, 2)
-    for name, value in model.state_dict().items():  # equal after two more steps: the moments came back too
+    for (
+        name,
+        value,
+    ) in (
+        model.state_dict().items()
+    ):  # equal after two more steps: the moments came back too
         assert torch.equal(value, again.state_dict()[name])
 
 
@@ -45,7 +56,9 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     model, optimizers = model_and_optimizers()
     save_checkpoint(path, model, optimizers, RECIPE, {"done": 1})
     before = path.read_bytes()
-    (tmp_path / ".run.safetensors.tmp").write_bytes(b"half of a file that a killed run left")
+    (tmp_path / ".run.safetensors.tmp").write_bytes(
+        b"half of a file that a killed run left"
+    )
 
     def killed(tensors, file, metadata):
         file.write_bytes(b"half")
@@ -70,18 +83,28 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
         with pytest.raises(ValueError, match=f"run.safetensors {message}"):
             load_checkpoint(path, model, optimizers, recipe)
 
-    refused(r"is of another run: rate=0.1 \(now 0.2\), seed=None \(now 7\)", recipe=RECIPE | {"rate": 0.2, "seed": 7})
+    refused(
+        r"is of another run: rate=0.1 \(now 0.2\), seed=None \(now 7\)",
+        recipe=RECIPE | {"rate": 0.2, "seed": 7},
+    )
     refused("is the checkpoint of another model", *model_and_optimizers(hidden=4))
     refused("is the checkpoint of another optimizer", optimizers=others[:1])
     refused("is the checkpoint of another optimizer", optimizers=others[::-1])
     whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"\x80\x04pickle", whole[:8] + b"\xff" + whole[9:]):
+    for damaged in (
+        b"",
+        whole[: len(whole) // 2],
+        b"\x80\x04pickle",
+        whole[:8] + b"\xff" + whole[9:],
+    ):
         path.write_bytes(damaged)
         refused("can't be read")
         assert path.read_bytes() == damaged
     save_file({"a": torch.zeros(1)}, path)
     refused("is no checkpoint")
-    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+    assert all(
+        torch.equal(value, state[name]) for name, value in other.state_dict().items()
+    )
 
 
 @pytest.mark.xfail(
@@ -119,10 +142,18 @@ def test_a_state_of_more_parameters_or_with_a_part_missing_is_refused(tmp_path):
     model, optimizers = model_and_optimizers()
     advance(model, optimizers, 1)
     save_checkpoint(path, model, optimizers, RECIPE, {})
-    fewer = [torch.optim.Adam([model[0].weight]), optimizers[1]]  # the bias would be its second
-    with pytest.raises(ValueError, match="run.safetensors is the checkpoint of another optimizer"):
+    fewer = [
+        torch.optim.Adam([model[0].weight]),
+        optimizers[1],
+    ]  # the bias would be its second
+    with pytest.raises(
+        ValueError, match="run.safetensors is the checkpoint of another optimizer"
+    ):
         load_checkpoint(path, model, fewer, RECIPE)
     del optimizers[0].state[model[0].bias]["exp_avg"]
     save_checkpoint(path, model, optimizers, RECIPE, {})
-    with pytest.raises(ValueError, match="run.safetensors does not fit together: a part of an optimizer's state"):
+    with pytest.raises(
+        ValueError,
+        match="run.safetensors does not fit together: a part of an optimizer's state",
+    ):
         load_checkpoint(path, *model_and_optimizers(), RECIPE)

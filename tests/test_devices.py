@@ -1,10 +1,13 @@
-"""Every public function on every device: no hidden copy to the host, no mix of devices, no read in a loop.
+"""Every public function on every device: no hidden copy to the host, no mix of devices,
+no read in a loop.
 
-`CALLS` calls each function once, on inputs that a `Place` makes where it is told to. Where there is no GPU the place
-is a fake one: fake CUDA tensors have shapes and devices but no values, refuse to meet tensors of another device, and
-can't be read. What needs gradients, or numbers drawn on the host, runs on the meta device, whose tensors can't be read
-either. Where there is a GPU, the same calls must give the CPU's results. What is not called is in `EXEMPT`, with the
-reason; a new public function that is in neither fails.
+`CALLS` calls each function once, on inputs that a `Place` makes where it is told to.
+Where there is no GPU the place is a fake one: fake CUDA tensors have shapes and devices
+but no values, refuse to meet tensors of another device, and can't be read. What needs
+gradients, or numbers drawn on the host, runs on the meta device, whose tensors can't be
+read either. Where there is a GPU, the same calls must give the CPU's results. What is
+not called is in `EXEMPT`, with the reason; a new public function that is in neither
+fails.
 """
 
 import contextlib
@@ -46,11 +49,13 @@ aten = torch.ops.aten
 
 
 class Place:
-    """Makes inputs on a device: the same numbers on each, or none where tensors have no values.
+    """Makes inputs on a device: the same numbers on each, or none where tensors have no
+    values.
 
     Args:
         device: where.
-        fake: whether this is inside a FakeTensorMode, in which modules are built in place and not moved.
+        fake: whether this is inside a FakeTensorMode, in which modules are built in
+            place and not moved.
         n: images in a batch.
     """
 
@@ -91,9 +96,15 @@ class Place:
 def small() -> nn.Module:
     """A network that ends in global average pooling and a linear layer."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, 2, 1), nn.ReLU(inplace=True),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, 2, 1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 5),
+    )
 
 
 def fed(at: Place) -> padim.PatchGaussian:
@@ -106,7 +117,9 @@ def fitted_padim(at: Place) -> padim.PaDiM:
 
 
 def fitted_svdd(at: Place) -> patch_svdd.PatchSVDD:
-    return patch_svdd.PatchSVDD(at.module(lambda: patch_svdd.HierarchicalEncoder(8))).fit(at(3, 3, 96, 80))
+    return patch_svdd.PatchSVDD(
+        at.module(lambda: patch_svdd.HierarchicalEncoder(8))
+    ).fit(at(3, 3, 96, 80))
 
 
 def recorded(at: Place) -> Tensor:
@@ -116,7 +129,9 @@ def recorded(at: Place) -> Tensor:
     return kept["3"]
 
 
-def through(manager: Callable[[nn.Module], contextlib.AbstractContextManager]) -> Callable[[Place], Tensor]:
+def through(
+    manager: Callable[[nn.Module], contextlib.AbstractContextManager],
+) -> Callable[[Place], Tensor]:
     def call(at: Place) -> Tensor:
         model = at.module(small)
         with torch.no_grad(), manager(model):
@@ -137,7 +152,9 @@ def weights_of_channels(at: Place) -> Tensor:
     return gradcam.grad_cam_weights(features.square().sum((1, 2, 3)), features)
 
 
-def losses(loss: Callable[[Place, Tensor, Tensor], Tensor]) -> Callable[[Place], tuple[Tensor, Tensor]]:
+def losses(
+    loss: Callable[[Place, Tensor, Tensor], Tensor],
+) -> Callable[[Place], tuple[Tensor, Tensor]]:
     def call(at: Place) -> tuple[Tensor, Tensor]:
         a, b = at(6, 8).requires_grad_(), at(6, 8)
         value = loss(at, a, b)
@@ -153,70 +170,114 @@ def on_images(run: Callable[[nn.Module, Tensor], Any]) -> Callable[[Place], Any]
 
 def dense(at: Place) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return at.module(lambda: patch_svdd.HierarchicalEncoder(8)).dense(at.pictures(96))
+        return at.module(lambda: patch_svdd.HierarchicalEncoder(8)).dense(
+            at.pictures(96)
+        )
 
 
 CALLS: dict[str, Callable[[Place], Any]] = {
     "activations.record_activations": recorded,
     "guided_relu.guided_relu": guided,
     "activations.feature_map": lambda at: activations.feature_map("x", at(2, 3)),
-    "activations.on_output": through(lambda model: activations.on_output(model[3], lambda output: output * 2)),
+    "activations.on_output": through(
+        lambda model: activations.on_output(model[3], lambda output: output * 2)
+    ),
     "inference.evaluating": through(inference.evaluating),
     "inference.inference_state": through(inference.inference_state),
-    "inference.override_autocast": through(lambda model: inference.override_autocast(enabled=False)),
+    "inference.override_autocast": through(
+        lambda model: inference.override_autocast(enabled=False)
+    ),
     "inference.without_compiler": through(lambda model: inference.without_compiler()),
     "anomaly_map.upsample": lambda at: anomaly_map.upsample(at(at.n, 5, 5), 16),
     "anomaly_map.minmax": lambda at: anomaly_map.minmax(at(at.n, 5, 5)),
     "anomaly_map.gaussian_blur": lambda at: anomaly_map.gaussian_blur(at(at.n, 32, 32)),
-    "anomaly_map.spread_patch_scores": lambda at: anomaly_map.spread_patch_scores(at(at.n, 5, 5), 4, 2, 12),
-    "backbones.Transform.__call__": lambda at: backbones.Transform(32, (0.5,) * 3, (0.2,) * 3)(at.pictures()),
-    "backbones.Transform.resize": lambda at: backbones.Transform(32, (0.5,) * 3, (0.2,) * 3).resize(at.pictures()),
-    "backbones.FeatureExtractor.__call__": on_images(lambda m, x: backbones.FeatureExtractor(m, ["1", "4"])(x)),
+    "anomaly_map.spread_patch_scores": lambda at: anomaly_map.spread_patch_scores(
+        at(at.n, 5, 5), 4, 2, 12
+    ),
+    "backbones.Transform.__call__": lambda at: backbones.Transform(
+        32, (0.5,) * 3, (0.2,) * 3
+    )(at.pictures()),
+    "backbones.Transform.resize": (
+        lambda at: backbones.Transform(32, (0.5,) * 3, (0.2,) * 3).resize(at.pictures())
+    ),
+    "backbones.FeatureExtractor.__call__": on_images(
+        lambda m, x: backbones.FeatureExtractor(m, ["1", "4"])(x)
+    ),
     "backbones.concatenate_embeddings": lambda at: backbones.concatenate_embeddings(
         [at(at.n, 3, 8, 8), at(at.n, 4, 4, 4)], [5, 0]
     ),
     "backbones.project_embeddings": lambda at: backbones.project_embeddings(
         [at(at.n, 3, 8, 8), at(at.n, 4, 4, 4)], at(7, 2)
     ),
-    "cam.class_activation_map": lambda at: cam.class_activation_map(at(at.n, 6, 4, 4), at(5, 6), at.whole(5, at.n)),
+    "cam.class_activation_map": lambda at: cam.class_activation_map(
+        at(at.n, 6, 4, 4), at(5, 6), at.whole(5, at.n)
+    ),
     "cam.cam": on_images(lambda m, x: cam.cam(m, x)),
     "training.predict": on_images(lambda m, x: training.predict(m, x)),
-    "complexity.profile": lambda at: complexity.profile(at.module(small), (1, 3, 64, 64)).macs,
+    "complexity.profile": lambda at: (
+        complexity.profile(at.module(small), (1, 3, 64, 64)).macs
+    ),
     "gradcam.grad_cam_weights": weights_of_channels,
-    "gradcam.grad_cam_map": lambda at: gradcam.grad_cam_map(at(at.n, 6), at(at.n, 6, 4, 4)),
+    "gradcam.grad_cam_map": lambda at: gradcam.grad_cam_map(
+        at(at.n, 6), at(at.n, 6, 4, 4)
+    ),
     "gradcam.grad_cam": on_images(lambda m, x: gradcam.grad_cam(m, x, "4")),
     "gradcam.guided_backprop": on_images(lambda m, x: gradcam.guided_backprop(m, x)),
-    "gradcam.guided_grad_cam": on_images(lambda m, x: gradcam.guided_grad_cam(m, x, "4")),
+    "gradcam.guided_grad_cam": on_images(
+        lambda m, x: gradcam.guided_grad_cam(m, x, "4")
+    ),
     "validation.check_finite": lambda at: validation.check_finite(at(2, 3), "x"),
     "validation.check_images": lambda at: validation.check_images(at.pictures()),
-    "validation.target_classes": lambda at: validation.target_classes(None, at(at.n, 5), at.n),
-    "mobilenet.MobileNetV1.forward": lambda at: at.module(lambda: mobilenet.MobileNetV1(0.25, 5))(at.pictures()),
-    "neighbors.nearest_distance": lambda at: neighbors.nearest_distance(at(50 * at.n, 8), at(70, 8), 32),
+    "validation.target_classes": lambda at: validation.target_classes(
+        None, at(at.n, 5), at.n
+    ),
+    "mobilenet.MobileNetV1.forward": lambda at: at.module(
+        lambda: mobilenet.MobileNetV1(0.25, 5)
+    )(at.pictures()),
+    "neighbors.nearest_distance": lambda at: neighbors.nearest_distance(
+        at(50 * at.n, 8), at(70, 8), 32
+    ),
     "neighbors.greedy_coreset": lambda at: neighbors.greedy_coreset(at(40, 8), 0.2, 0),
-    "padim.PaDiM.fit": lambda at: [getattr(fitted_padim(at), name) for name in ("mean", "whitening")],
+    "padim.PaDiM.fit": lambda at: [
+        getattr(fitted_padim(at), name) for name in ("mean", "whitening")
+    ],
     "padim.PaDiM.anomaly_map": lambda at: fitted_padim(at).anomaly_map(at.pictures()),
     "padim.PaDiM.score": lambda at: fitted_padim(at).score(at.pictures()),
-    "padim.summed_anomaly_map": lambda at: padim.summed_anomaly_map([fitted_padim(at)], at.pictures()),
-    "patch_svdd.PatchEncoder.__call__": lambda at: at.module(lambda: patch_svdd.PatchEncoder(8))(at(3, 3, 32, 32)),
-    "patch_svdd.FlatEncoder.__call__": lambda at: at.module(lambda: patch_svdd.FlatEncoder(8))(at(3, 3, 64, 64)),
-    "patch_svdd.HierarchicalEncoder.forward": lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8))(
-        at(3, 3, 64, 64)
+    "padim.summed_anomaly_map": lambda at: padim.summed_anomaly_map(
+        [fitted_padim(at)], at.pictures()
     ),
-    "patch_svdd.HierarchicalEncoder.aggregate": lambda at: at.module(
+    "patch_svdd.PatchEncoder.__call__": lambda at: at.module(
+        lambda: patch_svdd.PatchEncoder(8)
+    )(at(3, 3, 32, 32)),
+    "patch_svdd.FlatEncoder.__call__": lambda at: at.module(
+        lambda: patch_svdd.FlatEncoder(8)
+    )(at(3, 3, 64, 64)),
+    "patch_svdd.HierarchicalEncoder.forward": lambda at: at.module(
         lambda: patch_svdd.HierarchicalEncoder(8)
-    ).aggregate(at(at.n, 8, 20, 20), 2),
-    "patch_svdd.HierarchicalEncoder.dense": dense,
-    "patch_svdd.HierarchicalEncoder.embed": lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8)).embed(
-        at(at.n, 3, 96, 80), 4, 7
+    )(at(3, 3, 64, 64)),
+    "patch_svdd.HierarchicalEncoder.aggregate": (
+        lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8)).aggregate(
+            at(at.n, 8, 20, 20), 2
+        )
     ),
-    "padim.PatchGaussian.update": lambda at: fed(at).update(at(at.n, 4, 20)).covariance(),
+    "patch_svdd.HierarchicalEncoder.dense": dense,
+    "patch_svdd.HierarchicalEncoder.embed": (
+        lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8)).embed(
+            at(at.n, 3, 96, 80), 4, 7
+        )
+    ),
+    "padim.PatchGaussian.update": lambda at: (
+        fed(at).update(at(at.n, 4, 20)).covariance()
+    ),
     "padim.PatchGaussian.merge": lambda at: fed(at).merge(fed(at)).covariance(),
     "padim.PatchGaussian.mean": lambda at: fed(at).mean(),
     "padim.PatchGaussian.covariance": lambda at: fed(at).covariance(),
     "padim.mahalanobis_distance": lambda at: padim.mahalanobis_distance(
         at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
     ),
-    "padim.leave_one_out_distance": lambda at: padim.leave_one_out_distance(at(at.n, 4), 9),
+    "padim.leave_one_out_distance": lambda at: padim.leave_one_out_distance(
+        at(at.n, 4), 9
+    ),
     "padim.whitened_norm": lambda at: whitened_norm(
         at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
     ),
@@ -227,29 +288,47 @@ CALLS: dict[str, Callable[[Place], Any]] = {
         at.pictures(), at(3, 64, 64), 3, (40, 40), torch.Generator().manual_seed(0)
     ),
     "patch_svdd.crop_patches": lambda at: crop_patches(
-        at.pictures(), at(3, 64, 64), torch.tensor([0, 1]), 32, torch.tensor([[1, 2], [3, 4]])
+        at.pictures(),
+        at(3, 64, 64),
+        torch.tensor([0, 1]),
+        32,
+        torch.tensor([[1, 2], [3, 4]]),
     ),
-    "patch_svdd.PatchSVDD.fit": lambda at: [getattr(fitted_svdd(at), name) for name in ("mean", "small", "big")],
-    "patch_svdd.PatchSVDD.anomaly_maps": lambda at: fitted_svdd(at).anomaly_maps(at(at.n, 3, 96, 80)),
-    "patch_svdd.PositionClassifier.forward": lambda at: at.module(lambda: patch_svdd.PositionClassifier(8))(
-        at(6, 8), at(6, 8)
+    "patch_svdd.PatchSVDD.fit": lambda at: [
+        getattr(fitted_svdd(at), name) for name in ("mean", "small", "big")
+    ],
+    "patch_svdd.PatchSVDD.anomaly_maps": (
+        lambda at: fitted_svdd(at).anomaly_maps(at(at.n, 3, 96, 80))
     ),
+    "patch_svdd.PositionClassifier.forward": lambda at: at.module(
+        lambda: patch_svdd.PositionClassifier(8)
+    )(at(6, 8), at(6, 8)),
     "patch_svdd.svdd_loss": losses(lambda at, a, b: patch_svdd.svdd_loss(a, b)),
     "patch_svdd.position_loss": losses(
         lambda at, a, b: patch_svdd.position_loss(
             at.module(lambda: patch_svdd.PositionClassifier(8)), a, b, at.whole(8, 6)
         )
     ),
-}  # fmt: skip
+}
 
-# Fake CUDA tensors have no gradients, and under their mode nothing drawn on the host can be read: these run on the meta
-# device, whose tensors can't be read or mixed with others either.
+# Fake CUDA tensors have no gradients, and under their mode nothing drawn on the host
+# can be read: these run on the meta device, whose tensors can't be read or mixed with
+# others either.
 ON_META = {
-    "guided_relu.guided_relu", "padim.PaDiM.fit", "padim.PaDiM.anomaly_map", "padim.PaDiM.score",
-    "padim.summed_anomaly_map", "gradcam.grad_cam_weights", "gradcam.grad_cam", "gradcam.guided_backprop",
-    "gradcam.guided_grad_cam", "patch_svdd.random_crops", "patch_svdd.crop_patches", "patch_svdd.svdd_loss",
+    "guided_relu.guided_relu",
+    "padim.PaDiM.fit",
+    "padim.PaDiM.anomaly_map",
+    "padim.PaDiM.score",
+    "padim.summed_anomaly_map",
+    "gradcam.grad_cam_weights",
+    "gradcam.grad_cam",
+    "gradcam.guided_backprop",
+    "gradcam.guided_grad_cam",
+    "patch_svdd.random_crops",
+    "patch_svdd.crop_patches",
+    "patch_svdd.svdd_loss",
     "patch_svdd.position_loss",
-}  # fmt: skip
+}
 
 FILES = "reads or writes files, on the host"
 TIMES = "times what it is given, where that lies"
@@ -261,7 +340,9 @@ EXEMPT = {
     "inference.raise_if_threaded": "looks at a module's type",
     "backbones.load": FILES,
     "cam.bounding_boxes": "regions are found on the host; one map is copied there once",
-    "training.train_classifier": "steps an optimizer; test_a_gpu_trains runs it where there is a GPU",
+    "training.train_classifier": (
+        "steps an optimizer; test_a_gpu_trains runs it where there is a GPU"
+    ),
     "complexity.*_macs": "numbers in, numbers out",
     "complexity.Profile.*": "numbers in, numbers out",
     "datasets.*": FILES,
@@ -295,16 +376,24 @@ EXEMPT = {
     "patch_svdd.encoder_from_weights": FILES,
     "patch_svdd.initialize": "draws weights in place; every encoder of CALLS does",
     "patch_svdd.load_released_weights": FILES,
-    "padim.PatchGaussian.all_reduce": "needs processes; test_patch_gaussian.py starts them",
+    "padim.PatchGaussian.all_reduce": (
+        "needs processes; test_patch_gaussian.py starts them"
+    ),
     "patch_svdd.neighbor_pairs": "draws corners on the host, from a generator there",
-    "patch_svdd.perturb": "needs a generator of its device; test_a_gpu_trains runs it where there is a GPU",
+    "patch_svdd.perturb": (
+        "needs a generator of its device; test_a_gpu_trains runs it where there is"
+        " a GPU"
+    ),
     "patch_svdd.position_pairs": "draws corners on the host, from a generator there",
     "patch_svdd.PatchSVDD.load": FILES,
     "patch_svdd.PatchSVDD.save": FILES,
     "patch_svdd.fast_dtype": "a dtype",
     "patch_svdd.position_accuracy": READS,
     "patch_svdd.progress_bar": "prints",
-    "patch_svdd.train": "needs a generator of its device; test_a_gpu_trains runs it where there is a GPU",
+    "patch_svdd.train": (
+        "needs a generator of its device; test_a_gpu_trains runs it where there is"
+        " a GPU"
+    ),
     "precision.*": "a setting of the process, and a number that follows from it",
     "patch_svdd.train_on_patches": "needs a generator of its device; test_a_gpu_trains",
     "runtime.*": "says where a notebook runs, and names its files",
@@ -315,8 +404,9 @@ EXEMPT = {
 
 
 def public_functions() -> Iterator[str]:
-    """Name every public function, and every public method and call of a public class, by its paper or
-    shared module."""
+    """Name every public function, and every public method and call of a public class,
+    by its paper or shared module.
+    """
     for found in pkgutil.walk_packages(paperlib.__path__, "paperlib."):
         module = importlib.import_module(found.name)
         for name, value in vars(module).items():
@@ -328,18 +418,30 @@ def public_functions() -> Iterator[str]:
             elif inspect.isclass(value):
                 for method, body in vars(value).items():
                     function = getattr(body, "__func__", body)
-                    if inspect.isfunction(function) and (not method.startswith("_") or method == "__call__"):
+                    if inspect.isfunction(function) and (
+                        not method.startswith("_") or method == "__call__"
+                    ):
                         yield f"{path}.{method}"
 
 
 def test_every_public_function_is_called_or_exempt():
     names = set(public_functions())
-    exempt = {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in EXEMPT)}
-    assert names - exempt - set(CALLS) == set(), "give each a call in CALLS, or a reason in EXEMPT"
+    exempt = {
+        name
+        for name in names
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in EXEMPT)
+    }
+    assert names - exempt - set(CALLS) == set(), (
+        "give each a call in CALLS, or a reason in EXEMPT"
+    )
     assert exempt & set(CALLS) == set(), "called and exempt"
     inherited = {"patch_svdd.PatchEncoder.__call__", "patch_svdd.FlatEncoder.__call__"}
     assert set(CALLS) - names == inherited, "called, and not there"
-    unused = [pattern for pattern in EXEMPT if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
+    unused = [
+        pattern
+        for pattern in EXEMPT
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    ]
     assert unused == [], "exempts nothing"
     assert ON_META <= set(CALLS)
 
@@ -347,7 +449,12 @@ def test_every_public_function_is_called_or_exempt():
 class OnTheWay(TorchDispatchMode):
     """Watches operations: copies from the device to the host, and reads of values."""
 
-    READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default)
+    READS = (
+        aten._local_scalar_dense.default,
+        aten.nonzero.default,
+        aten.masked_select.default,
+        aten.equal.default,
+    )
 
     def __init__(self, device: torch.device):
         super().__init__()
@@ -358,8 +465,16 @@ class OnTheWay(TorchDispatchMode):
         self.reads += func in self.READS
         given = func(*args, **kwargs)
         if self.away != "cpu":
-            came = {x.device.type for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-            went = {x.device.type for x in pytree.tree_leaves(given) if isinstance(x, Tensor)}
+            came = {
+                x.device.type
+                for x in pytree.tree_leaves((args, kwargs))
+                if isinstance(x, Tensor)
+            }
+            went = {
+                x.device.type
+                for x in pytree.tree_leaves(given)
+                if isinstance(x, Tensor)
+            }
             if self.away in came and "cpu" in went:
                 self.copies.append(str(func))
         return given
@@ -381,16 +496,28 @@ def test_it_stays_where_its_input_is(name):
             found = CALLS[name](Place("cuda", fake=True))
     assert watch.copies == []
     assert [x.device.type for x in tensors(found) if x.device.type != watch.away] == []
-    assert tensors(found) or name in ("complexity.profile", "validation.check_finite", "patch_svdd.check_range")
+    assert tensors(found) or name in (
+        "complexity.profile",
+        "validation.check_finite",
+        "patch_svdd.check_range",
+    )
 
 
-# On a GPU every read waits for all that was asked for before. A few at the door are fine; more for more images are not.
+# On a GPU every read waits for all that was asked for before. A few at the door are
+# fine; more for more images are not.
 BATCHED = [
-    "backbones.FeatureExtractor.__call__", "cam.cam", "training.predict", "gradcam.grad_cam",
-    "gradcam.guided_grad_cam", "neighbors.nearest_distance", "padim.PaDiM.anomaly_map", "padim.PaDiM.fit",
-    "patch_svdd.HierarchicalEncoder.embed", "padim.PatchGaussian.update",
+    "backbones.FeatureExtractor.__call__",
+    "cam.cam",
+    "training.predict",
+    "gradcam.grad_cam",
+    "gradcam.guided_grad_cam",
+    "neighbors.nearest_distance",
+    "padim.PaDiM.anomaly_map",
+    "padim.PaDiM.fit",
+    "patch_svdd.HierarchicalEncoder.embed",
+    "padim.PatchGaussian.update",
     "patch_svdd.PatchSVDD.anomaly_maps",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", BATCHED)
@@ -420,14 +547,20 @@ def test_the_watch_sees_copies_and_reads():
     assert watch.reads == 2
 
 
-# ---- where there is a GPU -------------------------------------------------------------------------------------------
+# ---- where there is a GPU ----
 
 
 def apart(found: Any, expected: Any) -> float:
     """The largest relative difference of two results' tensors, by norms."""
     pairs = zip(tensors(found), tensors(expected), strict=True)
     return max(
-        (float((a.cpu().double() - b.double()).norm() / b.double().norm().clamp_min(1e-12)) for a, b in pairs),
+        (
+            float(
+                (a.cpu().double() - b.double()).norm()
+                / b.double().norm().clamp_min(1e-12)
+            )
+            for a, b in pairs
+        ),
         default=0.0,
     )
 
@@ -457,10 +590,15 @@ def test_a_gpu_gives_the_cpus_result(name, full_precision):
 
 
 LOWERED = [
-    "cam.cam", "gradcam.grad_cam", "gradcam.guided_grad_cam", "padim.PaDiM.anomaly_map",
-    "patch_svdd.PatchSVDD.anomaly_maps", "neighbors.nearest_distance", "backbones.FeatureExtractor.__call__",
+    "cam.cam",
+    "gradcam.grad_cam",
+    "gradcam.guided_grad_cam",
+    "padim.PaDiM.anomaly_map",
+    "patch_svdd.PatchSVDD.anomaly_maps",
+    "neighbors.nearest_distance",
+    "backbones.FeatureExtractor.__call__",
     "mobilenet.MobileNetV1.forward",
-]  # fmt: skip
+]
 
 
 @pytest.mark.gpu
@@ -475,15 +613,23 @@ def test_a_gpu_in_lower_precision_is_near(name, how, full_precision):
     else:
         with torch.autocast("cuda", torch.bfloat16):
             found = CALLS[name](Place("cuda"))
-    floating = [(a, b) for a, b in zip(tensors(found), tensors(expected), strict=True) if b.is_floating_point()]
-    assert apart([a for a, _ in floating], [b for _, b in floating]) < (1e-2 if how == "tf32" else 0.1)
+    floating = [
+        (a, b)
+        for a, b in zip(tensors(found), tensors(expected), strict=True)
+        if b.is_floating_point()
+    ]
+    assert apart([a for a, _ in floating], [b for _, b in floating]) < (
+        1e-2 if how == "tf32" else 0.1
+    )
 
 
 @pytest.mark.gpu
 def test_a_gpu_trains():
     images = Place("cuda")(6, 3, 128, 128)
-    for train, extra in ((patch_svdd.train, {"steps": 3, "crops": 2, "pairs": 32}),
-                         (patch_svdd.train_on_patches, {"epochs": 1, "repeat": 4, "batch_size": 8})):  # fmt: skip
+    for train, extra in (
+        (patch_svdd.train, {"steps": 3, "crops": 2, "pairs": 32}),
+        (patch_svdd.train_on_patches, {"epochs": 1, "repeat": 4, "batch_size": 8}),
+    ):
         torch.manual_seed(0)
         encoder = patch_svdd.HierarchicalEncoder(8).cuda()
         before = encoder.conv2.weight.detach().clone()
@@ -494,19 +640,29 @@ def test_a_gpu_trains():
         assert all(0 <= share <= 1 for share in accuracy)
     model = Place("cuda").module(small)
     training.train_classifier(
-        model, (images, torch.tensor([0, 1] * 3)), torch.optim.SGD(model.parameters(), 0.01), epochs=1, batch_size=3
+        model,
+        (images, torch.tensor([0, 1] * 3)),
+        torch.optim.SGD(model.parameters(), 0.01),
+        epochs=1,
+        batch_size=3,
     )
     assert next(model.parameters()).is_cuda
 
 
 @pytest.mark.gpu
 def test_a_gpu_holds_only_the_gaussians():
-    """PaDiM's memory does not grow with the images: fitting four times as many takes what the first fit took."""
-    extractor = backbones.FeatureExtractor(torchvision.models.resnet18().cuda().eval(), ["layer1", "layer2", "layer3"])
+    """PaDiM's memory does not grow with the images: fitting four times as many takes
+    what the first fit took.
+    """
+    extractor = backbones.FeatureExtractor(
+        torchvision.models.resnet18().cuda().eval(), ["layer1", "layer2", "layer3"]
+    )
     peaks = []
     for count in (64, 256):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        padim.PaDiM(extractor, 50).fit(torch.rand(32, 3, 224, 224, device="cuda") for _ in range(count // 32))
+        padim.PaDiM(extractor, 50).fit(
+            torch.rand(32, 3, 224, 224, device="cuda") for _ in range(count // 32)
+        )
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[1] < 1.1 * peaks[0]

@@ -1,4 +1,6 @@
-"""Patch SVDD and PaDiM in two processes: what they find together is what one finds alone."""
+"""Patch SVDD and PaDiM in two processes: what they find together is what one finds
+alone.
+"""
 
 import json
 from collections.abc import Callable, Iterable
@@ -15,7 +17,14 @@ from paperlib.padim import PaDiM, PatchGaussian
 from paperlib.padim.gaussian import whiten
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, train
 
-TRAINING = {"steps": 3, "crops": 2, "side": 128, "pairs": 16, "every": 2, "dtype": torch.float32}
+TRAINING = {
+    "steps": 3,
+    "crops": 2,
+    "side": 128,
+    "pairs": 16,
+    "every": 2,
+    "dtype": torch.float32,
+}
 
 
 def encoder() -> HierarchicalEncoder:
@@ -24,7 +33,14 @@ def encoder() -> HierarchicalEncoder:
 
 
 def pictures(seed: int, count: int, side: int = 130) -> torch.Tensor:
-    return torch.rand(count, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(
+        count,
+        3,
+        side,
+        side,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def trained(images: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
@@ -32,7 +48,9 @@ def trained(images: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
     model = encoder()
     found = train(model, images, **TRAINING, **extra)
     tensors = {f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"big.{name}": tensor for name, tensor in found.big.state_dict().items()}
+    tensors |= {
+        f"big.{name}": tensor for name, tensor in found.big.state_dict().items()
+    }
     return tensors | {"history": torch.tensor(found.history, dtype=torch.float64)}
 
 
@@ -40,12 +58,19 @@ def mapped(part: torch.Tensor, seen: torch.Tensor, **extra) -> dict[str, torch.T
     """Maps, mean and the number of patches kept."""
     detector = PatchSVDD(encoder()).fit(part, **extra)
     maps = detector.anomaly_maps(seen)
-    return {"small": maps.small, "big": maps.big, "mean": detector.mean, "kept": torch.tensor(len(detector.small))}
+    return {
+        "small": maps.small,
+        "big": maps.big,
+        "mean": detector.mean,
+        "kept": torch.tensor(len(detector.small)),
+    }
 
 
 def padim(reduction: str = "random") -> PaDiM:
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 5, 16), torch.nn.Tanh()).double()
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 5, 16), torch.nn.Tanh()
+    ).double()
     return PaDiM(FeatureExtractor(network, ["1"]), 4, reduction=reduction)
 
 
@@ -53,7 +78,10 @@ def gaussians(part: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
     found = {}
     for reduction in ("random", "pca"):
         model = padim(reduction).fit(list(part.split(2)), **extra)
-        found |= {f"{reduction}.mean": model.mean, f"{reduction}.distance": model.anomaly_map(pictures(3, 2))}
+        found |= {
+            f"{reduction}.mean": model.mean,
+            f"{reduction}.distance": model.anomaly_map(pictures(3, 2)),
+        }
     return found
 
 
@@ -65,11 +93,26 @@ def shares(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _of_process(rank: int, folder: str) -> None:
     """One of two processes."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2
+    )
     images = pictures(1, 5)
-    found = {f"train.{k}": t for k, t in trained(images, distribute=True, checkpoint=f"{folder}/checkpoint").items()}
-    found |= {f"svdd.{k}": t for k, t in mapped(shares(images)[rank], pictures(2, 3), distribute=True).items()}
-    found |= {f"padim.{k}": t for k, t in gaussians(shares(images)[rank], distribute=True).items()}
+    found = {
+        f"train.{k}": t
+        for k, t in trained(
+            images, distribute=True, checkpoint=f"{folder}/checkpoint"
+        ).items()
+    }
+    found |= {
+        f"svdd.{k}": t
+        for k, t in mapped(
+            shares(images)[rank], pictures(2, 3), distribute=True
+        ).items()
+    }
+    found |= {
+        f"padim.{k}": t
+        for k, t in gaussians(shares(images)[rank], distribute=True).items()
+    }
     try:
         train(encoder(), images, **{**TRAINING, "crops": 3}, distribute=True)
     except ValueError as error:
@@ -80,17 +123,25 @@ def _of_process(rank: int, folder: str) -> None:
         alone = f"{folder}/checkpoint" if rank == 0 else f"{folder}/nothing"
         train(encoder(), images, **TRAINING, distribute=True, checkpoint=alone)
     except ValueError as error:
-        assert f"would go on from step 0 to 3, this one from {3 * (1 - rank)}" in str(error)
+        assert f"would go on from step 0 to 3, this one from {3 * (1 - rank)}" in str(
+            error
+        )
     else:
         raise AssertionError("two processes trained on from two steps")
     detector = PatchSVDD(encoder()).fit(shares(images)[rank], distribute=True)
     try:
         detector.save(f"{folder}/shard")
     except ValueError as error:
-        assert "the banks are shards" in str(error) and not Path(f"{folder}/shard").exists()
+        assert (
+            "the banks are shards" in str(error)
+            and not Path(f"{folder}/shard").exists()
+        )
     else:
         raise AssertionError("a shard was saved as if it were the bank")
-    save_file({name: tensor.contiguous() for name, tensor in found.items()}, f"{folder}/{rank}.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in found.items()},
+        f"{folder}/{rank}.safetensors",
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -104,7 +155,11 @@ def together(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
 
 
 def part(found: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    return {key.partition(".")[2]: tensor for key, tensor in found.items() if key.startswith(f"{name}.")}
+    return {
+        key.partition(".")[2]: tensor
+        for key, tensor in found.items()
+        if key.startswith(f"{name}.")
+    }
 
 
 def test_two_processes_train_as_one(together):
@@ -133,7 +188,7 @@ def test_padim_fitted_by_two_processes_is_that_of_one(together):
         torch.testing.assert_close(part(found, "padim"), alone, rtol=1e-7, atol=1e-9)
 
 
-# ---- errors -------------------------------------------------------------------------
+# ---- errors ----
 
 
 def with_nan() -> torch.Tensor:
@@ -339,7 +394,10 @@ def test_a_process_alone_raises_as_without_the_block():
 
 
 def test_without_processes_it_says_so():
-    message = "no process group; start with torchrun and call torch.distributed.init_process_group first"
+    message = (
+        "no process group; start with torchrun and call"
+        " torch.distributed.init_process_group first"
+    )
     for call in (
         process_group,
         lambda: train(encoder(), pictures(1, 2), **TRAINING, distribute=True),

@@ -1,4 +1,6 @@
-"""Every public function and class says where it comes from, what it departs in, and which test pins it."""
+"""Every public function and class says where it comes from, what it departs in, and
+which test pins it.
+"""
 
 import importlib
 import inspect
@@ -22,9 +24,15 @@ def public_names():
         if found.name in WITHOUT_SOURCE:
             continue
         for name, value in vars(module).items():
-            own = getattr(value, "__module__", None) == found.name and not name.startswith("_")
+            own = getattr(
+                value, "__module__", None
+            ) == found.name and not name.startswith("_")
             plain_tuple = inspect.isclass(value) and issubclass(value, tuple)
-            if own and (inspect.isfunction(value) or inspect.isclass(value)) and not plain_tuple:
+            if (
+                own
+                and (inspect.isfunction(value) or inspect.isclass(value))
+                and not plain_tuple
+            ):
                 yield pytest.param(value, id=f"{found.name}.{name}")
 
 
@@ -37,9 +45,9 @@ def test_public_names_give_source_departures_and_test(value):
     assert pinned, "Test: names no test, as test_module.py::test_name"
     for file, name in pinned:
         assert file in TESTS, f"there is no {file} below tests"
-        assert re.search(rf"^def {name}\(", TESTS[file].read_text(encoding="utf-8"), flags=re.M), (
-            f"{file} has no {name}"
-        )
+        assert re.search(
+            rf"^def {name}\(", TESTS[file].read_text(encoding="utf-8"), flags=re.M
+        ), f"{file} has no {name}"
 
 
 def test_the_walk_finds_the_library():

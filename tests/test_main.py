@@ -20,13 +20,27 @@ def root(tmp_path_factory):
 
 
 def padim(root, out, *more):
-    return main(["padim", "--data", str(root), "--out", str(out), "--backbone", "efficientnet_lite0", *more])
+    return main(
+        [
+            "padim",
+            "--data",
+            str(root),
+            "--out",
+            str(out),
+            "--backbone",
+            "efficientnet_lite0",
+            *more,
+        ]
+    )
 
 
 def test_padim_prints_rows_beside_the_papers(root, tmp_path, capsys):
     assert padim(root, tmp_path / "out", "--dimensions", "10", "--device", "cpu") == 0
     printed = capsys.readouterr()
-    grid, wood = (next(line for line in printed.out.splitlines() if line.startswith(c)) for c in ("grid", "wood"))
+    grid, wood = (
+        next(line for line in printed.out.splitlines() if line.startswith(c))
+        for c in ("grid", "wood")
+    )
     assert "94.9 / 90.9" in grid and "97.3 / 94.6" in grid and "93.6 / 90.3" in wood
     assert "efficientnet_lite0, 10 dimensions, seed 0, centred crops" in printed.out
     assert printed.err.splitlines() == [
@@ -42,14 +56,34 @@ def test_padim_prints_rows_beside_the_papers(root, tmp_path, capsys):
 
 
 def test_options_reach_the_run(root, tmp_path, capsys):
-    options = ["--category", "wood", "--weights", "none", "--dimensions", "all", "--seed", "7", "--variant", "random",
-               "--no-pictures", "--batch-size", "2", "--threads", "1"]  # fmt: skip
+    options = [
+        "--category",
+        "wood",
+        "--weights",
+        "none",
+        "--dimensions",
+        "all",
+        "--seed",
+        "7",
+        "--variant",
+        "random",
+        "--no-pictures",
+        "--batch-size",
+        "2",
+        "--threads",
+        "1",
+    ]
     assert padim(root, tmp_path, *options) == 0
     printed = capsys.readouterr().out
-    assert "all channels, seed 7, weights none, Rd-MVTec AD" in printed and "grid" not in printed
+    assert (
+        "all channels, seed 7, weights none, Rd-MVTec AD" in printed
+        and "grid" not in printed
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
     first = (tmp_path / "results.csv").read_text().splitlines()[1].split(",")
-    assert padim(root, tmp_path / "again", *options) == 0  # random weights follow the seed
+    assert (
+        padim(root, tmp_path / "again", *options) == 0
+    )  # random weights follow the seed
     second = (tmp_path / "again" / "results.csv").read_text().splitlines()[1].split(",")
     assert first[:14] == second[:14]
 
@@ -69,7 +103,12 @@ def test_mistakes_are_explained_without_a_traceback(root, tmp_path, capsys):
         assert padim(root, tmp_path / "out", *options) == 1
         assert message in capsys.readouterr().err
     assert padim(tmp_path / "absent", tmp_path / "out") == 1
-    for options in (["--dimensions", "0"], ["--dimensions", "few"], ["--backbone", "vgg"], ["--variant", "x"]):
+    for options in (
+        ["--dimensions", "0"],
+        ["--dimensions", "few"],
+        ["--backbone", "vgg"],
+        ["--variant", "x"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             padim(root, tmp_path, *options)
         assert stopped.value.code == 2
@@ -131,13 +170,27 @@ def test_the_module_runs_and_unpacks(root, tmp_path, capsys):
 
     with tarfile.open(tmp_path / "mvtec.tar.xz", "w:xz") as archive:
         archive.add(root, ".")
-    command = [sys.executable, "-m", "paperlib", "unpack", str(tmp_path / "mvtec.tar.xz"), str(tmp_path / "data")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    command = [
+        sys.executable,
+        "-m",
+        "paperlib",
+        "unpack",
+        str(tmp_path / "mvtec.tar.xz"),
+        str(tmp_path / "data"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
     assert done.returncode == 0, done.stderr
     files = [path for path in root.rglob("*") if path.is_file()]
-    assert done.stdout.startswith(f"{len(files)} files of ") and str(tmp_path / "data") in done.stdout
+    assert (
+        done.stdout.startswith(f"{len(files)} files of ")
+        and str(tmp_path / "data") in done.stdout
+    )
     for path in files:
-        assert (tmp_path / "data" / path.relative_to(root)).read_bytes() == path.read_bytes()
+        assert (
+            tmp_path / "data" / path.relative_to(root)
+        ).read_bytes() == path.read_bytes()
     assert main(command[3:]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "not empty" in said

@@ -15,55 +15,80 @@ from paperlib.precision import full_precision, product_rounding
 
 
 def vectors(count, dimensions, seed=0, dtype=torch.float32):
-    return torch.randn(count, dimensions, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        count, dimensions, dtype=dtype, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def every_distance(queries, bank):
-    """All differences in double precision, and the smallest of each row: no product, nothing cancels."""
-    return torch.stack([(query.double() - bank.double()).square().sum(1).sqrt().min() for query in queries])
+    """All differences in double precision, and the smallest of each row: no product,
+    nothing cancels.
+    """
+    return torch.stack(
+        [
+            (query.double() - bank.double()).square().sum(1).sqrt().min()
+            for query in queries
+        ]
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    q=st.integers(1, 30), b=st.integers(1, 200), d=st.integers(1, 70), chunk=st.integers(1, 220),
-    far=st.sampled_from([0.0, 1.0, 1000.0]), seed=st.integers(0, 99),
-)  # fmt: skip
+    q=st.integers(1, 30),
+    b=st.integers(1, 200),
+    d=st.integers(1, 70),
+    chunk=st.integers(1, 220),
+    far=st.sampled_from([0.0, 1.0, 1000.0]),
+    seed=st.integers(0, 99),
+)
 def test_equals_every_distance_in_double_precision(q, b, d, chunk, far, seed):
     queries, bank = vectors(q, d, seed) + far, vectors(b, d, seed + 100) + far
     distance, index = nearest_distance(queries, bank, chunk, return_index=True)
     expected = every_distance(queries, bank)
     torch.testing.assert_close(distance.double(), expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close((queries - bank[index]).double().norm(dim=1), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        (queries - bank[index]).double().norm(dim=1), expected, rtol=1e-6, atol=0
+    )
 
 
 def test_equals_scikit_learn_and_faiss_over_many_tiles():
     queries, bank = vectors(700, 24), vectors(9000, 24, 1)
     distance, index = nearest_distance(queries, bank, return_index=True)
     theirs, rows = KDTree(bank.double().numpy()).query(queries.double().numpy(), 1)
-    torch.testing.assert_close(distance, torch.from_numpy(theirs[:, 0]).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        distance, torch.from_numpy(theirs[:, 0]).float(), rtol=1e-6, atol=0
+    )
     assert index.tolist() == rows[:, 0].tolist()
     flat = faiss.IndexFlatL2(24)
     flat.add(bank.numpy())
     squares, rows = flat.search(queries.numpy(), 1)
     assert index.tolist() == rows[:, 0].tolist()
-    torch.testing.assert_close(distance.square(), torch.from_numpy(squares[:, 0]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        distance.square(), torch.from_numpy(squares[:, 0]), rtol=1e-4, atol=1e-5
+    )
     double = nearest_distance(queries.double(), bank.double())
-    torch.testing.assert_close(double, torch.from_numpy(theirs[:, 0]), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        double, torch.from_numpy(theirs[:, 0]), rtol=1e-14, atol=0
+    )
 
 
 def test_a_vector_of_the_bank_is_at_zero_even_among_its_doubles():
-    # Neighbours at 1e-4 of a bank at distance 100 from zero: 1e-8 in squares of 1e4, twelve digits; float32 has seven.
+    # Neighbours at 1e-4 of a bank at distance 100 from zero: 1e-8 in squares of 1e4,
+    # twelve digits; float32 has seven.
     base = vectors(40, 64) + 100
     bank = torch.cat([base + 1e-4 * vectors(40, 64, seed) for seed in range(1, 60)])
     distance, index = nearest_distance(bank, bank, chunk=256, return_index=True)
     assert torch.equal(distance, torch.zeros(len(bank)))
     assert torch.equal(bank[index], bank)
     plain = (bank @ bank.T).mul(-2).add(bank.square().sum(1)).argmin(1)
-    assert (bank[plain] != bank).any(1).float().mean() > 0.5  # the formula alone finds another vector
+    assert (bank[plain] != bank).any(
+        1
+    ).float().mean() > 0.5  # the formula alone finds another vector
 
 
 def test_a_near_tie_is_settled_in_double_precision():
-    # 500 vectors on a sphere around the query, and one that is nearer by a relative 1e-6, below what products resolve.
+    # 500 vectors on a sphere around the query, and one that is nearer by a relative
+    # 1e-6, below what products resolve.
     query = 3 + vectors(1, 64)
     bank = query + 2 * torch.nn.functional.normalize(vectors(500, 64, 1), dim=1)
     for nearer in (3, 257, 499):
@@ -71,13 +96,21 @@ def test_a_near_tie_is_settled_in_double_precision():
         moved[nearer] += 2e-6 * (query[0] - bank[nearer])
         expected = every_distance(query, moved)
         distance, index = nearest_distance(query, moved, chunk=64, return_index=True)
-        assert index.item() == (moved.double() - query.double()).norm(dim=1).argmin() == nearer
+        assert (
+            index.item()
+            == (moved.double() - query.double()).norm(dim=1).argmin()
+            == nearer
+        )
         torch.testing.assert_close(distance.double(), expected, rtol=1e-7, atol=0)
 
 
 LOWERED = {
-    "medium": lambda: torch.set_float32_matmul_precision("medium"),  # bfloat16 products where the processor has them
-    "the CPU's own": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "medium": lambda: torch.set_float32_matmul_precision(
+        "medium"
+    ),  # bfloat16 products where the processor has them
+    "the CPU's own": lambda: setattr(
+        torch.backends.mkldnn.matmul, "fp32_precision", "bf16"
+    ),
     "all backends": lambda: setattr(torch.backends, "fp32_precision", "bf16"),
 }
 
@@ -85,7 +118,11 @@ LOWERED = {
 @pytest.fixture
 def owners():
     """Put back what a test sets of the precision of products."""
-    found = [owner for owner in (torch.backends, *precision._BACKENDS) if hasattr(owner, "fp32_precision")]
+    found = [
+        owner
+        for owner in (torch.backends, *precision._BACKENDS)
+        if hasattr(owner, "fp32_precision")
+    ]
     yield found
     torch.set_float32_matmul_precision("highest")
     for owner in found:
@@ -99,27 +136,40 @@ def test_lower_matmul_precision_costs_no_digit(owners, lower):
     queries, bank = vectors(50, 64), vectors(3000, 64, 1)
     assert product_rounding(torch.float32) == 2**-24
     LOWERED[lower]()
-    assert product_rounding(torch.float32) == 2**-8 and product_rounding(torch.float64) == 2**-53
+    assert (
+        product_rounding(torch.float32) == 2**-8
+        and product_rounding(torch.float64) == 2**-53
+    )
     with full_precision():  # of another thread, say
         assert product_rounding(torch.float32) == 2**-8
     coarse = nearest_distance(queries, bank)
     assert product_rounding(torch.float32) == 2**-8
-    torch.testing.assert_close(coarse.double(), every_distance(queries, bank), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        coarse.double(), every_distance(queries, bank), rtol=1e-6, atol=0
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(nearest_distance(queries, bank), nearest_distance(queries, bank.clone()))
-        torch.testing.assert_close(nearest_distance(queries, bank), coarse, rtol=1e-6, atol=0)
+        assert torch.equal(
+            nearest_distance(queries, bank), nearest_distance(queries, bank.clone())
+        )
+        torch.testing.assert_close(
+            nearest_distance(queries, bank), coarse, rtol=1e-6, atol=0
+        )
 
 
 def test_dtypes_devices_and_no_query():
     queries, bank = vectors(5, 8), vectors(70, 8, 1)
     half = nearest_distance(queries.bfloat16(), bank.bfloat16())
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half.double(), every_distance(queries.bfloat16(), bank.bfloat16()))
+    torch.testing.assert_close(
+        half.double(), every_distance(queries.bfloat16(), bank.bfloat16())
+    )
     assert nearest_distance(queries.double(), bank.double()).dtype == torch.float64
     distance, index = nearest_distance(queries[:0], bank, return_index=True)
     assert distance.shape == index.shape == (0,) and index.dtype == torch.int64
     with FakeTensorMode(), torch.device("cuda"):
-        distance, index = nearest_distance(torch.rand(40, 8), torch.rand(5000, 8), return_index=True)
+        distance, index = nearest_distance(
+            torch.rand(40, 8), torch.rand(5000, 8), return_index=True
+        )
         assert distance.device.type == index.device.type == "cuda"
         assert greedy_coreset(torch.rand(9, 8), 0.5, 0).shape == (5,)
 
@@ -127,11 +177,17 @@ def test_dtypes_devices_and_no_query():
 def test_memory_is_bounded_by_the_tile(monkeypatch):
     seen = []
     addmm = torch.addmm
-    monkeypatch.setattr(neighbors.torch, "addmm", lambda *a, out: seen.append(out.numel()) or addmm(*a, out=out))
+    monkeypatch.setattr(
+        neighbors.torch,
+        "addmm",
+        lambda *a, out: seen.append(out.numel()) or addmm(*a, out=out),
+    )
     nearest_distance(vectors(3000, 4), vectors(5000, 4, 1))
     assert max(seen) <= 512 * 2048 and len(seen) == 6 * 3
     seen.clear()
-    monkeypatch.setattr(neighbors, "_CPU_PRODUCTS", 1)  # less than a tile: one query at a time
+    monkeypatch.setattr(
+        neighbors, "_CPU_PRODUCTS", 1
+    )  # less than a tile: one query at a time
     nearest_distance(vectors(3, 4), vectors(64, 4, 1))
     assert seen == [64] * 3
 
@@ -139,10 +195,14 @@ def test_memory_is_bounded_by_the_tile(monkeypatch):
 def test_a_query_at_zero_is_not_searched_again(monkeypatch):
     searched, search = [], neighbors._search
     monkeypatch.setattr(
-        neighbors, "_search", lambda queries, *rest: searched.append(len(queries)) or search(queries, *rest)
+        neighbors,
+        "_search",
+        lambda queries, *rest: searched.append(len(queries)) or search(queries, *rest),
     )
     base = vectors(40, 64)
-    bank = torch.cat([base + 1e-3 * vectors(40, 64, seed) for seed in range(1, 20)])  # rounding could hide the nearest
+    bank = torch.cat(
+        [base + 1e-3 * vectors(40, 64, seed) for seed in range(1, 20)]
+    )  # rounding could hide the nearest
     assert not nearest_distance(bank, bank, 64).any() and searched == [len(bank)]
     nearest_distance(bank + 1e-4, bank, 64)
     assert searched[1:] == [len(bank)] * 2, "beside the bank, every query is"
@@ -158,17 +218,23 @@ def test_greedy_coreset_takes_the_farthest_each_time():
     assert greedy_coreset(bank, 0.4, seed=3).tolist() == chosen
     assert len({greedy_coreset(bank, 0.01, seed=s).item() for s in range(20)}) > 5
     assert sorted(greedy_coreset(bank, 1, seed=0).tolist()) == list(range(60))
-    assert sorted(greedy_coreset(torch.ones(6, 2), 1.0, seed=0).tolist()) == list(range(6))
+    assert sorted(greedy_coreset(torch.ones(6, 2), 1.0, seed=0).tolist()) == list(
+        range(6)
+    )
 
 
 def test_a_coreset_takes_no_memory_that_grows_with_its_size():
-    """A small tensor kept from each turn once broke up the heap, and 8 images took 9 GB."""
+    """A small tensor kept from each turn once broke up the heap, and 8 images took 9
+    GB.
+    """
     resident = Path("/proc/self/statm")
     if not resident.exists():
         pytest.skip("no /proc here to read the memory from")
     bank, pages = vectors(20_000, 64), lambda: int(resident.read_text().split()[1])
     before = pages()
-    greedy_coreset(bank, 0.005, seed=0)  # 100 turns; each leaves 5 MB where the heap is broken up
+    greedy_coreset(
+        bank, 0.005, seed=0
+    )  # 100 turns; each leaves 5 MB where the heap is broken up
     assert (pages() - before) * resource.getpagesize() < 100e6
 
 
@@ -178,7 +244,9 @@ def test_covering_radius_bounds_the_error_of_a_coreset():
     for fraction in (0.05, 0.3, 1):
         chosen = greedy_coreset(bank, fraction, seed=0)
         radii.append(covering_radius(bank, chosen))
-        assert radii[-1] == pytest.approx(every_distance(bank, bank[chosen]).max().item())
+        assert radii[-1] == pytest.approx(
+            every_distance(bank, bank[chosen]).max().item()
+        )
         error = nearest_distance(queries, bank[chosen]) - full
         assert error.min() >= 0 and error.max() <= radii[-1] * (1 + 1e-6)
     assert radii[0] > radii[1] > radii[2] == 0
@@ -187,7 +255,12 @@ def test_covering_radius_bounds_the_error_of_a_coreset():
 @pytest.mark.parametrize(
     ("queries", "bank", "options", "message"),
     [
-        ((4, 3), (5, 2), {}, r"queries \(4, 3\) and a bank \(5, 2\); expected .* of one dimension"),
+        (
+            (4, 3),
+            (5, 2),
+            {},
+            r"queries \(4, 3\) and a bank \(5, 2\); expected .* of one dimension",
+        ),
         ((4, 3), (0, 3), {}, "a bank of at least one vector"),
         ((4, 0), (5, 0), {}, "of one dimension"),
         ((4, 3), (5, 3), {"chunk": 0}, "chunk=0"),
@@ -202,11 +275,16 @@ def test_nan_other_dtypes_and_fractions_are_refused():
     bank = vectors(5, 3)
     bad = bank.clone()
     bad[2, 1] = float("nan")
-    with pytest.raises(ValueError, match="1 values of queries are NaN or infinite, in queries number 2"):
+    with pytest.raises(
+        ValueError, match="1 values of queries are NaN or infinite, in queries number 2"
+    ):
         nearest_distance(bad, bank)
     with pytest.raises(ValueError, match="1 values of bank are NaN or infinite"):
         nearest_distance(bank, bad)
-    with pytest.raises(ValueError, match="queries are torch.float64 on cpu and the bank is torch.float32"):
+    with pytest.raises(
+        ValueError,
+        match="queries are torch.float64 on cpu and the bank is torch.float32",
+    ):
         nearest_distance(bank.double(), bank)
     for fraction in (0, -0.1, 1.5):
         with pytest.raises(ValueError, match=f"fraction={fraction}"):

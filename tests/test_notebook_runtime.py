@@ -29,7 +29,11 @@ def test_a_training_is_kept_on_the_drive(colab):
     runtime.DRIVE.mkdir(parents=True)
     kept = runtime.checkpoint_path("a net", 3)
     assert kept.parent == runtime.DRIVE / "paperlib" and kept.parent.is_dir()
-    assert kept.name == lost.name and kept.name.startswith("a-net-") and kept.suffix == ".safetensors"
+    assert (
+        kept.name == lost.name
+        and kept.name.startswith("a-net-")
+        and kept.suffix == ".safetensors"
+    )
 
 
 def test_elsewhere_nothing_is_kept_unless_asked_for(monkeypatch, tmp_path):
@@ -41,19 +45,34 @@ def test_elsewhere_nothing_is_kept_unless_asked_for(monkeypatch, tmp_path):
 
 def test_another_training_has_another_file(colab):
     images = torch.rand(50, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    others = [images.clone(), images[:49], images.double(), images + 1e-3, images.flip(0)]
+    others = [
+        images.clone(),
+        images[:49],
+        images.double(),
+        images + 1e-3,
+        images.flip(0),
+    ]
     names = {runtime.checkpoint_path("a", 2, some) for some in (images, *others)}
-    names |= {runtime.checkpoint_path("a", 3, images), runtime.checkpoint_path("b", 2, images)}
+    names |= {
+        runtime.checkpoint_path("a", 3, images),
+        runtime.checkpoint_path("b", 2, images),
+    }
     assert len(names) == 7  # the clone has the same
     few = torch.zeros(9)  # of so few numbers each counts
-    assert len({runtime.checkpoint_path("c", few + torch.eye(9)[k]) for k in range(9)}) == 9
+    assert (
+        len({runtime.checkpoint_path("c", few + torch.eye(9)[k]) for k in range(9)})
+        == 9
+    )
 
 
 def test_progress_is_one_line_that_changes(capsys):
     show = runtime.progress_line()
     for step in (1, 2):
         show("fit", step, 2)
-    assert capsys.readouterr().out == "\r[##########..........] 1 of 2  fit\r[####################] 2 of 2  fit\n"
+    assert (
+        capsys.readouterr().out
+        == "\r[##########..........] 1 of 2  fit\r[####################] 2 of 2  fit\n"
+    )
 
 
 def test_progress_in_a_notebook_leaves_one_output_a_part(tmp_path):
@@ -61,17 +80,24 @@ def test_progress_in_a_notebook_leaves_one_output_a_part(tmp_path):
     from nbclient import NotebookClient
 
     code = (
-        "from paperlib import runtime\nshow = runtime.progress_line()\n"
-        "for word in ('fit', 'score'):\n    for step in range(1, 11): show(word, step, 10)"
+        "from paperlib import runtime\nshow = runtime.progress_line()\nfor word in"
+        " ('fit', 'score'):\n    for step in range(1, 11): show(word, step, 10)"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     shown = [output.data["text/plain"] for output in notebook.cells[0].outputs]
-    assert shown == ["[####################] 10 of 10  fit", "[####################] 10 of 10  score"]
+    assert shown == [
+        "[####################] 10 of 10  fit",
+        "[####################] 10 of 10  score",
+    ]
 
 
 def tree(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file()
+    )
 
 
 @pytest.mark.parametrize("wrapping", ["", "my pictures/"])
@@ -83,7 +109,9 @@ def test_a_zip_is_as_good_as_its_folder(tmp_path, wrapping, names):
     folder = open_folder(tmp_path / "a.zip")
     assert tree(folder) == names
     assert open_folder(folder) == folder
-    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]  # nothing is written beside it
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "a.zip"
+    ]  # nothing is written beside it
 
 
 @pytest.mark.xfail(
@@ -96,7 +124,10 @@ def test_opening_an_archive_twice_leaves_at_most_one_copy(tmp_path):
     folder.mkdir()
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("normal/1.png", b"x")
-    code = "from paperlib.datasets import open_folder\nfor _ in range(2): open_folder('a.zip')"
+    code = (
+        "from paperlib.datasets import open_folder\nfor _ in range(2):"
+        " open_folder('a.zip')"
+    )
     subprocess.run(
         [sys.executable, "-c", code],
         check=True,
@@ -108,5 +139,7 @@ def test_opening_an_archive_twice_leaves_at_most_one_copy(tmp_path):
 
 def test_nothing_there_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="no folder or archive mine.zip .*on Colab, drop a zip"):
+    with pytest.raises(
+        ValueError, match="no folder or archive mine.zip .*on Colab, drop a zip"
+    ):
         open_folder("mine.zip")

@@ -17,8 +17,10 @@ NAMES = {
     "cam": "class_activation_map cam CAM bounding_boxes Box",
     "gradcam": "grad_cam GradCAM guided_backprop guided_grad_cam",
     "anomaly_map": "upsample gaussian_blur spread_patch_scores minmax",
-    "patch_svdd": "PatchEncoder HierarchicalEncoder FlatEncoder PositionClassifier "
-    "Embeddings load_released_weights svdd_loss position_loss train PatchSVDD PatchMaps",
+    "patch_svdd": (
+        "PatchEncoder HierarchicalEncoder FlatEncoder PositionClassifier Embeddings"
+        " load_released_weights svdd_loss position_loss train PatchSVDD PatchMaps"
+    ),
     "neighbors": "nearest_distance greedy_coreset",
     "padim": "PatchGaussian mahalanobis_distance PaDiM",
     "backbones": "load Backbone FeatureExtractor concatenate_embeddings",
@@ -52,7 +54,10 @@ def test_the_names_that_most_users_need_come_from_the_top():
 
 
 def test_modules_are_attributes_and_other_names_are_none():
-    code = "import paperlib; print(paperlib.padim.PaDiM.__name__, paperlib.cam.cam.__name__)"
+    code = (
+        "import paperlib; print(paperlib.padim.PaDiM.__name__,"
+        " paperlib.cam.cam.__name__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["PaDiM", "cam"], done.stderr
     for name in ("absent", "_absent"):
@@ -62,7 +67,10 @@ def test_modules_are_attributes_and_other_names_are_none():
 
 def test_importing_the_package_loads_nothing_else():
     """So that it takes milliseconds: what costs time is torch and its like."""
-    code = "import sys; before = set(sys.modules); import paperlib; print(*set(sys.modules) - before)"
+    code = (
+        "import sys; before = set(sys.modules); import paperlib;"
+        " print(*set(sys.modules) - before)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "paperlib" in loaded and not loaded & {
@@ -78,15 +86,20 @@ def imported_by(path):
     import ast
 
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("paperlib"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "paperlib"
+        ):
             parts = node.module.split(".")
-            yield from ([parts[1]] if len(parts) > 1 else [alias.name for alias in node.names])
+            yield from (
+                [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            )
 
 
 def test_imports_run_from_papers_to_shared_ground():
     """Papers do not import one another, and what is shared imports no paper."""
     library = Path(paperlib.__file__).parent
-    # The command line starts what papers offer; the exercises check what readers write about them.
+    # The command line starts what papers offer; the exercises check what readers write
+    # about them.
     entries = {"__init__", "__main__", "exercises"}
     for path in sorted(library.rglob("*.py")):
         own = path.relative_to(library).with_suffix("").parts[0]

@@ -27,7 +27,12 @@ def test_nonsense_profile_is_refused_with_the_valid_names(monkeypatch):
 
 @pytest.mark.parametrize(
     ("colab", "cuda", "expected"),
-    [(False, False, "smoke"), (False, True, "smoke"), (True, False, "smoke"), (True, True, "full")],
+    [
+        (False, False, "smoke"),
+        (False, True, "smoke"),
+        (True, False, "smoke"),
+        (True, True, "full"),
+    ],
 )
 def test_only_a_colab_gpu_is_full_by_default(monkeypatch, colab, cuda, expected):
     monkeypatch.delenv("PAPERLIB_PROFILE", raising=False)
@@ -51,8 +56,12 @@ def test_start_seeds_and_prints(monkeypatch, capsys):
 
 def test_versions_are_the_installed_ones():
     found = runtime.versions()
-    assert found["paperlib"] == paperlib.__version__ == metadata.version("paperlib-book")
-    assert found["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert (
+        found["paperlib"] == paperlib.__version__ == metadata.version("paperlib-book")
+    )
+    assert found["python"].startswith(
+        f"{sys.version_info.major}.{sys.version_info.minor}."
+    )
     assert found["timm"] == metadata.version("timm")
 
 

@@ -51,7 +51,9 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "thing.safetensors"
     write_tensors(path, tensors(), {}, FORMAT)
     before = path.read_bytes()
-    (tmp_path / ".thing.safetensors.tmp").write_bytes(b"half of a file that a killed run left")
+    (tmp_path / ".thing.safetensors.tmp").write_bytes(
+        b"half of a file that a killed run left"
+    )
 
     def killed(tensors, file, metadata):
         file.write_bytes(b"half")
@@ -64,13 +66,23 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_every_damage_is_noticed(tmp_path):
-    """One bit flipped, at every byte of the file, or the file cut short there: never a wrong tensor."""
+    """One bit flipped, at every byte of the file, or the file cut short there: never a
+    wrong tensor.
+    """
     path = tmp_path / "thing.safetensors"
-    write_tensors(path, {"a": torch.arange(8.0), "b": torch.ones(3)}, {"number": 5}, FORMAT)
+    write_tensors(
+        path, {"a": torch.arange(8.0), "b": torch.ones(3)}, {"number": 5}, FORMAT
+    )
     whole = path.read_bytes()
-    refused = "thing.safetensors (can't be read as a saved thing|is damaged|is no saved thing|has the format)"
+    refused = (
+        "thing.safetensors (can't be read as a saved thing|is damaged|is no saved"
+        " thing|has the format)"
+    )
     for place in range(len(whole)):
-        for damaged in (whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :], whole[:place]):
+        for damaged in (
+            whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :],
+            whole[:place],
+        ):
             path.write_bytes(damaged)
             with pytest.raises(ValueError, match=refused):
                 read(path)
@@ -79,7 +91,10 @@ def test_every_damage_is_noticed(tmp_path):
 
 def test_other_files_are_refused_by_name(tmp_path):
     path = tmp_path / "thing.safetensors"
-    with pytest.raises(ValueError, match=r"thing.safetensors can't be read as a saved thing .*; make it again"):
+    with pytest.raises(
+        ValueError,
+        match=r"thing.safetensors can't be read as a saved thing .*; make it again",
+    ):
         read(path)
     pickle.dump({"a": 1}, path.open("wb"))
     with pytest.raises(ValueError, match="thing.safetensors can't be read"):
@@ -92,10 +107,24 @@ def test_other_files_are_refused_by_name(tmp_path):
         {"paperlib": json.dumps({"format": "paperlib.thing.3x"})},
     ):
         save_file({"a": torch.ones(1)}, path, metadata)
-        with pytest.raises(ValueError, match=r"is no saved thing of this version \(paperlib.thing.2\); make it again"):
+        with pytest.raises(
+            ValueError,
+            match=(
+                r"is no saved thing of this version \(paperlib.thing.2\); make it again"
+            ),
+        ):
             read(path)
-    save_file({"a": torch.ones(1)}, path, {"paperlib": json.dumps({"format": "paperlib.thing.10"})})
-    with pytest.raises(ValueError, match="has the format 'paperlib.thing.10', newer than 'paperlib.thing.2'; update"):
+    save_file(
+        {"a": torch.ones(1)},
+        path,
+        {"paperlib": json.dumps({"format": "paperlib.thing.10"})},
+    )
+    with pytest.raises(
+        ValueError,
+        match=(
+            "has the format 'paperlib.thing.10', newer than 'paperlib.thing.2'; update"
+        ),
+    ):
         read(path)
     save_file({"a": torch.ones(1)}, path, {"paperlib": "[" * 100_000})
     with pytest.raises(ValueError, match="can't be read"):
@@ -118,7 +147,9 @@ def test_a_file_is_readable_to_whom_the_users_mask_says(tmp_path):
 def test_what_a_killed_run_left_is_removed(tmp_path):
     path, left = tmp_path / "thing.safetensors", tmp_path / ".thing.safetensors.tmp"
     left.mkdir()
-    (left / ".tmp1SiPOv").write_bytes(b"half a file, under a name that safetensors chose")
+    (left / ".tmp1SiPOv").write_bytes(
+        b"half a file, under a name that safetensors chose"
+    )
     write_tensors(path, tensors(), {}, FORMAT)
     assert os.listdir(tmp_path) == [path.name] and read(path)
 
@@ -127,7 +158,10 @@ def test_what_is_packed_or_only_looks_large_is_told(tmp_path):
     path, packed = tmp_path / "weights.pth", tmp_path / "packed.pth"
     torch.save(tensors(), path)
     assert load_state(path).keys() == tensors().keys()
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(path) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for name in source.namelist():
             target.writestr(name, source.read(name) + bytes(10_000))
     with pytest.raises(ValueError, match="it is packed, and unpacks to"):

@@ -13,7 +13,9 @@ from paperlib.training import predict, train_classifier
 
 
 def left_or_right(n=96, seed=0):
-    """Noise in which one half is brighter: the left one in class 0, the right one in class 1."""
+    """Noise in which one half is brighter: the left one in class 0, the right one in
+    class 1.
+    """
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(n, 3, 16, 16, generator=generator)
     labels = torch.arange(n) % 2
@@ -24,7 +26,13 @@ def left_or_right(n=96, seed=0):
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=4),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(2),
+    )
 
 
 def trained(seed=0, **options):
@@ -33,7 +41,9 @@ def trained(seed=0, **options):
     torch.manual_seed(1)
     nn.init.normal_(model[-1].weight, std=0.01)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=0.005)
-    return model, train_classifier(model, (images, labels), optimizer, **{"epochs": 6, "seed": seed} | options)
+    return model, train_classifier(
+        model, (images, labels), optimizer, **{"epochs": 6, "seed": seed} | options
+    )
 
 
 def test_learns_which_half_is_bright():
@@ -47,7 +57,9 @@ def test_learns_which_half_is_bright():
 
 
 def test_mirroring_flips_batches_both_ways_and_can_be_turned_off():
-    """Each image has one bright corner; where it is seen tells how the batch was flipped."""
+    """Each image has one bright corner; where it is seen tells how the batch was
+    flipped.
+    """
     seen = []
 
     class Spy(nn.Linear):
@@ -62,8 +74,12 @@ def test_mirroring_flips_batches_both_ways_and_can_be_turned_off():
         seen.clear()
         model = Spy(48, 2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        train_classifier(model, (images, labels), optimizer, epochs=8, batch_size=8, mirror=mirror)
-        assert {tuple(corners) for corners in seen} == expected  # one corner a batch: a batch is flipped as a whole
+        train_classifier(
+            model, (images, labels), optimizer, epochs=8, batch_size=8, mirror=mirror
+        )
+        assert {
+            tuple(corners) for corners in seen
+        } == expected  # one corner a batch: a batch is flipped as a whole
 
 
 def test_equal_seeds_give_equal_runs_whatever_ran_before():
@@ -78,7 +94,9 @@ def test_equal_seeds_give_equal_runs_whatever_ran_before():
 def test_epochs_are_reported_and_the_rate_is_put_back():
     model, (images, labels) = MobileNetV1(0.25, 2), left_or_right(9)
     optimizer, seen = torch.optim.RMSprop(model.parameters(), lr=0.01), []
-    history = train_classifier(model, (images, labels), optimizer, epochs=2, batch_size=5, on_epoch=seen.append)
+    history = train_classifier(
+        model, (images, labels), optimizer, epochs=2, batch_size=5, on_epoch=seen.append
+    )
     assert seen == history
     assert optimizer.param_groups[0]["lr"] == 0.01  # put back
 
@@ -92,15 +110,21 @@ def test_the_learning_rate_follows_a_cosine_to_zero():
             return super().step(closure)
 
     model, data = MobileNetV1(0.25, 2), left_or_right(10)
-    train_classifier(model, data, Recorder(model.parameters(), lr=0.2), epochs=3, batch_size=5)
-    assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])
+    train_classifier(
+        model, data, Recorder(model.parameters(), lr=0.2), epochs=3, batch_size=5
+    )
+    assert rates == pytest.approx(
+        [0.1 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    )
 
 
 def test_a_last_batch_of_one_is_dropped():
     model, (images, labels) = MobileNetV1(0.25, 2), left_or_right(9)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     lengths = []
-    model.register_forward_pre_hook(lambda module, inputs: lengths.append(len(inputs[0])))
+    model.register_forward_pre_hook(
+        lambda module, inputs: lengths.append(len(inputs[0]))
+    )
     train_classifier(model, (images, labels), optimizer, epochs=1, batch_size=8)
     assert lengths == [8]  # batch norm can't take a batch of one
 
@@ -119,13 +143,19 @@ def test_predict_equals_one_batch_and_keeps_the_mode():
 
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
-    [(5, {}, "9 images and 5 labels"), (9, {"epochs": 0}, "epochs=0"), (9, {"batch_size": 0}, "batch_size=0")],
+    [
+        (5, {}, "9 images and 5 labels"),
+        (9, {"epochs": 0}, "epochs=0"),
+        (9, {"batch_size": 0}, "batch_size=0"),
+    ],
 )
 def test_bad_arguments_are_refused(labels, options, message):
     model, (images, targets) = MobileNetV1(0.25, 2), left_or_right(9)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with pytest.raises(ValueError, match=message):
-        train_classifier(model, (images, targets[:labels]), optimizer, **{"epochs": 1} | options)
+        train_classifier(
+            model, (images, targets[:labels]), optimizer, **{"epochs": 1} | options
+        )
     with pytest.raises(ValueError, match="0 images"):
         predict(model, images[:0])
 
@@ -137,12 +167,19 @@ class Interrupted(Exception):
 def dropout_network():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(72, 2)
+        nn.Conv2d(3, 8, 5, stride=4),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(72, 2),
     )
 
 
 def run(path=None, stop_after=None, epochs=4, make=torch.optim.RMSprop, lr=0.003):
-    """Train from the start, or from the checkpoint at `path`; `stop_after` an epoch, as a lost connection would."""
+    """Train from the start, or from the checkpoint at `path`; `stop_after` an epoch, as
+    a lost connection would.
+    """
     model, data = dropout_network(), left_or_right(40)
     optimizer = make(model.parameters(), lr=lr)
 
@@ -150,11 +187,15 @@ def run(path=None, stop_after=None, epochs=4, make=torch.optim.RMSprop, lr=0.003
         if epoch.number == stop_after:
             raise Interrupted
 
-    history = train_classifier(model, data, optimizer, epochs=epochs, checkpoint=path, on_epoch=stop)
+    history = train_classifier(
+        model, data, optimizer, epochs=epochs, checkpoint=path, on_epoch=stop
+    )
     return model.state_dict(), history
 
 
-@pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize(
+    "make", [torch.optim.RMSprop, torch.optim.Adam, torch.optim.SGD]
+)
 def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path, make):
     path = tmp_path / "run.safetensors"
     expected, history = run(make=make)
@@ -165,7 +206,9 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path, make):
     state, resumed = run(path, make=make)
     assert resumed == history
     assert all(torch.equal(state[name], expected[name]) for name in expected)
-    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]  # no temporary file stays
+    assert [p.name for p in tmp_path.iterdir()] == [
+        "run.safetensors"
+    ]  # no temporary file stays
 
 
 @pytest.mark.parametrize("where", ["between epochs", "within an epoch"])
@@ -234,7 +277,9 @@ def test_a_finished_checkpoint_is_not_trained_again(tmp_path):
 def test_unusable_checkpoints_are_refused_by_name_and_change_nothing(tmp_path):
     path = tmp_path / "run.safetensors"
     run(path, epochs=2)
-    with pytest.raises(ValueError, match=r"run.safetensors is of another run: epochs=2 \(now 3\)"):
+    with pytest.raises(
+        ValueError, match=r"run.safetensors is of another run: epochs=2 \(now 3\)"
+    ):
         run(path, epochs=3)
 
     model, data = MobileNetV1(0.25, 2), left_or_right(8)
@@ -242,10 +287,17 @@ def test_unusable_checkpoints_are_refused_by_name_and_change_nothing(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.003)
     with pytest.raises(ValueError, match="checkpoint of another model"):
         train_classifier(model, data, optimizer, epochs=2, checkpoint=path)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()
+    )
 
     whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"\x80\x04pickle", whole[:8] + b"\xff" + whole[9:]):
+    for damaged in (
+        b"",
+        whole[: len(whole) // 2],
+        b"\x80\x04pickle",
+        whole[:8] + b"\xff" + whole[9:],
+    ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="run.safetensors can't be read"):
             run(path, epochs=2)
@@ -261,7 +313,13 @@ def test_a_dataset_trains_like_the_tensors_it_holds():
     for data in ((images, labels), TensorDataset(images, labels)):
         torch.manual_seed(0)
         model = MobileNetV1(0.25, 2)
-        train_classifier(model, data, torch.optim.SGD(model.parameters(), lr=0.01), epochs=2, batch_size=8)
+        train_classifier(
+            model,
+            data,
+            torch.optim.SGD(model.parameters(), lr=0.01),
+            epochs=2,
+            batch_size=8,
+        )
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -271,7 +329,9 @@ def test_the_callers_random_numbers_are_left_alone():
     expected = torch.rand(1)
     model, data = dropout_network(), left_or_right(8)
     torch.manual_seed(5)
-    train_classifier(model, data, torch.optim.SGD(model.parameters(), lr=0.01), epochs=1)
+    train_classifier(
+        model, data, torch.optim.SGD(model.parameters(), lr=0.01), epochs=1
+    )
     assert torch.equal(torch.rand(1), expected)
 
 

@@ -9,7 +9,11 @@ from paperlib.validation import check_finite, check_images, has_values, target_c
 def test_good_images_are_cut_off_from_the_graph_but_not_copied():
     images = torch.rand(2, 3, 4, 5, requires_grad=True)
     checked = check_images(images)
-    assert checked.data_ptr() == images.data_ptr() and not checked.requires_grad and images.requires_grad
+    assert (
+        checked.data_ptr() == images.data_ptr()
+        and not checked.requires_grad
+        and images.requires_grad
+    )
     with torch.inference_mode():
         made_inside = torch.rand(2, 3, 4, 5)
     checked = check_images(made_inside)
@@ -20,12 +24,21 @@ def test_good_images_are_cut_off_from_the_graph_but_not_copied():
     ("images", "message"),
     [
         (np.zeros((1, 3, 4, 4)), "type ndarray; expected a torch.Tensor"),
-        (torch.zeros(3, 4, 4), r"shape \(3, 4, 4\) and dtype float32; expected a batch .*images\[None\]"),
+        (
+            torch.zeros(3, 4, 4),
+            r"shape \(3, 4, 4\) and dtype float32; expected a batch .*images\[None\]",
+        ),
         (torch.zeros(1, 2, 3, 4, 4), r"expected a batch \(N, C, H, W\)$"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "dtype uint8; expected floating point"),
+        (
+            torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+            "dtype uint8; expected floating point",
+        ),
         (torch.zeros(0, 3, 4, 4), "at least one image"),
         (torch.zeros(2, 3, 0, 4), "no empty axis"),
-        (torch.full((1, 3, 2, 2), float("nan")), "12 values of images are NaN or infinite, in images number 0;"),
+        (
+            torch.full((1, 3, 2, 2), float("nan")),
+            "12 values of images are NaN or infinite, in images number 0;",
+        ),
     ],
 )
 def test_bad_images_are_refused(images, message):
@@ -37,7 +50,10 @@ def test_the_message_says_which_images():
     images = torch.zeros(12, 3, 2, 2)
     images[[1, 4], 0, 0, 0] = float("inf")
     images[4, 1] = float("-inf")
-    with pytest.raises(ValueError, match="6 values of images are NaN or infinite, in images number 1, 4;"):
+    with pytest.raises(
+        ValueError,
+        match="6 values of images are NaN or infinite, in images number 1, 4;",
+    ):
         check_images(images)
     with pytest.raises(ValueError, match="in rows number 0, 1, 2, 3, 4, 5, 6, 7, …"):
         check_finite(images / 0, "rows")
@@ -61,7 +77,13 @@ def test_targets_become_indices():
     logits = torch.tensor([[0.0, 2, 1], [5, 1, 0]])
     assert target_classes(None, logits, 2).tolist() == [1, 0]
     assert target_classes(2, logits, 2).tolist() == [2, 2]
-    for targets in ([2, 0], (2, 0), torch.tensor([2, 0]), np.array([2, 0]), torch.tensor([2, 0], dtype=torch.uint8)):
+    for targets in (
+        [2, 0],
+        (2, 0),
+        torch.tensor([2, 0]),
+        np.array([2, 0]),
+        torch.tensor([2, 0], dtype=torch.uint8),
+    ):
         index = target_classes(targets, logits, 2)
         assert index.tolist() == [2, 0] and index.dtype == torch.int64
     assert target_classes([[2, 0, 1], [0, 0, 2]], logits, 2).shape == (2, 3)
@@ -73,7 +95,10 @@ def test_targets_become_indices():
     [
         (3, r"targets \[3\] are outside the model's 3 classes, 0 to 2"),
         ([0, -1], r"targets \[-1\] are outside"),
-        ([0, 7, 1], r"shape \(3,\) for 2 images; expected one class, 2 classes, or \(2, T\)"),
+        (
+            [0, 7, 1],
+            r"shape \(3,\) for 2 images; expected one class, 2 classes, or \(2, T\)",
+        ),
         ([], r"shape \(0,\)"),
         (torch.zeros(2, 0, dtype=torch.long), r"shape \(2, 0\)"),
         (torch.zeros(2, 1, 1, dtype=torch.long), r"shape \(2, 1, 1\)"),
@@ -88,7 +113,12 @@ def test_targets_that_fit_no_batch_are_refused(targets, message):
         target_classes(targets, torch.zeros(2, 3), 2)
 
 
-@pytest.mark.parametrize("output", [torch.zeros(2, 3, 4), torch.zeros(3, 5), torch.zeros(2), {"out": 1}, None])
+@pytest.mark.parametrize(
+    "output",
+    [torch.zeros(2, 3, 4), torch.zeros(3, 5), torch.zeros(2), {"out": 1}, None],
+)
 def test_an_output_that_is_no_logits_is_refused(output):
-    with pytest.raises(ValueError, match=r"expected logits \(2, classes\).*targets=<function"):
+    with pytest.raises(
+        ValueError, match=r"expected logits \(2, classes\).*targets=<function"
+    ):
         target_classes(None, output, 2)

@@ -25,34 +25,59 @@ def inputs(rows=2):
 @pytest.mark.parametrize("colormap", ["viridis", "magma", "jet"])
 def test_the_anomaly_figure_has_a_row_an_image_and_one_scale_for_all(colormap):
     images, maps, masks = inputs()
-    figure = viz.anomaly_figure(images, maps, masks, labels=["hole", "good"], scale="distance", colormap=colormap)
+    figure = viz.anomaly_figure(
+        images,
+        maps,
+        masks,
+        labels=["hole", "good"],
+        scale="distance",
+        colormap=colormap,
+    )
     *axes, scale = figure.axes
     axes = np.reshape(axes, (2, 4))
-    assert [ax.get_title() for ax in axes[0]] == ["picture", "mask", "anomaly map", "overlay"]
+    assert [ax.get_title() for ax in axes[0]] == [
+        "picture",
+        "mask",
+        "anomaly map",
+        "overlay",
+    ]
     assert not any(ax.get_title() for ax in axes[1])
     assert [row[0].get_ylabel() for row in axes] == ["hole", "good"]
-    scaled = ((upsample(maps, (12, 20)) - maps.min()) / (maps.max() - maps.min())).clamp(0, 1)  # by both rows' extremes
+    scaled = (
+        (upsample(maps, (12, 20)) - maps.min()) / (maps.max() - maps.min())
+    ).clamp(0, 1)  # by both rows' extremes
     for row in range(2):
         shown = [ax.images[0].get_array() for ax in axes[row]]
         heat = viz.heatmap(scaled[row], colormap)
         mask = np.repeat(masks[row, ..., None].numpy(), 3, -1)
         for found, wanted in zip(
-            shown, [images[row].movedim(0, -1), mask, heat, viz.overlay(heat, images[row])], strict=True
+            shown,
+            [images[row].movedim(0, -1), mask, heat, viz.overlay(heat, images[row])],
+            strict=True,
         ):
             np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert scale.get_ylabel() == "distance"
     assert figure.get_figwidth() <= 6.4  # what a phone can show
     np.testing.assert_allclose(scale.get_ylim(), [maps.min(), maps.max()], rtol=1e-6)
-    (bar,) = (mesh for mesh in scale.collections if hasattr(mesh, "cmap") and mesh.get_array() is not None)
+    (bar,) = (
+        mesh
+        for mesh in scale.collections
+        if hasattr(mesh, "cmap") and mesh.get_array() is not None
+    )
     np.testing.assert_allclose(
-        bar.cmap(np.array([0.0, 1.0]))[:, :3], viz.heatmap(torch.tensor([[0.0, 1.0]]), colormap)[0], atol=1e-6
+        bar.cmap(np.array([0.0, 1.0]))[:, :3],
+        viz.heatmap(torch.tensor([[0.0, 1.0]]), colormap)[0],
+        atol=1e-6,
     )
 
 
 def test_boxes_stand_for_masks_and_limits_for_extremes():
     images, maps, _ = inputs()
     figure = viz.anomaly_figure(
-        images.movedim(1, -1).numpy(), maps.numpy(), boxes=[[Box(1, 2, 5, 9)], []], limits=(0, 5)
+        images.movedim(1, -1).numpy(),
+        maps.numpy(),
+        boxes=[[Box(1, 2, 5, 9)], []],
+        limits=(0, 5),
     )
     *axes, scale = figure.axes
     assert [ax.get_title() for ax in axes[:3]] == ["picture", "anomaly map", "overlay"]
@@ -66,17 +91,26 @@ def test_boxes_stand_for_masks_and_limits_for_extremes():
 def test_constant_maps_are_drawn():
     images, maps, masks = inputs(1)
     figure = viz.anomaly_figure(images, 0 * maps + 3, masks)
-    assert len(figure.axes) == 5 and np.ptp(figure.axes[2].images[0].get_array(), (0, 1)).max() == 0
+    assert (
+        len(figure.axes) == 5
+        and np.ptp(figure.axes[2].images[0].get_array(), (0, 1)).max() == 0
+    )
     figure.canvas.draw()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda i, m, k: ((i[:1], m), {}), r"images \(1, 12, 20, 3\) and maps \(2, 3, 5\); expected"),
+        (
+            lambda i, m, k: ((i[:1], m), {}),
+            r"images \(1, 12, 20, 3\) and maps \(2, 3, 5\); expected",
+        ),
         (lambda i, m, k: ((i[0], m), {}), r"images \(12, 20, 3\)"),
         (lambda i, m, k: ((i[:0], m[:0]), {}), r"maps \(0, 3, 5\)"),
-        (lambda i, m, k: ((i, m, k[:, :3]), {}), r"masks \(2, 3, 20\); expected \(2, 12, 20\)"),
+        (
+            lambda i, m, k: ((i, m, k[:, :3]), {}),
+            r"masks \(2, 3, 20\); expected \(2, 12, 20\)",
+        ),
         (lambda i, m, k: ((i, m), {"labels": ["a"]}), "2 maps, but labels 1"),
         (lambda i, m, k: ((i, m), {"boxes": [[]] * 3}), "2 maps, but boxes 3"),
         (lambda i, m, k: ((i, m / 0), {}), "colours from inf to inf"),

@@ -28,7 +28,9 @@ def picture(height=4, width=6):
 def test_heatmap_is_viridis_in_rgb_by_default():
     heat = viz.heatmap(ramp())
     assert heat.shape == (3, 5, 3) and heat.dtype == np.float32
-    np.testing.assert_allclose(heat, matplotlib.colormaps["viridis"](ramp().numpy())[..., :3], atol=1e-6)
+    np.testing.assert_allclose(
+        heat, matplotlib.colormaps["viridis"](ramp().numpy())[..., :3], atol=1e-6
+    )
     lightness = cv2.cvtColor(heat.reshape(1, -1, 3), cv2.COLOR_RGB2Lab)[0, :, 0]
     assert (np.diff(lightness) > 0).all()  # a higher value is always lighter
 
@@ -38,9 +40,13 @@ def test_jet_is_opencvs_in_rgb():
     blue, red = heat[0, 0], heat[-1, -1]
     assert blue[2] > 0.4 and blue[0] == 0 and red[0] > 0.4 and red[2] == 0
     levels = (255 * ramp().numpy()).round().astype(np.uint8)
-    expected = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    expected = cv2.cvtColor(
+        cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB
+    )
     np.testing.assert_allclose(heat, expected / 255, atol=1e-6)
-    lightness = cv2.cvtColor(viz.heatmap(ramp(1, 64), "JET"), cv2.COLOR_RGB2Lab)[0, :, 0]
+    lightness = cv2.cvtColor(viz.heatmap(ramp(1, 64), "JET"), cv2.COLOR_RGB2Lab)[
+        0, :, 0
+    ]
     assert (np.diff(lightness) < 0).any()  # why it is not the default
 
 
@@ -50,18 +56,31 @@ def test_heatmap_takes_batches_arrays_and_a_size():
     for name in ("magma", "jet"):
         resized = viz.heatmap(maps, name, size=(6, 20))
         assert resized.shape == (2, 6, 20, 3)
-        np.testing.assert_array_equal(resized[0], viz.heatmap(upsample(ramp(), (6, 20)), name))
+        np.testing.assert_array_equal(
+            resized[0], viz.heatmap(upsample(ramp(), (6, 20)), name)
+        )
     assert viz.heatmap(ramp().requires_grad_().half(), size=8).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        (2 * ramp(), {}, r"map with values from 0 to 2; expected \[0, 1\]: scale it with anomaly_map.minmax"),
+        (
+            2 * ramp(),
+            {},
+            (
+                r"map with values from 0 to 2; expected \[0, 1\]: scale it with"
+                r" anomaly_map.minmax"
+            ),
+        ),
         (ramp() - 0.1, {}, "from -0.1 to 0.9"),
         (ramp() / 0, {}, "values from nan to nan"),
         (torch.zeros(3), {}, r"shape \(3,\); expected \(h, w\)"),
-        (ramp(), {"colormap": "virdis"}, "unknown colormap 'virdis'; did you mean one of: viridis"),
+        (
+            ramp(),
+            {"colormap": "virdis"},
+            "unknown colormap 'virdis'; did you mean one of: viridis",
+        ),
     ],
 )
 def test_a_heatmap_that_cannot_be_drawn_is_refused(values, options, message):
@@ -74,36 +93,77 @@ def test_layouts_and_types_give_the_same_overlay():
     expected = viz.overlay(heat, image)
     np.testing.assert_allclose(expected, (heat + image) / 2, atol=1e-6)
     first = torch.from_numpy(image).movedim(-1, 0)
-    for same in (torch.from_numpy(image), first, first.double(), first.requires_grad_()):
+    for same in (
+        torch.from_numpy(image),
+        first,
+        first.double(),
+        first.requires_grad_(),
+    ):
         np.testing.assert_allclose(viz.overlay(heat, same), expected, atol=1e-6)
     eight = (255 * image).astype(np.uint8)
-    np.testing.assert_allclose(viz.overlay(heat, eight), (heat + eight / 255) / 2, atol=1e-6)
-    np.testing.assert_allclose(viz.overlay(heat, torch.from_numpy(eight).movedim(-1, 0)), viz.overlay(heat, eight))
+    np.testing.assert_allclose(
+        viz.overlay(heat, eight), (heat + eight / 255) / 2, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        viz.overlay(heat, torch.from_numpy(eight).movedim(-1, 0)),
+        viz.overlay(heat, eight),
+    )
     grey = image[..., 0]
-    np.testing.assert_allclose(viz.overlay(heat, grey), (heat + grey[..., None]) / 2, atol=1e-6)
-    np.testing.assert_array_equal(viz.overlay(heat, grey), viz.overlay(heat, torch.from_numpy(grey)[None]))
+    np.testing.assert_allclose(
+        viz.overlay(heat, grey), (heat + grey[..., None]) / 2, atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        viz.overlay(heat, grey), viz.overlay(heat, torch.from_numpy(grey)[None])
+    )
     batch = viz.overlay(np.stack([heat, heat]), torch.stack([first, 1 - first]))
     np.testing.assert_allclose(batch, [expected, (heat + 1 - image) / 2], atol=1e-6)
 
 
 def test_the_two_scripts_overlays():
     image, heat = picture(), viz.heatmap(ramp(), "jet", size=(4, 6))
-    np.testing.assert_allclose(viz.overlay(heat, image, (0.7, 0.5)), np.clip(0.7 * heat + 0.5 * image, 0, 1), atol=1e-6)
-    assert (0.7 * heat + 0.5 * image).max() > 1  # the weights sum to 1.2: something is clipped
+    np.testing.assert_allclose(
+        viz.overlay(heat, image, (0.7, 0.5)),
+        np.clip(0.7 * heat + 0.5 * image, 0, 1),
+        atol=1e-6,
+    )
+    assert (
+        0.7 * heat + 0.5 * image
+    ).max() > 1  # the weights sum to 1.2: something is clipped
     divided = viz.overlay(heat, image, (1, 1), divide_by_maximum=True)
-    np.testing.assert_allclose(divided, (heat + image) / (heat + image).max(), atol=1e-6)
+    np.testing.assert_allclose(
+        divided, (heat + image) / (heat + image).max(), atol=1e-6
+    )
     assert viz.overlay(0 * heat, 0 * image, divide_by_maximum=True).max() == 0
 
 
 @pytest.mark.parametrize(
     ("heat", "image", "message"),
     [
-        (picture(), 255 * picture(), r"image with values from .* to 25\d.*divide 8-bit values by 255"),
+        (
+            picture(),
+            255 * picture(),
+            r"image with values from .* to 25\d.*divide 8-bit values by 255",
+        ),
         (picture(), picture() - 0.5, "image with values from -0.4"),
         (picture(), picture() * np.nan, "image with values from nan"),
-        (picture(), (255 * picture()).astype(np.int32), "image of dtype int32; expected uint8, or float"),
-        (picture(), picture(8, 6), r"a heat map of 4×6 over a picture of 8×6; make it with heatmap\(map, size="),
-        (picture(), np.zeros((4, 6, 4)), r"image of shape \(4, 6, 4\); expected \(H, W, 3\)"),
+        (
+            picture(),
+            (255 * picture()).astype(np.int32),
+            "image of dtype int32; expected uint8, or float",
+        ),
+        (
+            picture(),
+            picture(8, 6),
+            (
+                r"a heat map of 4×6 over a picture of 8×6; make it with heatmap\(map,"
+                r" size="
+            ),
+        ),
+        (
+            picture(),
+            np.zeros((4, 6, 4)),
+            r"image of shape \(4, 6, 4\); expected \(H, W, 3\)",
+        ),
         (picture(), np.zeros((3, 6, 3)), "which axis holds the colours is not clear"),
         (2 * picture(), picture(), "heat with values"),
     ],
@@ -116,20 +176,34 @@ def test_an_overlay_that_cannot_be_drawn_is_refused(heat, image, message):
 
 
 def test_a_gradient_image_has_mean_one_half_and_deviation_a_tenth():
-    gradient = 40 * torch.randn(3, 50, 50, generator=torch.Generator().manual_seed(0)) + 7
+    gradient = (
+        40 * torch.randn(3, 50, 50, generator=torch.Generator().manual_seed(0)) + 7
+    )
     shown = viz.gradient_image(gradient)
     assert shown.shape == (50, 50, 3) and shown.dtype == np.float32
-    assert shown.mean() == pytest.approx(0.5, abs=1e-3) and shown.std() == pytest.approx(0.1, abs=1e-3)
-    np.testing.assert_allclose(shown, viz.gradient_image(gradient.movedim(0, -1).numpy()), atol=1e-6)
-    batch = viz.gradient_image(torch.stack([gradient, -1e-9 * gradient]))  # each by its own scale
+    assert shown.mean() == pytest.approx(
+        0.5, abs=1e-3
+    ) and shown.std() == pytest.approx(0.1, abs=1e-3)
+    np.testing.assert_allclose(
+        shown, viz.gradient_image(gradient.movedim(0, -1).numpy()), atol=1e-6
+    )
+    batch = viz.gradient_image(
+        torch.stack([gradient, -1e-9 * gradient])
+    )  # each by its own scale
     np.testing.assert_allclose(batch, [shown, 1 - shown], atol=1e-5)
     outlier = torch.zeros(3, 20, 20)
     outlier[0, 3, 4] = 1
-    assert viz.gradient_image(outlier).max() == 1 and viz.gradient_image(-outlier).min() == 0  # clipped
+    assert (
+        viz.gradient_image(outlier).max() == 1
+        and viz.gradient_image(-outlier).min() == 0
+    )  # clipped
     assert (viz.gradient_image(torch.full((3, 4, 5), 2.0)) == 0.5).all()
     with pytest.raises(ValueError, match="1 values of the gradient are NaN"):
         viz.gradient_image(
-            outlier.index_put((torch.tensor(0), torch.tensor(0), torch.tensor(0)), torch.tensor(float("nan")))
+            outlier.index_put(
+                (torch.tensor(0), torch.tensor(0), torch.tensor(0)),
+                torch.tensor(float("nan")),
+            )
         )
 
 
@@ -139,7 +213,8 @@ def test_a_panel_shows_the_picture_and_its_boxes():
     np.testing.assert_allclose(ax.images[0].get_array(), picture())
     assert ax.get_title() == "cat" and not len(ax.get_xticks())
     (box,) = ax.patches
-    # Rows 1 to 3 and columns 2 to 5, with the edge of a pixel half a pixel from its centre.
+    # Rows 1 to 3 and columns 2 to 5, with the edge of a pixel half a pixel from its
+    # centre.
     assert (box.get_xy(), box.get_width(), box.get_height()) == ((1.5, 0.5), 4, 3)
     with pytest.raises(ValueError, match="expected one. Take one of a batch"):
         viz.panel(ax, np.stack([picture(), picture()]))
@@ -149,25 +224,46 @@ def test_the_explanation_figure_has_a_row_a_class():
     image, maps = data.chelsea()[::4, ::4], torch.randn(2, 7, 7)
     guided = torch.randn(2, 3, *image.shape[:2])
     figure = viz.explanation_figure(
-        image, maps, guided, guided * 2 - 1, labels=["cat", "cup"], boxes=[[Box(1, 2, 3, 4)], []], colormap="magma"
+        image,
+        maps,
+        guided,
+        guided * 2 - 1,
+        labels=["cat", "cup"],
+        boxes=[[Box(1, 2, 3, 4)], []],
+        colormap="magma",
     )
     axes = np.reshape(figure.axes, (2, 5))
-    titles = ["original", "heat map", "overlay", "Guided\nBackpropagation", "Guided\nGrad-CAM"]
+    titles = [
+        "original",
+        "heat map",
+        "overlay",
+        "Guided\nBackpropagation",
+        "Guided\nGrad-CAM",
+    ]
     assert all([ax.get_title() for ax in row] == titles for row in axes)
     assert [row[0].get_ylabel() for row in axes] == ["cat", "cup"]
     for row in range(2):
         shown = [ax.images[0].get_array() for ax in axes[row]]
         heat = viz.heatmap(minmax(upsample(maps[row], image.shape[:2])), "magma")
-        expected = [image / 255, heat, viz.overlay(heat, image), viz.gradient_image(guided[row])]
+        expected = [
+            image / 255,
+            heat,
+            viz.overlay(heat, image),
+            viz.gradient_image(guided[row]),
+        ]
         for found, wanted in zip(shown, expected, strict=False):
             np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert [len(ax.patches) for ax in axes.flat] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
-    assert len(viz.explanation_figure(image, maps[:1] * 0).axes) == 3  # a map of zeros, and no guided pictures
+    assert (
+        len(viz.explanation_figure(image, maps[:1] * 0).axes) == 3
+    )  # a map of zeros, and no guided pictures
 
 
 def test_the_explanation_figure_counts_its_rows():
     image, maps = picture(), torch.rand(2, 3, 3)
-    with pytest.raises(ValueError, match="2 maps, but guided 1, labels 3; expected one for each row"):
+    with pytest.raises(
+        ValueError, match="2 maps, but guided 1, labels 3; expected one for each row"
+    ):
         viz.explanation_figure(image, maps, torch.zeros(1, 3, 4, 6), labels="abc")
     with pytest.raises(ValueError, match=r"expected one picture and \(rows, h, w\)"):
         viz.explanation_figure(image, maps[0])

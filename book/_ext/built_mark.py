@@ -1,8 +1,10 @@
-"""Know how old the built book is, build it anew when the code that builds it has changed, and drop what is left over.
+"""Know how old the built book is, build it anew when the code that builds it has
+changed, and drop what is left over.
 
-Sphinx rebuilds a page when its source changes. It does not notice an edit in these extensions, in book/tools or in the
-templates; their hash, as a configuration value, makes it do so. It leaves the page of a source that is gone, and it
-leaves the listing of a module alone while the module is the same, whatever became of the page around it.
+Sphinx rebuilds a page when its source changes. It does not notice an edit in these
+extensions, in book/tools or in the templates; their hash, as a configuration value,
+makes it do so. It leaves the page of a source that is gone, and it leaves the listing
+of a module alone while the module is the same, whatever became of the page around it.
 """
 
 import hashlib
@@ -28,7 +30,10 @@ def _remove_old_listings(app: Sphinx) -> None:
 def _remove_leftovers(app: Sphinx, exception: Exception | None) -> None:
     for folder in ("book", "notebooks"):
         for page in Path(app.outdir, folder).rglob("*.html"):
-            if page.relative_to(app.outdir).with_suffix("").as_posix() not in app.env.found_docs:
+            if (
+                page.relative_to(app.outdir).with_suffix("").as_posix()
+                not in app.env.found_docs
+            ):
                 page.unlink()
 
 
@@ -42,7 +47,9 @@ def _mark(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict:
     app.build_began = time.time()
-    code = b"".join(path.read_bytes() for kind in KINDS for path in sorted(BOOK.glob(kind)))
+    code = b"".join(
+        path.read_bytes() for kind in KINDS for path in sorted(BOOK.glob(kind))
+    )
     app.add_config_value("book_code", hashlib.sha256(code).hexdigest(), "env")
     app.connect("builder-inited", _remove_old_listings)
     app.connect("build-finished", _remove_leftovers)

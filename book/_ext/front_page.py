@@ -1,7 +1,8 @@
-"""Write index.html: a small page that forwards to the book's first page, and says so to readers who are not forwarded.
+"""Write index.html: a small page that forwards to the book's first page, and says so to
+readers who are not forwarded.
 
-Without one, sphinx-external-toc writes a bare `<meta refresh>`: no title, no language, and no icon, so that a browser
-asks for /favicon.ico, which is not there.
+Without one, sphinx-external-toc writes a bare `<meta refresh>`: no title, no language,
+and no icon, so that a browser asks for /favicon.ico, which is not there.
 """
 
 import html
@@ -35,13 +36,19 @@ PAGE = """<!doctype html>
 
 
 def front_page(title: str, language: str, icon: str, target: str) -> str:
-    """Return the HTML of the page that forwards to `target`; all arguments are plain text."""
+    """Return the HTML of the page that forwards to `target`; all arguments are plain
+    text.
+    """
     values = {"title": title, "language": language, "icon": icon, "target": target}
     return PAGE.format_map({name: html.escape(text) for name, text in values.items()})
 
 
 def _write(app: Sphinx, exception: Exception | None) -> None:
-    if exception is None and app.builder.name == "html" and app.config.root_doc != "index":
+    if (
+        exception is None
+        and app.builder.name == "html"
+        and app.config.root_doc != "index"
+    ):
         config = app.config
         page = front_page(
             config.html_title,

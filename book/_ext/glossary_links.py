@@ -1,6 +1,8 @@
-"""Lead back from the glossary: under each entry stand the sections whose text names the term with `{term}`.
+"""Lead back from the glossary: under each entry stand the sections whose text names the
+term with `{term}`.
 
-So a link from a page to the glossary is enough to have the link from the glossary to the page.
+So a link from a page to the glossary is enough to have the link from the glossary to
+the page.
 """
 
 from docutils import nodes
@@ -20,7 +22,10 @@ def _collect(app: Sphinx, doctree: nodes.document) -> None:
         section = reference.parent
         while not isinstance(section, nodes.section):
             section = section.parent
-        first.setdefault(reference["reftarget"].lower(), (section["ids"][0], section.next_node(nodes.title).astext()))
+        first.setdefault(
+            reference["reftarget"].lower(),
+            (section["ids"][0], section.next_node(nodes.title).astext()),
+        )
     _uses(app.env)[app.env.docname] = first
 
 
@@ -34,8 +39,12 @@ def _forget(app: Sphinx, env: BuildEnvironment, page: str) -> None:
     _uses(env).pop(page, None)
 
 
-def _merge(app: Sphinx, env: BuildEnvironment, pages: set[str], other: BuildEnvironment) -> None:
-    _uses(env).update({page: used for page, used in _uses(other).items() if page in pages})
+def _merge(
+    app: Sphinx, env: BuildEnvironment, pages: set[str], other: BuildEnvironment
+) -> None:
+    _uses(env).update(
+        {page: used for page, used in _uses(other).items() if page in pages}
+    )
 
 
 def _write_anew(app: Sphinx, env: BuildEnvironment) -> list[str]:
@@ -55,10 +64,17 @@ def _lead_back(app: Sphinx, doctree: nodes.document, page: str) -> None:
                 section, title = uses[other][term]
                 address = f"{app.builder.get_relative_uri(page, other)}#{section}"
                 where = app.env.titles[other].astext()
-                text = where if where == title else f"{where.partition(':')[0]}: {title}"
-                links += [nodes.Text("; " if links else "→ "), nodes.reference("", text, refuri=address, internal=True)]
+                text = (
+                    where if where == title else f"{where.partition(':')[0]}: {title}"
+                )
+                links += [
+                    nodes.Text("; " if links else "→ "),
+                    nodes.reference("", text, refuri=address, internal=True),
+                ]
         if links:
-            item.next_node(nodes.definition).append(nodes.paragraph("", "", *links, classes=["glossary-uses"]))
+            item.next_node(nodes.definition).append(
+                nodes.paragraph("", "", *links, classes=["glossary-uses"])
+            )
 
 
 def setup(app: Sphinx) -> dict:
@@ -67,4 +83,9 @@ def setup(app: Sphinx) -> dict:
     app.connect("env-merge-info", _merge)
     app.connect("env-updated", _write_anew)
     app.connect("doctree-resolved", _lead_back)
-    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {
+        "version": "1",
+        "env_version": 1,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }

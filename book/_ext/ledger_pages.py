@@ -1,4 +1,5 @@
-"""Write the ledger's pages before Sphinx reads the table of contents, and give tagged notebook cells their anchors.
+"""Write the ledger's pages before Sphinx reads the table of contents, and give tagged
+notebook cells their anchors.
 
 What is wrong with the ledger is a warning, which fails the build.
 """
@@ -19,7 +20,9 @@ def _anchor_cells(app: Sphinx, doctree: nodes.document) -> None:
     for cell in doctree.findall(nodes.container):
         if cell.get("nb_element") == "cell_code":
             tags = cell.get("cell_metadata", {}).get("tags", ())
-            cell["ids"] += [ledger.anchor(tag) for tag in tags if ledger.MARK.fullmatch(tag)]
+            cell["ids"] += [
+                ledger.anchor(tag) for tag in tags if ledger.MARK.fullmatch(tag)
+            ]
 
 
 def setup(app: Sphinx) -> dict:

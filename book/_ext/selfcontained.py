@@ -1,4 +1,6 @@
-"""Offer every notebook as a self-contained copy: in its page's download menu, and on Colab where it is published."""
+"""Offer every notebook as a self-contained copy: in its page's download menu, and on
+Colab where it is published.
+"""
 
 import re
 import sys
@@ -10,20 +12,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from export_colab import export  # noqa: E402
 
 FOLDER = "colab"
-BRANCH = "gh-pages"  # where .github/workflows/book.yml publishes the built book, copies included
+# where .github/workflows/book.yml publishes the built book, copies included
+BRANCH = "gh-pages"
 
 
 def colab_url(repository: str, name: str) -> str:
-    """Address at which Colab opens the published copy; empty where the book has no GitHub repository."""
+    """Address at which Colab opens the published copy; empty where the book has no
+    GitHub repository.
+    """
     match = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)/?", repository or "")
-    return f"https://colab.research.google.com/github/{match[1]}/blob/{BRANCH}/{FOLDER}/{name}.ipynb" if match else ""
+    return (
+        f"https://colab.research.google.com/github/{match[1]}/blob/{BRANCH}/{FOLDER}/{name}.ipynb"
+        if match
+        else ""
+    )
 
 
 def _is_notebook(app: Sphinx, page: str) -> bool:
     return page in app.env.found_docs and str(app.env.doc2path(page)).endswith(".ipynb")
 
 
-def _add_buttons(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
+def _add_buttons(
+    app: Sphinx, page: str, template: str, context: dict, doctree: object
+) -> None:
     if not _is_notebook(app, page):
         return
     name = Path(page).name
@@ -34,7 +45,10 @@ def _add_buttons(app: Sphinx, page: str, template: str, context: dict, doctree: 
                 "type": "link",
                 "url": context["pathto"](f"{FOLDER}/{name}.ipynb", 1),
                 "text": "for Colab (self-contained)",
-                "tooltip": "Download a copy that carries the library, for Colab or an empty folder",
+                "tooltip": (
+                    "Download a copy that carries the library, for Colab or an empty"
+                    " folder"
+                ),
                 "icon": "fas fa-box-open",
                 "label": "download-colab-button",
             }
@@ -59,6 +73,8 @@ def _write_copies(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    app.connect("html-page-context", _add_buttons, priority=900)  # after the theme has made its buttons
+    app.connect(
+        "html-page-context", _add_buttons, priority=900
+    )  # after the theme has made its buttons
     app.connect("build-finished", _write_copies)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,8 @@
-"""Write what book/speed.md includes, its tables and curves, from the files that `make bench` and `make test-gpu` leave.
+"""Write what book/speed.md includes, its tables and curves, from the files that
+`make bench` and `make test-gpu` leave.
 
-book/data/speed.json holds the CPU's figures, speed_gpu.json a GPU's. What is written, into book/speed_parts, is made
-anew when they change and is not committed.
+book/data/speed.json holds the CPU's figures, speed_gpu.json a GPU's. What is written,
+into book/speed_parts, is made anew when they change and is not committed.
 """
 
 import inspect
@@ -22,11 +23,24 @@ from paperlib.viz import use_style  # noqa: E402
 FOLDER = Path("book/speed_parts")
 OURS, USUAL = "paperlib", "the review's way"
 TITLES = {
-    "complexity": "Counting", "gradcam": "CAM and Grad-CAM", "metrics": "Metrics", "padim": "PaDiM",
-    "pipeline": "From pictures on", "patch_svdd": "Patch SVDD",
-}  # fmt: skip
-COLUMNS = ("Way", "processor ms", "wall ms", "time over paperlib's", "peak MiB", "differs by")
-TO_FILL = "GPU ms: none yet"  # heads the last column until `make test-gpu` has filled it
+    "complexity": "Counting",
+    "gradcam": "CAM and Grad-CAM",
+    "metrics": "Metrics",
+    "padim": "PaDiM",
+    "pipeline": "From pictures on",
+    "patch_svdd": "Patch SVDD",
+}
+COLUMNS = (
+    "Way",
+    "processor ms",
+    "wall ms",
+    "time over paperlib's",
+    "peak MiB",
+    "differs by",
+)
+TO_FILL = (  # heads the last column until `make test-gpu` has filled it
+    "GPU ms: none yet"
+)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -40,7 +54,9 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def is_peer(row: dict) -> bool:
-    """Whether a row is of another way to do the same, and no floor or what comes before."""
+    """Whether a row is of another way to do the same, and no floor or what comes
+    before.
+    """
     return row["contender"] != OURS and "no peer" not in row["note"]
 
 
@@ -54,7 +70,10 @@ def parts(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
 def summary(rows: list[dict]) -> str:
     """Say for each part how much longer the review's way and the fastest peer take."""
-    lines = ["| Work | the review's way takes | the fastest peer takes |", "|---|---|---|"]
+    lines = [
+        "| Work | the review's way takes | the fastest peer takes |",
+        "|---|---|---|",
+    ]
     for part in parts(rows).values():
         times = {row["contender"]: row for row in part if is_peer(row)}
         usual = times.pop(USUAL, None)
@@ -62,9 +81,14 @@ def summary(rows: list[dict]) -> str:
         if usual is None and best is None:
             continue
         told = [
-            "–"
-            if row is None
-            else f"{number(row['ratio'])}× ({number(row['ratio_low'])} to {number(row['ratio_high'])})"
+            (
+                "–"
+                if row is None
+                else (
+                    f"{number(row['ratio'])}× ({number(row['ratio_low'])} to"
+                    f" {number(row['ratio_high'])})"
+                )
+            )
             for row in (usual, best)
         ]
         told[1] += f", {best['contender']}" if best else ""
@@ -74,7 +98,11 @@ def summary(rows: list[dict]) -> str:
 
 def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
     """Write a table for each bench, its parts one below the other."""
-    there = {(row["bench"], row["part"], row["contender"]): row for row in gpu["rows"]} if gpu else {}
+    there = (
+        {(row["bench"], row["part"], row["contender"]): row for row in gpu["rows"]}
+        if gpu
+        else {}
+    )
     columns, text = (*COLUMNS, "GPU ms" if gpu else TO_FILL), []
     for bench, title in TITLES.items():
         own = {key: part for key, part in parts(rows).items() if key[0] == bench}
@@ -83,29 +111,52 @@ def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
         text += [f"## {title}\n"]
         for key, part in own.items():
             row = part[0]
-            floor = max(row["macs"] / machine["macs_per_second"], row["bytes"] / machine["bytes_per_second"])
+            floor = max(
+                row["macs"] / machine["macs_per_second"],
+                row["bytes"] / machine["bytes_per_second"],
+            )
             bound = f" Floor: {number(1e3 * floor)} ms." if floor else ""
-            text += [f"**{part[0]['what']}.**{bound}\n", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+            text += [
+                f"**{part[0]['what']}.**{bound}\n",
+                f"| {' | '.join(columns)} |",
+                "|---" * len(columns) + "|",
+            ]
             for row in part:
                 on_gpu = there.get((*key, row["contender"]))
                 cells = [
                     row["contender"],
                     number(1e3 * row["cpu"]),
-                    f"{number(1e3 * row['wall_low'])} to {number(1e3 * row['wall_high'])}",
-                    f"{number(row['ratio'])} ({number(row['ratio_low'])} to {number(row['ratio_high'])})",
+                    (
+                        f"{number(1e3 * row['wall_low'])} to"
+                        f" {number(1e3 * row['wall_high'])}"
+                    ),
+                    (
+                        f"{number(row['ratio'])} ({number(row['ratio_low'])} to"
+                        f" {number(row['ratio_high'])})"
+                    ),
                     number(row["peak"]),
-                    "–" if row["difference"] is None else f"{row['difference']:.0e}" if row["difference"] else "0",
+                    (
+                        "–"
+                        if row["difference"] is None
+                        else f"{row['difference']:.0e}"
+                        if row["difference"]
+                        else "0"
+                    ),
                     number(1e3 * on_gpu["wall"]) if on_gpu else "–",
                 ]
                 text.append(f"| {' | '.join(cells)} |")
-            notes = [f"{row['contender']}: {row['note']}" for row in part if row["note"]]
+            notes = [
+                f"{row['contender']}: {row['note']}" for row in part if row["note"]
+            ]
             text += ["", "; ".join(notes) + ".\n" if notes else ""]
     return "\n".join(text)
 
 
 def seconds_an_image(rows: list[dict], part: str, contender: str = OURS) -> float:
     """The processor's time for one image of a part's work."""
-    row = next(row for row in rows if row["part"] == part and row["contender"] == contender)
+    row = next(
+        row for row in rows if row["part"] == part and row["contender"] == contender
+    )
     return row["cpu"] / row["images"]
 
 
@@ -114,7 +165,9 @@ def hours(seconds: float) -> str:
 
 
 def million(rows: list[dict]) -> str:
-    """What a million images take, from this machine's measured rates: memory by arithmetic, hours by measurement."""
+    """What a million images take, from this machine's measured rates: memory by
+    arithmetic, hours by measurement.
+    """
     images = 10**6
     positions, kept, queries = 56**2, 57**2 + 13**2, 57**2
     gaussians = positions * 100**2 * 4 + positions * 100 * 8
@@ -122,17 +175,37 @@ def million(rows: list[dict]) -> str:
     bank = kept * 64 * 4
     fit = seconds_an_image(rows, "fit")
     backbone = seconds_an_image(rows, "fit", "the backbone alone")
-    embed, step = seconds_an_image(rows, "embedding"), seconds_an_image(rows, "training")
-    search = next(row for row in rows if row["part"] == "neighbours" and row["contender"] == OURS)
+    embed, step = (
+        seconds_an_image(rows, "embedding"),
+        seconds_an_image(rows, "training"),
+    )
+    search = next(
+        row for row in rows if row["part"] == "neighbours" and row["contender"] == OURS
+    )
     pairs = int(search["what"].split()[2].replace(",", "")) * queries
     searching = search["cpu"] / pairs * images * queries**2
     lines = [
-        "| A million images, one thread of this machine | memory that stays | memory that grows | time |",
+        (
+            "| A million images, one thread of this machine | memory that stays |"
+            " memory that grows | time |"
+        ),
         "|---|---|---|---|",
-        f"| PaDiM, ResNet-18, d = 100: the backbone | – | – | {hours(images * backbone)} |",
-        f"| its Gaussians | {number(gaussians / 2**20)} MiB | – | {hours(images * fit)} |",
-        f"| the same, Wide ResNet-50-2, d = 550 | {number(wide / 2**30)} GiB | – | not measured |",
-        f"| Patch SVDD, 256×256: embedding | – | {number(images * bank / 2**30)} GiB | {hours(images * embed)} |",
+        (
+            "| PaDiM, ResNet-18, d = 100: the backbone | – | – |"
+            f" {hours(images * backbone)} |"
+        ),
+        (
+            f"| its Gaussians | {number(gaussians / 2**20)} MiB | – |"
+            f" {hours(images * fit)} |"
+        ),
+        (
+            f"| the same, Wide ResNet-50-2, d = 550 | {number(wide / 2**30)} GiB | – |"
+            " not measured |"
+        ),
+        (
+            f"| Patch SVDD, 256×256: embedding | – | {number(images * bank / 2**30)}"
+            f" GiB | {hours(images * embed)} |"
+        ),
         f"| searching that bank, for one image | – | – | {hours(searching)} |",
         f"| training, each image in one crop | – | – | {hours(images * step)} |",
     ]
@@ -142,14 +215,21 @@ def million(rows: list[dict]) -> str:
 def where(stamp: dict) -> str:
     """Say where and with what a file of figures was made, and which peers it lacks."""
     versions = ", ".join(
-        f"{name} {version}" for name, version in {**stamp["versions"], **stamp["peers"]}.items() if version
+        f"{name} {version}"
+        for name, version in {**stamp["versions"], **stamp["peers"]}.items()
+        if version
     )
-    lacks = "".join(f" Missing: {name}, {why}." for name, why in stamp["missing"].items())
-    peak = f"{stamp['machine']['macs_per_second'] / 1e9:,.0f} billion multiply-adds and "
+    lacks = "".join(
+        f" Missing: {name}, {why}." for name, why in stamp["missing"].items()
+    )
+    peak = (
+        f"{stamp['machine']['macs_per_second'] / 1e9:,.0f} billion multiply-adds and "
+    )
     peak += f"{stamp['machine']['bytes_per_second'] / 1e9:,.1f} GB a second"
     return (
-        f"**{stamp['device']}**, {stamp['date']}, {stamp['mode']} run of {stamp['seconds'] / 60:.0f} minutes; measured "
-        f"peak {peak}. {versions}.{lacks}\n"
+        f"**{stamp['device']}**, {stamp['date']}, {stamp['mode']} run of"
+        f" {stamp['seconds'] / 60:.0f} minutes; measured peak {peak}."
+        f" {versions}.{lacks}\n"
     )
 
 
@@ -172,7 +252,9 @@ def draw(curve: dict, path: Path) -> None:
         ax.minorticks_off()
         ax.legend()
         temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None})
+        figure.savefig(
+            temporary, format="svg", facecolor="white", metadata={"Date": None}
+        )
         plt.close(figure)
         temporary.replace(path)
 
@@ -180,7 +262,8 @@ def draw(curve: dict, path: Path) -> None:
 def describe(curve: dict) -> str:
     """Tell a curve's ends in words."""
     ends = [
-        f"{name} from " + " to ".join(f"{number(y)} at {number(x)}" for x, y in (points[0], points[-1]))
+        f"{name} from "
+        + " to ".join(f"{number(y)} at {number(x)}" for x, y in (points[0], points[-1]))
         for name, points in curve["points"].items()
     ]
     return f"{curve['y']} against {curve['x']}: {'; '.join(ends)}"
@@ -191,7 +274,9 @@ def write_parts(root: Path) -> None:
     data, folder = root / "book" / "data", root / FOLDER
     folder.mkdir(exist_ok=True)
     if not (data / "speed.json").is_file():
-        raise ValueError("book/data/speed.json is missing; run `make bench`, which writes it")
+        raise ValueError(
+            "book/data/speed.json is missing; run `make bench`, which writes it"
+        )
     speed = json.loads((data / "speed.json").read_text(encoding="utf-8"))
     path = data / "speed_gpu.json"
     gpu = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -200,27 +285,47 @@ def write_parts(root: Path) -> None:
         "summary.txt": summary(speed["rows"]),
         "tables.txt": tables(speed["rows"], speed["stamp"]["machine"], gpu),
         "million.txt": million(speed["rows"]),
-        "gpu.txt": where(gpu["stamp"]) if gpu else "No GPU was at hand: the last column is empty.\n",
+        "gpu.txt": (
+            where(gpu["stamp"])
+            if gpu
+            else "No GPU was at hand: the last column is empty.\n"
+        ),
     }
-    curves = [curve for subject in speed.get("curves", {}).values() for curve in subject["curves"]]
+    curves = [
+        curve
+        for subject in speed.get("curves", {}).values()
+        for curve in subject["curves"]
+    ]
     figures = [
-        f"```{{figure}} speed_parts/{curve['name']}.svg\n:alt: {describe(curve)}\n:width: 100%\n\n"
-        f"{curve['y'][0].upper()}{curve['y'][1:]} against {curve['x']}.\n```\n"
+        f"```{{figure}} speed_parts/{curve['name']}.svg\n:alt:"
+        f" {describe(curve)}\n:width: 100%\n\n{curve['y'][0].upper()}{curve['y'][1:]}"
+        f" against {curve['x']}.\n```\n"
         for curve in curves
     ]
-    texts["curves.txt"] = "\n".join(figures) or "No curves yet: `make bench CURVES=1` measures them.\n"
+    texts["curves.txt"] = (
+        "\n".join(figures) or "No curves yet: `make bench CURVES=1` measures them.\n"
+    )
     for name, text in texts.items():
         target = folder / name
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             atomic.write_text(target, text)
-    how = inspect.getsource(draw) + inspect.getsource(use_style)  # a new style draws the same points anew
+    how = inspect.getsource(draw) + inspect.getsource(
+        use_style
+    )  # a new style draws the same points anew
     for curve in curves:
         target, mark = folder / f"{curve['name']}.svg", folder / f"{curve['name']}.json"
         text = json.dumps([curve, how])
-        if not target.exists() or not mark.exists() or mark.read_text(encoding="utf-8") != text:
+        if (
+            not target.exists()
+            or not mark.exists()
+            or mark.read_text(encoding="utf-8") != text
+        ):
             draw(curve, target)
             atomic.write_text(mark, text)
-    kept = {*texts, *(f"{curve['name']}.{kind}" for curve in curves for kind in ("svg", "json"))}
+    kept = {
+        *texts,
+        *(f"{curve['name']}.{kind}" for curve in curves for kind in ("svg", "json")),
+    }
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()

@@ -1,1 +1,3 @@
-"""Grade submitted notebooks: `python book/grading grade FOLDER`; the checks themselves are in paperlib.exercises."""
+"""Grade submitted notebooks: `python book/grading grade FOLDER`; the checks themselves
+are in paperlib.exercises.
+"""

@@ -1,7 +1,9 @@
-"""Grade a folder of submitted notebooks into a table: `python book/grading grade FOLDER`.
+"""Grade a folder of submitted notebooks into a table:
+`python book/grading grade FOLDER`.
 
-Each submission runs in a process of its own, in an empty folder, with limits of time and memory. It runs with your
-rights all the same: grade what strangers hand in inside a container, or as a user who owns nothing.
+Each submission runs in a process of its own, in an empty folder, with limits of time
+and memory. It runs with your rights all the same: grade what strangers hand in inside a
+container, or as a user who owns nothing.
 """
 
 import csv
@@ -23,11 +25,27 @@ from typing import NamedTuple
 import paperlib
 from grading.submission import CHAPTERS, Submission, exercises, read
 
-IMPORTED_FROM = (Path(paperlib.__file__).parents[1], Path(__file__).parents[1])  # of paperlib and of this package
+IMPORTED_FROM = (
+    Path(paperlib.__file__).parents[1],
+    Path(__file__).parents[1],
+)  # of paperlib and of this package
 LARGEST = 100 * 2**20  # bytes of a submission that are read
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV", "SYSTEMROOT", "LD_LIBRARY_PATH")
+PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "TZ",
+    "VIRTUAL_ENV",
+    "SYSTEMROOT",
+    "LD_LIBRARY_PATH",
+)
 GIGABYTE = 10**9
-MOST_EVENTS, LONGEST_EVENT = 10_000, 4000  # verdicts of a submission, and characters of one
+MOST_EVENTS, LONGEST_EVENT = (
+    10_000,
+    4000,
+)  # verdicts of a submission, and characters of one
 
 
 class Grade(NamedTuple):
@@ -35,7 +53,9 @@ class Grade(NamedTuple):
 
     name: str
     status: str  # "graded", or why it is not
-    verdicts: dict[str, str]  # check → passed, failed, not attempted, error, or not reached
+    verdicts: dict[
+        str, str
+    ]  # check → passed, failed, not attempted, error, or not reached
     hints: dict[str, str]
     seconds: float
 
@@ -49,20 +69,37 @@ class Limits(NamedTuple):
 
 
 def files_of(folder: Path, table: Path | None = None) -> list[Path]:
-    """List what was handed in: every file below `folder`, except hidden ones and the table itself.
+    """List what was handed in: every file below `folder`, except hidden ones and the
+    table itself.
 
     Raises:
         ValueError: if there is no such folder, or nothing in it.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_a_folder_without_files_is_refused
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_a_folder_without_files_is_refused
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give the folder that holds the submitted notebooks")
-    below = (path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink())
-    hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)  # noqa: E731
-    found = [path for path in below if not hidden(path) and (table is None or path.absolute() != table.absolute())]
+        raise ValueError(
+            f"{folder} is no folder; give the folder that holds the submitted notebooks"
+        )
+    below = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() or path.is_symlink()
+    )
+    hidden = lambda path: any(
+        part.startswith(".") for part in path.relative_to(folder).parts
+    )  # noqa: E731
+    found = [
+        path
+        for path in below
+        if not hidden(path) and (table is None or path.absolute() != table.absolute())
+    ]
     if not found:
-        raise ValueError(f"{folder} holds no files; put the submitted notebooks there, in folders if you like")
+        raise ValueError(
+            f"{folder} holds no files; put the submitted notebooks there, in folders if"
+            " you like"
+        )
     return found
 
 
@@ -72,14 +109,21 @@ def load(path: Path, everything: bool = False) -> Submission:
     Raises:
         ValueError: if it is none; the message is what the table says.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_what_is_no_submission_gets_a_row
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_what_is_no_submission_gets_a_row
     """
     if path.is_symlink():
         raise ValueError("a link, not a file; it was not followed")
     if path.suffix.lower() != ".ipynb":
-        raise ValueError(f"not a notebook: its name ends in {path.suffix or 'nothing'}, not in .ipynb")
+        raise ValueError(
+            f"not a notebook: its name ends in {path.suffix or 'nothing'}, not in"
+            " .ipynb"
+        )
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"too large: {path.stat().st_size / 1e6:.0f} MB, at most {LARGEST / 1e6:.0f}")
+        raise ValueError(
+            f"too large: {path.stat().st_size / 1e6:.0f} MB, at most"
+            f" {LARGEST / 1e6:.0f}"
+        )
     try:
         return read(path.read_text(encoding="utf-8-sig"), everything)
     except UnicodeDecodeError as error:
@@ -90,13 +134,17 @@ def load(path: Path, everything: bool = False) -> Submission:
         raise ValueError(f"could not be read: {type(error).__name__}") from error
 
 
-def run_alone(submission: Submission, limits: Limits) -> tuple[str, list[dict[str, str]]]:
+def run_alone(
+    submission: Submission, limits: Limits
+) -> tuple[str, list[dict[str, str]]]:
     """Run a submission in its own process.
 
     Returns:
-        how that ended ("graded", or what went wrong), and the verdicts in the order in which they came.
+        how that ended ("graded", or what went wrong), and the verdicts in the order in
+        which they came.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_each_submission_costs_only_itself
     """
     task = {
         "chapter": submission.chapter,
@@ -109,23 +157,40 @@ def run_alone(submission: Submission, limits: Limits) -> tuple[str, list[dict[st
         "PYTHONIOENCODING": "utf-8",
         "OMP_NUM_THREADS": "1",
         "MPLBACKEND": "Agg",
-        "CUDA_VISIBLE_DEVICES": "",  # memory limits and CUDA's address space do not go together
+        # memory limits and CUDA's address space do not go together
+        "CUDA_VISIBLE_DEVICES": "",
         "PAPERLIB_PROFILE": "smoke",
     }
     reading, writing = os.pipe()
-    with tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True) as empty:
-        command = [sys.executable, "-m", "grading.run", str(writing), str(int(limits.memory * GIGABYTE)),
-                   str(limits.seconds / 3)]  # fmt: skip
+    with tempfile.TemporaryDirectory(
+        prefix="submission-", ignore_cleanup_errors=True
+    ) as empty:
+        command = [
+            sys.executable,
+            "-m",
+            "grading.run",
+            str(writing),
+            str(int(limits.memory * GIGABYTE)),
+            str(limits.seconds / 3),
+        ]
         with tempfile.TemporaryFile() as said:
             try:
                 process = subprocess.Popen(
-                    command, cwd=empty, env=surroundings, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                    stderr=said, pass_fds=(writing,), start_new_session=True,
-                )  # fmt: skip
+                    command,
+                    cwd=empty,
+                    env=surroundings,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    pass_fds=(writing,),
+                    start_new_session=True,
+                )
             finally:
                 os.close(writing)
             lines: list[str] = []
-            reader = threading.Thread(target=_collect, args=(reading, lines), daemon=True)
+            reader = threading.Thread(
+                target=_collect, args=(reading, lines), daemon=True
+            )
             reader.start()
             ended = "graded"
             try:
@@ -134,13 +199,21 @@ def run_alone(submission: Submission, limits: Limits) -> tuple[str, list[dict[st
                 ended = f"timed out after {limits.seconds:g} s"
             finally:
                 _kill_all(process)
-            reader.join(2)  # not longer: a process that slipped away may hold the pipe open
+            reader.join(
+                2
+            )  # not longer: a process that slipped away may hold the pipe open
             events = list(_events(lines[:MOST_EVENTS]))
             said.seek(0)
-            last = said.read()[-2000:].decode(errors="replace").strip().splitlines()[-1:]
+            last = (
+                said.read()[-2000:].decode(errors="replace").strip().splitlines()[-1:]
+            )
     if ended == "graded" and {"end": "reached"} not in events:
         code = process.returncode
-        how = f"stopped by {signal.Signals(-code).name}" if code and code < 0 else f"exit status {code}"
+        how = (
+            f"stopped by {signal.Signals(-code).name}"
+            if code and code < 0
+            else f"exit status {code}"
+        )
         ended = f"crashed ({how}{f': {last[0][:200]}' if last else ''})"
     return ended, [event for event in events if "check" in event]
 
@@ -175,7 +248,8 @@ def _events(lines: list[str]) -> Iterator[dict[str, str]]:
 def grade_file(path: Path, name: str, chapter: str, limits: Limits) -> Grade:
     """Grade one file against one chapter.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_each_submission_costs_only_itself
     """
     started = time.monotonic()
     try:
@@ -185,11 +259,19 @@ def grade_file(path: Path, name: str, chapter: str, limits: Limits) -> Grade:
     except ValueError as error:
         return Grade(name, str(error), {}, {}, time.monotonic() - started)
     status, events = run_alone(submission, limits)
-    return Grade(name, status, *final_verdicts(chapter, status, events), time.monotonic() - started)
+    return Grade(
+        name,
+        status,
+        *final_verdicts(chapter, status, events),
+        time.monotonic() - started,
+    )
 
 
-def final_verdicts(chapter: str, status: str, events: list[dict[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
-    """Take the last answer to each exercise; a stub that was left standing beside an answer is none.
+def final_verdicts(
+    chapter: str, status: str, events: list[dict[str, str]]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Take the last answer to each exercise; a stub that was left standing beside an
+    answer is none.
 
     Returns:
         check → verdict, for all of the chapter's checks, and check → hint.
@@ -197,11 +279,15 @@ def final_verdicts(chapter: str, status: str, events: list[dict[str, str]]) -> t
     Source: none, the book's own. Departures: none.
     Test: test_grade.py::test_the_last_answer_counts_and_a_stub_beside_it_does_not
     """
-    verdicts = dict.fromkeys(exercises(chapter), "not attempted" if status == "graded" else "not reached")
+    verdicts = dict.fromkeys(
+        exercises(chapter), "not attempted" if status == "graded" else "not reached"
+    )
     hints = {}
     for event in events:
         check, verdict = event["check"], event.get("verdict", "error")
-        if check in verdicts and (verdict != "not attempted" or verdicts[check] == "not reached"):
+        if check in verdicts and (
+            verdict != "not attempted" or verdicts[check] == "not reached"
+        ):
             verdicts[check], hints[check] = verdict, event.get("hint", "")
     return verdicts, hints
 
@@ -212,7 +298,8 @@ def common_chapter(paths: list[Path]) -> str:
     Raises:
         ValueError: if none answers any, or two are answered equally often.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_a_submission_of_another_chapter_is_told
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_a_submission_of_another_chapter_is_told
     """
     found: Counter[str] = Counter()
     for path in paths:
@@ -222,24 +309,36 @@ def common_chapter(paths: list[Path]) -> str:
             continue
     most = found.most_common(2)
     if not most:
-        raise ValueError(f"no submission answers a chapter's exercises; looked at {len(paths)} files")
+        raise ValueError(
+            f"no submission answers a chapter's exercises; looked at {len(paths)} files"
+        )
     if len(most) == 2 and most[0][1] == most[1][1]:
-        raise ValueError(f"as many submissions of {most[0][0]} as of {most[1][0]}; say which with --chapter")
+        raise ValueError(
+            f"as many submissions of {most[0][0]} as of {most[1][0]}; say which with"
+            " --chapter"
+        )
     return most[0][0]
 
 
 def write_table(grades: list[Grade], chapter: str, target: Path) -> None:
     """Write the table, whole or not at all: a row a submission, a column an exercise.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_the_table_is_safe_to_open
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_the_table_is_safe_to_open
     """
     names = exercises(chapter)
     text = io.StringIO()
     writer = csv.writer(text)
     columns = [f"{number} {name}" for number, name in enumerate(names, 1)]
-    writer.writerow(["submission", "status", "passed", "of", *columns, "seconds", "remarks"])
+    writer.writerow(
+        ["submission", "status", "passed", "of", *columns, "seconds", "remarks"]
+    )
     for grade in grades:
-        remarks = "; ".join(f"{names.index(name) + 1}: {hint}" for name, hint in grade.hints.items() if hint)
+        remarks = "; ".join(
+            f"{names.index(name) + 1}: {hint}"
+            for name, hint in grade.hints.items()
+            if hint
+        )
         verdicts = [grade.verdicts.get(name, "") for name in names]
         row = [
             grade.name,
@@ -261,16 +360,20 @@ def write_table(grades: list[Grade], chapter: str, target: Path) -> None:
 
 
 def to_do(grades: list[Grade], limits: Limits) -> list[str]:
-    """Say what of a table needs a look, and what to do about it; nothing if everything was graded.
+    """Say what of a table needs a look, and what to do about it; nothing if everything
+    was graded.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_the_last_lines_say_what_is_left_to_do
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_the_last_lines_say_what_is_left_to_do
     """
 
     def count(some: list[Grade]) -> str:
         return f"{len(some)} file" + "s" * (len(some) != 1)
 
     def is_late(grade: Grade) -> bool:
-        return grade.status.startswith("timed out") or any("TooLong" in hint for hint in grade.hints.values())
+        return grade.status.startswith("timed out") or any(
+            "TooLong" in hint for hint in grade.hints.values()
+        )
 
     late = [g for g in grades if is_late(g)]
     broken = [g for g in grades if g not in late and "error" in g.verdicts.values()]
@@ -279,12 +382,24 @@ def to_do(grades: list[Grade], limits: Limits) -> list[str]:
     lines = []
     if late:
         longer = f"--timeout {2 * limits.seconds:g}"
-        lines.append(f"{count(late)} ran out of time: an endless loop, or a slow machine (try {longer}, fewer --jobs)")
+        lines.append(
+            f"{count(late)} ran out of time: an endless loop, or a slow machine (try"
+            f" {longer}, fewer --jobs)"
+        )
     if died:
-        lines.append(f"{count(died)} ended before the last answer: see status; answers not reached count as none")
+        lines.append(
+            f"{count(died)} ended before the last answer: see status; answers not"
+            " reached count as none"
+        )
     if broken:
-        again = "" if limits.everything else "; where those miss an earlier cell, --all-cells --timeout 600"
-        lines.append(f"{count(broken)} with answers that did not run: see remarks{again}")
+        again = (
+            ""
+            if limits.everything
+            else "; where those miss an earlier cell, --all-cells --timeout 600"
+        )
+        lines.append(
+            f"{count(broken)} with answers that did not run: see remarks{again}"
+        )
     if refused:
         lines.append(f"{count(refused)} not graded: status says why")
     return lines
@@ -315,14 +430,19 @@ def grade(
         say: called with a line for each submission that is done.
 
     Raises:
-        ValueError: if there is nothing to grade, an argument is out of range, or the chapter can't be told.
+        ValueError: if there is nothing to grade, an argument is out of range, or the
+            chapter can't be told.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_each_submission_costs_only_itself
     """
     if chapter is not None and chapter not in CHAPTERS:
         raise ValueError(f"chapter {chapter!r}; expected one of {', '.join(CHAPTERS)}")
     if jobs < 1 or limits.seconds <= 0 or limits.memory <= 0:
-        raise ValueError(f"jobs {jobs}, {limits.seconds:g} s and {limits.memory:g} GB; each must be above zero")
+        raise ValueError(
+            f"jobs {jobs}, {limits.seconds:g} s and {limits.memory:g} GB; each must be"
+            " above zero"
+        )
     if not target.parent.is_dir():
         raise ValueError(f"the table can't be written: {target.parent} is no folder")
     paths = files_of(folder, target)
@@ -341,8 +461,13 @@ def grade(
                 task.result()
                 row = done[path]
                 passed = list(row.verdicts.values()).count("passed")
-                say(f"{_safe(row.name)}: {row.status}" + (f", {passed} of {len(row.verdicts)}" if row.verdicts else ""))
-                write_table([done[known] for known in paths if known in done], chapter, target)
+                say(
+                    f"{_safe(row.name)}: {row.status}"
+                    + (f", {passed} of {len(row.verdicts)}" if row.verdicts else "")
+                )
+                write_table(
+                    [done[known] for known in paths if known in done], chapter, target
+                )
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -1,11 +1,14 @@
-"""Run one submission's statements and report each check: the process that the grader starts, once a submission.
+"""Run one submission's statements and report each check: the process that the grader
+starts, once a submission.
 
     python -m grading.run DESCRIPTOR MEMORY_BYTES SECONDS   (chapter and statements on stdin)
 
-SECONDS is for one statement, so that an endless loop in one exercise leaves time for the next.
+SECONDS is for one statement, so that an endless loop in one exercise leaves time for
+the next.
 
-What the statements print goes nowhere. Verdicts leave through a pipe of their own, as lines of JSON, the moment they
-are known: a submission that is stopped later keeps those it has.
+What the statements print goes nowhere. Verdicts leave through a pipe of their own, as
+lines of JSON, the moment they are known: a submission that is stopped later keeps those
+it has.
 """
 
 import contextlib
@@ -28,9 +31,11 @@ WORST_FILE = 256 * 2**20  # bytes that a submission may write into one file
 
 
 class TooLong(BaseException):
-    """Raised in a statement whose time is over; no `except Exception` of a submission catches it.
+    """Raised in a statement whose time is over; no `except Exception` of a submission
+    catches it.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_each_submission_costs_only_itself
     """
 
 
@@ -41,7 +46,8 @@ def limit_memory(extra: int) -> None:
     bytes into a file. The present size is read from `/proc`; on a system without it,
     such as macOS, nothing is limited.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_each_submission_costs_only_itself
     """
     try:
         import resource
@@ -58,18 +64,26 @@ def limit_memory(extra: int) -> None:
 class Checks:
     """Calls the grader's checks on answers and reports each verdict.
 
-    The checks were imported before the submission ran. What it puts in place of a function of PyTorch, of Python or of
-    paperlib is put back before each check.
+    The checks were imported before the submission ran. What it puts in place of a
+    function of PyTorch, of Python or of paperlib is put back before each check.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_a_cheat_does_not_pass
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_a_cheat_does_not_pass
     """
 
     def __init__(self, chapter: str, report: Callable[[dict[str, str]], None]):
         self.module = importlib.import_module(f"{PACKAGE}.{chapter}")
         self.report = report
         self.told: set[str] = set()  # checks that the present statement has reported
-        ours = [found for name, found in sys.modules.items() if name.partition(".")[0] == "paperlib"]
-        self.originals = [(found, dict(vars(found))) for found in (*ours, torch, F, sys.modules["builtins"])]
+        ours = [
+            found
+            for name, found in sys.modules.items()
+            if name.partition(".")[0] == "paperlib"
+        ]
+        self.originals = [
+            (found, dict(vars(found)))
+            for found in (*ours, torch, F, sys.modules["builtins"])
+        ]
 
     def __call__(self, name: str, *answers: Any, **named: Any) -> bool:
         """Stand in the place of the check `name`."""
@@ -80,8 +94,16 @@ class Checks:
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             passed = getattr(self.module, name)(given[0]) is True
-        hints = [line for line in output.getvalue().splitlines() if line.startswith("not yet: ")]
-        return self.tell(name, "passed" if passed else "failed", "" if passed or not hints else hints[-1][9:])
+        hints = [
+            line
+            for line in output.getvalue().splitlines()
+            if line.startswith("not yet: ")
+        ]
+        return self.tell(
+            name,
+            "passed" if passed else "failed",
+            "" if passed or not hints else hints[-1][9:],
+        )
 
     def tell(self, name: str, verdict: str, hint: str = "") -> bool:
         """Report a verdict, and return whether the answer is right."""
@@ -103,14 +125,16 @@ def _restore(module: ModuleType, names: dict[str, Any]) -> None:
 
 
 def run(statements: list[Statement], checks: Checks, seconds: float) -> None:
-    """Run the statements one by one, as a notebook's cells; one that fails does not keep the next from running.
+    """Run the statements one by one, as a notebook's cells; one that fails does not
+    keep the next from running.
 
     Args:
         statements: what to run.
         checks: what stands in the place of the chapter's checks.
         seconds: how long one statement may take.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_each_submission_costs_only_itself
     """
     main = ModuleType("__main__")
     sys.modules["__main__"] = main
@@ -131,7 +155,8 @@ def run(statements: list[Statement], checks: Checks, seconds: float) -> None:
                 exec(compile(statement.source, "<notebook>", "exec"), space)
             except MemoryError:
                 error = "MemoryError: more memory than allowed"
-            except BaseException as caught:  # SystemExit, too: it ends a submission's statement, not the grading
+            # SystemExit, too: it ends a submission's statement, not the grading
+            except BaseException as caught:
                 error = f"{type(caught).__name__}: {caught}".strip(": ").splitlines()[0]
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -146,9 +171,14 @@ def run(statements: list[Statement], checks: Checks, seconds: float) -> None:
 def main(arguments: list[str]) -> None:
     """Run what stands on stdin; see the module's first lines.
 
-    Source: none, the book's own. Departures: none. Test: test_grade.py::test_each_submission_costs_only_itself
+    Source: none, the book's own. Departures: none. Test:
+    test_grade.py::test_each_submission_costs_only_itself
     """
-    descriptor, memory, seconds = int(arguments[0]), int(arguments[1]), float(arguments[2])
+    descriptor, memory, seconds = (
+        int(arguments[0]),
+        int(arguments[1]),
+        float(arguments[2]),
+    )
     task = json.load(sys.stdin)
     torch.set_num_threads(1)
     with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:
@@ -159,7 +189,11 @@ def main(arguments: list[str]) -> None:
 
         checks = Checks(task["chapter"], report)
         limit_memory(memory)
-        run([Statement(**statement) for statement in task["statements"]], checks, seconds)
+        run(
+            [Statement(**statement) for statement in task["statements"]],
+            checks,
+            seconds,
+        )
         report({"end": "reached"})
         pipe.flush()
         os._exit(0)  # threads that the submission left running end with it

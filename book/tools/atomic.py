@@ -10,7 +10,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` beside `path` under a temporary name, then rename: a reader never sees half a file."""
+    """Write `data` beside `path` under a temporary name, then rename: a reader never
+    sees half a file.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:

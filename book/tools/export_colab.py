@@ -2,9 +2,11 @@
 
     python book/tools/export_colab.py FOLDER NOTEBOOK ...
 
-The cell after the title carries paperlib, zipped, and installs only the packages that are missing. What Jupyter Book
-understands and a plain notebook does not (directives, citations, references) is written as plain Markdown. Outputs are
-left out: the book shows them, a copy stays at a third of the size, and what a reader sees in it is what it computed.
+The cell after the title carries paperlib, zipped, and installs only the packages that
+are missing. What Jupyter Book understands and a plain notebook does not (directives,
+citations, references) is written as plain Markdown. Outputs are left out: the book
+shows them, a copy stays at a third of the size, and what a reader sees in it is what it
+computed.
 """
 
 import argparse
@@ -28,7 +30,9 @@ from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = Path(__file__).with_name("colab_setup.py")
-OUR_SETUP = "colab-setup"  # tag of a cell that the set-up cell of a copy makes superfluous
+OUR_SETUP = (  # tag of a cell that the set-up cell of a copy makes superfluous
+    "colab-setup"
+)
 HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 SOLUTION = "solution"  # tag of a cell that Colab folds under this title
 HELP = """\
@@ -42,18 +46,27 @@ same cells use larger networks and train longer.
 - A long cell tells how far it is. Stop it at any time and run it again: a training goes on where it was."""
 PRESENT = {"google", "IPython", "ipywidgets"}  # what the notebook's host brings along
 
-# Import name of a package whose name on the index is another. Every other one swaps hyphens for underscores.
-IMPORT_NAMES = {"opencv-python": "cv2", "pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn"}
+# Import name of a package whose name on the index is another. Every other one swaps
+# hyphens for underscores.
+IMPORT_NAMES = {
+    "opencv-python": "cv2",
+    "pillow": "PIL",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+}
 
 
 def pack_library(sources: list[str], root: Path) -> tuple[str, str]:
-    """Zip paperlib and what the notebooks share; return it as base64 text and a short digest of it.
+    """Zip paperlib and what the notebooks share; return it as base64 text and a short
+    digest of it.
 
-    The same files give the same text. Results of long runs come along only where `sources`, or the modules they import,
-    name them.
+    The same files give the same text. Results of long runs come along only where
+    `sources`, or the modules they import, name them.
     """
     buffer, named = io.BytesIO(), set(data_files(sources, root))
-    library = [path for path in (root / LIBRARY).rglob("*") if path.suffix in (".py", ".json")]
+    library = [
+        path for path in (root / LIBRARY).rglob("*") if path.suffix in (".py", ".json")
+    ]
     companion = root / FOLDERS[COMPANION] / f"{COMPANION}.py"
     with zipfile.ZipFile(buffer, "w") as archive:
         for path in sorted({*library, companion, *named}):
@@ -65,23 +78,38 @@ def pack_library(sources: list[str], root: Path) -> tuple[str, str]:
 
 
 def needed_packages(sources: list[str], root: Path) -> dict[str, str]:
-    """Map the import name of every package that `sources` need to its requirement in pyproject.toml."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = project["dependencies"] + project["optional-dependencies"]["notebooks"]
+    """Map the import name of every package that `sources` need to its requirement in
+    pyproject.toml.
+    """
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    requirements = (
+        project["dependencies"] + project["optional-dependencies"]["notebooks"]
+    )
     by_module = {}
     for requirement in requirements:
         name = re.match(r"[\w.-]+", requirement)[0]
         by_module[IMPORT_NAMES.get(name, name.replace("-", "_"))] = requirement
     imports, strings = outside_names(sources, root)
-    # A package that is only asked for its files is not imported: its name stands in a string.
-    named = {module for module, requirement in by_module.items() if re.match(r"[\w.-]+", requirement)[0] in strings}
+    # A package that is only asked for its files is not imported: its name stands in a
+    # string.
+    named = {
+        module
+        for module, requirement in by_module.items()
+        if re.match(r"[\w.-]+", requirement)[0] in strings
+    }
     unknown = imports - by_module.keys() - sys.stdlib_module_names - PRESENT
     if unknown:
         raise ValueError(
-            f"{', '.join(sorted(unknown))} is imported but is no requirement in pyproject.toml; "
-            "add it to the dependencies or the extra `notebooks` (and its import name to export_colab.py if it differs)"
+            f"{', '.join(sorted(unknown))} is imported but is no requirement in"
+            " pyproject.toml; add it to the dependencies or the extra `notebooks` (and"
+            " its import name to export_colab.py if it differs)"
         )
-    return {module: by_module[module] for module in sorted((imports | named) & by_module.keys())}
+    return {
+        module: by_module[module]
+        for module in sorted((imports | named) & by_module.keys())
+    }
 
 
 def repository_url(root: Path) -> str:
@@ -91,33 +119,51 @@ def repository_url(root: Path) -> str:
 
 
 def pages_url(repository: str) -> str:
-    """Turn https://github.com/OWNER/NAME into the address of its GitHub Pages; anything else into nothing."""
+    """Turn https://github.com/OWNER/NAME into the address of its GitHub Pages; anything
+    else into nothing.
+    """
     match = re.fullmatch(r"https://github\.com/([\w.-]+)/([\w.-]+?)/?", repository)
     return f"https://{match[1].lower()}.github.io/{match[2]}" if match else ""
 
 
-def convert(path: Path, root: Path, edit: Callable[[NotebookNode], NotebookNode] | None = None) -> NotebookNode:
+def convert(
+    path: Path, root: Path, edit: Callable[[NotebookNode], NotebookNode] | None = None
+) -> NotebookNode:
     """Make the self-contained copy of one notebook, which `edit` may change first."""
     notebook = nbformat.read(path, as_version=4)
     if edit is not None:
         notebook = edit(notebook)
-    notebook.cells = [cell for cell in notebook.cells if OUR_SETUP not in cell.metadata.get("tags", ())]
+    notebook.cells = [
+        cell
+        for cell in notebook.cells
+        if OUR_SETUP not in cell.metadata.get("tags", ())
+    ]
     texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     references = parse_file(root / "book" / "references.bib")
     pages = pages_url(repository_url(root))
-    plain = PlainMarkdown([cell.source for cell in texts], path.parent, root, references, pages).convert()
+    plain = PlainMarkdown(
+        [cell.source for cell in texts], path.parent, root, references, pages
+    ).convert()
     for cell, source in zip(texts, plain, strict=True):
         cell.source = source
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code:
         cell.outputs, cell.execution_count = [], None
         tags = set(cell.metadata.get("tags", ()))
-        cell.metadata = NotebookNode(cellView="form") if HIDDEN & tags else NotebookNode()
+        cell.metadata = (
+            NotebookNode(cellView="form") if HIDDEN & tags else NotebookNode()
+        )
         if SOLUTION in tags:
             cell.source = f"# @title Solution\n{cell.source}"
-    first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), len(notebook.cells))
+    first = next(
+        (i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"),
+        len(notebook.cells),
+    )
     help_cell = nbformat.v4.new_markdown_cell(HELP, id="on-colab")
-    notebook.cells[first:first] = [help_cell, _setup_cell([cell.source for cell in code], root)]
+    notebook.cells[first:first] = [
+        help_cell,
+        _setup_cell([cell.source for cell in code], root),
+    ]
     notebook.metadata.pop("executed", None)
     notebook.metadata["colab"] = {"provenance": [], "toc_visible": True}
     return notebook
@@ -126,20 +172,34 @@ def convert(path: Path, root: Path, edit: Callable[[NotebookNode], NotebookNode]
 def _setup_cell(sources: list[str], root: Path) -> NotebookNode:
     library, digest = pack_library(sources, root)
     filled = SETUP.read_text(encoding="utf-8").replace("DIGEST", digest)
-    for name, value in (("packages", needed_packages(sources, root)), ("library", library)):
-        filled, count = re.subn(rf"^{name} = (?:{{}}|\"\")", f"{name} = {value!r}", filled, flags=re.M)
+    for name, value in (
+        ("packages", needed_packages(sources, root)),
+        ("library", library),
+    ):
+        filled, count = re.subn(
+            rf"^{name} = (?:{{}}|\"\")", f"{name} = {value!r}", filled, flags=re.M
+        )
         assert count == 1, f"{SETUP.name} has no empty `{name}` to fill"
-    return nbformat.v4.new_code_cell(filled.strip(), id="setup", metadata={"cellView": "form"})
+    return nbformat.v4.new_code_cell(
+        filled.strip(), id="setup", metadata={"cellView": "form"}
+    )
 
 
 def export(
-    path: Path, folder: Path, root: Path = ROOT, edit: Callable[[NotebookNode], NotebookNode] | None = None
+    path: Path,
+    folder: Path,
+    root: Path = ROOT,
+    edit: Callable[[NotebookNode], NotebookNode] | None = None,
 ) -> Path:
-    """Write the self-contained copy of a notebook, changed by `edit` first, into `folder`."""
+    """Write the self-contained copy of a notebook, changed by `edit` first, into
+    `folder`.
+    """
     try:
         copy = convert(path, root, edit)
     except ValueError as error:
-        raise ValueError(f"{path.name} can't be made self-contained: {error}") from error
+        raise ValueError(
+            f"{path.name} can't be made self-contained: {error}"
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / path.name
     atomic.write_text(target, nbformat.writes(copy, version=4) + "\n")

@@ -1,10 +1,12 @@
 """Does a notebook's output still belong to the code it was made by?
 
-The answer is a hash of the notebook's code cells, of the library modules that they import, directly or through one
-another, and of the library's data files that any of these names in a string. Code is hashed as a syntax tree without
-docstrings: a comment, a line break or a reworded docstring changes no output and makes nothing stale. All of it is
-found by reading, not by running, so a name that is put together at run time is not seen. The module that the notebooks
-share, notebooks/companion.py, and its results count as part of the library.
+The answer is a hash of the notebook's code cells, of the library modules that they
+import, directly or through one another, and of the library's data files that any of
+these names in a string. Code is hashed as a syntax tree without docstrings: a comment,
+a line break or a reworded docstring changes no output and makes nothing stale. All of
+it is found by reading, not by running, so a name that is put together at run time is
+not seen. The module that the notebooks share, notebooks/companion.py, and its results
+count as part of the library.
 """
 
 import ast
@@ -17,33 +19,53 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 LIBRARY = "paperlib"
 COMPANION = "companion"
-FOLDERS = {LIBRARY: Path(), COMPANION: Path("notebooks")}  # of the top-level names that are hashed
+FOLDERS = {
+    LIBRARY: Path(),
+    COMPANION: Path("notebooks"),
+}  # of the top-level names that are hashed
 RESULTS = Path("book/data/results")
 
 
 def code_hash(notebook: NotebookNode, root: Path, written: str = "") -> str:
-    """Hash what `notebook` runs: its code cells, and the modules below `root` that they import.
+    """Hash what `notebook` runs: its code cells, and the modules below `root` that they
+    import.
 
-    Data files with the stem `written` are left out: they are results of this code, not what it runs on.
+    Data files with the stem `written` are left out: they are results of this code, not
+    what it runs on.
     """
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     parts = [_canonical_source(source) for source in cells]
     for name, path in sorted(imported_modules(cells, root).items()):
-        parts.append(f"{name} {_canonical(_without_docstrings(ast.parse(path.read_text(encoding='utf-8'))))}")
+        parts.append(
+            f"{name}"
+            f" {_canonical(_without_docstrings(ast.parse(path.read_text(encoding='utf-8'))))}"
+        )
     for path in (path for path in data_files(cells, root) if path.stem != written):
         parts.append(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def script_hash(script: Path, root: Path) -> str:
-    """Hash a script as a notebook of one cell; the results of its own name are what it writes."""
-    return code_hash(new_notebook(cells=[new_code_cell(script.read_text(encoding="utf-8"))]), root, script.stem)
+    """Hash a script as a notebook of one cell; the results of its own name are what it
+    writes.
+    """
+    return code_hash(
+        new_notebook(cells=[new_code_cell(script.read_text(encoding="utf-8"))]),
+        root,
+        script.stem,
+    )
 
 
 def imported_modules(sources: list[str], root: Path) -> dict[str, Path]:
-    """Find the library modules that `sources` import, and those that these import, by name."""
+    """Find the library modules that `sources` import, and those that these import, by
+    name.
+    """
     found: dict[str, Path] = {}
-    waiting = [name for source in sources for name in _library_names(_parse_cell(source), package="")]
+    waiting = [
+        name
+        for source in sources
+        for name in _library_names(_parse_cell(source), package="")
+    ]
     while waiting:
         name = waiting.pop()
         path = _module_file(name, root)
@@ -53,7 +75,9 @@ def imported_modules(sources: list[str], root: Path) -> dict[str, Path]:
             continue
         found[name] = path
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting.extend(_library_names(ast.parse(path.read_text(encoding="utf-8")), package))
+        waiting.extend(
+            _library_names(ast.parse(path.read_text(encoding="utf-8")), package)
+        )
     return found
 
 
@@ -64,8 +88,17 @@ def _lazy_names(root: Path) -> dict[str, str]:
     """
     tree = ast.parse((root / LIBRARY / "__init__.py").read_text(encoding="utf-8"))
     blocks = (node for node in tree.body if _is_for_type_checkers(node))
-    imports = (node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom))
-    return {f"{LIBRARY}.{alias.name}": node.module for node in imports for alias in node.names}
+    imports = (
+        node
+        for block in blocks
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+    )
+    return {
+        f"{LIBRARY}.{alias.name}": node.module
+        for node in imports
+        for alias in node.names
+    }
 
 
 def _is_for_type_checkers(node: ast.AST) -> bool:
@@ -73,7 +106,9 @@ def _is_for_type_checkers(node: ast.AST) -> bool:
 
 
 def data_files(sources: list[str], root: Path) -> list[Path]:
-    """Find the library's data files that `sources` or their library modules name, with or without ending."""
+    """Find the library's data files that `sources` or their library modules name, with
+    or without ending.
+    """
     _, strings = outside_names(sources, root)
     folders = (root / LIBRARY, root / RESULTS)
     files = (
@@ -86,25 +121,43 @@ def data_files(sources: list[str], root: Path) -> list[Path]:
 
 
 def outside_names(sources: list[str], root: Path) -> tuple[set[str], set[str]]:
-    """Name the packages other than the library that `sources` or their library modules import, and list all strings."""
+    """Name the packages other than the library that `sources` or their library modules
+    import, and list all strings.
+    """
     trees = [_parse_cell(source) for source in sources]
-    trees += [ast.parse(path.read_text(encoding="utf-8")) for path in imported_modules(sources, root).values()]
-    imports = {name.partition(".")[0] for tree in trees for name in _imported(tree, package="")} - {*FOLDERS, ""}
+    trees += [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for path in imported_modules(sources, root).values()
+    ]
+    imports = {
+        name.partition(".")[0] for tree in trees for name in _imported(tree, package="")
+    } - {*FOLDERS, ""}
     nodes = (node for tree in trees for node in ast.walk(tree))
-    return imports, {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return imports, {
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
 
 
 def _parse_cell(source: str) -> ast.Module:
-    """Parse a cell; IPython's magics and shell lines are taken out, they import nothing."""
+    """Parse a cell; IPython's magics and shell lines are taken out, they import
+    nothing.
+    """
     try:
         return ast.parse(source)
     except SyntaxError:
-        lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!", "?"))]
+        lines = [
+            line
+            for line in source.splitlines()
+            if not line.lstrip().startswith(("%", "!", "?"))
+        ]
         try:
             return ast.parse("\n".join(lines))
         except SyntaxError as error:
             raise ValueError(
-                f"a code cell is not Python ({error}); expected Python, or lines of % or ! magic:\n{source}"
+                f"a code cell is not Python ({error}); expected Python, or lines of %"
+                f" or ! magic:\n{source}"
             ) from error
 
 
@@ -117,19 +170,30 @@ def _library_names(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Give the dotted name of everything that a syntax tree imports; `package` resolves relative imports."""
+    """Give the dotted name of everything that a syntax tree imports; `package` resolves
+    relative imports.
+    """
     for node in _walk_what_runs(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             if node.level and not package:
                 continue
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            above = (
+                package.split(".")[: len(package.split(".")) - node.level + 1]
+                if node.level
+                else []
+            )
             base = ".".join([*above, *filter(None, [node.module])])
-            # `from package import x` imports a module where x is one; where it is not, no file will be found.
+            # `from package import x` imports a module where x is one; where it is not,
+            # no file will be found.
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == LIBRARY:
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == LIBRARY
+        ):
             yield f"{LIBRARY}.{node.attr}"
 
 
@@ -139,12 +203,23 @@ def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
     while waiting:
         node = waiting.pop()
         yield node
-        waiting += [child for child in ast.iter_child_nodes(node) if not _is_for_type_checkers(child)]
+        waiting += [
+            child
+            for child in ast.iter_child_nodes(node)
+            if not _is_for_type_checkers(child)
+        ]
 
 
 def _module_file(name: str, root: Path) -> Path | None:
     base = root.joinpath(FOLDERS[name.partition(".")[0]], *name.split("."))
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+    return next(
+        (
+            path
+            for path in (base.with_suffix(".py"), base / "__init__.py")
+            if path.is_file()
+        ),
+        None,
+    )
 
 
 def _canonical_source(source: str) -> str:
@@ -155,13 +230,20 @@ def _canonical_source(source: str) -> str:
 
 
 def _canonical(node: object) -> str:
-    """Write a syntax tree so that every Python version writes it alike: `ast.dump` and `ast.unparse` do not."""
+    """Write a syntax tree so that every Python version writes it alike: `ast.dump` and
+    `ast.unparse` do not.
+    """
     if isinstance(node, ast.JoinedStr):
-        # Python 3.12 ends some f-strings with an empty constant that other versions leave out.
+        # Python 3.12 ends some f-strings with an empty constant that other versions
+        # leave out.
         parts = [part for part in node.values if getattr(part, "value", None) != ""]
         return f"JoinedStr({','.join(map(_canonical, parts))})"
     if isinstance(node, ast.AST):
-        fields = [(name, value) for name, value in ast.iter_fields(node) if value is not None and value != []]
+        fields = [
+            (name, value)
+            for name, value in ast.iter_fields(node)
+            if value is not None and value != []
+        ]
         return f"{type(node).__name__}({','.join(f'{name}={_canonical(value)}' for name, value in fields)})"
     if isinstance(node, list):
         return f"[{','.join(map(_canonical, node))}]"
@@ -170,7 +252,9 @@ def _canonical(node: object) -> str:
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(
+            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ):
             first = node.body[0] if node.body else None
             if (
                 isinstance(first, ast.Expr)

@@ -1,15 +1,19 @@
-"""Collect the ledger: where each numbered item of the five papers is told, computed, tested, and how it was verified.
+"""Collect the ledger: where each numbered item of the five papers is told, computed,
+tested, and how it was verified.
 
 The rows are the items of book/data/items.yml. What a row says is collected:
 
-- a docstring whose field `Source:` names an item (`arXiv:1704.04861v1, Eq. 2 and 4, Tables 4-9`) gives the function,
-  and its field `Test:` the test;
+- a docstring whose field `Source:` names an item
+  (`arXiv:1704.04861v1, Eq. 2 and 4, Tables 4-9`) gives the function, and its field
+  `Test:` the test;
 - a test that compares with a library of `PEERS` counts as a peer;
-- a tag `ledger:ITEM:KIND` on a code cell of a notebook gives the cell, and says how the item is verified there;
-- a target `(ledger:ITEM:KIND)=` in a review page does the same for the place that it stands before.
+- a tag `ledger:ITEM:KIND` on a code cell of a notebook gives the cell, and says how the
+  item is verified there;
+- a target `(ledger:ITEM:KIND)=` in a review page does the same for the place that it
+  stands before.
 
-ITEM is `mobilenet-eq-2`, `patch-svdd-algorithm-1`, `padim-table-4`; KIND is one of `KINDS`. The build writes the pages
-(book/_ext/ledger_pages.py). To see what is wrong:
+ITEM is `mobilenet-eq-2`, `patch-svdd-algorithm-1`, `padim-table-4`; KIND is one of
+`KINDS`. The build writes the pages (book/_ext/ledger_pages.py). To see what is wrong:
 
     python book/tools/ledger.py
 """
@@ -31,38 +35,83 @@ DATA = Path("book/data")
 FOLDER = Path("book/ledger")  # written at each build, not committed
 QUOTED_SHARE = 0.2  # of equations and algorithms
 
-# From the strongest to the weakest: a row with several counts as the first. Slug → what the page calls it, and means.
+# From the strongest to the weakest: a row with several counts as the first. Slug → what
+# the page calls it, and means.
 KINDS = {
-    "by-hand": ("by hand", "a case small enough for paper, or the formula written out as loops, gives the same"),
+    "by-hand": (
+        "by hand",
+        (
+            "a case small enough for paper, or the formula written out as loops, gives"
+            " the same"
+        ),
+    ),
     "peer": ("a peer", "an independent library gives the same"),
-    "paper-number": ("the paper's number", "we compute what the paper prints, and the difference is shown"),
-    "measured": ("measured on other data", "the same experiment is run here, with other data or another network; only "
-                 "the direction can be compared"),
-    "redrawn": ("redrawn", "a diagram, drawn anew by a cell from the library's own objects; it has no numbers"),
-    "quoted": ("quoted only", "told or printed as the paper has it, and checked by nothing here"),
+    "paper-number": (
+        "the paper's number",
+        "we compute what the paper prints, and the difference is shown",
+    ),
+    "measured": (
+        "measured on other data",
+        (
+            "the same experiment is run here, with other data or another network; only "
+            "the direction can be compared"
+        ),
+    ),
+    "redrawn": (
+        "redrawn",
+        (
+            "a diagram, drawn anew by a cell from the library's own objects; it has no"
+            " numbers"
+        ),
+    ),
+    "quoted": (
+        "quoted only",
+        "told or printed as the paper has it, and checked by nothing here",
+    ),
     "not-here": ("not reproducible here", "the row says why"),
-}  # fmt: skip
+}
 # Libraries that a test compares with; others serve as sources of networks and pictures.
 PEERS = {
-    "captum": "captum", "faiss": "faiss", "fvcore": "fvcore", "pytorch_grad_cam": "pytorch-grad-cam", "scipy": "SciPy",
-    "sklearn": "scikit-learn", "torch.utils.flop_counter": "PyTorch's counter", "torchcam": "torchcam",
-}  # fmt: skip
-UNVERIFIED = {"quoted": "quoted", "not-here": "not_here"}  # kind → the key in items.yml that gives the reason
-GROUPS = {"eq": "equation", "algorithm": "algorithm", "table": "table", "figure": "figure"}
+    "captum": "captum",
+    "faiss": "faiss",
+    "fvcore": "fvcore",
+    "pytorch_grad_cam": "pytorch-grad-cam",
+    "scipy": "SciPy",
+    "sklearn": "scikit-learn",
+    "torch.utils.flop_counter": "PyTorch's counter",
+    "torchcam": "torchcam",
+}
+UNVERIFIED = {
+    "quoted": "quoted",
+    "not-here": "not_here",
+}  # kind → the key in items.yml that gives the reason
+GROUPS = {
+    "eq": "equation",
+    "algorithm": "algorithm",
+    "table": "table",
+    "figure": "figure",
+}
 WORDS = {"eq": "Eq.", "algorithm": "Algorithm", "table": "Table", "figure": "Figure"}
-NUMBERS = {"inferred": "number by its order", "recalled": "number recalled", "unknown": "number not found"}
+NUMBERS = {
+    "inferred": "number by its order",
+    "recalled": "number recalled",
+    "unknown": "number not found",
+}
 
 NUMERAL = r"(?:[IVX]+|\d+)\b"
 NAMED = re.compile(
     rf"arXiv:(?P<arxiv>\d{{4}}\.\d{{5}})|(?P<end>;)"
-    rf"|\b(?P<word>Eq|Table|Fig|Figure|Alg|Algorithm)s?\.? (?P<list>{NUMERAL}(?:(?:-|, and |, | and ){NUMERAL})*)"
+    rf"|\b(?P<word>Eq|Table|Fig|Figure|Alg|Algorithm)s?\.? (?P<list>{NUMERAL}(?:(?:-|,"
+    rf" and |, | and ){NUMERAL})*)"
 )
 MARK = re.compile(r"ledger:([a-z0-9-]+):([a-z-]+)")
 TARGET = re.compile(rf"^\({MARK.pattern}\)=$", re.M)
 
 
 class Mark(NamedTuple):
-    """A place in the book that tells of an item. Its page, without suffix; its anchor; whether its code asserts."""
+    """A place in the book that tells of an item. Its page, without suffix; its anchor;
+    whether its code asserts.
+    """
 
     page: str
     anchor: str
@@ -71,7 +120,9 @@ class Mark(NamedTuple):
 
 
 class Function(NamedTuple):
-    """A function or class whose docstring names an item: dotted name, file, line, tests as (file, name)."""
+    """A function or class whose docstring names an item: dotted name, file, line, tests
+    as (file, name).
+    """
 
     name: str
     path: str
@@ -110,7 +161,11 @@ class Row(NamedTuple):
 
     @property
     def tests(self) -> list[tuple[str, str]]:
-        return list(dict.fromkeys(test for function in self.functions for test in function.tests))
+        return list(
+            dict.fromkeys(
+                test for function in self.functions for test in function.tests
+            )
+        )
 
 
 class Ledger(NamedTuple):
@@ -138,52 +193,87 @@ def collect(root: Path) -> Ledger:
 
     def row(key: str, where: str) -> Row | None:
         if key not in rows:
-            problems.append(f"{where} names {key}, which {DATA}/items.yml does not list")
+            problems.append(
+                f"{where} names {key}, which {DATA}/items.yml does not list"
+            )
         return rows.get(key)
 
     for paper in papers:
         for item in known(_yaml(root / DATA / f"{paper}.yml")):
             row(f"{paper.replace('_', '-')}-{item}", f"{DATA}/{paper}.yml")
-    for function, keys in functions(root, {head["arxiv"]: paper for paper, head in papers.items()}):
+    for function, keys in functions(
+        root, {head["arxiv"]: paper for paper, head in papers.items()}
+    ):
         for key in keys:
             if found := row(key, f"the docstring of {function.name}"):
                 found.functions.append(function)
     for key, mark in marks(root):
         if mark.kind not in KINDS:
-            problems.append(f"{mark.page} says {mark.kind!r} of {key}; expected one of {', '.join(KINDS)}")
+            problems.append(
+                f"{mark.page} says {mark.kind!r} of {key}; expected one of"
+                f" {', '.join(KINDS)}"
+            )
         elif found := row(key, mark.page):
             if any(mark[:2] == other[:2] for other in found.marks):
                 problems.append(f"{mark.page} says the same of {key} twice")
             found.marks.append(mark)
     for one in rows.values():
-        one.peers.extend(dict.fromkeys(peer for file, name in one.tests for peer in peers(root / "tests" / file, name)))
-    problems += [problem for key, one in rows.items() for problem in _faults(key, one, root)]
+        one.peers.extend(
+            dict.fromkeys(
+                peer
+                for file, name in one.tests
+                for peer in peers(root / "tests" / file, name)
+            )
+        )
+    problems += [
+        problem for key, one in rows.items() for problem in _faults(key, one, root)
+    ]
     ledger = Ledger(papers, list(rows.values()), problems)
     if (share := ledger.quoted_share()) > QUOTED_SHARE:
-        problems.append(f"{share:.0%} of equations and algorithms are quoted only; at most {QUOTED_SHARE:.0%} may be")
+        problems.append(
+            f"{share:.0%} of equations and algorithms are quoted only; at most"
+            f" {QUOTED_SHARE:.0%} may be"
+        )
     return ledger
 
 
 def _faults(key: str, row: Row, root: Path) -> list[str]:
-    faults, reasons = [], [kind for kind, reason in UNVERIFIED.items() if row.entry.get(reason)]
+    faults, reasons = (
+        [],
+        [kind for kind, reason in UNVERIFIED.items() if row.entry.get(reason)],
+    )
     verified = row.kind and row.kind not in UNVERIFIED
     if not row.kind:
-        faults.append(f"{key} has no row: no cell, no review page and no reason in items.yml speaks of it")
+        faults.append(
+            f"{key} has no row: no cell, no review page and no reason in items.yml"
+            " speaks of it"
+        )
     if len(reasons) > 1 or (reasons and row.kind not in ("", *reasons)):
-        faults.append(f"items.yml says why {key} is {KINDS[reasons[0]][0]}, but it counts as {KINDS[row.kind][0]}")
+        faults.append(
+            f"items.yml says why {key} is {KINDS[reasons[0]][0]}, but it counts as"
+            f" {KINDS[row.kind][0]}"
+        )
     if row.kind in UNVERIFIED and row.kind not in reasons:
         faults.append(f"{key} is {KINDS[row.kind][0]}; items.yml must say why")
     if row.kind == "quoted" and not row.marks:
         faults.append(f"{key} is quoted only, but no page marks where")
-    if verified and row.group in ("eq", "algorithm") and not row.tests and not any(mark.asserts for mark in row.marks):
-        faults.append(f"{key} is verified {KINDS[row.kind][0]}, but no test and no asserting cell does it")
+    if (
+        verified
+        and row.group in ("eq", "algorithm")
+        and not row.tests
+        and not any(mark.asserts for mark in row.marks)
+    ):
+        faults.append(
+            f"{key} is verified {KINDS[row.kind][0]}, but no test and no asserting cell"
+            " does it"
+        )
     for file, name in row.tests:
         if not _line_of_test(root, file, name):
             faults.append(f"{key}: tests/{file} has no {name}")
     return faults
 
 
-# ---- where things are said ------------------------------------------------------------------------------------------
+# ---- where things are said ----
 def known(facts: dict) -> list[str]:
     """List the items that a file of facts knows of."""
     found = []
@@ -193,15 +283,24 @@ def known(facts: dict) -> list[str]:
         elif key in ("equations", "equations_arxiv_v4"):
             found += [f"eq-{one['number']}" for one in value["items"] if one["number"]]
         elif key == "algorithms":
-            found += [f"algorithm-{number}" for name in value for number in re.findall(r"^(\d+)_", name)]
+            found += [
+                f"algorithm-{number}"
+                for name in value
+                for number in re.findall(r"^(\d+)_", name)
+            ]
         elif key.startswith("figures") and isinstance(value, dict):
-            found += [f"figure-{number}" for name in value for number in re.findall(r"^figure_(\d+)$", name)]
+            found += [
+                f"figure-{number}"
+                for name in value
+                for number in re.findall(r"^figure_(\d+)$", name)
+            ]
             found += [f"figure-{name}" for name in value.get("without_number", ())]
     return found
 
 
 def named(source: str, papers: dict[str, str]) -> list[str]:
-    """List the items that a `Source:` names: `arXiv:2006.16067, Eq. 4-6 and Alg. 1` → patch-svdd-eq-4, …
+    """List the items that a `Source:` names: `arXiv:2006.16067, Eq. 4-6 and Alg. 1` →
+    patch-svdd-eq-4, …
 
     Args:
         source: the text of the field.
@@ -214,10 +313,16 @@ def named(source: str, papers: dict[str, str]) -> list[str]:
         elif part["end"]:
             paper = None
         elif paper:
-            group = {"E": "eq", "T": "table", "F": "figure", "A": "algorithm"}[part["word"][0]]
-            for first, last in re.findall(rf"({NUMERAL})(?:-({NUMERAL}))?", part["list"]):
+            group = {"E": "eq", "T": "table", "F": "figure", "A": "algorithm"}[
+                part["word"][0]
+            ]
+            for first, last in re.findall(
+                rf"({NUMERAL})(?:-({NUMERAL}))?", part["list"]
+            ):
                 numbers = range(int(_number(first)), int(_number(last or first)) + 1)
-                found += [f"{paper.replace('_', '-')}-{group}-{number}" for number in numbers]
+                found += [
+                    f"{paper.replace('_', '-')}-{group}-{number}" for number in numbers
+                ]
     return found
 
 
@@ -225,11 +330,18 @@ def _number(numeral: str) -> str:
     if not set(numeral) <= set("IVX"):
         return numeral
     values = [{"I": 1, "V": 5, "X": 10}[letter] for letter in numeral]
-    return str(sum(-v if v < after else v for v, after in zip(values, [*values[1:], 0], strict=True)))
+    return str(
+        sum(
+            -v if v < after else v
+            for v, after in zip(values, [*values[1:], 0], strict=True)
+        )
+    )
 
 
 def functions(root: Path, papers: dict[str, str]) -> list[tuple[Function, list[str]]]:
-    """List the public functions and classes whose docstring names items, and those items. Exercises are left out."""
+    """List the public functions and classes whose docstring names items, and those
+    items. Exercises are left out.
+    """
     found = []
     for path in sorted((root / "paperlib").rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -240,34 +352,54 @@ def functions(root: Path, papers: dict[str, str]) -> list[tuple[Function, list[s
     return found
 
 
-def _walk(tree: ast.AST, parts: tuple, path: Path, papers: dict[str, str]) -> list[tuple[Function, list[str]]]:
+def _walk(
+    tree: ast.AST, parts: tuple, path: Path, papers: dict[str, str]
+) -> list[tuple[Function, list[str]]]:
     found = []
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+        if isinstance(
+            node, ast.FunctionDef | ast.ClassDef
+        ) and not node.name.startswith("_"):
             name = (*parts, node.name)
-            fields = re.split(r"\b(Source|Departures|Test):\s", ast.get_docstring(node) or "")
+            fields = re.split(
+                r"\b(Source|Departures|Test):\s", ast.get_docstring(node) or ""
+            )
             fields = dict(zip(fields[1::2], fields[2::2], strict=True))
             if keys := named(" ".join(fields.get("Source", "").split()), papers):
                 tests = tuple(re.findall(r"(\w+\.py)::(\w+)", fields.get("Test", "")))
-                found.append((Function(".".join(name), path.as_posix(), node.lineno, tests), keys))
+                found.append(
+                    (
+                        Function(".".join(name), path.as_posix(), node.lineno, tests),
+                        keys,
+                    )
+                )
             if isinstance(node, ast.ClassDef):
                 found += _walk(node, name, path, papers)
     return found
 
 
 def marks(root: Path) -> list[tuple[str, Mark]]:
-    """List what tags of notebook cells and targets of review pages say, page by page, in their order."""
+    """List what tags of notebook cells and targets of review pages say, page by page,
+    in their order.
+    """
     found = []
     for path in sorted((root / "book").glob("*.md")):
         page = f"book/{path.stem}"
         for match in TARGET.finditer(path.read_text(encoding="utf-8")):
-            found.append((match[1], Mark(page, anchor(match[0][1:-2]), match[2], False)))
+            found.append(
+                (match[1], Mark(page, anchor(match[0][1:-2]), match[2], False))
+            )
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         for cell in nbformat.read(path, as_version=4).cells:
             for tag in cell.metadata.get("tags", ()):
                 if match := MARK.fullmatch(tag):
                     page = f"notebooks/{path.stem}"
-                    found.append((match[1], Mark(page, anchor(tag), match[2], _asserts(cell.source))))
+                    found.append(
+                        (
+                            match[1],
+                            Mark(page, anchor(tag), match[2], _asserts(cell.source)),
+                        )
+                    )
     return found
 
 
@@ -278,25 +410,36 @@ def anchor(mark: str) -> str:
 
 def _asserts(source: str) -> bool:
     return any(
-        isinstance(node, ast.Assert) or (isinstance(node, ast.Attribute) and node.attr.startswith("assert_"))
+        isinstance(node, ast.Assert)
+        or (isinstance(node, ast.Attribute) and node.attr.startswith("assert_"))
         for node in ast.walk(ast.parse(source))
     )
 
 
 def peers(path: Path, test: str) -> list[str]:
-    """Name the libraries that a test compares with: what it uses, or a function of the same file that it calls."""
+    """Name the libraries that a test compares with: what it uses, or a function of the
+    same file that it calls.
+    """
     imported, functions, found = {}, {}, []
     for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
             imported |= {alias.asname or alias.name: alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            imported |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}"
+                for alias in node.names
+            }
         elif isinstance(node, ast.FunctionDef):
             functions[node.name] = node
     names = _names(functions.get(test))
-    for name in [*names, *(inner for called in names for inner in _names(functions.get(called)))]:
+    for name in [
+        *names,
+        *(inner for called in names for inner in _names(functions.get(called))),
+    ]:
         whole = f"{imported.get(name, '')}."
-        found += [label for library, label in PEERS.items() if whole.startswith(f"{library}.")]
+        found += [
+            label for library, label in PEERS.items() if whole.startswith(f"{library}.")
+        ]
     return list(dict.fromkeys(found))
 
 
@@ -306,26 +449,40 @@ def _parsed(path: Path) -> ast.Module:
 
 
 def _names(function: ast.FunctionDef | None) -> list[str]:
-    return [] if function is None else [node.id for node in ast.walk(function) if isinstance(node, ast.Name)]
+    return (
+        []
+        if function is None
+        else [node.id for node in ast.walk(function) if isinstance(node, ast.Name)]
+    )
 
 
 def _line_of_test(root: Path, file: str, name: str) -> int:
     path = root / "tests" / file
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next((i for i, line in enumerate(lines, start=1) if line.startswith(f"def {name}(")), 0)
+    return next(
+        (i for i, line in enumerate(lines, start=1) if line.startswith(f"def {name}(")),
+        0,
+    )
 
 
 def _yaml(path: Path) -> dict:
-    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C ten times as fast, where it is there
+    safe = getattr(
+        yaml, "CSafeLoader", yaml.SafeLoader
+    )  # in C ten times as fast, where it is there
     return yaml.load(path.read_text(encoding="utf-8"), Loader=safe)
 
 
-# ---- the pages ------------------------------------------------------------------------------------------------------
+# ---- the pages ----
 def write(root: Path, ledger: Ledger) -> None:
-    """Write what book/ledger.md includes, and the page of the tests; an unchanged file keeps its time."""
+    """Write what book/ledger.md includes, and the page of the tests; an unchanged file
+    keeps its time.
+    """
     folder = root / FOLDER
     folder.mkdir(exist_ok=True)
-    for name, text in {"rows.txt": rows_page(root, ledger), "tests.md": tests_page(ledger)}.items():
+    for name, text in {
+        "rows.txt": rows_page(root, ledger),
+        "tests.md": tests_page(ledger),
+    }.items():
         path = folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             atomic.write_text(path, text)
@@ -337,11 +494,20 @@ def rows_page(root: Path, ledger: Ledger) -> str:
     for paper, head in ledger.papers.items():
         own = [row for row in ledger.rows if row.paper == paper]
         about = [head["about"].strip()] if "about" in head else []
-        chapter = f"[review](../book/{head['review']}.md) · [notebook](../notebooks/{head['review']}.ipynb)"
+        chapter = (
+            f"[review](../book/{head['review']}.md) ·"
+            f" [notebook](../notebooks/{head['review']}.ipynb)"
+        )
         parts.append(f"## {head['name']}\n\n{{cite:t}}`{head['cite']}` · {chapter}\n")
         parts += [f"{text}\n" for text in about]
-        lines = ["| item | in the book | code and test | verified |", "|---|---|---|---|"]
-        lines += [f"| {' | '.join(_cells(root, row, head.get('roman', False)))} |" for row in own]
+        lines = [
+            "| item | in the book | code and test | verified |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {' | '.join(_cells(root, row, head.get('roman', False)))} |"
+            for row in own
+        ]
         parts.append(":::{table}\n:class: ledger\n\n" + "\n".join(lines) + "\n:::\n")
     return "\n".join(parts)
 
@@ -351,48 +517,93 @@ def _summary(ledger: Ledger) -> str:
         "equations, algorithms": lambda row: row.group in ("eq", "algorithm"),
         "figures": lambda row: row.group == "figure",
         "tables": lambda row: row.group == "table" and "needs" not in row.entry,
-        "tables, data not here": lambda row: row.group == "table" and "needs" in row.entry,
+        "tables, data not here": lambda row: (
+            row.group == "table" and "needs" in row.entry
+        ),
     }
-    counts = {name: Counter(row.kind for row in ledger.rows if belongs(row)) for name, belongs in columns.items()}
-    lines = ["| verified | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    counts = {
+        name: Counter(row.kind for row in ledger.rows if belongs(row))
+        for name, belongs in columns.items()
+    }
+    lines = [
+        "| verified | " + " | ".join(columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
     for kind, (label, _) in KINDS.items():
         if not any(count[kind] for count in counts.values()):
             continue
-        lines.append(f"| {label} | " + " | ".join(str(count[kind] or "") for count in counts.values()) + " |")
-    lines.append("| **all** | " + " | ".join(f"**{count.total()}**" for count in counts.values()) + " |")
-    needs = Counter(row.entry["needs"] for row in ledger.rows if row.group == "table" and "needs" in row.entry)
-    largest = " and ".join(f"{name} ({count} tables)" for name, count in needs.most_common(2))
-    meanings = "\n".join(f"- **{label}**: {sentence}." for label, sentence in KINDS.values())
+        lines.append(
+            f"| {label} | "
+            + " | ".join(str(count[kind] or "") for count in counts.values())
+            + " |"
+        )
+    lines.append(
+        "| **all** | "
+        + " | ".join(f"**{count.total()}**" for count in counts.values())
+        + " |"
+    )
+    needs = Counter(
+        row.entry["needs"]
+        for row in ledger.rows
+        if row.group == "table" and "needs" in row.entry
+    )
+    largest = " and ".join(
+        f"{name} ({count} tables)" for name, count in needs.most_common(2)
+    )
+    meanings = "\n".join(
+        f"- **{label}**: {sentence}." for label, sentence in KINDS.values()
+    )
     quoted = counts["equations, algorithms"]["quoted"]
     return (
-        f"## {len(ledger.rows)} items\n\n:::{{table}}\n:class: ledger-summary\n\n" + "\n".join(lines) + "\n:::\n\n"
-        f"An item that was verified in several ways counts once, in the row that stands higher: a peer confirms "
-        f"{sum(row.kind == 'by-hand' and bool(row.peers) for row in ledger.rows)} of those by hand as well. Of "
-        f"equations and algorithms {quoted} of {counts['equations, algorithms'].total()} "
-        f"{'is' if quoted == 1 else 'are'} quoted only ({ledger.quoted_share():.0%}; at most {QUOTED_SHARE:.0%} may "
-        f"be). The tables of the last column are counted apart: to repeat them in full takes data that this book does "
-        f"not have, mostly {largest}. Their accuracies can't be measured here; but costs can be counted, and the same "
-        f"experiment can be run on other data.\n\nWhat the words mean:\n\n{meanings}\n"
+        f"## {len(ledger.rows)} items\n\n:::{{table}}\n:class: ledger-summary\n\n"
+        + "\n".join(lines)
+        + "\n:::\n\nAn item that was verified in several ways counts once, in the row"
+        " that stands higher: a peer confirms"
+        f" {sum(row.kind == 'by-hand' and bool(row.peers) for row in ledger.rows)} of"
+        f" those by hand as well. Of equations and algorithms {quoted} of"
+        f" {counts['equations, algorithms'].total()} {'is' if quoted == 1 else 'are'}"
+        f" quoted only ({ledger.quoted_share():.0%}; at most {QUOTED_SHARE:.0%} may"
+        " be). The tables of the last column are counted apart: to repeat them in"
+        f" full takes data that this book does not have, mostly {largest}. Their"
+        " accuracies can't be measured here; but costs can be counted, and the same"
+        " experiment can be run on other data.\n\nWhat the words"
+        f" mean:\n\n{meanings}\n"
     )
 
 
 def label(row: Row, roman: bool) -> str:
-    """Call an item as its paper does: Eq. 2, Table IV; where the number was not found, by its kind alone."""
+    """Call an item as its paper does: Eq. 2, Table IV; where the number was not found,
+    by its kind alone.
+    """
     number = row.item.partition("-")[2]
     if not number.isdigit():
         return f"a {row.group}"
     if roman and row.group == "table":
-        number = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")[int(number) - 1]
+        number = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")[
+            int(number) - 1
+        ]
     return f"{WORDS[row.group]} {number}"
 
 
 def _cells(root: Path, row: Row, roman: bool) -> list[str]:
     aside = [f"Sec. {row.entry['where']}"] if "where" in row.entry else []
     aside += [NUMBERS[row.entry["number"]]] if "number" in row.entry else []
-    says = f"**{label(row, roman)}** {row.entry['says']}" + (f" ({', '.join(aside)})" if aside else "")
+    says = f"**{label(row, roman)}** {row.entry['says']}" + (
+        f" ({', '.join(aside)})" if aside else ""
+    )
     why = [row.entry[key] for key in ("quoted", "not_here", "note") if key in row.entry]
-    words = ["quoted" if kind == "quoted" != row.kind else KINDS[kind][0] for kind in row.kinds]
-    words = [f"{word} ({', '.join(row.peers)})" if word == KINDS["peer"][0] and row.peers else word for word in words]
+    words = [
+        "quoted" if kind == "quoted" != row.kind else KINDS[kind][0]
+        for kind in row.kinds
+    ]
+    words = [
+        (
+            f"{word} ({', '.join(row.peers)})"
+            if word == KINDS["peer"][0] and row.peers
+            else word
+        )
+        for word in words
+    ]
     verified = f"**{', '.join(words)}**" + (f": {why[0]}" if why else "")
     return [says, _places(row), _code(root, row), verified]
 
@@ -417,24 +628,39 @@ def _code(root: Path, row: Row) -> str:
         page = function.module.removeprefix("paperlib.")
         source = f"../_modules/{function.module.replace('.', '/')}.html#{inner}"
         name = _link(_as_code(inner), f"api/{page}.html#{function.name}")
-        lines.append(f"{name} ({_link(f'{Path(function.path).name}:{function.line}', source)})")
+        lines.append(
+            f"{name} ({_link(f'{Path(function.path).name}:{function.line}', source)})"
+        )
     for file, name in row.tests:
         line = _line_of_test(root, file, name)
-        lines.append(f"test {_link(_as_code(name), f'ledger/tests.html#{_test_anchor(file, name)}')} ({file}:{line})")
+        lines.append(
+            "test"
+            f" {_link(_as_code(name), f'ledger/tests.html#{_test_anchor(file, name)}')}"
+            f" ({file}:{line})"
+        )
     cells = [mark for mark in row.marks if mark.asserts and mark.kind not in UNVERIFIED]
     if cells:
-        links = ", ".join(_link(f"cell {i}", f"../{m.page}.html#{m.anchor}") for i, m in enumerate(cells, start=1))
-        lines.append(f"asserted in {links if len(cells) > 1 else links.replace('cell 1', 'a cell')} of the notebook")
+        links = ", ".join(
+            _link(f"cell {i}", f"../{m.page}.html#{m.anchor}")
+            for i, m in enumerate(cells, start=1)
+        )
+        lines.append(
+            "asserted in"
+            f" {links if len(cells) > 1 else links.replace('cell 1', 'a cell')} of the"
+            " notebook"
+        )
     return "<br>".join(lines)
 
 
 def _link(text: str, address: str) -> str:
-    # Written as HTML: Sphinx knows neither the pages of source nor the anchors of cells. tests/book follow every link.
+    # Written as HTML: Sphinx knows neither the pages of source nor the anchors of
+    # cells. tests/book follow every link.
     return f'<a href="{address}">{text}</a>'
 
 
 def _as_code(name: str) -> str:
-    return f"<code>{name.replace('_', '_<wbr>')}</code>"  # a long name breaks between its words
+    # a long name breaks between its words
+    return f"<code>{name.replace('_', '_<wbr>')}</code>"
 
 
 def _test_anchor(file: str, name: str) -> str:
@@ -450,17 +676,20 @@ def tests_page(ledger: Ledger) -> str:
             own = items.setdefault(test, {}).setdefault(head["name"], [])
             own.append(label(row, head.get("roman", False)))
     parts = [
-        "# The tests behind the ledger\n\nEach test that pins an item of the [ledger](../ledger.md), as it stands in "
-        "the repository. `make test` runs all of them, and several hundred more.\n"
+        "# The tests behind the ledger\n\nEach test that pins an item of the"
+        " [ledger](../ledger.md), as it stands in the repository. `make test` runs all"
+        " of them, and several hundred more.\n"
     ]
     for file in sorted({file for file, _ in items}):
         parts.append(f"## {file}\n")
         for test, papers in items.items():
             if test[0] == file:
-                pinned = "; ".join(f"{paper}: {', '.join(names)}" for paper, names in papers.items())
+                pinned = "; ".join(
+                    f"{paper}: {', '.join(names)}" for paper, names in papers.items()
+                )
                 parts.append(
-                    f"({_test_anchor(*test)})=\n**{pinned}**\n\n"
-                    f"```{{literalinclude}} ../../tests/{file}\n:pyobject: {test[1]}\n:lineno-match:\n```\n"
+                    f"({_test_anchor(*test)})=\n**{pinned}**\n\n```{{literalinclude}}"
+                    f" ../../tests/{file}\n:pyobject: {test[1]}\n:lineno-match:\n```\n"
                 )
     return "\n".join(parts)
 

@@ -1,11 +1,13 @@
-"""Estimate how long a page takes to read, and each section of a notebook to read and run.
+"""Estimate how long a page takes to read, and each section of a notebook to read and
+run.
 
     python book/tools/minutes.py [NOTEBOOK ...]
 
-An estimate, not a measurement: 150 words per minute for technical prose, 15 lines per minute for code that is not
-folded, one minute per picture, and two to think for each "Predict first". What is folded (answers, solutions) does not
-count. Exercises state their own minutes, the quiz takes one minute per question. The numbers that the book states are
-in book/data/minutes.yml.
+An estimate, not a measurement: 150 words per minute for technical prose, 15 lines per
+minute for code that is not folded, one minute per picture, and two to think for each
+"Predict first". What is folded (answers, solutions) does not count. Exercises state
+their own minutes, the quiz takes one minute per question. The numbers that the book
+states are in book/data/minutes.yml.
 """
 
 import argparse
@@ -21,15 +23,22 @@ ROOT = Path(__file__).resolve().parents[2]
 WORDS, LINES = 150, 15  # per minute
 PICTURE, PREDICT = 1, 2  # minutes for one
 NOT_READ = {"hide-input", "hide-cell", "remove-input", "remove-cell", "solution"}
-PLAN = re.compile(r"^\*\*(?P<level>Warm-up|Core|Stretch) \((?P<minutes>\d+) minutes\)", re.M)
-STATED = re.compile(r"\*\*Time\*\*: (?P<read>\d+) minutes to read and run, (?P<exercises>\d+) for the exercises")
+PLAN = re.compile(
+    r"^\*\*(?P<level>Warm-up|Core|Stretch) \((?P<minutes>\d+) minutes\)", re.M
+)
+STATED = re.compile(
+    r"\*\*Time\*\*: (?P<read>\d+) minutes to read and run, (?P<exercises>\d+) for the"
+    r" exercises"
+)
 FOLDED = re.compile(r"^(:{3,})\{dropdown\}.*?^\1$", re.M | re.S)
 LISTING = re.compile(r"\{literalinclude\} (?P<path>\S+)\n:pyobject: (?P<name>\S+)")
 NOT_PROSE = re.compile(r"^```.*?^```$|\$\$.*?\$\$|\$[^$]*\$", re.M | re.S)
 
 
 def sections(notebook: NotebookNode) -> dict[str, int]:
-    """Map each second-level heading to whole minutes, at least one; what stands before the first is the start."""
+    """Map each second-level heading to whole minutes, at least one; what stands before
+    the first is the start.
+    """
     amounts: dict[str, float] = {"Start": 0}
     texts: dict[str, str] = {"Start": ""}
     now = "Start"
@@ -37,14 +46,19 @@ def sections(notebook: NotebookNode) -> dict[str, int]:
         if cell.cell_type == "code":
             amounts[now] += PICTURE * ("image" in cell.metadata.get("mystnb", {}))
             if not NOT_READ & set(cell.metadata.get("tags", ())):
-                amounts[now] += len([line for line in cell.source.splitlines() if line.strip()]) / LINES
+                amounts[now] += (
+                    len([line for line in cell.source.splitlines() if line.strip()])
+                    / LINES
+                )
             continue
         for part in re.split(r"^(?=## )", cell.source, flags=re.M):
             if part.startswith("## "):
                 now = part.partition("\n")[0].removeprefix("## ")
                 amounts[now], texts[now] = 0, ""
             prose = FOLDED.sub("", part)
-            amounts[now] += len(re.findall(r"[A-Za-z]+", re.sub(r"\$[^$]*\$", "x", prose))) / WORDS
+            amounts[now] += (
+                len(re.findall(r"[A-Za-z]+", re.sub(r"\$[^$]*\$", "x", prose))) / WORDS
+            )
             amounts[now] += PREDICT * prose.count("Predict first")
             texts[now] += part + "\n\n"
     minutes = {title: max(1, round(amount)) for title, amount in amounts.items()}
@@ -60,7 +74,10 @@ def page(name: str, root: Path = ROOT) -> float:
     """Estimate how long a chapter's page on the paper takes to read, with its listings."""
     shown = FOLDED.sub("", (root / "book" / f"{name}.md").read_text(encoding="utf-8"))
     words = len(re.findall(r"[A-Za-z]+", NOT_PROSE.sub("", shown)))
-    lines = sum(_length(root / "book" / match["path"], match["name"]) for match in LISTING.finditer(shown))
+    lines = sum(
+        _length(root / "book" / match["path"], match["name"])
+        for match in LISTING.finditer(shown)
+    )
     return words / WORDS + lines / LINES
 
 
@@ -69,13 +86,23 @@ def _length(path: Path, name: str) -> int:
     source = path.read_text(encoding="utf-8")
     node: ast.AST = ast.parse(source)
     for part in name.split("."):
-        node = next(child for child in ast.iter_child_nodes(node) if getattr(child, "name", None) == part)
-    return sum(bool(line.strip()) for line in ast.get_source_segment(source, node).splitlines())
+        node = next(
+            child
+            for child in ast.iter_child_nodes(node)
+            if getattr(child, "name", None) == part
+        )
+    return sum(
+        bool(line.strip()) for line in ast.get_source_segment(source, node).splitlines()
+    )
 
 
 def planned(root: Path = ROOT) -> dict[str, dict[str, int]]:
-    """Read the minutes that the book states: per chapter those of page, notebook, exercises and quiz."""
-    return yaml.safe_load((root / "book" / "data" / "minutes.yml").read_text(encoding="utf-8"))
+    """Read the minutes that the book states: per chapter those of page, notebook,
+    exercises and quiz.
+    """
+    return yaml.safe_load(
+        (root / "book" / "data" / "minutes.yml").read_text(encoding="utf-8")
+    )
 
 
 def exercise_minutes(text: str) -> dict[str, int]:
@@ -84,8 +111,12 @@ def exercise_minutes(text: str) -> dict[str, int]:
 
 
 def stated(notebook: NotebookNode) -> tuple[int, int] | None:
-    """Read how long a notebook says that it takes: to read and run, and for the exercises; None where it does not."""
-    match = STATED.search(" ".join("\n".join(cell.source for cell in notebook.cells).split()))
+    """Read how long a notebook says that it takes: to read and run, and for the
+    exercises; None where it does not.
+    """
+    match = STATED.search(
+        " ".join("\n".join(cell.source for cell in notebook.cells).split())
+    )
     return (int(match["read"]), int(match["exercises"])) if match else None
 
 
@@ -96,13 +127,19 @@ def read(name: str, root: Path = ROOT) -> NotebookNode:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", default=sorted(path.stem for path in (ROOT / "notebooks/py").glob("*.py")))
+    parser.add_argument(
+        "names",
+        nargs="*",
+        default=sorted(path.stem for path in (ROOT / "notebooks/py").glob("*.py")),
+    )
     for name in parser.parse_args().names:
         found = sections(read(name))
-        work = {title: found[title] for title in ("Exercises", "Quiz") if title in found}
+        work = {
+            title: found[title] for title in ("Exercises", "Quiz") if title in found
+        }
         print(
-            f"{name}: page {page(name):.0f}, {sum(found.values()) - sum(work.values())} to read and run, {work}, "
-            f"stated {planned()[name]}"
+            f"{name}: page {page(name):.0f}, {sum(found.values()) - sum(work.values())}"
+            f" to read and run, {work}, stated {planned()[name]}"
         )
         for title, minutes in found.items():
             print(f"  {minutes:3}  {title}")

@@ -1,8 +1,11 @@
-"""Train MobileNets and their full-convolution twin on solar cells, over several seeds (`make results`).
+"""Train MobileNets and their full-convolution twin on solar cells, over several seeds
+(`make results`).
 
-Tables 4 and 6 of the MobileNet paper in miniature, on data that is here: functional against defective ELPV cells.
-Writes book/data/results/mobilenet_cells.json, which chapter 01 draws. Every finished run is written at once, and a run
-that the file already holds is not repeated, so an interrupted command goes on where it stopped; `--force` starts over.
+Tables 4 and 6 of the MobileNet paper in miniature, on data that is here: functional
+against defective ELPV cells. Writes book/data/results/mobilenet_cells.json, which
+chapter 01 draws. Every finished run is written at once, and a run that the file already
+holds is not repeated, so an interrupted command goes on where it stopped; `--force`
+starts over.
 """
 
 import statistics
@@ -18,7 +21,13 @@ from paperlib.training import predict, train_classifier
 
 SIDE, EPOCHS, SEEDS = 128, 12, 5
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 4e-5
-RECIPE = {"side": SIDE, "epochs": EPOCHS, "batch": 32, "learning rate": LEARNING_RATE, "weight decay": WEIGHT_DECAY}
+RECIPE = {
+    "side": SIDE,
+    "epochs": EPOCHS,
+    "batch": 32,
+    "learning rate": LEARNING_RATE,
+    "weight decay": WEIGHT_DECAY,
+}
 MODELS = {
     "0.25 MobileNet": {"width": 0.25},
     "0.5 MobileNet": {"width": 0.5},
@@ -27,17 +36,26 @@ MODELS = {
 
 
 def run(name: str, seed: int, cells: CellSplit) -> dict:
-    """Train one model with one seed; the seed sets the split, the weights, the order and the flips."""
+    """Train one model with one seed; the seed sets the split, the weights, the order
+    and the flips.
+    """
     torch.manual_seed(seed)
-    model = MobileNetV1(num_classes=2, **MODELS[name]).to(memory_format=torch.channels_last)
+    model = MobileNetV1(num_classes=2, **MODELS[name]).to(
+        memory_format=torch.channels_last
+    )
     groups = parameter_groups(model, WEIGHT_DECAY)
     optimizer = torch.optim.RMSprop(groups, lr=LEARNING_RATE, alpha=0.9, momentum=0.9)
-    # Processor time on one thread: unlike the wall clock it does not change with what else the machine does.
+    # Processor time on one thread: unlike the wall clock it does not change with what
+    # else the machine does.
     readings = [time.process_time()]
     history = train_classifier(
-        model, (cells.train, cells.train_labels), optimizer, epochs=EPOCHS, seed=seed,
+        model,
+        (cells.train, cells.train_labels),
+        optimizer,
+        epochs=EPOCHS,
+        seed=seed,
         on_epoch=lambda epoch: readings.append(time.process_time()),
-    )  # fmt: skip
+    )
     logits = predict(model, cells.test)
     return {
         "model": name,
@@ -46,7 +64,9 @@ def run(name: str, seed: int, cells: CellSplit) -> dict:
         "accuracy": float((logits.argmax(1) == cells.test_labels).float().mean()),
         "auroc": auroc(cells.test_labels, logits[:, 1] - logits[:, 0]),
         "loss": [round(epoch.loss, 4) for epoch in history],
-        "cpu_seconds_per_epoch": statistics.median(b - a for a, b in zip(readings, readings[1:], strict=False)),
+        "cpu_seconds_per_epoch": statistics.median(
+            b - a for a, b in zip(readings, readings[1:], strict=False)
+        ),
     }
 
 
@@ -63,7 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
             row = run(name, seed, split)
             found.runs.append(row)
             found.save()
-            print(f"seed {seed}, {name}: accuracy {row['accuracy']:.3f}, AUROC {row['auroc']:.3f}", flush=True)
+            print(
+                f"seed {seed}, {name}: accuracy {row['accuracy']:.3f}, AUROC"
+                f" {row['auroc']:.3f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

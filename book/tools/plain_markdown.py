@@ -1,7 +1,9 @@
-"""Turn the MyST Markdown of a notebook's cells into what every notebook viewer can show.
+"""Turn the MyST Markdown of a notebook's cells into what every notebook viewer can
+show.
 
-Jupyter Book resolves directives, citations and references when it builds a page; Colab shows them raw. What is not
-known here is an error, so that nothing raw is published: add it below, or write the cell without it.
+Jupyter Book resolves directives, citations and references when it builds a page; Colab
+shows them raw. What is not known here is an error, so that nothing raw is published:
+add it below, or write the cell without it.
 """
 
 import ast
@@ -13,40 +15,88 @@ from pathlib import Path
 from pybtex.database import BibliographyData
 from pybtex.richtext import Text
 
-FENCE = re.compile(r"^(?P<marks>`{3,}|:{3,}|~{3,})(?:\{(?P<name>[\w:-]+)\})?\s*(?P<argument>.*)$")
+FENCE = re.compile(
+    r"^(?P<marks>`{3,}|:{3,}|~{3,})(?:\{(?P<name>[\w:-]+)\})?\s*(?P<argument>.*)$"
+)
 OPTION = re.compile(r"^:([\w-]+):\s*(.*)$")
-SPAN = re.compile(r"\{(?P<role>[a-z][\w:-]*)\}`(?P<text>[^`]+)`|(?P<code>(`+)(?!`).+?(?<!`)\4(?!`))", re.S)
+SPAN = re.compile(
+    r"\{(?P<role>[a-z][\w:-]*)\}`(?P<text>[^`]+)`|(?P<code>(`+)(?!`).+?(?<!`)\4(?!`))",
+    re.S,
+)
 LABELLED = re.compile(r"^\$\$[ ]*\((?P<label>[\w:-]+)\)[ ]*$", re.M)
-LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)(?P<attributes>\{[^}]*\})?")
-ENVIRONMENT = re.compile(r"^\\begin\{(?P<name>\w+\*?)\}.*?^\\end\{(?P=name)\}[ ]*$", re.M | re.S)
+LINK = re.compile(
+    r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)(?P<attributes>\{[^}]*\})?"
+)
+ENVIRONMENT = re.compile(
+    r"^\\begin\{(?P<name>\w+\*?)\}.*?^\\end\{(?P=name)\}[ ]*$", re.M | re.S
+)
 
-ADMONITIONS = {"admonition", "attention", "caution", "danger", "error", "hint", "important", "note", "seealso", "tip",
-               "warning", "margin", "sidebar"}  # fmt: skip
+ADMONITIONS = {
+    "admonition",
+    "attention",
+    "caution",
+    "danger",
+    "error",
+    "hint",
+    "important",
+    "note",
+    "seealso",
+    "tip",
+    "warning",
+    "margin",
+    "sidebar",
+}
 FOLDED = {"dropdown", "toggle", "solution"}
-DROPPED = {"bibliography", "contents", "exercise-end", "solution-end", "tableofcontents"}
+DROPPED = {
+    "bibliography",
+    "contents",
+    "exercise-end",
+    "solution-end",
+    "tableofcontents",
+}
 TRANSPARENT = {"div", "tab-set"}
 
 
 class PlainMarkdown:
-    """Convert the Markdown cells of one notebook; equations and exercises are numbered through all of them.
+    """Convert the Markdown cells of one notebook; equations and exercises are numbered
+    through all of them.
 
     Args:
         cells: the Markdown sources, in order.
-        folder: the notebook's folder, against which links and included files are resolved.
+        folder: the notebook's folder, against which links and included files are
+            resolved.
         root: the repository's root.
         references: the book's bibliography.
-        pages: address of the published book, or empty: then links between pages become plain text.
+        pages: address of the published book, or empty: then links between pages become
+            plain text.
     """
 
-    def __init__(self, cells: list[str], folder: Path, root: Path, references: BibliographyData, pages: str = ""):
-        self.cells, self.folder, self.root, self.references, self.pages = cells, folder, root, references, pages
+    def __init__(
+        self,
+        cells: list[str],
+        folder: Path,
+        root: Path,
+        references: BibliographyData,
+        pages: str = "",
+    ):
+        self.cells, self.folder, self.root, self.references, self.pages = (
+            cells,
+            folder,
+            root,
+            references,
+            pages,
+        )
         text = "\n".join(cells)
         self.labels: dict[str, str] = {}
         equations = [
             *LABELLED.finditer(text),
-            *re.finditer(r"^(?:`{3,}|:{3,})\{math\}\s*\n:label:\s*(?P<label>\S+)", text, re.M),
+            *re.finditer(
+                r"^(?:`{3,}|:{3,})\{math\}\s*\n:label:\s*(?P<label>\S+)", text, re.M
+            ),
         ]
-        for number, match in enumerate(sorted(equations, key=lambda match: match.start()), start=1):
+        for number, match in enumerate(
+            sorted(equations, key=lambda match: match.start()), start=1
+        ):
             self.labels[match["label"]] = f"({number})"
         exercise = r"^(?:`{3,}|:{3,})\{exercise(?:-start)?\}[^\n]*\n(?:(?::(?!label)[^\n]*)\n)*:label:\s*(\S+)"
         for number, match in enumerate(re.finditer(exercise, text, re.M), start=1):
@@ -71,7 +121,9 @@ class PlainMarkdown:
             body = lines[position + 1 : end]
             out.append(self._text("\n".join(text)))
             if opening["name"]:
-                out.append(self._directive(opening["name"], opening["argument"].strip(), body))
+                out.append(
+                    self._directive(opening["name"], opening["argument"].strip(), body)
+                )
             else:
                 out.append("\n".join(lines[position : end + 1]))
             text, position = [], end + 1
@@ -86,27 +138,40 @@ class PlainMarkdown:
             return ""
         if name in TRANSPARENT:
             return self._blocks(body)
-        if name in FOLDED or (name in ADMONITIONS and "dropdown" in options.get("class", "")):
+        if name in FOLDED or (
+            name in ADMONITIONS and "dropdown" in options.get("class", "")
+        ):
             summary = "Solution" if name == "solution" else title or name.capitalize()
             return f"<details><summary><b>{summary}</b></summary>\n\n{self._blocks(body)}\n\n</details>\n"
         if name in ADMONITIONS:
             heading = title or name.capitalize()
             return (
-                "\n".join(f"> {line}".rstrip() for line in [f"**{heading}**", "", *self._blocks(body).splitlines()])
+                "\n".join(
+                    f"> {line}".rstrip()
+                    for line in [f"**{heading}**", "", *self._blocks(body).splitlines()]
+                )
                 + "\n"
             )
         if name in ("exercise", "exercise-start"):
             number = self.labels.get(options.get("label", ""), "Exercise")
-            return f"**{number}{f' ({title})' if title else ''}**\n\n{self._blocks(body)}"
+            return (
+                f"**{number}{f' ({title})' if title else ''}**\n\n{self._blocks(body)}"
+            )
         if name == "solution-start":
-            return f"**Solution to {self.labels.get(argument, argument)}**\n\n{self._blocks(body)}"
+            return (
+                "**Solution to"
+                f" {self.labels.get(argument, argument)}**\n\n{self._blocks(body)}"
+            )
         if name == "tab-item":
             return f"**{title}**\n\n{self._blocks(body)}"
         if name == "math":
             label = options.get("label")
             return f"$$\n{inside}{self._tag(label) if label else ''}\n$$"
         if name in ("figure", "image"):
-            return f"![{options.get('alt', '')}]({self._picture(argument)})\n\n{self._blocks(body)}".rstrip() + "\n"
+            return (
+                f"![{options.get('alt', '')}]({self._picture(argument)})\n\n{self._blocks(body)}".rstrip()
+                + "\n"
+            )
         if name in ("code-block", "code"):
             return f"```{argument}\n{inside}\n```"
         if name == "literalinclude":
@@ -121,10 +186,18 @@ class PlainMarkdown:
     def _text(self, text: str) -> str:
         text = re.sub(r"^\([\w:.-]+\)=[ ]*\n?", "", text, flags=re.M)
         text = re.sub(r"^%[^\n]*\n?", "", text, flags=re.M)
-        text = LABELLED.sub(lambda match: self._tag(match["label"]).lstrip("\n") + "\n$$", text)
+        text = LABELLED.sub(
+            lambda match: self._tag(match["label"]).lstrip("\n") + "\n$$", text
+        )
         text = ENVIRONMENT.sub(self._environment, text)
-        # Code stays as it is; a link's text may hold code, so links come last and look at what is between code only.
-        return self._links(SPAN.sub(lambda match: match["code"] or self._role(match["role"], match["text"]), text))
+        # Code stays as it is; a link's text may hold code, so links come last and look
+        # at what is between code only.
+        return self._links(
+            SPAN.sub(
+                lambda match: match["code"] or self._role(match["role"], match["text"]),
+                text,
+            )
+        )
 
     def _environment(self, match: re.Match) -> str:
         # The other viewers know these environments only between dollars.
@@ -160,8 +233,9 @@ class PlainMarkdown:
     def _known(self, role: str, label: str) -> str:
         if label not in self.labels:
             raise ValueError(
-                f"{{{role}}}`{label}` is not an equation or exercise of this notebook; "
-                f"expected one of {', '.join(self.labels) or '(none)'}, or a text: {{ref}}`text <{label}>`"
+                f"{{{role}}}`{label}` is not an equation or exercise of this notebook;"
+                f" expected one of {', '.join(self.labels) or '(none)'}, or a text:"
+                f" {{ref}}`text <{label}>`"
             )
         return self.labels[label]
 
@@ -170,25 +244,40 @@ class PlainMarkdown:
         for key in re.split(r"\s*,\s*", keys.strip()):
             if key not in self.references.entries:
                 raise ValueError(
-                    f"{{{role}}}`{key}`: no such key in book/references.bib; add the entry or mend the key"
+                    f"{{{role}}}`{key}`: no such key in book/references.bib; add the"
+                    " entry or mend the key"
                 )
             entry = self.references.entries[key]
-            names = [" ".join(person.prelast_names + person.last_names) for person in entry.persons["author"]]
+            names = [
+                " ".join(person.prelast_names + person.last_names)
+                for person in entry.persons["author"]
+            ]
             people = [str(Text.from_latex(name)) for name in names]
             who = f"{people[0]} et al." if len(people) > 2 else " and ".join(people)
             year = entry.fields["year"]
             form = f"{who} ({year})" if role.startswith("cite:t") else f"{who}, {year}"
             where = entry.fields.get("url") or (
-                f"https://doi.org/{entry.fields['doi']}" if "doi" in entry.fields else ""
+                f"https://doi.org/{entry.fields['doi']}"
+                if "doi" in entry.fields
+                else ""
             )
             cited.append(f"[{form}]({where})" if where else form)
-        return ", ".join(cited) if role.startswith("cite:t") else f"({'; '.join(cited)})"
+        return (
+            ", ".join(cited) if role.startswith("cite:t") else f"({'; '.join(cited)})"
+        )
 
     def _links(self, text: str) -> str:
         pieces = re.split(r"((`+)(?!`).+?(?<!`)\2(?!`))", text, flags=re.S)
-        # re.split also returns the inner group (the backticks); every third piece from 0 is text, from 1 is code.
+        # re.split also returns the inner group (the backticks); every third piece from
+        # 0 is text, from 1 is code.
         return "".join(
-            LINK.sub(self._link, piece) if index % 3 == 0 else piece if index % 3 == 1 else ""
+            (
+                LINK.sub(self._link, piece)
+                if index % 3 == 0
+                else piece
+                if index % 3 == 1
+                else ""
+            )
             for index, piece in enumerate(pieces)
         )
 
@@ -201,7 +290,13 @@ class PlainMarkdown:
         if not self.pages:
             return text
         path, _, anchor = target.partition("#")
-        page = (self.folder / path).resolve().relative_to(self.root.resolve()).with_suffix(".html").as_posix()
+        page = (
+            (self.folder / path)
+            .resolve()
+            .relative_to(self.root.resolve())
+            .with_suffix(".html")
+            .as_posix()
+        )
         return f"[{text}]({self.pages}/{page}{f'#{anchor}' if anchor else ''})"
 
     def _picture(self, target: str) -> str:
@@ -217,34 +312,50 @@ class PlainMarkdown:
             return source.rstrip()
         nodes = ast.parse(source).body
         for part in wanted.split("."):
-            node = next((node for node in nodes if getattr(node, "name", None) == part), None)
+            node = next(
+                (node for node in nodes if getattr(node, "name", None) == part), None
+            )
             if node is None:
-                raise ValueError(f"{target} has no {wanted}; give the name of a function or class in it")
+                raise ValueError(
+                    f"{target} has no {wanted}; give the name of a function or class"
+                    " in it"
+                )
             nodes = node.body
-        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        first = min(
+            [node.lineno, *(decorator.lineno for decorator in node.decorator_list)]
+        )
         return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
 
     def _file(self, target: str) -> Path:
         # As in Sphinx, a leading slash means the root of the book's sources.
-        path = self.root / target[1:] if target.startswith("/") else self.folder / target
+        path = (
+            self.root / target[1:] if target.startswith("/") else self.folder / target
+        )
         if not path.is_file():
             raise ValueError(
-                f"no file {target} (looked for it from {self.folder.name}/); mend the path in the notebook"
+                f"no file {target} (looked for it from {self.folder.name}/); mend the"
+                " path in the notebook"
             )
         return path
 
 
 def _closing(lines: list[str], start: int, marks: str) -> int:
-    """Find the line that closes a fence: the same mark, at least as many, and nothing else."""
+    """Find the line that closes a fence: the same mark, at least as many, and nothing
+    else.
+    """
     for position in range(start + 1, len(lines)):
         line = lines[position].strip()
         if set(line) == {marks[0]} and len(line) >= len(marks):
             return position
-    raise ValueError(f"the fence {lines[start]!r} is not closed; end it with a line {marks}")
+    raise ValueError(
+        f"the fence {lines[start]!r} is not closed; end it with a line {marks}"
+    )
 
 
 def _options(body: list[str]) -> tuple[dict[str, str], list[str]]:
     """Split a directive's body into its `:key: value` lines and the rest."""
-    count = next((i for i, line in enumerate(body) if not OPTION.match(line)), len(body))
+    count = next(
+        (i for i, line in enumerate(body) if not OPTION.match(line)), len(body)
+    )
     options = {match[1]: match[2].strip() for match in map(OPTION.match, body[:count])}
     return options, body[count:]

@@ -1,9 +1,11 @@
-"""Bring the notebooks up to date with their text twins: run the stale ones, and stamp what was run.
+"""Bring the notebooks up to date with their text twins: run the stale ones, and stamp
+what was run.
 
     python book/tools/run_notebooks.py [NAME ...] [--force] [--check]
 
-`notebooks/py/NAME.py` is the source; `notebooks/NAME.ipynb` holds the same cells with outputs and the stamp. A notebook
-whose text changed but whose code did not gets the new text and keeps its outputs.
+`notebooks/py/NAME.py` is the source; `notebooks/NAME.ipynb` holds the same cells with
+outputs and the stamp. A notebook whose text changed but whose code did not gets the new
+text and keeps its outputs.
 """
 
 import argparse
@@ -41,13 +43,19 @@ def names(root: Path) -> list[str]:
 
 
 def read_text(notebook: Path) -> NotebookNode:
-    """Read the text twin as a notebook without outputs, its cell ids derived from its cells."""
+    """Read the text twin as a notebook without outputs, its cell ids derived from its
+    cells.
+    """
     read = jupytext.read(text_path(notebook))
     read.metadata = NotebookNode(kernelspec=NotebookNode(KERNEL))
     seen: dict[str, int] = {}
     for cell in read.cells:
-        cell.metadata = NotebookNode({key: cell.metadata[key] for key in SHARED_METADATA if key in cell.metadata})
-        key = hashlib.sha256(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[:8]
+        cell.metadata = NotebookNode(
+            {key: cell.metadata[key] for key in SHARED_METADATA if key in cell.metadata}
+        )
+        key = hashlib.sha256(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[
+            :8
+        ]
         seen[key] = seen.get(key, 0) + 1
         cell["id"] = key if seen[key] == 1 else f"{key}-{seen[key]}"
     read.nbformat, read.nbformat_minor = 4, 5
@@ -57,19 +65,30 @@ def read_text(notebook: Path) -> NotebookNode:
 def shared_part(notebook: NotebookNode) -> list[tuple]:
     """List what a notebook and its text twin must have in common, cell by cell."""
     return [
-        (cell.cell_type, cell.source, {key: cell.metadata[key] for key in SHARED_METADATA if key in cell.metadata})
+        (
+            cell.cell_type,
+            cell.source,
+            {
+                key: cell.metadata[key]
+                for key in SHARED_METADATA
+                if key in cell.metadata
+            },
+        )
         for cell in notebook.cells
     ]
 
 
 def state(notebook: Path, root: Path) -> str:
-    """Say whether a notebook is "missing", "stale" (its code changed), "unpaired" (its text changed) or "fresh"."""
+    """Say whether a notebook is "missing", "stale" (its code changed), "unpaired" (its
+    text changed) or "fresh".
+    """
     if not notebook.exists():
         return "missing"
     text, committed = read_text(notebook), nbformat.read(notebook, as_version=4)
     if committed.metadata.get("executed", {}).get("code") != code_hash(text, root):
         return "stale"
-    # An output may have been cleared, or a cell edited and reverted, since the stamp was made.
+    # An output may have been cleared, or a cell edited and reverted, since the stamp
+    # was made.
     if len(_code(text)) != len(_code(committed)) or not all(
         c.execution_count for c in _code(committed) if c.source.strip()
     ):
@@ -78,7 +97,8 @@ def state(notebook: Path, root: Path) -> str:
 
 
 def execute(notebook: Path, root: Path) -> float:
-    """Run a notebook's text in a fresh kernel and write the notebook; on a failure the old file stays as it was.
+    """Run a notebook's text in a fresh kernel and write the notebook; on a failure the
+    old file stays as it was.
 
     Returns:
         the seconds it took.
@@ -87,7 +107,9 @@ def execute(notebook: Path, root: Path) -> float:
         ValueError: if a cell fails, takes too long, or writes a warning.
     """
     run = read_text(notebook)
-    code = code_hash(run, root)  # before running: an edit made meanwhile must show as stale
+    code = code_hash(
+        run, root
+    )  # before running: an edit made meanwhile must show as stale
     client = NotebookClient(
         run,
         timeout=CELL_SECONDS,
@@ -99,20 +121,35 @@ def execute(notebook: Path, root: Path) -> float:
     started = time.monotonic()
     try:
         # The library that is hashed is the one that runs, whatever copy is installed.
-        client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])})
+        client.execute(
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(
+                    [str(root), os.environ.get("PYTHONPATH", "")]
+                ),
+            }
+        )
     except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
-        raise ValueError(f"{notebook.name} did not run through; the old file is kept.\n{error}") from error
+        raise ValueError(
+            f"{notebook.name} did not run through; the old file is kept.\n{error}"
+        ) from error
     seconds = time.monotonic() - started
     _refuse_stderr(notebook, run)
     lighten_outputs(run)
     run.metadata.get("language_info", {}).pop("version", None)
-    run.metadata["executed"] = {"code": code, **_surroundings(), "seconds": round(seconds, 1)}
+    run.metadata["executed"] = {
+        "code": code,
+        **_surroundings(),
+        "seconds": round(seconds, 1),
+    }
     _write(notebook, run)
     return seconds
 
 
 def take_text(notebook: Path) -> None:
-    """Give a notebook the cells of its text twin, whose code is the same, and keep outputs and stamp."""
+    """Give a notebook the cells of its text twin, whose code is the same, and keep
+    outputs and stamp.
+    """
     new, old = read_text(notebook), nbformat.read(notebook, as_version=4)
     for cell, before in zip(_code(new), _code(old), strict=True):
         cell.outputs, cell.execution_count = before.outputs, before.execution_count
@@ -129,8 +166,9 @@ def _refuse_stderr(notebook: Path, run: NotebookNode) -> None:
         for output in cell.outputs:
             if output.get("name") == "stderr":
                 raise ValueError(
-                    f"{notebook.name} wrote to stderr, which a page may not show; the old file is kept. "
-                    f"Remove the cause of the warning in the cell\n{cell.source}\n{output.text}"
+                    f"{notebook.name} wrote to stderr, which a page may not show; the"
+                    " old file is kept. Remove the cause of the warning in the"
+                    f" cell\n{cell.source}\n{output.text}"
                 )
 
 
@@ -159,19 +197,27 @@ def select(given: list[str], root: Path) -> list[Path]:
     known = names(root)
     wanted = [Path(name).stem for name in given] or known
     if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(f"no text notebooks/py/{unknown[0]}.py; expected one of {', '.join(known) or '(none there)'}")
+        raise ValueError(
+            f"no text notebooks/py/{unknown[0]}.py; expected one of"
+            f" {', '.join(known) or '(none there)'}"
+        )
     return [root / "notebooks" / f"{name}.ipynb" for name in wanted]
 
 
 def update(notebooks: list[Path], root: Path, force: bool = False) -> list[str]:
-    """Bring each notebook up to date, print what was done, and return the messages of those that failed."""
+    """Bring each notebook up to date, print what was done, and return the messages of
+    those that failed.
+    """
     failures = []
     for notebook in notebooks:
         now = state(notebook, root)
         if force or now in ("missing", "stale"):
             print(f"{notebook.stem}: {now}, running …", flush=True)
             try:
-                print(f"{notebook.stem}: ran in {execute(notebook, root):.1f} s", flush=True)
+                print(
+                    f"{notebook.stem}: ran in {execute(notebook, root):.1f} s",
+                    flush=True,
+                )
             except ValueError as error:
                 failures.append(str(error))
         elif now == "unpaired":
@@ -186,10 +232,17 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="notebooks to look at, e.g. 01_mobilenet; default: all"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="notebooks to look at, e.g. 01_mobilenet; default: all",
     )
     parser.add_argument("--force", action="store_true", help="run fresh ones too")
-    parser.add_argument("--check", action="store_true", help="run nothing; list what is not fresh and exit with 1")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="run nothing; list what is not fresh and exit with 1",
+    )
     options = parser.parse_args(arguments)
     try:
         notebooks = select(options.names, root)

@@ -1,4 +1,5 @@
-"""Write book/status.md: what was run, where, when and with which versions, from the notebooks' stamps.
+"""Write book/status.md: what was run, where, when and with which versions, from the
+notebooks' stamps.
 
 python book/tools/status.py
 """
@@ -14,7 +15,8 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = Path("book/status.md")
-COMPARED = "nbval-check-output"  # nbval, in its lax mode, compares the cells that carry this tag
+# nbval, in its lax mode, compares the cells that carry this tag
+COMPARED = "nbval-check-output"
 
 HEAD = """\
 # What was run, and where
@@ -38,12 +40,18 @@ COLUMNS = ("Notebook", "Seconds", "Cells compared", "Date", "Size")
 
 def compared(notebook: NotebookNode) -> tuple[int, int]:
     """Count the code cells whose output `make test` compares, and all code cells."""
-    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    code = [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.source.strip()
+    ]
     return sum(COMPARED in cell.metadata.get("tags", ()) for cell in code), len(code)
 
 
 def page(root: Path) -> str:
-    """Compose the page from the notebooks below `root`: a table for each machine, profile and set of versions."""
+    """Compose the page from the notebooks below `root`: a table for each machine,
+    profile and set of versions.
+    """
     tables: dict[str, list[list[str]]] = {}
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         where, row = _row(path)
@@ -66,13 +74,18 @@ def _tables(columns: tuple[str, ...], tables: dict[str, list[list[str]]]) -> lis
     """Write a table under each heading."""
     written = []
     for where, rows in tables.items():
-        lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+        lines = [
+            f"| {' | '.join(cells)} |"
+            for cells in (columns, ["---"] * len(columns), *rows)
+        ]
         written.append(f"{where}\n\n" + "\n".join(lines) + "\n")
     return written
 
 
 def _where(stamp: dict) -> str:
-    return f"**{stamp['device']}**, " + ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
+    return f"**{stamp['device']}**, " + ", ".join(
+        f"{name} {version}" for name, version in stamp["versions"].items()
+    )
 
 
 def _row(path: Path) -> tuple[str, list[str]]:
@@ -80,7 +93,9 @@ def _row(path: Path) -> tuple[str, list[str]]:
     notebook = nbformat.read(path, as_version=4)
     stamp = notebook.metadata.get("executed")
     if stamp is None:
-        raise ValueError(f"{path.name} has no stamp; run `make execute`, which runs and stamps it")
+        raise ValueError(
+            f"{path.name} has no stamp; run `make execute`, which runs and stamps it"
+        )
     some, every = compared(notebook)
     row = [
         f"[{path.stem}](../notebooks/{path.name})",
@@ -112,13 +127,22 @@ def _encoder(path: Path) -> list[str]:
         return []
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
     run = next(run for run in runs if run["name"] == "committed")
-    minutes = f" in {run['cpu_seconds'] / 60:.0f} processor minutes" if run["cpu_seconds"] else ""
-    shares = [f"{large:.0%} and {small:.0%} of {kind}" for kind, (large, small) in run["positions"].items()]
+    minutes = (
+        f" in {run['cpu_seconds'] / 60:.0f} processor minutes"
+        if run["cpu_seconds"]
+        else ""
+    )
+    shares = [
+        f"{large:.0%} and {small:.0%} of {kind}"
+        for kind, (large, small) in run["positions"].items()
+    ]
     return [
-        f"`{weights.name}`, {weights.stat().st_size / 1e6:.1f} MB, is the encoder of the run named *committed*: "
-        f"{run['steps']} steps{minutes}, loss {run['curves'][0][1]:.2f} at first and {run['curves'][-1][1]:.2f} at "
-        "last. Of eight directions it names the right one (large patches, then small ones) for "
-        f"{', '.join(shares)} cells that it was not trained on; chance is 12.5 %.\n"
+        f"`{weights.name}`, {weights.stat().st_size / 1e6:.1f} MB, is the encoder of"
+        f" the run named *committed*: {run['steps']} steps{minutes}, loss"
+        f" {run['curves'][0][1]:.2f} at first and {run['curves'][-1][1]:.2f} at last."
+        " Of eight directions it names the right one (large patches, then small ones)"
+        f" for {', '.join(shares)} cells that it was not trained on; chance is 12.5"
+        " %.\n"
     ]
 
 

@@ -1,11 +1,13 @@
-"""Take the solutions out: of notebooks for students, or of all the sources of a book for them.
+"""Take the solutions out: of notebooks for students, or of all the sources of a book
+for them.
 
     python book/tools/student.py notebooks FOLDER NOTEBOOK ...   self-contained copies, as export_colab.py makes them
     python book/tools/student.py sources FOLDER                  the book's sources; build these with jupyter-book
     python book/tools/student.py check FOLDER                    fail if anything of a solution is in a built book
 
-What goes: cells with the tag `solution`, the answers of the quiz, the sentence that says where solutions are. What
-stays: exercises with their dots, the quiz's questions, and the folded answers to "predict first", which the text needs.
+What goes: cells with the tag `solution`, the answers of the quiz, the sentence that
+says where solutions are. What stays: exercises with their dots, the quiz's questions,
+and the folded answers to "predict first", which the text needs.
 """
 
 import argparse
@@ -28,55 +30,112 @@ WHERE = re.compile(r"\s*Solutions\s+are\s+folded\s+under\s+each\s+group\.")
 QUIZ = re.compile(r"^## Quiz$.*?(?=^## |\Z)", re.M | re.S)
 ANSWER = re.compile(r"^(:{3,})\{dropdown\} Answer\n(?P<text>.*?)^\1$\n*", re.M | re.S)
 FOR_TEACHERS = ("book/instructor",)  # pages that a book for students leaves out
-TEXTS = {".html", ".ipynb", ".js", ".json", ".md", ".py", ".txt"}  # files of a built book that are searched
-# Tests are copied, because pages show some of them and the ledger names them; those that hold answers are not.
-HOLD_ANSWERS = ("test_exercises_*.py", "exercise_checks.py", "submissions.py", "test_grade.py", "test_submission.py")
-NOT_COPIED = shutil.ignore_patterns(".*", "_build", "__pycache__", "*.egg-info", "node_modules", *HOLD_ANSWERS)
+TEXTS = {
+    ".html",
+    ".ipynb",
+    ".js",
+    ".json",
+    ".md",
+    ".py",
+    ".txt",
+}  # files of a built book that are searched
+# Tests are copied, because pages show some of them and the ledger names them; those
+# that hold answers are not.
+HOLD_ANSWERS = (
+    "test_exercises_*.py",
+    "exercise_checks.py",
+    "submissions.py",
+    "test_grade.py",
+    "test_submission.py",
+)
+NOT_COPIED = shutil.ignore_patterns(
+    ".*", "_build", "__pycache__", "*.egg-info", "node_modules", *HOLD_ANSWERS
+)
 
 
 def without_solutions(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy of a notebook without solutions and without the quiz's answers; outputs of other cells stay.
+    """Return a copy of a notebook without solutions and without the quiz's answers;
+    outputs of other cells stay.
 
     Raises:
         ValueError: if something of a solution would be left.
     """
     copy = nbformat.from_dict(notebook)
-    copy.cells = [cell for cell in copy.cells if SOLUTION not in cell.metadata.get("tags", ())]
+    copy.cells = [
+        cell for cell in copy.cells if SOLUTION not in cell.metadata.get("tags", ())
+    ]
     for cell in copy.cells:
         if cell.cell_type == "markdown":
-            cell.source = WHERE.sub("", QUIZ.sub(lambda quiz: ANSWER.sub("", quiz[0]), cell.source))
+            cell.source = WHERE.sub(
+                "", QUIZ.sub(lambda quiz: ANSWER.sub("", quiz[0]), cell.source)
+            )
     if found := leaks(notebook, nbformat.writes(copy, version=4)):
-        raise ValueError("it would show students what they should find: " + "; ".join(found))
+        raise ValueError(
+            "it would show students what they should find: " + "; ".join(found)
+        )
     return copy
 
 
 def solution_cells(notebook: NotebookNode) -> list[str]:
     """List the sources of the cells that students do not get."""
-    return [cell.source for cell in notebook.cells if SOLUTION in cell.metadata.get("tags", ())]
+    return [
+        cell.source
+        for cell in notebook.cells
+        if SOLUTION in cell.metadata.get("tags", ())
+    ]
 
 
 def quiz_answers(notebook: NotebookNode) -> list[str]:
     """List the answers of the quiz."""
-    texts = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    return [answer["text"] for quiz in QUIZ.findall(texts) for answer in ANSWER.finditer(quiz)]
+    texts = "\n\n".join(
+        cell.source for cell in notebook.cells if cell.cell_type == "markdown"
+    )
+    return [
+        answer["text"]
+        for quiz in QUIZ.findall(texts)
+        for answer in ANSWER.finditer(quiz)
+    ]
 
 
 def leaks(notebook: NotebookNode, text: str) -> list[str]:
-    """Quote what of a notebook's solutions and quiz answers stands in `text`, a student's copy of it as JSON.
+    """Quote what of a notebook's solutions and quiz answers stands in `text`, a
+    student's copy of it as JSON.
 
     What the chapter itself says elsewhere is no secret.
     """
     solutions, answers = solution_cells(notebook), quiz_answers(notebook)
     if not solutions or not answers:
-        return ["no cell has the tag `solution`, or the quiz has no answers: are the tags right?"]
-    others = [cell.source for cell in notebook.cells if SOLUTION not in cell.metadata.get("tags", ())]
+        return [
+            "no cell has the tag `solution`, or the quiz has no answers: are the tags"
+            " right?"
+        ]
+    others = [
+        cell.source
+        for cell in notebook.cells
+        if SOLUTION not in cell.metadata.get("tags", ())
+    ]
     chapter = _one_line("\n".join(QUIZ.sub("", source) for source in others))
     lines = [line for source in solutions for line in secret_lines(source)]
-    sentences = [part for answer in answers for part in re.split(r"(?<=[.:?!])\s+", answer) if len(part) > 20]
-    secrets = [secret for secret in map(_one_line, [*lines, *sentences]) if secret not in chapter]
+    sentences = [
+        part
+        for answer in answers
+        for part in re.split(r"(?<=[.:?!])\s+", answer)
+        if len(part) > 20
+    ]
+    secrets = [
+        secret
+        for secret in map(_one_line, [*lines, *sentences])
+        if secret not in chapter
+    ]
     assert secrets, "nothing to look for"
-    shown = _one_line(text.replace("\\n", "\n").replace('\\"', '"').replace('",\n', "\n"))
-    return [secret for secret in secrets if secret in shown or json.dumps(secret)[1:-1] in shown]
+    shown = _one_line(
+        text.replace("\\n", "\n").replace('\\"', '"').replace('",\n', "\n")
+    )
+    return [
+        secret
+        for secret in secrets
+        if secret in shown or json.dumps(secret)[1:-1] in shown
+    ]
 
 
 def _one_line(text: str) -> str:
@@ -84,14 +143,20 @@ def _one_line(text: str) -> str:
 
 
 def secret_lines(source: str) -> list[str]:
-    """List a solution's statements that give something away: calls of checks with an answer, and what computes it."""
-    statements = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+    """List a solution's statements that give something away: calls of checks with an
+    answer, and what computes it.
+    """
+    statements = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)
+    ]
     texts = (ast.get_source_segment(source, node) for node in statements)
     return [text for text in texts if text and len(text) > 12]
 
 
 def write_sources(folder: Path, root: Path = ROOT) -> None:
-    """Copy the book's sources to `folder`, made anew, without solutions, and without what only teachers need."""
+    """Copy the book's sources to `folder`, made anew, without solutions, and without
+    what only teachers need.
+    """
     if folder.exists():
         shutil.rmtree(folder)
     shutil.copytree(root, folder, ignore=NOT_COPIED)
@@ -101,12 +166,18 @@ def write_sources(folder: Path, root: Path = ROOT) -> None:
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from error
         atomic.write_text(path, nbformat.writes(notebook, version=4) + "\n")
-    shutil.rmtree(folder / "notebooks" / "py")  # the same cells as text, solutions included
+    shutil.rmtree(
+        folder / "notebooks" / "py"
+    )  # the same cells as text, solutions included
     for page in FOR_TEACHERS:
         (folder / page).with_suffix(".md").unlink()
     contents = folder / "book" / "_toc.yml"
     lines = contents.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.strip().removeprefix("- file: ") not in FOR_TEACHERS]
+    kept = [
+        line
+        for line in lines
+        if line.strip().removeprefix("- file: ") not in FOR_TEACHERS
+    ]
     atomic.write_text(contents, "".join(kept))
     for path in (folder / "book").glob("*.md"):
         text = path.read_text(encoding="utf-8")
@@ -116,21 +187,33 @@ def write_sources(folder: Path, root: Path = ROOT) -> None:
 
 
 def check_built(folder: Path, root: Path = ROOT) -> list[str]:
-    """Name every file below a built book's folder that holds something of a solution or of a quiz answer.
+    """Name every file below a built book's folder that holds something of a solution or
+    of a quiz answer.
 
     Raises:
         ValueError: if there is no built book.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in TEXTS and path.is_file()]
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in TEXTS and path.is_file()
+    ]
     if not (folder / "index.html").is_file():
         raise ValueError(f"{folder} holds no built book; run `make student-book`")
-    notebooks = [nbformat.read(path, as_version=4) for path in sorted((root / "notebooks").glob("*.ipynb"))]
+    notebooks = [
+        nbformat.read(path, as_version=4)
+        for path in sorted((root / "notebooks").glob("*.ipynb"))
+    ]
     found = []
     for path in files:
         text = path.read_text(encoding="utf-8", errors="replace")
         if path.suffix == ".html":
             text = html.unescape(re.sub(r"<[^>]*>", "", text))
-        found += [f"{path.relative_to(folder)}: {leak}" for notebook in notebooks for leak in leaks(notebook, text)]
+        found += [
+            f"{path.relative_to(folder)}: {leak}"
+            for notebook in notebooks
+            for leak in leaks(notebook, text)
+        ]
     return found
 
 
@@ -138,10 +221,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="what", required=True)
-    notebooks = commands.add_parser("notebooks", help="self-contained notebooks without solutions")
+    notebooks = commands.add_parser(
+        "notebooks", help="self-contained notebooks without solutions"
+    )
     notebooks.add_argument("folder", type=Path)
     notebooks.add_argument("notebooks", type=Path, nargs="+", metavar="NOTEBOOK")
-    sources = commands.add_parser("sources", help="a copy of the book's sources without solutions")
+    sources = commands.add_parser(
+        "sources", help="a copy of the book's sources without solutions"
+    )
     sources.add_argument("folder", type=Path)
     check = commands.add_parser("check", help="look for solutions in a built book")
     check.add_argument("folder", type=Path)

@@ -1,6 +1,13 @@
-"""CAM: class activation maps of networks that end in global average pooling and a linear layer."""
+"""CAM: class activation maps of networks that end in global average pooling and a
+linear layer.
+"""
 
-from paperlib.cam.boxes import CODE_REVIEW_THRESHOLD, LOCALIZATION_THRESHOLD, Box, bounding_boxes
+from paperlib.cam.boxes import (
+    CODE_REVIEW_THRESHOLD,
+    LOCALIZATION_THRESHOLD,
+    Box,
+    bounding_boxes,
+)
 from paperlib.cam.maps import CAM, cam, class_activation_map
 
 __all__ = [

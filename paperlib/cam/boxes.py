@@ -6,12 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LOCALIZATION_THRESHOLD = 0.20  # CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is kept
-CODE_REVIEW_THRESHOLD = 0.60  # a common script: share of the maximum after min-max scaling; every 4-connected region
+# CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is kept
+LOCALIZATION_THRESHOLD = 0.20
+# a common script: share of the maximum after min-max scaling; every 4-connected region
+CODE_REVIEW_THRESHOLD = 0.60
 
 
 class Box(NamedTuple):
-    """A half-open rectangle of cells: rows top to bottom - 1, columns left to right - 1."""
+    """A half-open rectangle of cells: rows top to bottom - 1, columns left to right -
+    1.
+    """
 
     top: int
     left: int
@@ -25,45 +29,64 @@ def bounding_boxes(
     connectivity: int = 8,
     largest: bool = False,
 ) -> list[Box]:
-    """Draw a box around each connected region of a map that lies above a share of its maximum.
+    """Draw a box around each connected region of a map that lies above a share of its
+    maximum.
 
-    The papers resize the map to the image first (`anomaly_map.upsample`), so that boxes are in pixels, and keep the
-    largest region.
+    The papers resize the map to the image first (`anomaly_map.upsample`), so that boxes
+    are in pixels, and keep the largest region.
 
     Args:
-        map: (h, w), of any scale; min-max scale it first for the 60 % rule (`CODE_REVIEW_THRESHOLD`).
+        map: (h, w), of any scale; min-max scale it first for the 60 % rule
+            (`CODE_REVIEW_THRESHOLD`).
         threshold: share of the maximum; cells strictly above it count.
         connectivity: 8 joins cells that touch at a corner, 4 does not.
         largest: True keeps only the region with the most cells (the first of equals).
 
     Returns:
-        half-open boxes in reading order of their regions; none for a map without a positive value.
+        half-open boxes in reading order of their regions; none for a map without a
+        positive value.
 
     Raises:
-        ValueError: for a map that is not (h, w) or holds NaN or infinite values, a threshold outside [0, 1], or a
-            connectivity other than 4 and 8.
+        ValueError: for a map that is not (h, w) or holds NaN or infinite values, a
+            threshold outside [0, 1], or a connectivity other than 4 and 8.
 
-    Source: Zhou et al., arXiv:1512.04150, Sec. 3.1; Selvaraju et al., arXiv:1610.02391v4, Sec. 4.1.
-    Departures: neither paper states the connectivity. Test: test_cam.py::test_boxes_equal_skimage_regions
+    Source: Zhou et al., arXiv:1512.04150, Sec. 3.1; Selvaraju et al.,
+    arXiv:1610.02391v4, Sec. 4.1. Departures: neither paper states the connectivity.
+    Test: test_cam.py::test_boxes_equal_skimage_regions
     """
     from scipy import ndimage
 
     values = torch.as_tensor(map).detach().cpu()
     values = values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
     if values.ndim != 2:
-        raise ValueError(f"map of shape {values.shape}; expected one map (h, w). Take one of a batch, maps[0] say")
+        raise ValueError(
+            f"map of shape {values.shape}; expected one map (h, w). Take one of a"
+            " batch, maps[0] say"
+        )
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{int((~np.isfinite(values)).sum())} values of the map are NaN or infinite; expected finite ones"
+            f"{int((~np.isfinite(values)).sum())} values of the map are NaN or"
+            " infinite; expected finite ones"
         )
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold}; expected a share of the maximum, 0 to 1 (0.2 for 20 %)")
+        raise ValueError(
+            f"threshold={threshold}; expected a share of the maximum, 0 to 1 (0.2 for"
+            " 20 %)"
+        )
     if connectivity not in (4, 8):
         raise ValueError(f"connectivity={connectivity}; expected 4 or 8")
     if values.size == 0 or values.max() <= 0:
         return []
     labels, count = ndimage.label(
-        values > threshold * values.max(), ndimage.generate_binary_structure(2, connectivity // 4)
+        values > threshold * values.max(),
+        ndimage.generate_binary_structure(2, connectivity // 4),
     )
-    boxes = [Box(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in ndimage.find_objects(labels)]
-    return [boxes[np.bincount(labels.ravel(), minlength=count + 1)[1:].argmax()]] if largest and boxes else boxes
+    boxes = [
+        Box(rows.start, columns.start, rows.stop, columns.stop)
+        for rows, columns in ndimage.find_objects(labels)
+    ]
+    return (
+        [boxes[np.bincount(labels.ravel(), minlength=count + 1)[1:].argmax()]]
+        if largest and boxes
+        else boxes
+    )

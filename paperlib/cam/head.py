@@ -17,7 +17,9 @@ from paperlib.validation import has_values
 
 
 class _Call(NamedTuple):
-    """One torch function: its name, what it gave (weakly unless CAM may need it), and its arguments in that case."""
+    """One torch function: its name, what it gave (weakly unless CAM may need it), and
+    its arguments in that case.
+    """
 
     name: str
     result: Any
@@ -25,20 +27,48 @@ class _Call(NamedTuple):
     kwargs: dict
 
     def gave(self, tensor: Tensor) -> bool:
-        return (self.result() if isinstance(self.result, weakref.ref) else self.result) is tensor
+        return (
+            self.result() if isinstance(self.result, weakref.ref) else self.result
+        ) is tensor
 
 
 # What only rearranges, copies or converts numbers in eval mode.
 _PASSING = {
-    "flatten", "view", "view_as", "reshape", "reshape_as", "squeeze", "unsqueeze", "getitem", "contiguous", "clone",
-    "detach", "dropout", "dropout1d", "dropout2d", "feature_dropout", "alpha_dropout", "to", "float", "double", "type",
-    "type_as", "permute", "transpose", "ravel", "unflatten", "identity", "alias",
-}  # fmt: skip
+    "flatten",
+    "view",
+    "view_as",
+    "reshape",
+    "reshape_as",
+    "squeeze",
+    "unsqueeze",
+    "getitem",
+    "contiguous",
+    "clone",
+    "detach",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "feature_dropout",
+    "alpha_dropout",
+    "to",
+    "float",
+    "double",
+    "type",
+    "type_as",
+    "permute",
+    "transpose",
+    "ravel",
+    "unflatten",
+    "identity",
+    "alias",
+}
 _POOLING = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "sum"}
 
 
 class _Calls(TorchFunctionMode):
-    """Remembers the last torch functions of this thread, enough of them to lead from the logits to the pooling."""
+    """Remembers the last torch functions of this thread, enough of them to lead from
+    the logits to the pooling.
+    """
 
     def __init__(self):
         super().__init__()
@@ -50,16 +80,25 @@ class _Calls(TorchFunctionMode):
         if isinstance(result, Tensor):
             name = getattr(func, "__name__", "").partition(".")[0].strip("_")
             kept = name in _PASSING or name in _POOLING or name == "linear"
-            if name == "conv2d":  # after pooling it is a linear layer; before, its maps would only fill memory
+            if (
+                name == "conv2d"
+            ):  # after pooling it is a linear layer; before, its maps would only fill memory
                 kept = result.shape[-2:] == (1, 1)
             self.last.append(
-                _Call(name, result if kept else weakref.ref(result), args if kept else (), kwargs if kept else {})
+                _Call(
+                    name,
+                    result if kept else weakref.ref(result),
+                    args if kept else (),
+                    kwargs if kept else {},
+                )
             )
         return result
 
 
 class _Head(NamedTuple):
-    """The end of a network: what is pooled, (N, C, h, w), how many cells it sums, and the layer after it."""
+    """The end of a network: what is pooled, (N, C, h, w), how many cells it sums, and
+    the layer after it.
+    """
 
     features: Tensor
     cells: int  # 1 where the pooling averages
@@ -69,8 +108,9 @@ class _Head(NamedTuple):
 
 def _refuse(found: str) -> NoReturn:
     raise ValueError(
-        "CAM needs a network that ends in global average pooling of a feature map and one linear layer, with nothing "
-        f"between them that changes numbers; here {found}. Grad-CAM needs none of this: grad_cam(model, images, layer)"
+        "CAM needs a network that ends in global average pooling of a feature map and"
+        " one linear layer, with nothing between them that changes numbers; here"
+        f" {found}. Grad-CAM needs none of this: grad_cam(model, images, layer)"
     )
 
 
@@ -87,7 +127,10 @@ def _find_head(calls: deque[_Call], logits: Tensor) -> _Head:
     head = _Head(*_pooled(calls, call), weight, bias)
     channels, classes = head.features.shape[1], logits.shape[1]
     if weight is not None and weight.shape != (classes, channels):
-        _refuse(f"{channels} channels are pooled and the last layer's weight is {tuple(weight.shape)}")
+        _refuse(
+            f"{channels} channels are pooled and the last layer's weight is"
+            f" {tuple(weight.shape)}"
+        )
     return head
 
 
@@ -107,9 +150,13 @@ def _linear(input, weight, bias=None, *_, **__):
 
 
 def _pooled(calls: deque[_Call], call: _Call) -> tuple[Tensor, int]:
-    """Say what a pooling pools, as (N, C, h, w), and over how many cells it sums (1: it averages)."""
+    """Say what a pooling pools, as (N, C, h, w), and over how many cells it sums (1: it
+    averages).
+    """
     x, axes, cells = _axes(call)
-    if x.ndim == 3 and axes == {2}:  # one axis of space went before, or both were flattened into one
+    if x.ndim == 3 and axes == {
+        2
+    }:  # one axis of space went before, or both were flattened into one
         while calls:
             earlier = calls.pop()
             if not earlier.gave(x):
@@ -118,7 +165,11 @@ def _pooled(calls: deque[_Call], call: _Call) -> tuple[Tensor, int]:
                 before, earlier_axes, earlier_cells = _axes(earlier)
                 if before.ndim == 4 and earlier_axes in ({2}, {3}):
                     return before, cells * earlier_cells
-            elif earlier.name in _PASSING and isinstance(before := earlier.args[0], Tensor) and before.ndim == 4:
+            elif (
+                earlier.name in _PASSING
+                and isinstance(before := earlier.args[0], Tensor)
+                and before.ndim == 4
+            ):
                 if before.flatten(2).shape == x.shape:
                     return before, cells
             break
@@ -132,23 +183,43 @@ def _pooled(calls: deque[_Call], call: _Call) -> tuple[Tensor, int]:
 
 
 def _axes(call: _Call) -> tuple[Tensor, set[int], int]:
-    """Say what a pooling takes, the axes that it reduces to one number, and over how many cells it sums."""
+    """Say what a pooling takes, the axes that it reduces to one number, and over how
+    many cells it sums.
+    """
 
     def reduced(input, dim=None, keepdim=False, *_, **__):
-        dims = range(input.ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+        dims = (
+            range(input.ndim)
+            if dim is None
+            else (dim,)
+            if isinstance(dim, int)
+            else tuple(dim)
+        )
         axes = {axis % input.ndim for axis in dims}
         summed = call.name == "sum"
-        return input, axes, math.prod(input.shape[axis] for axis in axes) if summed else 1
+        return (
+            input,
+            axes,
+            math.prod(input.shape[axis] for axis in axes) if summed else 1,
+        )
 
     def windowed(input, *_, **__):
-        axes = {axis for axis in (2, 3) if call.result.ndim == 4 and call.result.shape[axis] == 1}
+        axes = {
+            axis
+            for axis in (2, 3)
+            if call.result.ndim == 4 and call.result.shape[axis] == 1
+        }
         return input, axes, 1
 
-    return (reduced if call.name in ("mean", "sum") else windowed)(*call.args, **call.kwargs)
+    return (reduced if call.name in ("mean", "sum") else windowed)(
+        *call.args, **call.kwargs
+    )
 
 
 def _check_average(head: _Head, logits: Tensor) -> None:
-    """Refuse unless the maps' mean over space is the logits without their bias, in this very run."""
+    """Refuse unless the maps' mean over space is the logits without their bias, in this
+    very run.
+    """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     pooled = head.features.mean((2, 3), dtype=dtype) * head.cells
     expected, size = pooled, pooled.abs()
@@ -159,8 +230,22 @@ def _check_average(head: _Head, logits: Tensor) -> None:
     if head.bias is not None:
         expected, size = expected + head.bias, size + head.bias.abs()
     if expected.shape != logits.shape:
-        _refuse(f"the pooling leads to {tuple(expected.shape)} and the logits are {tuple(logits.shape)}")
-    # Another structure is off by as much as the terms themselves; rounding is far below that.
-    rounding = 0.05 if torch.finfo(logits.dtype).bits == 16 or torch.finfo(head.features.dtype).bits == 16 else 1e-3
-    if has_values(logits) and not bool(((expected - logits).abs() <= rounding * size.amax()).all()):
-        _refuse("the maps do not average to the logits: something else changes the numbers on the way")
+        _refuse(
+            f"the pooling leads to {tuple(expected.shape)} and the logits are"
+            f" {tuple(logits.shape)}"
+        )
+    # Another structure is off by as much as the terms themselves; rounding is far below
+    # that.
+    rounding = (
+        0.05
+        if torch.finfo(logits.dtype).bits == 16
+        or torch.finfo(head.features.dtype).bits == 16
+        else 1e-3
+    )
+    if has_values(logits) and not bool(
+        ((expected - logits).abs() <= rounding * size.amax()).all()
+    ):
+        _refuse(
+            "the maps do not average to the logits: something else changes the numbers"
+            " on the way"
+        )

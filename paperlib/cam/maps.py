@@ -1,4 +1,6 @@
-"""CAM: put the weights of the last linear layer back on the feature map that was pooled, and draw boxes around it."""
+"""CAM: put the weights of the last linear layer back on the feature map that was
+pooled, and draw boxes around it.
+"""
 
 from typing import Any, NamedTuple
 
@@ -12,11 +14,12 @@ from paperlib.validation import check_images, target_classes
 
 
 class CAM(NamedTuple):
-    """What `cam` found. With T targets an image, maps and targets have an axis T after N.
+    """What `cam` found. With T targets an image, maps and targets have an axis T after
+    N.
 
     Fields:
-        maps: (N, h, w), signed, in units of the logit: their mean over space (their sum, where the network
-            pools by a sum) is the logit without its bias.
+        maps: (N, h, w), signed, in units of the logit: their mean over space (their
+            sum, where the network pools by a sum) is the logit without its bias.
         logits: (N, classes).
         targets: (N,) class indices.
     """
@@ -27,9 +30,12 @@ class CAM(NamedTuple):
 
 
 def class_activation_map(
-    features: Float[Tensor, "n c h w"], weight: Float[Tensor, "classes c"], targets: Int[Tensor, "*n_t"]
+    features: Float[Tensor, "n c h w"],
+    weight: Float[Tensor, "classes c"],
+    targets: Int[Tensor, "*n_t"],
 ) -> Float[Tensor, "*n_t h w"]:
-    r"""Weigh the channels of the last feature map by one class's row of the linear layer.
+    r"""Weigh the channels of the last feature map by one class's row of the linear
+    layer.
 
     $$M_c(x, y) = \sum_k w_k^c f_k(x, y)$$   with $f_k$ = `features[:, k]`, $w_k^c$ = `weight[c, k]`.
 
@@ -39,7 +45,8 @@ def class_activation_map(
         targets: one class an image, or T classes an image for T maps.
 
     Returns:
-        signed maps: no ReLU, no scaling, no bias; float32 where the features are half precision.
+        signed maps: no ReLU, no scaling, no bias; float32 where the features are half
+        precision.
 
     Source: Zhou et al., arXiv:1512.04150, Eq. 2. Departures: none.
     Test: test_cam.py::test_the_map_is_the_weighted_sum_of_channels
@@ -47,7 +54,9 @@ def class_activation_map(
     dtype = torch.promote_types(features.dtype, torch.float32)
     n, c, h, w = features.shape
     rows = weight[targets].to(dtype).view(n, -1, c)
-    with override_autocast(enabled=False):  # it would take the sum in half precision again
+    with override_autocast(
+        enabled=False
+    ):  # it would take the sum in half precision again
         return (rows @ features.flatten(2).to(dtype)).view(*targets.shape, h, w)
 
 
@@ -78,12 +87,16 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
             was found), images that are not a finite batch, targets that do not match
             the batch or the classes, and an nn.DataParallel over several devices.
 
-    Source: Zhou et al., arXiv:1512.04150, Eq. 1. Departures: none in the map. Networks average over space, so its mean
-        and not its sum is the logit; the bias is left out, as in the paper.
+    Source: Zhou et al., arXiv:1512.04150, Eq. 1. Departures: none in the map. Networks
+        average over space, so its mean and not its sum is the logit; the bias is left
+        out, as in the paper.
     Test: test_cam.py::test_maps_average_to_the_logits_of_many_networks
     """
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(f"a {type(model).__name__} hides the end of its network; pass the module it was made from")
+        raise ValueError(
+            f"a {type(model).__name__} hides the end of its network; pass the module it"
+            " was made from"
+        )
     raise_if_threaded(model, "the model")
     with inference_state(model), torch.no_grad():
         images = check_images(images)
@@ -93,7 +106,9 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
         head = _find_head(calls.last, logits)
         _check_average(head, logits)
         if head.weight is None:
-            picked = head.features.take_along_dim(classes.view(len(images), -1, 1, 1), 1)
+            picked = head.features.take_along_dim(
+                classes.view(len(images), -1, 1, 1), 1
+            )
             maps = picked.view(*classes.shape, *picked.shape[-2:])
             maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         else:

@@ -3,7 +3,13 @@
 from paperlib.complexity.conventions import Convention, totals
 from paperlib.complexity.counting import Profile, profile
 from paperlib.complexity.formulas import conv2d_macs, depthwise_separable_macs
-from paperlib.complexity.latency import LayerTime, Machine, measure_machine, time_call, time_layers
+from paperlib.complexity.latency import (
+    LayerTime,
+    Machine,
+    measure_machine,
+    time_call,
+    time_layers,
+)
 from paperlib.complexity.recorder import Layer
 
 __all__ = [

@@ -1,9 +1,11 @@
 """Why two counters rarely agree: one run, totalled by every convention in circulation.
 
-A counter of "the FLOPs of a network" chooses whether a multiplication with its addition is one operation or two, and
-whether biases, normalisation, activations and pooling cost anything, and how much. For one MobileNet-224 this gives
-anything from 569 M to 1,153 M. A convention here is a set of weights on what `paperlib.complexity.counting.profile` counted. The
-tools named beside it were run on MobileNetV1, ResNet-50 and VGG-16, in the version named, and gave exactly its total.
+A counter of "the FLOPs of a network" chooses whether a multiplication with its addition
+is one operation or two, and whether biases, normalisation, activations and pooling cost
+anything, and how much. For one MobileNet-224 this gives anything from 569 M to 1,153 M.
+A convention here is a set of weights on what `paperlib.complexity.counting.profile`
+counted. The tools named beside it were run on MobileNetV1, ResNet-50 and VGG-16, in the
+version named, and gave exactly its total.
 """
 
 from collections.abc import Mapping
@@ -11,7 +13,9 @@ from typing import NamedTuple
 
 # What a run counts, by name. An element is one number of a tensor.
 COUNTS = {
-    "macs": "multiply-adds of convolutions, linear layers, matrix products and attention",
+    "macs": (
+        "multiply-adds of convolutions, linear layers, matrix products and attention"
+    ),
     "conv_bias": "outputs of convolutions with a bias",
     "linear_bias": "outputs of linear layers with a bias",
     "batch_norm": "elements that a batch norm takes in",
@@ -27,7 +31,12 @@ COUNTS = {
     "adaptive_avg_pool_out": "elements that it gives out",
 }
 _BIAS = {"conv_bias": 1, "linear_bias": 1}
-_NORM = {"batch_norm": 1, "batch_norm_affine": 1, "other_norm": 4, "other_norm_affine": 1}
+_NORM = {
+    "batch_norm": 1,
+    "batch_norm_affine": 1,
+    "other_norm": 4,
+    "other_norm_affine": 1,
+}
 _SCALING = {"batch_norm_affine": 1, "other_norm_affine": 1}
 _NORM_ONCE_AND_AGAIN = {"batch_norm": 1, "other_norm": 1, **_SCALING}
 _NORM_TWICE = {name: 2 * weight for name, weight in _NORM_ONCE_AND_AGAIN.items()}
@@ -36,7 +45,9 @@ _AVG_POOLS_OUT = {"avg_pool_out": 1, "adaptive_avg_pool_out": 1}
 
 
 class Convention(NamedTuple):
-    """One way to total a run: what it is called here, what it adds up, the total, and who counts so."""
+    """One way to total a run: what it is called here, what it adds up, the total, and
+    who counts so.
+    """
 
     name: str
     counts: str
@@ -125,7 +136,8 @@ def totals(counts: Mapping[str, int]) -> list[Convention]:
     """Total one run by every convention.
 
     Args:
-        counts: how often each thing in `COUNTS` happened, as in `paperlib.complexity.counting.Profile.counts`; 0 if missing.
+        counts: how often each thing in `COUNTS` happened, as in
+            `paperlib.complexity.counting.Profile.counts`; 0 if missing.
 
     Returns:
         One row a convention, in ascending order for MobileNetV1.
@@ -133,17 +145,25 @@ def totals(counts: Mapping[str, int]) -> list[Convention]:
     Raises:
         ValueError: a name that is not in `COUNTS`.
 
-    Source: counting conventions of the tools named in each row, each observed in the version named.
-    Departures: sums of residuals, products of gates, the softmax inside fused attention and upsampling cost nothing
-        here, and some of the tools count some of these; tools that know modules only miss calls of functions.
+    Source: counting conventions of the tools named in each row, each observed in the
+    version named. Departures: sums of residuals, products of gates, the softmax inside
+    fused attention and upsampling cost nothing
+        here, and some of the tools count some of these; tools that know modules only
+        miss calls of functions.
     Test: test_complexity.py::test_conventions_reproduce_the_peers
     """
     unknown = sorted(set(counts) - set(COUNTS))
     if unknown:
         raise ValueError(
-            f"counts has {', '.join(unknown)}; expected names from {', '.join(COUNTS)}; give Profile.counts"
+            f"counts has {', '.join(unknown)}; expected names from {', '.join(COUNTS)};"
+            " give Profile.counts"
         )
     return [
-        Convention(name, words, sum(weight * counts.get(what, 0) for what, weight in weights.items()), used_by)
+        Convention(
+            name,
+            words,
+            sum(weight * counts.get(what, 0) for what, weight in weights.items()),
+            used_by,
+        )
         for name, words, used_by, weights in _CONVENTIONS
     ]

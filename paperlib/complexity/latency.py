@@ -29,18 +29,24 @@ class LayerTime(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What a device reaches at best: multiply-adds a second, and bytes a second to and from memory."""
+    """What a device reaches at best: multiply-adds a second, and bytes a second to and
+    from memory.
+    """
 
     macs_per_second: float
     bytes_per_second: float
 
     @property
     def ridge(self) -> float:
-        """The intensity, in MACs per byte, above which arithmetic and not memory is the limit."""
+        """The intensity, in MACs per byte, above which arithmetic and not memory is the
+        limit.
+        """
         return self.macs_per_second / self.bytes_per_second
 
     def attainable(self, intensity: float | int) -> float:
-        r"""Bound a layer's speed: $\min(\text{peak}, \text{intensity} \times \text{bandwidth})$, in MACs a second."""
+        r"""Bound a layer's speed:
+        $\min(\text{peak}, \text{intensity} \times \text{bandwidth})$, in MACs a second.
+        """
         return min(self.macs_per_second, intensity * self.bytes_per_second)
 
 
@@ -94,8 +100,9 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
     Raises:
         ValueError: if `repeats` is below 1.
 
-    Source: this book; arithmetic intensity after Williams et al., CACM 2009. Departures: none.
-    Test: test_latency.py::test_rows_carry_the_profiles_macs_and_their_own_bytes
+    Source: this book; arithmetic intensity after Williams et al., CACM 2009.
+    Departures: none. Test:
+    test_latency.py::test_rows_carry_the_profiles_macs_and_their_own_bytes
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}; expected at least 1")
@@ -139,13 +146,26 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
     rows = []
     for name, pairs in readings.items():
         seconds = [clock.seconds(*pair) for pair in pairs]
-        each = [sum(seconds[i : i + calls[name]]) for i in range(0, len(seconds), calls[name])]
+        each = [
+            sum(seconds[i : i + calls[name]])
+            for i in range(0, len(seconds), calls[name])
+        ]
         kind = kinds.get(name, types[name])
-        rows.append(LayerTime(name, kind, statistics.median(each), macs[name], moved[name] * calls[name]))
+        rows.append(
+            LayerTime(
+                name,
+                kind,
+                statistics.median(each),
+                macs[name],
+                moved[name] * calls[name],
+            )
+        )
     return rows
 
 
-def measure_machine(device: torch.device | str = "cpu", side: int = 1024, seconds: float | int = 0.5) -> Machine:
+def measure_machine(
+    device: torch.device | str = "cpu", side: int = 1024, seconds: float | int = 0.5
+) -> Machine:
     """Measure a device's roofline: peak rates of float32 products and of memory copies.
 
     Args:
@@ -161,11 +181,13 @@ def measure_machine(device: torch.device | str = "cpu", side: int = 1024, second
     Raises:
         ValueError: if `side` is below 1 or `seconds` is not above 0.
 
-    Source: Williams, Waterman & Patterson, CACM 52(4), 2009. Departures: counts a multiply-add as one operation.
-    Test: test_latency.py::test_roofline_is_a_minimum
+    Source: Williams, Waterman & Patterson, CACM 52(4), 2009. Departures: counts a
+    multiply-add as one operation. Test: test_latency.py::test_roofline_is_a_minimum
     """
     if side < 1 or not seconds > 0:
-        raise ValueError(f"side={side}, seconds={seconds}; expected at least 1 and more than 0")
+        raise ValueError(
+            f"side={side}, seconds={seconds}; expected at least 1 and more than 0"
+        )
     device = torch.device(device)
     a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
     source = torch.ones(64 * side * side, device=device)
@@ -175,8 +197,13 @@ def measure_machine(device: torch.device | str = "cpu", side: int = 1024, second
     return Machine(side**3 / product, 2 * source.numel() * source.element_size() / copy)
 
 
-def time_call(run: Callable[[], object], device: torch.device | str = "cpu", seconds: float | int = 0.2) -> float:
-    """Time one call of a function: the median over as many calls as fit into `seconds`, at least three.
+def time_call(
+    run: Callable[[], object],
+    device: torch.device | str = "cpu",
+    seconds: float | int = 0.2,
+) -> float:
+    """Time one call of a function: the median over as many calls as fit into `seconds`,
+    at least three.
 
     Args:
         run: called without arguments; one warm-up call precedes the timed calls.
@@ -190,14 +217,17 @@ def time_call(run: Callable[[], object], device: torch.device | str = "cpu", sec
     Raises:
         ValueError: if `seconds` is not above 0.
 
-    Source: this book. Departures: none. Test: test_latency.py::test_a_call_is_timed_by_its_median
+    Source: this book. Departures: none. Test:
+    test_latency.py::test_a_call_is_timed_by_its_median
     """
     if not seconds > 0:
         raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")
     return statistics.median(_readings(run, torch.device(device), seconds))
 
 
-def _readings(run: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
+def _readings(
+    run: Callable[[], object], device: torch.device, seconds: float
+) -> list[float]:
     clock, pairs = _Clock(device), []
     run()
     clock.finish()

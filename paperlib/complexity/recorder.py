@@ -1,12 +1,16 @@
-"""Run a network on tensors without data and write down every operation that costs multiply-adds.
+"""Run a network on tensors without data and write down every operation that costs
+multiply-adds.
 
-The network runs as it is, on inputs that live on the meta device. A dispatch mode, which acts on its own thread only,
-sees each operation before any device does, puts a meta stand-in in the place of each real tensor (a weight, a buffer or
-any attribute) and hands back a tensor of the right shape. So nothing is computed, no weight is copied, moved or
-exchanged, and a model on a GPU stays there, untouched. What each operation counts is in `rules`.
+The network runs as it is, on inputs that live on the meta device. A dispatch mode,
+which acts on its own thread only, sees each operation before any device does, puts a
+meta stand-in in the place of each real tensor (a weight, a buffer or any attribute) and
+hands back a tensor of the right shape. So nothing is computed, no weight is copied,
+moved or exchanged, and a model on a GPU stays there, untouched. What each operation
+counts is in `rules`.
 
-Below autograd, where `paperlib.complexity.counting.profile` runs this, the mode sees `linear`, `conv2d`, `batch_norm` or
-`scaled_dot_product_attention` whole, before PyTorch takes them apart.
+Below autograd, where `paperlib.complexity.counting.profile` runs this, the mode sees
+`linear`, `conv2d`, `batch_norm` or `scaled_dot_product_attention` whole, before PyTorch
+takes them apart.
 """
 
 import math
@@ -27,14 +31,16 @@ _CALL: CodeType = nn.Module._call_impl.__code__
 class Layer(NamedTuple):
     """One row of a profile, in execution order.
 
-    name: dotted name of the module in whose forward the operation ran ("" for the model itself); for the kind
-        "parameter" the parameter's own name.
-    kind: "conv", "pointwise conv" (1×1, ungrouped, in any number of dimensions), "depthwise conv" (one group a channel,
-        whatever the kernel), "grouped conv" (any other groups, 1×1 too), "transposed conv", "deformable conv",
-        "linear", "bilinear", "matmul", "attention" (scaled_dot_product_attention, and the products inside
-        nn.MultiheadAttention; attention written out by hand is two "matmul"), "recurrent", and without MACs
-        "norm", "parameter" (used outside all of these, as a class token or a position embedding) and "unused" (by
-        this forward, as an auxiliary head in eval mode).
+    name: dotted name of the module in whose forward the operation ran ("" for the model
+        itself); for the kind "parameter" the parameter's own name.
+    kind: "conv", "pointwise conv" (1×1, ungrouped, in any number of dimensions),
+        "depthwise conv" (one group a channel, whatever the kernel), "grouped conv" (any
+        other groups, 1×1 too), "transposed conv", "deformable conv", "linear",
+        "bilinear", "matmul", "attention" (scaled_dot_product_attention, and the
+        products inside nn.MultiheadAttention; attention written out by hand is two
+        "matmul"), "recurrent", and without MACs "norm", "parameter" (used outside all
+        of these, as a class token or a position embedding) and "unused" (by this
+        forward, as an auxiliary head in eval mode).
     output_shape: with the batch dimension.
     macs: multiply-adds of this call.
     params: elements of the parameters that it uses and no earlier row did.
@@ -48,18 +54,25 @@ class Layer(NamedTuple):
 
 
 class Tape(TorchDispatchMode):
-    """The mode that counts: `rows` in execution order, and `counts` of what conventions disagree about.
+    """The mode that counts: `rows` in execution order, and `counts` of what conventions
+    disagree about.
 
-    A tensor is constant if it is a parameter, a buffer or computed from nothing else; a layer's output never is.
-    `origin` tells from which parameters a constant comes. So a convolution whose weight was standardised or multiplied
-    by a gain still owns its parameters, and a norm over a weight is not taken for a layer.
+    A tensor is constant if it is a parameter, a buffer or computed from nothing else; a
+    layer's output never is. `origin` tells from which parameters a constant comes. So a
+    convolution whose weight was standardised or multiplied by a gain still owns its
+    parameters, and a norm over a weight is not taken for a layer.
 
     Source: this book; it counts as `paperlib.complexity.counting.profile` says.
     Departures: none.
     Test: test_complexity.py::test_parameters_belong_to_the_layer_that_uses_them
     """
 
-    def __init__(self, modules: list[tuple[str, nn.Module]], rules: Mapping[Any, "Rule"], other: "Rule"):
+    def __init__(
+        self,
+        modules: list[tuple[str, nn.Module]],
+        rules: Mapping[Any, "Rule"],
+        other: "Rule",
+    ):
         super().__init__()
         self._rules, self._other = rules, other
         self.rows: list[Layer] = []
@@ -68,7 +81,8 @@ class Tape(TorchDispatchMode):
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._real: dict[tuple[int, int], frozenset[str]] = {}
         self._origins: dict[int, frozenset[str]] = {}
-        # Stand-ins and constants are held to the end: a freed storage's address, used again, would inherit its origin.
+        # Stand-ins and constants are held to the end: a freed storage's address, used
+        # again, would inherit its origin.
         self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
         self._constants: list[Tensor] = []
         self._claimed: set[str] = set()
@@ -92,25 +106,38 @@ class Tape(TorchDispatchMode):
         return self._rules.get(func, self._other)(self, func, args, kwargs or {})
 
     def origin(self, tensor: Tensor) -> frozenset[str] | None:
-        """The parameters that a constant was computed from; None for what depends on the network's inputs."""
+        """The parameters that a constant was computed from; None for what depends on
+        the network's inputs.
+        """
         if tensor.is_meta:
             return self._origins.get(tensor.untyped_storage()._cdata)
-        return self._real.get((tensor.untyped_storage()._cdata, tensor.storage_offset()), frozenset())
+        return self._real.get(
+            (tensor.untyped_storage()._cdata, tensor.storage_offset()), frozenset()
+        )
 
     def to_meta(self, value: Any, found: list[Tensor]) -> Any:
-        """Put stand-ins for real tensors, and meta for any device, into an argument; append its tensors to `found`."""
+        """Put stand-ins for real tensors, and meta for any device, into an argument;
+        append its tensors to `found`.
+        """
         if isinstance(value, Tensor):
             if not value.is_meta:
                 value = self._stand_in(value)
             found.append(value)
             return value
         if isinstance(value, (list, tuple)):
-            return type(value)([item if isinstance(item, int) else self.to_meta(item, found) for item in value])
+            return type(value)(
+                [
+                    item if isinstance(item, int) else self.to_meta(item, found)
+                    for item in value
+                ]
+            )
         return _META if isinstance(value, torch.device) else value
 
     def _stand_in(self, real: Tensor) -> Tensor:
         if id(real) not in self._stand_ins:
-            stand_in = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device="meta")
+            stand_in = torch.empty_strided(
+                real.shape, real.stride(), dtype=real.dtype, device="meta"
+            )
             self._origins[stand_in.untyped_storage()._cdata] = self.origin(real)
             self._stand_ins[id(real)] = (real, stand_in)
         return self._stand_ins[id(real)][1]
@@ -119,12 +146,17 @@ class Tape(TorchDispatchMode):
         """Run one operation on the meta device, and follow which results are constant."""
         found: list[Tensor] = []
         meta_args = [self.to_meta(arg, found) for arg in args]
-        meta_kwargs = {name: self.to_meta(value, found) for name, value in kwargs.items()} if kwargs else {}
+        meta_kwargs = (
+            {name: self.to_meta(value, found) for name, value in kwargs.items()}
+            if kwargs
+            else {}
+        )
         out = func(*meta_args, **meta_kwargs)
         self._follow(func, [self.origin(tensor) for tensor in found], out)
         for real, stand_in in zip(args, meta_args, strict=True):
             if out is stand_in:
-                return real  # an in-place operation returns the very tensor that it was given
+                # an in-place operation returns the very tensor that it was given
+                return real
         return out
 
     def _follow(self, func, origins: list[frozenset[str] | None], out: Any) -> None:
@@ -136,23 +168,36 @@ class Tape(TorchDispatchMode):
                 self._constants.append(tensor)
         elif constant:
             self.touch(*constant)
-            if func._schema.is_mutable:  # zeros that an activation was written into are constant no more
+            if (
+                func._schema.is_mutable
+            ):  # zeros that an activation was written into are constant no more
                 for tensor in _tensors(out):
                     self._origins.pop(tensor.untyped_storage()._cdata, None)
 
     def touch(self, *origins: frozenset[str] | None) -> None:
-        """Remember where parameters met an activation; those that no row claims are listed there."""
+        """Remember where parameters met an activation; those that no row claims are
+        listed there.
+        """
         for origin in origins:
             for name in origin or ():
                 self._touched.setdefault(name, len(self.rows))
 
     def add(self, kind: str, macs: int, out: Tensor, *constants: Tensor | None) -> None:
-        """Write a row for the module whose forward runs; it owns what parameters of `constants` none owned before."""
-        names = {name for tensor in constants if tensor is not None for name in self.origin(tensor) or ()}
+        """Write a row for the module whose forward runs; it owns what parameters of
+        `constants` none owned before.
+        """
+        names = {
+            name
+            for tensor in constants
+            if tensor is not None
+            for name in self.origin(tensor) or ()
+        }
         names -= self._claimed
         self._claimed |= names
         params = sum(math.prod(self._sizes[name]) for name in names)
-        self.rows.append(Layer(self.module_name(), kind, tuple(out.shape), macs, params))
+        self.rows.append(
+            Layer(self.module_name(), kind, tuple(out.shape), macs, params)
+        )
 
     def module(self) -> nn.Module | None:
         """The innermost module of the model whose forward is running on this thread."""
@@ -163,34 +208,52 @@ class Tape(TorchDispatchMode):
         return self._names.get(id(self.module()), "")
 
     def finish(self) -> list[Layer]:
-        """All rows: those written, and parameters that belong to none, where first used or else at the end."""
+        """All rows: those written, and parameters that belong to none, where first used
+        or else at the end.
+        """
         before: dict[int, list[str]] = {}
         unused: Counter[str] = Counter()
         for name, size in self._sizes.items():
             if name in self._touched and name not in self._claimed:
-                before.setdefault(min(self._touched[name], len(self.rows)), []).append(name)
+                before.setdefault(min(self._touched[name], len(self.rows)), []).append(
+                    name
+                )
             elif name not in self._claimed:
                 unused[name.rpartition(".")[0]] += math.prod(size)
         rows = []
         for position in range(len(self.rows) + 1):
             for name in before.get(position, ()):
-                rows.append(Layer(name, "parameter", self._sizes[name], 0, math.prod(self._sizes[name])))
+                rows.append(
+                    Layer(
+                        name,
+                        "parameter",
+                        self._sizes[name],
+                        0,
+                        math.prod(self._sizes[name]),
+                    )
+                )
             rows += self.rows[position : position + 1]
-        return rows + [Layer(owner, "unused", (), 0, params) for owner, params in unused.items()]
+        return rows + [
+            Layer(owner, "unused", (), 0, params) for owner, params in unused.items()
+        ]
 
 
-# What to do with an operation: takes the tape, the operation and its arguments, and returns its result.
+# What to do with an operation: takes the tape, the operation and its arguments, and
+# returns its result.
 Rule = Callable[[Tape, Any, tuple, dict], Any]
 
 
-def innermost_module(frame: FrameType | None, names: dict[int, str]) -> nn.Module | None:
-    """Walk a stack outwards to the first `forward` of, or call to, a module that is in `names`.
+def innermost_module(
+    frame: FrameType | None, names: dict[int, str]
+) -> nn.Module | None:
+    """Walk a stack outwards to the first `forward` of, or call to, a module that is in
+    `names`.
 
-    Reading the stack needs no hook, so other threads that run the same model see nothing of us.
+    Reading the stack needs no hook, so other threads that run the same model see
+    nothing of us.
 
-    Source: none; our own.
-    Departures: none.
-    Test: test_complexity.py::test_functional_calls_belong_to_the_module_whose_forward_runs
+    Source: none; our own. Departures: none. Test:
+    test_complexity.py::test_functional_calls_belong_to_the_module_whose_forward_runs
     """
     while frame is not None:
         if frame.f_code is _CALL or frame.f_code.co_name == "forward":

@@ -1,4 +1,6 @@
-"""Unpack an archive that came from somewhere else, so that nothing lands outside the folder and nothing half done."""
+"""Unpack an archive that came from somewhere else, so that nothing lands outside the
+folder and nothing half done.
+"""
 
 import errno
 import lzma
@@ -19,24 +21,37 @@ MAX_MEMBERS = 200_000  # MVTec AD has fewer than 7,000
 _CHUNK = 1024 * 1024
 _MAX_NAME = 1024 * 1024  # bytes of what a tar says about one member
 _DAMAGE = (
-    tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    struct.error,
     UnicodeDecodeError,
-)  # fmt: skip
+)
 
 
 class Unpacked(NamedTuple):
-    """What `unpack` did: where the files lie, how many there are, and their bytes together."""
+    """What `unpack` did: where the files lie, how many there are, and their bytes
+    together.
+    """
 
     folder: Path
     files: int
     size: int
 
     def __str__(self) -> str:
-        return f"{self.files:,} files of {self.size / 1e6:,.1f} MB unpacked to {self.folder}"
+        return (
+            f"{self.files:,} files of {self.size / 1e6:,.1f} MB unpacked to"
+            f" {self.folder}"
+        )
 
 
 class _Member(NamedTuple):
-    """A file (with what it holds) or a folder (without) of an archive; `kind` is what else it may be."""
+    """A file (with what it holds) or a folder (without) of an archive; `kind` is what
+    else it may be.
+    """
 
     name: str
     content: IO[bytes] | None
@@ -44,26 +59,35 @@ class _Member(NamedTuple):
 
 
 def unpack(
-    archive: str | Path, folder: str | Path, *, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS
+    archive: str | Path,
+    folder: str | Path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_members: int = MAX_MEMBERS,
 ) -> Unpacked:
-    """Unpack a tar (plain, gz, bz2 or xz) or zip into a folder that does not exist yet, or is empty.
+    """Unpack a tar (plain, gz, bz2 or xz) or zip into a folder that does not exist yet,
+    or is empty.
 
-    Files go to a temporary folder beside it, which gets its name when all are there; after any error nothing is left.
-    Only files and folders are unpacked, with the user's own permissions: a link, a device, a name that leads out of the
-    folder, or a name that comes twice ends it.
+    Files go to a temporary folder beside it, which gets its name when all are there;
+    after any error nothing is left. Only files and folders are unpacked, with the
+    user's own permissions: a link, a device, a name that leads out of the folder, or a
+    name that comes twice ends it.
 
     Args:
         archive: the file, such as mvtec_anomaly_detection.tar.xz as downloaded.
         folder: to unpack to; its parent must exist.
-        max_bytes: most bytes that all files may take together, counted as they are written.
+        max_bytes: most bytes that all files may take together, counted as they are
+            written.
         max_members: most files and folders.
 
     Returns:
-        the folder, the number of files and their bytes; `print` it to say what was done.
+        the folder, the number of files and their bytes; `print` it to say what was
+        done.
 
     Raises:
-        ValueError: if the archive is missing, damaged, cut short, of another kind, encrypted, too large, or holds
-            anything else than files and folders within it; if the folder holds something, or its parent is missing.
+        ValueError: if the archive is missing, damaged, cut short, of another kind,
+            encrypted, too large, or holds anything else than files and folders within
+            it; if the folder holds something, or its parent is missing.
 
     Source: this book. Departures: none. Test: test_archive.py::test_no_path_leads_out
     """
@@ -71,7 +95,10 @@ def unpack(
     if not archive.is_file():
         raise ValueError(f"no archive {archive}; check the path")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already, and not empty; give another folder, or remove it")
+        raise ValueError(
+            f"{folder} is there already, and not empty; give another folder, or"
+            " remove it"
+        )
     if not folder.parent.is_dir():
         raise ValueError(f"no folder {folder.parent} to unpack into; make it first")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -82,26 +109,39 @@ def unpack(
             folder.rmdir()  # Windows renames onto no folder, not even an empty one
         temporary.replace(folder)
     except _DAMAGE as error:
-        raise ValueError(f"{archive} is damaged or not complete ({error}); download it again") from error
+        raise ValueError(
+            f"{archive} is damaged or not complete ({error}); download it again"
+        ) from error
     except RecursionError as error:
-        raise ValueError(f"{archive} holds folders or names nested too deep; nothing was unpacked") from error
+        raise ValueError(
+            f"{archive} holds folders or names nested too deep; nothing was unpacked"
+        ) from error
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise ValueError(f"{archive} holds a name that is too long here; nothing was unpacked") from error
+            raise ValueError(
+                f"{archive} holds a name that is too long here; nothing was unpacked"
+            ) from error
         if error.errno is None:  # gzip and bz2 say so of damaged data
-            raise ValueError(f"{archive} is damaged or not complete ({error}); download it again") from error
+            raise ValueError(
+                f"{archive} is damaged or not complete ({error}); download it again"
+            ) from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Unpacked(folder, files, size)
 
 
-def _write(archive: Path, target: Path, max_bytes: int, max_members: int) -> tuple[int, int]:
+def _write(
+    archive: Path, target: Path, max_bytes: int, max_members: int
+) -> tuple[int, int]:
     """Write the members below `target`; return the number of files and of bytes."""
     files = size = 0
     for number, member in enumerate(_members(archive), start=1):
         if number > max_members:
-            raise ValueError(f"{archive} holds more than {max_members:,} files and folders; raise max_members to allow")
+            raise ValueError(
+                f"{archive} holds more than {max_members:,} files and folders; raise"
+                " max_members to allow"
+            )
         path = target / _inside(archive, member)
         try:
             if member.content is None:
@@ -110,25 +150,45 @@ def _write(archive: Path, target: Path, max_bytes: int, max_members: int) -> tup
             path.parent.mkdir(parents=True, exist_ok=True)
             output = open(path, "xb")  # noqa: SIM115 (closed below)
         except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(f"{archive} holds {member.name!r} twice, or as file and folder; nothing done") from error
+            raise ValueError(
+                f"{archive} holds {member.name!r} twice, or as file and folder; nothing"
+                " done"
+            ) from error
         with output, member.content:
             while chunk := member.content.read(_CHUNK):
                 size += len(chunk)
                 if size > max_bytes:
-                    raise ValueError(f"{archive} holds more than {max_bytes:,} bytes; raise max_bytes to allow more")
+                    raise ValueError(
+                        f"{archive} holds more than {max_bytes:,} bytes; raise"
+                        " max_bytes to allow more"
+                    )
                 output.write(chunk)
         files += 1
     return files, size
 
 
 def _inside(archive: Path, member: _Member) -> str:
-    """The member's path, once it is a plain one: read as Windows does, both kinds of slashes part names."""
+    """The member's path, once it is a plain one: read as Windows does, both kinds of
+    slashes part names.
+    """
     parts = PureWindowsPath(member.name)
     if member.kind:
-        raise ValueError(f"{archive} holds the {member.kind} {member.name!r}; expected only files and folders")
+        raise ValueError(
+            f"{archive} holds the {member.kind} {member.name!r}; expected only files"
+            " and folders"
+        )
     nameless = member.content is not None and not parts.parts
-    if parts.anchor or ".." in parts.parts or "\\" in member.name or "\0" in member.name or nameless:
-        raise ValueError(f"{archive} holds {member.name!r}, which may lead out of the folder; nothing was unpacked")
+    if (
+        parts.anchor
+        or ".." in parts.parts
+        or "\\" in member.name
+        or "\0" in member.name
+        or nameless
+    ):
+        raise ValueError(
+            f"{archive} holds {member.name!r}, which may lead out of the folder;"
+            " nothing was unpacked"
+        )
     return member.name
 
 
@@ -139,21 +199,40 @@ def _members(archive: Path) -> Iterator[_Member]:
     try:
         opened = tarfile.open(archive, tarinfo=_TarInfo)  # noqa: SIM115 (closed below)
     except tarfile.ReadError as error:
-        raise ValueError(f"{archive} is no tar or zip archive that is whole; download it again") from error
+        raise ValueError(
+            f"{archive} is no tar or zip archive that is whole; download it again"
+        ) from error
     with opened as tar:
         for info in tar:
-            kind = "" if info.isreg() or info.isdir() else "link" if info.issym() or info.islnk() else "device"
-            yield _Member(info.name, tar.extractfile(info) if info.isreg() else None, kind)
+            kind = (
+                ""
+                if info.isreg() or info.isdir()
+                else "link"
+                if info.issym() or info.islnk()
+                else "device"
+            )
+            yield _Member(
+                info.name, tar.extractfile(info) if info.isreg() else None, kind
+            )
 
 
 class _TarInfo(tarfile.TarInfo):
-    """Refuses long names of no length that a name has, which tarfile would read into memory whole."""
+    """Refuses long names of no length that a name has, which tarfile would read into
+    memory whole.
+    """
 
     def _proc_member(self, tar):
-        about = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
-                 tarfile.SOLARIS_XHDTYPE)  # fmt: skip
+        about = (
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+        )
         if self.type in about and self.size > _MAX_NAME:
-            raise ValueError(f"{tar.name} holds a name of {self.size:,} bytes; nothing was unpacked")
+            raise ValueError(
+                f"{tar.name} holds a name of {self.size:,} bytes; nothing was unpacked"
+            )
         return super()._proc_member(tar)
 
 
@@ -165,15 +244,19 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
             kind = stat.S_IFMT(info.external_attr >> 16)
             plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
             what = "" if plain else "link" if kind == stat.S_IFLNK else "device"
-            yield _Member(info.orig_filename, None if info.is_dir() else zipped.open(info), what)
+            yield _Member(
+                info.orig_filename, None if info.is_dir() else zipped.open(info), what
+            )
 
 
 def open_folder(path: str | Path) -> Path:
-    """Give the folder of your pictures: itself, or what is in its archive, unpacked to a temporary folder.
+    """Give the folder of your pictures: itself, or what is in its archive, unpacked to
+    a temporary folder.
 
     Each call unpacks the archive again; the copies are not removed.
 
-    Folders can't be dropped onto Colab, and a zip can. A zip of one folder gives what is in that folder.
+    Folders can't be dropped onto Colab, and a zip can. A zip of one folder gives what
+    is in that folder.
 
     Args:
         path: of a folder, or of a zip or tar.
@@ -181,21 +264,28 @@ def open_folder(path: str | Path) -> Path:
     Raises:
         ValueError: if there is nothing, or an archive can't be unpacked safely.
 
-    Source: this book. Departures: none. Test: test_notebook_runtime.py::test_a_zip_is_as_good_as_its_folder
+    Source: this book. Departures: none. Test:
+    test_notebook_runtime.py::test_a_zip_is_as_good_as_its_folder
     """
     path = Path(path).expanduser()
     if path.is_dir():
         return path
     if not path.is_file():
         raise ValueError(
-            f"no folder or archive {path} (looked for it from {Path.cwd()}); on Colab, drop a zip onto the Files panel "
-            "at the left or mount your Drive there, and copy the path from the menu of the file"
+            f"no folder or archive {path} (looked for it from {Path.cwd()}); on Colab,"
+            " drop a zip onto the Files panel at the left or mount your Drive there,"
+            " and copy the path from the menu of the file"
         )
     folder = unpack(path, Path(tempfile.mkdtemp(), "pictures")).folder
     shutil.rmtree(folder / "__MACOSX", ignore_errors=True)  # macOS adds it to each zip
     while True:
         inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-        # A single folder of pictures is a kind, such as `normal`; a single folder of folders is a wrapping.
-        if len(inside) != 1 or not inside[0].is_dir() or not any(entry.is_dir() for entry in inside[0].iterdir()):
+        # A single folder of pictures is a kind, such as `normal`; a single folder of
+        # folders is a wrapping.
+        if (
+            len(inside) != 1
+            or not inside[0].is_dir()
+            or not any(entry.is_dir() for entry in inside[0].iterdir())
+        ):
             return folder
         folder = inside[0]

@@ -11,30 +11,53 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from paperlib.datasets.image_files import list_image_files, natural_sort_key, raise_problems, read_image, read_mask
+from paperlib.datasets.image_files import (
+    list_image_files,
+    natural_sort_key,
+    raise_problems,
+    read_image,
+    read_mask,
+)
 from paperlib.datasets.items import Item
 
 MVTEC_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 MVTEC_OBJECTS = (
-    "bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper",
-)  # fmt: skip
+    "bottle",
+    "cable",
+    "capsule",
+    "hazelnut",
+    "metal_nut",
+    "pill",
+    "screw",
+    "toothbrush",
+    "transistor",
+    "zipper",
+)
 RESIZE, CROP = 256, 224  # PaDiM, Sec. IV-B: pixels
 MAX_TURN = 10  # PaDiM, Sec. IV-A: degrees to either side, of Rd-MVTec AD
 VARIANTS = ("centered", "random")
-_FRAMES_FOLDER = re.compile(r"[\d_-]+")  # 01_001: anything else might hold defects, and is never taken for normal
+_FRAMES_FOLDER = re.compile(
+    r"[\d_-]+"
+)  # 01_001: anything else might hold defects, and is never taken for normal
 _NORMAL_MASK = Path()  # stands for a mask without a file: nothing is marked
-View = Callable[[Image.Image, int, Image.Resampling], Image.Image]  # picture, its number, filter → what is shown
+View = Callable[
+    [Image.Image, int, Image.Resampling], Image.Image
+]  # picture, its number, filter → what is shown
 
 
 class Sample(NamedTuple):
-    """A picture's file, its label, and its mask: a file, a frame of a file of masks, nothing marked, or not known."""
+    """A picture's file, its label, and its mask: a file, a frame of a file of masks,
+    nothing marked, or not known.
+    """
 
     path: Path
     label: int
     mask: Path | tuple[Path, int] | None
 
     def read_mask(self, size: tuple[int, int]) -> np.ndarray:
-        """Read the mask, bool of shape (height, width); `size` is (width, height) of the picture."""
+        """Read the mask, bool of shape (height, width); `size` is (width, height) of
+        the picture.
+        """
         if self.mask == _NORMAL_MASK:
             return np.zeros(size[::-1], dtype=bool)
         if isinstance(self.mask, tuple):
@@ -60,19 +83,33 @@ class FolderDataset(Dataset):
         samples: what there is.
         view: resizes, turns and crops a picture and, in the same way, its mask.
         where: the folder, for messages.
-        check: read every picture and mask once, so that all damaged ones are named together and at once.
+        check: read every picture and mask once, so that all damaged ones are named
+            together and at once.
 
     Raises:
-        ValueError: naming up to ten pictures or masks that can't be read or do not fit each other.
+        ValueError: naming up to ten pictures or masks that can't be read or do not fit
+            each other.
 
-    Source: this book. Departures: none. Test: test_folders.py::test_damaged_files_are_named_together
+    Source: this book. Departures: none. Test:
+    test_folders.py::test_damaged_files_are_named_together
     """
 
-    def __init__(self, samples: Sequence[Sample], view: View, where: Path, check: bool = True):
+    def __init__(
+        self, samples: Sequence[Sample], view: View, where: Path, check: bool = True
+    ):
         self.samples, self._view = list(samples), view
         if check:
-            with ThreadPoolExecutor(2) as pool:  # Pillow frees Python's lock while it decodes
-                raise_problems([problem for problem in pool.map(_problem, self.samples) if problem], where)
+            with ThreadPoolExecutor(
+                2
+            ) as pool:  # Pillow frees Python's lock while it decodes
+                raise_problems(
+                    [
+                        problem
+                        for problem in pool.map(_problem, self.samples)
+                        if problem
+                    ],
+                    where,
+                )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -84,9 +121,18 @@ class FolderDataset(Dataset):
         mask = None
         if sample.mask is not None:
             full = Image.fromarray(sample.read_mask(picture.size).astype(np.uint8))
-            mask = torch.from_numpy(np.array(self._view(full, number, Image.Resampling.NEAREST))).bool()
-        shown = torch.from_numpy(np.array(self._view(picture, number, Image.Resampling.BICUBIC)))
-        return Item(shown.movedim(-1, 0).contiguous().float() / 255, sample.label, mask, str(sample.path))
+            mask = torch.from_numpy(
+                np.array(self._view(full, number, Image.Resampling.NEAREST))
+            ).bool()
+        shown = torch.from_numpy(
+            np.array(self._view(picture, number, Image.Resampling.BICUBIC))
+        )
+        return Item(
+            shown.movedim(-1, 0).contiguous().float() / 255,
+            sample.label,
+            mask,
+            str(sample.path),
+        )
 
 
 def _problem(sample: Sample) -> str | None:
@@ -101,14 +147,17 @@ def _problem(sample: Sample) -> str | None:
 class MVTecAD(FolderDataset):
     """One category of MVTec AD, or of any set in the same layout, prepared as in PaDiM.
 
-    The layout is the published one: category/train/good, category/test/good, category/test/(defect) and
-    category/ground_truth/(defect)/(name)_mask.png. The fifteen categories are `MVTEC_TEXTURES` and `MVTEC_OBJECTS`.
-    Pictures are resized (bicubic; masks nearest) and then cropped in the middle; greyscale ones get three equal
-    channels. The variant "random" makes Rd-MVTec AD: each picture, of training and test alike, is turned by up to 10°
-    to either side and cropped anywhere, and its mask with it, as `seed` and its number say.
+    The layout is the published one: category/train/good, category/test/good,
+    category/test/(defect) and category/ground_truth/(defect)/(name)_mask.png. The
+    fifteen categories are `MVTEC_TEXTURES` and `MVTEC_OBJECTS`. Pictures are resized
+    (bicubic; masks nearest) and then cropped in the middle; greyscale ones get three
+    equal channels. The variant "random" makes Rd-MVTec AD: each picture, of training
+    and test alike, is turned by up to 10° to either side and cropped anywhere, and its
+    mask with it, as `seed` and its number say.
 
     Args:
-        root: the folder of the categories; `archive.unpack` makes it from the published archive.
+        root: the folder of the categories; `archive.unpack` makes it from the published
+            archive.
         category: its name.
         split: "train" (normal pictures only) or "test".
         variant: "centered" or "random".
@@ -118,13 +167,15 @@ class MVTecAD(FolderDataset):
         check: read every file once now, so that all damaged ones are named together.
 
     Raises:
-        ValueError: if a folder is missing, a mask has no picture or a defective picture no mask, or files can't be
-            read or do not fit each other: one error that names up to ten.
+        ValueError: if a folder is missing, a mask has no picture or a defective picture
+            no mask, or files can't be read or do not fit each other: one error that
+            names up to ten.
 
-    Source: PaDiM, arXiv:2011.08785, Sec. IV-A and IV-B; Bergmann et al., CVPR 2019. Licence of the data:
-        CC BY-NC-SA 4.0.
-    Departures: the paper does not say what fills the corners of a turned picture; here black, and not a defect. It does
-        not say how masks are resized; here each pixel takes the nearest one.
+    Source: PaDiM, arXiv:2011.08785, Sec. IV-A and IV-B; Bergmann et al., CVPR 2019.
+        Licence of the data: CC BY-NC-SA 4.0.
+    Departures: the paper does not say what fills the corners of a turned picture; here
+        black, and not a defect. It does not say how masks are resized; here each pixel
+        takes the nearest one.
     Test: test_folders.py::test_the_official_layout_is_read
     """
 
@@ -142,36 +193,54 @@ class MVTecAD(FolderDataset):
     ):
         if split not in ("train", "test") or variant not in VARIANTS:
             raise ValueError(
-                f"split={split!r}, variant={variant!r}; expected split 'train' or 'test', variant one of "
-                f"{', '.join(VARIANTS)}"
+                f"split={split!r}, variant={variant!r}; expected split 'train' or"
+                f" 'test', variant one of {', '.join(VARIANTS)}"
             )
         if not 1 <= crop <= resize:
-            raise ValueError(f"resize={resize}, crop={crop}; expected 1 ≤ crop ≤ resize, in pixels")
-        self.root, self.category, self.split, self.variant = Path(root), category, split, variant
+            raise ValueError(
+                f"resize={resize}, crop={crop}; expected 1 ≤ crop ≤ resize, in pixels"
+            )
+        self.root, self.category, self.split, self.variant = (
+            Path(root),
+            category,
+            split,
+            variant,
+        )
         known = categories(root)
         if category not in known:
-            raise ValueError(f"no category {category!r} in {root}; there are {', '.join(known)}")
+            raise ValueError(
+                f"no category {category!r} in {root}; there are {', '.join(known)}"
+            )
         self._resize, self._crop, self._seed = resize, crop, seed
-        samples = _train_samples(self._folder) if split == "train" else _test_samples(self._folder)
+        samples = (
+            _train_samples(self._folder)
+            if split == "train"
+            else _test_samples(self._folder)
+        )
         super().__init__(samples, self._shown, self._folder, check)
 
     @property
     def _folder(self) -> Path:
         return self.root / self.category
 
-    def _shown(self, picture: Image.Image, number: int, resampling: Image.Resampling) -> Image.Image:
+    def _shown(
+        self, picture: Image.Image, number: int, resampling: Image.Resampling
+    ) -> Image.Image:
         picture = picture.resize((self._resize, self._resize), resampling)
         margin = self._resize - self._crop
         left = top = round(margin / 2)
         if self.variant == "random":
-            random = np.random.default_rng((self._seed, ("train", "test").index(self.split), number))
+            random = np.random.default_rng(
+                (self._seed, ("train", "test").index(self.split), number)
+            )
             picture = picture.rotate(random.uniform(-MAX_TURN, MAX_TURN), resampling)
             left, top = random.integers(0, margin, size=2, endpoint=True).tolist()
         return picture.crop((left, top, left + self._crop, top + self._crop))
 
 
 def categories(root: str | Path) -> list[str]:
-    """Name the categories in a folder of MVTec AD's layout: those of its folders that have a folder `train`.
+    """Name the categories in a folder of MVTec AD's layout: those of its folders that
+    have a folder `train`.
 
     Args:
         root: the folder.
@@ -188,31 +257,65 @@ def categories(root: str | Path) -> list[str]:
     root = _existing(root)
     found = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
     if not found:
-        inside = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
-        raise ValueError(f"no category in {root}: expected folders such as bottle/train/good; there is {inside}")
+        inside = (
+            ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
+        )
+        raise ValueError(
+            f"no category in {root}: expected folders such as bottle/train/good; there"
+            f" is {inside}"
+        )
     return found
 
 
 def _train_samples(folder: Path) -> list[Sample]:
-    others = [path.name for path in sorted((folder / "train").iterdir()) if path.is_dir() and path.name != "good"]
-    raise_problems([f"{name}: only 'good' belongs here" for name in others], folder / "train")
-    return [Sample(path, 0, _NORMAL_MASK) for path in _pictures_in(folder / "train" / "good")]
+    others = [
+        path.name
+        for path in sorted((folder / "train").iterdir())
+        if path.is_dir() and path.name != "good"
+    ]
+    raise_problems(
+        [f"{name}: only 'good' belongs here" for name in others], folder / "train"
+    )
+    return [
+        Sample(path, 0, _NORMAL_MASK)
+        for path in _pictures_in(folder / "train" / "good")
+    ]
 
 
 def _test_samples(folder: Path) -> list[Sample]:
-    samples = [Sample(path, 0, _NORMAL_MASK) for path in _pictures_in(folder / "test" / "good")]
+    samples = [
+        Sample(path, 0, _NORMAL_MASK) for path in _pictures_in(folder / "test" / "good")
+    ]
     truth, problems = folder / "ground_truth", []
-    defects = {path.name for path in (folder / "test").iterdir() if path.is_dir()} - {"good"}
-    masked = {path.name for path in truth.iterdir() if path.is_dir()} - {"good"} if truth.is_dir() else set()
+    defects = {path.name for path in (folder / "test").iterdir() if path.is_dir()} - {
+        "good"
+    }
+    masked = (
+        {path.name for path in truth.iterdir() if path.is_dir()} - {"good"}
+        if truth.is_dir()
+        else set()
+    )
     for defect in sorted(defects | masked):
-        pictures = list_image_files(folder / "test" / defect) if defect in defects else []
-        masks = {path.stem: path for path in list_image_files(truth / defect)} if defect in masked else {}
+        pictures = (
+            list_image_files(folder / "test" / defect) if defect in defects else []
+        )
+        masks = (
+            {path.stem: path for path in list_image_files(truth / defect)}
+            if defect in masked
+            else {}
+        )
         for path in pictures:
             mask = masks.pop(f"{path.stem}_mask", None)
             if mask is None:
-                problems.append(f"test/{defect}/{path.name} has no mask ground_truth/{defect}/{path.stem}_mask.png")
+                problems.append(
+                    f"test/{defect}/{path.name} has no mask"
+                    f" ground_truth/{defect}/{path.stem}_mask.png"
+                )
             samples.append(Sample(path, 1, mask))
-        problems += [f"ground_truth/{defect}/{path.name} has no picture in test/{defect}" for path in masks.values()]
+        problems += [
+            f"ground_truth/{defect}/{path.name} has no picture in test/{defect}"
+            for path in masks.values()
+        ]
     raise_problems(problems, folder)
     return samples
 
@@ -253,49 +356,91 @@ def folder(
             folder "good" and none called `normal`), if labels, masks and frames differ
             in number, or if files cannot be read (the error names up to ten).
 
-    Source: this book; Liu et al., arXiv:1712.09867 (ShanghaiTech Campus); PaDiM, arXiv:2011.08785, Sec. IV-B.
-    Departures: PaDiM takes ShanghaiTech Campus at 256×256.
+    Source: this book; Liu et al., arXiv:1712.09867 (ShanghaiTech Campus); PaDiM,
+    arXiv:2011.08785, Sec. IV-B. Departures: PaDiM takes ShanghaiTech Campus at 256×256.
     Test: test_folders.py::test_folders_of_normal_and_abnormal_pictures
     """
     root = _existing(root)
     if size < 1:
-        raise ValueError(f"size={size}; expected the side of a square in pixels, at least 1")
+        raise ValueError(
+            f"size={size}; expected the side of a square in pixels, at least 1"
+        )
     labels = {normal: 0, abnormal: 1}
     inside = {name for name in labels if (root / name).is_dir()}
     if inside:
-        samples = [Sample(path, labels[name], None) for name in (normal, abnormal) if name in inside
-                   for path in _pictures_in(root / name)]  # fmt: skip
+        samples = [
+            Sample(path, labels[name], None)
+            for name in (normal, abnormal)
+            if name in inside
+            for path in _pictures_in(root / name)
+        ]
     elif (root / "frames").is_dir():
         samples = _video_samples(root, videos)
     else:
         samples = _normal_samples(root, videos)
     if not samples:
-        raise ValueError(f"no picture in {root}; expected pictures, or folders {normal} and {abnormal} with pictures")
-    return FolderDataset(samples, lambda picture, _, filter: picture.resize((size, size), filter), root, check)
+        raise ValueError(
+            f"no picture in {root}; expected pictures, or folders {normal} and"
+            f" {abnormal} with pictures"
+        )
+    return FolderDataset(
+        samples,
+        lambda picture, _, filter: picture.resize((size, size), filter),
+        root,
+        check,
+    )
 
 
 def _normal_samples(root: Path, videos: str) -> list[Sample]:
-    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    other = sorted(path.name for path in folders if not _FRAMES_FOLDER.fullmatch(path.name))
+    folders = [
+        path
+        for path in root.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    ]
+    other = sorted(
+        path.name for path in folders if not _FRAMES_FOLDER.fullmatch(path.name)
+    )
     if other:
         raise ValueError(
-            f"{root} holds the folders {', '.join(other[:10])}, and what they hold is not clear; expected normal and "
-            "abnormal, or pictures alone. Pass normal='good', say, to give the names"
+            f"{root} holds the folders {', '.join(other[:10])}, and what they hold is"
+            " not clear; expected normal and abnormal, or pictures alone. Pass"
+            " normal='good', say, to give the names"
         )
-    if any((root.parent / name).is_dir() for name in ("test_frame_mask", "test_pixel_mask")):
-        raise ValueError(f"{root} has labels beside it in {root.parent}; pass {root.parent} instead")
-    frames = sorted((path for path in folders if path.match(videos)), key=natural_sort_key)
-    paths = list_image_files(root) + [path for video in frames for path in list_image_files(video)]
+    if any(
+        (root.parent / name).is_dir() for name in ("test_frame_mask", "test_pixel_mask")
+    ):
+        raise ValueError(
+            f"{root} has labels beside it in {root.parent}; pass {root.parent} instead"
+        )
+    frames = sorted(
+        (path for path in folders if path.match(videos)), key=natural_sort_key
+    )
+    paths = list_image_files(root) + [
+        path for video in frames for path in list_image_files(video)
+    ]
     return [Sample(path, 0, None) for path in paths]
 
 
 def _video_samples(root: Path, videos: str) -> list[Sample]:
-    """Frames with ShanghaiTech Campus's labels and masks; without either, all normal (its training part)."""
+    """Frames with ShanghaiTech Campus's labels and masks; without either, all normal
+    (its training part).
+    """
     label_folder, mask_folder = root / "test_frame_mask", root / "test_pixel_mask"
-    if root.name.startswith("test") and not label_folder.is_dir() and not mask_folder.is_dir():
-        raise ValueError(f"{root} has no test_frame_mask and no test_pixel_mask beside frames; expected one or both")
+    if (
+        root.name.startswith("test")
+        and not label_folder.is_dir()
+        and not mask_folder.is_dir()
+    ):
+        raise ValueError(
+            f"{root} has no test_frame_mask and no test_pixel_mask beside frames;"
+            " expected one or both"
+        )
     samples, problems = [], []
-    found = (path for path in (root / "frames").iterdir() if path.is_dir() and path.match(videos))
+    found = (
+        path
+        for path in (root / "frames").iterdir()
+        if path.is_dir() and path.match(videos)
+    )
     for video in sorted(found, key=natural_sort_key):
         paths = list_image_files(video)
         labels, masks = [0] * len(paths), [None] * len(paths)
@@ -308,7 +453,7 @@ def _video_samples(root: Path, videos: str) -> list[Sample]:
                     labels = [int(frame.any()) for frame in marked]
             if label_folder.is_dir():
                 values = _array(label_folder / f"{video.name}.npy", (len(paths),))
-                labels = [int(value) for value in (values != 0)]
+                labels = [int(value) for value in values != 0]
         except ValueError as error:
             problems.append(str(error))
         samples += [Sample(*one) for one in zip(paths, labels, masks, strict=True)]
@@ -320,20 +465,31 @@ def _array(path: Path, shape: tuple[int | None, ...] | None = None) -> np.ndarra
     """Map an array file into memory; a length of None in `shape` is not checked."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy reads the header with Python's parser, whose errors come through
+    # NumPy reads the header with Python's parser, whose errors come through
+    except Exception as error:
         raise ValueError(f"{path} can't be read as an array ({error})") from error
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} holds several arrays; expected one, as numpy.save writes it")
-    if shape and (array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True))):
+        raise ValueError(
+            f"{path} holds several arrays; expected one, as numpy.save writes it"
+        )
+    if shape and (
+        array.ndim != len(shape)
+        or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True))
+    ):
         expected = " × ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{path} is of shape {array.shape}; expected {expected}, one for each frame")
+        raise ValueError(
+            f"{path} is of shape {array.shape}; expected {expected}, one for each frame"
+        )
     return array
 
 
 def _existing(root: str | Path) -> Path:
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"no folder {root}; check the path" + (", or unpack the archive" if root.is_file() else ""))
+        raise ValueError(
+            f"no folder {root}; check the path"
+            + (", or unpack the archive" if root.is_file() else "")
+        )
     return root
 
 

@@ -1,4 +1,6 @@
-"""What a data set of the book hands out: a picture with its label and mask, and batches of them."""
+"""What a data set of the book hands out: a picture with its label and mask, and batches
+of them.
+"""
 
 from collections import deque
 from collections.abc import Iterator
@@ -18,7 +20,8 @@ class Item(NamedTuple):
     Fields:
         image: (3, H, W), RGB in [0, 1].
         label: 0 normal, 1 defective.
-        mask: True where the defect is; all False for a normal picture; None where the data set has no masks.
+        mask: True where the defect is; all False for a normal picture; None where the
+            data set has no masks.
         path: of its file, or words that say where the picture comes from.
     """
 
@@ -29,7 +32,9 @@ class Item(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Several items in one: images (N, 3, H, W), labels (N,), masks (N, H, W) or None, and N paths."""
+    """Several items in one: images (N, 3, H, W), labels (N,), masks (N, H, W) or None,
+    and N paths.
+    """
 
     images: Float[Tensor, "n 3 h w"]
     labels: Int[Tensor, " n"]
@@ -43,18 +48,32 @@ class TensorItems(Dataset):
     Args:
         images: uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in [0, 1].
         label: of all of them, 0 normal or 1 defective.
-        size: side in pixels of the square that they are resized to (bilinear with antialiasing); None keeps theirs.
+        size: side in pixels of the square that they are resized to (bilinear with
+            antialiasing); None keeps theirs.
         name: what the paths begin with.
 
     Raises:
         ValueError: for another shape or dtype, or values outside [0, 1].
 
-    Source: this book. Departures: none. Test: test_items.py::test_pictures_in_memory_become_items
+    Source: this book. Departures: none. Test:
+    test_items.py::test_pictures_in_memory_become_items
     """
 
-    def __init__(self, images: Tensor, label: int = 0, size: int | None = None, name: str = "image"):
-        came = f"images of shape {tuple(images.shape)} and dtype {str(images.dtype).removeprefix('torch.')}"
-        expected = "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in [0, 1]"
+    def __init__(
+        self,
+        images: Tensor,
+        label: int = 0,
+        size: int | None = None,
+        name: str = "image",
+    ):
+        came = (
+            f"images of shape {tuple(images.shape)} and dtype"
+            f" {str(images.dtype).removeprefix('torch.')}"
+        )
+        expected = (
+            "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in"
+            " [0, 1]"
+        )
         channels = -1 if images.dtype == torch.uint8 else 1
         if images.dtype == torch.uint8 and images.ndim == 3:
             images = images[..., None]
@@ -64,9 +83,15 @@ class TensorItems(Dataset):
             if not images.is_floating_point():
                 raise ValueError(f"{came}; {expected}")
             if images.numel() and not (0 <= images.min() and images.max() <= 1):
-                raise ValueError(f"{came} range from {images.min():g} to {images.max():g}; {expected}")
+                raise ValueError(
+                    f"{came} range from {images.min():g} to {images.max():g};"
+                    f" {expected}"
+                )
         if label not in (0, 1) or (size is not None and size < 1):
-            raise ValueError(f"label={label}, size={size}; expected label 0 or 1, and a side of at least 1 pixel")
+            raise ValueError(
+                f"label={label}, size={size}; expected label 0 or 1, and a side of at"
+                " least 1 pixel"
+            )
         self.images, self.label, self.size, self.name = images, label, size, name
 
     def __len__(self) -> int:
@@ -78,13 +103,21 @@ class TensorItems(Dataset):
             image = image.movedim(-1, 0).float() / 255
         if self.size is not None:
             size = (self.size, self.size)
-            image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+            image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[
+                0
+            ].clamp(0, 1)
         number = index % len(self.images)
-        return Item(image.expand(3, -1, -1).contiguous(), self.label, None, f"{self.name} {number}")
+        return Item(
+            image.expand(3, -1, -1).contiguous(),
+            self.label,
+            None,
+            f"{self.name} {number}",
+        )
 
 
 def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batch]:
-    """Read a data set in its order, a batch at a time; the next batch is read while the caller works on this one.
+    """Read a data set in its order, a batch at a time; the next batch is read while the
+    caller works on this one.
 
     Args:
         dataset: gives `Item` tuples.
@@ -92,9 +125,11 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
         threads: that read pictures; Pillow frees Python's lock while it decodes.
 
     Raises:
-        ValueError: if `size` or `threads` is below 1, the images of a batch differ in size, or only some have masks.
+        ValueError: if `size` or `threads` is below 1, the images of a batch differ in
+            size, or only some have masks.
 
-    Source: this book. Departures: none. Test: test_items.py::test_batches_keep_order_and_stop_at_the_end
+    Source: this book. Departures: none. Test:
+    test_items.py::test_batches_keep_order_and_stop_at_the_end
     """
     if size < 1 or threads < 1:
         raise ValueError(f"size={size}, threads={threads}; expected at least 1 of each")
@@ -103,7 +138,9 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
     try:
         for start in range(0, len(dataset), size):
             numbers = range(start, min(start + size, len(dataset)))
-            ahead.append([pool.submit(dataset.__getitem__, number) for number in numbers])
+            ahead.append(
+                [pool.submit(dataset.__getitem__, number) for number in numbers]
+            )
             if len(ahead) == 2:
                 yield _batch([reading.result() for reading in ahead.popleft()])
         if ahead:
@@ -116,13 +153,16 @@ def _batch(items: list[Item]) -> Batch:
     shapes = {tuple(item.image.shape): item.path for item in items}
     if len(shapes) > 1:
         (a, first), (b, second), *_ = shapes.items()
-        raise ValueError(f"{first} is {a} and {second} is {b}; expected one size in a batch. Resize them alike")
+        raise ValueError(
+            f"{first} is {a} and {second} is {b}; expected one size in a batch. Resize"
+            " them alike"
+        )
     with_mask = [item for item in items if item.mask is not None]
     if with_mask and len(with_mask) < len(items):
         without = next(item.path for item in items if item.mask is None)
         raise ValueError(
-            f"{with_mask[0].path} has a mask and {without} has none; expected masks for all items of a batch or for "
-            "none. A normal picture's mask is all False"
+            f"{with_mask[0].path} has a mask and {without} has none; expected masks for"
+            " all items of a batch or for none. A normal picture's mask is all False"
         )
     return Batch(
         torch.stack([item.image for item in items]),

@@ -16,7 +16,9 @@ ELPV_KINDS = ("all", "mono", "poly")
 
 
 class ELPV(NamedTuple):
-    """Electroluminescence pictures of solar cells, the probability of a defect, and each cell's kind."""
+    """Electroluminescence pictures of solar cells, the probability of a defect, and
+    each cell's kind.
+    """
 
     images: UInt8[Tensor, "n 300 300"]
     probability: Float[Tensor, " n"]
@@ -24,30 +26,36 @@ class ELPV(NamedTuple):
 
 
 def elpv(kind: str = "all") -> ELPV:
-    """Read the ELPV pictures of solar cells: 2,624 cells of 300×300 pixels, in the order of the package.
+    """Read the ELPV pictures of solar cells: 2,624 cells of 300×300 pixels, in the
+    order of the package.
 
-    Under a current a healthy cell glows; cracks and dead parts stay dark. Experts gave each cell the probability
-    that it is defective: 0, 1/3, 2/3 or 1.
+    Under a current a healthy cell glows; cracks and dead parts stay dark. Experts gave
+    each cell the probability that it is defective: 0, 1/3, 2/3 or 1.
 
     Args:
-        kind: "mono" (1,074 monocrystalline cells), "poly" (1,550 polycrystalline cells), or "all".
+        kind: "mono" (1,074 monocrystalline cells), "poly" (1,550 polycrystalline
+            cells), or "all".
 
     Returns:
-        images (grey, 0 to 255), probability (float64), and kind ("mono" or "poly" for each cell).
+        images (grey, 0 to 255), probability (float64), and kind ("mono" or "poly" for
+        each cell).
 
     Raises:
         ValueError: if `kind` is unknown or the package elpv-dataset is not installed.
 
-    Source: Deitsch et al., arXiv:1807.02894; Buerhop-Lutz et al., EU PVSEC 2018. Licence: CC BY-NC-SA 4.0.
-    Departures: none. Test: test_datasets.py::test_elpv_counts_are_the_published_ones
+    Source: Deitsch et al., arXiv:1807.02894; Buerhop-Lutz et al., EU PVSEC 2018.
+    Licence: CC BY-NC-SA 4.0. Departures: none. Test:
+    test_datasets.py::test_elpv_counts_are_the_published_ones
     """
     if kind not in ELPV_KINDS:
-        raise ValueError(f"unknown kind {kind!r}; expected one of {', '.join(ELPV_KINDS)}")
+        raise ValueError(
+            f"unknown kind {kind!r}; expected one of {', '.join(ELPV_KINDS)}"
+        )
     found = importlib.util.find_spec(ELPV_PACKAGE.replace("-", "_"))
     if found is None or not found.submodule_search_locations:
         raise ValueError(
-            f"the solar cells come from the package {ELPV_PACKAGE}, which is not installed; "
-            f"run `pip install {ELPV_PACKAGE}`"
+            f"the solar cells come from the package {ELPV_PACKAGE}, which is not"
+            f" installed; run `pip install {ELPV_PACKAGE}`"
         )
     root = Path(found.submodule_search_locations[0]) / "data"
     rows = [line.split() for line in (root / "labels.csv").read_text().splitlines()]
@@ -57,11 +65,15 @@ def elpv(kind: str = "all") -> ELPV:
         with Image.open(root / path) as picture:
             target[:] = picture
     probability = torch.tensor([float(p) for _, p, _ in rows], dtype=torch.float64)
-    return ELPV(torch.from_numpy(images), probability, np.array([k for _, _, k in rows]))
+    return ELPV(
+        torch.from_numpy(images), probability, np.array([k for _, _, k in rows])
+    )
 
 
 class CellSplit(NamedTuple):
-    """Functional (0) and defective (1) solar cells as a network takes them, split into training and test."""
+    """Functional (0) and defective (1) solar cells as a network takes them, split into
+    training and test.
+    """
 
     train: Float[Tensor, "n_train 3 side side"]
     train_labels: Int[Tensor, " n_train"]
@@ -69,11 +81,15 @@ class CellSplit(NamedTuple):
     test_labels: Int[Tensor, " n_test"]
 
 
-def split_cells(cells: ELPV, side: int = 128, test_share: float | int = 0.25, seed: int = 0) -> CellSplit:
-    """Split the cells on which the experts agree into training and test, resized and standardised.
+def split_cells(
+    cells: ELPV, side: int = 128, test_share: float | int = 0.25, seed: int = 0
+) -> CellSplit:
+    """Split the cells on which the experts agree into training and test, resized and
+    standardised.
 
-    Cells with a defect probability of 1/3 or 2/3 are left out. The pictures are resized to side × side, centred and
-    scaled by the mean and standard deviation of the training pixels, and the grey channel is repeated three times.
+    Cells with a defect probability of 1/3 or 2/3 are left out. The pictures are resized
+    to side × side, centred and scaled by the mean and standard deviation of the
+    training pixels, and the grey channel is repeated three times.
 
     Args:
         cells: what `elpv` returned.
@@ -85,10 +101,12 @@ def split_cells(cells: ELPV, side: int = 128, test_share: float | int = 0.25, se
         training and test pictures and labels, each in random order.
 
     Raises:
-        ValueError: if `side` is below 1, or the split would leave a class without training or test cells.
+        ValueError: if `side` is below 1, or the split would leave a class without
+            training or test cells.
 
-    Source: this book. Departures: none; cells of one solar module can fall on both sides, since the data does not
-        name the module. Test: test_datasets.py::test_split_is_stratified_disjoint_and_repeatable
+    Source: this book. Departures: none; cells of one solar module can fall on both
+        sides, since the data does not name the module. Test:
+        test_datasets.py::test_split_is_stratified_disjoint_and_repeatable
     """
     if side < 1:
         raise ValueError(f"side={side}; expected at least 1 pixel")
@@ -100,13 +118,15 @@ def split_cells(cells: ELPV, side: int = 128, test_share: float | int = 0.25, se
         held_out = int(len(of_class) * test_share)
         if not 0 < held_out < len(of_class):
             raise ValueError(
-                f"{held_out} of {len(of_class)} cells with defect probability {probability} would be held out "
-                f"(test_share={test_share}); expected at least one on each side"
+                f"{held_out} of {len(of_class)} cells with defect probability"
+                f" {probability} would be held out (test_share={test_share}); expected"
+                " at least one on each side"
             )
         test.append(of_class[:held_out])
         train.append(of_class[held_out:])
     train, test = (
-        indices[torch.randperm(len(indices), generator=generator)] for indices in (torch.cat(train), torch.cat(test))
+        indices[torch.randperm(len(indices), generator=generator)]
+        for indices in (torch.cat(train), torch.cat(test))
     )
 
     def resized(indices: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Synthetic defects: cracks, scratches and stains painted on real pictures, with their masks.
+"""Synthetic defects: cracks, scratches and stains painted on real pictures, with their
+masks.
 
-They are drawn, not found: they show how a method behaves as a defect fades, and no more. Every docstring, path and
-caption calls them synthetic.
+They are drawn, not found: they show how a method behaves as a defect fades, and no
+more. Every docstring, path and caption calls them synthetic.
 """
 
 from collections.abc import Sequence
@@ -28,35 +29,45 @@ def synthetic_defects(
 ) -> "SyntheticDefects":
     """Paint one synthetic defect on each of some real pictures.
 
-    A crack is a jagged dark line that may branch, a scratch a straight or slightly bent bright line, a stain a soft
-    blot, dark on bright ground and bright on dark. Kind, place and shape follow from the seed and the picture's number
-    alone, so the same masks come back at every contrast.
+    A crack is a jagged dark line that may branch, a scratch a straight or slightly bent
+    bright line, a stain a soft blot, dark on bright ground and bright on dark. Kind,
+    place and shape follow from the seed and the picture's number alone, so the same
+    masks come back at every contrast.
 
     Args:
-        normal: pictures without defects: a data set of items, `textures("brick", "test")` say, or a tensor as
-            `TensorItems` takes it, `elpv("mono").images[:50]` say.
+        normal: pictures without defects: a data set of items,
+            `textures("brick", "test")` say, or a tensor as `TensorItems` takes it,
+            `elpv("mono").images[:50]` say.
         kinds: those to choose from, of "crack", "scratch" and "stain".
         contrast: 0 paints nothing that can be seen, 1 covers what is under the defect.
         seed: of kinds, places and shapes.
-        size: side in pixels to which a tensor's pictures are resized before they are painted on; None keeps theirs.
+        size: side in pixels to which a tensor's pictures are resized before they are
+            painted on; None keeps theirs.
 
     Returns:
-        a data set of items with label 1, a mask, and a path that begins with "synthetic".
+        a data set of items with label 1, a mask, and a path that begins with
+        "synthetic".
 
     Raises:
-        ValueError: for an unknown kind, a contrast outside [0, 1], or `size` with a data set.
+        ValueError: for an unknown kind, a contrast outside [0, 1], or `size` with a
+            data set.
 
-    Source: this book. Departures: none. Test: test_synthetic.py::test_contrast_goes_from_invisible_to_strong
+    Source: this book. Departures: none. Test:
+    test_synthetic.py::test_contrast_goes_from_invisible_to_strong
     """
     if isinstance(normal, Tensor):
         normal = TensorItems(normal, size=size)
     elif size is not None:
-        raise ValueError(f"size={size} with a data set, whose items have a size; give it to the data set instead")
+        raise ValueError(
+            f"size={size} with a data set, whose items have a size; give it to the data"
+            " set instead"
+        )
     return SyntheticDefects(normal, kinds, contrast, seed)
 
 
 class SyntheticDefects(Dataset):
-    """What `synthetic_defects` returns: real pictures, each with one synthetic defect, painted when it is asked for.
+    """What `synthetic_defects` returns: real pictures, each with one synthetic defect,
+    painted when it is asked for.
 
     Args:
         normal, kinds, contrast, seed: as for `synthetic_defects`.
@@ -64,16 +75,29 @@ class SyntheticDefects(Dataset):
     Raises:
         ValueError: for an unknown kind, or a contrast outside [0, 1].
 
-    Source: this book. Departures: none. Test: test_synthetic.py::test_only_the_mask_and_its_soft_edge_are_painted
+    Source: this book. Departures: none. Test:
+    test_synthetic.py::test_only_the_mask_and_its_soft_edge_are_painted
     """
 
-    def __init__(self, normal: Dataset, kinds: Sequence[str], contrast: float | int, seed: int):
+    def __init__(
+        self, normal: Dataset, kinds: Sequence[str], contrast: float | int, seed: int
+    ):
         unknown = [kind for kind in kinds if kind not in DEFECTS]
         if unknown or not kinds or isinstance(kinds, str):
-            raise ValueError(f"kinds={kinds!r}; expected a sequence of some of {', '.join(DEFECTS)}")
+            raise ValueError(
+                f"kinds={kinds!r}; expected a sequence of some of {', '.join(DEFECTS)}"
+            )
         if not 0 <= contrast <= 1:
-            raise ValueError(f"contrast={contrast}; expected a number from 0 (invisible) to 1 (strong)")
-        self.normal, self.kinds, self.contrast, self.seed = normal, tuple(kinds), contrast, seed
+            raise ValueError(
+                f"contrast={contrast}; expected a number from 0 (invisible) to 1"
+                " (strong)"
+            )
+        self.normal, self.kinds, self.contrast, self.seed = (
+            normal,
+            tuple(kinds),
+            contrast,
+            seed,
+        )
 
     def __len__(self) -> int:
         return len(self.normal)
@@ -83,13 +107,24 @@ class SyntheticDefects(Dataset):
         height, width = item.image.shape[1:]
         random = np.random.default_rng((self.seed, index % len(self)))
         kind = self.kinds[random.integers(len(self.kinds))]
-        opacity = torch.from_numpy(_SHAPES[kind](random, height, width).astype(np.float32) / 255)
+        opacity = torch.from_numpy(
+            _SHAPES[kind](random, height, width).astype(np.float32) / 255
+        )
         mask = opacity >= 0.5
-        colour = {"crack": 0.0, "scratch": 1.0, "stain": float(item.image[:, mask].mean() < 0.5)}[kind]
+        colour = {
+            "crack": 0.0,
+            "scratch": 1.0,
+            "stain": float(item.image[:, mask].mean() < 0.5),
+        }[kind]
         image = item.image.lerp(torch.tensor(colour), self.contrast * opacity)
         if item.mask is not None:
             mask = mask | item.mask
-        return Item(image, 1, mask, f"synthetic {kind} of contrast {self.contrast:g} on {item.path}")
+        return Item(
+            image,
+            1,
+            mask,
+            f"synthetic {kind} of contrast {self.contrast:g} on {item.path}",
+        )
 
 
 def _crack(random: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -101,16 +136,34 @@ def _crack(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     lines = [main]
     if random.random() < 0.5:
         turn = random.choice([-1, 1]) * random.uniform(0.4, 1.0)
-        lines.append(_walk(random, main[len(main) // 2], direction + turn, side * random.uniform(0.1, 0.25), bend=0.5))
-    return _draw(height, width, lines, thickness=max(1.5, side * random.uniform(0.008, 0.015)))
+        lines.append(
+            _walk(
+                random,
+                main[len(main) // 2],
+                direction + turn,
+                side * random.uniform(0.1, 0.25),
+                bend=0.5,
+            )
+        )
+    return _draw(
+        height, width, lines, thickness=max(1.5, side * random.uniform(0.008, 0.015))
+    )
 
 
 def _scratch(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A line that hardly bends."""
     side = min(height, width)
     start = random.uniform(0.25, 0.75, 2) * (height, width)
-    line = _walk(random, start, random.uniform(0, 2 * np.pi), side * random.uniform(0.2, 0.5), bend=0.1)
-    return _draw(height, width, [line], thickness=max(1.5, side * random.uniform(0.006, 0.012)))
+    line = _walk(
+        random,
+        start,
+        random.uniform(0, 2 * np.pi),
+        side * random.uniform(0.2, 0.5),
+        bend=0.1,
+    )
+    return _draw(
+        height, width, [line], thickness=max(1.5, side * random.uniform(0.006, 0.012))
+    )
 
 
 def _stain(random: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -129,14 +182,24 @@ def _stain(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 _SHAPES = {"crack": _crack, "scratch": _scratch, "stain": _stain}
 
 
-def _walk(random: np.random.Generator, start: np.ndarray, direction: float, length: float, bend: float) -> np.ndarray:
-    """Points (y, x) of a path of 16 steps, each off the direction by a normal angle of deviation `bend` radians."""
+def _walk(
+    random: np.random.Generator,
+    start: np.ndarray,
+    direction: float,
+    length: float,
+    bend: float,
+) -> np.ndarray:
+    """Points (y, x) of a path of 16 steps, each off the direction by a normal angle of
+    deviation `bend` radians.
+    """
     angles = direction + random.normal(0, bend, 16)
     steps = np.stack([np.sin(angles), np.cos(angles)], 1) * (length / 16)
     return np.concatenate([start[None], start + steps.cumsum(0)])
 
 
-def _draw(height: int, width: int, lines: Sequence[np.ndarray], thickness: float) -> np.ndarray:
+def _draw(
+    height: int, width: int, lines: Sequence[np.ndarray], thickness: float
+) -> np.ndarray:
     canvas = Image.new("L", (width * _FINER, height * _FINER))
     draw = ImageDraw.Draw(canvas)
     for line in lines:

@@ -8,16 +8,25 @@ from torch.utils.data import Dataset
 from paperlib.datasets.items import Item
 
 TEXTURES = ("brick", "grass", "gravel")
-TRAIN_ROWS = 320  # of a texture's 512: crops for training lie above, crops for testing below
+TRAIN_ROWS = (
+    320  # of a texture's 512: crops for training lie above, crops for testing below
+)
 
 
 def textures(
-    kind: str = "all", split: str = "train", *, count: int = 100, side: int = 128, size: int = 224, seed: int = 0
+    kind: str = "all",
+    split: str = "train",
+    *,
+    count: int = 100,
+    side: int = 128,
+    size: int = 224,
+    seed: int = 0,
 ) -> "Textures":
-    """Cut crops out of the photographs of brick, grass and gravel that scikit-image carries.
+    """Cut crops out of the photographs of brick, grass and gravel that scikit-image
+    carries.
 
-    Training crops come from the upper 320 rows of each 512×512 photograph and test crops from the lower 192, so no
-    pixel is in both. Crops of one split may overlap.
+    Training crops come from the upper 320 rows of each 512×512 photograph and test
+    crops from the lower 192, so no pixel is in both. Crops of one split may overlap.
 
     Args:
         kind: "brick", "grass", "gravel", or "all" for the three by turns.
@@ -28,20 +37,25 @@ def textures(
         seed: of the places.
 
     Returns:
-        a data set of normal items, grey as the photographs are, with masks that mark nothing.
+        a data set of normal items, grey as the photographs are, with masks that mark
+        nothing.
 
     Raises:
-        ValueError: for an unknown kind or split, a number below 1, a side above 192, or if scikit-image is missing.
+        ValueError: for an unknown kind or split, a number below 1, a side above 192, or
+            if scikit-image is missing.
 
-    Source: scikit-image's `data.brick`, `data.grass` (both CC0) and `data.gravel` (CC0). Departures: none.
-    Test: test_datasets.py::test_texture_crops_of_training_and_test_share_no_pixel
+    Source: scikit-image's `data.brick`, `data.grass` (both CC0) and `data.gravel`
+    (CC0). Departures: none. Test:
+    test_datasets.py::test_texture_crops_of_training_and_test_share_no_pixel
     """
     if kind not in ("all", *TEXTURES) or split not in ("train", "test"):
         raise ValueError(
-            f"kind={kind!r}, split={split!r}; expected kind 'all' or one of {', '.join(TEXTURES)}, "
-            "and split 'train' or 'test'"
+            f"kind={kind!r}, split={split!r}; expected kind 'all' or one of"
+            f" {', '.join(TEXTURES)}, and split 'train' or 'test'"
         )
-    return Textures(TEXTURES if kind == "all" else (kind,), split, count, side, size, seed)
+    return Textures(
+        TEXTURES if kind == "all" else (kind,), split, count, side, size, seed
+    )
 
 
 class Textures(Dataset):
@@ -51,22 +65,44 @@ class Textures(Dataset):
         kinds, split, count, side, size, seed: as for `textures`.
 
     Raises:
-        ValueError: for a number below 1, a side above 192, or if scikit-image is missing.
+        ValueError: for a number below 1, a side above 192, or if scikit-image is
+            missing.
 
-    Source: this book. Departures: none. Test: test_datasets.py::test_texture_crops_are_real_and_repeatable
+    Source: this book. Departures: none. Test:
+    test_datasets.py::test_texture_crops_are_real_and_repeatable
     """
 
-    def __init__(self, kinds: tuple[str, ...], split: str, count: int, side: int, size: int, seed: int):
+    def __init__(
+        self,
+        kinds: tuple[str, ...],
+        split: str,
+        count: int,
+        side: int,
+        size: int,
+        seed: int,
+    ):
         try:
             from skimage import data
         except ImportError as error:
-            raise ValueError("the textures come with scikit-image; run `pip install scikit-image`") from error
+            raise ValueError(
+                "the textures come with scikit-image; run `pip install scikit-image`"
+            ) from error
         rows = slice(0, TRAIN_ROWS) if split == "train" else slice(TRAIN_ROWS, None)
         self.photographs = {kind: getattr(data, kind)()[rows] for kind in kinds}
         most = 512 - TRAIN_ROWS
         if count < 1 or size < 1 or not 1 <= side <= most:
-            raise ValueError(f"count={count}, side={side}, size={size}; expected at least 1, and a side up to {most}")
-        self.kinds, self.split, self.count, self.side, self.size, self.seed = kinds, split, count, side, size, seed
+            raise ValueError(
+                f"count={count}, side={side}, size={size}; expected at least 1, and a"
+                f" side up to {most}"
+            )
+        self.kinds, self.split, self.count, self.side, self.size, self.seed = (
+            kinds,
+            split,
+            count,
+            side,
+            size,
+            seed,
+        )
 
     def __len__(self) -> int:
         return self.count
@@ -77,10 +113,30 @@ class Textures(Dataset):
         number = index % self.count
         kind = self.kinds[number % len(self.kinds)]
         photograph = self.photographs[kind]
-        random = np.random.default_rng((self.seed, ("train", "test").index(self.split), TEXTURES.index(kind), number))
-        top, left = (int(random.integers(length - self.side + 1)) for length in photograph.shape)
-        crop = Image.fromarray(photograph[top : top + self.side, left : left + self.side])
+        random = np.random.default_rng(
+            (
+                self.seed,
+                ("train", "test").index(self.split),
+                TEXTURES.index(kind),
+                number,
+            )
+        )
+        top, left = (
+            int(random.integers(length - self.side + 1)) for length in photograph.shape
+        )
+        crop = Image.fromarray(
+            photograph[top : top + self.side, left : left + self.side]
+        )
         crop = crop.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        image = (torch.from_numpy(np.array(crop)).float() / 255).expand(3, -1, -1).contiguous()
+        image = (
+            (torch.from_numpy(np.array(crop)).float() / 255)
+            .expand(3, -1, -1)
+            .contiguous()
+        )
         row = top + (TRAIN_ROWS if self.split == "test" else 0)
-        return Item(image, 0, torch.zeros(self.size, self.size, dtype=torch.bool), f"{kind}, row {row}, column {left}")
+        return Item(
+            image,
+            0,
+            torch.zeros(self.size, self.size, dtype=torch.bool),
+            f"{kind}, row {row}, column {left}",
+        )

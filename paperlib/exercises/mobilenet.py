@@ -12,9 +12,11 @@ from paperlib.mobilenet import MobileNetV1
 
 
 def standard_cost(answer: Any) -> bool:
-    """Check the multiply-adds of a 5×5 convolution from 16 to 32 channels with a 28×28 output.
+    """Check the multiply-adds of a 5×5 convolution from 16 to 32 channels with a 28×28
+    output.
 
-    Source: chapter 01, exercise 1. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 1. Departures: none. Test:
+    test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_number(answer):
         return False
@@ -22,19 +24,30 @@ def standard_cost(answer: Any) -> bool:
     if answer == exact:
         return right("kernel area × channels in × channels out × output area")
     if answer == 2 * exact:
-        return wrong("you counted the multiplication and the addition apart; the paper counts the pair once")
+        return wrong(
+            "you counted the multiplication and the addition apart; the paper counts"
+            " the pair once"
+        )
     for factor, name in ((5, "kernel"), (28, "output")):
         if answer * factor == exact:
             return wrong(f"the {name} is a square: both of its sides count")
     if answer == exact // 32 or answer == exact // 16:
-        return wrong("every output channel sums over every input channel: both numbers of channels count")
-    return wrong("write the four factors of Eq. 2 down one by one: kernel area, channels in, channels out, output area")
+        return wrong(
+            "every output channel sums over every input channel: both numbers of"
+            " channels count"
+        )
+    return wrong(
+        "write the four factors of Eq. 2 down one by one: kernel area, channels in,"
+        " channels out, output area"
+    )
 
 
 def break_even(answer: Any) -> bool:
-    """Check the number of output channels at which a 3×3 separable layer costs exactly six times less.
+    """Check the number of output channels at which a 3×3 separable layer costs exactly
+    six times less.
 
-    Source: chapter 01, exercise 2. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 2. Departures: none. Test:
+    test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_number(answer):
         return False
@@ -43,14 +56,19 @@ def break_even(answer: Any) -> bool:
     saving = 1 / (1 / answer + 1 / 9)
     if abs(saving - 6) < 1e-9:
         return right("1/N + 1/9 = 1/6")
-    return wrong(f"with N = {answer} the saving is {saving:.3f}; it {'falls' if saving > 6 else 'rises'} towards 6 "
-                 f"for {'smaller' if saving > 6 else 'larger'} N")  # fmt: skip
+    return wrong(
+        f"with N = {answer} the saving is {saving:.3f}; it"
+        f" {'falls' if saving > 6 else 'rises'} towards 6 for"
+        f" {'smaller' if saving > 6 else 'larger'} N"
+    )
 
 
 def separable_function(answer: Any) -> bool:
-    """Check the reader's own `f(kernel, in_channels, out_channels, out_size)` for a separable layer's cost.
+    """Check the reader's own `f(kernel, in_channels, out_channels, out_size)` for a
+    separable layer's cost.
 
-    Source: chapter 01, exercise 3. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 3. Departures: none. Test:
+    test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_function(answer):
         return False
@@ -66,9 +84,11 @@ def separable_function(answer: Any) -> bool:
 
 
 def largest_width(answer: Any) -> bool:
-    """Check the largest width, a multiple of 0.05, whose MobileNet costs at most 200 million MACs at 192×192.
+    """Check the largest width, a multiple of 0.05, whose MobileNet costs at most 200
+    million MACs at 192×192.
 
-    Source: chapter 01, exercise 4. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 4. Departures: none. Test:
+    test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_number(answer):
         return False
@@ -81,50 +101,85 @@ def largest_width(answer: Any) -> bool:
     if here > 200e6:
         return wrong(f"that network costs {here / 1e6:.1f} million, more than 200")
     if above <= 200e6:
-        return wrong(f"that network costs {here / 1e6:.1f} million; a wider one still fits")
-    return right(f"{here / 1e6:.1f} million fit, and the next width needs {above / 1e6:.1f}")
+        return wrong(
+            f"that network costs {here / 1e6:.1f} million; a wider one still fits"
+        )
+    return right(
+        f"{here / 1e6:.1f} million fit, and the next width needs {above / 1e6:.1f}"
+    )
 
 
 def spared_weights(answer: Any) -> bool:
-    """Check how many weights `parameter_groups` spares from weight decay in the full MobileNet.
+    """Check how many weights `parameter_groups` spares from weight decay in the full
+    MobileNet.
 
-    Source: chapter 01, exercise 5. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 5. Departures: none. Test:
+    test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_number(answer):
         return False
     with torch.device("meta"):
         model = MobileNetV1()
-    exact = sum(layer.params for layer in profile(model).layers if layer.kind == "depthwise conv")
+    exact = sum(
+        layer.params
+        for layer in profile(model).layers
+        if layer.kind == "depthwise conv"
+    )
     if answer == exact:
-        return right("about 1 % of the network: nine weights for each channel of the 13 depthwise layers")
+        return right(
+            "about 1 % of the network: nine weights for each channel of the 13"
+            " depthwise layers"
+        )
     if answer == 13:
-        return wrong("that is the number of filters' tensors; count the weights in them")
-    return wrong("look at the two groups it returns: which one has no decay, and how many numbers are in its tensors?")
+        return wrong(
+            "that is the number of filters' tensors; count the weights in them"
+        )
+    return wrong(
+        "look at the two groups it returns: which one has no decay, and how many"
+        " numbers are in its tensors?"
+    )
 
 
 def depthwise_function(answer: Any) -> bool:
-    """Check the reader's own depthwise convolution `f(images, filters)`, written without `groups`.
+    """Check the reader's own depthwise convolution `f(images, filters)`, written
+    without `groups`.
 
-    Source: chapter 01, exercise 6. Departures: none. Test: test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 6. Departures: none. Test:
+    test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
-    images, filters = (torch.randn(shape, generator=generator) for shape in ((2, 3, 7, 6), (3, 3, 3)))
+    images, filters = (
+        torch.randn(shape, generator=generator) for shape in ((2, 3, 7, 6), (3, 3, 3))
+    )
     expected = F.conv2d(images, filters[:, None], padding=1, groups=3)
     got = answer(images, filters)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         return wrong(
-            f"f gave {shape}; expected a tensor of shape {tuple(expected.shape)}: pad by one, keep the channels"
+            f"f gave {shape}; expected a tensor of shape {tuple(expected.shape)}: pad"
+            " by one, keep the channels"
         )
     if torch.allclose(got, expected, atol=1e-5):
         return right("equal to F.conv2d with groups = channels")
-    if torch.allclose(got, F.conv2d(images, filters.flip(1, 2)[:, None], padding=1, groups=3), atol=1e-5):
-        return wrong("your kernel is turned round: networks do not flip it (they compute a cross-correlation)")
+    if torch.allclose(
+        got,
+        F.conv2d(images, filters.flip(1, 2)[:, None], padding=1, groups=3),
+        atol=1e-5,
+    ):
+        return wrong(
+            "your kernel is turned round: networks do not flip it (they compute a"
+            " cross-correlation)"
+        )
     if torch.allclose(got.sum(1), expected.sum(1), atol=1e-5):
-        return wrong("the sum over channels is right, so channels were mixed up on the way")
-    return wrong("channel m of the output must depend on channel m of the input and on filter m alone")
+        return wrong(
+            "the sum over channels is right, so channels were mixed up on the way"
+        )
+    return wrong(
+        "channel m of the output must depend on channel m of the input and on filter m"
+        " alone"
+    )
 
 
 def _macs(width: float, side: int) -> int:

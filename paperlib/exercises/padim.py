@@ -5,11 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperlib.exercises.verdict import like, no_function, no_number, right, shape_of, wrong
+from paperlib.exercises.verdict import (
+    like,
+    no_function,
+    no_number,
+    right,
+    shape_of,
+    wrong,
+)
 
 
 def stored_megabytes(answer: Any) -> bool:
-    """Check the megabytes that PaDiM stores for 50 dimensions on a 28×28 grid, in float32.
+    """Check the megabytes that PaDiM stores for 50 dimensions on a 28×28 grid, in
+    float32.
 
     Source: chapter 05, exercise 1; arXiv:2011.08785, Sec. V-D. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
@@ -25,16 +33,24 @@ def stored_megabytes(answer: Any) -> bool:
     if abs(answer - 2 * exact) < 0.01:
         return wrong("a float32 number takes 4 bytes, not 8")
     if abs(answer - exact / 4) < 0.01:
-        return wrong("that is how many million numbers there are: how many bytes does each take?")
+        return wrong(
+            "that is how many million numbers there are: how many bytes does each take?"
+        )
     if abs(answer - exact * 1e6 / 2**20) < 0.01:
         return wrong("that is in MiB (1,048,576 bytes); a megabyte is a million bytes")
     if any(abs(answer / exact / unit - 1) < 1e-3 for unit in (1e3, 1e6)):
         return wrong("the number is right, its unit is not: give millions of bytes")
     if abs(answer - cells * (d * (d + 1) / 2 + d) * 4 / 1e6) < 0.01:
-        return wrong("one triangle of a symmetric matrix would do, but PaDiM keeps the whole matrix")
+        return wrong(
+            "one triangle of a symmetric matrix would do, but PaDiM keeps the whole"
+            " matrix"
+        )
     if abs(answer - exact * 1e6 / cells / 1e6) < 1e-4:
         return wrong("that is one cell: there are 28 · 28 of them")
-    return wrong("count the numbers of one cell (a d × d matrix and a vector), times the cells, times the bytes")
+    return wrong(
+        "count the numbers of one cell (a d × d matrix and a vector), times the cells,"
+        " times the bytes"
+    )
 
 
 def distance_by_hand(answer: Any) -> bool:
@@ -47,23 +63,36 @@ def distance_by_hand(answer: Any) -> bool:
         return False
     hints = {
         8.0: "that is the square of the distance",
-        17**0.5: "either Σ is left out (that is the Euclidean distance), or x - μ was divided before it was squared",
-        10**0.5: "divide by variances: the diagonal of Σ already holds them, so take no root of it",
+        17**0.5: (
+            "either Σ is left out (that is the Euclidean distance), or x - μ was"
+            " divided before it was squared"
+        ),
+        10**0.5: (
+            "divide by variances: the diagonal of Σ already holds them, so take no root"
+            " of it"
+        ),
         64.25**0.5: "multiply by the inverse of Σ, not by Σ",
         4.0: "add the squares of the two parts before you take the root",
     }
     if abs(answer - 8**0.5) < 0.005:
-        return right("two standard deviations in each direction, though one step is four times as long as the other")
+        return right(
+            "two standard deviations in each direction, though one step is four times"
+            " as long as the other"
+        )
     for value, hint in hints.items():
         if abs(answer - value) < 0.005:
             return wrong(hint)
     if abs(answer - 8**0.5) < 0.05:
         return wrong("nearly: give three digits, or the root itself")
-    return wrong("the inverse of a diagonal matrix is diagonal: sum (x - μ)² / variance, then take the root")
+    return wrong(
+        "the inverse of a diagonal matrix is diagonal: sum (x - μ)² / variance, then"
+        " take the root"
+    )
 
 
 def embedding_function(answer: Any) -> bool:
-    """Check the reader's own `f(maps)`, which stacks feature maps on the grid of the first.
+    """Check the reader's own `f(maps)`, which stacks feature maps on the grid of the
+    first.
 
     Source: chapter 05, exercise 3; arXiv:2011.08785, Sec. III-A. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
@@ -71,10 +100,15 @@ def embedding_function(answer: Any) -> bool:
     if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn(2, c, s, s, generator=generator) for c, s in ((3, 8), (4, 4), (5, 2))]
+    maps = [
+        torch.randn(2, c, s, s, generator=generator)
+        for c, s in ((3, 8), (4, 4), (5, 2))
+    ]
 
     def stacked(enlarge) -> Tensor:
-        return torch.cat([maps[0], *(enlarge(m, 8 // m.shape[-1]) for m in maps[1:])], 1)
+        return torch.cat(
+            [maps[0], *(enlarge(m, 8 // m.shape[-1]) for m in maps[1:])], 1
+        )
 
     def repeated(m: Tensor, times: int) -> Tensor:
         return m.repeat_interleave(times, 2).repeat_interleave(times, 3)
@@ -83,16 +117,33 @@ def embedding_function(answer: Any) -> bool:
     got = like(answer([m.clone() for m in maps]), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         came = shape_of(got)
-        return wrong(f"for maps (2, 3, 8, 8), (2, 4, 4, 4) and (2, 5, 2, 2) f gave {came}; expected (2, 12, 8, 8)")
+        return wrong(
+            f"for maps (2, 3, 8, 8), (2, 4, 4, 4) and (2, 5, 2, 2) f gave {came};"
+            " expected (2, 12, 8, 8)"
+        )
     if torch.allclose(got, expected):
         return right("each coarse cell is repeated over the fine cells that it covers")
     if torch.allclose(got, stacked(lambda m, times: m.repeat(1, 1, times, times))):
-        return wrong("the coarse maps are laid side by side like tiles: each cell must be repeated, not the map")
-    if torch.allclose(got[:, 3:], expected[:, :-3]) or torch.allclose(got.sum(1), expected.sum(1), atol=1e-5):
-        return wrong("the values are right and the order of the channels is not: the first map comes first")
+        return wrong(
+            "the coarse maps are laid side by side like tiles: each cell must be"
+            " repeated, not the map"
+        )
+    if torch.allclose(got[:, 3:], expected[:, :-3]) or torch.allclose(
+        got.sum(1), expected.sum(1), atol=1e-5
+    ):
+        return wrong(
+            "the values are right and the order of the channels is not: the first map"
+            " comes first"
+        )
     if torch.allclose(got[:, :3], expected[:, :3]):
-        return wrong("the coarse maps hold other values than they came with: enlarge by repeating, without blending")
-    return wrong("keep the first map as it is, repeat the cells of the others, and stack the channels")
+        return wrong(
+            "the coarse maps hold other values than they came with: enlarge by"
+            " repeating, without blending"
+        )
+    return wrong(
+        "keep the first map as it is, repeat the cells of the others, and stack the"
+        " channels"
+    )
 
 
 def covariance_function(answer: Any) -> bool:
@@ -110,7 +161,10 @@ def covariance_function(answer: Any) -> bool:
     got = like(answer(x.clone(), epsilon), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         came = shape_of(got)
-        return wrong(f"for x (7, 3, 4) f gave {came}; expected a 4×4 matrix for each of 3 positions")
+        return wrong(
+            f"for x (7, 3, 4) f gave {came}; expected a 4×4 matrix for each of 3"
+            " positions"
+        )
 
     def is_near(other: Tensor) -> bool:
         return torch.allclose(got, other, atol=1e-4)
@@ -123,32 +177,46 @@ def covariance_function(answer: Any) -> bool:
         return wrong("ε goes on the diagonal only")
     if is_near(sample * (n - 1) / n + epsilon * torch.eye(d)):
         return wrong("Eq. 1 divides by N - 1, not by N")
-    if is_near(expected * (n - 1)) or is_near(sample * (n - 1) + epsilon * torch.eye(d)):
+    if is_near(expected * (n - 1)) or is_near(
+        sample * (n - 1) + epsilon * torch.eye(d)
+    ):
         return wrong("the sum has to be divided")
     if is_near(sample + epsilon / (n - 1) * torch.eye(d)):
         return wrong("ε is added after the division")
     if is_near(expected * torch.eye(d)):
-        return wrong("these are variances alone: how two dimensions vary together belongs to Σ as well")
+        return wrong(
+            "these are variances alone: how two dimensions vary together belongs to Σ"
+            " as well"
+        )
     if is_near(torch.linalg.inv(expected)):
         return wrong("that is the inverse of Σ")
     if is_near(torch.einsum("npi,npj->pij", x, x) / (n - 1) + epsilon * torch.eye(d)):
         return wrong("take the mean of each position off first")
     pooled = x - x.mean((0, 1))
-    if is_near(torch.einsum("npi,npj->pij", pooled, pooled) / (n - 1) + epsilon * torch.eye(d)):
+    if is_near(
+        torch.einsum("npi,npj->pij", pooled, pooled) / (n - 1) + epsilon * torch.eye(d)
+    ):
         return wrong("each position has a mean of its own")
-    return wrong("c = x - its mean over the images; then sum c cᵀ over the images, for each position")
+    return wrong(
+        "c = x - its mean over the images; then sum c cᵀ over the images, for each"
+        " position"
+    )
 
 
 def threshold_function(answer: Any) -> bool:
-    """Check the reader's own `f(scores, rate)`: a threshold that a share `rate` of normal scores exceeds.
+    """Check the reader's own `f(scores, rate)`: a threshold that a share `rate` of
+    normal scores exceeds.
 
-    Source: chapter 05, exercise 5. Departures: none. Test: test_exercises_padim.py::test_padim_checks
+    Source: chapter 05, exercise 5. Departures: none. Test:
+    test_exercises_padim.py::test_padim_checks
     """
     if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     for rate in (0.05, 0.2):
-        scores = torch.rand(200, generator=generator) ** 3 * 9 + 10  # skewed: a mean and a deviation do not describe it
+        scores = (
+            torch.rand(200, generator=generator) ** 3 * 9 + 10
+        )  # skewed: a mean and a deviation do not describe it
         try:
             threshold = float(answer(scores, rate))
         except (TypeError, ValueError, RuntimeError) as error:
@@ -157,15 +225,25 @@ def threshold_function(answer: Any) -> bool:
         if abs(above - rate) <= 1 / len(scores) + 1e-6:
             continue
         if abs(above - (1 - rate)) <= 2 / len(scores):
-            return wrong(f"{above:.0%} of the normal scores are above it: you took the quantile from the other end")
+            return wrong(
+                f"{above:.0%} of the normal scores are above it: you took the quantile"
+                " from the other end"
+            )
         if above == 0:
-            return wrong("no normal score is above it: a maximum depends on one picture, and allows no false alarm")
-        return wrong(f"at a rate of {rate:.0%}, {above:.1%} of 200 normal scores are above your threshold")
+            return wrong(
+                "no normal score is above it: a maximum depends on one picture, and"
+                " allows no false alarm"
+            )
+        return wrong(
+            f"at a rate of {rate:.0%}, {above:.1%} of 200 normal scores are above your"
+            " threshold"
+        )
     return right("the quantile 1 - rate of normal scores, whatever their distribution")
 
 
 def crossover(answer: Any) -> bool:
-    """Check from how many images on k-NN over ResNet-18's three layers stores more than PaDiM with d = 100.
+    """Check from how many images on k-NN over ResNet-18's three layers stores more than
+    PaDiM with d = 100.
 
     Source: chapter 05, exercise 6; arXiv:2011.08785, Table VIII. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
@@ -176,23 +254,35 @@ def crossover(answer: Any) -> bool:
     an_image = 64 * 56 * 56 + 128 * 28 * 28 + 256 * 14 * 14
     exact = gaussians / an_image
     if answer == int(exact) + 1:
-        return right("from there on each further image costs k-NN more and PaDiM nothing")
+        return right(
+            "from there on each further image costs k-NN more and PaDiM nothing"
+        )
     if abs(answer - exact) < 1:
-        return wrong("nearly: a Gaussian has a mean, too, and the whole number is the first at which k-NN stores more")
+        return wrong(
+            "nearly: a Gaussian has a mean, too, and the whole number is the first at"
+            " which k-NN stores more"
+        )
     if abs(answer - gaussians / (448 * 56 * 56)) < 1:
-        return wrong("k-NN can keep each layer on its own grid: 28×28 and 14×14 for the later two")
+        return wrong(
+            "k-NN can keep each layer on its own grid: 28×28 and 14×14 for the"
+            " later two"
+        )
     if abs(answer - 56 * 56 * 200 / an_image) < 1:
         return wrong("a covariance has d · d numbers, not d")
-    return wrong("numbers of the Gaussians, 56 · 56 · (d² + d), over the numbers that three layers of one image hold")
+    return wrong(
+        "numbers of the Gaussians, 56 · 56 · (d² + d), over the numbers that three"
+        " layers of one image hold"
+    )
 
 
 def merge_function(answer: Any) -> bool:
-    """Check the reader's own `f(n1, mean1, scatter1, n2, mean2, scatter2)`, the statistics of two halves together.
+    """Check the reader's own `f(n1, mean1, scatter1, n2, mean2, scatter2)`, the
+    statistics of two halves together.
 
     A scatter is the sum of (x - mean)(x - mean)ᵀ, not divided.
 
-    Source: chapter 05, exercise 7; Chan, Golub & LeVeque, The American Statistician 37 (1983). Departures: none.
-    Test: test_exercises_padim.py::test_padim_checks
+    Source: chapter 05, exercise 7; Chan, Golub & LeVeque, The American Statistician 37
+    (1983). Departures: none. Test: test_exercises_padim.py::test_padim_checks
     """
     if no_function(answer):
         return False
@@ -200,19 +290,33 @@ def merge_function(answer: Any) -> bool:
     def statistics(x: Tensor) -> tuple[int, Tensor, Tensor]:
         return len(x), x.mean(0), (x - x.mean(0)).T @ (x - x.mean(0))
 
-    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(
+        10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     x[7:] += 4  # the second part is another one, of another size
-    (n1, mean1, scatter1), (n2, mean2, scatter2), (n, mean, scatter) = map(statistics, (x[:7], x[7:], x))
+    (n1, mean1, scatter1), (n2, mean2, scatter2), (n, mean, scatter) = map(
+        statistics, (x[:7], x[7:], x)
+    )
     got = answer(n1, mean1, scatter1, n2, mean2, scatter2)
     if not isinstance(got, tuple | list) or len(got) != 3:
-        came = f"{len(got)} things" if isinstance(got, tuple | list) else f"something of type {type(got).__name__}"
+        came = (
+            f"{len(got)} things"
+            if isinstance(got, tuple | list)
+            else f"something of type {type(got).__name__}"
+        )
         return wrong(f"f gave {came}; expected three things: n, mean and scatter")
     if got[0] != n:
         return wrong(f"7 images and 3 images gave n = {got[0]}")
     got = [like(value, mean) for value in got]
-    shapes = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in got[1:]]
+    shapes = [
+        tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        for value in got[1:]
+    ]
     if shapes != [(3,), (3, 3)]:
-        return wrong(f"mean and scatter came as {shapes[0]} and {shapes[1]}; expected (3,) and (3, 3)")
+        return wrong(
+            f"mean and scatter came as {shapes[0]} and {shapes[1]}; expected (3,) and"
+            " (3, 3)"
+        )
     if torch.allclose(got[1], (mean1 + mean2) / 2):
         return wrong("seven images weigh more than three: weigh the means")
     if not torch.allclose(got[1], mean):
@@ -220,11 +324,23 @@ def merge_function(answer: Any) -> bool:
     if torch.allclose(got[2], scatter):
         return right("the two scatters, and what the distance of the two means adds")
     if torch.allclose(got[2], scatter1 + scatter2):
-        return wrong("each scatter is around its own mean: what is missing comes from the distance between the means")
-    between, rest = torch.outer(mean2 - mean1, mean2 - mean1), got[2] - scatter1 - scatter2
+        return wrong(
+            "each scatter is around its own mean: what is missing comes from the"
+            " distance between the means"
+        )
+    between, rest = (
+        torch.outer(mean2 - mean1, mean2 - mean1),
+        got[2] - scatter1 - scatter2,
+    )
     factor = (rest[0, 0] / between[0, 0]).item()
     if torch.allclose(rest, factor * between):
-        return wrong(f"the outer product of the difference of the means is right, its factor is not {factor:.3g}")
+        return wrong(
+            "the outer product of the difference of the means is right, its factor is"
+            f" not {factor:.3g}"
+        )
     if torch.allclose(got[2], scatter / n) or torch.allclose(got[2], scatter / (n - 1)):
         return wrong("a scatter is a sum: do not divide it")
-    return wrong("the mean is right; to the two scatters comes a part that grows with the distance between the means")
+    return wrong(
+        "the mean is right; to the two scatters comes a part that grows with the"
+        " distance between the means"
+    )

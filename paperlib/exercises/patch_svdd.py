@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paperlib.anomaly_map import spread_patch_scores
-from paperlib.exercises.verdict import like, no_function, no_number, right, shape_of, wrong
+from paperlib.exercises.verdict import (
+    like,
+    no_function,
+    no_number,
+    right,
+    shape_of,
+    wrong,
+)
 from paperlib.patch_svdd import HierarchicalEncoder
 
 
@@ -21,20 +28,38 @@ def patches_of_a_picture(answer: Any) -> bool:
         return False
     rows, columns = (400 - 64) // 16 + 1, (300 - 64) // 16 + 1
     hints = {
-        (rows - 1) * (columns - 1): "a patch starts at pixel 0, too: count the steps, and one more",
-        (400 // 16) * (300 // 16): "the last patch must fit: its corner lies at most 64 pixels before the border",
-        rows * (columns + 1): "the steps along the short side do not come out even: a patch that sticks out is none",
-        (400 // 64) * (300 // 64): "that is without overlap: a new patch starts every 16 pixels",
-        ((400 - 32) // 4 + 1) * ((300 - 32) // 4 + 1): "that is for patches of 32 pixels at stride 4",
+        (rows - 1)
+        * (
+            columns - 1
+        ): "a patch starts at pixel 0, too: count the steps, and one more",
+        (400 // 16) * (300 // 16): (
+            "the last patch must fit: its corner lies at most 64 pixels before the"
+            " border"
+        ),
+        rows * (columns + 1): (
+            "the steps along the short side do not come out even: a patch that sticks"
+            " out is none"
+        ),
+        (400 // 64)
+        * (300 // 64): "that is without overlap: a new patch starts every 16 pixels",
+        ((400 - 32) // 4 + 1)
+        * ((300 - 32) // 4 + 1): "that is for patches of 32 pixels at stride 4",
     }
     if answer == rows * columns:
-        return right("22 along the long side times 15 along the short one, whose last 12 pixels belong to no patch")
+        return right(
+            "22 along the long side times 15 along the short one, whose last 12 pixels"
+            " belong to no patch"
+        )
     hint = hints.get(float(answer))
-    return wrong(hint or "along a side: how many steps of 16 fit into what a patch leaves free, plus one")
+    return wrong(
+        hint
+        or "along a side: how many steps of 16 fit into what a patch leaves free, plus one"
+    )
 
 
 def class_of_a_pair(answer: Any) -> bool:
-    """Check the class of a pair whose second patch starts 27 pixels lower and 30 further left.
+    """Check the class of a pair whose second patch starts 27 pixels lower and 30
+    further left.
 
     Source: chapter 04, exercise 2; the released code of Patch SVDD. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
@@ -50,14 +75,19 @@ def class_of_a_pair(answer: Any) -> bool:
     }
     if answer == 5:
         return right("row below, column to the left: the first of the last three")
-    return wrong(hints.get(float(answer), "number the 3×3 grid row by row, from 0, without its centre"))
+    return wrong(
+        hints.get(
+            float(answer), "number the 3×3 grid row by row, from 0, without its centre"
+        )
+    )
 
 
 def loss_function(answer: Any) -> bool:
     """Check the reader's own `f(a, b)`, the loss of Eq. 4 for a batch of pairs.
 
-    Source: chapter 04, exercise 3; arXiv:2006.16067, Eq. 4. Departures: the mean over the pairs, as in the released
-    code. Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
+    Source: chapter 04, exercise 3; arXiv:2006.16067, Eq. 4. Departures: the mean over
+    the pairs, as in the released code. Test:
+    test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
     if no_function(answer):
         return False
@@ -67,26 +97,53 @@ def loss_function(answer: Any) -> bool:
     got = answer(a, b)
     if not isinstance(got, Tensor) or got.numel() != 1:
         came = shape_of(got)
-        return wrong(f"for six pairs f gave {came}; expected one number, a tensor that can be differentiated")
+        return wrong(
+            f"for six pairs f gave {came}; expected one number, a tensor that can be"
+            " differentiated"
+        )
     got = like(got, norms)
     hints = (
-        (norms.square().mean(), "the norm is not squared: take the root of each pair's sum of squares"),
-        ((a - b).square().mean(), "sum the squares over the dimensions, take the root, then average over the pairs"),
-        (norms.sum(), "average over the pairs, so that the loss does not grow with the batch"),
+        (
+            norms.square().mean(),
+            "the norm is not squared: take the root of each pair's sum of squares",
+        ),
+        (
+            (a - b).square().mean(),
+            (
+                "sum the squares over the dimensions, take the root, then average over"
+                " the pairs"
+            ),
+        ),
+        (
+            norms.sum(),
+            "average over the pairs, so that the loss does not grow with the batch",
+        ),
         ((a - b).norm(), "a norm for each pair, not one for the whole batch"),
-        ((a - b).abs().sum(1).mean(), "that is the sum of absolute differences: Eq. 4 has the Euclidean norm"),
-        ((a - b).mean(0).norm(), "the norm of the mean lets differences cancel: first the norm, then the mean"),
+        (
+            (a - b).abs().sum(1).mean(),
+            "that is the sum of absolute differences: Eq. 4 has the Euclidean norm",
+        ),
+        (
+            (a - b).mean(0).norm(),
+            (
+                "the norm of the mean lets differences cancel: first the norm, then the"
+                " mean"
+            ),
+        ),
     )
     if torch.allclose(got, norms.mean()):
         return right("a Euclidean norm for each pair, averaged over the pairs")
     for value, hint in hints:
         if torch.allclose(got, value):
             return wrong(hint)
-    return wrong("first the length of each pair's difference, then the mean of the lengths")
+    return wrong(
+        "first the length of each pair's difference, then the mean of the lengths"
+    )
 
 
 def spread_function(answer: Any) -> bool:
-    """Check the reader's own `f(scores, patch, stride, size)`: the mean score of the patches over each pixel.
+    """Check the reader's own `f(scores, patch, stride, size)`: the mean score of the
+    patches over each pixel.
 
     Source: chapter 04, exercise 4; arXiv:2006.16067, Alg. 2. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
@@ -98,26 +155,47 @@ def spread_function(answer: Any) -> bool:
     got = like(answer(scores.clone(), patch, stride, size), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         came = shape_of(got)
-        return wrong(f"for 3×4 scores and a picture of 8×11 pixels f gave {came}; expected a map (8, 11)")
+        return wrong(
+            f"for 3×4 scores and a picture of 8×11 pixels f gave {came}; expected a map"
+            " (8, 11)"
+        )
     if torch.allclose(got, expected):
-        return right("every pixel has the mean over its own patches, and 0 where there are none")
+        return right(
+            "every pixel has the mean over its own patches, and 0 where there are none"
+        )
     if not torch.isfinite(got).all():
         return wrong("a pixel that no patch covers divides 0 by 0: it should score 0")
-    covers = F.conv_transpose2d(torch.ones(1, 1, 3, 4), torch.ones(1, 1, patch, patch), stride=stride)[0, 0]
+    covers = F.conv_transpose2d(
+        torch.ones(1, 1, 3, 4), torch.ones(1, 1, patch, patch), stride=stride
+    )[0, 0]
     sums = F.pad(covers, (0, 1)) * expected
     if torch.allclose(got, sums):
-        return wrong("you add the scores up: divide by how many patches cover the pixel")
+        return wrong(
+            "you add the scores up: divide by how many patches cover the pixel"
+        )
     if got[0, 0] > 0 and torch.allclose(got / got[0, 0], sums / sums[0, 0]):
-        return wrong("a corner is covered once: divide by the pixel's own count, not all pixels by the same number")
+        return wrong(
+            "a corner is covered once: divide by the pixel's own count, not all pixels"
+            " by the same number"
+        )
     for other, given, hint in (
         (scores.mT, stride, "rows and columns of the scores changed places"),
         (scores, patch, "a new patch starts every `stride` pixels: they overlap"),
     ):
-        if torch.allclose(got, spread_patch_scores(other, patch, given, (16, 16))[: size[0], : size[1]]):
+        if torch.allclose(
+            got,
+            spread_patch_scores(other, patch, given, (16, 16))[: size[0], : size[1]],
+        ):
             return wrong(hint)
     if torch.allclose(got[:2, :2], expected[:2, :2]):
-        return wrong("the first corner is right; a pixel that several patches cover takes their mean, not one of them")
-    return wrong("patch (i, j) covers rows i·stride to i·stride + patch - 1, and columns the same way with j")
+        return wrong(
+            "the first corner is right; a pixel that several patches cover takes their"
+            " mean, not one of them"
+        )
+    return wrong(
+        "patch (i, j) covers rows i·stride to i·stride + patch - 1, and columns the"
+        " same way with j"
+    )
 
 
 def nearest_function(answer: Any) -> bool:
@@ -136,41 +214,75 @@ def nearest_function(answer: Any) -> bool:
     got = like(given, expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         came = shape_of(got)
-        return wrong(f"for 9 queries and a bank of 40 f gave {came}; expected one distance for each query, (9,)")
+        return wrong(
+            f"for 9 queries and a bank of 40 f gave {came}; expected one distance for"
+            " each query, (9,)"
+        )
     if got.isnan().any():
-        return wrong("nan: rounding leaves a squared distance of 0 just below it; lift it to 0 before the root")
+        return wrong(
+            "nan: rounding leaves a squared distance of 0 just below it; lift it to 0"
+            " before the root"
+        )
     if torch.equal(got, every.argmin(1).to(got)):
-        return wrong("these are rows of the bank: the distance to that row is asked for")
+        return wrong(
+            "these are rows of the bank: the distance to that row is asked for"
+        )
     if torch.allclose(got, expected, atol=2e-3):
-        return right("the smallest of the distances to all vectors of the bank; 0 for a query that is in it")
+        return right(
+            "the smallest of the distances to all vectors of the bank; 0 for a query"
+            " that is in it"
+        )
     hints = (
         (expected.square(), "the distance, not its square"),
-        (every.mean(1), "the nearest one, not the mean over the bank: a patch needs only one that is like it"),
+        (
+            every.mean(1),
+            (
+                "the nearest one, not the mean over the bank: a patch needs only one"
+                " that is like it"
+            ),
+        ),
         (every.max(1).values, "that is the farthest vector"),
-        ((queries - bank.mean(0)).norm(dim=1), "that is the distance to one centre: Deep SVDD's score, not Eq. 8"),
-        ((queries[:, None] - bank).abs().sum(2).min(1).values, "that adds absolute differences: Eq. 8 has the norm"),
-        (every.min(0).values[:9], "the minimum runs over the bank, not over the queries"),
+        (
+            (queries - bank.mean(0)).norm(dim=1),
+            "that is the distance to one centre: Deep SVDD's score, not Eq. 8",
+        ),
+        (
+            (queries[:, None] - bank).abs().sum(2).min(1).values,
+            "that adds absolute differences: Eq. 8 has the norm",
+        ),
+        (
+            every.min(0).values[:9],
+            "the minimum runs over the bank, not over the queries",
+        ),
     )
     for value, hint in hints:
         if torch.allclose(got, value, atol=2e-3):
             return wrong(hint)
-    return wrong("for each query: its distance to every vector of the bank, and of these the smallest")
+    return wrong(
+        "for each query: its distance to every vector of the bank, and of these the"
+        " smallest"
+    )
 
 
 def hierarchy_function(answer: Any) -> bool:
-    """Check the reader's own `f(encoder, patches)`: the big embedding out of the small ones, Eq. 7.
+    """Check the reader's own `f(encoder, patches)`: the big embedding out of the small
+    ones, Eq. 7.
 
     Source: chapter 04, exercise 6; arXiv:2006.16067, Eq. 7. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
     if no_function(answer):
         return False
-    with torch.random.fork_rng(devices=[]):  # the reader's random numbers stay as they are
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the reader's random numbers stay as they are
         torch.manual_seed(0)
         encoder, patches = HierarchicalEncoder(8), torch.rand(3, 3, 64, 64) - 0.5
 
     def refuse(*_: Any) -> None:
-        raise ValueError("the encoder's own forward is what is asked for: use its three parts")
+        raise ValueError(
+            "the encoder's own forward is what is asked for: use its three parts"
+        )
 
     encoder.forward = refuse
     with torch.no_grad():
@@ -182,34 +294,66 @@ def hierarchy_function(answer: Any) -> bool:
             came = shape_of(got)
             return wrong(f"for 3 patches and D = 8 f gave {came}; expected (3, 8)")
         halves = (slice(None, 32), slice(32, None))
-        quarters = [[encoder.small(patches[..., rows, columns]) for columns in halves] for rows in halves]
-        grid = torch.stack([torch.stack(row, -1) for row in quarters], -2)  # (N, D, 2, 2), rows before columns
+        quarters = [
+            [encoder.small(patches[..., rows, columns]) for columns in halves]
+            for rows in halves
+        ]
+        grid = torch.stack(
+            [torch.stack(row, -1) for row in quarters], -2
+        )  # (N, D, 2, 2), rows before columns
         hidden = encoder.conv1(grid)
         bent = F.leaky_relu(hidden, 0.1)
 
         def head(grid: Tensor) -> Tensor:
             return torch.tanh(encoder.conv2(F.leaky_relu(encoder.conv1(grid), 0.1)))
 
-        in_one_row = grid.flatten(2).mT.reshape(3, 8, 2, 2)  # the four as (N, 4, D), in memory
+        in_one_row = grid.flatten(2).mT.reshape(
+            3, 8, 2, 2
+        )  # the four as (N, 4, D), in memory
         hints = (
             (head(grid.mT), "rows and columns of the 2×2 grid changed places"),
-            (head(in_one_row), "a reshape moves no axis: exchange the axes of quarters and of D first"),
-            (torch.tanh(encoder.conv2(hidden)), "a LeakyReLU of slope 0.1 stands between the two convolutions"),
-            (torch.tanh(encoder.conv2(F.leaky_relu(hidden, 0.01))), "the slope is 0.1, not PyTorch's 0.01"),
-            (torch.tanh(encoder.conv2(F.relu(hidden))), "a LeakyReLU of slope 0.1, not a ReLU"),
+            (
+                head(in_one_row),
+                "a reshape moves no axis: exchange the axes of quarters and of D first",
+            ),
+            (
+                torch.tanh(encoder.conv2(hidden)),
+                "a LeakyReLU of slope 0.1 stands between the two convolutions",
+            ),
+            (
+                torch.tanh(encoder.conv2(F.leaky_relu(hidden, 0.01))),
+                "the slope is 0.1, not PyTorch's 0.01",
+            ),
+            (
+                torch.tanh(encoder.conv2(F.relu(hidden))),
+                "a LeakyReLU of slope 0.1, not a ReLU",
+            ),
             (encoder.conv2(bent).flatten(1), "the embedding ends in a tanh"),
-            (grid.mean((2, 3)), "the four are not averaged: g_big (conv1, LeakyReLU, conv2, tanh) puts them together"),
+            (
+                grid.mean((2, 3)),
+                (
+                    "the four are not averaged: g_big (conv1, LeakyReLU, conv2, tanh)"
+                    " puts them together"
+                ),
+            ),
         )
         if torch.allclose(got, torch.tanh(encoder.conv2(bent)).flatten(1), atol=1e-5):
-            return right("four quarters through one small encoder, then the head over their 2×2 grid")
+            return right(
+                "four quarters through one small encoder, then the head over their 2×2"
+                " grid"
+            )
         for value, hint in hints:
             if torch.allclose(got, value.flatten(1), atol=1e-5):
                 return wrong(hint)
-    return wrong("embed the four quarters with encoder.small, arrange them as (N, D, 2, 2), then conv1 and conv2")
+    return wrong(
+        "embed the four quarters with encoder.small, arrange them as (N, D, 2, 2), then"
+        " conv1 and conv2"
+    )
 
 
 def distances_of_an_evaluation(answer: Any) -> bool:
-    """Check how many distances one evaluation takes: 3,000 and 1,000 pictures of 1024×1024, K = 32, stride 4.
+    """Check how many distances one evaluation takes: 3,000 and 1,000 pictures of
+    1024×1024, K = 32, stride 4.
 
     Source: chapter 04, exercise 7; arXiv:2006.16067, Eq. 8. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
@@ -223,21 +367,41 @@ def distances_of_an_evaluation(answer: Any) -> bool:
         return bool(abs(answer - value) < 0.005 * value)
 
     if near(exact):
-        return right("it grows with the product of both sets, and with the fourth power of a picture's side")
+        return right(
+            "it grows with the product of both sets, and with the fourth power of a"
+            " picture's side"
+        )
     if near(3000 * 1000 * patches):
-        return wrong("each test patch is compared with the patches of the training pictures, not with the pictures")
+        return wrong(
+            "each test patch is compared with the patches of the training pictures, not"
+            " with the pictures"
+        )
     if near(4000 * patches):
-        return wrong("that is how many patches there are in all; each test patch meets each training patch")
+        return wrong(
+            "that is how many patches there are in all; each test patch meets each"
+            " training patch"
+        )
     if near(3000 * 1000 * 3249**2):
         return wrong("3,249 patches are in a picture of 256×256; these have 1024×1024")
     if near(exact * 64):
         return wrong("a distance is one distance, however many dimensions it runs over")
     if near(3000 * 1000 * 256**4):
-        return wrong("close: the last patch must fit, so there are not 1024 / 4 along a side")
+        return wrong(
+            "close: the last patch must fit, so there are not 1024 / 4 along a side"
+        )
     if near(3000 * 1000 * 248**4):
-        return wrong("close: a patch starts at pixel 0, too: count the steps along a side, and one more")
+        return wrong(
+            "close: a patch starts at pixel 0, too: count the steps along a side, and"
+            " one more"
+        )
     if near(exact * (4 * 57 / 249) ** 4):
-        return wrong("close: four times the side has room for more than four times the 57 patches of 256 pixels")
+        return wrong(
+            "close: four times the side has room for more than four times the 57"
+            " patches of 256 pixels"
+        )
     if abs(answer - exact) < 0.05 * exact:
         return wrong("close: give three digits, or the product itself")
-    return wrong("patches of a picture, times pictures: once for the tests, once for the bank; then the product")
+    return wrong(
+        "patches of a picture, times pictures: once for the tests, once for the bank;"
+        " then the product"
+    )

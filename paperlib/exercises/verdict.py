@@ -27,7 +27,10 @@ def no_number(answer) -> bool:
         wrong(f"the answer is {float(answer)}; expected a finite number")
         return True
     if callable(answer):
-        wrong("a function came; expected a number: call the function and give what it returns")
+        wrong(
+            "a function came; expected a number: call the function and give what it"
+            " returns"
+        )
     else:
         wrong(f"an answer of type {type(answer).__name__} came; expected a number")
     return True
@@ -39,12 +42,17 @@ def no_function(answer) -> bool:
         return True
     if callable(answer):
         return False
-    wrong(f"an answer of type {type(answer).__name__} came; expected a function: give its name, without calling it")
+    wrong(
+        f"an answer of type {type(answer).__name__} came; expected a function: give its"
+        " name, without calling it"
+    )
     return True
 
 
 def like(answer: Any, expected: Tensor) -> Any:
-    """Give an array or a tensor in the kind of the expected one: NumPy is as right as PyTorch, 64 bits as 32."""
+    """Give an array or a tensor in the kind of the expected one: NumPy is as right as
+    PyTorch, 64 bits as 32.
+    """
     if isinstance(answer, np.ndarray) and answer.dtype.kind in "fiu":
         answer = torch.tensor(answer)
     return answer.to(expected) if isinstance(answer, Tensor) else answer
@@ -54,12 +62,21 @@ def shape_of(answer: Any) -> str:
     """Say what came where a tensor of another shape was expected."""
     if answer is None:
         return "nothing (is there a return?)"
-    return str(tuple(answer.shape)) if isinstance(answer, Tensor) else f"{type(answer).__name__}, no tensor"
+    return (
+        str(tuple(answer.shape))
+        if isinstance(answer, Tensor)
+        else f"{type(answer).__name__}, no tensor"
+    )
 
 
 def same_but_scaled(maps: Tensor, expected: Tensor) -> bool:
-    """Tell whether each map is the expected one, but for a positive factor and a number added."""
-    ones, others = ((m - m.mean((-2, -1), keepdim=True)) / m.std((-2, -1), keepdim=True) for m in (maps, expected))
+    """Tell whether each map is the expected one, but for a positive factor and a number
+    added.
+    """
+    ones, others = (
+        (m - m.mean((-2, -1), keepdim=True)) / m.std((-2, -1), keepdim=True)
+        for m in (maps, expected)
+    )
     return torch.allclose(ones, others, atol=1e-4)
 
 

@@ -23,14 +23,18 @@ from paperlib.guided_relu import guided_relu
 
 
 def guided_backprop(
-    model: nn.Module, images: Tensor, targets: Targets = None, *, positive_gradients: bool = False
+    model: nn.Module,
+    images: Tensor,
+    targets: Targets = None,
+    *,
+    positive_gradients: bool = False,
 ) -> Float[Tensor, "n *t c h w"]:
     r"""Compute guided backpropagation, a gradient of the class score to the image.
 
     Negative gradients are set to zero at every ReLU, which propagates
-    $R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$; for a ReLU6 the gradient is also zero where
-    $f^l \ge 6$. Modules, functions and methods are recognised; see `guided_relu`. The
-    state of model and caller is restored as by `grad_cam`.
+    $R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$; for a ReLU6 the gradient is also zero
+    where $f^l \ge 6$. Modules, functions and methods are recognised; see `guided_relu`.
+    The state of model and caller is restored as by `grad_cam`.
 
     Args:
         model: a network with ReLUs as activations.
@@ -48,8 +52,8 @@ def guided_backprop(
             ReLU6, and for activations that run in other threads or inside C++
             functions.
 
-    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4. Departures: ReLU6 is not in the paper.
-    Test: test_gradcam.py::test_guided_backprop_by_hand
+    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4. Departures: ReLU6 is not in
+    the paper. Test: test_gradcam.py::test_guided_backprop_by_hand
     """
     return _guided(model, images, None, targets, positive_gradients)[0]
 
@@ -64,8 +68,8 @@ def guided_grad_cam(
 ) -> Float[Tensor, "n *t c h w"]:
     """Multiply Guided Backpropagation by the Grad-CAM map: sharp, and about one class.
 
-    One forward pass serves both: a plain backward pass to the layer, then a guided one to the image. The map is
-    resized to the image bilinearly (corners not aligned).
+    One forward pass serves both: a plain backward pass to the layer, then a guided one
+    to the image. The map is resized to the image bilinearly (corners not aligned).
 
     Args:
         model: a network of ReLUs.
@@ -83,15 +87,25 @@ def guided_grad_cam(
     Source: Selvaraju et al., arXiv:1610.02391v4, Sec. 3.2. Departures: none.
     Test: test_gradcam.py::test_guided_grad_cam_is_the_product_of_its_factors
     """
-    gradients, maps = _guided(model, images, find_layer(model, layer), targets, positive_gradients)
+    gradients, maps = _guided(
+        model, images, find_layer(model, layer), targets, positive_gradients
+    )
     with torch.inference_mode(False):
-        return gradients * upsample(maps, tuple(images.shape[-2:])).to(gradients.dtype).unsqueeze(-3)
+        return gradients * upsample(maps, tuple(images.shape[-2:])).to(
+            gradients.dtype
+        ).unsqueeze(-3)
 
 
 def _guided(
-    model: nn.Module, images: Tensor, layer: tuple[nn.Module, str] | None, targets: Targets, positive_gradients: bool
+    model: nn.Module,
+    images: Tensor,
+    layer: tuple[nn.Module, str] | None,
+    targets: Targets,
+    positive_gradients: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Take guided gradients to the images and, with a layer, Grad-CAM maps, from one forward pass."""
+    """Take guided gradients to the images and, with a layer, Grad-CAM maps, from one
+    forward pass.
+    """
     held: list[Tensor] = []
     maps = None
 
@@ -99,16 +113,23 @@ def _guided(
         held[:] = [_spatial(layer[1], output, images).clone()]
         return held[0].clone()
 
-    with _ready(model, images) as images, guided_relu(positive_gradients=positive_gradients) as guide:
+    with (
+        _ready(model, images) as images,
+        guided_relu(positive_gradients=positive_gradients) as guide,
+    ):
         source = images.requires_grad_()
         with on_output(layer[0], keep) if layer else nullcontext() as other_threads:
-            output = model(source.clone())  # a network may change its input in place, and a leaf must not change
+            output = model(
+                source.clone()
+            )  # a network may change its input in place, and a leaf must not change
         scores, _ = _scores(output, targets, len(images))
         guide.check(scores)
         if layer:
             guide.on = False
             activations = _last(held, layer[1], other_threads)
-            weights = _weights(scores, activations, f"layer {layer[1]!r}", retain_graph=True)
+            weights = _weights(
+                scores, activations, f"layer {layer[1]!r}", retain_graph=True
+            )
             maps = grad_cam_map(weights, activations.detach())
             guide.on = True
         return _stacked(_gradients(scores, source, "the images"), scores), maps

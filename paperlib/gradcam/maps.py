@@ -1,7 +1,9 @@
-r"""Grad-CAM: weigh a layer's channels by the gradient of a score, and see where the score comes from.
+r"""Grad-CAM: weigh a layer's channels by the gradient of a score, and see where the
+score comes from.
 
-Also Guided Backpropagation (the input gradient that only ever took positive steps back through ReLUs) and their
-product, Guided Grad-CAM. Nothing of the model changes: no hook, mode, `.grad` or buffer is left behind.
+Also Guided Backpropagation (the input gradient that only ever took positive steps back
+through ReLUs) and their product, Guided Grad-CAM. Nothing of the model changes: no
+hook, mode, `.grad` or buffer is left behind.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,17 +18,22 @@ from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_o
 from paperlib.inference import inference_state, override_autocast
 from paperlib.validation import check_images, target_classes
 
-LOCALIZATION_THRESHOLD = 0.15  # Grad-CAM, Sec. 4.1: share of the map's maximum above which a pixel is in the box
-Targets = Any  # None, a class, N classes, N rows of T classes, or a function of what the model gives
+# Grad-CAM, Sec. 4.1: share of the map's maximum above which a pixel is in the box
+LOCALIZATION_THRESHOLD = 0.15
+# None, a class, N classes, N rows of T classes, or a function of what the model gives
+Targets = Any
 
 
 class GradCAM(NamedTuple):
-    r"""What `grad_cam` found. With T targets an image, maps, weights and targets have an axis T after N.
+    r"""What `grad_cam` found. With T targets an image, maps, weights and targets have
+    an axis T after N.
 
     Fields:
-        maps: (N, h, w), Eq. 2, at the layer's resolution, not scaled; above zero where the layer argues for the score.
+        maps: (N, h, w), Eq. 2, at the layer's resolution, not scaled; above zero where
+            the layer argues for the score.
         weights: (N, C), $\alpha_k^c$ of Eq. 1 (negated for a counterfactual, Sec. 3.3).
-        logits: what the model gave, detached: (N, classes) unless `targets` was a function.
+        logits: what the model gave, detached: (N, classes) unless `targets` was a
+            function.
         targets: (N,) class indices, or None where `targets` was a function.
     """
 
@@ -37,7 +44,10 @@ class GradCAM(NamedTuple):
 
 
 def grad_cam_weights(
-    score: Float[Tensor, " n"], activations: Float[Tensor, "n c h w"], *, retain_graph: bool = False
+    score: Float[Tensor, " n"],
+    activations: Float[Tensor, "n c h w"],
+    *,
+    retain_graph: bool = False,
 ) -> Float[Tensor, "n c"]:
     r"""Average each channel's gradient over space.
 
@@ -50,7 +60,8 @@ def grad_cam_weights(
         retain_graph: keep the graph for another score.
 
     Returns:
-        signed weights, in units of the score per unit of activation; float32 where the activations are half precision.
+        signed weights, in units of the score per unit of activation; float32 where the
+        activations are half precision.
 
     Raises:
         ValueError: if the score does not depend on the activations.
@@ -62,7 +73,10 @@ def grad_cam_weights(
 
 
 def grad_cam_map(
-    weights: Float[Tensor, "n *t c"], activations: Float[Tensor, "n c h w"], *, relu: bool = True
+    weights: Float[Tensor, "n *t c"],
+    activations: Float[Tensor, "n c h w"],
+    *,
+    relu: bool = True,
 ) -> Float[Tensor, "n *t h w"]:
     r"""Combine a layer's channels by their weights, and keep what speaks for the score.
 
@@ -71,10 +85,12 @@ def grad_cam_map(
     Args:
         weights: one weight a channel; an axis T between N and C gives T maps an image.
         activations: a layer's output.
-        relu: False leaves out the ReLU, and negative values tell what speaks against the score.
+        relu: False leaves out the ReLU, and negative values tell what speaks against
+            the score.
 
     Returns:
-        maps at the layer's resolution; float32 where the activations are half precision.
+        maps at the layer's resolution; float32 where the activations are half
+        precision.
 
     Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 2. Departures: none.
     Test: test_gradcam.py::test_maps_are_the_weighted_sum_of_channels
@@ -82,8 +98,12 @@ def grad_cam_map(
     dtype = torch.promote_types(activations.dtype, torch.float32)
     channels = activations.flatten(2).to(dtype)
     n, c, h, w = activations.shape
-    with override_autocast(enabled=False):  # it would take the sum in half precision again
-        maps = (weights.reshape(n, -1, c).to(dtype) @ channels).view(*weights.shape[:-1], h, w)
+    with override_autocast(
+        enabled=False
+    ):  # it would take the sum in half precision again
+        maps = (weights.reshape(n, -1, c).to(dtype) @ channels).view(
+            *weights.shape[:-1], h, w
+        )
     return maps.clamp_min(0) if relu else maps
 
 
@@ -147,8 +167,9 @@ def grad_cam(
     held: list[Tensor] = []
 
     def cut(output):
-        # The graph starts here. The leaf owns its memory and the network goes on with a copy, so whatever changes in
-        # place, before or after, the leaf stays what the layer gave.
+        # The graph starts here. The leaf owns its memory and the network goes on with a
+        # copy, so whatever changes in place, before or after, the leaf stays what the
+        # layer gave.
         torch.set_grad_enabled(True)
         held[:] = [_spatial(name, output, images).detach().clone().requires_grad_()]
         return held[0].clone()
@@ -165,12 +186,17 @@ def grad_cam(
 
 @contextmanager
 def _ready(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
-    """Give the checked images, cut off from the caller's graph, with model and torch in the state a gradient needs."""
+    """Give the checked images, cut off from the caller's graph, with model and torch in
+    the state a gradient needs.
+    """
     with inference_state(model), torch.enable_grad():
-        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        if any(
+            tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())
+        ):
             raise ValueError(
-                "the model was made inside torch.inference_mode(), and torch takes no gradient through its tensors; "
-                "build or load it outside, or pass copy.deepcopy(model)"
+                "the model was made inside torch.inference_mode(), and torch takes no"
+                " gradient through its tensors; build or load it outside, or pass"
+                " copy.deepcopy(model)"
             )
         yield check_images(images)
 
@@ -181,22 +207,30 @@ def _spatial(name: str, output: Any, images: Tensor) -> Tensor:
     gives = f"layer {name!r} gives {tuple(output.shape)}"
     if output.ndim == 3:
         raise ValueError(
-            f"{gives}, the token map of a transformer: there is no (h, w) to draw a map on. Choose a layer that gives "
-            "(N, C, h, w)"
+            f"{gives}, the token map of a transformer: there is no (h, w) to draw a map"
+            " on. Choose a layer that gives (N, C, h, w)"
         )
     if output.ndim != 4 or len(output) != n or output.numel() == 0:
         raise ValueError(
-            f"{gives} for {n} image{'s' * (n != 1)}; expected ({n}, C, h, w). Choose a convolutional layer"
+            f"{gives} for {n} image{'s' * (n != 1)}; expected ({n}, C, h, w). Choose a"
+            " convolutional layer"
         )
     if not output.is_floating_point():
-        raise ValueError(f"{gives} of dtype {output.dtype}; expected floating point, which has a gradient")
-    # Channels that come last would be taken for a width, and a picture come out all the same. They show in the shape:
-    # its first two axes have the image's proportions, its last two have not, and the last is the longest.
-    a, b, c = output.shape[1:]
-    if abs(a * width - b * height) <= max(height, width) < abs(b * width - c * height) and c > max(a, b):
         raise ValueError(
-            f"{gives}, which for images of {height}×{width} is (N, h, w, C): channels last. Choose a layer that gives "
-            "(N, C, h, w), the one that permutes the axes before pooling say"
+            f"{gives} of dtype {output.dtype}; expected floating point, which has a"
+            " gradient"
+        )
+    # Channels that come last would be taken for a width, and a picture come out all the
+    # same. They show in the shape: its first two axes have the image's proportions, its
+    # last two have not, and the last is the longest.
+    a, b, c = output.shape[1:]
+    if abs(a * width - b * height) <= max(height, width) < abs(
+        b * width - c * height
+    ) and c > max(a, b):
+        raise ValueError(
+            f"{gives}, which for images of {height}×{width} is (N, h, w, C): channels"
+            " last. Choose a layer that gives (N, C, h, w), the one that permutes the"
+            " axes before pooling say"
         )
     return output
 
@@ -218,16 +252,29 @@ def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | Non
         classes = target_classes(targets, output, n)
         return output.gather(1, classes.view(n, -1)).view(classes.shape), classes
     scores = targets(output)
-    if not isinstance(scores, Tensor) or scores.shape != (n,) or not scores.is_floating_point():
+    if (
+        not isinstance(scores, Tensor)
+        or scores.shape != (n,)
+        or not scores.is_floating_point()
+    ):
         came = (
-            f"{tuple(scores.shape)} of {scores.dtype}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+            f"{tuple(scores.shape)} of {scores.dtype}"
+            if isinstance(scores, Tensor)
+            else f"a {type(scores).__name__}"
         )
-        raise ValueError(f"the function given as targets returned {came}; expected a floating-point tensor ({n},)")
+        raise ValueError(
+            f"the function given as targets returned {came}; expected a floating-point"
+            f" tensor ({n},)"
+        )
     return scores, None
 
 
-def _gradients(scores: Tensor, source: Tensor, what: str, retain_graph: bool = False) -> list[Tensor]:
-    """Differentiate the scores of each target by `source`; `what` names it if they do not depend on it."""
+def _gradients(
+    scores: Tensor, source: Tensor, what: str, retain_graph: bool = False
+) -> list[Tensor]:
+    """Differentiate the scores of each target by `source`; `what` names it if they do
+    not depend on it.
+    """
     columns = scores.unbind(1) if scores.ndim == 2 else (scores,)
     gradients: list[Tensor] = []
     for i, column in enumerate(columns):
@@ -236,21 +283,28 @@ def _gradients(scores: Tensor, source: Tensor, what: str, retain_graph: bool = F
             keep = retain_graph or i + 1 < len(columns)
             with override_autocast(enabled=False):
                 seed = torch.ones_like(column)
-                (gradient,) = torch.autograd.grad(column, source, seed, retain_graph=keep, allow_unused=True)
+                (gradient,) = torch.autograd.grad(
+                    column, source, seed, retain_graph=keep, allow_unused=True
+                )
         if gradient is None:
             raise ValueError(
-                f"the score does not depend on {what}, or the model cuts the gradient on the way (no_grad, detach, "
-                "argmax, rounding); explain another score or another layer"
+                f"the score does not depend on {what}, or the model cuts the gradient"
+                " on the way (no_grad, detach, argmax, rounding); explain another"
+                " score or another layer"
             )
         gradients.append(gradient)
     return gradients
 
 
-def _weights(scores: Tensor, activations: Tensor, what: str, retain_graph: bool = False) -> Tensor:
+def _weights(
+    scores: Tensor, activations: Tensor, what: str, retain_graph: bool = False
+) -> Tensor:
     gradients = _gradients(scores, activations, what, retain_graph)
     # Half precision would lose what it adds up: a mean over thousands of positions.
     dtype = torch.promote_types(activations.dtype, torch.float32)
-    return _stacked([gradient.mean((2, 3), dtype=dtype) for gradient in gradients], scores)
+    return _stacked(
+        [gradient.mean((2, 3), dtype=dtype) for gradient in gradients], scores
+    )
 
 
 def _stacked(parts: list[Tensor], scores: Tensor) -> Tensor:
@@ -258,12 +312,16 @@ def _stacked(parts: list[Tensor], scores: Tensor) -> Tensor:
 
 
 def _detached(output: Any) -> Any:
-    """Cut what a model gave off its graph: tensors, alone or in dictionaries, lists and tuples."""
+    """Cut what a model gave off its graph: tensors, alone or in dictionaries, lists and
+    tuples.
+    """
     if isinstance(output, Tensor):
         return output.detach()
     if isinstance(output, Mapping):
         return {key: _detached(value) for key, value in output.items()}
     if isinstance(output, list | tuple):
         parts = [_detached(value) for value in output]
-        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+        return (
+            type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+        )
     return output

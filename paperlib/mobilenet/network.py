@@ -1,4 +1,6 @@
-"""MobileNetV1: a stack of depthwise separable convolutions with two knobs, width and resolution."""
+"""MobileNetV1: a stack of depthwise separable convolutions with two knobs, width and
+resolution.
+"""
 
 from collections import OrderedDict
 from typing import NamedTuple
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 
 
 class Block(NamedTuple):
-    """One row pair of the paper's Table 1: channels in, channels out, stride of the spatial convolution."""
+    """One row pair of the paper's Table 1: channels in, channels out, stride of the
+    spatial convolution.
+    """
 
     in_channels: int
     out_channels: int
@@ -26,34 +30,44 @@ BLOCKS = (  # MobileNet, Table 1, the 13 pairs of depthwise and pointwise rows
     Block(256, 512, 2),
     *[Block(512, 512, 1)] * 5,
     Block(512, 1024, 2),
-    Block(1024, 1024, 1),  # printed "s2", but its input and its output are both 7×7: see `last_stride`
+    Block(
+        1024, 1024, 1
+    ),  # printed "s2", but its input and its output are both 7×7: see `last_stride`
 )
-SHALLOW_BLOCKS = BLOCKS[:6] + BLOCKS[11:]  # MobileNet, Table 5: without the five 14×14×512 blocks
+SHALLOW_BLOCKS = (
+    BLOCKS[:6] + BLOCKS[11:]
+)  # MobileNet, Table 5: without the five 14×14×512 blocks
 
 
 class MobileNetV1(nn.Module):
-    r"""Classify images with a MobileNetV1, or with one of the variants that the paper compares it to.
+    r"""Classify images with a MobileNetV1, or with one of the variants that the paper
+    compares it to.
 
-    A 3×3 convolution with stride 2 is followed by 13 blocks. In a separable block each input channel is filtered by
-    its own 3×3 kernel (depthwise), and a 1×1 convolution (pointwise) mixes the channels; batch norm and an
-    activation follow each of the two. Global average pooling and one linear layer give the logits.
+    A 3×3 convolution with stride 2 is followed by 13 blocks. In a separable block each
+    input channel is filtered by its own 3×3 kernel (depthwise), and a 1×1 convolution
+    (pointwise) mixes the channels; batch norm and an activation follow each of the two.
+    Global average pooling and one linear layer give the logits.
 
     Args:
-        width: $\alpha$, the width multiplier; every layer's channels are multiplied by it and cut to an integer.
+        width: $\alpha$, the width multiplier; every layer's channels are multiplied by
+            it and cut to an integer.
         num_classes: number of logits.
-        separable: False puts one standard 3×3 convolution in place of each depthwise and pointwise pair (Table 4).
+        separable: False puts one standard 3×3 convolution in place of each depthwise
+            and pointwise pair (Table 4).
         shallow: True leaves out the five 14×14×512 blocks (Table 5).
-        last_stride: stride of the last depthwise layer. Table 1 prints 2; the 7×7 maps around it and the paper's
-            total of 569 million multiply-adds need 1.
-        activation: the module class put after each batch norm; it is called with `inplace=True`.
+        last_stride: stride of the last depthwise layer. Table 1 prints 2; the 7×7 maps
+            around it and the paper's total of 569 million multiply-adds need 1.
+        activation: the module class put after each batch norm; it is called with
+            `inplace=True`.
 
     Raises:
-        ValueError: if `width` leaves a layer without channels, `num_classes` is below 1, or `last_stride` is neither
-            1 nor 2.
+        ValueError: if `width` leaves a layer without channels, `num_classes` is below
+            1, or `last_stride` is neither 1 nor 2.
 
-    Source: Howard et al., arXiv:1704.04861v1, Table 1 and Sec. 3.2-3.3 (variants: Tables 4-10).
-    Departures: padding is symmetric, as in timm; TensorFlow's original pads the bottom and the right more.
-    Test: test_mobilenet.py::test_macs_and_parameters_are_the_papers
+    Source: Howard et al., arXiv:1704.04861v1, Table 1 and Sec. 3.2-3.3 (variants:
+    Tables 4-10). Departures: padding is symmetric, as in timm; TensorFlow's original
+    pads the bottom and the right more. Test:
+    test_mobilenet.py::test_macs_and_parameters_are_the_papers
     """
 
     def __init__(
@@ -69,16 +83,18 @@ class MobileNetV1(nn.Module):
         super().__init__()
         if not STEM_CHANNELS * width >= 1:
             raise ValueError(
-                f"width={width} leaves the first layer without channels; "
-                f"give a width of at least 1/{STEM_CHANNELS} (the paper uses 1, 0.75, 0.5 and 0.25)"
+                f"width={width} leaves the first layer without channels; give a width"
+                f" of at least 1/{STEM_CHANNELS} (the paper uses 1, 0.75, 0.5 and 0.25)"
             )
         if num_classes < 1:
             raise ValueError(
-                f"num_classes={num_classes}; expected at least 1. Give the number of classes to tell apart"
+                f"num_classes={num_classes}; expected at least 1. Give the number of"
+                " classes to tell apart"
             )
         if last_stride not in (1, 2):
             raise ValueError(
-                f"last_stride={last_stride}; expected 1 (what the paper counts) or 2 (what Table 1 prints)"
+                f"last_stride={last_stride}; expected 1 (what the paper counts) or 2"
+                " (what Table 1 prints)"
             )
 
         blocks = SHALLOW_BLOCKS if shallow else BLOCKS
@@ -88,7 +104,9 @@ class MobileNetV1(nn.Module):
         layers = OrderedDict(stem=_stem(channels, activation))
         for number, block in enumerate(blocks, start=1):
             out_channels = int(block.out_channels * width)
-            layers[f"block{number}"] = make_block(channels, out_channels, block.stride, activation)
+            layers[f"block{number}"] = make_block(
+                channels, out_channels, block.stride, activation
+            )
             channels = out_channels
         self.features = nn.Sequential(layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -98,8 +116,9 @@ class MobileNetV1(nn.Module):
         """Return the logits of images of shape (N, 3, H, W), of any H and W."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
-                f"images of shape {tuple(images.shape)}; expected (N, 3, H, W). "
-                "Add a batch axis with images[None], or repeat a grey image's single channel three times"
+                f"images of shape {tuple(images.shape)}; expected (N, 3, H, W). Add a"
+                " batch axis with images[None], or repeat a grey image's single"
+                " channel three times"
             )
         return self.classifier(self.pool(self.features(images)).flatten(1))
 
@@ -114,10 +133,14 @@ def _stem(channels: int, activation: type[nn.Module]) -> nn.Sequential:
     )
 
 
-def _separable_block(in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]) -> nn.Sequential:
+def _separable_block(
+    in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]
+) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
-            depthwise=nn.Conv2d(in_channels, in_channels, 3, stride, 1, groups=in_channels, bias=False),
+            depthwise=nn.Conv2d(
+                in_channels, in_channels, 3, stride, 1, groups=in_channels, bias=False
+            ),
             norm1=nn.BatchNorm2d(in_channels),
             act1=activation(inplace=True),
             pointwise=nn.Conv2d(in_channels, out_channels, 1, bias=False),
@@ -127,7 +150,9 @@ def _separable_block(in_channels: int, out_channels: int, stride: int, activatio
     )
 
 
-def _full_block(in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]) -> nn.Sequential:
+def _full_block(
+    in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]
+) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
@@ -138,22 +163,33 @@ def _full_block(in_channels: int, out_channels: int, stride: int, activation: ty
 
 
 _TIMM_STAGES = (1, 2, 2, 6, 2)  # timm numbers the 13 blocks by stage
-_TIMM_BLOCK = {"depthwise": "conv_dw", "norm1": "bn1", "pointwise": "conv_pw", "norm2": "bn2"}
+_TIMM_BLOCK = {
+    "depthwise": "conv_dw",
+    "norm1": "bn1",
+    "pointwise": "conv_pw",
+    "norm2": "bn2",
+}
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def timm_names() -> dict[str, str]:
-    """Map the names in `MobileNetV1().state_dict()` to those of timm's `mobilenetv1_100`, in order.
+    """Map the names in `MobileNetV1().state_dict()` to those of timm's
+    `mobilenetv1_100`, in order.
 
-    The 164 tensors are the same. timm's network uses ReLU6, so equal logits need `MobileNetV1(activation=nn.ReLU6)`.
+    The 164 tensors are the same. timm's network uses ReLU6, so equal logits need
+    `MobileNetV1(activation=nn.ReLU6)`.
 
     Returns:
-        our name → timm's name. Use it both ways: `{ours: timm_state[theirs] for ours, theirs in ...}`.
+        our name → timm's name. Use it both ways:
+        `{ours: timm_state[theirs] for ours, theirs in ...}`.
 
-    Source: timm's `mobilenetv1_100`. Departures: none. Test: test_mobilenet.py::test_logits_equal_timms
+    Source: timm's `mobilenetv1_100`. Departures: none. Test:
+    test_mobilenet.py::test_logits_equal_timms
     """
     modules = {"features.stem.conv": "conv_stem", "features.stem.norm": "bn1"}
-    positions = [(stage, i) for stage, length in enumerate(_TIMM_STAGES) for i in range(length)]
+    positions = [
+        (stage, i) for stage, length in enumerate(_TIMM_STAGES) for i in range(length)
+    ]
     for number, (stage, i) in enumerate(positions, start=1):
         for ours, theirs in _TIMM_BLOCK.items():
             modules[f"features.block{number}.{ours}"] = f"blocks.{stage}.{i}.{theirs}"
@@ -161,42 +197,59 @@ def timm_names() -> dict[str, str]:
 
     def tensors(module: str) -> tuple[str, ...]:
         last = module.rsplit(".", 1)[-1]
-        return _NORM_TENSORS if last.startswith("norm") else ("weight", "bias") if last == "classifier" else ("weight",)
+        return (
+            _NORM_TENSORS
+            if last.startswith("norm")
+            else ("weight", "bias")
+            if last == "classifier"
+            else ("weight",)
+        )
 
-    return {f"{ours}.{t}": f"{theirs}.{t}" for ours, theirs in modules.items() for t in tensors(ours)}
+    return {
+        f"{ours}.{t}": f"{theirs}.{t}"
+        for ours, theirs in modules.items()
+        for t in tensors(ours)
+    }
 
 
 def load_timm_state(model: MobileNetV1, state: dict[str, Tensor]) -> MobileNetV1:
     """Load the state dict of timm's `mobilenetv1_100` into our network, strictly.
 
     Args:
-        model: a `MobileNetV1` of width 1 with as many classes as the state; `activation=nn.ReLU6` to get timm's logits.
-        state: name → tensor, as `timm.create_model("mobilenetv1_100").state_dict()` gives it.
+        model: a `MobileNetV1` of width 1 with as many classes as the state;
+            `activation=nn.ReLU6` to get timm's logits.
+        state: name → tensor, as `timm.create_model("mobilenetv1_100").state_dict()`
+            gives it.
 
     Returns:
         the same model.
 
     Raises:
-        ValueError: if a tensor is missing, unknown, or of another shape; the model is then unchanged.
+        ValueError: if a tensor is missing, unknown, or of another shape; the model is
+            then unchanged.
 
-    Source: timm's `mobilenetv1_100`. Departures: none. Test: test_mobilenet.py::test_logits_equal_timms
+    Source: timm's `mobilenetv1_100`. Departures: none. Test:
+    test_mobilenet.py::test_logits_equal_timms
     """
     names, own = timm_names(), model.state_dict()
     if names.keys() != own.keys():
         raise ValueError(
-            "this MobileNetV1 has other layers than timm's mobilenetv1_100; build it separable and not shallow"
+            "this MobileNetV1 has other layers than timm's mobilenetv1_100; build it"
+            " separable and not shallow"
         )
     missing, unknown = names.values() - state.keys(), state.keys() - set(names.values())
     if missing or unknown:
         raise ValueError(
-            f"not a state dict of mobilenetv1_100: missing {sorted(missing)[:3]}, unknown {sorted(unknown)[:3]}; "
-            "pass timm.create_model('mobilenetv1_100').state_dict()"
+            f"not a state dict of mobilenetv1_100: missing {sorted(missing)[:3]},"
+            f" unknown {sorted(unknown)[:3]}; pass"
+            " timm.create_model('mobilenetv1_100').state_dict()"
         )
     for ours, theirs in names.items():
         if own[ours].shape != state[theirs].shape:
             raise ValueError(
-                f"{theirs} has shape {tuple(state[theirs].shape)}; expected {tuple(own[ours].shape)}. "
-                "Build MobileNetV1 with the same width and num_classes"
+                f"{theirs} has shape {tuple(state[theirs].shape)}; expected"
+                f" {tuple(own[ours].shape)}. Build MobileNetV1 with the same width and"
+                " num_classes"
             )
     with torch.no_grad():
         model.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})

@@ -4,34 +4,44 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float | int) -> list[dict]:
-    """Split a model's parameters for an optimizer: weight decay on everything but depthwise filters.
+    """Split a model's parameters for an optimizer: weight decay on everything but
+    depthwise filters.
 
-    A depthwise filter has nine weights and sees one channel: there is little to regularise, and the paper reports
-    that "very little or no" decay there is important.
+    A depthwise filter has nine weights and sees one channel: there is little to
+    regularise, and the paper reports that "very little or no" decay there is important.
 
     Args:
-        model: any network; a convolution is depthwise when it has one group per input channel and more than one.
+        model: any network; a convolution is depthwise when it has one group per input
+            channel and more than one.
         weight_decay: the L2 decay of all other parameters.
 
     Returns:
-        two groups for `torch.optim`, the decayed one first; each trainable parameter is in exactly one of them.
+        two groups for `torch.optim`, the decayed one first; each trainable parameter is
+        in exactly one of them.
 
     Raises:
         ValueError: if `weight_decay` is negative.
 
-    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.2. Departures: "very little or no" is taken as none.
-    Test: test_mobilenet.py::test_depthwise_filters_are_not_decayed
+    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.2. Departures: "very little or no"
+    is taken as none. Test: test_mobilenet.py::test_depthwise_filters_are_not_decayed
     """
     if weight_decay < 0:
-        raise ValueError(f"weight_decay={weight_decay}; expected 0 or more. Give 4e-5, say")
+        raise ValueError(
+            f"weight_decay={weight_decay}; expected 0 or more. Give 4e-5, say"
+        )
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     depthwise = {
         id(module.weight)
         for module in model.modules()
         if isinstance(module, convolutions) and module.groups == module.in_channels > 1
     }
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [
+        parameter for parameter in model.parameters() if parameter.requires_grad
+    ]
     return [
-        {"params": [p for p in trainable if id(p) not in depthwise], "weight_decay": weight_decay},
+        {
+            "params": [p for p in trainable if id(p) not in depthwise],
+            "weight_decay": weight_decay,
+        },
         {"params": [p for p in trainable if id(p) in depthwise], "weight_decay": 0.0},
     ]

@@ -1,7 +1,14 @@
-"""PaDiM: one Gaussian of normal embeddings per position, and the Mahalanobis distance from it."""
+"""PaDiM: one Gaussian of normal embeddings per position, and the Mahalanobis distance
+from it.
+"""
 
 from paperlib.padim.detector import PaDiM, summed_anomaly_map
-from paperlib.padim.gaussian import COVARIANCE_EPSILON, PatchGaussian, leave_one_out_distance, mahalanobis_distance
+from paperlib.padim.gaussian import (
+    COVARIANCE_EPSILON,
+    PatchGaussian,
+    leave_one_out_distance,
+    mahalanobis_distance,
+)
 
 __all__ = [
     "COVARIANCE_EPSILON",

@@ -1,8 +1,10 @@
-r"""PaDiM: a Gaussian of normal features for every position of a picture, and the distance from it as anomaly score.
+r"""PaDiM: a Gaussian of normal features for every position of a picture, and the
+distance from it as anomaly score.
 
-x_ij is the embedding at position (i, j): a pretrained network's feature maps, joined. There are P = h·w positions,
-numbered row by row; D is the embedding's length. The Gaussians are estimated batch by batch, so memory does not grow
-with the number of images.
+x_ij is the embedding at position (i, j): a pretrained network's feature maps, joined.
+There are P = h·w positions, numbered row by row; D is the embedding's length. The
+Gaussians are estimated batch by batch, so memory does not grow with the number of
+images.
 """
 
 import math
@@ -16,7 +18,11 @@ from torch import Tensor, nn
 
 from paperlib import backbones
 from paperlib.anomaly_map import MODES, gaussian_blur, upsample
-from paperlib.backbones import FeatureExtractor, concatenate_embeddings, project_embeddings
+from paperlib.backbones import (
+    FeatureExtractor,
+    concatenate_embeddings,
+    project_embeddings,
+)
 from paperlib.distributed import check_same_size, fail_together
 from paperlib.padim.gaussian import (
     COVARIANCE_EPSILON,
@@ -29,27 +35,33 @@ from paperlib.precision import at_least_float32
 from paperlib.storage import digest, read_tensors, write_tensors
 from paperlib.validation import check_images
 
-SMOOTHING_SIGMA = 4.0  # PaDiM, Sec. IV-B: of the Gaussian filter on anomaly maps, in pixels
+SMOOTHING_SIGMA = (
+    4.0  # PaDiM, Sec. IV-B: of the Gaussian filter on anomaly maps, in pixels
+)
 REDUCTIONS = ("random", "pca")
 FORMAT = "paperlib.padim.1"
 
 
 class PaDiM:
-    """Detect and localise anomalies after one look at normal images; nothing is trained.
+    """Detect and localise anomalies after one look at normal images; nothing is
+    trained.
 
-    `fit` estimates the Gaussians and factorises them once; scoring is then one product a position with the inverse
-    factor. That is faster than solving triangular systems, by how much depends on the batch (tests/bench). Products
-    and sums are never taken in bfloat16 or TF32, whatever the caller has set.
+    `fit` estimates the Gaussians and factorises them once; scoring is then one product
+    a position with the inverse factor. That is faster than solving triangular systems,
+    by how much depends on the batch (tests/bench). Products and sums are never taken in
+    bfloat16 or TF32, whatever the caller has set.
 
     Args:
-        extractor: a FeatureExtractor: of a named backbone, `FeatureExtractor(*load("resnet18")[:2])` say, or of any
-            network. For the paper's single-layer models give it one layer.
-        dimensions: D, how many embedding dimensions are kept (the paper: 100 of 448 for ResNet-18, 550 of 1,792 for
-            Wide ResNet-50-2); None keeps all channels.
+        extractor: a FeatureExtractor: of a named backbone,
+            `FeatureExtractor(*load("resnet18")[:2])` say, or of any network. For the
+            paper's single-layer models give it one layer.
+        dimensions: D, how many embedding dimensions are kept (the paper: 100 of 448 for
+            ResNet-18, 550 of 1,792 for Wide ResNet-50-2); None keeps all channels.
         seed: of the random choice.
         epsilon: added to the variances.
-        reduction: "random" keeps channels drawn at random; "pca" projects on the leading principal components of all
-            training embeddings, for which `fit` reads the batches twice.
+        reduction: "random" keeps channels drawn at random; "pca" projects on the
+            leading principal components of all training embeddings, for which `fit`
+            reads the batches twice.
         mode: how maps are enlarged, "bilinear" or "bicubic".
         sigma: of the Gaussian that smooths anomaly maps, in pixels of the image.
 
@@ -67,9 +79,9 @@ class PaDiM:
     Raises:
         ValueError: for settings outside of what is said above.
 
-    Source: Defard et al., arXiv:2011.08785, Sec. III and IV-B.
-    Departures: maps are enlarged bilinearly by default, the paper says bicubic (`mode="bicubic"`).
-    Test: test_padim.py::test_maps_equal_the_equations_written_out
+    Source: Defard et al., arXiv:2011.08785, Sec. III and IV-B. Departures: maps are
+    enlarged bilinearly by default, the paper says bicubic (`mode="bicubic"`). Test:
+    test_padim.py::test_maps_equal_the_equations_written_out
     """
 
     def __init__(
@@ -85,34 +97,53 @@ class PaDiM:
     ):
         _check_extractor(extractor)
         if dimensions is not None and dimensions < 1:
-            raise ValueError(f"dimensions={dimensions}; expected at least 1, or None for all channels")
+            raise ValueError(
+                f"dimensions={dimensions}; expected at least 1, or None for all"
+                " channels"
+            )
         if not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon={epsilon}; expected a variance to add, above 0")
         if reduction not in REDUCTIONS or mode not in MODES:
-            raise ValueError(f"reduction={reduction!r}, mode={mode!r}; expected one of {REDUCTIONS} and of {MODES}")
+            raise ValueError(
+                f"reduction={reduction!r}, mode={mode!r}; expected one of {REDUCTIONS}"
+                f" and of {MODES}"
+            )
         if reduction == "pca" and dimensions is None:
-            raise ValueError("dimensions=None keeps all channels, which leaves nothing to PCA; give their number")
+            raise ValueError(
+                "dimensions=None keeps all channels, which leaves nothing to PCA; give"
+                " their number"
+            )
         if not 0 <= sigma < math.inf:
-            raise ValueError(f"sigma={sigma}; expected a standard deviation in pixels, at least 0")
-        self.extractor, self.dimensions, self.seed, self.epsilon = extractor, dimensions, seed, epsilon
+            raise ValueError(
+                f"sigma={sigma}; expected a standard deviation in pixels, at least 0"
+            )
+        self.extractor, self.dimensions, self.seed, self.epsilon = (
+            extractor,
+            dimensions,
+            seed,
+            epsilon,
+        )
         self.reduction, self.mode, self.sigma = reduction, mode, sigma
         self.count = 0
 
     def fit(self, batches: Iterable, *, distribute: bool = False) -> "PaDiM":
-        """Estimate the Gaussians from batches of normal images (N, 3, H, W), already transformed; returns self.
+        """Estimate the Gaussians from batches of normal images (N, 3, H, W), already
+        transformed; returns self.
 
-        Batches may come from a generator, of any lengths, and are read once (twice with "pca"). What was fitted before
-        is replaced, and kept if anything fails.
+        Batches may come from a generator, of any lengths, and are read once (twice with
+        "pca"). What was fitted before is replaced, and kept if anything fails.
 
         Args:
             batches: of images.
-            distribute: True takes the batches for this process's part of the images: all processes of
-                `torch.distributed` call this, each with a batch at least, and each ends with the Gaussians of all.
-                One image per process is enough. If one process raises, all of them do.
+            distribute: True takes the batches for this process's part of the images:
+                all processes of `torch.distributed` call this, each with a batch at
+                least, and each ends with the Gaussians of all. One image per process is
+                enough. If one process raises, all of them do.
 
         Raises:
-            ValueError: for batches that are not finite images of one size, fewer than 2 images in all, more dimensions
-                than channels, or features of so large a variance that epsilon is lost in rounding.
+            ValueError: for batches that are not finite images of one size, fewer than 2
+                images in all, more dimensions than channels, or features of so large a
+                variance that epsilon is lost in rounding.
         """
         device = self._device() if distribute else None
         basis = None
@@ -139,15 +170,22 @@ class PaDiM:
             check_same_size(size, device)
             gaussian.all_reduce()
         mean, whitening = gaussian.mean(), whiten(gaussian, self.epsilon)
-        self.mean, self.whitening, self.channels, self.basis = mean, whitening, channels, basis
+        self.mean, self.whitening, self.channels, self.basis = (
+            mean,
+            whitening,
+            channels,
+            basis,
+        )
         self.grid, self.size, self.count = grid, size, gaussian.count
         return self
 
     def anomaly_map(self, images: Tensor) -> Float[Tensor, "n h w"]:
-        """Return an anomaly map of the images' size for each of them: distances, enlarged and smoothed, not scaled.
+        """Return an anomaly map of the images' size for each of them: distances,
+        enlarged and smoothed, not scaled.
 
         Raises:
-            ValueError: before `fit`, for images that are no finite batch of the fitted size, or on another device.
+            ValueError: before `fit`, for images that are no finite batch of the fitted
+                size, or on another device.
         """
         return self._enlarge(self._distances(images))
 
@@ -159,12 +197,16 @@ class PaDiM:
         """
         return self.anomaly_map(images).amax((1, 2))
 
-    def normal_threshold(self, batches: Iterable, quantile: float | int = 0.99, *, fitted: bool = False) -> float:
-        """Choose the score above which an image counts as anomalous, from normal images alone.
+    def normal_threshold(
+        self, batches: Iterable, quantile: float | int = 0.99, *, fitted: bool = False
+    ) -> float:
+        """Choose the score above which an image counts as anomalous, from normal images
+        alone.
 
-        A share of 1 - `quantile` of normal images will be called anomalous. Give images that were not fitted: those
-        that were fitted score too low, and the lower the fewer they are. Where no others are left, pass them with
-        `fitted=True`: each image is then scored as if it had been left out (see `leave_one_out_distance`).
+        A share of 1 - `quantile` of normal images will be called anomalous. Give images
+        that were not fitted: those that were fitted score too low, and the lower the
+        fewer they are. Where no others are left, pass them with `fitted=True`: each
+        image is then scored as if it had been left out (see `leave_one_out_distance`).
 
         Args:
             batches: of normal images, as for `fit`.
@@ -178,7 +220,10 @@ class PaDiM:
             ValueError: as `anomaly_map`, for no batch, or a quantile outside [0, 1].
         """
         if not 0 <= quantile <= 1:
-            raise ValueError(f"quantile={quantile}; expected a share of the normal images, between 0 and 1")
+            raise ValueError(
+                f"quantile={quantile}; expected a share of the normal images, between 0"
+                " and 1"
+            )
         scores = []
         for images in batches:
             distances = self._distances(images)
@@ -198,7 +243,8 @@ class PaDiM:
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write everything but the network's weights as one safetensors file, whole or not at all.
+        """Write everything but the network's weights as one safetensors file, whole or
+        not at all.
 
         Raises:
             ValueError: before `fit`.
@@ -206,71 +252,113 @@ class PaDiM:
         self._check_fitted()
         model = self.extractor.model
         tensors = {"mean": self.mean, "whitening": self.whitening}
-        tensors |= {"channels": self.channels} if self.basis is None else {"basis": self.basis}
+        tensors |= (
+            {"channels": self.channels} if self.basis is None else {"basis": self.basis}
+        )
         about = {
-            "backbone": getattr(model, "backbone_name", None), "layers": self.extractor.layers,
-            "weights": _fingerprint(model), "settings": {name: getattr(self, name) for name in _SETTINGS},
-            "grid": self.grid, "size": self.size, "count": self.count,
-        }  # fmt: skip
+            "backbone": getattr(model, "backbone_name", None),
+            "layers": self.extractor.layers,
+            "weights": _fingerprint(model),
+            "settings": {name: getattr(self, name) for name in _SETTINGS},
+            "grid": self.grid,
+            "size": self.size,
+            "count": self.count,
+        }
         write_tensors(path, tensors, about, FORMAT)
 
     @classmethod
-    def load(cls, path: str | Path, extractor: FeatureExtractor | None = None) -> "PaDiM":
+    def load(
+        cls, path: str | Path, extractor: FeatureExtractor | None = None
+    ) -> "PaDiM":
         """Read what `save` wrote; no pickle is ever loaded.
 
         Args:
             path: the file.
-            extractor: the one it was fitted with. None loads the backbone by its name with its default weights.
+            extractor: the one it was fitted with. None loads the backbone by its name
+                with its default weights.
 
         Raises:
-            ValueError: naming the file, if it is no such file, damaged, of a newer format, or fitted with another
-                network, other weights or other layers; or if its network has no name and no extractor is given.
+            ValueError: naming the file, if it is no such file, damaged, of a newer
+                format, or fitted with another network, other weights or other layers;
+                or if its network has no name and no extractor is given.
         """
         about, tensors = read_tensors(path, FORMAT, "saved PaDiM", "fit and save again")
         if not _fit_together(about, tensors):
             raise ValueError(
-                f"{path} does not fit together: what it holds is missing or of other shapes; fit and save again"
+                f"{path} does not fit together: what it holds is missing or of other"
+                " shapes; fit and save again"
             )
         if extractor is None:
             if not isinstance(about["backbone"], str):
-                raise ValueError(f"{path} was fitted with a network of your own; pass extractor=FeatureExtractor(…)")
+                raise ValueError(
+                    f"{path} was fitted with a network of your own; pass"
+                    " extractor=FeatureExtractor(…)"
+                )
             try:
-                extractor = FeatureExtractor(backbones.load(about["backbone"]).model, about["layers"])
+                extractor = FeatureExtractor(
+                    backbones.load(about["backbone"]).model, about["layers"]
+                )
             except ValueError as error:
-                raise ValueError(f"{path} needs its backbone, or extractor=…: {error}") from error
+                raise ValueError(
+                    f"{path} needs its backbone, or extractor=…: {error}"
+                ) from error
         _check_extractor(extractor)
         if list(extractor.layers) != about["layers"]:
-            raise ValueError(f"{path} was fitted on layers {about['layers']}; the extractor has {extractor.layers}")
+            raise ValueError(
+                f"{path} was fitted on layers {about['layers']}; the extractor has"
+                f" {extractor.layers}"
+            )
         if _fingerprint(extractor.model) != about["weights"]:
             name = about["backbone"] or "a network of your own"
-            raise ValueError(f"{path} was fitted with {name}, with other weights than these; pass its own extractor")
+            raise ValueError(
+                f"{path} was fitted with {name}, with other weights than these; pass"
+                " its own extractor"
+            )
         try:
             model = cls(extractor, **about["settings"])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} has settings that can't be used ({error}); fit and save again") from error
+            raise ValueError(
+                f"{path} has settings that can't be used ({error}); fit and save again"
+            ) from error
         device = model._device()
-        model.mean, model.whitening = tensors["mean"].to(device), tensors["whitening"].to(device)
+        model.mean, model.whitening = (
+            tensors["mean"].to(device),
+            tensors["whitening"].to(device),
+        )
         model.channels = tensors.get("channels")
         model.basis = tensors["basis"].to(device) if "basis" in tensors else None
-        model.grid, model.size, model.count = tuple(about["grid"]), tuple(about["size"]), about["count"]
+        model.grid, model.size, model.count = (
+            tuple(about["grid"]),
+            tuple(about["size"]),
+            about["count"],
+        )
         return model
 
     def _distances(self, images: Tensor) -> Float[Tensor, "n h w"]:
         self._check_fitted()
         _check_size(images, self.size)
         if images.device != self.mean.device:
-            raise ValueError(f"images on {images.device}; the Gaussians are on {self.mean.device}. Call .to(device)")
+            raise ValueError(
+                f"images on {images.device}; the Gaussians are on {self.mean.device}."
+                " Call .to(device)"
+            )
         x = _embed(self._maps(images), self.channels, self.basis)
         if x.shape[1:] != self.mean.shape:
-            raise ValueError(f"embeddings {tuple(x.shape[1:])} a position; expected {tuple(self.mean.shape)} as fitted")
-        return whitened_norm(x.to(self.mean.dtype), self.mean, self.whitening).view(-1, *self.grid)
+            raise ValueError(
+                f"embeddings {tuple(x.shape[1:])} a position; expected"
+                f" {tuple(self.mean.shape)} as fitted"
+            )
+        return whitened_norm(x.to(self.mean.dtype), self.mean, self.whitening).view(
+            -1, *self.grid
+        )
 
     def _enlarge(self, distances: Tensor) -> Tensor:
         return gaussian_blur(upsample(distances, self.size, self.mode), self.sigma)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         maps = self.extractor(images)
-        # A network under autocast gives half precision: too coarse for what is added up from here on.
+        # A network under autocast gives half precision: too coarse for what is added up
+        # from here on.
         return [part.to(at_least_float32(part.dtype)) for part in maps]
 
     def _draw(self, total: int) -> Tensor:
@@ -278,11 +366,16 @@ class PaDiM:
             return torch.arange(total)
         if self.dimensions > total:
             raise ValueError(
-                f"dimensions={self.dimensions} of {total} channels that layers {', '.join(self.extractor.layers)} give "
-                "together; expected no more, or None for all"
+                f"dimensions={self.dimensions} of {total} channels that layers"
+                f" {', '.join(self.extractor.layers)} give together; expected no more,"
+                " or None for all"
             )
         return (
-            torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[: self.dimensions].sort().values
+            torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[
+                : self.dimensions
+            ]
+            .sort()
+            .values
         )
 
     def _principal_components(
@@ -311,8 +404,12 @@ class PaDiM:
         if device is not None:
             check_same_size(size, device)
             pooled.all_reduce()
-        _, vectors = torch.linalg.eigh(pooled.covariance(0)[0].double())  # in ascending order
-        return vectors.flip(1)[:, : self.dimensions].to(pooled.result_dtype).contiguous()
+        _, vectors = torch.linalg.eigh(
+            pooled.covariance(0)[0].double()
+        )  # in ascending order
+        return (
+            vectors.flip(1)[:, : self.dimensions].to(pooled.result_dtype).contiguous()
+        )
 
     def _device(self) -> torch.device:
         parameters = self.extractor.model.parameters()
@@ -320,12 +417,17 @@ class PaDiM:
 
     def _check_fitted(self) -> None:
         if not self.count:
-            raise ValueError("this PaDiM is not fitted; call fit(batches) with normal images, or PaDiM.load(path)")
+            raise ValueError(
+                "this PaDiM is not fitted; call fit(batches) with normal images, or"
+                " PaDiM.load(path)"
+            )
 
 
-def summed_anomaly_map(models: Sequence[PaDiM], images: Tensor) -> Float[Tensor, "n h w"]:
-    """Add up the maps of several models, one a layer say: the paper's "Layer 1+2+3", which knows no correlations
-    between layers.
+def summed_anomaly_map(
+    models: Sequence[PaDiM], images: Tensor
+) -> Float[Tensor, "n h w"]:
+    """Add up the maps of several models, one a layer say: the paper's "Layer 1+2+3",
+    which knows no correlations between layers.
 
     Args:
         models: fitted, of one image size.
@@ -342,30 +444,58 @@ def summed_anomaly_map(models: Sequence[PaDiM], images: Tensor) -> Float[Tensor,
     return sum(model.anomaly_map(images) for model in models)
 
 
-def _embed(maps: list[Tensor], channels: Tensor | None, basis: Tensor | None) -> Float[Tensor, "n p d"]:
-    joined = concatenate_embeddings(maps, channels) if basis is None else project_embeddings(maps, basis)
+def _embed(
+    maps: list[Tensor], channels: Tensor | None, basis: Tensor | None
+) -> Float[Tensor, "n p d"]:
+    joined = (
+        concatenate_embeddings(maps, channels)
+        if basis is None
+        else project_embeddings(maps, basis)
+    )
     return joined.flatten(2).transpose(1, 2)
 
 
-# ---- checks and files -----------------------------------------------------------------------------------------------
+# ---- checks and files ----
 
 _SETTINGS = ("dimensions", "seed", "epsilon", "reduction", "mode", "sigma")
 
 
 def _fit_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
-    """Whether a file is one that `save` may have written: its checksum tells damage, not what somebody made up."""
-    if not {"backbone", "layers", "weights", "settings", "grid", "size", "count"} <= set(about):
+    """Whether a file is one that `save` may have written: its checksum tells damage,
+    not what somebody made up.
+    """
+    if not {
+        "backbone",
+        "layers",
+        "weights",
+        "settings",
+        "grid",
+        "size",
+        "count",
+    } <= set(about):
         return False
     numbers = (
-        [*about["grid"], *about["size"]] if isinstance(about["grid"], list) and isinstance(about["size"], list) else []
+        [*about["grid"], *about["size"]]
+        if isinstance(about["grid"], list) and isinstance(about["size"], list)
+        else []
     )
-    mean, whitening, channels, basis = (tensors.get(name) for name in ("mean", "whitening", "channels", "basis"))
+    mean, whitening, channels, basis = (
+        tensors.get(name) for name in ("mean", "whitening", "channels", "basis")
+    )
     if (
-        not (isinstance(about["layers"], list) and all(isinstance(name, str) for name in about["layers"]))
+        not (
+            isinstance(about["layers"], list)
+            and all(isinstance(name, str) for name in about["layers"])
+        )
         or len(numbers) != 4
         or len(about["grid"]) != 2
-        or not all(type(number) is int and number > 0 for number in (*numbers, about["count"]))
-        or not (isinstance(about["settings"], dict) and set(about["settings"]) == set(_SETTINGS))
+        or not all(
+            type(number) is int and number > 0 for number in (*numbers, about["count"])
+        )
+        or not (
+            isinstance(about["settings"], dict)
+            and set(about["settings"]) == set(_SETTINGS)
+        )
         or mean is None
         or mean.ndim != 2
         or len(mean) != numbers[0] * numbers[1]
@@ -376,17 +506,27 @@ def _fit_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
     ):
         return False
     if basis is not None:
-        fits = basis.ndim == 2 and basis.shape[1] == mean.shape[1] and basis.dtype == mean.dtype
+        fits = (
+            basis.ndim == 2
+            and basis.shape[1] == mean.shape[1]
+            and basis.dtype == mean.dtype
+        )
     else:
-        fits = channels is not None and channels.shape == mean.shape[1:] and channels.dtype == torch.int64
-    return fits and all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+        fits = (
+            channels is not None
+            and channels.shape == mean.shape[1:]
+            and channels.dtype == torch.int64
+        )
+    return fits and all(
+        bool(torch.isfinite(tensor).all()) for tensor in tensors.values()
+    )
 
 
 def _check_extractor(extractor: Any) -> None:
     if not isinstance(extractor, FeatureExtractor):
         raise ValueError(
-            f"an extractor of type {type(extractor).__name__}; expected a FeatureExtractor. From a backbone: "
-            "FeatureExtractor(*load(name)[:2])"
+            f"an extractor of type {type(extractor).__name__}; expected a"
+            " FeatureExtractor. From a backbone: FeatureExtractor(*load(name)[:2])"
         )
 
 
@@ -398,16 +538,29 @@ def _checked_batches(batches: Iterable) -> Iterable:
 
 
 def _check_size(images: Any, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the images' height and width, if they are images and of the size that is given."""
+    """Return the images' height and width, if they are images and of the size that is
+    given.
+    """
     if isinstance(images, (tuple, list)):
-        raise ValueError(f"a batch of type {type(images).__name__}; expected a tensor of images alone, without labels")
+        raise ValueError(
+            f"a batch of type {type(images).__name__}; expected a tensor of images"
+            " alone, without labels"
+        )
     found = tuple(check_images(images).shape[2:])
     if size is not None and found != size:
-        raise ValueError(f"images of {found[0]}×{found[1]} pixels; expected {size[0]}×{size[1]}, as fitted")
+        raise ValueError(
+            f"images of {found[0]}×{found[1]} pixels; expected {size[0]}×{size[1]}, as"
+            " fitted"
+        )
     return found
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Digest a network's weights, by order and not by name (wrappers put prefixes before names)."""
-    state = {str(i): tensor.detach().cpu().contiguous() for i, tensor in enumerate(model.state_dict().values())}
+    """Digest a network's weights, by order and not by name (wrappers put prefixes
+    before names).
+    """
+    state = {
+        str(i): tensor.detach().cpu().contiguous()
+        for i, tensor in enumerate(model.state_dict().values())
+    }
     return digest("", state)

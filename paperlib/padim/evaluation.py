@@ -1,4 +1,6 @@
-"""PaDiM on MVTec AD, or any set in its layout: fit and score category by category, beside the paper's tables."""
+"""PaDiM on MVTec AD, or any set in its layout: fit and score category by category,
+beside the paper's tables.
+"""
 
 import csv
 import io
@@ -19,14 +21,26 @@ from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
-GROUPS = {"all_texture": MVTEC_TEXTURES, "all_object": MVTEC_OBJECTS, "all": (*MVTEC_TEXTURES, *MVTEC_OBJECTS)}
-# PaDiM, Sec. IV-B. Of EfficientNet-B5 all 344 channels; for Lite0, which is not in the paper, ResNet-18's number.
-DIMENSIONS = {"resnet18": 100, "wide_resnet50_2": 550, "efficientnet_b5": None, "efficientnet_lite0": 100}
+GROUPS = {
+    "all_texture": MVTEC_TEXTURES,
+    "all_object": MVTEC_OBJECTS,
+    "all": (*MVTEC_TEXTURES, *MVTEC_OBJECTS),
+}
+# PaDiM, Sec. IV-B. Of EfficientNet-B5 all 344 channels; for Lite0, which is not in the
+# paper, ResNet-18's number.
+DIMENSIONS = {
+    "resnet18": 100,
+    "wide_resnet50_2": 550,
+    "efficientnet_b5": None,
+    "efficientnet_lite0": 100,
+}
 Progress = Callable[[str, int, int], None]
 
 
 class Settings(NamedTuple):
-    """What a result depends on besides its category; `dimensions` None keeps all channels."""
+    """What a result depends on besides its category; `dimensions` None keeps all
+    channels.
+    """
 
     data: str
     backbone: str
@@ -44,7 +58,8 @@ class Result(NamedTuple):
         category: its name.
         train, test: numbers of images.
         image_auroc, pixel_auroc, aupro: as in `paperlib.metrics`.
-        threshold, f1: the image score that tells the test images apart best, and its F1.
+        threshold, f1: the image score that tells the test images apart best, and its
+            F1.
         fit_seconds, score_seconds: with reading the files.
     """
 
@@ -67,7 +82,9 @@ _WORDS = ("data", "backbone", "weights", "variant", "category")
 
 
 class Scored(NamedTuple):
-    """A category's result, and what its pictures are drawn from: test set, labels, scores (n,), maps (n, H, W)."""
+    """A category's result, and what its pictures are drawn from: test set, labels,
+    scores (n,), maps (n, H, W).
+    """
 
     result: Result
     test: MVTecAD
@@ -87,8 +104,8 @@ def evaluate(
 ) -> Scored:
     """Fit PaDiM to one category's training images and score its test images.
 
-    Pictures are resized and cropped as in the paper and normalised as the backbone was trained; maps are enlarged
-    bicubically, as in the paper.
+    Pictures are resized and cropped as in the paper and normalised as the backbone was
+    trained; maps are enlarged bicubically, as in the paper.
 
     Args:
         settings: folder of the categories, dimensions, seed, and variant of the data.
@@ -96,7 +113,8 @@ def evaluate(
         backbone: from `backbones.load`, its model on the device to run on.
         batch_size: images at once.
         threads: that read pictures.
-        progress: called with a word, the images done and their number, after each batch.
+        progress: called with a word, the images done and their number, after each
+            batch.
 
     Raises:
         ValueError: if the data or the settings can't be used, saying why.
@@ -105,13 +123,26 @@ def evaluate(
     Test: test_evaluation.py::test_one_category_equals_the_steps_written_out
     """
     data = (settings.data, category)
-    train, test = (MVTecAD(*data, split, settings.variant, seed=settings.seed) for split in ("train", "test"))
-    model = PaDiM(FeatureExtractor(*backbone[:2]), settings.dimensions, settings.seed, mode="bicubic")
+    train, test = (
+        MVTecAD(*data, split, settings.variant, seed=settings.seed)
+        for split in ("train", "test")
+    )
+    model = PaDiM(
+        FeatureExtractor(*backbone[:2]),
+        settings.dimensions,
+        settings.seed,
+        mode="bicubic",
+    )
     size = train[0].image.shape[-1]
     transform = Transform(size, backbone.transform.mean, backbone.transform.std)
-    device = next((parameter.device for parameter in backbone.model.parameters()), torch.device("cpu"))
+    device = next(
+        (parameter.device for parameter in backbone.model.parameters()),
+        torch.device("cpu"),
+    )
 
-    def transformed(dataset: MVTecAD, word: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def transformed(
+        dataset: MVTecAD, word: str
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         done = 0
         for batch in batches(dataset, batch_size, threads):
             yield transform(batch.images.to(device)), batch.labels, batch.masks
@@ -122,19 +153,31 @@ def evaluate(
     start = time.perf_counter()
     model.fit(images for images, _, _ in transformed(train, "fit"))
     middle = time.perf_counter()
-    found = [(model.anomaly_map(images).cpu(), *truth) for images, *truth in transformed(test, "score")]
+    found = [
+        (model.anomaly_map(images).cpu(), *truth)
+        for images, *truth in transformed(test, "score")
+    ]
     end = time.perf_counter()
     maps, labels, masks = (torch.cat(parts) for parts in zip(*found, strict=True))
     scores = maps.amax((1, 2))
     result = Result(
-        settings, category, len(train), len(test), auroc(labels, scores), pixel_auroc(masks, maps), aupro(masks, maps),
-        *best_threshold(labels, scores), middle - start, end - middle,
-    )  # fmt: skip
+        settings,
+        category,
+        len(train),
+        len(test),
+        auroc(labels, scores),
+        pixel_auroc(masks, maps),
+        aupro(masks, maps),
+        *best_threshold(labels, scores),
+        middle - start,
+        end - middle,
+    )
     return Scored(result, test, labels, scores, maps)
 
 
 def examples(scored: Scored) -> dict[str, int]:
-    """Choose the test images worth a look: the clearest and the faintest defect, the most and least suspicious normal.
+    """Choose the test images worth a look: the clearest and the faintest defect, the
+    most and least suspicious normal.
 
     Args:
         scored: what `evaluate` returned.
@@ -142,7 +185,8 @@ def examples(scored: Scored) -> dict[str, int]:
     Returns:
         words that say why it was chosen → number of the image.
 
-    Source: this book. Departures: none. Test: test_evaluation.py::test_examples_are_the_extremes
+    Source: this book. Departures: none. Test:
+    test_evaluation.py::test_examples_are_the_extremes
     """
     chosen = {}
     for label, highest, lowest in (
@@ -156,7 +200,8 @@ def examples(scored: Scored) -> dict[str, int]:
 
 
 def save_pictures(scored: Scored, path: Path) -> None:
-    """Draw the examples with mask, map and overlay, in one colour scale, into a PNG file.
+    """Draw the examples with mask, map and overlay, in one colour scale, into a PNG
+    file.
 
     Args:
         scored: what `evaluate` returned.
@@ -165,19 +210,26 @@ def save_pictures(scored: Scored, path: Path) -> None:
     Raises:
         ValueError: if matplotlib is missing.
 
-    Source: this book. Departures: none. Test: test_evaluation.py::test_a_run_writes_rows_and_pictures
+    Source: this book. Departures: none. Test:
+    test_evaluation.py::test_a_run_writes_rows_and_pictures
     """
     try:
         import matplotlib.pyplot as plt
 
         from paperlib import viz
     except ImportError as error:
-        raise ValueError("pictures need matplotlib; run `pip install matplotlib`, or pass --no-pictures") from error
+        raise ValueError(
+            "pictures need matplotlib; run `pip install matplotlib`, or pass"
+            " --no-pictures"
+        ) from error
     chosen = examples(scored)
     numbers = list(chosen.values())
     items = [scored.test[number] for number in numbers]
-    labels = [f"{why}\n{Path(item.path).parent.name}/{Path(item.path).stem}: {scored.scores[number]:.1f}"
-              for (why, number), item in zip(chosen.items(), items, strict=True)]  # fmt: skip
+    labels = [
+        f"{why}\n{Path(item.path).parent.name}/{Path(item.path).stem}:"
+        f" {scored.scores[number]:.1f}"
+        for (why, number), item in zip(chosen.items(), items, strict=True)
+    ]
     figure = viz.anomaly_figure(
         torch.stack([item.image for item in items]),
         scored.maps[numbers],
@@ -204,14 +256,16 @@ def run(
     pictures: bool = True,
     progress: Progress | None = None,
 ) -> list[Result]:
-    """Evaluate several categories; each result is written at once, and those that are there already are not run again.
+    """Evaluate several categories; each result is written at once, and those that are
+    there already are not run again.
 
     Args:
         settings: of all of them.
         categories: their names.
         backbone: from `backbones.load`.
-        out: folder that gets results.csv, in which rows of other settings stay, and a picture a category. Two runs at
-            once want two folders: each would write the table without the other's newest row.
+        out: folder that gets results.csv, in which rows of other settings stay, and a
+            picture a category. Two runs at once want two folders: each would write the
+            table without the other's newest row.
         batch_size, threads, progress: as for `evaluate`.
         pictures: whether to draw pictures.
 
@@ -219,13 +273,16 @@ def run(
         one result a category, in the order given.
 
     Raises:
-        ValueError: if the layout of any category is wrong, before the first is run; as `evaluate`; and for a
-            results.csv that this did not write.
+        ValueError: if the layout of any category is wrong, before the first is run; as
+            `evaluate`; and for a results.csv that this did not write.
 
-    Source: this book. Departures: none. Test: test_evaluation.py::test_a_killed_run_goes_on_where_it_was
+    Source: this book. Departures: none. Test:
+    test_evaluation.py::test_a_killed_run_goes_on_where_it_was
     """
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; expected a folder for results, or a name that is free")
+        raise ValueError(
+            f"{out} is a file; expected a folder for results, or a name that is free"
+        )
     out.mkdir(parents=True, exist_ok=True)
     table = out / "results.csv"
     done = _of(settings, read_results(table))
@@ -234,7 +291,14 @@ def run(
         for split in ("train", "test"):
             MVTecAD(settings.data, category, split, settings.variant, check=False)
     for category in waiting:
-        scored = evaluate(settings, category, backbone, batch_size=batch_size, threads=threads, progress=progress)
+        scored = evaluate(
+            settings,
+            category,
+            backbone,
+            batch_size=batch_size,
+            threads=threads,
+            progress=progress,
+        )
         if pictures:
             dimensions = "all" if settings.dimensions is None else settings.dimensions
             name = f"{category}-{settings.backbone}-{dimensions}-{settings.variant}-seed{settings.seed}.png"
@@ -245,7 +309,9 @@ def run(
 
 
 def _of(settings: Settings, results: Iterable[Result]) -> dict[str, Result]:
-    return {result.category: result for result in results if result.settings == settings}
+    return {
+        result.category: result for result in results if result.settings == settings
+    }
 
 
 def read_results(path: Path) -> list[Result]:
@@ -254,7 +320,8 @@ def read_results(path: Path) -> list[Result]:
     Raises:
         ValueError: naming the file, if it is something else.
 
-    Source: this book. Departures: none. Test: test_evaluation.py::test_results_come_back_as_they_were_written
+    Source: this book. Departures: none. Test:
+    test_evaluation.py::test_results_come_back_as_they_were_written
     """
     if not path.exists():
         return []
@@ -265,7 +332,10 @@ def read_results(path: Path) -> list[Result]:
                 raise ValueError(f"its columns are {rows.fieldnames}")
             return [_result(row) for row in rows]
     except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
-        raise ValueError(f"{path} is no table of results ({error}); move it away, or give another folder") from error
+        raise ValueError(
+            f"{path} is no table of results ({error}); move it away, or give another"
+            " folder"
+        ) from error
 
 
 def _result(row: dict[str, str]) -> Result:
@@ -275,7 +345,13 @@ def _result(row: dict[str, str]) -> Result:
         if name == "dimensions":
             values[name] = None if text == "all" else int(text)
         else:
-            values[name] = text if name in _WORDS else int(text) if name in _INTEGERS else float(text)
+            values[name] = (
+                text
+                if name in _WORDS
+                else int(text)
+                if name in _INTEGERS
+                else float(text)
+            )
     settings = Settings(*(values.pop(name) for name in Settings._fields))
     return Result(settings, **values)
 
@@ -283,13 +359,16 @@ def _result(row: dict[str, str]) -> Result:
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write results as CSV, a row each, whole or not at all; numbers come back exactly.
 
-    Source: this book. Departures: none. Test: test_evaluation.py::test_results_come_back_as_they_were_written
+    Source: this book. Departures: none. Test:
+    test_evaluation.py::test_results_come_back_as_they_were_written
     """
     text = io.StringIO(newline="")
     rows = csv.writer(text)
     rows.writerow(_COLUMNS)
     for result in results:
-        settings = result.settings._replace(dimensions=result.settings.dimensions or "all")
+        settings = result.settings._replace(
+            dimensions=result.settings.dimensions or "all"
+        )
         rows.writerow([*settings, *result[1:]])
     _write(path, text.getvalue().encode())
 
@@ -304,9 +383,11 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def report(results: Sequence[Result]) -> str:
-    """Set results in a table, in percent, beside the paper's: Tables III and V, or VI for the random variant.
+    """Set results in a table, in percent, beside the paper's: Tables III and V, or VI
+    for the random variant.
 
-    Means are taken over the categories that are there, and the paper's means stand only beside complete ones.
+    Means are taken over the categories that are there, and the paper's means stand only
+    beside complete ones.
 
     Args:
         results: of one run, at least one.
@@ -320,13 +401,24 @@ def report(results: Sequence[Result]) -> str:
     if not results:
         raise ValueError("no result to report; expected at least one")
     settings = results[0].settings
-    dimensions = "all channels" if settings.dimensions is None else f"{settings.dimensions} dimensions"
+    dimensions = (
+        "all channels"
+        if settings.dimensions is None
+        else f"{settings.dimensions} dimensions"
+    )
     variant = "Rd-MVTec AD" if settings.variant == "random" else "centred crops"
     weights = "" if settings.weights == "default" else f", weights {settings.weights}"
-    image, pixel = ("table_V", "table_III") if settings.variant == "centered" else ("", "table_VI")
-    quoted = [(table, model) for table in (image, pixel) if table for model in PAPER[table]]
+    image, pixel = (
+        ("table_V", "table_III") if settings.variant == "centered" else ("", "table_VI")
+    )
+    quoted = [
+        (table, model) for table in (image, pixel) if table for model in PAPER[table]
+    ]
     headings = ["category", "test", "AUROC", "pixel", "PRO"]
-    headings += [f"{model.removeprefix('PaDiM-')} ({table.removeprefix('table_')})" for table, model in quoted]
+    headings += [
+        f"{model.removeprefix('PaDiM-')} ({table.removeprefix('table_')})"
+        for table, model in quoted
+    ]
     lines = [headings]
     rows = [(result.category, [result]) for result in results]
     for group, members in GROUPS.items():
@@ -334,20 +426,54 @@ def report(results: Sequence[Result]) -> str:
         rows += [(group, there)] if there else []
     for name, there in rows:
         whole = name not in GROUPS or len(there) == len(GROUPS[name])
-        mean = [100 * math.fsum(getattr(r, field) for r in there) / len(there)
-                for field in ("image_auroc", "pixel_auroc", "aupro")]  # fmt: skip
-        title = name if name not in GROUPS else f"{name} ({len(there)} of {len(GROUPS[name])})"
-        lines.append([title, str(sum(r.test for r in there)), *(f"{value:.1f}" for value in mean)])
-        lines[-1] += [_quoted(PAPER[table][model].get(name)) if whole else "" for table, model in quoted]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    about = f"{settings.backbone}, {dimensions}, seed {settings.seed}{weights}, {variant}"
-    tables = "Table V (image AUROC) and Table III (pixel AUROC / PRO)" if image else "Table VI (pixel AUROC / PRO)"
+        mean = [
+            100 * math.fsum(getattr(r, field) for r in there) / len(there)
+            for field in ("image_auroc", "pixel_auroc", "aupro")
+        ]
+        title = (
+            name
+            if name not in GROUPS
+            else f"{name} ({len(there)} of {len(GROUPS[name])})"
+        )
+        lines.append(
+            [
+                title,
+                str(sum(r.test for r in there)),
+                *(f"{value:.1f}" for value in mean),
+            ]
+        )
+        lines[-1] += [
+            _quoted(PAPER[table][model].get(name)) if whole else ""
+            for table, model in quoted
+        ]
+    widths = [
+        max(len(line[column]) for line in lines) for column in range(len(headings))
+    ]
+    text = [
+        "  ".join(
+            [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
+        ).rstrip()
+        for line in lines
+    ]
+    about = (
+        f"{settings.backbone}, {dimensions}, seed {settings.seed}{weights}, {variant}"
+    )
+    tables = (
+        "Table V (image AUROC) and Table III (pixel AUROC / PRO)"
+        if image
+        else "Table VI (pixel AUROC / PRO)"
+    )
     source = PAPER["source"].split(", Tables")[0]
-    return "\n".join([f"{about}; in %", *text, f"right: the paper's {tables}", f"from {source}"])
+    return "\n".join(
+        [f"{about}; in %", *text, f"right: the paper's {tables}", f"from {source}"]
+    )
 
 
 def _quoted(value: float | list[float] | None) -> str:
     if value is None:
         return ""
-    return " / ".join(f"{v:.1f}" for v in value) if isinstance(value, list) else f"{value:.1f}"
+    return (
+        " / ".join(f"{v:.1f}" for v in value)
+        if isinstance(value, list)
+        else f"{value:.1f}"
+    )

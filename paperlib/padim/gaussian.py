@@ -1,7 +1,9 @@
-"""A Gaussian for every position of a picture: estimated batch by batch, far from zero too, and the distance from it.
+"""A Gaussian for every position of a picture: estimated batch by batch, far from zero
+too, and the distance from it.
 
-There are P positions, numbered row by row, with an embedding of length D at each. Matrix products are taken in full
-precision whatever the caller has set, and in chunks that fit the processor's cache.
+There are P positions, numbered row by row, with an embedding of length D at each.
+Matrix products are taken in full precision whatever the caller has set, and in chunks
+that fit the processor's cache.
 """
 
 import math
@@ -18,13 +20,14 @@ from paperlib.precision import at_least_float32, full_precision
 from paperlib.validation import check_finite
 
 COVARIANCE_EPSILON = 0.01  # PaDiM, Sec. IV-B: added to the variances
-# Positions are worked on a few at a time, so that what is read twice is still in the processor's cache: about 1.7 times
-# faster than all at once at D = 100.
+# Positions are worked on a few at a time, so that what is read twice is still in the
+# processor's cache: about 1.7 times faster than all at once at D = 100.
 CHUNK = 2**20  # elements
-# A symmetric or triangular matrix is cut into bands of this many rows, and a band ends at the diagonal: at D = 550 a
-# quarter less time.
+# A symmetric or triangular matrix is cut into bands of this many rows, and a band ends
+# at the diagonal: at D = 550 a quarter less time.
 BAND = 128
-LEAF = 16  # below this size a matrix is factorised by LAPACK, above it by products of its quarters
+# below this size a matrix is factorised by LAPACK, above it by products of its quarters
+LEAF = 16
 
 
 class PatchGaussian:
@@ -32,20 +35,23 @@ class PatchGaussian:
 
     $$\Sigma_{ij} = \frac{1}{N-1}\sum_{k=1}^{N}(x_{ij}^k-\mu_{ij})(x_{ij}^k-\mu_{ij})^\mathrm{T} + \epsilon I$$
 
-    A batch is centred by its own mean and joins the sums of squares with one more product, that of the distance between
-    the means (Chan et al.): far from zero no digits cancel. Means are float64.
+    A batch is centred by its own mean and joins the sums of squares with one more
+    product, that of the distance between the means (Chan et al.): far from zero no
+    digits cancel. Means are float64.
 
     Args:
         positions: cells of the map, P.
         dimensions: of an embedding, D.
-        dtype: of the centred products; float64 makes parts agree with the whole to 1e-12 instead of 1e-6.
+        dtype: of the centred products; float64 makes parts agree with the whole to
+            1e-12 instead of 1e-6.
         device: where the sums are kept; by default that of the first batch.
 
     Raises:
         ValueError: for sizes below 1, or another dtype than float32 and float64.
 
-    Source: PaDiM, arXiv:2011.08785, Sec. III-B, Eq. 1; the update is Chan, Golub & LeVeque's, COMPSTAT 1982.
-    Departures: none. Test: test_gaussian.py::test_batches_give_numpys_mean_and_covariance
+    Source: PaDiM, arXiv:2011.08785, Sec. III-B, Eq. 1; the update is Chan, Golub &
+    LeVeque's, COMPSTAT 1982. Departures: none. Test:
+    test_gaussian.py::test_batches_give_numpys_mean_and_covariance
     """
 
     def __init__(
@@ -56,10 +62,18 @@ class PatchGaussian:
         device: torch.device | str | None = None,
     ):
         if positions < 1 or dimensions < 1:
-            raise ValueError(f"positions={positions}, dimensions={dimensions}; expected at least 1 of each")
+            raise ValueError(
+                f"positions={positions}, dimensions={dimensions}; expected at least 1"
+                " of each"
+            )
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype}; expected torch.float32 or torch.float64")
-        self.positions, self.dimensions, self.dtype, self.device = positions, dimensions, dtype, device
+        self.positions, self.dimensions, self.dtype, self.device = (
+            positions,
+            dimensions,
+            dtype,
+            device,
+        )
         self.count = 0  # images
         self.result_dtype: torch.dtype | None = None  # dtype of the results
         self._consumed = False  # True once `whiten` has overwritten the sums
@@ -68,26 +82,43 @@ class PatchGaussian:
         """Take in one more batch (N, P, D); any N from 1.
 
         Raises:
-            ValueError: for another shape or device, no image, or NaN; nothing has changed then.
+            ValueError: for another shape or device, no image, or NaN; nothing has
+                changed then.
         """
         self._check_not_consumed()
-        if x.ndim != 3 or x.shape[1:] != (self.positions, self.dimensions) or not len(x):
-            raise ValueError(f"x of shape {tuple(x.shape)}; expected (N, {self.positions}, {self.dimensions}), N ≥ 1")
+        if (
+            x.ndim != 3
+            or x.shape[1:] != (self.positions, self.dimensions)
+            or not len(x)
+        ):
+            raise ValueError(
+                f"x of shape {tuple(x.shape)}; expected (N, {self.positions},"
+                f" {self.dimensions}), N ≥ 1"
+            )
         check_finite(x, "x")
         self._allocate(x.device)
         if x.device != self._mean.device:
-            raise ValueError(f"x on {x.device}; the sums are on {self._mean.device}. Move one of them")
+            raise ValueError(
+                f"x on {x.device}; the sums are on {self._mean.device}. Move one of"
+                " them"
+            )
         n, total = len(x), self.count + len(x)
         x = x.detach().transpose(0, 1)
         for rows in _chunks(self.positions, (n + 1) * self.dimensions):
-            part, own = x[rows].to(torch.promote_types(at_least_float32(x.dtype), self.dtype)), self._mean[rows]
-            centred = torch.empty(len(part), n + 1, self.dimensions, dtype=self.dtype, device=x.device)
+            part, own = (
+                x[rows].to(torch.promote_types(at_least_float32(x.dtype), self.dtype)),
+                self._mean[rows],
+            )
+            centred = torch.empty(
+                len(part), n + 1, self.dimensions, dtype=self.dtype, device=x.device
+            )
             mean = part.mean(1)
             torch.sub(part, mean[:, None], out=centred[:, :n])
             mean = mean.double()
             if part.dtype == torch.float32:
-                # A float32 mean is off by its last digit. What is left over is small, so float32 holds its digits: four
-                # times faster than converting all of x.
+                # A float32 mean is off by its last digit. What is left over is small,
+                # so float32 holds its digits: four times faster than converting all of
+                # x.
                 left = centred[:, :n].mean(1)
                 centred[:, :n] -= left[:, None]
                 mean += left
@@ -95,11 +126,16 @@ class PatchGaussian:
             self._add_products(rows, centred)
             own.lerp_(mean, n / total)
         self.count = total
-        self.result_dtype = x.dtype if self.result_dtype is None else torch.promote_types(self.result_dtype, x.dtype)
+        self.result_dtype = (
+            x.dtype
+            if self.result_dtype is None
+            else torch.promote_types(self.result_dtype, x.dtype)
+        )
         return self
 
     def merge(self, other: "PatchGaussian") -> "PatchGaussian":
-        """Take in the images of another one, which stays as it is; as if all of them had come here.
+        """Take in the images of another one, which stays as it is; as if all of them
+        had come here.
 
         Raises:
             ValueError: if its sizes, dtype or device differ.
@@ -108,12 +144,18 @@ class PatchGaussian:
         other._check_not_consumed()
         kinds = [(g.positions, g.dimensions, g.dtype) for g in (self, other)]
         if kinds[0] != kinds[1]:
-            raise ValueError(f"(positions, dimensions, dtype) {kinds[1]}; expected {kinds[0]} as here")
+            raise ValueError(
+                f"(positions, dimensions, dtype) {kinds[1]}; expected {kinds[0]} as"
+                " here"
+            )
         if not other.count:
             return self
         self._allocate(other._mean.device)
         if other._mean.device != self._mean.device:
-            raise ValueError(f"a PatchGaussian on {other._mean.device}; this one is on {self._mean.device}. Move one")
+            raise ValueError(
+                f"a PatchGaussian on {other._mean.device}; this one is on"
+                f" {self._mean.device}. Move one"
+            )
         total = self.count + other.count
         apart = (other._mean - self._mean) * math.sqrt(self.count * other.count / total)
         for rows in _chunks(self.positions, self.dimensions**2):
@@ -129,28 +171,39 @@ class PatchGaussian:
         return self
 
     def all_reduce(self, group: Any = None) -> "PatchGaussian":
-        """Give every process of a `torch.distributed` group the statistics of all their images.
+        """Give every process of a `torch.distributed` group the statistics of all their
+        images.
 
-        To be called by all of them, once, after the last update: a second call would count every image again. A process
-        may have had no image; with NCCL it must have been given its `device`.
+        To be called by all of them, once, after the last update: a second call would
+        count every image again. A process may have had no image; with NCCL it must have
+        been given its `device`.
 
         Raises:
-            ValueError: if no process group is initialised, or sizes or dtypes differ between processes.
+            ValueError: if no process group is initialised, or sizes or dtypes differ
+                between processes.
         """
         if not (distributed.is_available() and distributed.is_initialized()):
-            raise ValueError("no process group; call torch.distributed.init_process_group first, in every process")
+            raise ValueError(
+                "no process group; call torch.distributed.init_process_group first, in"
+                " every process"
+            )
         self._allocate(torch.device("cpu"))
         with fail_together(self._mean.device, group):
             self._check_not_consumed()
         kind = [self.positions, self.dimensions, _DTYPES.index(self.dtype)]
         index = -1 if self.result_dtype is None else _DTYPES.index(self.result_dtype)
-        most = torch.tensor([*kind, *(-k for k in kind), index], device=self._mean.device)
+        most = torch.tensor(
+            [*kind, *(-k for k in kind), index], device=self._mean.device
+        )
         distributed.all_reduce(most, distributed.ReduceOp.MAX, group)
         *most, fed = most.tolist()
-        if most[:3] != kind or [-k for k in most[3:]] != kind:  # then the largest and the smallest differ, for everyone
+        if (
+            most[:3] != kind or [-k for k in most[3:]] != kind
+        ):  # then the largest and the smallest differ, for everyone
             raise ValueError(
-                f"positions {self.positions}, dimensions {self.dimensions}, {self.dtype}: another process has others; "
-                "expected the same in all of them"
+                f"positions {self.positions}, dimensions {self.dimensions},"
+                f" {self.dtype}: another process has others; expected the same in all"
+                " of them"
             )
         total = torch.tensor(self.count, device=self._mean.device)
         distributed.all_reduce(total, group=group)
@@ -177,7 +230,9 @@ class PatchGaussian:
             raise ValueError("no image yet; call update first")
         return self._mean.to(self.result_dtype)
 
-    def covariance(self, epsilon: float | int = COVARIANCE_EPSILON) -> Float[Tensor, "p d d"]:
+    def covariance(
+        self, epsilon: float | int = COVARIANCE_EPSILON
+    ) -> Float[Tensor, "p d d"]:
         """Return Σ + εI of Eq. 1, unbiased (N - 1), in the dtype of the x that was fed.
 
         Raises:
@@ -200,48 +255,60 @@ class PatchGaussian:
         self._check_not_consumed()
         if self.count < 2:
             raise ValueError(
-                f"{self.count} image{'s' * (self.count != 1)}; a sample covariance divides by N - 1 and takes at least "
-                "2. Feed more images"
+                f"{self.count} image{'s' * (self.count != 1)}; a sample covariance"
+                " divides by N - 1 and takes at least 2. Feed more images"
             )
         if not 0 <= epsilon < math.inf:
-            raise ValueError(f"epsilon={epsilon}; expected a variance to add, at least 0")
+            raise ValueError(
+                f"epsilon={epsilon}; expected a variance to add, at least 0"
+            )
 
     def _allocate(self, device: torch.device) -> None:
         if not hasattr(self, "_mean"):
             p, d, device = self.positions, self.dimensions, self.device or device
             with torch.inference_mode(False):
                 self._mean = torch.zeros(p, d, dtype=torch.float64, device=device)
-                self._products = torch.zeros(p, d, d, dtype=self.dtype, device=device)  # right up to the diagonal only
+                self._products = torch.zeros(
+                    p, d, d, dtype=self.dtype, device=device
+                )  # right up to the diagonal only
 
     def _add_products(self, rows: slice, vectors: Float[Tensor, "p n d"]) -> None:
         """Add the sum of outer products of vectors (P', N, D), band by band."""
         products = self._products[rows]
         with full_precision():
             for start, stop in _bands(self.dimensions):
-                products[:, start:stop, :stop].baddbmm_(vectors[..., start:stop].mT, vectors[..., :stop])
+                products[:, start:stop, :stop].baddbmm_(
+                    vectors[..., start:stop].mT, vectors[..., :stop]
+                )
 
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def mahalanobis_distance(
-    x: Float[Tensor, "*n_p_d"], mean: Float[Tensor, "*p_d"], cholesky: Float[Tensor, "*p_d_d"]
+    x: Float[Tensor, "*n_p_d"],
+    mean: Float[Tensor, "*p_d"],
+    cholesky: Float[Tensor, "*p_d_d"],
 ) -> Float[Tensor, "n p"]:
-    r"""Measure how far embeddings lie from their position's Gaussian, in standard deviations.
+    r"""Measure how far embeddings lie from their position's Gaussian, in standard
+    deviations.
 
     $$M(x_{ij}) = \sqrt{(x_{ij}-\mu_{ij})^\mathrm{T}\,\Sigma_{ij}^{-1}\,(x_{ij}-\mu_{ij})} = \lVert z_{ij} \rVert$$
-    where $L z = x - \mu$ and $\Sigma = L L^\mathrm{T}$: a triangular system instead of an inverse.
+    where $L z = x - \mu$ and $\Sigma = L L^\mathrm{T}$: a triangular system instead of
+    an inverse.
 
     Args:
         x: embeddings (N, P, D).
         mean: μ, (P, D).
-        cholesky: L, (P, D, D), lower triangular, as `torch.linalg.cholesky` of `PatchGaussian.covariance()` gives it.
+        cholesky: L, (P, D, D), lower triangular, as `torch.linalg.cholesky` of
+            `PatchGaussian.covariance()` gives it.
 
     Returns:
         the distance, not its square, (N, P).
 
     Raises:
-        ValueError: if shapes do not fit, dtypes differ or are half precision, or x holds NaN.
+        ValueError: if shapes do not fit, dtypes differ or are half precision, or x
+            holds NaN.
 
     Source: PaDiM, arXiv:2011.08785, Sec. III-C, Eq. 2. Departures: none.
     Test: test_gaussian.py::test_distance_equals_scipys
@@ -249,11 +316,17 @@ def mahalanobis_distance(
     n, p, d = x.shape if x.ndim == 3 else (0, 0, 0)
     if not p or not d or mean.shape != (p, d) or cholesky.shape != (p, d, d):
         raise ValueError(
-            f"x {tuple(x.shape)}, mean {tuple(mean.shape)}, cholesky {tuple(cholesky.shape)}; expected (N, P, D), "
-            "(P, D) and (P, D, D)"
+            f"x {tuple(x.shape)}, mean {tuple(mean.shape)}, cholesky"
+            f" {tuple(cholesky.shape)}; expected (N, P, D), (P, D) and (P, D, D)"
         )
-    if len({x.dtype, mean.dtype, cholesky.dtype}) > 1 or x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"x {x.dtype}, mean {mean.dtype}, cholesky {cholesky.dtype}; expected one, float32 or float64")
+    if len({x.dtype, mean.dtype, cholesky.dtype}) > 1 or x.dtype not in (
+        torch.float32,
+        torch.float64,
+    ):
+        raise ValueError(
+            f"x {x.dtype}, mean {mean.dtype}, cholesky {cholesky.dtype}; expected one,"
+            " float32 or float64"
+        )
     check_finite(x, "x")
     distances = []
     for rows in _chunks(p, n * d):
@@ -264,13 +337,15 @@ def mahalanobis_distance(
 
 
 def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
-    r"""Correct the distances of images that a Gaussian was fitted to: how far each would lie had it been left out.
+    r"""Correct the distances of images that a Gaussian was fitted to: how far each
+    would lie had it been left out.
 
     $$M_{-k} = \frac{N}{N-1}\sqrt{\frac{N-2}{N-1}}\;\frac{M}{\sqrt{1 - N M^2/(N-1)^2}}$$
 
-    Images that took part in the fit lie too close to it: M never exceeds $(N-1)/\sqrt{N}$, however strange the image.
-    Leaving one out changes the covariance by one outer product, whose effect on the inverse is known (Sherman &
-    Morrison), so no Gaussian need be fitted again.
+    Images that took part in the fit lie too close to it: M never exceeds
+    $(N-1)/\sqrt{N}$, however strange the image. Leaving one out changes the covariance
+    by one outer product, whose effect on the inverse is known (Sherman & Morrison), so
+    no Gaussian need be fitted again.
 
     Args:
         distance: M of images among the N, of any shape.
@@ -282,8 +357,8 @@ def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
     Raises:
         ValueError: for a count below 3.
 
-    Source: this book. Departures: ε counts as ε(N-1)/(N-2) in the Gaussian left with N - 1 images.
-    Test: test_gaussian.py::test_leaving_out_equals_fitting_again
+    Source: this book. Departures: ε counts as ε(N-1)/(N-2) in the Gaussian left with N
+    - 1 images. Test: test_gaussian.py::test_leaving_out_equals_fitting_again
     """
     if count < 3:
         raise ValueError(f"{count} images; leaving one out takes at least 3")
@@ -293,18 +368,22 @@ def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
     return (scale * distance / share.clamp_min(1e-12).sqrt()).to(distance.dtype)
 
 
-# ---- the arithmetic -------------------------------------------------------------------------------------------------
+# ---- the arithmetic ----
 
 
 def whitened_norm(
-    x: Float[Tensor, "n p d"], mean: Float[Tensor, "p d"], whitening: Float[Tensor, "p d d"]
+    x: Float[Tensor, "n p d"],
+    mean: Float[Tensor, "p d"],
+    whitening: Float[Tensor, "p d d"],
 ) -> Float[Tensor, "n p"]:
-    r"""Measure the same distances as `mahalanobis_distance`, with the inverse factor at hand: products, no systems.
+    r"""Measure the same distances as `mahalanobis_distance`, with the inverse factor at
+    hand: products, no systems.
 
     Args:
         x: embeddings (N, P, D).
         mean: μ, (P, D).
-        whitening: $L^{-1}$, (P, D, D), as `whiten` gives it; of its rows only the part up to the diagonal is read.
+        whitening: $L^{-1}$, (P, D, D), as `whiten` gives it; of its rows only the part
+            up to the diagonal is read.
 
     Returns:
         the distance, not its square, (N, P).
@@ -319,7 +398,9 @@ def whitened_norm(
         for rows in _chunks(p, n * d):
             centred, factor = x[rows] - mean[rows, None], whitening[rows]
             squares = [
-                torch.bmm(centred[..., :stop], factor[:, start:stop, :stop].mT).square().sum(2)
+                torch.bmm(centred[..., :stop], factor[:, start:stop, :stop].mT)
+                .square()
+                .sum(2)
                 for start, stop in _bands(d)
             ]
             distances[rows] = sum(squares).sqrt()
@@ -327,7 +408,8 @@ def whitened_norm(
 
 
 def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d d"]:
-    r"""Turn a Gaussian's sums into the inverse Cholesky factors $L^{-1}$ of its covariances $\Sigma = L L^\mathrm{T}$.
+    r"""Turn a Gaussian's sums into the inverse Cholesky factors $L^{-1}$ of its
+    covariances $\Sigma = L L^\mathrm{T}$.
 
     The factors overwrite the sums, a few positions at a time, so that no second
     (P, D, D) is allocated. This consumes the Gaussian: each of its methods raises
@@ -359,8 +441,9 @@ def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d 
         except torch.linalg.LinAlgError as error:
             variance = covariance.diagonal(dim1=1, dim2=2).max()
             raise ValueError(
-                f"a covariance with variances up to {variance:.3g} is not positive definite in {products.dtype}: "
-                f"epsilon={epsilon} is lost in rounding. Scale the features down or raise epsilon"
+                f"a covariance with variances up to {variance:.3g} is not positive"
+                f" definite in {products.dtype}: epsilon={epsilon} is lost in rounding."
+                " Scale the features down or raise epsilon"
             ) from error
     return products.to(dtype)
 
@@ -384,16 +467,25 @@ def _inverse_cholesky(covariance: Float[Tensor, "p d d"]) -> Float[Tensor, "p d 
     inverse = torch.zeros_like(covariance)
     first = inverse[:, :h, :h] = _inverse_cholesky(covariance[:, :h, :h])
     below = torch.bmm(covariance[:, h:, :h], first.mT)
-    last = inverse[:, h:, h:] = _inverse_cholesky(torch.baddbmm(covariance[:, h:, h:], below, below.mT, alpha=-1))
+    last = inverse[:, h:, h:] = _inverse_cholesky(
+        torch.baddbmm(covariance[:, h:, h:], below, below.mT, alpha=-1)
+    )
     inverse[:, h:, :h] = torch.bmm(torch.bmm(last, below), first).neg_()
     return inverse
 
 
 def _chunks(positions: int, elements: int) -> Iterator[slice]:
-    """Cut the positions into slices of about CHUNK elements, `elements` for each position."""
+    """Cut the positions into slices of about CHUNK elements, `elements` for each
+    position.
+    """
     step = max(1, CHUNK // max(1, elements))
-    return (slice(start, min(start + step, positions)) for start in range(0, positions, step))
+    return (
+        slice(start, min(start + step, positions))
+        for start in range(0, positions, step)
+    )
 
 
 def _bands(dimensions: int) -> list[tuple[int, int]]:
-    return [(start, min(start + BAND, dimensions)) for start in range(0, dimensions, BAND)]
+    return [
+        (start, min(start + BAND, dimensions)) for start in range(0, dimensions, BAND)
+    ]

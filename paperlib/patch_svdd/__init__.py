@@ -16,8 +16,21 @@ from paperlib.patch_svdd.encoders import (
 )
 from paperlib.patch_svdd.images import check_range, mean_image
 from paperlib.patch_svdd.losses import PositionClassifier, position_loss, svdd_loss
-from paperlib.patch_svdd.pairs import DIRECTIONS, Pairs, neighbor_pairs, perturb, position_pairs
-from paperlib.patch_svdd.training import Record, Training, position_accuracy, progress_bar, train, train_on_patches
+from paperlib.patch_svdd.pairs import (
+    DIRECTIONS,
+    Pairs,
+    neighbor_pairs,
+    perturb,
+    position_pairs,
+)
+from paperlib.patch_svdd.training import (
+    Record,
+    Training,
+    position_accuracy,
+    progress_bar,
+    train,
+    train_on_patches,
+)
 
 __all__ = [
     "BIG_PATCH",

@@ -1,8 +1,10 @@
-"""Patch SVDD: a patch is as anomalous as its embedding is far from that of every normal patch.
+"""Patch SVDD: a patch is as anomalous as its embedding is far from that of every normal
+patch.
 
-The encoders are in `patch_encoder`, their training in `patch_training`; here is the detector. Its maps are those of the
-published procedure, at a fraction of the cost: embeddings of all patches in one pass, exact neighbours by matrix
-products, and scores spread without a loop.
+The encoders are in `patch_encoder`, their training in `patch_training`; here is the
+detector. Its maps are those of the published procedure, at a fraction of the cost:
+embeddings of all patches in one pass, exact neighbours by matrix products, and scores
+spread without a loop.
 """
 
 from pathlib import Path
@@ -34,21 +36,34 @@ from paperlib.storage import read_tensors, write_tensors
 from paperlib.validation import check_images
 
 __all__ = [
-    "Embeddings", "FlatEncoder", "HierarchicalEncoder", "PatchEncoder", "PatchMaps", "PatchSVDD", "PositionClassifier",
-    "load_released_weights", "position_accuracy", "position_loss", "svdd_loss", "train", "train_on_patches",
-]  # fmt: skip
+    "Embeddings",
+    "FlatEncoder",
+    "HierarchicalEncoder",
+    "PatchEncoder",
+    "PatchMaps",
+    "PatchSVDD",
+    "PositionClassifier",
+    "load_released_weights",
+    "position_accuracy",
+    "position_loss",
+    "svdd_loss",
+    "train",
+    "train_on_patches",
+]
 SVDD_FORMAT = "paperlib.patch_svdd.1"
 TOGETHER = 8  # images that are searched at once
 
 
 class PatchMaps(NamedTuple):
-    r"""Anomaly maps of N images, (N, H, W) each, in pixels; the larger, the further from anything normal.
+    r"""Anomaly maps of N images, (N, H, W) each, in pixels; the larger, the further
+    from anything normal.
 
     Fields:
         small: mean distance of the 32×32 patches over a pixel, $M_{\text{small}}$.
         big: the same of the 64×64 patches, $M_{\text{big}}$.
         sum: small + big.
-        mult: $M_{\text{small}} \odot M_{\text{big}}$, the paper's $M_{\text{multi}}$ (Eq. 9).
+        mult: $M_{\text{small}} \odot M_{\text{big}}$, the paper's $M_{\text{multi}}$
+            (Eq. 9).
     """
 
     small: Tensor
@@ -58,12 +73,15 @@ class PatchMaps(NamedTuple):
 
     @property
     def scores(self) -> Tensor:
-        """Each image's anomaly score, the maximum of `mult` (Eq. 10); of other maps, `maps.small.amax((1, 2))` say."""
+        """Each image's anomaly score, the maximum of `mult` (Eq. 10); of other maps,
+        `maps.small.amax((1, 2))` say.
+        """
         return self.mult.amax((1, 2))
 
 
 class PatchSVDD:
-    r"""Keep the embeddings of all normal patches, and map how far an image's patches are from them.
+    r"""Keep the embeddings of all normal patches, and map how far an image's patches
+    are from them.
 
     $$\mathcal A^{\text{patch}}(p) = \min_{p_{\text{normal}}} \|f(p) - f(p_{\text{normal}})\|_2$$
 
@@ -72,21 +90,39 @@ class PatchSVDD:
         stride_small: pixels from one 32×32 patch to the next.
         stride_big: pixels from one 64×64 patch to the next.
 
-    Once fitted it has `mean` (3, H, W), the mean training image; `small` and `big`, the banks (B, D); and
-    `coreset_radius`, by how much a distance can be too large for what was left out of each bank (0 for all kept).
-    `distributed` says whether the banks are shards, spread over the processes of `torch.distributed`.
+    Once fitted it has `mean` (3, H, W), the mean training image; `small` and `big`, the
+    banks (B, D); and `coreset_radius`, by how much a distance can be too large for what
+    was left out of each bank (0 for all kept). `distributed` says whether the banks are
+    shards, spread over the processes of `torch.distributed`.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2. Departures: none in the maps; Alg. 1 and 2 have one
-        stride for both sizes, the released code has these two.
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2. Departures: none in the
+        maps; Alg. 1 and 2 have one stride for both sizes, the released code has these
+        two.
     Test: test_patch_svdd.py::test_maps_equal_the_published_procedure
     """
 
-    def __init__(self, encoder: nn.Module, *, stride_small: int = SMALL_STRIDE, stride_big: int = BIG_STRIDE):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        stride_small: int = SMALL_STRIDE,
+        stride_big: int = BIG_STRIDE,
+    ):
         if not isinstance(encoder, HierarchicalEncoder):
-            raise ValueError(f"a {type(encoder).__name__}; expected a HierarchicalEncoder, which embeds both sizes")
+            raise ValueError(
+                f"a {type(encoder).__name__}; expected a HierarchicalEncoder, which"
+                " embeds both sizes"
+            )
         if stride_small < 1 or stride_big < 1:
-            raise ValueError(f"stride_small={stride_small}, stride_big={stride_big}; expected at least 1 pixel each")
-        self.encoder, self.stride_small, self.stride_big = encoder, stride_small, stride_big
+            raise ValueError(
+                f"stride_small={stride_small}, stride_big={stride_big}; expected at"
+                " least 1 pixel each"
+            )
+        self.encoder, self.stride_small, self.stride_big = (
+            encoder,
+            stride_small,
+            stride_big,
+        )
         self.mean = self.small = self.big = None
         self.coreset_radius = Embeddings(0.0, 0.0)
         self.distributed = False
@@ -97,8 +133,9 @@ class PatchSVDD:
             return "PatchSVDD, not fitted"
         height, width = self.mean.shape[1:]
         return (
-            f"PatchSVDD of {height}×{width} images: {len(self.small):,} small and {len(self.big):,} big patches of "
-            f"{self.small.shape[1]} numbers, {self.bank_bytes / 2**20:,.1f} MiB"
+            f"PatchSVDD of {height}×{width} images: {len(self.small):,} small and"
+            f" {len(self.big):,} big patches of {self.small.shape[1]} numbers,"
+            f" {self.bank_bytes / 2**20:,.1f} MiB"
         )
 
     @property
@@ -106,28 +143,39 @@ class PatchSVDD:
         """Memory that both banks take, in bytes; 0 before `fit`."""
         return 0 if self.mean is None else self.small.nbytes + self.big.nbytes
 
-    def fit(self, images: Tensor, *, coreset: float | int = 1, seed: int = 0, distribute: bool = False) -> "PatchSVDD":
+    def fit(
+        self,
+        images: Tensor,
+        *,
+        coreset: float | int = 1,
+        seed: int = 0,
+        distribute: bool = False,
+    ) -> "PatchSVDD":
         """Embed all patches of normal images and keep them.
 
-        The result, printed, says how much memory the banks take (also `bank_bytes`): for 256×256 images and D = 64,
-        0.83 MiB an image.
+        The result, printed, says how much memory the banks take (also `bank_bytes`):
+        for 256×256 images and D = 64, 0.83 MiB an image.
 
         Args:
-            images: normal ones only, (N, 3, H, W), RGB in [0, 1], of the encoder's dtype and on its device.
-            coreset: share of each bank to keep; less than 1 keeps a greedy coreset, and `coreset_radius` says how far
-                the nearest kept patch can be from one that was left out.
+            images: normal ones only, (N, 3, H, W), RGB in [0, 1], of the encoder's
+                dtype and on its device.
+            coreset: share of each bank to keep; less than 1 keeps a greedy coreset, and
+                `coreset_radius` says how far the nearest kept patch can be from one
+                that was left out.
             seed: of the coreset.
-            distribute: True takes `images` for this process's part of the normal images. Each process of
-                `torch.distributed` keeps the embeddings of its own, less the mean image of all; `anomaly_maps` is then
-                called by all of them, with the same images, and gives each the distances to the nearest patch of any.
-                One image per process is enough. If one process raises, all of them do.
+            distribute: True takes `images` for this process's part of the normal
+                images. Each process of `torch.distributed` keeps the embeddings of its
+                own, less the mean image of all; `anomaly_maps` is then called by all of
+                them, with the same images, and gives each the distances to the nearest
+                patch of any. One image per process is enough. If one process raises,
+                all of them do.
 
         Returns:
             itself.
 
         Raises:
-            ValueError: as `mean_image` and `HierarchicalEncoder.embed`, and for a share outside (0, 1]; with
-                `distribute`, if no process group is initialised.
+            ValueError: as `mean_image` and `HierarchicalEncoder.embed`, and for a share
+                outside (0, 1]; with `distribute`, if no process group is initialised.
         """
         device = next(self.encoder.parameters()).device if distribute else None
         mean = mean_image(images, group_device=device)
@@ -146,9 +194,17 @@ class PatchSVDD:
     ) -> tuple[list[Tensor], Embeddings]:
         """Return both banks, and the covering radius of each."""
         if not 0 < coreset <= 1:
-            raise ValueError(f"coreset={coreset}; expected a share of the bank above 0 and at most 1")
-        parts = [self.encoder.embed(part - mean, self.stride_small, self.stride_big) for part in images.split(TOGETHER)]
-        banks = [torch.cat([getattr(part, name).flatten(0, 2) for part in parts]) for name in Embeddings._fields]
+            raise ValueError(
+                f"coreset={coreset}; expected a share of the bank above 0 and at most 1"
+            )
+        parts = [
+            self.encoder.embed(part - mean, self.stride_small, self.stride_big)
+            for part in images.split(TOGETHER)
+        ]
+        banks = [
+            torch.cat([getattr(part, name).flatten(0, 2) for part in parts])
+            for name in Embeddings._fields
+        ]
         radii = [0.0, 0.0]
         if coreset < 1:
             for i, bank in enumerate(banks):
@@ -157,87 +213,140 @@ class PatchSVDD:
         return banks, Embeddings(*radii)
 
     def anomaly_maps(self, images: Tensor) -> PatchMaps:
-        """Map the distance to the nearest normal patch, of both sizes, over the pixels of images.
+        """Map the distance to the nearest normal patch, of both sizes, over the pixels
+        of images.
 
         Args:
-            images: (N, 3, H, W), RGB in [0, 1], of the training images' size, dtype and device.
+            images: (N, 3, H, W), RGB in [0, 1], of the training images' size, dtype and
+                device.
 
         Returns:
             maps without gradients; `.scores` are the images' scores.
 
         Raises:
-            ValueError: before `fit`, and for images of another size, dtype, device or range, or with NaN.
+            ValueError: before `fit`, and for images of another size, dtype, device or
+                range, or with NaN.
         """
         if self.mean is None:
-            raise ValueError("not fitted yet; call .fit(normal_images) first, or PatchSVDD.load(path)")
+            raise ValueError(
+                "not fitted yet; call .fit(normal_images) first, or"
+                " PatchSVDD.load(path)"
+            )
         images = check_images(images)
         check_range(images)
         if images.shape[1:] != self.mean.shape:
             raise ValueError(
-                f"images of shape {tuple(images.shape)}; expected {tuple(self.mean.shape)} each, as "
-                "in training, since the mean of those images is subtracted. Resize them"
+                f"images of shape {tuple(images.shape)}; expected"
+                f" {tuple(self.mean.shape)} each, as in training, since the mean of"
+                " those images is subtracted. Resize them"
             )
         maps = []
         for part in images.split(TOGETHER):
-            found = self.encoder.embed(part - self.mean, self.stride_small, self.stride_big)
+            found = self.encoder.embed(
+                part - self.mean, self.stride_small, self.stride_big
+            )
             pair = []
             for embedded, bank, patch, stride in (
                 (found.small, self.small, SMALL_PATCH, self.stride_small),
                 (found.big, self.big, BIG_PATCH, self.stride_big),
             ):
-                scores = nearest_distance(embedded.flatten(0, 2), bank).view(embedded.shape[:3])
+                scores = nearest_distance(embedded.flatten(0, 2), bank).view(
+                    embedded.shape[:3]
+                )
                 if self.distributed:
                     distributed.all_reduce(scores, distributed.ReduceOp.MIN)
-                pair.append(spread_patch_scores(scores, patch, stride, tuple(images.shape[-2:])))
+                pair.append(
+                    spread_patch_scores(scores, patch, stride, tuple(images.shape[-2:]))
+                )
             maps.append(pair)
         small, big = (torch.cat(parts) for parts in zip(*maps, strict=True))
         return PatchMaps(small, big, small + big, small * big)
 
     def save(self, path: str | Path) -> None:
-        """Write encoder, mean image and banks as one safetensors file, in float32, whole or not at all.
+        """Write encoder, mean image and banks as one safetensors file, in float32,
+        whole or not at all.
 
         Raises:
             ValueError: before `fit`, or for banks that are shards.
         """
         if self.mean is None:
-            raise ValueError("not fitted yet, there is nothing to save; call .fit(normal_images) first")
+            raise ValueError(
+                "not fitted yet, there is nothing to save; call .fit(normal_images)"
+                " first"
+            )
         if self.distributed:
             raise ValueError(
-                f"the banks are shards, and this process holds {len(self.small):,} small patches of all: loaded alone "
-                "they would give too large distances. To save, fit without distribute"
+                f"the banks are shards, and this process holds {len(self.small):,}"
+                " small patches of all: loaded alone they would give too large"
+                " distances. To save, fit without distribute"
             )
-        tensors = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+        tensors = {
+            f"encoder.{name}": tensor
+            for name, tensor in self.encoder.state_dict().items()
+        }
         tensors |= {"mean": self.mean, "small": self.small, "big": self.big}
         about = {
-            "stride_small": self.stride_small, "stride_big": self.stride_big, "coreset_radius": self.coreset_radius,
-        }  # fmt: skip
-        write_tensors(path, {name: tensor.float() for name, tensor in tensors.items()}, about, SVDD_FORMAT)
+            "stride_small": self.stride_small,
+            "stride_big": self.stride_big,
+            "coreset_radius": self.coreset_radius,
+        }
+        write_tensors(
+            path,
+            {name: tensor.float() for name, tensor in tensors.items()},
+            about,
+            SVDD_FORMAT,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "PatchSVDD":
         """Read what `save` wrote, on the CPU.
 
         Raises:
-            ValueError: naming the file, if it is anything else, damaged, or its parts do not fit together.
+            ValueError: naming the file, if it is anything else, damaged, or its parts
+                do not fit together.
         """
-        about, tensors = read_tensors(path, SVDD_FORMAT, "saved Patch SVDD", "fit and save again")
-        weights = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
+        about, tensors = read_tensors(
+            path, SVDD_FORMAT, "saved Patch SVDD", "fit and save again"
+        )
+        weights = {
+            name.removeprefix("encoder."): t
+            for name, t in tensors.items()
+            if name.startswith("encoder.")
+        }
         encoder = encoder_from_weights(weights, path)
         mean, small, big = (tensors.get(name) for name in ("mean", "small", "big"))
         fits = (
-            all(tensor is not None and tensor.dtype == torch.float32 for tensor in (mean, small, big))
-            and (mean.ndim == 3 and mean.shape[0] == 3 and min(mean.shape[1:]) >= BIG_PATCH)
-            and all(bank.ndim == 2 and len(bank) and bank.shape[1] == encoder.dimensions for bank in (small, big))
+            all(
+                tensor is not None and tensor.dtype == torch.float32
+                for tensor in (mean, small, big)
+            )
+            and (
+                mean.ndim == 3
+                and mean.shape[0] == 3
+                and min(mean.shape[1:]) >= BIG_PATCH
+            )
+            and all(
+                bank.ndim == 2 and len(bank) and bank.shape[1] == encoder.dimensions
+                for bank in (small, big)
+            )
             and all(bool(torch.isfinite(tensor).all()) for tensor in (mean, small, big))
         )
         radius = about.get("coreset_radius")
         strides = [about.get(name) for name in ("stride_small", "stride_big")]
-        if not fits or not (isinstance(radius, list) and len(radius) == 2) or not all(
-            isinstance(stride, int) and stride > 0 for stride in strides
-        ):  # fmt: skip
+        if (
+            not fits
+            or not (isinstance(radius, list) and len(radius) == 2)
+            or not all(isinstance(stride, int) and stride > 0 for stride in strides)
+        ):
             raise ValueError(
-                f"{path} does not fit together: mean image, banks or strides are missing or of other shapes"
+                f"{path} does not fit together: mean image, banks or strides are"
+                " missing or of other shapes"
             )
         found = cls(encoder, stride_small=strides[0], stride_big=strides[1])
-        found.mean, found.small, found.big, found.coreset_radius = mean, small, big, Embeddings(*radius)
+        found.mean, found.small, found.big, found.coreset_radius = (
+            mean,
+            small,
+            big,
+            Embeddings(*radius),
+        )
         return found

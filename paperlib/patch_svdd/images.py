@@ -1,4 +1,6 @@
-"""What is done to images before patches are cut: their range is checked, their mean subtracted."""
+"""What is done to images before patches are cut: their range is checked, their mean
+subtracted.
+"""
 
 import torch
 import torch.distributed as distributed
@@ -9,7 +11,9 @@ from paperlib.distributed import check_same_size, fail_together
 from paperlib.patch_svdd.encoders import BIG_PATCH
 from paperlib.validation import check_images, has_values
 
-TOGETHER = 8  # images that are summed at once, so that a file mapped into memory is never copied whole
+# images that are summed at once, so that a file mapped into memory is never copied
+# whole
+TOGETHER = 8
 
 
 def mean_image(
@@ -17,7 +21,8 @@ def mean_image(
     *,
     group_device: torch.device | None = None,
 ) -> Float[Tensor, "3 h w"]:
-    """Average the training images, pixel by pixel, after checking that there is something to learn from them.
+    """Average the training images, pixel by pixel, after checking that there is
+    something to learn from them.
 
     Args:
         images: (N, 3, H, W), RGB in [0, 1].
@@ -26,9 +31,10 @@ def mean_image(
             this, each with its part of the images, and one image is enough for a part.
 
     Raises:
-        ValueError: for images that are not a finite floating-point batch (N, 3, H, W) in [0, 1] of at least 64×64
-            pixels; for a single image, images that are all equal (nothing is left after subtraction), or an image of
-            one colour. With `group_device`, every process raises if one of them does.
+        ValueError: for images that are not a finite floating-point batch (N, 3, H, W)
+            in [0, 1] of at least 64×64 pixels; for a single image, images that are all
+            equal (nothing is left after subtraction), or an image of one colour. With
+            `group_device`, every process raises if one of them does.
 
     Source: the released code of Patch SVDD. Departures: none.
     Test: test_pairs.py::test_images_that_teach_nothing_are_refused
@@ -63,17 +69,22 @@ def check_range(images: Tensor) -> None:
     Raises:
         ValueError: saying what came and what to do.
 
-    Source: this book. Departures: none. Test: test_pairs.py::test_images_that_teach_nothing_are_refused
+    Source: this book. Departures: none. Test:
+    test_pairs.py::test_images_that_teach_nothing_are_refused
     """
     if images.shape[1] != 3 or min(images.shape[-2:]) < BIG_PATCH:
         raise ValueError(
-            f"images of shape {tuple(images.shape)}; expected RGB (N, 3, H, W) of at least {BIG_PATCH}×{BIG_PATCH} "
-            "pixels. Resize them, to 256×256 as in the paper say, and repeat grey with .expand(-1, 3, -1, -1)"
+            f"images of shape {tuple(images.shape)}; expected RGB (N, 3, H, W) of at"
+            f" least {BIG_PATCH}×{BIG_PATCH} pixels. Resize them, to 256×256 as in the"
+            " paper say, and repeat grey with .expand(-1, 3, -1, -1)"
         )
     if has_values(images):
         low, high = float(images.amin()), float(images.amax())
         if low < -1e-3 or high > 1 + 1e-3:  # resizing may round past the ends
-            raise ValueError(f"images go from {low:.3g} to {high:.3g}; expected 0 to 1. Bytes are divided by 255")
+            raise ValueError(
+                f"images go from {low:.3g} to {high:.3g}; expected 0 to 1. Bytes are"
+                " divided by 255"
+            )
 
 
 def _combine(images: Tensor, total: Tensor) -> tuple[Tensor, int, bool]:

@@ -1,4 +1,6 @@
-"""The pairs of patches that Patch SVDD learns from: where they lie, what disturbs them, what they are cut from."""
+"""The pairs of patches that Patch SVDD learns from: where they lie, what disturbs them,
+what they are cut from.
+"""
 
 import functools
 from typing import NamedTuple
@@ -7,18 +9,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PERTURBATION = 0.02  # released code: standard deviation of the colour shift and of the pixel noise; white is 1
-# Position classes 0 to 7: the 3×3 grid around a patch in reading order, without its centre.
+# released code: standard deviation of the colour shift and of the pixel noise; white is
+# 1
+PERTURBATION = 0.02
+# Position classes 0 to 7: the 3×3 grid around a patch in reading order, without its
+# centre.
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
 
 class Pairs(NamedTuple):
-    """Pairs of patches by their top left corners (row, column) in pixels, and their position class where they have one.
+    """Pairs of patches by their top left corners (row, column) in pixels, and their
+    position class where they have one.
 
     Fields:
         first: (n, 2).
         second: (n, 2).
-        position: (n,), 0 to 7: the direction from the first patch to the second, see `DIRECTIONS`; or None.
+        position: (n,), 0 to 7: the direction from the first patch to the second, see
+            `DIRECTIONS`; or None.
     """
 
     first: Tensor
@@ -27,12 +34,20 @@ class Pairs(NamedTuple):
 
 
 def position_pairs(
-    count: int, size: tuple[int, int], patch: int, generator: torch.Generator, *, step: int = 1, clip: bool = False
+    count: int,
+    size: tuple[int, int],
+    patch: int,
+    generator: torch.Generator,
+    *,
+    step: int = 1,
+    clip: bool = False,
 ) -> Pairs:
-    """Draw pairs of patches, the second in one of eight directions at a distance of 3/4 to 1 patch.
+    """Draw pairs of patches, the second in one of eight directions at a distance of 3/4
+    to 1 patch.
 
-    The direction is uniform; along each axis in which it points the second patch is moved by 3K/4 + U{0, …, K/4 - 1}
-    pixels, along the other by 0. The first patch is uniform among the places that keep both inside the image.
+    The direction is uniform; along each axis in which it points the second patch is
+    moved by 3K/4 + U{0, …, K/4 - 1} pixels, along the other by 0. The first patch is
+    uniform among the places that keep both inside the image.
 
     Args:
         count: of pairs.
@@ -40,27 +55,31 @@ def position_pairs(
         patch: side of a patch in pixels, K.
         generator: on the CPU.
         step: corners and moves are multiples of it (it has to divide K/4).
-        clip: True draws the first patch anywhere and moves the second back to the border where it would stick out.
+        clip: True draws the first patch anywhere and moves the second back to the
+            border where it would stick out.
 
     Returns:
         corners in pixels and classes.
 
     Raises:
-        ValueError: if an image can't hold a pair: it must be 2K - 1 pixels high and wide (K with `clip`).
+        ValueError: if an image can't hold a pair: it must be 2K - 1 pixels high and
+            wide (K with `clip`).
 
-    Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2; the moves are the released code's. Departures: the released code
-        clips; on 256×256 images 34.2 % (K = 64) and 15.4 % (K = 32) of its pairs are then closer than the move, some
-        equal.
+    Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2; the moves are the released code's.
+        Departures: the released code clips; on 256×256 images 34.2 % (K = 64) and 15.4
+        % (K = 32) of its pairs are then closer than the move, some equal.
     Test: test_pairs.py::test_position_pairs_are_where_they_say
     """
     needed = patch if clip else 2 * patch - 1
     if min(size) < needed:
         raise ValueError(
-            f"images of {size[0]}×{size[1]} pixels can't hold two patches of {patch}×{patch} side by side; expected at "
-            f"least {needed}×{needed}"
+            f"images of {size[0]}×{size[1]} pixels can't hold two patches of"
+            f" {patch}×{patch} side by side; expected at least {needed}×{needed}"
         )
     position = torch.randint(len(DIRECTIONS), (count,), generator=generator)
-    move = 3 * patch // 4 + step * torch.randint(patch // 4 // step, (count, 2), generator=generator)
+    move = 3 * patch // 4 + step * torch.randint(
+        patch // 4 // step, (count, 2), generator=generator
+    )
     move = torch.tensor(DIRECTIONS)[position] * move
     limit = torch.tensor(size) - patch
     if clip:
@@ -71,16 +90,24 @@ def position_pairs(
 
 
 def neighbor_pairs(
-    count: int, size: tuple[int, int], patch: int, generator: torch.Generator, *, step: int = 1, clip: bool = False
+    count: int,
+    size: tuple[int, int],
+    patch: int,
+    generator: torch.Generator,
+    *,
+    step: int = 1,
+    clip: bool = False,
 ) -> Pairs:
-    """Draw pairs of almost the same patch: the second is moved by up to K/32 pixels in each direction, never by none.
+    """Draw pairs of almost the same patch: the second is moved by up to K/32 pixels in
+    each direction, never by none.
 
     Args:
         count: of pairs.
         size: height and width of the image in pixels.
         patch: side of a patch in pixels, K.
         generator: on the CPU.
-        step: corners and moves are multiples of it; the largest move is at least one step.
+        step: corners and moves are multiples of it; the largest move is at least one
+            step.
         clip: as in `position_pairs`.
 
     Returns:
@@ -89,16 +116,17 @@ def neighbor_pairs(
     Raises:
         ValueError: if an image is too small to move a patch in.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 4 and Alg. 1; the range is the released code's.
-    Departures: the first patch is uniform among the places that keep both inside; the released code clips.
-    Test: test_pairs.py::test_neighbor_pairs_are_moved_a_little
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 4 and Alg. 1; the range is the released
+    code's. Departures: the first patch is uniform among the places that keep both
+    inside; the released code clips. Test:
+    test_pairs.py::test_neighbor_pairs_are_moved_a_little
     """
     reach = max(1, patch // 32 // step)
     needed = patch if clip else patch + reach * step
     if min(size) < needed:
         raise ValueError(
-            f"images of {size[0]}×{size[1]} pixels leave no room to move a patch of {patch}×{patch}; expected at least "
-            f"{needed}×{needed}"
+            f"images of {size[0]}×{size[1]} pixels leave no room to move a patch of"
+            f" {patch}×{patch}; expected at least {needed}×{needed}"
         )
     moves = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 2)
     moves = moves[moves.abs().sum(1) > 0] * step
@@ -111,26 +139,34 @@ def neighbor_pairs(
     return Pairs(first, first + move, None)
 
 
-def _uniform(low: Tensor, high: Tensor, step: int, generator: torch.Generator) -> Tensor:
+def _uniform(
+    low: Tensor, high: Tensor, step: int, generator: torch.Generator
+) -> Tensor:
     """Draw low, low + step, … up to high, each as often."""
     choices = (high - low) // step + 1
     share = torch.rand(low.shape, generator=generator, dtype=torch.float64)
     return low + step * torch.minimum((share * choices).long(), choices - 1)
 
 
-def perturb(images: Float[Tensor, "n 3 h w"], generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:
-    """Shift each image's colours by one random amount and add noise to each pixel, both normal with deviation 0.02.
+def perturb(
+    images: Float[Tensor, "n 3 h w"], generator: torch.Generator
+) -> Float[Tensor, "n 3 h w"]:
+    """Shift each image's colours by one random amount and add noise to each pixel, both
+    normal with deviation 0.02.
 
-    Without it a network can tell where two patches lie from each other by how a lens parts the colours.
+    Without it a network can tell where two patches lie from each other by how a lens
+    parts the colours.
 
     Args:
         images: in units where white is 1.
         generator: on the images' device.
 
-    Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2 and the released code. Departures: none.
-    Test: test_pairs.py::test_perturbation_is_a_colour_shift_and_noise
+    Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2 and the released code. Departures:
+    none. Test: test_pairs.py::test_perturbation_is_a_colour_shift_and_noise
     """
-    draw = functools.partial(torch.randn, generator=generator, device=images.device, dtype=images.dtype)
+    draw = functools.partial(
+        torch.randn, generator=generator, device=images.device, dtype=images.dtype
+    )
     return images + PERTURBATION * (draw(len(images), 3, 1, 1) + draw(images.shape))
 
 
@@ -150,11 +186,14 @@ def random_crops(
         size: of a crop, height and width in pixels, at most the images'.
         generator: on the CPU.
 
-    Source: this book. Departures: none. Test: test_pairs.py::test_crops_come_from_everywhere
+    Source: this book. Departures: none. Test:
+    test_pairs.py::test_crops_come_from_everywhere
     """
     rows = torch.randint(len(images), (count,), generator=generator)
     room = torch.tensor(images.shape[-2:]) - torch.tensor(size)
-    corners = _uniform(torch.zeros(count, 2, dtype=torch.long), room.expand(count, 2), 1, generator)
+    corners = _uniform(
+        torch.zeros(count, 2, dtype=torch.long), room.expand(count, 2), 1, generator
+    )
     return crop_patches(images, mean, rows, size, corners)
 
 
@@ -174,10 +213,14 @@ def crop_patches(
         size: height and width in pixels; one number for a square.
         corners: top left, row and column, in pixels.
 
-    Source: this book. Departures: none. Test: test_pairs.py::test_crops_come_from_everywhere
+    Source: this book. Departures: none. Test:
+    test_pairs.py::test_crops_come_from_everywhere
     """
     height, width = (size, size) if isinstance(size, int) else size
-    return torch.stack([
-        images[row, :, y : y + height, x : x + width] - mean[:, y : y + height, x : x + width]
-        for row, (y, x) in zip(rows.tolist(), corners.tolist(), strict=True)
-    ])  # fmt: skip
+    return torch.stack(
+        [
+            images[row, :, y : y + height, x : x + width]
+            - mean[:, y : y + height, x : x + width]
+            for row, (y, x) in zip(rows.tolist(), corners.tolist(), strict=True)
+        ]
+    )

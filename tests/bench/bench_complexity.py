@@ -1,4 +1,6 @@
-"""Counting: `paperlib.complexity.counting.profile` beside fvcore, PyTorch's own counter and the usual hooks, on ResNet-50."""
+"""Counting: `paperlib.complexity.counting.profile` beside fvcore, PyTorch's own counter
+and the usual hooks, on ResNet-50.
+"""
 
 import copy
 import logging
@@ -15,7 +17,9 @@ SHAPE = (1, 3, 224, 224)
 
 
 def by_hooks(model: nn.Module) -> int:
-    """Count as most published scripts do: a hook on every convolution and linear layer, and a real forward pass."""
+    """Count as most published scripts do: a hook on every convolution and linear layer,
+    and a real forward pass.
+    """
     total, handles = 0, []
 
     def after(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
@@ -47,7 +51,11 @@ def counting(full: bool, device: torch.device) -> Part:
         Contender(OURS, lambda: profile(model, SHAPE).macs),
         Contender(USUAL, lambda: by_hooks(model)),
         Contender("torch's counter", lambda: counter(model)),
-        Contender("torch's counter, meta", lambda: counter(on_meta), note="names no layer's kind, parameters or shape"),
+        Contender(
+            "torch's counter, meta",
+            lambda: counter(on_meta),
+            note="names no layer's kind, parameters or shape",
+        ),
     ]
     with peer(missing, "fvcore"):
         from fvcore.nn import FlopCountAnalysis
@@ -57,10 +65,14 @@ def counting(full: bool, device: torch.device) -> Part:
         def fvcore() -> int:
             with torch.no_grad():
                 return (
-                    FlopCountAnalysis(model, torch.zeros(SHAPE, device=device)).unsupported_ops_warnings(False).total()
+                    FlopCountAnalysis(model, torch.zeros(SHAPE, device=device))
+                    .unsupported_ops_warnings(False)
+                    .total()
                 )
 
-        contenders.append(Contender("fvcore", fvcore, note="counts batch norm and pooling too"))
+        contenders.append(
+            Contender("fvcore", fvcore, note="counts batch norm and pooling too")
+        )
     return Part("count ResNet-50", contenders, 0, 0, missing)
 
 

@@ -1,4 +1,6 @@
-"""AUPRO beside anomalib's, pixel AUROC beside scikit-learn's, and the usual ways, on maps shaped as MVTec's bottles."""
+"""AUPRO beside anomalib's, pixel AUROC beside scikit-learn's, and the usual ways, on
+maps shaped as MVTec's bottles.
+"""
 
 import numpy as np
 import torch
@@ -10,7 +12,9 @@ from paperlib.metrics import aupro, pixel_auroc
 
 
 def bottles(count: int) -> tuple[Tensor, Tensor]:
-    """Masks of discs on three quarters of the pictures, and smooth noise that is higher where they are."""
+    """Masks of discs on three quarters of the pictures, and smooth noise that is higher
+    where they are.
+    """
     random = np.random.default_rng(0)
     masks = np.zeros((count, 224, 224), dtype=bool)
     rows, columns = np.mgrid[:224, :224]
@@ -19,12 +23,16 @@ def bottles(count: int) -> tuple[Tensor, Tensor]:
             (y, x), radius = random.uniform(40, 184, 2), random.uniform(6, 30)
             mask |= (rows - y) ** 2 + (columns - x) ** 2 < radius**2
     noise = ndimage.gaussian_filter(random.normal(size=masks.shape), (0, 4, 4))
-    maps = noise / noise.std() + 2 * ndimage.gaussian_filter(masks.astype(float), (0, 4, 4))
+    maps = noise / noise.std() + 2 * ndimage.gaussian_filter(
+        masks.astype(float), (0, 4, 4)
+    )
     return torch.from_numpy(masks), torch.from_numpy(maps.astype(np.float32))
 
 
 def usual_aupro(masks: Tensor, maps: Tensor, steps: int = 200) -> float:
-    """AUPRO as most published scripts have it: a grid of thresholds, every region and pixel looked at for each."""
+    """AUPRO as most published scripts have it: a grid of thresholds, every region and
+    pixel looked at for each.
+    """
     masks, maps = masks.numpy(), maps.numpy()
     regions = [
         (picture, labelled == k)
@@ -36,7 +44,9 @@ def usual_aupro(masks: Tensor, maps: Tensor, steps: int = 200) -> float:
     for threshold in np.linspace(maps.max(), maps.min(), steps):
         found = maps >= threshold
         rates.append((found & ~masks).sum() / (~masks).sum())
-        overlaps.append(np.mean([found[picture][region].mean() for picture, region in regions]))
+        overlaps.append(
+            np.mean([found[picture][region].mean() for picture, region in regions])
+        )
     x, y = np.array(rates), np.array(overlaps)
     limit = 0.3
     inside = x <= limit
@@ -58,7 +68,13 @@ def region_overlap(full: bool, device: torch.device) -> Part:
     masks, maps, moved = given(full, device)
     contenders, missing = [Contender(OURS, lambda: aupro(masks, maps))], {}
     if device.type == "cpu":
-        contenders.append(Contender(USUAL, lambda: usual_aupro(masks, maps), note="200 thresholds: not exact"))
+        contenders.append(
+            Contender(
+                USUAL,
+                lambda: usual_aupro(masks, maps),
+                note="200 thresholds: not exact",
+            )
+        )
     with peer(missing, "anomalib"):
         from anomalib.metrics.aupro import _AUPRO
 
@@ -84,7 +100,9 @@ def pixel_area(full: bool, device: torch.device) -> Part:
         if device.type == "cpu":
             contenders.append(Contender("scikit-learn", sklearn))
     on_host(device, missing, "scikit-learn")
-    return Part(f"pixel AUROC, {len(maps)} maps of 224×224", contenders, 0, moved, missing)
+    return Part(
+        f"pixel AUROC, {len(maps)} maps of 224×224", contenders, 0, moved, missing
+    )
 
 
 PARTS = {"aupro": region_overlap, "pixel_auroc": pixel_area}

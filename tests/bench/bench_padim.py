@@ -1,12 +1,15 @@
 """PaDiM's fit and scoring from raw feature maps, each contender with its own joining.
 
-ResNet-18's shapes (64, 128 and 256 channels at 56², 28², 14²), d = 100, random features.
+ResNet-18's shapes (64, 128 and 256 channels at 56², 28², 14²), d = 100, random
+features.
 
 - paperlib: `PaDiM` with an extractor that hands out the maps, in batches of 32.
-- the review's way: maps joined by unfold and fold, all channels before 100 are selected; `np.cov` in a loop over
-  positions; to score, every covariance inverted again, SciPy's distance one image and position after the other.
+- the review's way: maps joined by unfold and fold, all channels before 100 are
+  selected; `np.cov` in a loop over positions; to score, every covariance inverted
+  again, SciPy's distance one image and position after the other.
 - anomalib: its own joining, Gaussian and anomaly map.
-- the backbone: ResNet-18 with random weights as far as layer3, which the rest of PaDiM should stay below.
+- the backbone: ResNet-18 with random weights as far as layer3, which the rest of PaDiM
+  should stay below.
 """
 
 import functools
@@ -34,7 +37,10 @@ class HandedOut(FeatureExtractor):
     """Gives maps that are already there; the first pixel of a batch says from which on."""
 
     def __init__(self, maps: list[Tensor]):
-        super().__init__(nn.Sequential(*(nn.Identity() for _ in maps)), [str(i) for i in range(len(maps))])
+        super().__init__(
+            nn.Sequential(*(nn.Identity() for _ in maps)),
+            [str(i) for i in range(len(maps))],
+        )
         self.maps = maps
 
     def __call__(self, images: Tensor) -> list[Tensor]:
@@ -47,23 +53,29 @@ def images(start: int, stop: int, device: torch.device) -> Tensor:
 
 
 def features(n: int, shapes: tuple, seed: int) -> list[Tensor]:
-    """Feature maps of n images; channels are mixed, so that covariances are no diagonal."""
+    """Feature maps of n images; channels are mixed, so that covariances are no
+    diagonal.
+    """
     generator = torch.Generator().manual_seed(seed)
     made = [torch.randn(n, c, side, side, generator=generator) for c, side in shapes]
     return [part.add_(0.5 * part.roll(1, 1)) for part in made]
 
 
-# ---- the review's way, written from its description -----------------------------------------------------------------
+# ---- the review's way, written from its description ----
 
 
 def unfold_and_fold(large: Tensor, small: Tensor) -> Tensor:
-    """Join two maps: each cell of the small one beside the cells of the large one that it covers."""
+    """Join two maps: each cell of the small one beside the cells of the large one that
+    it covers.
+    """
     n, c, h, w = large.shape
     s = h // small.shape[2]
     patches = F.unfold(large, s, stride=s).view(n, c, s * s, *small.shape[2:])
     beside = small[:, :, None].expand(-1, -1, s * s, -1, -1)
     both = torch.cat([patches, beside], 1)
-    return F.fold(both.reshape(n, -1, small.shape[2] * small.shape[3]), (h, w), s, stride=s)
+    return F.fold(
+        both.reshape(n, -1, small.shape[2] * small.shape[3]), (h, w), s, stride=s
+    )
 
 
 def usual_embedding(maps: list[Tensor], channels: Tensor) -> np.ndarray:
@@ -82,7 +94,9 @@ def usual_fit(maps: list[Tensor], channels: Tensor) -> tuple[np.ndarray, np.ndar
     return x.mean(0), covariances
 
 
-def usual_maps(maps: list[Tensor], channels: Tensor, fitted: tuple[np.ndarray, np.ndarray]) -> Tensor:
+def usual_maps(
+    maps: list[Tensor], channels: Tensor, fitted: tuple[np.ndarray, np.ndarray]
+) -> Tensor:
     x, (mean, covariances) = usual_embedding(maps, channels), fitted
     distances = []
     for i in range(x.shape[2]):
@@ -90,33 +104,61 @@ def usual_maps(maps: list[Tensor], channels: Tensor, fitted: tuple[np.ndarray, n
         distances.append([mahalanobis(one[:, i], mean[:, i], inverse) for one in x])
     side = maps[0].shape[2]
     grid = torch.tensor(np.array(distances)).T.reshape(len(x), 1, side, side)
-    large = F.interpolate(grid, size=SIDE, mode="bilinear", align_corners=False)[:, 0].numpy()
-    return torch.from_numpy(np.stack([gaussian_filter(one, 4) for one in large])).float()
+    large = F.interpolate(grid, size=SIDE, mode="bilinear", align_corners=False)[
+        :, 0
+    ].numpy()
+    return torch.from_numpy(
+        np.stack([gaussian_filter(one, 4) for one in large])
+    ).float()
 
 
-# ---- contenders ------------------------------------------------------------------------------------------------------
+# ---- contenders ----
 
 
 class Work:
-    """What the contenders of all three parts share: features to fit and to score, and what each has fitted."""
+    """What the contenders of all three parts share: features to fit and to score, and
+    what each has fitted.
+    """
 
-    def __init__(self, train: int, test: int, device: torch.device, shapes: tuple = RESNET18, dimensions: int = 100):
+    def __init__(
+        self,
+        train: int,
+        test: int,
+        device: torch.device,
+        shapes: tuple = RESNET18,
+        dimensions: int = 100,
+    ):
         self.train, self.test, self.device = train, test, device
         self.maps = [part.to(device) for part in features(train, shapes, 0)]
         self.seen = [part.to(device) for part in features(test, shapes, 1)]
         self.model = PaDiM(HandedOut(self.maps), dimensions)
         total = sum(channels for channels, _ in shapes)
-        self.channels = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:dimensions].sort().values
+        self.channels = (
+            torch.randperm(total, generator=torch.Generator().manual_seed(0))[
+                :dimensions
+            ]
+            .sort()
+            .values
+        )
         self.fitted: dict[str, object] = {}
         positions = shapes[0][1] ** 2
-        pair = positions * dimensions * (dimensions + 1) // 2  # a product that gives a symmetric matrix
+        pair = (
+            positions * dimensions * (dimensions + 1) // 2
+        )  # a product that gives a symmetric matrix
         self.macs = {"fit": train * pair, "score": test * pair, "score one": pair}
         read = 4 * sum(channels * side**2 for channels, side in shapes)
         sums = 4 * pair  # of each position half a matrix
-        self.bytes = {"fit": train * read + 2 * sums, "score": test * read + sums, "score one": read + sums}
+        self.bytes = {
+            "fit": train * read + 2 * sums,
+            "score": test * read + sums,
+            "score one": read + sums,
+        }
 
     def batches(self, n: int) -> list[Tensor]:
-        return [images(start, min(start + BATCH, n), self.device) for start in range(0, n, BATCH)]
+        return [
+            images(start, min(start + BATCH, n), self.device)
+            for start in range(0, n, BATCH)
+        ]
 
     def our_fit(self) -> Tensor:
         self.fitted[OURS] = self.model.fit(self.batches(self.train))
@@ -127,7 +169,9 @@ class Work:
             self.our_fit()
         self.model.extractor = HandedOut(parts)
         try:
-            return torch.cat([self.model.anomaly_map(batch) for batch in self.batches(len(parts[0]))])
+            return torch.cat(
+                [self.model.anomaly_map(batch) for batch in self.batches(len(parts[0]))]
+            )
         finally:
             self.model.extractor = HandedOut(self.maps)
 
@@ -142,7 +186,9 @@ class Work:
 
 
 class Anomalib:
-    """anomalib's PaDiM from feature maps on; its import fails where it is not installed."""
+    """anomalib's PaDiM from feature maps on; its import fails where it is not
+    installed.
+    """
 
     def __init__(self, work: Work):
         from anomalib.models.components.stats import MultiVariateGaussian
@@ -150,16 +196,24 @@ class Anomalib:
         from anomalib.models.image.padim.torch_model import PadimModel
 
         self.work, self.names = work, [f"layer{i + 1}" for i in range(len(work.maps))]
-        self.holder = SimpleNamespace(layers=self.names, idx=work.channels.to(work.device))
+        self.holder = SimpleNamespace(
+            layers=self.names, idx=work.channels.to(work.device)
+        )
         self.embed = PadimModel.generate_embedding
-        self.gaussian, self.generator = MultiVariateGaussian(), AnomalyMapGenerator().to(work.device)
+        self.gaussian, self.generator = (
+            MultiVariateGaussian(),
+            AnomalyMapGenerator().to(work.device),
+        )
         self.fitted = None
 
     def embedding(self, parts: list[Tensor]) -> Tensor:
         return self.embed(self.holder, dict(zip(self.names, parts, strict=True)))
 
     def fit(self) -> Tensor:
-        bank = [self.embedding(list(parts)) for parts in zip(*(m.split(BATCH) for m in self.work.maps), strict=True)]
+        bank = [
+            self.embedding(list(parts))
+            for parts in zip(*(m.split(BATCH) for m in self.work.maps), strict=True)
+        ]
         self.fitted = self.gaussian.fit(torch.vstack(bank))
         return self.fitted[0].T
 
@@ -169,7 +223,10 @@ class Anomalib:
         mean, inverse = self.fitted
         made = [
             self.generator(
-                embedding=self.embedding(list(batch)), mean=mean, inv_covariance=inverse, image_size=(SIDE, SIDE)
+                embedding=self.embedding(list(batch)),
+                mean=mean,
+                inv_covariance=inverse,
+                image_size=(SIDE, SIDE),
             )
             for batch in zip(*(part.split(BATCH) for part in parts), strict=True)
         ]
@@ -179,35 +236,68 @@ class Anomalib:
 def part(task: str, full: bool, device: torch.device) -> Part:
     work, missing = Work(*((209, 83) if full else (64, 16)), device), {}
     seen = [m[:1] for m in work.seen] if task == "score one" else work.seen
-    resnet = FeatureExtractor(torchvision.models.resnet18().to(device), ["layer1", "layer2", "layer3"])
+    resnet = FeatureExtractor(
+        torchvision.models.resnet18().to(device), ["layer1", "layer2", "layer3"]
+    )
     count = {"fit": work.train, "score": work.test, "score one": 1}[task]
-    pictures = torch.randn(min(count, BATCH), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2)).to(device)
+    pictures = torch.randn(
+        min(count, BATCH), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2)
+    ).to(device)
 
     def backbone() -> int:
         resnet(pictures)
         return 0
 
     fit = task == "fit"
-    contenders = [Contender(OURS, work.our_fit if fit else lambda: work.our_maps(seen), None if fit else work.our_fit)]
+    contenders = [
+        Contender(
+            OURS,
+            work.our_fit if fit else lambda: work.our_maps(seen),
+            None if fit else work.our_fit,
+        )
+    ]
     if device.type == "cpu":
         contenders.append(
-            Contender(USUAL, work.usual_fit if fit else lambda: work.usual_maps(seen), None if fit else work.usual_fit)
+            Contender(
+                USUAL,
+                work.usual_fit if fit else lambda: work.usual_maps(seen),
+                None if fit else work.usual_fit,
+            )
         )
     else:
         missing[USUAL] = "runs on the CPU only"
     with peer(missing, "anomalib"):
         other = Anomalib(work)
         contenders.append(
-            Contender("anomalib", other.fit if fit else lambda: other.maps(seen), None if fit else other.fit)
+            Contender(
+                "anomalib",
+                other.fit if fit else lambda: other.maps(seen),
+                None if fit else other.fit,
+            )
         )
     share = len(pictures) / count
-    note = "what comes before, no peer" + ("" if share == 1 else f"; timed on {len(pictures)} images")
-    contenders.append(Contender(BACKBONE, backbone, share=share, compared=False, note=note))
+    note = "what comes before, no peer" + (
+        "" if share == 1 else f"; timed on {len(pictures)} images"
+    )
+    contenders.append(
+        Contender(BACKBONE, backbone, share=share, compared=False, note=note)
+    )
     words = {
-        "fit": f"PaDiM, fit {count} images", "score": f"PaDiM, score {count} images",
+        "fit": f"PaDiM, fit {count} images",
+        "score": f"PaDiM, score {count} images",
         "score one": "PaDiM, score 1 image",
-    }  # fmt: skip
-    return Part(f"{words[task]}, d = 100", contenders, work.macs[task], work.bytes[task], missing, count)
+    }
+    return Part(
+        f"{words[task]}, d = 100",
+        contenders,
+        work.macs[task],
+        work.bytes[task],
+        missing,
+        count,
+    )
 
 
-PARTS = {task.replace(" ", "_"): functools.partial(part, task) for task in ("fit", "score", "score one")}
+PARTS = {
+    task.replace(" ", "_"): functools.partial(part, task)
+    for task in ("fit", "score", "score one")
+}

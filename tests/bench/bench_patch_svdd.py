@@ -1,7 +1,9 @@
-"""Patch SVDD's parts beside how they are usually done, and the whole detector beside the published procedure.
+"""Patch SVDD's parts beside how they are usually done, and the whole detector beside
+the published procedure.
 
-Embedding: one dense pass beside batches of 64 patches through the same encoder. Spreading: beside the loop over
-patches. Neighbours: beside faiss's flat index and scikit-learn's KD-tree. Whole: both sizes, nothing thinned.
+Embedding: one dense pass beside batches of 64 patches through the same encoder.
+Spreading: beside the loop over patches. Neighbours: beside faiss's flat index and
+scikit-learn's KD-tree. Whole: both sizes, nothing thinned.
 """
 
 import math
@@ -23,7 +25,9 @@ SIZES = (("small", 32, 4), ("big", 64, 16))  # name, patch and stride in pixels
 
 def as_cells(images: Tensor) -> Tensor:
     """Grey bytes (N, H, W) as RGB (N, 3, 256, 256) in [0, 1]."""
-    large = F.interpolate(images[:, None].float() / 255, (SIDE, SIDE), mode="bilinear", antialias=True)
+    large = F.interpolate(
+        images[:, None].float() / 255, (SIDE, SIDE), mode="bilinear", antialias=True
+    )
     return large.clamp(0, 1).expand(-1, 3, -1, -1)
 
 
@@ -34,12 +38,18 @@ def cells(count: int) -> Tensor:
 
 
 @torch.no_grad()
-def by_batches(encoder: torch.nn.Module, image: Tensor, patch: int, stride: int) -> Tensor:
-    """Embed an image's patches as the released code does: cut out, 64 at a time; (h, w, D)."""
+def by_batches(
+    encoder: torch.nn.Module, image: Tensor, patch: int, stride: int
+) -> Tensor:
+    """Embed an image's patches as the released code does: cut out, 64 at a time; (h, w,
+    D).
+    """
     cut = image.unfold(1, patch, stride).unfold(2, patch, stride)
     rows, columns = cut.shape[1:3]
     patches = cut.permute(1, 2, 0, 3, 4).reshape(-1, 3, patch, patch)
-    return torch.cat([encoder(batch) for batch in patches.split(64)]).view(rows, columns, -1)
+    return torch.cat([encoder(batch) for batch in patches.split(64)]).view(
+        rows, columns, -1
+    )
 
 
 def by_the_loop(scores: Tensor, patch: int, stride: int, side: int) -> Tensor:
@@ -49,7 +59,10 @@ def by_the_loop(scores: Tensor, patch: int, stride: int, side: int) -> Tensor:
         total, covering = torch.zeros(2, side, side).numpy()
         for i in range(grid.shape[0]):
             for j in range(grid.shape[1]):
-                window = (slice(i * stride, i * stride + patch), slice(j * stride, j * stride + patch))
+                window = (
+                    slice(i * stride, i * stride + patch),
+                    slice(j * stride, j * stride + patch),
+                )
                 total[window] += grid[i, j]
                 covering[window] += 1
         covering[covering == 0] = 1
@@ -83,17 +96,27 @@ def embedding(full: bool, device: torch.device) -> Part:
     images = images - images.mean(0)
 
     def batches() -> Tensor:
-        small, big = by_batches(encoder.small, images[0], 32, 4), by_batches(encoder, images[0], 64, 16)
+        small, big = (
+            by_batches(encoder.small, images[0], 32, 4),
+            by_batches(encoder, images[0], 64, 16),
+        )
         return torch.cat([small.flatten(), big.flatten()])
 
     def dense() -> Tensor:
         found = encoder.embed(images[:1])
         return torch.cat([found.small.flatten(), found.big.flatten()])
 
-    moved = 4 * (images[0].numel() + sum(p.numel() for p in encoder.parameters()) + dense().numel())
+    moved = 4 * (
+        images[0].numel()
+        + sum(p.numel() for p in encoder.parameters())
+        + dense().numel()
+    )
     return Part(
         "Patch SVDD, embed 1 image",
-        [Contender(OURS, dense), Contender(USUAL, batches, note="batches of 64 patches")],
+        [
+            Contender(OURS, dense),
+            Contender(USUAL, batches, note="batches of 64 patches"),
+        ],
         macs_an_image(encoder),
         moved,
         {},
@@ -105,23 +128,48 @@ def spreading(full: bool, device: torch.device) -> Part:
     there, missing = scores.to(device), {}
     contenders = [Contender(OURS, lambda: spread_patch_scores(there, 32, 4, SIDE))]
     if device.type == "cpu":
-        contenders.append(Contender(USUAL, lambda: by_the_loop(scores, 32, 4, SIDE), note="a loop over patches"))
+        contenders.append(
+            Contender(
+                USUAL,
+                lambda: by_the_loop(scores, 32, 4, SIDE),
+                note="a loop over patches",
+            )
+        )
     else:
         missing[USUAL] = "runs on the CPU only"
-    return Part("Patch SVDD, spread scores of 4 images", contenders, 0, scores.nbytes + 4 * 4 * SIDE**2, missing)
+    return Part(
+        "Patch SVDD, spread scores of 4 images",
+        contenders,
+        0,
+        scores.nbytes + 4 * 4 * SIDE**2,
+        missing,
+    )
 
 
 def neighbours(full: bool, device: torch.device) -> Part:
     generator, count = torch.Generator().manual_seed(0), 200_000 if full else 60_000
-    bank, queries = torch.randn(count, 64, generator=generator), torch.randn(3249, 64, generator=generator)
+    bank, queries = (
+        torch.randn(count, 64, generator=generator),
+        torch.randn(3249, 64, generator=generator),
+    )
     there, asked = bank.to(device), queries.to(device)
     contenders, missing = (
-        [Contender(OURS, lambda: nearest_distance(asked, there), note="proves that rounding hid no nearer one")],
+        [
+            Contender(
+                OURS,
+                lambda: nearest_distance(asked, there),
+                note="proves that rounding hid no nearer one",
+            )
+        ],
         {},
     )
     if device.type != "cpu":
-        contenders.append(Contender("torch.cdist", lambda: torch.cdist(asked, there).amin(1)))
-        missing |= dict.fromkeys(("faiss", "scikit-learn"), "runs on the CPU only (faiss-cpu)")
+        contenders.append(
+            Contender("torch.cdist", lambda: torch.cdist(asked, there).amin(1))
+        )
+        missing |= dict.fromkeys(
+            ("faiss", "scikit-learn"), "runs on the CPU only (faiss-cpu)"
+        )
     else:
         with peer(missing, "faiss"):
             import faiss
@@ -130,21 +178,35 @@ def neighbours(full: bool, device: torch.device) -> Part:
             flat = faiss.IndexFlatL2(64)
             flat.add(bank.numpy())
             contenders.append(
-                Contender("faiss", lambda: torch.from_numpy(flat.search(queries.numpy(), 1)[0][:, 0]).sqrt(),
-                          note="flat index")
-            )  # fmt: skip
+                Contender(
+                    "faiss",
+                    lambda: torch.from_numpy(
+                        flat.search(queries.numpy(), 1)[0][:, 0]
+                    ).sqrt(),
+                    note="flat index",
+                )
+            )
         with peer(missing, "scikit-learn"):
             from sklearn.neighbors import KDTree
 
             tree, few = KDTree(bank.numpy()), queries[:50]
             contenders.append(
-                Contender("scikit-learn", lambda: torch.from_numpy(tree.query(few.numpy(), 1)[0][:, 0]).float(),
-                          share=len(few) / len(queries), note="KD-tree; timed on 50 queries")
-            )  # fmt: skip
+                Contender(
+                    "scikit-learn",
+                    lambda: torch.from_numpy(
+                        tree.query(few.numpy(), 1)[0][:, 0]
+                    ).float(),
+                    share=len(few) / len(queries),
+                    note="KD-tree; timed on 50 queries",
+                )
+            )
     return Part(
         f"nearest of {count:,} for 3,249 queries, 64 numbers each",
-        contenders, count * len(queries) * 64, bank.nbytes + queries.nbytes, missing,
-    )  # fmt: skip
+        contenders,
+        count * len(queries) * 64,
+        bank.nbytes + queries.nbytes,
+        missing,
+    )
 
 
 def whole(full: bool, device: torch.device) -> Part:
@@ -155,14 +217,19 @@ def whole(full: bool, device: torch.device) -> Part:
         return PatchSVDD(encoder).fit(images[:train]).anomaly_maps(images[train:]).mult
 
     def published() -> Tensor:
-        """Patches in batches, a bank on the host, the nearest by a KD-tree and by faiss, and the loop over patches."""
+        """Patches in batches, a bank on the host, the nearest by a KD-tree and by
+        faiss, and the loop over patches.
+        """
         import faiss
         from sklearn.neighbors import KDTree
 
         mean, maps = images[:train].mean(0), []
         for name, patch, stride in SIZES:
             network = encoder.small if name == "small" else encoder
-            embedded = [by_batches(network, image - mean, patch, stride).cpu() for image in images]
+            embedded = [
+                by_batches(network, image - mean, patch, stride).cpu()
+                for image in images
+            ]
             bank = torch.cat([x.flatten(0, 1) for x in embedded[:train]]).numpy()
             if name == "small":
                 index = faiss.IndexFlatL2(bank.shape[1])
@@ -172,10 +239,16 @@ def whole(full: bool, device: torch.device) -> Part:
             for number, x in enumerate(embedded[train:]):
                 asked = x.flatten(0, 1).numpy()
                 if name == "small":
-                    nearest = torch.from_numpy(index.search(asked, 1)[0][:, 0]).clamp_min(0).sqrt()
+                    nearest = (
+                        torch.from_numpy(index.search(asked, 1)[0][:, 0])
+                        .clamp_min(0)
+                        .sqrt()
+                    )
                 else:
                     nearest = torch.from_numpy(tree.query(asked, 1)[0][:, 0]).float()
-                spread = by_the_loop(nearest.view(1, *x.shape[:2]), patch, stride, SIDE)[0]
+                spread = by_the_loop(
+                    nearest.view(1, *x.shape[:2]), patch, stride, SIDE
+                )[0]
                 maps.append(spread if name == "small" else maps[number] * spread)
         return torch.stack(maps[test:])
 
@@ -184,14 +257,28 @@ def whole(full: bool, device: torch.device) -> Part:
         import faiss  # noqa: F401
         import sklearn.neighbors  # noqa: F401
 
-        contenders.append(Contender(USUAL, published, note="the published procedure; faiss for its NGT"))
+        contenders.append(
+            Contender(
+                USUAL, published, note="the published procedure; faiss for its NGT"
+            )
+        )
     count = train + test
-    patches = sum(math.prod(((SIDE - patch) // stride + 1,) * 2) for _, patch, stride in SIZES)
-    searched = sum(((SIDE - patch) // stride + 1) ** 4 for _, patch, stride in SIZES) * train * test * 64
+    patches = sum(
+        math.prod(((SIDE - patch) // stride + 1,) * 2) for _, patch, stride in SIZES
+    )
+    searched = (
+        sum(((SIDE - patch) // stride + 1) ** 4 for _, patch, stride in SIZES)
+        * train
+        * test
+        * 64
+    )
     return Part(
         f"Patch SVDD, {train} images kept and {test} mapped",
-        contenders, count * macs_an_image(encoder) + searched, images.nbytes + 4 * count * patches * 64, missing,
-    )  # fmt: skip
+        contenders,
+        count * macs_an_image(encoder) + searched,
+        images.nbytes + 4 * count * patches * 64,
+        missing,
+    )
 
 
 def training(full: bool, device: torch.device) -> Part:
@@ -219,10 +306,21 @@ def training(full: bool, device: torch.device) -> Part:
             OURS,
             ours,
             compared=False,
-            note="in bfloat16 where that is fast, for which the floor is no bound; no peer does this work",
+            note=(
+                "in bfloat16 where that is fast, for which the floor is no bound; no"
+                " peer does this work"
+            ),
         )
     ]
-    return Part(f"Patch SVDD, train 1 step on {crops} crops", contenders, macs, moved, {}, crops)
+    return Part(
+        f"Patch SVDD, train 1 step on {crops} crops", contenders, macs, moved, {}, crops
+    )
 
 
-PARTS = {"embedding": embedding, "spreading": spreading, "neighbours": neighbours, "whole": whole, "training": training}
+PARTS = {
+    "embedding": embedding,
+    "spreading": spreading,
+    "neighbours": neighbours,
+    "whole": whole,
+    "training": training,
+}

@@ -1,11 +1,15 @@
-"""PaDiM from pictures on, network and all; what the network's layout brings; reading files beside the network.
+"""PaDiM from pictures on, network and all; what the network's layout brings; reading
+files beside the network.
 
-- PaDiM from pictures: ResNet-18 with the same random weights on both sides, d = 100, batches of 8.
-- the layout: `backbones.load` keeps the channels last. Beside it PyTorch's default layout and, in the full bench,
-  `torch.compile` of the channels-last network, whose note tells after how many batches it has paid for its compiling.
-- reading: photographs of 1000 × 750 pixels, read, resized and run through a network, two threads by `batches` (ours)
-  beside one thread, none (each picture read when its batch is due) and two worker processes of a DataLoader. On a GPU
-  also from page-locked ("pinned") memory, from which the copy to the device need not be waited for.
+- PaDiM from pictures: ResNet-18 with the same random weights on both sides, d = 100,
+  batches of 8.
+- the layout: `backbones.load` keeps the channels last. Beside it PyTorch's default
+  layout and, in the full bench, `torch.compile` of the channels-last network, whose
+  note tells after how many batches it has paid for its compiling.
+- reading: photographs of 1000 × 750 pixels, read, resized and run through a network,
+  two threads by `batches` (ours) beside one thread, none (each picture read when its
+  batch is due) and two worker processes of a DataLoader. On a GPU also from page-locked
+  ("pinned") memory, from which the copy to the device need not be waited for.
 """
 
 import copy
@@ -41,18 +45,25 @@ def resnet18(device: torch.device) -> backbones.Backbone:
 
 
 def pictures(count: int, device: torch.device) -> Tensor:
-    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).to(device)
+    return torch.randn(
+        count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)
+    ).to(device)
 
 
 class Anomalib:
-    """anomalib's PaDiM from pictures on, with our network's weights and our choice of channels."""
+    """anomalib's PaDiM from pictures on, with our network's weights and our choice of
+    channels.
+    """
 
     def __init__(self, model: nn.Module, ours: PaDiM):
         from anomalib.models.image.padim.torch_model import PadimModel
 
         device = next(model.parameters()).device
         self.model = PadimModel(n_features=100, pre_trained=False).to(device).eval()
-        network, weights = self.model.feature_extractor.feature_extractor, model.state_dict()
+        network, weights = (
+            self.model.feature_extractor.feature_extractor,
+            model.state_dict(),
+        )
         network.load_state_dict({name: weights[name] for name in network.state_dict()})
         self.model.idx = ours.channels.to(device)
 
@@ -69,27 +80,43 @@ class Anomalib:
 
     def maps(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([self.model(batch).anomaly_map[:, 0] for batch in images.split(BATCH)])
+            return torch.cat(
+                [self.model(batch).anomaly_map[:, 0] for batch in images.split(BATCH)]
+            )
 
 
 def whole(task: str, full: bool, device: torch.device) -> Part:
     backbone, missing = resnet18(device), {}
     train = pictures(128 if full else 8, device)
-    seen = {"whole fit": train, "whole score": train[:8], "whole score one": train[:1]}[task]
+    seen = {"whole fit": train, "whole score": train[:8], "whole score one": train[:1]}[
+        task
+    ]
     ours = PaDiM(FeatureExtractor(*backbone[:2]), 100).fit(train.split(BATCH))
     fit = task == "whole fit"
     contenders = [
-        Contender(OURS, lambda: ours.fit(train.split(BATCH)).mean)
-        if fit
-        else Contender(OURS, lambda: torch.cat([ours.anomaly_map(batch) for batch in seen.split(BATCH)]))
+        (
+            Contender(OURS, lambda: ours.fit(train.split(BATCH)).mean)
+            if fit
+            else Contender(
+                OURS,
+                lambda: torch.cat(
+                    [ours.anomaly_map(batch) for batch in seen.split(BATCH)]
+                ),
+            )
+        )
     ]
     with peer(missing, "anomalib"):
         other = Anomalib(backbone.model, ours)
         if not fit:
             other.fit(train)
-        contenders.append(Contender("anomalib", lambda: other.fit(train) if fit else other.maps(seen)))
+        contenders.append(
+            Contender("anomalib", lambda: other.fit(train) if fit else other.maps(seen))
+        )
     verb = "fit" if fit else "score"
-    what = f"PaDiM with its ResNet-18, {verb} {len(seen)} picture{'s' * (len(seen) > 1)}, d = 100"
+    what = (
+        f"PaDiM with its ResNet-18, {verb} {len(seen)} picture{'s' * (len(seen) > 1)},"
+        " d = 100"
+    )
     return Part(what, contenders, 0, 0, missing, len(seen))
 
 
@@ -100,33 +127,61 @@ def layout(name: str, count: int, full: bool, device: torch.device) -> Part:
     usual = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
 
     def maps(network: nn.Module) -> Tensor:
-        return torch.cat([part.flatten() for part in FeatureExtractor(network, found.layers)(images)])
+        return torch.cat(
+            [part.flatten() for part in FeatureExtractor(network, found.layers)(images)]
+        )
 
     contenders = [
         Contender(OURS, lambda: maps(model)),
         Contender("PyTorch's default layout", lambda: maps(usual), note=NO_PEER),
     ]
     if full:
-        # Its padding follows from the size of its input, so it can't be traced without one.
+        # Its padding follows from the size of its input, so it can't be traced without
+        # one.
         whole = {"leaf_modules": [Conv2dSame]}
-        run = compiled(create_feature_extractor(model, list(found.layers), tracer_kwargs=whole).eval())
+        run = compiled(
+            create_feature_extractor(
+                model, list(found.layers), tracer_kwargs=whole
+            ).eval()
+        )
         start = time.perf_counter()
         run(images)
         took = time.perf_counter() - start
-        least = min(timed(lambda: maps(model)) for _ in range(3)) - min(timed(lambda: run(images)) for _ in range(3))
-        pays = f"pays after {took / least:,.0f} such batches" if least > 0 else "never pays"
-        contenders.append(
-            Contender("compiled as well", lambda: run(images), note=f"compiled in {took:.0f} s, {pays}; {NO_PEER}")
+        least = min(timed(lambda: maps(model)) for _ in range(3)) - min(
+            timed(lambda: run(images)) for _ in range(3)
         )
-    return Part(f"{name} as far as PaDiM needs it, {count} picture{'s' * (count > 1)}", contenders, 0, 0, {}, count)
+        pays = (
+            f"pays after {took / least:,.0f} such batches"
+            if least > 0
+            else "never pays"
+        )
+        contenders.append(
+            Contender(
+                "compiled as well",
+                lambda: run(images),
+                note=f"compiled in {took:.0f} s, {pays}; {NO_PEER}",
+            )
+        )
+    return Part(
+        f"{name} as far as PaDiM needs it, {count} picture{'s' * (count > 1)}",
+        contenders,
+        0,
+        0,
+        {},
+        count,
+    )
 
 
 def compiled(graph: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A network's joined maps through torch.compile with the weights frozen in, which folds the batch norms."""
+    """A network's joined maps through torch.compile with the weights frozen in, which
+    folds the batch norms.
+    """
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
-    torch._inductor.config.force_disable_caches = True  # what a first compile takes, not a second
+    torch._inductor.config.force_disable_caches = (
+        True  # what a first compile takes, not a second
+    )
     run = torch.compile(graph)
 
     @torch.no_grad()
@@ -143,7 +198,9 @@ def timed(run: Callable[[], Tensor]) -> float:
 
 
 def photographs(count: int) -> FolderDataset:
-    """Cuts of one photograph as JPEG files of 1000 × 750 pixels, in a temporary folder that lives with the process."""
+    """Cuts of one photograph as JPEG files of 1000 × 750 pixels, in a temporary folder
+    that lives with the process.
+    """
     photographs.kept = temporary = tempfile.TemporaryDirectory()
     Path(temporary.name, "normal").mkdir()
     random, scene = np.random.default_rng(0), Image.fromarray(data.astronaut())
@@ -165,15 +222,28 @@ def reading(full: bool, device: torch.device) -> Part:
 
     def run(read: Iterable[Tensor]) -> float:
         # non_blocking matters for pinned memory alone.
-        return float(sum(extract(images.to(device, non_blocking=True))[-1].sum() for images in read))
+        return float(
+            sum(
+                extract(images.to(device, non_blocking=True))[-1].sum()
+                for images in read
+            )
+        )
 
     def waiting() -> Iterator[Tensor]:
         for start in range(0, count, BATCH):
-            yield first([items[number] for number in range(start, min(start + BATCH, count))])
+            yield first(
+                [items[number] for number in range(start, min(start + BATCH, count))]
+            )
 
     contenders = [
-        Contender(OURS, lambda: run(b.images for b in batches(items, BATCH, threads=2))),
-        Contender("one thread", lambda: run(b.images for b in batches(items, BATCH, threads=1)), note=NO_PEER),
+        Contender(
+            OURS, lambda: run(b.images for b in batches(items, BATCH, threads=2))
+        ),
+        Contender(
+            "one thread",
+            lambda: run(b.images for b in batches(items, BATCH, threads=1)),
+            note=NO_PEER,
+        ),
         Contender("no thread", lambda: run(waiting()), note=NO_PEER),
         Contender(
             "a DataLoader's two processes",
@@ -181,12 +251,27 @@ def reading(full: bool, device: torch.device) -> Part:
         ),
     ]
     if device.type == "cuda":
-        pinned = Contender("pinned", lambda: run(b.images.pin_memory() for b in batches(items, BATCH)), note=NO_PEER)
+        pinned = Contender(
+            "pinned",
+            lambda: run(b.images.pin_memory() for b in batches(items, BATCH)),
+            note=NO_PEER,
+        )
         contenders.append(pinned)
-    return Part(f"reading {count} photographs beside the network", contenders, 0, 0, {}, count, wall=True)
+    return Part(
+        f"reading {count} photographs beside the network",
+        contenders,
+        0,
+        0,
+        {},
+        count,
+        wall=True,
+    )
 
 
-PARTS = {task: functools.partial(whole, task) for task in ("whole fit", "whole score", "whole score one")}
+PARTS = {
+    task: functools.partial(whole, task)
+    for task in ("whole fit", "whole score", "whole score one")
+}
 PARTS |= {
     "layout": functools.partial(layout, "efficientnet_lite0", 16),
     "layout of one": functools.partial(layout, "efficientnet_lite0", 1),

@@ -1,8 +1,11 @@
-"""What every bench shares: contenders that take turns, peak memory in a process of its own, the floor, and the rows.
+"""What every bench shares: contenders that take turns, peak memory in a process of its
+own, the floor, and the rows.
 
-A part is one piece of work that several libraries can do. Its contenders take turns, so that a machine that slows down
-slows all of them down, and a ratio is the median over turns: each turn meets the same load. On one thread of a CPU
-what is compared is processor time, which other work on the machine disturbs least; elsewhere it is the wall clock.
+A part is one piece of work that several libraries can do. Its contenders take turns, so
+that a machine that slows down slows all of them down, and a ratio is the median over
+turns: each turn meets the same load. On one thread of a CPU what is compared is
+processor time, which other work on the machine disturbs least; elsewhere it is the wall
+clock.
 """
 
 import contextlib
@@ -31,7 +34,8 @@ class Contender(NamedTuple):
 
     Fields:
         name: of the library, or of the way.
-        run: does the work once; the first contender's result is what the others' are compared with.
+        run: does the work once; the first contender's result is what the others' are
+            compared with.
         prepare: what peak memory leaves out: a model fitted before it scores, say.
         share: of the work that it is given; its time is divided by it.
         compared: False where the result is something else, as of a floor.
@@ -47,16 +51,19 @@ class Contender(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A piece of work, its contenders (paperlib first), and what no exact way can do without.
+    """A piece of work, its contenders (paperlib first), and what no exact way can do
+    without.
 
     Fields:
         what: in words, with sizes.
         contenders: in the order of the table.
         macs: multiply-adds that have to be carried out.
         bytes: that have to be read or written at least once.
-        missing: peers that can't be imported here, or can't run on this device, and why.
+        missing: peers that can't be imported here, or can't run on this device, and
+            why.
         images: that the work takes, for times an image.
-        wall: compare what the clock on the wall says: for ways that use several threads or processes.
+        wall: compare what the clock on the wall says: for ways that use several threads
+            or processes.
     """
 
     what: str
@@ -70,7 +77,9 @@ class Part(NamedTuple):
 
 @contextlib.contextmanager
 def peer(missing: dict[str, str], name: str) -> Iterator[None]:
-    """Import a peer and add its contenders inside; where it can't be imported, note that and go on."""
+    """Import a peer and add its contenders inside; where it can't be imported, note
+    that and go on.
+    """
     try:
         yield
     except ImportError as error:
@@ -78,12 +87,21 @@ def peer(missing: dict[str, str], name: str) -> Iterator[None]:
 
 
 def mebibytes(field: str) -> float:
-    """A line of /proc/self/status: VmRSS, what is resident now, or VmHWM, the most that was."""
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    """A line of /proc/self/status: VmRSS, what is resident now, or VmHWM, the most that
+    was.
+    """
+    return (
+        int(
+            re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
+        )
+        / 1024
+    )
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> float | None:
-    """Run once and give the MiB taken at the highest, above what was there; None where that can't be read."""
+    """Run once and give the MiB taken at the highest, above what was there; None where
+    that can't be read.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -91,7 +109,9 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float | None
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed but kept would hide what is taken
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # what was freed but kept would hide what is taken
     except (AttributeError, OSError):
         pass  # another C library
     try:
@@ -106,8 +126,12 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float | None
 
 
 def peak_apart(contender: Contender, device: torch.device) -> float | None:
-    """Peak memory of a contender's first call, in a copy of this process: nothing freed earlier hides what it takes."""
-    if device.type == "cuda" or torch.get_num_threads() > 1:  # neither survives being copied
+    """Peak memory of a contender's first call, in a copy of this process: nothing freed
+    earlier hides what it takes.
+    """
+    if (
+        device.type == "cuda" or torch.get_num_threads() > 1
+    ):  # neither survives being copied
         if contender.prepare is not None:
             contender.prepare()
         return peak_memory(contender.run, device)
@@ -133,7 +157,9 @@ def clock(device: torch.device) -> int:
     return CPU if device.type == "cpu" and torch.get_num_threads() == 1 else WALL
 
 
-def seconds(run: Callable[[], object], device: torch.device, repeats: int = 1) -> tuple[float, float]:
+def seconds(
+    run: Callable[[], object], device: torch.device, repeats: int = 1
+) -> tuple[float, float]:
     """Wall and processor seconds of one call, the mean of `repeats`."""
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -153,12 +179,22 @@ def difference(found: Tensor | float | int, ours: Tensor | float | int) -> float
 
 
 def floor(row: dict, machine: dict) -> float | None:
-    """The time that a row's operations and bytes take at a machine's measured peak, whichever is longer."""
-    return max(row["macs"] / machine["macs_per_second"], row["bytes"] / machine["bytes_per_second"]) or None
+    """The time that a row's operations and bytes take at a machine's measured peak,
+    whichever is longer.
+    """
+    return (
+        max(
+            row["macs"] / machine["macs_per_second"],
+            row["bytes"] / machine["bytes_per_second"],
+        )
+        or None
+    )
 
 
 def peak_of_machine(device: torch.device) -> Machine:
-    """This machine's fastest float32 product and copy, on the clock that ratios are taken from."""
+    """This machine's fastest float32 product and copy, on the clock that ratios are
+    taken from.
+    """
     if clock(device) == WALL:
         return measure_machine(device)
     a, source = torch.ones(768, 768), torch.ones(2**25)
@@ -173,19 +209,27 @@ def rows(part: Part, turns: int, budget: float, device: torch.device) -> list[di
 
     Args:
         part: with paperlib first.
-        turns: of each contender, after one that warms up and whose results are compared.
+        turns: of each contender, after one that warms up and whose results are
+            compared.
         budget: seconds after which no new turn begins, once there are three.
         device: where the work is done.
     """
     at = WALL if part.wall else clock(device)
-    peaks = {contender.name: peak_apart(contender, device) for contender in part.contenders}
+    peaks = {
+        contender.name: peak_apart(contender, device) for contender in part.contenders
+    }
     results, repeats = {}, {}
     for contender in part.contenders:
-        # The first call also loads and allocates; where it took long, a second would say no more.
-        took = max(seconds(lambda c=contender: results.update({c.name: c.run()}), device))
+        # The first call also loads and allocates; where it took long, a second would
+        # say no more.
+        took = max(
+            seconds(lambda c=contender: results.update({c.name: c.run()}), device)
+        )
         took = max(seconds(contender.run, device)) if took < 1 else took
         repeats[contender.name] = max(1, round(AT_LEAST / max(took, 1e-6)))
-    taken: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in part.contenders}
+    taken: dict[str, list[tuple[float, float]]] = {
+        contender.name: [] for contender in part.contenders
+    }
     spent = 0.0
     for turn in range(turns):
         if turn >= 3 and spent > budget:
@@ -193,7 +237,9 @@ def rows(part: Part, turns: int, budget: float, device: torch.device) -> list[di
         for contender in part.contenders:
             pair = seconds(contender.run, device, repeats[contender.name])
             spent += pair[at] * repeats[contender.name]
-            taken[contender.name].append(tuple(value / contender.share for value in pair))
+            taken[contender.name].append(
+                tuple(value / contender.share for value in pair)
+            )
     ours = part.contenders[0].name
     found = []
     for contender in part.contenders:
@@ -213,7 +259,11 @@ def rows(part: Part, turns: int, budget: float, device: torch.device) -> list[di
                 "ratio": statistics.median(ratios),
                 "ratio_low": min(ratios),
                 "ratio_high": max(ratios),
-                "difference": difference(results[contender.name], results[ours]) if contender.compared else None,
+                "difference": (
+                    difference(results[contender.name], results[ours])
+                    if contender.compared
+                    else None
+                ),
                 "peak": peaks[contender.name],
                 "macs": part.macs,
                 "bytes": part.bytes,

@@ -1,7 +1,9 @@
-"""How time and memory grow: with images, positions and dimensions, with the bank, with the batch, with depth.
+"""How time and memory grow: with images, positions and dimensions, with the bank, with
+the batch, with depth.
 
-Each curve is {name, x, y, points: {contender: [[x, y], …]}}; times are processor seconds on one thread of a CPU, wall
-seconds elsewhere, the smallest of a few calls: what other work on the machine disturbs least.
+Each curve is {name, x, y, points: {contender: [[x, y], …]}}; times are processor
+seconds on one thread of a CPU, wall seconds elsewhere, the smallest of a few calls:
+what other work on the machine disturbs least.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,13 +30,23 @@ def best(run: Callable[[], object], device: torch.device, calls: int = 3) -> flo
 
 
 def padim(device: torch.device) -> Iterator[Curve]:
-    """Fit PaDiM beside the review's way, one size growing, the others at 50 images, 28² positions and d = 100."""
+    """Fit PaDiM beside the review's way, one size growing, the others at 50 images, 28²
+    positions and d = 100.
+    """
 
-    def measured(images: int, side: int, dimensions: int) -> dict[str, tuple[float, float | None]]:
+    def measured(
+        images: int, side: int, dimensions: int
+    ) -> dict[str, tuple[float, float | None]]:
         shapes = ((64, side), (128, side // 2), (256, side // 4))
         work = bench_padim.Work(images, 1, device, shapes, dimensions)
-        ways = {OURS: work.our_fit, USUAL: work.usual_fit} if device.type == "cpu" else {OURS: work.our_fit}
-        peaks = {name: peak_apart(Contender(name, run), device) for name, run in ways.items()}
+        ways = (
+            {OURS: work.our_fit, USUAL: work.usual_fit}
+            if device.type == "cpu"
+            else {OURS: work.our_fit}
+        )
+        peaks = {
+            name: peak_apart(Contender(name, run), device) for name, run in ways.items()
+        }
         return {name: (best(run, device), peaks[name]) for name, run in ways.items()}
 
     axes = {
@@ -44,25 +56,39 @@ def padim(device: torch.device) -> Iterator[Curve]:
     }
     for axis, sizes in axes.items():
         found = [(x, measured(*size)) for x, size in sizes]
-        for row, (what, y) in enumerate((("seconds", "seconds to fit"), ("memory", "MiB at the peak of the fit"))):
+        for row, (what, y) in enumerate(
+            (("seconds", "seconds to fit"), ("memory", "MiB at the peak of the fit"))
+        ):
             points = {
-                name: [[x, values[name][row]] for x, values in found if values[name][row] is not None]
+                name: [
+                    [x, values[name][row]]
+                    for x, values in found
+                    if values[name][row] is not None
+                ]
                 for name in found[0][1]
             }
             yield {"name": f"padim_{axis}_{what}", "x": axis, "y": y, "points": points}
 
 
 def patch_svdd(device: torch.device) -> Iterator[Curve]:
-    """Evaluate Patch SVDD on solar cells against the images kept, all of their patches and a tenth (a coreset).
+    """Evaluate Patch SVDD on solar cells against the images kept, all of their patches
+    and a tenth (a coreset).
 
     The encoder is untrained: a strong baseline, and there is no file to need.
     """
     cells = elpv("mono")
-    # Drawn at random: in the package's order neighbours come from one module, and its brightness tells them apart.
+    # Drawn at random: in the package's order neighbours come from one module, and its
+    # brightness tells them apart.
     generator, drawn = torch.Generator().manual_seed(0), []
     for probability, count in ((0, 56), (1, 40)):
         kind = torch.nonzero(cells.probability == probability).flatten()
-        drawn.append(as_cells(cells.images[kind[torch.randperm(len(kind), generator=generator)[:count]]]))
+        drawn.append(
+            as_cells(
+                cells.images[
+                    kind[torch.randperm(len(kind), generator=generator)[:count]]
+                ]
+            )
+        )
     good, bad = drawn
     test = torch.cat([good[16:], bad]).to(device)
     labels = torch.tensor([0] * 40 + [1] * 40)
@@ -73,10 +99,24 @@ def patch_svdd(device: torch.device) -> Iterator[Curve]:
     for count in (2, 4, 8, 16):
         for name, share in zip(times, (1, 0.1), strict=True):
             detector = PatchSVDD(encoder).fit(good[:count].to(device), coreset=share)
-            times[name].append([count, best(lambda d=detector: d.anomaly_maps(test[:4]), device) / 4])
-            areas[name].append([count, auroc(labels, detector.anomaly_maps(test).scores.cpu())])
-    yield {"name": "patch_svdd_seconds", "x": "images kept", "y": "seconds an image", "points": times}
-    yield {"name": "patch_svdd_auroc", "x": "images kept", "y": "AUROC on 80 solar cells", "points": areas}
+            times[name].append(
+                [count, best(lambda d=detector: d.anomaly_maps(test[:4]), device) / 4]
+            )
+            areas[name].append(
+                [count, auroc(labels, detector.anomaly_maps(test).scores.cpu())]
+            )
+    yield {
+        "name": "patch_svdd_seconds",
+        "x": "images kept",
+        "y": "seconds an image",
+        "points": times,
+    }
+    yield {
+        "name": "patch_svdd_auroc",
+        "x": "images kept",
+        "y": "AUROC on 80 solar cells",
+        "points": areas,
+    }
 
 
 def gradcam(device: torch.device) -> Iterator[Curve]:
@@ -84,13 +124,26 @@ def gradcam(device: torch.device) -> Iterator[Curve]:
     points: dict[str, list] = {OURS: []}
     for batch in (1, 2, 4, 8):
         at = bench_gradcam.given(batch, device)
-        ways = {OURS: lambda at=at: grad_cam(at.model, at.images, bench_gradcam.LAYER, at.classes)}
-        ways[USUAL] = lambda at=at: bench_gradcam.usual_grad_cam(at.model, at.images, at.classes)
+        ways = {
+            OURS: lambda at=at: grad_cam(
+                at.model, at.images, bench_gradcam.LAYER, at.classes
+            )
+        }
+        ways[USUAL] = lambda at=at: bench_gradcam.usual_grad_cam(
+            at.model, at.images, at.classes
+        )
         with peer({}, "pytorch-grad-cam"):
-            ways["pytorch-grad-cam"] = bench_gradcam.pytorch_grad_cam_maps(at.model, at.images, at.classes)
+            ways["pytorch-grad-cam"] = bench_gradcam.pytorch_grad_cam_maps(
+                at.model, at.images, at.classes
+            )
         for name, run in ways.items():
             points.setdefault(name, []).append([batch, best(run, device) / batch])
-    yield {"name": "gradcam_batch", "x": "images in a batch", "y": "seconds an image", "points": points}
+    yield {
+        "name": "gradcam_batch",
+        "x": "images in a batch",
+        "y": "seconds an image",
+        "points": points,
+    }
 
 
 def counting(device: torch.device) -> Iterator[Curve]:
@@ -104,11 +157,23 @@ def counting(device: torch.device) -> Iterator[Curve]:
 
             def fvcore(m: torch.nn.Module = model) -> int:
                 with torch.no_grad():
-                    found = FlopCountAnalysis(m, torch.zeros(1, 3, 224, 224)).unsupported_ops_warnings(False)
+                    found = FlopCountAnalysis(
+                        m, torch.zeros(1, 3, 224, 224)
+                    ).unsupported_ops_warnings(False)
                     return found.total()
 
             points.setdefault("fvcore", []).append([depth, best(fvcore, device)])
-    yield {"name": "counting_depth", "x": "layers of a ResNet", "y": "seconds to count", "points": points}
+    yield {
+        "name": "counting_depth",
+        "x": "layers of a ResNet",
+        "y": "seconds to count",
+        "points": points,
+    }
 
 
-CURVES = {"padim": padim, "patch_svdd": patch_svdd, "gradcam": gradcam, "counting": counting}
+CURVES = {
+    "padim": padim,
+    "patch_svdd": patch_svdd,
+    "gradcam": gradcam,
+    "counting": counting,
+}

@@ -16,17 +16,26 @@ from built import ROOT, in_ci
 
 SCREENSHOTS = ROOT / "_build" / "screenshots"
 
-# No background traffic of the browser's own, and no name or number but localhost's is found; the sandbox needs rights
-# that containers do not give.
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # fmt: skip
+# No background traffic of the browser's own, and no name or number but localhost's is
+# found; the sandbox needs rights that containers do not give.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = {"desktop": 1280, "phone": 390}
 HEIGHT = 844
 SCHEMES = ("light", "dark")
 
-# Resolves when every picture and font is there; gives the reason where that does not happen.
+# Resolves when every picture and font is there; gives the reason where that does not
+# happen.
 SETTLED = """async () => {
   document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager');
   const parts = {
@@ -70,8 +79,9 @@ FACTS = r"""() => {
   };
 }"""
 
-# Three quarters of a notebook's page are coloured tokens of code. Where another one with the same classes has been
-# seen inside the same kinds of boxes, a token becomes plain text: it would be judged the same, for as much time again.
+# Three quarters of a notebook's page are coloured tokens of code. Where another one
+# with the same classes has been seen inside the same kinds of boxes, a token becomes
+# plain text: it would be judged the same, for as much time again.
 EACH_TOKEN_ONCE = """() => {
   const seen = new Set();
   for (const token of document.querySelectorAll('pre span')) {
@@ -86,15 +96,23 @@ EACH_TOKEN_ONCE = """() => {
 
 
 def chromium() -> str | None:
-    """Find the browser: `CHROMIUM` from the environment, or one of the usual names; None where there is none."""
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CANDIDATES)), None)
+    """Find the browser: `CHROMIUM` from the environment, or one of the usual names;
+    None where there is none.
+    """
+    return os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, CANDIDATES)), None
+    )
 
 
 # What a module of browser tests sets as its pytestmark.
 BROWSER_MARKS = [
     pytest.mark.browser,
-    # In continuous integration a missing browser is an error that the fixture reports, not a reason to skip.
-    pytest.mark.skipif(chromium() is None and not in_ci(), reason="no chromium; install it or set CHROMIUM=<its path>"),
+    # In continuous integration a missing browser is an error that the fixture reports,
+    # not a reason to skip.
+    pytest.mark.skipif(
+        chromium() is None and not in_ci(),
+        reason="no chromium; install it or set CHROMIUM=<its path>",
+    ),
 ]
 
 
@@ -106,7 +124,9 @@ class _Quiet(SimpleHTTPRequestHandler):
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """Serve a folder on localhost; give its address, ending in a slash."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder)))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -118,32 +138,56 @@ def served(folder: Path) -> Iterator[str]:
 
 
 class Browser:
-    """Opens pages of one served folder, and remembers everything that went wrong while they loaded."""
+    """Opens pages of one served folder, and remembers everything that went wrong while
+    they loaded.
+    """
 
     def __init__(self, context, base: str):
         self.context, self.base = context, base
         self.complaints: list[str] = []
-        # Noted, not intercepted: that would take every request through this process, and the browser's cache away.
+        # Noted, not intercepted: that would take every request through this process,
+        # and the browser's cache away.
         at_home = (base, "data:", "blob:", "about:")
         context.on(
             "request",
-            lambda sent: sent.url.startswith(at_home) or self.complaints.append(f"left localhost: {sent.url}"),
+            lambda sent: (
+                sent.url.startswith(at_home)
+                or self.complaints.append(f"left localhost: {sent.url}")
+            ),
         )
         context.on(
-            "console", lambda message: message.type == "error" and self.complaints.append(f"console: {message.text}")
+            "console",
+            lambda message: (
+                message.type == "error"
+                and self.complaints.append(f"console: {message.text}")
+            ),
         )
-        context.on("weberror", lambda error: self.complaints.append(f"script: {error.error}"))
         context.on(
-            "response", lambda answer: answer.status >= 400 and self.complaints.append(f"{answer.status}: {answer.url}")
+            "weberror", lambda error: self.complaints.append(f"script: {error.error}")
+        )
+        context.on(
+            "response",
+            lambda answer: (
+                answer.status >= 400
+                and self.complaints.append(f"{answer.status}: {answer.url}")
+            ),
         )
 
     @contextmanager
-    def page(self, path: str, width: int = WIDTHS["desktop"], scheme: str = "light") -> Iterator:
-        """Open a page in the browser's one tab, and wait until nothing in it is missing any more."""
+    def page(
+        self, path: str, width: int = WIDTHS["desktop"], scheme: str = "light"
+    ) -> Iterator:
+        """Open a page in the browser's one tab, and wait until nothing in it is missing
+        any more.
+        """
         page = self.context.pages[0]
         if page.url.startswith(self.base):
-            page.evaluate("localStorage.clear()")  # as for a new reader: the theme keeps its colours there
-        page.goto("about:blank")  # what still loads of the page before is no complaint about this one
+            page.evaluate(
+                "localStorage.clear()"
+            )  # as for a new reader: the theme keeps its colours there
+        page.goto(
+            "about:blank"
+        )  # what still loads of the page before is no complaint about this one
         self.complaints.clear()
         page.set_viewport_size({"width": width, "height": HEIGHT})
         page.emulate_media(color_scheme=scheme, media="screen")
@@ -155,7 +199,12 @@ class Browser:
 
 def still(page) -> None:
     """Stop transitions, so that nothing is judged half-way between two colours."""
-    page.add_style_tag(content="*, *::before, *::after { transition: none !important; animation: none !important; }")
+    page.add_style_tag(
+        content=(
+            "*, *::before, *::after { transition: none !important; animation: none"
+            " !important; }"
+        )
+    )
 
 
 @functools.cache
@@ -163,16 +212,24 @@ def axe() -> str:
     """Read the accessibility checker as its package carries it: nothing is fetched."""
     import axe_playwright_python
 
-    return Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    return (
+        Path(axe_playwright_python.__file__)
+        .with_name("axe.min.js")
+        .read_text(encoding="utf-8")
+    )
 
 
 def accessibility_faults(page, rules: list[str] | None = None) -> list[tuple]:
-    """Ask axe-core for what is serious or critical: rule, place, reason. The tokens of the page's code get fewer."""
+    """Ask axe-core for what is serious or critical: rule, place, reason. The tokens of
+    the page's code get fewer.
+    """
     page.evaluate(EACH_TOKEN_ONCE)
     if not page.evaluate("'axe' in window"):
         page.evaluate(axe())
     options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
-    found = page.evaluate("options => axe.run(document, options)", options)["violations"]
+    found = page.evaluate("options => axe.run(document, options)", options)[
+        "violations"
+    ]
     return [
         (fault["id"], node["target"], re.sub(r"\s+", " ", node["failureSummary"])[:200])
         for fault in found
@@ -184,7 +241,8 @@ def accessibility_faults(page, rules: list[str] | None = None) -> list[tuple]:
 @contextmanager
 def driver() -> Iterator:
     """Start playwright; it can be started once at a time."""
-    # Imported here, so that the other tests of this folder run where playwright is missing.
+    # Imported here, so that the other tests of this folder run where playwright is
+    # missing.
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -198,7 +256,9 @@ def launched(chromium_type, folder: Path) -> Iterator[Browser]:
         context = chromium_type.launch_persistent_context(
             profile, executable_path=chromium(), headless=True, args=ARGUMENTS
         )
-        context.set_default_timeout(120_000)  # a machine that does other work is slow, not wrong
+        context.set_default_timeout(
+            120_000
+        )  # a machine that does other work is slow, not wrong
         try:
             yield Browser(context, base)
         finally:

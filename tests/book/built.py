@@ -1,4 +1,6 @@
-"""Where the book is, what it is made of, and whether the built one is there and up to date."""
+"""Where the book is, what it is made of, and whether the built one is there and up to
+date.
+"""
 
 import os
 from pathlib import Path
@@ -7,10 +9,22 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
-MARK = HTML / ".built"  # written by book/_ext/built_mark.py; its time is the start of the last build
+MARK = (
+    HTML / ".built"
+)  # written by book/_ext/built_mark.py; its time is the start of the last build
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-GENERATED = (Path("book/api"), Path("book/ledger"), Path("book/speed_parts"))  # written by the build
-SOURCES = ("_config.yml", "book/**/*", "notebooks/*.ipynb", "paperlib/**/*.py", "tests/test_*.py")
+GENERATED = (
+    Path("book/api"),
+    Path("book/ledger"),
+    Path("book/speed_parts"),
+)  # written by the build
+SOURCES = (
+    "_config.yml",
+    "book/**/*",
+    "notebooks/*.ipynb",
+    "paperlib/**/*.py",
+    "tests/test_*.py",
+)
 BUILD_IT = "run `make html` (`make test` does it first)"
 
 
@@ -25,29 +39,57 @@ def documents() -> list[str]:
             own = [node[key] for key in ("root", "file") if key in node]
             if "glob" in node:
                 own += sorted(
-                    path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.glob(f"{node['glob']}.md")
+                    path.relative_to(ROOT).with_suffix("").as_posix()
+                    for path in ROOT.glob(f"{node['glob']}.md")
                 )
-            return own + [name for key in ("parts", "chapters", "sections") for name in walk(node.get(key, []))]
+            return own + [
+                name
+                for key in ("parts", "chapters", "sections")
+                for name in walk(node.get(key, []))
+            ]
         return []
 
     return walk(toc)
 
 
 def pages() -> list[str]:
-    """List every built page, as a path below the built book; without index.html, which only forwards to the first."""
+    """List every built page, as a path below the built book; without index.html, which
+    only forwards to the first.
+    """
     found = sorted(path.relative_to(HTML) for path in HTML.rglob("*.html"))
-    return [path.as_posix() for path in found if path.parts[0] not in ("_static", "_sources", "index.html")]
+    return [
+        path.as_posix()
+        for path in found
+        if path.parts[0] not in ("_static", "_sources", "index.html")
+    ]
 
 
 def why_not_built() -> str:
-    """Say what is wrong with the built book; empty if it is complete and newer than its sources."""
+    """Say what is wrong with the built book; empty if it is complete and newer than its
+    sources.
+    """
     if not MARK.is_file():
         return f"the book is not built; {BUILD_IT}"
     built = MARK.stat().st_mtime
-    files = [path.relative_to(ROOT) for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file()]
-    sources = [path for path in files if "__pycache__" not in path.parts and path.parent not in GENERATED]
-    newer = sorted(str(path) for path in sources if (ROOT / path).stat().st_mtime > built)
-    return f"the built book is older than {', '.join(newer[:3])}; {BUILD_IT}" if newer else ""
+    files = [
+        path.relative_to(ROOT)
+        for pattern in SOURCES
+        for path in ROOT.glob(pattern)
+        if path.is_file()
+    ]
+    sources = [
+        path
+        for path in files
+        if "__pycache__" not in path.parts and path.parent not in GENERATED
+    ]
+    newer = sorted(
+        str(path) for path in sources if (ROOT / path).stat().st_mtime > built
+    )
+    return (
+        f"the built book is older than {', '.join(newer[:3])}; {BUILD_IT}"
+        if newer
+        else ""
+    )
 
 
 def in_ci() -> bool:

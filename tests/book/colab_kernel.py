@@ -1,12 +1,14 @@
-"""Run a notebook as Colab would; a program for the environment with Colab's versions (see test_colab_long.py).
+"""Run a notebook as Colab would; a program for the environment with Colab's versions
+(see test_colab_long.py).
 
     python colab_kernel.py NOTEBOOK FOLDER PLAN
 
-PLAN is JSON: `sessions`, a list of kernels to start one after the other in FOLDER, each a list of steps. A step has
-`cells`, the numbers of the cells to run in order; `edit`, a cell's number → its source from now on; `interrupt`, the
-pattern of a file upon whose appearance the step is interrupted; `ask`, code whose printed text is the answer. Written
-to standard output is JSON again: for each step its seconds, the cells' printed texts, what they wrote to stderr, the
-error that ended the step, and the answer.
+PLAN is JSON: `sessions`, a list of kernels to start one after the other in FOLDER, each
+a list of steps. A step has `cells`, the numbers of the cells to run in order; `edit`, a
+cell's number → its source from now on; `interrupt`, the pattern of a file upon whose
+appearance the step is interrupted; `ask`, code whose printed text is the answer.
+Written to standard output is JSON again: for each step its seconds, the cells' printed
+texts, what they wrote to stderr, the error that ended the step, and the answer.
 """
 
 import json
@@ -40,15 +42,24 @@ def run_step(client, step, folder):
     result = {"printed": {}, "stderr": {}, "error": None, "answer": None}
     finished = threading.Event()
     if "interrupt" in step:
-        threading.Thread(target=interrupt_when, args=(client, folder, step["interrupt"], finished), daemon=True).start()
+        threading.Thread(
+            target=interrupt_when,
+            args=(client, folder, step["interrupt"], finished),
+            daemon=True,
+        ).start()
     for number in step.get("cells", []):
         try:
             client.execute_cell(cells[number], number)
         except CellExecutionError as error:
-            result["error"] = f"cell {number}: {error.ename}: {error.evalue}\n{error.traceback[-3000:]}"
+            result["error"] = (
+                f"cell {number}: {error.ename}:"
+                f" {error.evalue}\n{error.traceback[-3000:]}"
+            )
         outputs = cells[number].outputs
         for stream, kept in (("stdout", "printed"), ("stderr", "stderr")):
-            text = "".join(output.text for output in outputs if output.get("name") == stream)
+            text = "".join(
+                output.text for output in outputs if output.get("name") == stream
+            )
             if text:
                 result[kept][number] = text
         if result["error"]:
@@ -69,8 +80,13 @@ def main(path, folder, plan):
     folder, results = Path(folder), []
     for steps in plan["sessions"]:
         notebook = nbformat.read(path, as_version=4)
-        client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", allow_errors=False,
-                                resources={"metadata": {"path": str(folder)}})  # fmt: skip
+        client = NotebookClient(
+            notebook,
+            timeout=CELL_SECONDS,
+            kernel_name="python3",
+            allow_errors=False,
+            resources={"metadata": {"path": str(folder)}},
+        )
         with client.setup_kernel():
             for step in steps:
                 results.append(run_step(client, step, folder))

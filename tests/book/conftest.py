@@ -7,7 +7,9 @@ from built import HTML, why_not_built
 
 @pytest.fixture(scope="module")
 def chromium_type():
-    assert chromium(), "no chromium: install it (apt-get install chromium) or set CHROMIUM=<its path>"
+    assert chromium(), (
+        "no chromium: install it (apt-get install chromium) or set CHROMIUM=<its path>"
+    )
     with driver() as found:
         yield found
 

@@ -1,10 +1,21 @@
-"""The built book in a real browser: whole offline, readable at two widths, in light and dark, by everybody."""
+"""The built book in a real browser: whole offline, readable at two widths, in light and
+dark, by everybody.
+"""
 
 import os
 import re
 
 import pytest
-from browser import BROWSER_MARKS, FACTS, SCHEMES, SCREENSHOTS, WIDTHS, accessibility_faults, launched, still
+from browser import (
+    BROWSER_MARKS,
+    FACTS,
+    SCHEMES,
+    SCREENSHOTS,
+    WIDTHS,
+    accessibility_faults,
+    launched,
+    still,
+)
 from built import documents, pages
 
 PAGE_BYTES = 2_500_000
@@ -19,10 +30,12 @@ pytestmark = BROWSER_MARKS
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("path", pages() or [SEARCH])
 def test_page_is_whole(browser, path, width):
-    """No request leaves localhost, no error, every formula and picture there, no sideways scroll, under 2.5 MB.
+    """No request leaves localhost, no error, every formula and picture there, no
+    sideways scroll, under 2.5 MB.
 
-    On a desktop axe-core finds nothing serious: with all rules in light, in dark with the one that depends on colour.
-    `make screenshots` keeps a picture of each page as well; otherwise only a page with a fault gets one.
+    On a desktop axe-core finds nothing serious: with all rules in light, in dark with
+    the one that depends on colour. `make screenshots` keeps a picture of each page as
+    well; otherwise only a page with a fault gets one.
     """
     first, second = SCHEMES if width == "desktop" else SCHEMES[::-1]
     with browser.page(path, WIDTHS[width], first) as page:
@@ -44,7 +57,9 @@ def test_page_is_whole(browser, path, width):
 def switch(page, scheme):
     """The page follows the reader's system while it is open."""
     page.emulate_media(color_scheme=scheme)
-    page.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
+    page.wait_for_function(
+        "scheme => document.documentElement.dataset.theme === scheme", arg=scheme
+    )
 
 
 def check(page, path, width, scheme):
@@ -56,7 +71,9 @@ def check(page, path, width, scheme):
     for fault in ("undrawn", "wrong", "raw", "broken", "undescribed", "sideways"):
         assert facts[fault] == [], fault
     heaviest = sorted(facts["weights"].items(), key=lambda item: -item[1])[:5]
-    assert sum(facts["weights"].values()) < PAGE_BYTES, f"the heaviest parts: {heaviest}"
+    assert sum(facts["weights"].values()) < PAGE_BYTES, (
+        f"the heaviest parts: {heaviest}"
+    )
 
 
 def photograph(page, path, width, what):
@@ -67,7 +84,11 @@ def photograph(page, path, width, what):
 
 
 def test_axe_finds_nothing_serious_on_a_phone(browser):
-    for path in (f"{documents()[0]}.html", "book/glossary.html", "notebooks/02_cam.html"):
+    for path in (
+        f"{documents()[0]}.html",
+        "book/glossary.html",
+        "notebooks/02_cam.html",
+    ):
         with browser.page(path, WIDTHS["phone"]) as page:
             still(page)
             assert accessibility_faults(page) == [], path
@@ -76,17 +97,32 @@ def test_axe_finds_nothing_serious_on_a_phone(browser):
 def test_the_accessibility_check_can_fail(browser):
     """Also for code, of which each kind of token is judged once in each kind of box."""
     token = '<span style="color: #bbb" class="pale">{}</span>'
-    code = f"<pre>{token.format('=')} {token.format('word')} {token.format('again')}</pre>"
+    code = (
+        f"<pre>{token.format('=')} {token.format('word')} {token.format('again')}</pre>"
+    )
     with browser.page("book/glossary.html") as page:
         page.evaluate(
-            "more => document.querySelector('.bd-article').insertAdjacentHTML('beforeend', more)",
+            "more =>"
+            " document.querySelector('.bd-article').insertAdjacentHTML('beforeend',"
+            " more)",
             f"""<button></button><p style="color: #bbb; background: #fff">pale</p><img src="data:,">
             {code}<div class="note">{code}</div>""",
         )
         found = accessibility_faults(page)
         assert page.locator(".pale").count() == 4
-    assert {fault[0] for fault in found} >= {"button-name", "color-contrast", "image-alt"}
-    assert sum(".pale" in str(target) for rule, target, _ in found if rule == "color-contrast") == 2, found
+    assert {fault[0] for fault in found} >= {
+        "button-name",
+        "color-contrast",
+        "image-alt",
+    }
+    assert (
+        sum(
+            ".pale" in str(target)
+            for rule, target, _ in found
+            if rule == "color-contrast"
+        )
+        == 2
+    ), found
 
 
 BROKEN = """<!doctype html><meta name="viewport" content="width=device-width"><body><article class="bd-article">
@@ -99,14 +135,23 @@ BROKEN = """<!doctype html><meta name="viewport" content="width=device-width"><b
 def test_the_page_check_can_fail(chromium_type, tmp_path):
     """Each fault that the page test looks for is seen on a page that has them all."""
     (tmp_path / "broken.html").write_text(BROKEN, encoding="utf-8")
-    with launched(chromium_type, tmp_path) as started, started.page("broken.html", WIDTHS["phone"]) as page:
+    with (
+        launched(chromium_type, tmp_path) as started,
+        started.page("broken.html", WIDTHS["phone"]) as page,
+    ):
         facts = page.evaluate(FACTS)
         complaints = " ".join(started.complaints)
     for fault in ("undrawn", "wrong", "raw", "broken", "undescribed", "sideways"):
         assert facts[fault], fault
     assert sum(facts["weights"].values()) >= len(BROKEN)
     left = "left localhost: http://192.0.2.1/elsewhere.js"
-    for complaint in ("console: oops", "undefined_name", "404: ", left, "ERR_NAME_NOT_RESOLVED"):
+    for complaint in (
+        "console: oops",
+        "undefined_name",
+        "404: ",
+        left,
+        "ERR_NAME_NOT_RESOLVED",
+    ):
         assert complaint in complaints, complaints
 
 
@@ -117,14 +162,18 @@ def test_the_front_door_opens_on_the_first_page(browser):
         page.goto(browser.base, wait_until="commit")
         page.wait_for_url(f"**/{documents()[0]}.html")
         assert page.url == f"{browser.base}{documents()[0]}.html"
-        assert page.locator(".bd-article h1").inner_text().startswith("Five vision papers")
+        assert (
+            page.locator(".bd-article h1").inner_text().startswith("Five vision papers")
+        )
     finally:
         page.close()
     assert browser.complaints == []
 
 
 def test_formulas_are_drawn(browser):
-    """The page test passes where there is no formula at all; a chapter's two pages have some."""
+    """The page test passes where there is no formula at all; a chapter's two pages have
+    some.
+    """
     for name in ("book/01_mobilenet", "notebooks/01_mobilenet", "book/api/complexity"):
         with browser.page(f"{name}.html") as page:
             assert page.evaluate(FACTS)["formulas"] >= 3, name
@@ -133,24 +182,37 @@ def test_formulas_are_drawn(browser):
 def test_search_finds_the_chapter(browser):
     with browser.page(f"{SEARCH}?q=depthwise") as page:
         page.wait_for_selector("#search-results .search li a")
-        found = page.eval_on_selector_all("#search-results .search li a", "links => links.map(link => link.href)")
+        found = page.eval_on_selector_all(
+            "#search-results .search li a", "links => links.map(link => link.href)"
+        )
     assert any("notebooks/01_mobilenet.html" in link for link in found), found
     assert browser.complaints == []
 
 
 def test_search_finds_nothing_for_nonsense(browser):
     with browser.page(f"{SEARCH}?q=xylophonic") as page:
-        page.wait_for_function("document.querySelector('#search-results')?.textContent.includes('did not match')")
+        page.wait_for_function(
+            "document.querySelector('#search-results')?.textContent.includes('did not"
+            " match')"
+        )
         assert page.locator("#search-results .search li a").count() == 0
 
 
 def test_icons_are_drawn_by_the_font(browser):
-    """A letter of the icon font stands in the buttons above the page; without the font it would be an empty box."""
+    """A letter of the icon font stands in the buttons above the page; without the font
+    it would be an empty box.
+    """
     with browser.page(f"{documents()[0]}.html") as page:
-        icon = page.locator("button.theme-switch-button:visible i, .dropdown-download-buttons button:visible i").first
+        icon = page.locator(
+            "button.theme-switch-button:visible i, .dropdown-download-buttons"
+            " button:visible i"
+        ).first
         family = icon.evaluate("icon => getComputedStyle(icon, '::before').fontFamily")
         assert "Font Awesome" in family
-        assert page.evaluate("[...document.fonts].some(f => f.family.includes('Awesome') && f.status === 'loaded')")
+        assert page.evaluate(
+            "[...document.fonts].some(f => f.family.includes('Awesome') && f.status ==="
+            " 'loaded')"
+        )
 
 
 def test_dark_mode_can_be_switched_on(browser):
@@ -163,5 +225,7 @@ def test_dark_mode_can_be_switched_on(browser):
                 break
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         assert page.evaluate(ground) != before
-    with browser.page(f"{documents()[0]}.html") as page:  # the next test is another reader
+    with browser.page(
+        f"{documents()[0]}.html"
+    ) as page:  # the next test is another reader
         assert page.evaluate(ground) == before

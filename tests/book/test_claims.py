@@ -1,4 +1,6 @@
-"""Sentences of the chapters that compare numbers, worked out again from the papers' tables and the stored results."""
+"""Sentences of the chapters that compare numbers, worked out again from the papers'
+tables and the stored results.
+"""
 
 import json
 import re
@@ -62,12 +64,16 @@ def numbers_of(cell):
 def test_a_bold_number_is_the_only_one_of_its_value_in_its_column(path):
     ties = []
     for table in tables(path):
-        compared = [row for row in table if "**mean**" not in row]  # there bold sets the row apart
+        compared = [
+            row for row in table if "**mean**" not in row
+        ]  # there bold sets the row apart
         for column in zip(*compared, strict=True):
             cells = [numbers_of(cell) for cell in column]
             plain = {(i, n) for cell in cells for i, (n, b) in enumerate(cell) if not b}
             bold = {(i, n) for cell in cells for i, (n, b) in enumerate(cell) if b}
-            ties += sorted((column[0], n) for i, n in bold & plain if re.match(r"\d", n))
+            ties += sorted(
+                (column[0], n) for i, n in bold & plain if re.match(r"\d", n)
+            )
     assert ties == []
 
 
@@ -93,25 +99,49 @@ def test_what_separating_saves_is_the_papers_table_4():
 
 
 def test_what_the_stored_trainings_of_chapter_1_show():
-    runs, recipe = measured("mobilenet_cells")["runs"], measured("mobilenet_cells")["stamp"]["recipe"]
+    runs, recipe = (
+        measured("mobilenet_cells")["runs"],
+        measured("mobilenet_cells")["stamp"]["recipe"],
+    )
     seconds = sum(run["cpu_seconds_per_epoch"] for run in runs) * recipe["epochs"]
-    assert f"takes {seconds / 60:.0f} minutes on one processor thread" in twin("01_mobilenet")
+    assert f"takes {seconds / 60:.0f} minutes on one processor thread" in twin(
+        "01_mobilenet"
+    )
 
 
 def test_what_average_pooling_costs_and_gains_is_the_papers_tables_1_and_2():
     data, page = facts("cam"), words(PAGES["02_cam"])
-    classified = {name: top1 for name, top1, _ in data["table_1_classification_error_ilsvrc_val"]["rows"]}
-    localised = {name: top1 for name, top1, _ in data["table_2_localization_error_ilsvrc_val"]["rows"]}
+    classified = {
+        name: top1
+        for name, top1, _ in data["table_1_classification_error_ilsvrc_val"]["rows"]
+    }
+    localised = {
+        name: top1
+        for name, top1, _ in data["table_2_localization_error_ilsvrc_val"]["rows"]
+    }
     cost = classified["GoogLeNet-GAP"] - classified["GoogLeNet"]
     assert f"it costs {cost:.1f} points of top-1 accuracy" in page
-    gains = [errors["GoogLeNet-GMP"] - errors["GoogLeNet-GAP"] for errors in (classified, localised)]
-    assert "by {:.1f} points in classification and by {:.1f} points in localisation".format(*gains) in page
+    gains = [
+        errors["GoogLeNet-GMP"] - errors["GoogLeNet-GAP"]
+        for errors in (classified, localised)
+    ]
+    assert (
+        "by {:.1f} points in classification and by {:.1f} points in localisation".format(
+            *gains
+        )
+        in page
+    )
     assert sorted(localised, key=localised.get)[:2] == ["GoogLeNet-GAP", "VGGnet-GAP"]
-    assert "### GoogLeNet and VGGnet with GAP localise best" in PAGES["02_cam"].read_text("utf-8")
+    assert "### GoogLeNet and VGGnet with GAP localise best" in PAGES[
+        "02_cam"
+    ].read_text("utf-8")
 
 
 def test_how_many_boxes_are_right_once_the_class_is_right():
-    rows = {tuple(row["cells"][:2]): row["cells"][2:] for row in facts("gradcam")["table_1_localization"]["rows"]}
+    rows = {
+        tuple(row["cells"][:2]): row["cells"][2:]
+        for row in facts("gradcam")["table_1_localization"]["rows"]
+    }
     page = words(PAGES["03_gradcam"])
     for method in ("Grad-CAM (ours)", "CAM"):
         classified, _, boxed, _ = rows["VGG-16", method]

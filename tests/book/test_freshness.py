@@ -26,8 +26,14 @@ print(answer())
 """
 LIBRARY = {
     "__init__.py": '"""A library."""\n',
-    "outer.py": "from paperlib import middle\n\n\ndef answer():\n    '''Answer.'''\n    return middle.value() * 2\n",
-    "middle.py": "def value():\n    from .inner.deep import VALUE  # relative, and late\n\n    return VALUE\n",
+    "outer.py": (
+        "from paperlib import middle\n\n\ndef answer():\n    '''Answer.'''\n    return"
+        " middle.value() * 2\n"
+    ),
+    "middle.py": (
+        "def value():\n    from .inner.deep import VALUE  # relative, and late\n\n   "
+        " return VALUE\n"
+    ),
     "inner/__init__.py": "",
     "inner/deep.py": "VALUE = 21\n",
     "unrelated.py": "VALUE = 1\n",
@@ -58,9 +64,13 @@ def stamped(book):
 def write_as_executed(book):
     path = book / "notebooks" / "small.ipynb"
     notebook = run_notebooks.read_text(path)
-    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+    for number, cell in enumerate(
+        (cell for cell in notebook.cells if cell.cell_type == "code"), start=1
+    ):
         cell.execution_count = number
-        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=f"output {number}\n")]
+        cell.outputs = [
+            nbformat.v4.new_output("stream", name="stdout", text=f"output {number}\n")
+        ]
     facts = {
         "profile": "smoke",
         "device": "a processor",
@@ -84,7 +94,13 @@ def edit(path: Path, old: str, new: str):
 
 def test_imports_are_followed(book):
     found = imported_modules(["import numpy\nfrom paperlib.outer import answer"], book)
-    assert sorted(found) == ["paperlib", "paperlib.inner", "paperlib.inner.deep", "paperlib.middle", "paperlib.outer"]
+    assert sorted(found) == [
+        "paperlib",
+        "paperlib.inner",
+        "paperlib.inner.deep",
+        "paperlib.middle",
+        "paperlib.outer",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -114,16 +130,28 @@ def test_what_the_notebooks_share_counts_as_library(stamped):
 
 def test_a_name_that_is_loaded_at_first_use_is_followed(book):
     """It stands under `if TYPE_CHECKING`, which imports nothing by itself."""
-    lazy = "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from paperlib.outer import answer\n"
+    lazy = (
+        "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from paperlib.outer"
+        " import answer\n"
+    )
     (book / "paperlib" / "__init__.py").write_text(lazy, encoding="utf-8")
     assert "paperlib.outer" in imported_modules(["from paperlib import answer"], book)
-    assert "paperlib.outer" in imported_modules(["import paperlib\npaperlib.answer()"], book)
-    assert sorted(imported_modules(["import paperlib.unrelated"], book)) == ["paperlib", "paperlib.unrelated"]
+    assert "paperlib.outer" in imported_modules(
+        ["import paperlib\npaperlib.answer()"], book
+    )
+    assert sorted(imported_modules(["import paperlib.unrelated"], book)) == [
+        "paperlib",
+        "paperlib.unrelated",
+    ]
 
 
 def test_packages_of_others_and_strings_are_listed(book):
     imports, strings = outside_names(
-        ["import numpy as np\nfrom PIL import Image\nx = 'run'\nfrom paperlib import outer"], book
+        [
+            "import numpy as np\nfrom PIL import Image\nx = 'run'\nfrom paperlib import"
+            " outer"
+        ],
+        book,
     )
     assert imports == {"numpy", "PIL"}
     assert "run" in strings
@@ -218,7 +246,9 @@ def test_new_text_keeps_outputs_and_stamp(stamped):
     after = nbformat.read(path, as_version=4)
     assert state(stamped) == "fresh"
     assert after.cells[0].source == "# Another title"
-    assert [cell.outputs for cell in after.cells[2:]] == [cell.outputs for cell in before.cells[1:]]
+    assert [cell.outputs for cell in after.cells[2:]] == [
+        cell.outputs for cell in before.cells[1:]
+    ]
     assert after.metadata == before.metadata
 
 
@@ -239,19 +269,34 @@ def test_run_writes_outputs_stamp_and_status(book, capsys):
     stamp = notebook.metadata["executed"]
     assert stamp["code"] == code_hash(notebook, book)
     assert {"python", "torch", "numpy", "paperlib"} <= stamp["versions"].keys()
-    assert stamp["seconds"] > 0 and stamp["device"] and stamp["profile"] in ("smoke", "full")
+    assert (
+        stamp["seconds"] > 0
+        and stamp["device"]
+        and stamp["profile"] in ("smoke", "full")
+    )
     assert len(stamp["date"]) == 10
-    assert (book / "book" / "status.md").read_text(encoding="utf-8") == status.page(book)
+    assert (book / "book" / "status.md").read_text(encoding="utf-8") == status.page(
+        book
+    )
     assert "| 1 of 2 |" in status.page(book)
     # Nothing is left over, and a second run runs nothing.
-    assert sorted(path.name for path in (book / "notebooks").iterdir()) == ["companion.py", "py", "small.ipynb"]
+    assert sorted(path.name for path in (book / "notebooks").iterdir()) == [
+        "companion.py",
+        "py",
+        "small.ipynb",
+    ]
     capsys.readouterr()
     assert run_notebooks.main([], book) == 0
     assert "small: fresh" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "code", ["raise RuntimeError('broken')", "import sys; print('careful', file=sys.stderr)", "import os; os._exit(3)"]
+    "code",
+    [
+        "raise RuntimeError('broken')",
+        "import sys; print('careful', file=sys.stderr)",
+        "import os; os._exit(3)",
+    ],
 )
 def test_a_failing_notebook_leaves_the_old_file(stamped, code, capsys):
     path = stamped / "notebooks" / "small.ipynb"
@@ -260,7 +305,11 @@ def test_a_failing_notebook_leaves_the_old_file(stamped, code, capsys):
     assert run_notebooks.main([], stamped) == 1
     assert path.read_bytes() == before
     assert "the old file is kept" in capsys.readouterr().err
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["companion.py", "py", "small.ipynb"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [
+        "companion.py",
+        "py",
+        "small.ipynb",
+    ]
 
 
 def test_a_killed_run_leaves_the_old_file(stamped):
@@ -272,7 +321,10 @@ def test_a_killed_run_leaves_the_old_file(stamped):
         "1 + 1",
         f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(60)",
     )
-    code = f"import sys, pathlib, run_notebooks as r; sys.exit(r.main([], pathlib.Path({str(stamped)!r})))"
+    code = (
+        "import sys, pathlib, run_notebooks as r; sys.exit(r.main([],"
+        f" pathlib.Path({str(stamped)!r})))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=Path(run_notebooks.__file__).parent,
@@ -280,7 +332,9 @@ def test_a_killed_run_leaves_the_old_file(stamped):
         stderr=subprocess.DEVNULL,
     )
     try:
-        for _ in range(1800):  # a kernel needs a minute to start where other work goes on
+        for _ in range(
+            1800
+        ):  # a kernel needs a minute to start where other work goes on
             if started.exists():
                 break
             with pytest.raises(subprocess.TimeoutExpired):
@@ -315,22 +369,40 @@ def test_status_of_an_unstamped_notebook_is_refused(stamped):
 
 
 def test_the_status_page_tells_of_long_runs(stamped):
-    """Whether their code is still the same; what they write themselves is not part of it."""
+    """Whether their code is still the same; what they write themselves is not part of
+    it.
+    """
     script, result = (
         stamped / "book" / "tools" / "small_cells.py",
         stamped / "book" / "data" / "results" / "small_cells.json",
     )
     script.parent.mkdir()
-    script.write_text('from paperlib.outer import answer\n\nNAME = "small_cells"\n', encoding="utf-8")
+    script.write_text(
+        'from paperlib.outer import answer\n\nNAME = "small_cells"\n', encoding="utf-8"
+    )
     assert "Runs too long" not in status.page(stamped)
-    stamp = {"code": script_hash(script, stamped), "device": "a processor", "versions": {"torch": "2"}, "date": "today"}
-    run = {"name": "committed", "steps": 500, "cpu_seconds": 600.0, "curves": [[0, 4.16], [500, 2.5]],
-           "positions": {"mono": [0.41, 0.35]}}  # fmt: skip
+    stamp = {
+        "code": script_hash(script, stamped),
+        "device": "a processor",
+        "versions": {"torch": "2"},
+        "date": "today",
+    }
+    run = {
+        "name": "committed",
+        "steps": 500,
+        "cpu_seconds": 600.0,
+        "curves": [[0, 4.16], [500, 2.5]],
+        "positions": {"mono": [0.41, 0.35]},
+    }
     result.write_text(json.dumps({"stamp": stamp, "runs": [run]}), encoding="utf-8")
     assert "| `small_cells.json` | 1 | today | the same |" in status.page(stamped)
-    assert "**a processor**, torch 2:" in status.page(stamped) and "500 steps" not in status.page(stamped)
+    assert "**a processor**, torch 2:" in status.page(
+        stamped
+    ) and "500 steps" not in status.page(stamped)
     result.with_suffix(".safetensors").write_bytes(bytes(1_600_000))
-    assert "1.6 MB" in status.page(stamped) and "500 steps in 10 processor minutes, loss 4.16" in status.page(stamped)
+    assert "1.6 MB" in status.page(
+        stamped
+    ) and "500 steps in 10 processor minutes, loss 4.16" in status.page(stamped)
     assert "41% and 35% of mono cells" in status.page(stamped)
     edit(stamped / "paperlib" / "inner" / "deep.py", "21", "22")
     assert "| `small_cells.json` | 1 | today | changed |" in status.page(stamped)

@@ -1,4 +1,6 @@
-"""The ledger: every item has its row, nothing else has, and what the page says leads somewhere."""
+"""The ledger: every item has its row, nothing else has, and what the page says leads
+somewhere.
+"""
 
 import re
 import shutil
@@ -30,7 +32,15 @@ def test_every_row_is_complete(found):
     for row in found.rows:
         assert row.kind in ledger.KINDS and row.group in ledger.GROUPS, row.item
         assert 3 <= len(row.entry["says"].split()) <= 8, row.entry["says"]
-        assert set(row.entry) <= {"says", "where", "number", "needs", "note", "quoted", "not_here"}, row.item
+        assert set(row.entry) <= {
+            "says",
+            "where",
+            "number",
+            "needs",
+            "note",
+            "quoted",
+            "not_here",
+        }, row.item
         assert row.entry.get("number") in (None, *ledger.NUMBERS), row.item
         if row.kind not in ledger.UNVERIFIED:
             assert row.marks, row.item
@@ -38,55 +48,111 @@ def test_every_row_is_complete(found):
 
 @pytest.mark.parametrize("group", ["eq", "algorithm", "table", "figure"])
 def test_numbered_items_have_no_gap(found, group):
-    """Figure 14 cannot exist without Figures 1 to 13: the ledger says that each has a row."""
+    """Figure 14 cannot exist without Figures 1 to 13: the ledger says that each has a
+    row.
+    """
     for paper in found.papers:
-        items = [row.item for row in found.rows if (row.paper, row.group) == (paper, group)]
-        numbers = sorted(int(item.partition("-")[2]) for item in items if item[-1].isdigit())
+        items = [
+            row.item for row in found.rows if (row.paper, row.group) == (paper, group)
+        ]
+        numbers = sorted(
+            int(item.partition("-")[2]) for item in items if item[-1].isdigit()
+        )
         assert numbers == list(range(1, len(numbers) + 1)), paper
 
 
 def test_what_is_computed_from_a_paper_is_tested(found):
-    """Equations, algorithms and the paper's numbers are verified by code: a test, or a cell that compares."""
+    """Equations, algorithms and the paper's numbers are verified by code: a test, or a
+    cell that compares.
+    """
     for row in found.rows:
         if row.group in ("eq", "algorithm") and row.kind not in ledger.UNVERIFIED:
-            assert row.tests or any(mark.asserts for mark in row.marks), (row.paper, row.item)
+            assert row.tests or any(mark.asserts for mark in row.marks), (
+                row.paper,
+                row.item,
+            )
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("Howard, arXiv:1704.04861v1, Sec. 3.1, Eq. 2 (groups=1) and Eq. 4.", ["mobilenet-eq-2", "mobilenet-eq-4"]),
-        ("Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2.", [
-            "patch-svdd-eq-8", "patch-svdd-eq-9", "patch-svdd-eq-10", "patch-svdd-algorithm-2"]),
-        ("PaDiM, arXiv:2011.08785, Tables III, V and VI.", ["padim-table-3", "padim-table-5", "padim-table-6"]),
+        (
+            "Howard, arXiv:1704.04861v1, Sec. 3.1, Eq. 2 (groups=1) and Eq. 4.",
+            ["mobilenet-eq-2", "mobilenet-eq-4"],
+        ),
+        (
+            "Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2.",
+            [
+                "patch-svdd-eq-8",
+                "patch-svdd-eq-9",
+                "patch-svdd-eq-10",
+                "patch-svdd-algorithm-2",
+            ],
+        ),
+        (
+            "PaDiM, arXiv:2011.08785, Tables III, V and VI.",
+            ["padim-table-3", "padim-table-5", "padim-table-6"],
+        ),
         ("PaDiM, arXiv:2011.08785, Sec. V-A, Table I. ", ["padim-table-1"]),
-        ("counts of arXiv:1704.04861v1 (Eq. 2, 4 and 5), for all.", [f"mobilenet-eq-{n}" for n in (2, 4, 5)]),
-        ("PaDiM, arXiv:2011.08785, Eq. 1; Chan et al., COMPSTAT 1982, Eq. 7; arXiv:1502.01852, Eq. 15", ["padim-eq-1"]),
-        ("He, arXiv:1502.01852, Eq. 15, then arXiv:2011.08785, Fig. 2 and Eq. 5", ["padim-figure-2", "padim-eq-5"]),
+        (
+            "counts of arXiv:1704.04861v1 (Eq. 2, 4 and 5), for all.",
+            [f"mobilenet-eq-{n}" for n in (2, 4, 5)],
+        ),
+        (
+            (
+                "PaDiM, arXiv:2011.08785, Eq. 1; Chan et al., COMPSTAT 1982, Eq. 7;"
+                " arXiv:1502.01852, Eq. 15"
+            ),
+            ["padim-eq-1"],
+        ),
+        (
+            "He, arXiv:1502.01852, Eq. 15, then arXiv:2011.08785, Fig. 2 and Eq. 5",
+            ["padim-figure-2", "padim-eq-5"],
+        ),
         ("this book, Eq. 3", []),
         ("arXiv:2006.16067, Eq. 5 and Sec. 4", ["patch-svdd-eq-5"]),
     ],
-)  # fmt: skip
+)
 def test_items_are_read_from_a_source(source, expected):
     assert ledger.named(source, ARXIV) == expected
 
 
 def test_numerals():
-    assert [ledger._number(n) for n in ("I", "IV", "VIII", "IX", "12")] == ["1", "4", "8", "9", "12"]
+    assert [ledger._number(n) for n in ("I", "IV", "VIII", "IX", "12")] == [
+        "1",
+        "4",
+        "8",
+        "9",
+        "12",
+    ]
 
 
 def test_items_are_read_from_facts():
     facts = {
-        "table_1_a": {}, "table_IV_b": {}, "table_per_class": {}, "a_table": {}, "tables_in_paper": 8,
-        "equations": {"items": [{"number": None}, {"number": 3}]}, "equations_of_another_version": {"items": []},
+        "table_1_a": {},
+        "table_IV_b": {},
+        "table_per_class": {},
+        "a_table": {},
+        "tables_in_paper": 8,
+        "equations": {"items": [{"number": None}, {"number": 3}]},
+        "equations_of_another_version": {"items": []},
         "algorithms": {"confidence": "", "1_train": []},
-        "figures": {"figure_2": "", "note": "", "without_number": {"maps": ""}}, "figures_in_paper": 2,
-    }  # fmt: skip
-    items = ["table-1", "table-4", "table-per-class", "eq-3", "algorithm-1", "figure-2", "figure-maps"]
+        "figures": {"figure_2": "", "note": "", "without_number": {"maps": ""}},
+        "figures_in_paper": 2,
+    }
+    items = [
+        "table-1",
+        "table-4",
+        "table-per-class",
+        "eq-3",
+        "algorithm-1",
+        "figure-2",
+        "figure-maps",
+    ]
     assert ledger.known(facts) == items
 
 
-# ---- what is wrong is noticed ---------------------------------------------------------------------------------------
+# ---- what is wrong is noticed ----
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     """All that the ledger reads, to be broken and mended."""
@@ -113,40 +179,103 @@ def broken(copy, path, old, new):
 @pytest.mark.parametrize(
     ("path", "old", "new", "said"),
     [
-        ("book/data/items.yml", "    eq-12: {", "    eq-13: {", "gradcam.yml names gradcam-eq-12, which"),
-        ("book/data/padim.yml", "table_IV_stc:", "table_IX_stc:", "padim.yml names padim-table-9, which"),
-        ("paperlib/cam/head.py", "arXiv:1512.04150, Eq. 2.", "arXiv:1512.04150, Eq. 7.", "_map names cam-eq-7"),
-        ("paperlib/cam/head.py", "::test_the_map_is_the_weighted_sum", "::test_gone", "tests/cam/test_cam.py has no test_gone"),
+        (
+            "book/data/items.yml",
+            "    eq-12: {",
+            "    eq-13: {",
+            "gradcam.yml names gradcam-eq-12, which",
+        ),
+        (
+            "book/data/padim.yml",
+            "table_IV_stc:",
+            "table_IX_stc:",
+            "padim.yml names padim-table-9, which",
+        ),
+        (
+            "paperlib/cam/head.py",
+            "arXiv:1512.04150, Eq. 2.",
+            "arXiv:1512.04150, Eq. 7.",
+            "_map names cam-eq-7",
+        ),
+        (
+            "paperlib/cam/head.py",
+            "::test_the_map_is_the_weighted_sum",
+            "::test_gone",
+            "tests/cam/test_cam.py has no test_gone",
+        ),
         (NOTEBOOK, FIGURE_3, "ledger:cam-figure-3:seen", "'seen' of cam-figure-3"),
         (NOTEBOOK, FIGURE_3, "other", "cam-figure-3 has no row"),
         (NOTEBOOK, FIGURE_3, "ledger:cam-figure-99:measured", "cam-figure-99, which"),
-        (NOTEBOOK, FIGURE_3, "ledger:cam-figure-8:measured", "same of cam-figure-8 twice"),
-        ("book/02_cam.md", "(ledger:cam-table-4:quoted)=\n", "", "cam-table-4 is quoted only, but no page marks where"),
-        ("book/02_cam.md", "(ledger:cam-table-4:quoted)=", "(ledger:cam-table-4:measured)=", "it counts as measured"),
-        ("book/02_cam.md", "(ledger:cam-eq-2:by-hand)=", "(ledger:cam-figure-3:quoted)=", ""),
-        ("book/data/items.yml", "quoted: needs the ShanghaiTech Campus videos", "note: x", "items.yml must say why"),
+        (
+            NOTEBOOK,
+            FIGURE_3,
+            "ledger:cam-figure-8:measured",
+            "same of cam-figure-8 twice",
+        ),
+        (
+            "book/02_cam.md",
+            "(ledger:cam-table-4:quoted)=\n",
+            "",
+            "cam-table-4 is quoted only, but no page marks where",
+        ),
+        (
+            "book/02_cam.md",
+            "(ledger:cam-table-4:quoted)=",
+            "(ledger:cam-table-4:measured)=",
+            "it counts as measured",
+        ),
+        (
+            "book/02_cam.md",
+            "(ledger:cam-eq-2:by-hand)=",
+            "(ledger:cam-figure-3:quoted)=",
+            "",
+        ),
+        (
+            "book/data/items.yml",
+            "quoted: needs the ShanghaiTech Campus videos",
+            "note: x",
+            "items.yml must say why",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_fault_is_noticed(copy, path, old, new, said):
     problems = broken(copy, path, re.escape(old), new)
     assert said in problems and bool(problems) == bool(said), problems
 
 
 def test_too_much_quoting_is_noticed(found, monkeypatch):
-    quoted = [row._replace(marks=[mark._replace(kind="quoted") for mark in row.marks], peers=[]) for row in found.rows]
-    few = [new if row.paper == "padim" else row for row, new in zip(found.rows, quoted, strict=True)]
-    many = [new if row.paper == "gradcam" else row for row, new in zip(found.rows, quoted, strict=True)]
-    assert [found._replace(rows=rows).quoted_share() for rows in (few, many, quoted)] == [2 / 35, 12 / 35, 1]
+    quoted = [
+        row._replace(
+            marks=[mark._replace(kind="quoted") for mark in row.marks], peers=[]
+        )
+        for row in found.rows
+    ]
+    few = [
+        new if row.paper == "padim" else row
+        for row, new in zip(found.rows, quoted, strict=True)
+    ]
+    many = [
+        new if row.paper == "gradcam" else row
+        for row, new in zip(found.rows, quoted, strict=True)
+    ]
+    assert [
+        found._replace(rows=rows).quoted_share() for rows in (few, many, quoted)
+    ] == [2 / 35, 12 / 35, 1]
     monkeypatch.setattr(ledger, "QUOTED_SHARE", -0.1)
-    assert "0% of equations and algorithms are quoted only; at most -10% may be" in ledger.collect(ROOT).problems
+    assert (
+        "0% of equations and algorithms are quoted only; at most -10% may be"
+        in ledger.collect(ROOT).problems
+    )
 
 
 def test_a_cell_that_compares_is_told_from_one_that_shows():
-    assert ledger._asserts("x = 1\nassert x") and ledger._asserts("np.testing.assert_allclose(a, b)")
+    assert ledger._asserts("x = 1\nassert x") and ledger._asserts(
+        "np.testing.assert_allclose(a, b)"
+    )
     assert not ledger._asserts("print('assert')")
 
 
-# ---- the built page -------------------------------------------------------------------------------------------------
+# ---- the built page ----
 @pytest.fixture(scope="module")
 def page():
     problem = why_not_built()
@@ -159,38 +288,54 @@ def test_the_page_has_a_row_for_each_item(found, page):
     tables = re.findall(r'<table class="ledger table">.*?</table>', page, flags=re.S)
     assert len(tables) == len(found.papers) == 5
     for paper, table in zip(found.papers, tables, strict=True):
-        rows = re.findall(r"<tr class=.*?</tr>", table[table.index("<tbody") :], flags=re.S)
+        rows = re.findall(
+            r"<tr class=.*?</tr>", table[table.index("<tbody") :], flags=re.S
+        )
         assert len(rows) == sum(row.paper == paper for row in found.rows), paper
 
 
 def test_the_summary_counts_every_row_once(found, page):
-    (summary,) = re.findall(r'<table class="ledger-summary table">.*?</table>', page, flags=re.S)
+    (summary,) = re.findall(
+        r'<table class="ledger-summary table">.*?</table>', page, flags=re.S
+    )
     last = [int(number) for number in re.findall(r"<strong>(\d+)</strong>", summary)]
     needy = sum(row.group == "table" and "needs" in row.entry for row in found.rows)
     assert last[-1] == needy > 0 and sum(last) == len(found.rows)
-    for row in re.findall(r"<tr.*?</tr>", summary[summary.index("<tbody") :], flags=re.S):
+    for row in re.findall(
+        r"<tr.*?</tr>", summary[summary.index("<tbody") :], flags=re.S
+    ):
         assert re.search(r"\d", re.sub(r"<[^>]+>", "", row)), "a row without a number"
     assert f"{len(found.rows)} items" in page
     for kind, sentence in ledger.KINDS.values():
-        assert re.search(rf"<strong>{kind}</strong>: {re.escape(sentence[:20])}", page.replace("’", "'")), kind
+        assert re.search(
+            rf"<strong>{kind}</strong>: {re.escape(sentence[:20])}",
+            page.replace("’", "'"),
+        ), kind
 
 
 def test_links_lead_to_the_place_the_source_and_the_test(found, page):
-    """Each link's anchor is in the page it names; each mark and each function's source has its link."""
+    """Each link's anchor is in the page it names; each mark and each function's source
+    has its link.
+    """
     links = set(re.findall(r'href="([^"#]+)#([^"]+)"', page))
     assert len(links) > 200
     ids = {}
     for address, anchor in links:
         path = (HTML / "book" / address).resolve()
         if path not in ids:
-            ids[path] = set(re.findall(r'id="([^"]+)"', path.read_text(encoding="utf-8")))
+            ids[path] = set(
+                re.findall(r'id="([^"]+)"', path.read_text(encoding="utf-8"))
+            )
         assert anchor in ids[path], f"{address}#{anchor}"
     for row in found.rows:
         for mark in row.marks:
             assert (f"../{mark.page}.html", mark.anchor) in links
         for function in row.functions:
             inner = function.name.removeprefix(f"{function.module}.")
-            assert (f"../_modules/{function.module.replace('.', '/')}.html", inner) in links
+            assert (
+                f"../_modules/{function.module.replace('.', '/')}.html",
+                inner,
+            ) in links
 
 
 def test_every_test_of_the_ledger_is_shown(found, page):
@@ -204,29 +349,52 @@ def test_every_test_of_the_ledger_is_shown(found, page):
         assert re.search(rf"^ *{line} ?def {name}\(", shown, flags=re.M), name
 
 
-# ---- equation, code and test stand together -------------------------------------------------------------------------
+# ---- equation, code and test stand together ----
 SHOWN = re.compile(r"```\{literalinclude\} \.\./(\S+)\n:pyobject: (\S+)")
 
 
-@pytest.mark.parametrize("chapter", ["01_mobilenet", "02_cam", "03_gradcam", "04_patch_svdd", "05_padim"])
+@pytest.mark.parametrize(
+    "chapter", ["01_mobilenet", "02_cam", "03_gradcam", "04_patch_svdd", "05_padim"]
+)
 def test_a_review_shows_an_equations_code_with_its_test(found, chapter):
     text = (ROOT / "book" / f"{chapter}.md").read_text(encoding="utf-8")
     shown = SHOWN.findall(text)
     objects = {(path.removeprefix("tests/"), name) for path, name in shown}
-    (paper,) = (paper for paper, head in found.papers.items() if head["review"] == chapter)
+    (paper,) = (
+        paper for paper, head in found.papers.items() if head["review"] == chapter
+    )
     for row in found.rows:
         if row.paper == paper and row.group == "eq" and row.functions:
-            inner = [(f.path, f.name.removeprefix(f"{f.module}.")) for f in row.functions]
+            inner = [
+                (f.path, f.name.removeprefix(f"{f.module}.")) for f in row.functions
+            ]
             assert any(
-                path == at and (name + ".").startswith(whole + ".") for at, whole in inner for path, name in shown
-            ) or (set(row.tests) & objects), f"{row.item}: neither its code nor its test is in the review"
-            assert set(row.tests) & objects, f"{row.item}: none of its tests is in the review"
+                path == at and (name + ".").startswith(whole + ".")
+                for at, whole in inner
+                for path, name in shown
+            ) or (set(row.tests) & objects), (
+                f"{row.item}: neither its code nor its test is in the review"
+            )
+            assert set(row.tests) & objects, (
+                f"{row.item}: none of its tests is in the review"
+            )
 
 
 def test_a_peer_is_what_a_test_compares_with(found):
     peers = {f"{row.paper}-{row.item}": row.peers for row in found.rows}
     assert peers["gradcam-eq-1"] == ["captum"]
-    assert ledger.peers(ROOT / "tests" / "test_metrics.py", "test_auroc_equals_scikit_learn") == ["scikit-learn"]
-    # A helper of the same file counts, a library that only gives networks or pictures does not.
-    assert ledger.peers(ROOT / "tests" / "test_complexity.py", "test_agrees_with_flop_counter") == ["PyTorch's counter"]
-    assert ledger.peers(ROOT / "tests" / "test_cam.py", "test_maps_average_to_the_logits_of_many_networks") == []
+    assert ledger.peers(
+        ROOT / "tests" / "test_metrics.py", "test_auroc_equals_scikit_learn"
+    ) == ["scikit-learn"]
+    # A helper of the same file counts, a library that only gives networks or pictures
+    # does not.
+    assert ledger.peers(
+        ROOT / "tests" / "test_complexity.py", "test_agrees_with_flop_counter"
+    ) == ["PyTorch's counter"]
+    assert (
+        ledger.peers(
+            ROOT / "tests" / "test_cam.py",
+            "test_maps_average_to_the_logits_of_many_networks",
+        )
+        == []
+    )

@@ -23,7 +23,9 @@ def decode(data):
 
 @pytest.fixture
 def plot():
-    """White ground, a few colours, soft edges, as matplotlib writes it: four channels, all opaque."""
+    """White ground, a few colours, soft edges, as matplotlib writes it: four channels,
+    all opaque.
+    """
     y, x = np.mgrid[0:200, 0:300]
     ground = np.full((200, 300, 4), 255)
     line = np.clip(3 - np.abs(y - 100 - 60 * np.sin(x / 40)), 0, 1)[..., None]
@@ -66,9 +68,16 @@ def test_nothing_gets_heavier():
 
 
 def test_outputs_keep_their_text(photograph):
-    data = {"image/png": base64.b64encode(encode(photograph)).decode(), "text/plain": "<Figure>"}
-    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data=data)])
-    notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell("text")])
+    data = {
+        "image/png": base64.b64encode(encode(photograph)).decode(),
+        "text/plain": "<Figure>",
+    }
+    cell = nbformat.v4.new_code_cell(
+        outputs=[nbformat.v4.new_output("display_data", data=data)]
+    )
+    notebook = nbformat.v4.new_notebook(
+        cells=[cell, nbformat.v4.new_markdown_cell("text")]
+    )
     lighten_outputs(notebook)
     assert sorted(notebook.cells[0].outputs[0].data) == ["image/jpeg", "text/plain"]
     nbformat.validate(notebook)
@@ -79,7 +88,9 @@ def test_pictures_inside_html_get_lighter_unless_they_are_compared(plot):
     html = f'<img src="{address}" alt="a curve"><script>frames = ["{address}"]</script>'
     output = nbformat.v4.new_output("display_data", data={"text/html": html})
     free = nbformat.v4.new_code_cell(outputs=[output])
-    compared = nbformat.v4.new_code_cell(outputs=[copy.deepcopy(output)], metadata={"tags": ["nbval-check-output"]})
+    compared = nbformat.v4.new_code_cell(
+        outputs=[copy.deepcopy(output)], metadata={"tags": ["nbval-check-output"]}
+    )
     notebook = nbformat.v4.new_notebook(cells=[free, compared])
     lighten_outputs(notebook)
     light = free.outputs[0].data["text/html"]

@@ -1,4 +1,6 @@
-"""The glossary, linked both ways, and the table of symbols, beside the pages that use them."""
+"""The glossary, linked both ways, and the table of symbols, beside the pages that use
+them.
+"""
 
 import re
 from functools import cache
@@ -8,12 +10,19 @@ from bs4 import BeautifulSoup
 from built import HTML, ROOT, documents, why_not_built
 
 REVIEWS = [name for name in documents() if re.fullmatch(r"book/\d\d_\w+", name)]
-LIBRARY = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "paperlib").rglob("*.py")))
+LIBRARY = "\n".join(
+    path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "paperlib").rglob("*.py"))
+)
 
 # TeX that is not a symbol of a paper: layout, operators, and letters inside words.
-WORDS = re.compile(r"\\(?:text|mathrm|mathsf|operatorname)\s*\{[^{}]*\}|\\mathsf\s+T|\\(?:begin|end)\{\w+\}")
+WORDS = re.compile(
+    r"\\(?:text|mathrm|mathsf|operatorname)\s*\{[^{}]*\}|\\mathsf\s+T|\\(?:begin|end)\{\w+\}"
+)
 GREEK = "alpha|rho|theta|phi|lambda|mu|Sigma|sigma|epsilon|odot"
-SYMBOL = re.compile(rf"\\math(?:cal|bf)\s*\{{?[A-Za-z]\}}?|\\(?:{GREEK})(?![a-z])|[A-Za-z]")
+SYMBOL = re.compile(
+    rf"\\math(?:cal|bf)\s*\{{?[A-Za-z]\}}?|\\(?:{GREEK})(?![a-z])|[A-Za-z]"
+)
 OTHER = re.compile(rf"\\(?!math|(?:{GREEK})(?![a-z]))[a-zA-Z]+")
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$]+?)\$", re.S)
 
@@ -23,10 +32,17 @@ def source(name):
 
 
 def symbols(text):
-    """List the letters that stand for something in a text's formulas, without their indices' words."""
+    """List the letters that stand for something in a text's formulas, without their
+    indices' words.
+    """
     prose = re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.S | re.M)
-    formulas = WORDS.sub(" ", " ".join(display or inline for display, inline in FORMULA.findall(prose)))
-    return {re.sub(r"[\s{}]", "", symbol) for symbol in SYMBOL.findall(OTHER.sub(" ", formulas))}
+    formulas = WORDS.sub(
+        " ", " ".join(display or inline for display, inline in FORMULA.findall(prose))
+    )
+    return {
+        re.sub(r"[\s{}]", "", symbol)
+        for symbol in SYMBOL.findall(OTHER.sub(" ", formulas))
+    }
 
 
 def chapters_of_the_table():
@@ -47,7 +63,7 @@ def entries():
     return page("book/glossary.html").select("dl.glossary > dt")
 
 
-# ---- glossary -------------------------------------------------------------------------------------------------------
+# ---- glossary ----
 
 
 def test_every_term_leads_to_a_chapter_and_back(entries):
@@ -61,7 +77,10 @@ def test_every_term_leads_to_a_chapter_and_back(entries):
             section = page(f"book/{path}").find(id=anchor)
             assert section, link["href"]
             back = [a["href"] for a in section.select("a[href*='glossary.html#']")]
-            assert f"glossary.html#{term['id']}" in back, (term.get_text(), link["href"])
+            assert f"glossary.html#{term['id']}" in back, (
+                term.get_text(),
+                link["href"],
+            )
 
 
 def test_every_page_on_a_paper_uses_the_glossary():
@@ -72,7 +91,12 @@ def test_every_page_on_a_paper_uses_the_glossary():
 def test_a_term_is_linked_once_a_page():
     """At its first use; a page full of links to the glossary is hard to read."""
     for name in REVIEWS:
-        targets = [target or text for text, target in re.findall(r"\{term\}`([^`<]+?)(?:\s*<([^>]+)>)?`", source(name))]
+        targets = [
+            target or text
+            for text, target in re.findall(
+                r"\{term\}`([^`<]+?)(?:\s*<([^>]+)>)?`", source(name)
+            )
+        ]
         lower = [" ".join(target.lower().split()) for target in targets]
         assert len(lower) == len(set(lower)), name
 
@@ -82,7 +106,7 @@ def test_the_glossary_is_in_order(entries):
     assert names == sorted(names, key=str.lower)
 
 
-# ---- symbols --------------------------------------------------------------------------------------------------------
+# ---- symbols ----
 
 
 @pytest.mark.parametrize("name", REVIEWS)
@@ -92,11 +116,16 @@ def test_every_symbol_of_a_page_is_in_the_table(name):
 
 
 def test_the_table_names_what_the_library_has():
-    named = set(re.findall(r"`([A-Za-z_]{3,})`", source("book/notation"))) - {"paperlib"}
+    named = set(re.findall(r"`([A-Za-z_]{3,})`", source("book/notation"))) - {
+        "paperlib"
+    }
     assert len(named) > 20
     assert {name for name in named if not re.search(rf"\b{name}\b", LIBRARY)} == set()
 
 
 def test_symbols_are_found_in_formulas_only():
-    text = "A cat $x_i$ and $$\\mathcal L_{\\text{SVDD}} = \\lambda \\sum_k f(x)$$ in `$y$`.\n```\n$q$\n```\n"
+    text = (
+        "A cat $x_i$ and $$\\mathcal L_{\\text{SVDD}} = \\lambda \\sum_k f(x)$$ in"
+        " `$y$`.\n```\n$q$\n```\n"
+    )
     assert symbols(text) == {"x", "i", "\\mathcalL", "\\lambda", "k", "f", "y"}

@@ -1,4 +1,6 @@
-"""Every committed notebook: paired with its text, fresh, run through, described, and within its limits."""
+"""Every committed notebook: paired with its text, fresh, run through, described, and
+within its limits.
+"""
 
 import ast
 import re
@@ -20,7 +22,9 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: pat
 
 def code_cells(path):
     return [
-        cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code" and cell.source.strip()
+        cell
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code" and cell.source.strip()
     ]
 
 
@@ -43,8 +47,12 @@ class Images(HTMLParser):
 
 
 def undescribed(cell):
-    """Say what pictures in a cell's output a reader who can't see them is not told about."""
-    described = bool(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip())
+    """Say what pictures in a cell's output a reader who can't see them is not told
+    about.
+    """
+    described = bool(
+        cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip()
+    )
     faults, pictures = [], 0
     for output in cell.outputs:
         data = output.get("data", {})
@@ -86,7 +94,9 @@ def test_outputs_belong_to_the_code(path):
 
 @every_notebook
 def test_every_cell_was_run_once_in_order(path):
-    assert [cell.execution_count for cell in code_cells(path)] == list(range(1, len(code_cells(path)) + 1))
+    assert [cell.execution_count for cell in code_cells(path)] == list(
+        range(1, len(code_cells(path)) + 1)
+    )
     assert any(cell.outputs for cell in code_cells(path))
 
 
@@ -122,21 +132,38 @@ def test_the_notebook_redefines_nothing_of_the_library(path):
     public = {
         name
         for module in imported_modules(sources, ROOT).values()
-        for name in re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", module.read_text(encoding="utf-8"), re.M)
+        for name in re.findall(
+            r"^(?:def|class) ([a-zA-Z]\w*)", module.read_text(encoding="utf-8"), re.M
+        )
     }
-    own = {name for source in sources for name in re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", source, re.M)}
+    own = {
+        name
+        for source in sources
+        for name in re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", source, re.M)
+    }
     assert own & public == set()
 
 
 @every_notebook
 def test_no_cell_takes_the_name_of_an_import(path):
-    """A later cell would find something else: seen only in the profile that no test runs."""
-    tree = ast.parse((path.parent / "py" / f"{path.stem}.py").read_text(encoding="utf-8"))
+    """A later cell would find something else: seen only in the profile that no test
+    runs.
+    """
+    tree = ast.parse(
+        (path.parent / "py" / f"{path.stem}.py").read_text(encoding="utf-8")
+    )
     imports = [
-        alias for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+        alias
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
     ]
     imported = {alias.asname or alias.name.partition(".")[0] for alias in imports}
-    taken = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    taken = {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
     assert imported and imported & taken == set()
 
 
@@ -147,8 +174,13 @@ def test_status_page_is_the_one_that_the_stamps_give():
 
 def test_the_description_check_can_fail():
     """Each fault that a picture can have is found."""
-    picture = nbformat.v4.new_output("display_data", data={"image/png": "", "text/plain": "<Figure>"})
-    html = nbformat.v4.new_output("display_data", data={"text/html": "<p><img src='a'><img src='b' alt='a line'></p>"})
+    picture = nbformat.v4.new_output(
+        "display_data", data={"image/png": "", "text/plain": "<Figure>"}
+    )
+    html = nbformat.v4.new_output(
+        "display_data",
+        data={"text/html": "<p><img src='a'><img src='b' alt='a line'></p>"},
+    )
     described = {"mystnb": {"image": {"alt": "a rising line"}}}
 
     def cell(outputs, metadata):
@@ -161,19 +193,31 @@ def test_the_description_check_can_fail():
 
 
 def test_the_losses_of_the_t_sne_figure_are_trained_with_one_budget():
-    """Chapter 04 compares encoders by loss: they may differ in nothing else, so no call names a budget of its own."""
+    """Chapter 04 compares encoders by loss: they may differ in nothing else, so no call
+    names a budget of its own.
+    """
     text = run_notebooks.read_text(ROOT / "notebooks" / "04_patch_svdd.ipynb")
     code = "\n".join(cell.source for cell in text.cells if cell.cell_type == "code")
     calls = [
-        node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "train"
+        node
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "train"
     ]
     compared = [
-        call for call in calls if ast.unparse(call.args[0]) == "live" or "encoders[" in ast.unparse(call.args[0])
+        call
+        for call in calls
+        if ast.unparse(call.args[0]) == "live"
+        or "encoders[" in ast.unparse(call.args[0])
     ]
     assert len(compared) == 2  # the live training, and those beside it
     for call in compared:
         named = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        assert named.get(None) == "BUDGET" and not {"steps", "crops", "side", "pairs"} & set(named)
+        assert named.get(None) == "BUDGET" and not {
+            "steps",
+            "crops",
+            "side",
+            "pairs",
+        } & set(named)
     (live,) = [call for call in compared if ast.unparse(call.args[0]) == "live"]
     assert ast.unparse(live.args[1]) == "train_images"
     assert "(train_images, kind)" in code  # the same pictures for the other losses

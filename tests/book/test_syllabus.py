@@ -1,4 +1,6 @@
-"""Every statement of minutes against book/data/minutes.yml; the syllabus's rows against the notebooks' sections."""
+"""Every statement of minutes against book/data/minutes.yml; the syllabus's rows against
+the notebooks' sections.
+"""
 
 import re
 
@@ -21,49 +23,89 @@ def session(name):
     """A chapter's part of the syllabus, and its rows: section → minutes, class or home."""
     part = SYLLABUS.split("### Session ")[NAMES.index(name) + 1]
     assert f"../notebooks/{name}.ipynb" in part
-    rows = re.findall(r"^\| (?P<title>[^|]+?) \| (?P<minutes>\d+) \| (?P<where>class|home) \|$", part, re.M)
+    rows = re.findall(
+        r"^\| (?P<title>[^|]+?) \| (?P<minutes>\d+) \| (?P<where>class|home) \|$",
+        part,
+        re.M,
+    )
     return part, [(title, int(count), where) for title, count, where in rows]
 
 
 def text(name):
-    return "\n\n".join(cell.source for cell in minutes.read(name).cells if cell.cell_type == "markdown")
+    return "\n\n".join(
+        cell.source for cell in minutes.read(name).cells if cell.cell_type == "markdown"
+    )
 
 
 @every_chapter
 def test_every_section_has_its_minutes(name):
-    """A minute or a fifth of difference is allowed: a reworded sentence should not need a new plan."""
+    """A minute or a fifth of difference is allowed: a reworded sentence should not need
+    a new plan.
+    """
     _, rows = session(name)
-    planned = {title: count for title, count, _ in rows if not title.startswith((*NOT_SECTIONS, "Exercises: "))}
-    estimated = {title: count for title, count in minutes.sections(minutes.read(name)).items() if title != "Exercises"}
+    planned = {
+        title: count
+        for title, count, _ in rows
+        if not title.startswith((*NOT_SECTIONS, "Exercises: "))
+    }
+    estimated = {
+        title: count
+        for title, count in minutes.sections(minutes.read(name)).items()
+        if title != "Exercises"
+    }
     assert list(planned) == list(estimated)
-    off = {t: (n, estimated[t]) for t, n in planned.items() if abs(n - estimated[t]) > max(1, estimated[t] / 5)}
+    off = {
+        t: (n, estimated[t])
+        for t, n in planned.items()
+        if abs(n - estimated[t]) > max(1, estimated[t] / 5)
+    }
     assert off == {}, "section: (syllabus, `python book/tools/minutes.py`)"
 
 
 @every_chapter
 def test_exercises_have_the_minutes_that_the_notebook_states(name):
     _, rows = session(name)
-    planned = {LEVELS[title.removeprefix("Exercises: ")]: n for title, n, _ in rows if title.startswith("Exercises: ")}
-    assert planned == minutes.exercise_minutes(text(name)) and set(planned) == set(LEVELS.values())
+    planned = {
+        LEVELS[title.removeprefix("Exercises: ")]: n
+        for title, n, _ in rows
+        if title.startswith("Exercises: ")
+    }
+    assert planned == minutes.exercise_minutes(text(name)) and set(planned) == set(
+        LEVELS.values()
+    )
 
 
 @every_chapter
 def test_a_session_is_ninety_minutes(name):
     part, rows = session(name)
-    spent = {place: sum(count for _, count, where in rows if where == place) for place in ("class", "home")}
+    spent = {
+        place: sum(count for _, count, where in rows if where == place)
+        for place in ("class", "home")
+    }
     assert spent["class"] == 90
-    assert int(re.search(r"stretch exercise,\s+(\d+) minutes", part)[1]) == spent["home"]
+    assert (
+        int(re.search(r"stretch exercise,\s+(\d+) minutes", part)[1]) == spent["home"]
+    )
     assert rows[-1][0] == "Discussion" and rows[-1][1] >= 5
 
 
 @every_chapter
 def test_the_planned_minutes_are_the_estimated_ones(name):
-    """Rounded to five: four minutes of difference are allowed, since an edited sentence should not need a new plan."""
+    """Rounded to five: four minutes of difference are allowed, since an edited sentence
+    should not need a new plan.
+    """
     plan, found = PLANNED[name], minutes.sections(minutes.read(name))
     assert plan.keys() == {"page", "notebook", "exercises", "quiz"}
-    assert (plan["exercises"], plan["quiz"]) == (found.pop("Exercises"), found.pop("Quiz"))
+    assert (plan["exercises"], plan["quiz"]) == (
+        found.pop("Exercises"),
+        found.pop("Quiz"),
+    )
     estimated = {"page": minutes.page(name), "notebook": sum(found.values())}
-    off = {key: (plan[key], value) for key, value in estimated.items() if plan[key] % 5 or abs(plan[key] - value) > 4}
+    off = {
+        key: (plan[key], value)
+        for key, value in estimated.items()
+        if plan[key] % 5 or abs(plan[key] - value) > 4
+    }
     assert off == {}, "(book/data/minutes.yml, `python book/tools/minutes.py`)"
 
 
@@ -72,18 +114,27 @@ def test_every_place_states_the_planned_minutes(name):
     plan, part = PLANNED[name], session(name)[0]
     page = " ".join((ROOT / "book" / f"{name}.md").read_text(encoding="utf-8").split())
     assert re.findall(r"Reading time: (\d+) minutes", page) == [str(plan["page"])]
-    assert re.findall(rf"\(\.\./book/{name}\.md\),\s+(\d+) minutes", text(name)) == [str(plan["page"])]
+    assert re.findall(rf"\(\.\./book/{name}\.md\),\s+(\d+) minutes", text(name)) == [
+        str(plan["page"])
+    ]
     assert minutes.stated(minutes.read(name)) == (plan["notebook"], plan["exercises"])
-    assert re.findall(r"\*\*Before\*\*: .*?, (\d+) minutes", part) == [str(plan["page"])]
+    assert re.findall(r"\*\*Before\*\*: .*?, (\d+) minutes", part) == [
+        str(plan["page"])
+    ]
     (row,) = re.findall(rf"^\| \[[^|]+\]\({name}\.md\).*$", FRONT_PAGE, re.M)
-    assert row.endswith(f"| {plan['page']} + {plan['notebook']} + {plan['exercises']} |")
+    assert row.endswith(
+        f"| {plan['page']} + {plan['notebook']} + {plan['exercises']} |"
+    )
 
 
 def test_front_page_and_syllabus_add_up_the_planned_minutes():
     pages = [plan["page"] for plan in PLANNED.values()]
     assert f"- {min(pages)} to {max(pages)} minutes: a page on a paper" in FRONT_PAGE
     notebook, exercises = PLANNED["02_cam"]["notebook"], PLANNED["02_cam"]["exercises"]
-    by_time = f"- {notebook} minutes: its [notebook](../notebooks/02_cam.ipynb), and {exercises} for the exercises"
+    by_time = (
+        f"- {notebook} minutes: its [notebook](../notebooks/02_cam.ipynb), and"
+        f" {exercises} for the exercises"
+    )
     assert by_time in FRONT_PAGE
     total = {name: sum(plan.values()) for name, plan in PLANNED.items()}
     assert f"in about {sum(total.values()) / 60:.0f} hours" in SYLLABUS
@@ -97,18 +148,28 @@ def test_a_slower_reader_takes_half_as_long_again(monkeypatch):
 
     def reading():
         found = [minutes.sections(minutes.read(name)) for name in NAMES]
-        return sum(count for titles in found for title, count in titles.items() if title not in ("Exercises", "Quiz"))
+        return sum(
+            count
+            for titles in found
+            for title, count in titles.items()
+            if title not in ("Exercises", "Quiz")
+        )
 
     usual = reading()
     monkeypatch.setattr(minutes, "WORDS", 100)
     monkeypatch.setattr(minutes, "LINES", 8)
-    assert "at 100 words and 8 lines of code per minute takes about one and a half times" in SYLLABUS.replace("\n", " ")
+    assert (
+        "at 100 words and 8 lines of code per minute takes about one and a half times"
+        in SYLLABUS.replace("\n", " ")
+    )
     assert 1.35 < reading() / usual < 1.65
 
 
 @every_chapter
 def test_a_chapter_has_what_a_class_needs(name):
-    """Five exercises in three levels, six questions with answers, and something to predict."""
+    """Five exercises in three levels, six questions with answers, and something to
+    predict.
+    """
     whole = text(name)
     exercises, _, quiz = whole.partition("## Exercises")[2].partition("## Quiz")
     assert len(re.findall(r"^(?:\*\*)?\d+\.(?:\*\*)? ", exercises, re.M)) >= 5
@@ -117,7 +178,9 @@ def test_a_chapter_has_what_a_class_needs(name):
     questions = re.findall(r"^\*\*\d+\.\*\* ", quiz, re.M)
     answers = re.findall(r"^:::\{dropdown\} Answer\n(.+?)^:::$", quiz, re.M | re.S)
     assert len(questions) == len(answers) >= 6
-    assert all(len(answer.split()) >= 8 for answer in answers)  # explained, not only given
+    assert all(
+        len(answer.split()) >= 8 for answer in answers
+    )  # explained, not only given
     assert whole.count("Predict first") >= 4
 
 
@@ -125,7 +188,19 @@ def test_a_chapter_has_what_a_class_needs(name):
 def test_the_guide_quotes_sections_that_exist(name):
     part = GUIDE.split("## Session ")[NAMES.index(name) + 1].partition("## Grading")[0]
     rows = re.findall(r"^\| .+ \| (.+) \|$", part, re.M)[1:]
-    assert len(rows) >= 5 and part.count("**Live**") == 1 and part.count("**Discuss**") == 1
+    assert (
+        len(rows) >= 5
+        and part.count("**Live**") == 1
+        and part.count("**Discuss**") == 1
+    )
     titles = list(minutes.sections(minutes.read(name)))
-    named = {quoted.strip("… :?") for row in rows for quoted in re.findall(r'^"([^"]+)"', row)}
-    assert named and {quoted for quoted in named if not any(quoted in title for title in titles)} == set()
+    named = {
+        quoted.strip("… :?")
+        for row in rows
+        for quoted in re.findall(r'^"([^"]+)"', row)
+    }
+    assert (
+        named
+        and {quoted for quoted in named if not any(quoted in title for title in titles)}
+        == set()
+    )

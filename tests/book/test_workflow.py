@@ -25,7 +25,14 @@ def commands(workflow, job):
 
 def validate(path):
     # The schema is part of the package: nothing is fetched.
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.github-workflows",
+        str(path),
+    ]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -36,7 +43,10 @@ def test_workflow_is_valid():
 
 def test_the_schema_check_can_fail(tmp_path):
     broken = tmp_path / "book.yml"
-    broken.write_text(WORKFLOW.read_text(encoding="utf-8").replace("runs-on:", "run-on:"), encoding="utf-8")
+    broken.write_text(
+        WORKFLOW.read_text(encoding="utf-8").replace("runs-on:", "run-on:"),
+        encoding="utf-8",
+    )
     assert validate(broken).returncode != 0
 
 
@@ -62,15 +72,23 @@ def test_only_main_is_published_and_only_after_the_tests(workflow):
 
 def test_the_address_is_filled_in_before_the_build(workflow):
     steps = [step.get("run", "") for step in workflow["jobs"]["publish"]["steps"]]
-    fill = next(i for i, run in enumerate(steps) if "book/tools/set_repository.py" in run)
+    fill = next(
+        i for i, run in enumerate(steps) if "book/tools/set_repository.py" in run
+    )
     build = next(i for i, run in enumerate(steps) if "make book" in run)
     assert fill < build
-    assert workflow["jobs"]["publish"]["steps"][fill]["env"]["REPOSITORY"] == "${{ github.repository }}"
+    assert (
+        workflow["jobs"]["publish"]["steps"][fill]["env"]["REPOSITORY"]
+        == "${{ github.repository }}"
+    )
 
 
 def test_a_repository_is_filled_in_and_nothing_else_changes():
     changed = set_repository.with_repository(CONFIG, "a-fork/vision.papers")
-    assert yaml.safe_load(changed)["repository"]["url"] == "https://github.com/a-fork/vision.papers"
+    assert (
+        yaml.safe_load(changed)["repository"]["url"]
+        == "https://github.com/a-fork/vision.papers"
+    )
     assert changed.replace("https://github.com/a-fork/vision.papers", "") == CONFIG
     again = set_repository.with_repository(changed, "other/book")
     assert yaml.safe_load(again)["repository"]["url"] == "https://github.com/other/book"
@@ -81,7 +99,15 @@ def test_the_committed_configuration_names_no_repository():
 
 
 @pytest.mark.parametrize(
-    "name", ["", "owner", "https://github.com/owner/name", "owner/name/more", 'o/n"\nx: "', "-o/n"]
+    "name",
+    [
+        "",
+        "owner",
+        "https://github.com/owner/name",
+        "owner/name/more",
+        'o/n"\nx: "',
+        "-o/n",
+    ],
 )
 def test_another_form_of_name_is_refused(name):
     with pytest.raises(ValueError, match="expected OWNER/NAME"):
@@ -90,7 +116,9 @@ def test_another_form_of_name_is_refused(name):
 
 def test_a_configuration_without_the_line_is_refused():
     with pytest.raises(ValueError, match="expected one"):
-        set_repository.with_repository("title: x\nrepository:\n  branch: main\n", "owner/name")
+        set_repository.with_repository(
+            "title: x\nrepository:\n  branch: main\n", "owner/name"
+        )
 
 
 def test_the_command_writes_the_file_or_leaves_it(tmp_path, capsys):
@@ -105,5 +133,7 @@ def test_the_command_writes_the_file_or_leaves_it(tmp_path, capsys):
 
 
 def test_pages_address_of_a_repository():
-    assert pages_url("https://github.com/Owner/papers") == "https://owner.github.io/papers"
+    assert (
+        pages_url("https://github.com/Owner/papers") == "https://owner.github.io/papers"
+    )
     assert pages_url("") == ""

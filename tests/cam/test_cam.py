@@ -14,7 +14,14 @@ from torchcam.methods import CAM as TorchCAM
 
 from paperlib import backbones
 from paperlib.anomaly_map import minmax, upsample
-from paperlib.cam import CODE_REVIEW_THRESHOLD, LOCALIZATION_THRESHOLD, Box, bounding_boxes, cam, class_activation_map
+from paperlib.cam import (
+    CODE_REVIEW_THRESHOLD,
+    LOCALIZATION_THRESHOLD,
+    Box,
+    bounding_boxes,
+    cam,
+    class_activation_map,
+)
 from paperlib.gradcam import LOCALIZATION_THRESHOLD as GRAD_CAM_THRESHOLD
 from paperlib.gradcam import grad_cam
 
@@ -29,7 +36,11 @@ def build(name):
     torch.manual_seed(0)
     if name.startswith("timm "):
         return timm.create_model(name[5:], pretrained=False).eval()
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3", "vgg11") else {}
+    options = (
+        {"init_weights": False}
+        if name in ("googlenet", "inception_v3", "vgg11")
+        else {}
+    )
     return tv.get_model(name, weights=None, **options).eval()
 
 
@@ -51,7 +62,7 @@ def pooled(end, seed=0, **options):
     return Pooled(end, **options).eval()
 
 
-# ---- the map ---------------------------------------------------------------------------------------------------------
+# ---- the map ----
 
 
 @settings(max_examples=25, deadline=None)
@@ -64,51 +75,92 @@ def pooled(end, seed=0, **options):
     w=st.integers(1, 4),
 )
 def test_the_map_is_the_weighted_sum_of_channels(n, t, c, k, h, w):
-    features, weight = torch.randn(n, c, h, w, dtype=torch.float64), torch.randn(k, c, dtype=torch.float64)
+    features, weight = (
+        torch.randn(n, c, h, w, dtype=torch.float64),
+        torch.randn(k, c, dtype=torch.float64),
+    )
     targets = torch.randint(k, (n, t) if t else (n,))
     maps = class_activation_map(features, weight, targets)
     assert maps.shape == (*targets.shape, h, w)
     for index in np.ndindex(*maps.shape):
         image, row, column = index[0], index[-2], index[-1]
-        expected = sum(weight[targets[index[:-2]], j] * features[image, j, row, column] for j in range(c))
+        expected = sum(
+            weight[targets[index[:-2]], j] * features[image, j, row, column]
+            for j in range(c)
+        )
         assert maps[index].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
 def test_half_precision_adds_up_in_single():
-    maps = class_activation_map(torch.ones(1, 4, 1, 1).half(), torch.full((1, 4), 5e4).half(), torch.tensor([0]))
+    maps = class_activation_map(
+        torch.ones(1, 4, 1, 1).half(), torch.full((1, 4), 5e4).half(), torch.tensor([0])
+    )
     assert maps.dtype == torch.float32 and maps.item() == pytest.approx(2e5, rel=1e-3)
 
 
 MAPS = {  # network: the last module with weights, whose bias the maps leave out
-    "resnet18": "fc", "resnext50_32x4d": "fc", "densenet121": "classifier", "googlenet": "fc", "inception_v3": "fc",
-    "efficientnet_b0": "classifier.1", "mobilenet_v2": "classifier.1", "regnet_y_400mf": "fc",
-    "mnasnet0_5": "classifier.1", "shufflenet_v2_x0_5": "fc", "squeezenet1_1": None, "swin_t": "head",
-    "timm resnet18d": "fc", "timm tf_efficientnet_lite0": "classifier", "timm mobilenetv1_100": "classifier",
-    "timm dpn48b": "classifier", "timm resnetv2_50": "head.fc", "timm dla34": "fc", "timm rexnet_100": "head.fc",
-    "timm hrnet_w18_small": "classifier", "timm legacy_seresnet18": "last_linear", "timm mixnet_s": "classifier",
-    "timm swin_tiny_patch4_window7_224": "head.fc", "timm repvgg_a0": "head.fc", "timm cspresnet50": "head.fc",
-}  # fmt: skip
+    "resnet18": "fc",
+    "resnext50_32x4d": "fc",
+    "densenet121": "classifier",
+    "googlenet": "fc",
+    "inception_v3": "fc",
+    "efficientnet_b0": "classifier.1",
+    "mobilenet_v2": "classifier.1",
+    "regnet_y_400mf": "fc",
+    "mnasnet0_5": "classifier.1",
+    "shufflenet_v2_x0_5": "fc",
+    "squeezenet1_1": None,
+    "swin_t": "head",
+    "timm resnet18d": "fc",
+    "timm tf_efficientnet_lite0": "classifier",
+    "timm mobilenetv1_100": "classifier",
+    "timm dpn48b": "classifier",
+    "timm resnetv2_50": "head.fc",
+    "timm dla34": "fc",
+    "timm rexnet_100": "head.fc",
+    "timm hrnet_w18_small": "classifier",
+    "timm legacy_seresnet18": "last_linear",
+    "timm mixnet_s": "classifier",
+    "timm swin_tiny_patch4_window7_224": "head.fc",
+    "timm repvgg_a0": "head.fc",
+    "timm cspresnet50": "head.fc",
+}
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_maps_average_to_the_logits_of_many_networks(name):
-    model, size = build(name).double(), {"inception_v3": 128, "timm swin_tiny_patch4_window7_224": 224}.get(name, 64)
+    model, size = (
+        build(name).double(),
+        {"inception_v3": 128, "timm swin_tiny_patch4_window7_224": 224}.get(name, 64),
+    )
     images, targets = pictures(2, size).double(), torch.tensor([[3, 5, 7], [1, 0, 2]])
     if name.startswith("timm"):
-        nn.init.normal_(model.get_submodule(MAPS[name]).weight, std=0.1)  # some are zero to begin with
+        nn.init.normal_(
+            model.get_submodule(MAPS[name]).weight, std=0.1
+        )  # some are zero to begin with
     found = cam(model, images, targets)
     with torch.no_grad():
         logits = model(images)
     torch.testing.assert_close(found.logits, logits)
-    assert found.maps.shape[:2] == (2, 3) and found.maps.shape[-1] > 1 and found.maps.std() > 0
-    bias = getattr(model.get_submodule(MAPS[name]), "bias", None) if MAPS[name] else None
+    assert (
+        found.maps.shape[:2] == (2, 3)
+        and found.maps.shape[-1] > 1
+        and found.maps.std() > 0
+    )
+    bias = (
+        getattr(model.get_submodule(MAPS[name]), "bias", None) if MAPS[name] else None
+    )
     expected = (logits - (0 if bias is None else bias)).gather(1, targets)
     torch.testing.assert_close(found.maps.mean((2, 3)), expected, rtol=1e-9, atol=1e-10)
 
 
 def test_the_place_of_every_cell_is_right():
     # Not only the mean: each cell equals the layer applied to that cell alone.
-    for name, features in (("resnet18", "layer4"), ("densenet121", "features"), ("swin_t", "permute")):
+    for name, features in (
+        ("resnet18", "layer4"),
+        ("densenet121", "features"),
+        ("swin_t", "permute"),
+    ):
         model, kept = build(name), {}
         handle = model.get_submodule(features).register_forward_hook(
             lambda m, i, o, kept=kept: kept.update(x=o.clone())
@@ -117,18 +169,25 @@ def test_the_place_of_every_cell_is_right():
         handle.remove()
         cells = kept["x"].relu() if name == "densenet121" else kept["x"]
         head = model.get_submodule(MAPS[name])
-        expected = nn.functional.linear(cells.movedim(1, -1), head.weight)[..., 3].detach()
+        expected = nn.functional.linear(cells.movedim(1, -1), head.weight)[
+            ..., 3
+        ].detach()
         assert expected.shape[-1] == 3
         torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_torchcam_agrees_and_cannot_do_a_head_of_convolutions():
     model, images = build("resnet18"), pictures()
-    for network, layer, head in ((model, "layer4", "fc"), (build("shufflenet_v2_x0_5"), "conv5", "fc")):
+    for network, layer, head in (
+        (model, "layer4", "fc"),
+        (build("shufflenet_v2_x0_5"), "conv5", "fc"),
+    ):
         with TorchCAM(network, layer, head) as peer, torch.no_grad():
             network(images)
             theirs = peer([3, 5], normalized=False)[0]
-        torch.testing.assert_close(cam(network, images, [3, 5]).maps, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            cam(network, images, [3, 5]).maps, theirs, rtol=1e-4, atol=1e-5
+        )
     with pytest.raises(ValueError, match="unable to resolve"):
         TorchCAM(build("squeezenet1_1"), "features")
     # And in a network with fully connected layers it draws a map that explains nothing.
@@ -140,27 +199,49 @@ def test_torchcam_agrees_and_cannot_do_a_head_of_convolutions():
 ENDS = {
     "mean": lambda m, f: m.classifier(f.mean((2, 3))),
     "mean, axes from the end": lambda m, f: m.classifier(f.mean([-1, -2])),
-    "mean kept, flattened": lambda m, f: m.classifier(torch.flatten(f.mean((2, 3), keepdim=True), 1)),
+    "mean kept, flattened": lambda m, f: m.classifier(
+        torch.flatten(f.mean((2, 3), keepdim=True), 1)
+    ),
     "two means": lambda m, f: m.classifier(f.mean(3).mean(2)),
     "two means, height first": lambda m, f: m.classifier(f.mean(2).mean(-1)),
     "flattened and averaged": lambda m, f: m.classifier(f.flatten(2).mean(2)),
-    "viewed and averaged": lambda m, f: m.classifier(f.view(*f.shape[:2], -1).mean(dim=-1)),
+    "viewed and averaged": lambda m, f: m.classifier(
+        f.view(*f.shape[:2], -1).mean(dim=-1)
+    ),
     "channels last": lambda m, f: m.classifier(f.permute(0, 2, 3, 1).mean((1, 2))),
-    "adaptive pooling": lambda m, f: m.classifier(nn.functional.adaptive_avg_pool2d(f, 1)[:, :, 0, 0]),
-    "adaptive, squeezed": lambda m, f: m.classifier(nn.AdaptiveAvgPool2d((1, 1))(f).squeeze(-1).squeeze(-1)),
-    "average pooling": lambda m, f: m.classifier(nn.functional.avg_pool2d(f, f.shape[-2:]).view(len(f), -1)),
-    "dropout": lambda m, f: m.classifier(nn.Dropout(0.5).eval()(f.mean((2, 3)).contiguous().clone())),
-    "dropout in place": lambda m, f: m.classifier(nn.Dropout(0.5, True).eval()(f.mean((2, 3)))),
-    "a 1×1 convolution after": lambda m, f: nn.functional.conv2d(
-        f.mean((2, 3), True), m.classifier.weight[:, :, None, None], m.classifier.bias
-    ).flatten(1),
-    "a 1×1 convolution before": lambda m, f: nn.functional.conv2d(
-        f, m.classifier.weight[:, :, None, None]
-    ).mean((2, 3)),
+    "adaptive pooling": lambda m, f: m.classifier(
+        nn.functional.adaptive_avg_pool2d(f, 1)[:, :, 0, 0]
+    ),
+    "adaptive, squeezed": lambda m, f: m.classifier(
+        nn.AdaptiveAvgPool2d((1, 1))(f).squeeze(-1).squeeze(-1)
+    ),
+    "average pooling": lambda m, f: m.classifier(
+        nn.functional.avg_pool2d(f, f.shape[-2:]).view(len(f), -1)
+    ),
+    "dropout": lambda m, f: m.classifier(
+        nn.Dropout(0.5).eval()(f.mean((2, 3)).contiguous().clone())
+    ),
+    "dropout in place": lambda m, f: m.classifier(
+        nn.Dropout(0.5, True).eval()(f.mean((2, 3)))
+    ),
+    "a 1×1 convolution after": (
+        lambda m, f: nn.functional.conv2d(
+            f.mean((2, 3), True),
+            m.classifier.weight[:, :, None, None],
+            m.classifier.bias,
+        ).flatten(1)
+    ),
+    "a 1×1 convolution before": (
+        lambda m, f: nn.functional.conv2d(
+            f, m.classifier.weight[:, :, None, None]
+        ).mean((2, 3))
+    ),
     "a sum": lambda m, f: m.classifier(f.sum((2, 3))),
     "converted logits": lambda m, f: m.classifier(f.mean((2, 3))).double(),
-    "features changed in place first": lambda m, f: m.classifier(f.mul_(2).sub_(0.1).mean((2, 3))),
-}  # fmt: skip
+    "features changed in place first": lambda m, f: m.classifier(
+        f.mul_(2).sub_(0.1).mean((2, 3))
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -169,35 +250,57 @@ def test_the_ways_to_pool_and_classify(name):
     found = cam(model, images, [[0, 1], [2, 3], [4, 0]])
     features = model.features(images).detach()
     features = features * 2 - 0.1 if "in place first" in name else features
-    expected = class_activation_map(features, model.classifier.weight, torch.tensor([[0, 1], [2, 3], [4, 0]])).detach()
+    expected = class_activation_map(
+        features, model.classifier.weight, torch.tensor([[0, 1], [2, 3], [4, 0]])
+    ).detach()
     assert found.maps.shape == (3, 2, 5, 7)
     torch.testing.assert_close(found.maps, expected.to(found.maps.dtype))
 
 
 REFUSED_ENDS = {
-    "comes from layer_norm": lambda m, f: m.classifier(nn.functional.layer_norm(f.mean((2, 3)), (8,))),
+    "comes from layer_norm": lambda m, f: m.classifier(
+        nn.functional.layer_norm(f.mean((2, 3)), (8,))
+    ),
     "comes from relu": lambda m, f: m.classifier(f.mean((2, 3)).sub(0.1).relu()),
     "comes from sub": lambda m, f: m.classifier(f.mean((2, 3)).sub_(0.1)),
-    "comes from cat": lambda m, f: m.classifier(torch.cat([f.mean((2, 3))[:, :4], f.amax((2, 3))[:, 4:]], 1)),
-    "comes from adaptive_max_pool2d": lambda m, f: m.classifier(nn.functional.adaptive_max_pool2d(f, 1).flatten(1)),
+    "comes from cat": lambda m, f: m.classifier(
+        torch.cat([f.mean((2, 3))[:, :4], f.amax((2, 3))[:, 4:]], 1)
+    ),
+    "comes from adaptive_max_pool2d": lambda m, f: m.classifier(
+        nn.functional.adaptive_max_pool2d(f, 1).flatten(1)
+    ),
     "logits come from softmax": lambda m, f: m.classifier(f.mean((2, 3))).softmax(1),
     "logits come from add": lambda m, f: m.classifier(f.mean((2, 3))) + 1,
     "logits come from relu": lambda m, f: m.classifier(f.mean((2, 3))).relu_(),
-    "tokens are pooled": lambda m, f: m.classifier(f.flatten(2).transpose(1, 2).mean(1)),
-    r"adaptive_avg_pool2d turns \(2, 8, 4, 4\) into \(2, 8, 2, 2\)": lambda m, f: nn.functional.linear(
-        nn.functional.adaptive_avg_pool2d(f, 2).flatten(1), torch.ones(5, 32)
+    "tokens are pooled": lambda m, f: m.classifier(
+        f.flatten(2).transpose(1, 2).mean(1)
     ),
-    "the maps do not average to the logits": lambda m, f: m.classifier(f.mean((2, 3))[:, [1, 0, 2, 3, 4, 5, 6, 7]]),
-    "something other than a torch function": lambda m, f: torch.from_numpy(m.classifier(f.mean((2, 3))).numpy()),
-    "8 channels are pooled": lambda m, f: nn.functional.linear(f.mean((2, 3))[:, :4], torch.ones(5, 4)),
-}  # fmt: skip
+    r"adaptive_avg_pool2d turns \(2, 8, 4, 4\) into \(2, 8, 2, 2\)": lambda m, f: (
+        nn.functional.linear(
+            nn.functional.adaptive_avg_pool2d(f, 2).flatten(1), torch.ones(5, 32)
+        )
+    ),
+    "the maps do not average to the logits": lambda m, f: m.classifier(
+        f.mean((2, 3))[:, [1, 0, 2, 3, 4, 5, 6, 7]]
+    ),
+    "something other than a torch function": lambda m, f: torch.from_numpy(
+        m.classifier(f.mean((2, 3))).numpy()
+    ),
+    "8 channels are pooled": lambda m, f: nn.functional.linear(
+        f.mean((2, 3))[:, :4], torch.ones(5, 4)
+    ),
+}
 
 
 @pytest.mark.parametrize("message", REFUSED_ENDS)
 def test_other_ends_are_refused_with_what_was_found(message):
     model = pooled(REFUSED_ENDS[message])
     with pytest.raises(
-        ValueError, match=f"(?s)CAM needs a network that ends in global average.*{message}.*Grad-CAM needs none"
+        ValueError,
+        match=(
+            f"(?s)CAM needs a network that ends in global average.*{message}.*Grad-CAM"
+            " needs none"
+        ),
     ):
         cam(model, pictures(2, 16))
     assert torch._C._len_torch_function_stack() == 0
@@ -217,16 +320,23 @@ def test_other_ends_are_refused_with_what_was_found(message):
 )
 def test_networks_without_such_an_end_are_refused(name, found):
     model = build(name)
-    with pytest.raises(ValueError, match=f"CAM needs .*{found}.*Grad-CAM needs none of this"):
+    with pytest.raises(
+        ValueError, match=f"CAM needs .*{found}.*Grad-CAM needs none of this"
+    ):
         cam(model, pictures(1, 224 if "vit" in name or "mixer" in name else 64))
 
 
 def test_classes_and_images_are_checked():
     model, images = pooled(ENDS["mean"]), pictures(2, 16)
     predicted = cam(model, images)
-    assert torch.equal(predicted.targets, model(images).argmax(1)) and predicted.maps.shape == (2, 4, 4)
+    assert torch.equal(
+        predicted.targets, model(images).argmax(1)
+    ) and predicted.maps.shape == (2, 4, 4)
     for targets in ([3, 1], (3, 1), torch.tensor([3, 1]), torch.tensor([[3], [1]])):
-        assert torch.equal(cam(model, images, targets).maps.reshape(2, 4, 4), cam(model, images, [3, 1]).maps)
+        assert torch.equal(
+            cam(model, images, targets).maps.reshape(2, 4, 4),
+            cam(model, images, [3, 1]).maps,
+        )
     with pytest.raises(ValueError, match=r"\[7\] are outside the model's 5 classes"):
         cam(model, images, [1, 7])
     with pytest.raises(ValueError, match=r"images\[None\]"):
@@ -237,7 +347,7 @@ def test_classes_and_images_are_checked():
         cam(torch.jit.trace(model, images), images)
 
 
-# ---- the state of model and caller -----------------------------------------------------------------------------------
+# ---- the state of model and caller ----
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -251,8 +361,12 @@ def test_the_model_comes_back_as_it_was(training):
     with pytest.raises(RuntimeError):
         cam(model, pictures()[:, :2])
     assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert images.grad is None and all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(
+        torch.equal(value, before[name]) for name, value in model.state_dict().items()
+    )
+    assert images.grad is None and all(
+        p.grad is None and p.requires_grad for p in model.parameters()
+    )
     assert not found.maps.requires_grad and not found.logits.requires_grad
     assert torch.equal(cam(model.eval(), images).maps, found.maps)
 
@@ -268,7 +382,9 @@ def test_callers_without_gradients(context):
 
 def test_threads_that_share_a_model_get_their_own_maps():
     model, found = pooled(ENDS["mean"]), {}
-    expected = {seed: cam(model, pictures(2, 16, seed), seed % 5).maps for seed in range(8)}
+    expected = {
+        seed: cam(model, pictures(2, 16, seed), seed % 5).maps for seed in range(8)
+    }
     barrier = threading.Barrier(8)
 
     def work(seed):
@@ -301,18 +417,22 @@ def test_on_a_gpu_that_is_not_there():
         found = cam(model, torch.randn(2, 3, 64, 64), [3, 5])
         assert found.maps.shape == (2, 2, 2) and found.maps.device.type == "cuda"
         assert upsample(minmax(found.maps), 64).device.type == "cuda"
-    meta = cam(pooled(ENDS["mean"]).to("meta"), torch.empty(2, 3, 16, 16, device="meta"))
+    meta = cam(
+        pooled(ENDS["mean"]).to("meta"), torch.empty(2, 3, 16, 16, device="meta")
+    )
     assert meta.maps.shape == (2, 4, 4)
 
 
-# ---- boxes -----------------------------------------------------------------------------------------------------------
+# ---- boxes ----
 
 
 def test_boxes_by_hand():
     grid = torch.tensor([[0.0, 0, 5, 5], [0, 0, 5, 0], [9, 9, 0, 0], [10, 0, 0, -4]])
     assert bounding_boxes(grid) == [Box(top=0, left=0, bottom=4, right=4)]
     assert bounding_boxes(grid, connectivity=4) == [Box(0, 2, 2, 4), Box(2, 0, 4, 2)]
-    assert bounding_boxes(grid, threshold=0.5) == [Box(2, 0, 4, 2)]  # strictly above half of 10
+    assert bounding_boxes(grid, threshold=0.5) == [
+        Box(2, 0, 4, 2)
+    ]  # strictly above half of 10
     assert bounding_boxes(grid, threshold=0.49, connectivity=4, largest=True) == [
         Box(0, 2, 2, 4)
     ]  # the first of equals
@@ -329,9 +449,16 @@ def test_boxes_by_hand():
     connectivity=st.sampled_from([4, 8]),
     dtype=st.sampled_from(["float32", "float64"]),
 )
-def test_boxes_equal_skimage_regions(rows, columns, seed, threshold, connectivity, dtype):
-    values = np.random.default_rng(seed).normal(size=(rows, columns)).round(1).astype(dtype)  # many on the threshold
-    labels = measure.label(values > values.dtype.type(threshold) * values.max(), connectivity=connectivity // 4)
+def test_boxes_equal_skimage_regions(
+    rows, columns, seed, threshold, connectivity, dtype
+):
+    values = (
+        np.random.default_rng(seed).normal(size=(rows, columns)).round(1).astype(dtype)
+    )  # many on the threshold
+    labels = measure.label(
+        values > values.dtype.type(threshold) * values.max(),
+        connectivity=connectivity // 4,
+    )
     regions = measure.regionprops(labels) if values.max() > 0 else []
     expected = [Box(*region.bbox) for region in regions]
     assert bounding_boxes(values, threshold, connectivity) == expected
@@ -362,10 +489,14 @@ def test_boxes_refuse_what_has_no_answer(values, options, message):
 
 
 def test_the_papers_thresholds():
-    assert (LOCALIZATION_THRESHOLD, GRAD_CAM_THRESHOLD, CODE_REVIEW_THRESHOLD) == (0.20, 0.15, 0.60)
+    assert (LOCALIZATION_THRESHOLD, GRAD_CAM_THRESHOLD, CODE_REVIEW_THRESHOLD) == (
+        0.20,
+        0.15,
+        0.60,
+    )
 
 
-# ---- a real network on a real picture --------------------------------------------------------------------------------
+# ---- a real network on a real picture ----
 
 
 def test_the_cats_box_is_on_the_cat():
@@ -374,7 +505,11 @@ def test_the_cats_box_is_on_the_cat():
     found = cam(backbone.model, images)
     assert found.targets.tolist() == [285]  # Egyptian cat
     similar = grad_cam(backbone.model, images, "bn2")
-    torch.testing.assert_close(49 * similar.maps, found.maps.clamp_min(0), rtol=1e-3, atol=1e-3)
-    (box,) = bounding_boxes(upsample(found.maps, (300, 451))[0], threshold=0.5, largest=True)
+    torch.testing.assert_close(
+        49 * similar.maps, found.maps.clamp_min(0), rtol=1e-3, atol=1e-3
+    )
+    (box,) = bounding_boxes(
+        upsample(found.maps, (300, 451))[0], threshold=0.5, largest=True
+    )
     assert box.top < 110 < box.bottom and box.left < 220 < box.right  # between the eyes
     assert (box.bottom - box.top) * (box.right - box.left) < 0.7 * 300 * 451

@@ -1,4 +1,6 @@
-"""Counts against witnesses: by hand, one multiplication at a time, PyTorch's own counter, fvcore, eight other tools."""
+"""Counts against witnesses: by hand, one multiplication at a time, PyTorch's own
+counter, fvcore, eight other tools.
+"""
 
 import contextlib
 import copy
@@ -20,22 +22,51 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from paperlib.complexity import Profile, conv2d_macs, depthwise_separable_macs, profile, totals
+from paperlib.complexity import (
+    Profile,
+    conv2d_macs,
+    depthwise_separable_macs,
+    profile,
+    totals,
+)
 from paperlib.complexity.conventions import COUNTS
 
 TORCHVISION = {
-    "alexnet", "vgg16", "squeezenet1_0", "googlenet", "densenet121", "resnet50", "resnext50_32x4d", "mobilenet_v2",
-    "mobilenet_v3_large", "mnasnet1_0", "shufflenet_v2_x1_0", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny",
-    "swin_t", "swin_v2_t", "vit_b_16",
-}  # fmt: skip
+    "alexnet",
+    "vgg16",
+    "squeezenet1_0",
+    "googlenet",
+    "densenet121",
+    "resnet50",
+    "resnext50_32x4d",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mnasnet1_0",
+    "shufflenet_v2_x1_0",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "swin_t",
+    "swin_v2_t",
+    "vit_b_16",
+}
 TIMM = {
-    "mobilenetv1_100", "tf_efficientnet_lite0", "vit_tiny_patch16_224", "mixer_s32_224", "nf_resnet50", "ghostnet_100",
-    "mobilevit_xs", "xcit_nano_12_p16_224", "levit_128s", "eva02_tiny_patch14_224",
-}  # fmt: skip
+    "mobilenetv1_100",
+    "tf_efficientnet_lite0",
+    "vit_tiny_patch16_224",
+    "mixer_s32_224",
+    "nf_resnet50",
+    "ghostnet_100",
+    "mobilevit_xs",
+    "xcit_nano_12_p16_224",
+    "levit_128s",
+    "eva02_tiny_patch14_224",
+}
 
 
 def build(name, device="meta", **options):
-    # torchvision's RegNet looks at its own random weights while it is built, which the meta device does not allow.
+    # torchvision's RegNet looks at its own random weights while it is built, which the
+    # meta device does not allow.
     with torch.device("cpu" if name.startswith("regnet") else device):
         if name in TORCHVISION:
             return torchvision.models.get_model(name, weights=None, **options).eval()
@@ -47,17 +78,31 @@ def parameters(model):
 
 
 def mobilenet():
-    """MobileNetV1 in nothing but nn.Conv2d, nn.BatchNorm2d, nn.ReLU and nn.Linear, as the other tools were shown it."""
+    """MobileNetV1 in nothing but nn.Conv2d, nn.BatchNorm2d, nn.ReLU and nn.Linear, as
+    the other tools were shown it.
+    """
 
     def block(m, n, kernel, stride, groups=1):
         conv = nn.Conv2d(m, n, kernel, stride, kernel // 2, groups=groups, bias=False)
         return [conv, nn.BatchNorm2d(n), nn.ReLU()]
 
     layers, m = block(3, 32, 3, 2), 32
-    for n, stride in [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]:
+    for n, stride in [
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *[(512, 1)] * 5,
+        (1024, 2),
+        (1024, 1),
+    ]:
         layers += block(m, m, 3, stride, groups=m) + block(m, n, 1, 1)
         m = n
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(m, 1000)).eval()
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(m, 1000)
+    ).eval()
 
 
 class Calls(nn.Module):
@@ -77,13 +122,15 @@ class Calls(nn.Module):
 
 
 def test_by_hand():
-    # 6×6×5 in, 3×3 kernel, no padding, 4×4×7 out: 16 positions × 7 filters × 45 weights each.
+    # 6×6×5 in, 3×3 kernel, no padding, 4×4×7 out: 16 positions × 7 filters × 45 weights
+    # each.
     assert conv2d_macs(3, 5, 7, 4) == 5040
     assert conv2d_macs(3, 5, 5, 4, groups=5) == 720  # depthwise: 16 × 5 × 9
     assert conv2d_macs(1, 5, 7, 4) == 560  # pointwise: 16 × 7 × 5
     assert depthwise_separable_macs(3, 5, 7, 4) == 1280
     assert conv2d_macs((3, 5), 4, 6, (7, 2), groups=2) == 3 * 5 * 2 * 6 * 7 * 2
-    # Table 3 of the paper: 462 M and 52.3 M; the width multiplier 0.75; the resolution 10 for 14.
+    # Table 3 of the paper: 462 M and 52.3 M; the width multiplier 0.75; the resolution
+    # 10 for 14.
     assert conv2d_macs(3, 512, 512, 14) == 462_422_016
     assert depthwise_separable_macs(3, 512, 512, 14) == 52_283_392
     assert depthwise_separable_macs(3, 384, 384, 14) == 29_578_752
@@ -93,7 +140,10 @@ def test_by_hand():
 
 
 def test_profile_of_the_hand_example():
-    counted = profile(nn.Sequential(nn.Conv2d(5, 5, 3, groups=5, bias=False), nn.Conv2d(5, 7, 1)), (1, 5, 6, 6))
+    counted = profile(
+        nn.Sequential(nn.Conv2d(5, 5, 3, groups=5, bias=False), nn.Conv2d(5, 7, 1)),
+        (1, 5, 6, 6),
+    )
     assert counted.layers == [
         ("0", "depthwise conv", (1, 5, 4, 4), 720, 45),
         ("1", "pointwise conv", (1, 7, 4, 4), 560, 42),
@@ -105,13 +155,34 @@ def test_profile_of_the_hand_example():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (dict(kernel=0, in_channels=1, out_channels=1, out_size=1), "kernel = 0; expected 1 or more"),
-        (dict(kernel=3, in_channels=-4, out_channels=1, out_size=1), "in_channels = -4; expected 1 or more"),
-        (dict(kernel=3, in_channels=4, out_channels=8, out_size=7.0), "out_size = 7.0; expected a whole number"),
-        (dict(kernel=3, in_channels=4, out_channels=True, out_size=7), "out_channels = True; expected a whole number"),
-        (dict(kernel=(3, 3, 3), in_channels=4, out_channels=8, out_size=7), "expected one number for a square"),
-        (dict(kernel=3, in_channels=6, out_channels=9, out_size=7, groups=2), "the largest that does here is 3"),
-        (dict(kernel=3, in_channels=5, out_channels=10, out_size=7, groups=2), "groups = 2 with in_channels = 5"),
+        (
+            dict(kernel=0, in_channels=1, out_channels=1, out_size=1),
+            "kernel = 0; expected 1 or more",
+        ),
+        (
+            dict(kernel=3, in_channels=-4, out_channels=1, out_size=1),
+            "in_channels = -4; expected 1 or more",
+        ),
+        (
+            dict(kernel=3, in_channels=4, out_channels=8, out_size=7.0),
+            "out_size = 7.0; expected a whole number",
+        ),
+        (
+            dict(kernel=3, in_channels=4, out_channels=True, out_size=7),
+            "out_channels = True; expected a whole number",
+        ),
+        (
+            dict(kernel=(3, 3, 3), in_channels=4, out_channels=8, out_size=7),
+            "expected one number for a square",
+        ),
+        (
+            dict(kernel=3, in_channels=6, out_channels=9, out_size=7, groups=2),
+            "the largest that does here is 3",
+        ),
+        (
+            dict(kernel=3, in_channels=5, out_channels=10, out_size=7, groups=2),
+            "groups = 2 with in_channels = 5",
+        ),
     ],
 )
 def test_formulas_say_what_is_wrong(arguments, said):
@@ -130,10 +201,15 @@ def positions(shape):
 
 
 def convolve(x, weight, stride, padding, dilation, groups):
-    """Convolve with Python loops, in any number of dimensions; return the result and how often it multiplied."""
+    """Convolve with Python loops, in any number of dimensions; return the result and
+    how often it multiplied.
+    """
     x = F.pad(x, (padding, padding) * (x.ndim - 2))
     kernel = weight.shape[2:]
-    size = [(side - dilation * (k - 1) - 1) // stride + 1 for side, k in zip(x.shape[2:], kernel, strict=True)]
+    size = [
+        (side - dilation * (k - 1) - 1) // stride + 1
+        for side, k in zip(x.shape[2:], kernel, strict=True)
+    ]
     out, multiplied = torch.zeros(x.shape[0], weight.shape[0], *size), 0
     for image, n, *at in positions(out.shape):
         first = n // (weight.shape[0] // groups) * weight.shape[1]
@@ -145,9 +221,14 @@ def convolve(x, weight, stride, padding, dilation, groups):
 
 
 def convolve_transposed(x, weight, stride, padding, dilation, groups):
-    """Scatter with Python loops, crop at the end; return the result and how often it multiplied."""
+    """Scatter with Python loops, crop at the end; return the result and how often it
+    multiplied.
+    """
     kernel = weight.shape[2:]
-    size = [(side - 1) * stride + dilation * (k - 1) + 1 for side, k in zip(x.shape[2:], kernel, strict=True)]
+    size = [
+        (side - 1) * stride + dilation * (k - 1) + 1
+        for side, k in zip(x.shape[2:], kernel, strict=True)
+    ]
     out, multiplied = torch.zeros(x.shape[0], weight.shape[1] * groups, *size), 0
     for image, m, *at in positions(x.shape):
         first = m // (weight.shape[0] // groups) * weight.shape[1]
@@ -175,14 +256,20 @@ def convolve_transposed(x, weight, stride, padding, dilation, groups):
         (3, 2, 2, 3, 2, 1, 1, 1),
     ],
 )
-def test_counts_each_multiplication(transposed, dimensions, m, n, kernel, stride, padding, dilation, groups):
+def test_counts_each_multiplication(
+    transposed, dimensions, m, n, kernel, stride, padding, dilation, groups
+):
     module = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dimensions}d")
-    layer = module(m, n, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
+    layer = module(
+        m, n, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
+    )
     x = torch.randn(2, m, *(5, 6, 4)[:dimensions])
     with torch.no_grad():
         loops = convolve_transposed if transposed else convolve
         out, multiplied = loops(x, layer.weight, stride, padding, dilation, groups)
-        torch.testing.assert_close(out, layer(x))  # the loops are the very same convolution
+        torch.testing.assert_close(
+            out, layer(x)
+        )  # the loops are the very same convolution
     counted = profile(layer, tuple(x.shape))
     assert counted.macs == multiplied
     assert counted.layers[0].output_shape == out.shape
@@ -194,7 +281,11 @@ def test_counts_each_multiplication(transposed, dimensions, m, n, kernel, stride
         (nn.Conv2d(4, 8, 3), (1, 4, 5, 5), "conv"),
         (nn.Conv2d(4, 8, 1), (1, 4, 5, 5), "pointwise conv"),
         (nn.Conv2d(4, 8, 1, stride=2), (1, 4, 5, 5), "pointwise conv"),
-        (nn.Conv2d(4, 8, 1), (4, 5, 5), "pointwise conv"),  # a single image without a batch dimension
+        (
+            nn.Conv2d(4, 8, 1),
+            (4, 5, 5),
+            "pointwise conv",
+        ),  # a single image without a batch dimension
         (nn.Conv2d(4, 8, (1, 3)), (1, 4, 5, 5), "conv"),
         (nn.Conv2d(4, 8, (3, 1)), (1, 4, 5, 5), "conv"),
         (nn.Conv2d(4, 8, 3, padding="same"), (1, 4, 5, 5), "conv"),
@@ -210,10 +301,17 @@ def test_counts_each_multiplication(transposed, dimensions, m, n, kernel, stride
         (nn.Linear(4, 8), (3, 5, 4), "linear"),
         (nn.Bilinear(4, 5, 6), [(2, 4), (2, 5)], "bilinear"),
         (nn.LSTM(4, 8), (3, 5, 4), "recurrent"),
-        *[(norm, (2, 4, 5, 5), "norm") for norm in (nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm([5, 5]))],
         *[
             (norm, (2, 4, 5, 5), "norm")
-            for norm in (nn.InstanceNorm2d(4), nn.RMSNorm(5, eps=1e-6), nn.LayerNorm(5, bias=False))
+            for norm in (nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm([5, 5]))
+        ],
+        *[
+            (norm, (2, 4, 5, 5), "norm")
+            for norm in (
+                nn.InstanceNorm2d(4),
+                nn.RMSNorm(5, eps=1e-6),
+                nn.LayerNorm(5, bias=False),
+            )
         ],
     ],
 )
@@ -232,12 +330,20 @@ def test_mobilenet_of_timm():
     assert counted.macs == 568_740_352 == profile(mobilenet()).macs
     assert counted.flops == 1_137_480_704
     assert counted.params == 4_231_976
-    # Table 2 of the paper: 94.86, 3.06, 1.19 (its misprint of 1.91) and 0.18 per cent of the multiply-adds.
-    shares = {kind: 0.0 for kind in ("pointwise conv", "depthwise conv", "conv", "linear")}
+    # Table 2 of the paper: 94.86, 3.06, 1.19 (its misprint of 1.91) and 0.18 per cent
+    # of the multiply-adds.
+    shares = {
+        kind: 0.0 for kind in ("pointwise conv", "depthwise conv", "conv", "linear")
+    }
     for layer in counted.layers:
         if layer.macs:
             shares[layer.kind] += 100 * layer.macs / counted.macs
-    assert [round(share, 3) for share in shares.values()] == [94.857, 3.057, 1.906, 0.18]
+    assert [round(share, 3) for share in shares.values()] == [
+        94.857,
+        3.057,
+        1.906,
+        0.18,
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(TORCHVISION | TIMM))
@@ -250,32 +356,56 @@ def test_agrees_with_flop_counter(name):
     assert counted.flops == counter.get_total_flops()
 
 
-# fvcore counts this on top; it does not know scaled_dot_product_attention, which we leave out of the comparison.
+# fvcore counts this on top; it does not know scaled_dot_product_attention, which we
+# leave out of the comparison.
 FVCORE_ADDS = {
-    "nf_resnet50": 5 * 23_454_912,  # the standardising of the convolutions' weights, taken for norms of activations
+    "nf_resnet50": (
+        5
+        # the standardising of the convolutions' weights, taken for norms of activations
+        * 23_454_912
+    ),
 }
 FVCORE = """alexnet squeezenet1_0 googlenet densenet121 resnet50 mobilenet_v2 mobilenet_v3_large efficientnet_b0
     regnet_y_400mf convnext_tiny swin_t vit_b_16 mobilenetv1_100 tf_efficientnet_lite0 vit_tiny_patch16_224
     mixer_s32_224 nf_resnet50 mobilevit_xs""".split()
 
 
-SMALL = {"vit_b_16": {"image_size": 64}, "vit_tiny_patch16_224": {"img_size": 64}, "mixer_s32_224": {"img_size": 64}}
+SMALL = {
+    "vit_b_16": {"image_size": 64},
+    "vit_tiny_patch16_224": {"img_size": 64},
+    "mixer_s32_224": {"img_size": 64},
+}
 
 
 @pytest.mark.parametrize("name", FVCORE)
 def test_agrees_with_fvcore(name, monkeypatch):
     logging.getLogger("fvcore").setLevel(logging.ERROR)
-    # fvcore needs real tensors. Uninitialised weights will do, but Swin's index of positions must be a true one.
+    # fvcore needs real tensors. Uninitialised weights will do, but Swin's index of
+    # positions must be a true one.
     monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, **_: tensor)
-    model = build(name, "cpu") if name == "swin_t" else build(name, **SMALL.get(name, {})).to_empty(device="cpu")
+    model = (
+        build(name, "cpu")
+        if name == "swin_t"
+        else build(name, **SMALL.get(name, {})).to_empty(device="cpu")
+    )
     shape = (1, 3, 64, 64)
-    # Under no_grad nn.MultiheadAttention would take a way on which fvcore sees none of it, its linear layers neither.
-    analysis = FlopCountAnalysis(model, torch.zeros(shape)).uncalled_modules_warnings(False).tracer_warnings("none")
+    # Under no_grad nn.MultiheadAttention would take a way on which fvcore sees none of
+    # it, its linear layers neither.
+    analysis = (
+        FlopCountAnalysis(model, torch.zeros(shape))
+        .uncalled_modules_warnings(False)
+        .tracer_warnings("none")
+    )
     counted = profile(model, shape)
     attention = sum(layer.macs for layer in counted.layers if layer.kind == "attention")
-    assert (attention > 0) == (name in ("vit_b_16", "vit_tiny_patch16_224", "mobilevit_xs"))
+    assert (attention > 0) == (
+        name in ("vit_b_16", "vit_tiny_patch16_224", "mobilevit_xs")
+    )
     products = ("conv", "linear", "matmul", "bmm", "addmm", "mm", "einsum")
-    assert sum(analysis.by_operator()[what] for what in products) == counted.macs - attention
+    assert (
+        sum(analysis.by_operator()[what] for what in products)
+        == counted.macs - attention
+    )
     total = {row.used_by: row.total for row in counted.conventions()}["fvcore 0.1.5"]
     assert analysis.total() == total - attention + FVCORE_ADDS.get(name, 0)
 
@@ -284,71 +414,147 @@ def test_peers_miss_attention():
     model = build("vit_tiny_patch16_224", "cpu")
     counted = profile(model)
     attention = sum(layer.macs for layer in counted.layers if layer.kind == "attention")
-    assert attention == 12 * 3 * 197 * 197 * (64 + 64)  # layers × heads × queries × keys × (a score and a sum)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:  # on a CPU; on meta tensors it counts attention
+    assert attention == 12 * 3 * 197 * 197 * (
+        64 + 64
+    )  # layers × heads × queries × keys × (a score and a sum)
+    with (
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):  # on a CPU; on meta tensors it counts attention
         model(torch.zeros(1, 3, 224, 224))
     assert counted.flops - counter.get_total_flops() == 2 * attention
 
 
-# Totals that other tools gave, each in the version that `paperlib.complexity.conventions` names, for MobileNetV1 as above and for
-# torchvision's ResNet-50 and VGG-16, all at 1×3×224×224; for ViT-B/16 deepspeed's, the only one that sees all of it.
+# Totals that other tools gave, each in the version that
+# `paperlib.complexity.conventions` names, for MobileNetV1 as above and for
+# torchvision's ResNet-50 and VGG-16, all at 1×3×224×224; for ViT-B/16 deepspeed's, the
+# only one that sees all of it.
 OBSERVED = {
-    "deepspeed 0.19.8, calflops 0.3.2 (MACs)": (568_740_352, 4_089_184_256, 15_470_264_320, 17_563_828_224),
+    "deepspeed 0.19.8, calflops 0.3.2 (MACs)": (
+        568_740_352,
+        4_089_184_256,
+        15_470_264_320,
+        17_563_828_224,
+    ),
     "ptflops 0.7.5 (aten)": (568_741_352, 4_089_185_256, 15_483_821_032, None),
     "torchinfo 1.8.0": (568_763_240, 4_089_238_376, 15_483_821_032, None),
     "torchprofile 0.1.0": (573_784_064, 4_100_300_288, 15_470_289_408, None),
     "fvcore 0.1.5": (578_875_904, 4_111_512_576, 15_470_289_408, None),
     "flopth 0.1.6": (583_918_592, None, 15_503_514_112, None),
-    "thop 0.1.1, ultralytics-thop 2.2.3": (588_962_304, 4_133_742_592, 15_470_314_496, None),
+    "thop 0.1.1, ultralytics-thop 2.2.3": (
+        588_962_304,
+        4_133_742_592,
+        15_470_314_496,
+        None,
+    ),
     "ptflops 0.7.5 (pytorch)": (589_012_456, 4_132_436_968, 15_523_225_576, None),
     "torch.utils.flop_counter": (1_137_480_704, 8_178_368_512, 30_940_528_640, None),
-    "deepspeed 0.19.8, calflops 0.3.2 (FLOPs)": (1_152_658_944, 8_211_108_352, 30_973_778_432, 35_153_981_184),
+    "deepspeed 0.19.8, calflops 0.3.2 (FLOPs)": (
+        1_152_658_944,
+        8_211_108_352,
+        30_973_778_432,
+        35_153_981_184,
+    ),
 }
 
 
-@pytest.mark.parametrize("column", range(4), ids=["mobilenet", "resnet50", "vgg16", "vit_b_16"])
+@pytest.mark.parametrize(
+    "column", range(4), ids=["mobilenet", "resnet50", "vgg16", "vit_b_16"]
+)
 def test_conventions_reproduce_the_peers(column):
-    model = [mobilenet, *(lambda name=name: build(name) for name in ("resnet50", "vgg16", "vit_b_16"))][column]()
+    model = [
+        mobilenet,
+        *(lambda name=name: build(name) for name in ("resnet50", "vgg16", "vit_b_16")),
+    ][column]()
     rows = profile(model).conventions()
     for peer, observed in OBSERVED.items():
         if observed[column] is not None:
             (row,) = [row for row in rows if peer in row.used_by]
             assert row.total == observed[column], peer
-    assert len(rows) == len(OBSERVED) + 1  # and the step "MACs + norm", which no tool stops at
+    assert (
+        len(rows) == len(OBSERVED) + 1
+    )  # and the step "MACs + norm", which no tool stops at
 
 
 def test_conventions_of_mobilenet():
     rows = profile(mobilenet()).conventions()
     millions = [round(row.total / 1e6, 1) for row in rows]
-    assert millions == [568.7, 568.7, 568.8, 573.8, 578.8, 578.9, 583.9, 589.0, 589.0, 1137.5, 1152.7]
+    assert millions == [
+        568.7,
+        568.7,
+        568.8,
+        573.8,
+        578.8,
+        578.9,
+        583.9,
+        589.0,
+        589.0,
+        1137.5,
+        1152.7,
+    ]
     assert rows[0].total == conv2d_macs(3, 3, 32, 112) + 1024 * 1000 + sum(
         depthwise_separable_macs(3, m, n, side)
-        for m, n, side in [(32, 64, 112), (64, 128, 56), (128, 128, 56), (128, 256, 28), (256, 256, 28), (256, 512, 14)]
-        + [(512, 512, 14)] * 5
-        + [(512, 1024, 7), (1024, 1024, 7)]
+        for m, n, side in (
+            [
+                (32, 64, 112),
+                (64, 128, 56),
+                (128, 128, 56),
+                (128, 256, 28),
+                (256, 256, 28),
+                (256, 512, 14),
+            ]
+            + [(512, 512, 14)] * 5
+            + [(512, 1024, 7), (1024, 1024, 7)]
+        )
     )
-    # The same network in timm's own modules, which tools that go by module type do not know, has the same totals here.
+    # The same network in timm's own modules, which tools that go by module type do not
+    # know, has the same totals here.
     assert profile(build("mobilenetv1_100")).conventions() == rows
 
 
 def test_counts_by_hand():
     model = nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(4, affine=False), nn.GELU(),
-        nn.AvgPool2d(2), nn.GroupNorm(2, 4), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
-        nn.LayerNorm(3, elementwise_affine=False), nn.Softmax(-1), nn.PReLU(),
-    )  # fmt: skip
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(4, affine=False),
+        nn.GELU(),
+        nn.AvgPool2d(2),
+        nn.GroupNorm(2, 4),
+        nn.Sigmoid(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+        nn.LayerNorm(3, elementwise_affine=False),
+        nn.Softmax(-1),
+        nn.PReLU(),
+    )
     counted = profile(model, (1, 2, 10, 10))
     assert counted.counts == {
-        "macs": 64 * 4 * 2 * 9 + 12, "conv_bias": 256, "linear_bias": 3, "batch_norm": 256 + 64,
-        "batch_norm_affine": 256, "other_norm": 16 + 3, "other_norm_affine": 16, "norm_params": 16,
-        "activation": 256 + 64 + 16 + 3 + 3, "max_pool_in": 256, "avg_pool_in": 64, "avg_pool_out": 16,
-        "adaptive_avg_pool_in": 16, "adaptive_avg_pool_out": 4,
-    }  # fmt: skip
+        "macs": 64 * 4 * 2 * 9 + 12,
+        "conv_bias": 256,
+        "linear_bias": 3,
+        "batch_norm": 256 + 64,
+        "batch_norm_affine": 256,
+        "other_norm": 16 + 3,
+        "other_norm_affine": 16,
+        "norm_params": 16,
+        "activation": 256 + 64 + 16 + 3 + 3,
+        "max_pool_in": 256,
+        "avg_pool_in": 64,
+        "avg_pool_out": 16,
+        "adaptive_avg_pool_in": 16,
+        "adaptive_avg_pool_out": 4,
+    }
     assert set(counted.counts) == set(COUNTS)
 
 
 def test_unknown_count_is_refused():
-    with pytest.raises(ValueError, match="counts has flips; expected names from macs, .*; give Profile.counts"):
+    with pytest.raises(
+        ValueError,
+        match="counts has flips; expected names from macs, .*; give Profile.counts",
+    ):
         totals({"macs": 1, "flips": 2})
 
 
@@ -361,42 +567,132 @@ def attend(shape_q, shape_k, shape_v, **options):
 
 
 WAYS = {
-    "linear": (Calls(lambda m, x: F.linear(x, m.w, m.b), w=(7, 5), b=(7,)), [(2, 3, 5)], 2 * 3 * 5 * 7),
-    "keywords": (Calls(lambda m, x: F.linear(weight=m.w, input=x, bias=m.b), w=(7, 5), b=(7,)), [(3, 5)], 105),
+    "linear": (
+        Calls(lambda m, x: F.linear(x, m.w, m.b), w=(7, 5), b=(7,)),
+        [(2, 3, 5)],
+        2 * 3 * 5 * 7,
+    ),
+    "keywords": (
+        Calls(lambda m, x: F.linear(weight=m.w, input=x, bias=m.b), w=(7, 5), b=(7,)),
+        [(3, 5)],
+        105,
+    ),
     "attention by keywords": (
-        Calls(lambda m, q, k: F.scaled_dot_product_attention(value=k, key=k, query=q, scale=1.0)),
+        Calls(
+            lambda m, q, k: F.scaled_dot_product_attention(
+                value=k, key=k, query=q, scale=1.0
+            )
+        ),
         [(2, 7, 8), (2, 9, 8)],
         2 * 7 * 9 * 16,
     ),
-    "linear to one": (Calls(lambda m, x: F.linear(x, m.w), w=(5,)), [(2, 3, 5)], 2 * 3 * 5),
-    "matmul": (Calls(lambda m, x: torch.matmul(x, m.w), w=(5, 7)), [(2, 3, 5)], 2 * 3 * 5 * 7),
+    "linear to one": (
+        Calls(lambda m, x: F.linear(x, m.w), w=(5,)),
+        [(2, 3, 5)],
+        2 * 3 * 5,
+    ),
+    "matmul": (
+        Calls(lambda m, x: torch.matmul(x, m.w), w=(5, 7)),
+        [(2, 3, 5)],
+        2 * 3 * 5 * 7,
+    ),
     "@": (Calls(lambda m, x: x @ m.w, w=(5, 7)), [(2, 3, 5)], 2 * 3 * 5 * 7),
     "@ vector": (Calls(lambda m, x: x @ m.w, w=(5,)), [(2, 3, 5)], 2 * 3 * 5),
     "vector @": (Calls(lambda m, x: m.w @ x, w=(3,)), [(2, 3, 5)], 2 * 3 * 5),
     "vector @ vector": (Calls(lambda m, x: x @ m.w, w=(5,)), [(5,)], 5),
-    "broadcast": (Calls(lambda m, x, y: x @ y), [(4, 1, 3, 5), (2, 5, 7)], 4 * 2 * 3 * 5 * 7),
+    "broadcast": (
+        Calls(lambda m, x, y: x @ y),
+        [(4, 1, 3, 5), (2, 5, 7)],
+        4 * 2 * 3 * 5 * 7,
+    ),
     "mm": (Calls(lambda m, x: torch.mm(x, m.w), w=(5, 7)), [(3, 5)], 3 * 5 * 7),
-    "mm into": (Calls(lambda m, x: torch.mm(x, m.w.detach(), out=x.new_empty(3, 7)), w=(5, 7)), [(3, 5)], 3 * 5 * 7),
+    "mm into": (
+        Calls(lambda m, x: torch.mm(x, m.w.detach(), out=x.new_empty(3, 7)), w=(5, 7)),
+        [(3, 5)],
+        3 * 5 * 7,
+    ),
     "bmm": (Calls(lambda m, x: torch.bmm(x, x.mT)), [(2, 3, 5)], 2 * 3 * 3 * 5),
-    "addmm": (Calls(lambda m, x: torch.addmm(m.b, x, m.w), w=(5, 7), b=(7,)), [(3, 5)], 3 * 5 * 7),
-    "addmm_": (Calls(lambda m, x: torch.zeros(3, 7).addmm_(x, m.w), w=(5, 7)), [(3, 5)], 3 * 5 * 7),
-    "baddbmm": (Calls(lambda m, x: torch.baddbmm(m.b, x, x.mT), b=(3,)), [(2, 3, 5)], 2 * 3 * 3 * 5),
-    "addbmm": (Calls(lambda m, x: torch.addbmm(m.b, x, x.mT), b=(3,)), [(2, 3, 5)], 2 * 3 * 3 * 5),
+    "addmm": (
+        Calls(lambda m, x: torch.addmm(m.b, x, m.w), w=(5, 7), b=(7,)),
+        [(3, 5)],
+        3 * 5 * 7,
+    ),
+    "addmm_": (
+        Calls(lambda m, x: torch.zeros(3, 7).addmm_(x, m.w), w=(5, 7)),
+        [(3, 5)],
+        3 * 5 * 7,
+    ),
+    "baddbmm": (
+        Calls(lambda m, x: torch.baddbmm(m.b, x, x.mT), b=(3,)),
+        [(2, 3, 5)],
+        2 * 3 * 3 * 5,
+    ),
+    "addbmm": (
+        Calls(lambda m, x: torch.addbmm(m.b, x, x.mT), b=(3,)),
+        [(2, 3, 5)],
+        2 * 3 * 3 * 5,
+    ),
     "mv": (Calls(lambda m, x: torch.mv(x, m.w), w=(5,)), [(3, 5)], 15),
-    "addmv": (Calls(lambda m, x: torch.addmv(m.b, x, m.w), w=(5,), b=(3,)), [(3, 5)], 15),
+    "addmv": (
+        Calls(lambda m, x: torch.addmv(m.b, x, m.w), w=(5,), b=(3,)),
+        [(3, 5)],
+        15,
+    ),
     "dot": (Calls(lambda m, x: torch.dot(x, m.w), w=(5,)), [(5,)], 5),
     "inner": (Calls(lambda m, x: torch.inner(x, m.w), w=(7, 5)), [(3, 5)], 3 * 5 * 7),
-    "einsum": (Calls(lambda m, x: torch.einsum("bij,jk->bik", x, m.w), w=(5, 7)), [(2, 3, 5)], 2 * 3 * 5 * 7),
-    "tensordot": (Calls(lambda m, x: torch.tensordot(x, m.w, 2), w=(3, 5, 7)), [(2, 3, 5)], 2 * 3 * 5 * 7),
-    "multi_dot": (Calls(lambda m, x: torch.linalg.multi_dot([x, m.w, m.b]), w=(5, 7), b=(7, 1)), [(3, 5)], 5 * 7 + 15),
-    "bilinear": (Calls(lambda m, x, y: F.bilinear(x, y, m.w), w=(6, 4, 5)), [(2, 4), (2, 5)], 2 * 6 * (4 + 1) * 5),
-    "conv2d": (Calls(lambda m, x: F.conv2d(x, m.w, padding=1), w=(4, 3, 3, 3)), [(2, 3, 6, 6)], 2 * 36 * 4 * 27),
-    "attention": (*attend((2, 3, 7, 8), (2, 3, 9, 8), (2, 3, 9, 4)), 2 * 3 * 7 * 9 * (8 + 4)),
-    "masked": (*attend((2, 3, 7, 8), (2, 3, 9, 8), (2, 3, 9, 4), attn_mask=torch.ones(7, 9)), 2 * 3 * 7 * 9 * 12),
-    "causal": (*attend((2, 3, 7, 8), (2, 3, 7, 8), (2, 3, 7, 8), is_causal=True), 2 * 3 * 7 * 7 * 16),
-    "grouped queries": (*attend((2, 6, 7, 8), (2, 3, 9, 8), (2, 3, 9, 8), enable_gqa=True), 2 * 6 * 7 * 9 * 16),
-    "checkpoint": (Calls(lambda m, x: checkpoint(F.linear, x, m.w, use_reentrant=False), w=(7, 5)), [(3, 5)], 105),
-    "nothing": (Calls(lambda m, x: torch.cdist(x, x) * F.relu(x).sum() + x.softmax(-1).cumsum(0)), [(5, 5)], 0),
+    "einsum": (
+        Calls(lambda m, x: torch.einsum("bij,jk->bik", x, m.w), w=(5, 7)),
+        [(2, 3, 5)],
+        2 * 3 * 5 * 7,
+    ),
+    "tensordot": (
+        Calls(lambda m, x: torch.tensordot(x, m.w, 2), w=(3, 5, 7)),
+        [(2, 3, 5)],
+        2 * 3 * 5 * 7,
+    ),
+    "multi_dot": (
+        Calls(lambda m, x: torch.linalg.multi_dot([x, m.w, m.b]), w=(5, 7), b=(7, 1)),
+        [(3, 5)],
+        5 * 7 + 15,
+    ),
+    "bilinear": (
+        Calls(lambda m, x, y: F.bilinear(x, y, m.w), w=(6, 4, 5)),
+        [(2, 4), (2, 5)],
+        2 * 6 * (4 + 1) * 5,
+    ),
+    "conv2d": (
+        Calls(lambda m, x: F.conv2d(x, m.w, padding=1), w=(4, 3, 3, 3)),
+        [(2, 3, 6, 6)],
+        2 * 36 * 4 * 27,
+    ),
+    "attention": (
+        *attend((2, 3, 7, 8), (2, 3, 9, 8), (2, 3, 9, 4)),
+        2 * 3 * 7 * 9 * (8 + 4),
+    ),
+    "masked": (
+        *attend((2, 3, 7, 8), (2, 3, 9, 8), (2, 3, 9, 4), attn_mask=torch.ones(7, 9)),
+        2 * 3 * 7 * 9 * 12,
+    ),
+    "causal": (
+        *attend((2, 3, 7, 8), (2, 3, 7, 8), (2, 3, 7, 8), is_causal=True),
+        2 * 3 * 7 * 7 * 16,
+    ),
+    "grouped queries": (
+        *attend((2, 6, 7, 8), (2, 3, 9, 8), (2, 3, 9, 8), enable_gqa=True),
+        2 * 6 * 7 * 9 * 16,
+    ),
+    "checkpoint": (
+        Calls(lambda m, x: checkpoint(F.linear, x, m.w, use_reentrant=False), w=(7, 5)),
+        [(3, 5)],
+        105,
+    ),
+    "nothing": (
+        Calls(
+            lambda m, x: torch.cdist(x, x) * F.relu(x).sum() + x.softmax(-1).cumsum(0)
+        ),
+        [(5, 5)],
+        0,
+    ),
 }
 
 
@@ -406,7 +702,11 @@ def test_every_way_to_multiply(way):
     counted = profile(model, shapes)
     assert counted.macs == macs
     assert counted.params == parameters(model)
-    if way not in ("nothing", "einsum", "tensordot"):  # einsum and tensordot are products of reshaped operands
+    if way not in (
+        "nothing",
+        "einsum",
+        "tensordot",
+    ):  # einsum and tensordot are products of reshaped operands
         assert counted.layers[-1].output_shape == model(*map(torch.zeros, shapes)).shape
 
 
@@ -432,15 +732,25 @@ LOOKS = {
     "sum into": lambda x, y: torch.add(x, y, out=torch.empty(2, 4, 5, 6)),
     "sigmoid of integers": lambda x, y: torch.sigmoid(x.long()),
     "softmax": lambda x, y: x.softmax(1, dtype=torch.double),
-    "batch norm": lambda x, y: F.batch_norm(channels_last(x), torch.zeros(4), torch.ones(4)),
-    "batch norm of a permutation": lambda x, y: F.batch_norm(x.permute(0, 2, 1, 3), torch.zeros(5), torch.ones(5)),
+    "batch norm": lambda x, y: F.batch_norm(
+        channels_last(x), torch.zeros(4), torch.ones(4)
+    ),
+    "batch norm of a permutation": lambda x, y: F.batch_norm(
+        x.permute(0, 2, 1, 3), torch.zeros(5), torch.ones(5)
+    ),
     "instance norm": lambda x, y: F.instance_norm(channels_last(x)),
-    "layer norm of a permutation": lambda x, y: F.layer_norm(x.permute(0, 2, 3, 1), (4,)),
+    "layer norm of a permutation": lambda x, y: F.layer_norm(
+        x.permute(0, 2, 3, 1), (4,)
+    ),
     "group norm": lambda x, y: F.group_norm(x, 2),
-    "linear of a permutation": lambda x, y: F.linear(x.permute(0, 2, 3, 1), torch.ones(7, 4), torch.ones(7)),
+    "linear of a permutation": lambda x, y: F.linear(
+        x.permute(0, 2, 3, 1), torch.ones(7, 4), torch.ones(7)
+    ),
     "linear of a vector": lambda x, y: F.linear(y, torch.ones(7, 6)),
     "attention": lambda x, y: F.scaled_dot_product_attention(x, x, x),
-    "attention of a permutation": lambda x, y: F.scaled_dot_product_attention(*[x.permute(0, 2, 1, 3)] * 3),
+    "attention of a permutation": lambda x, y: F.scaled_dot_product_attention(
+        *[x.permute(0, 2, 1, 3)] * 3
+    ),
     "dropout": lambda x, y: F.dropout(x, 0.5, training=False),
 }
 
@@ -473,7 +783,10 @@ class OwnProduct(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("wrap", "macs"),
     [
-        (lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU())), 16),
+        (
+            lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU())),
+            16,
+        ),
         (lambda: torch.compile(nn.Sequential(nn.Linear(4, 4), nn.ReLU())), 16),
         (lambda: nn.DataParallel(nn.Linear(4, 4)), 16),
         (lambda: Calls(lambda m, x: OwnProduct.apply(x, m.w), w=(4, 4)), 16),
@@ -490,7 +803,9 @@ def test_wrappers(wrap, macs):
 def test_deformable_convolution():
     layer = torchvision.ops.DeformConv2d(3, 8, 3, padding=1)
     counted = profile(layer, [(2, 3, 6, 6), (2, 18, 6, 6)])
-    assert counted.layers == [("", "deformable conv", (2, 8, 6, 6), 2 * 36 * 8 * 27, 8 * 27 + 8)]
+    assert counted.layers == [
+        ("", "deformable conv", (2, 8, 6, 6), 2 * 36 * 8 * 27, 8 * 27 + 8)
+    ]
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
@@ -505,7 +820,10 @@ def test_multihead_attention(need_weights, batch_first):
     for layer in counted.layers:
         assert layer.name == "attention"
         macs[layer.kind] += layer.macs
-    assert macs == {"linear": 10 * 16 * 64, "attention": images * tokens * tokens * 2 * 16}
+    assert macs == {
+        "linear": 10 * 16 * 64,
+        "attention": images * tokens * tokens * 2 * 16,
+    }
     assert counted.params == parameters(model)
 
 
@@ -514,14 +832,21 @@ def test_fast_path_of_transformers():
     model = nn.TransformerEncoder(layer, 2).eval()
     with torch.no_grad(), torch.profiler.profile() as profiler:
         model(torch.zeros(2, 5, 16))
-    assert any("_transformer_encoder_layer_fwd" in event.key for event in profiler.key_averages())  # it is taken
+    assert any(
+        "_transformer_encoder_layer_fwd" in event.key
+        for event in profiler.key_averages()
+    )  # it is taken
     with torch.no_grad():
-        assert profile(model, (2, 5, 16)).macs == 2 * (10 * 16 * (64 + 2 * 32) + 2 * 5 * 5 * 32)
+        assert profile(model, (2, 5, 16)).macs == 2 * (
+            10 * 16 * (64 + 2 * 32) + 2 * 5 * 5 * 32
+        )
 
 
 @pytest.mark.parametrize(("cell", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
 def test_recurrent(cell, gates):
-    counted = profile(cell(6, 8, num_layers=2, bidirectional=True, batch_first=True), (3, 5, 6))
+    counted = profile(
+        cell(6, 8, num_layers=2, bidirectional=True, batch_first=True), (3, 5, 6)
+    )
     (layer,) = counted.layers
     assert layer.kind == "recurrent" and layer.output_shape == (3, 5, 16)
     assert layer.macs == 2 * 3 * 5 * gates * 8 * ((6 + 8) + (16 + 8))
@@ -555,7 +880,10 @@ def test_functional_calls_belong_to_the_module_whose_forward_runs():
 def test_a_module_used_twice_counts_twice_with_its_parameters_once():
     layer = nn.Linear(4, 4)
     counted = profile(nn.Sequential(layer, nn.ReLU(), layer), (3, 4))
-    assert counted.layers == [("0", "linear", (3, 4), 48, 20), ("0", "linear", (3, 4), 48, 0)]
+    assert counted.layers == [
+        ("0", "linear", (3, 4), 48, 20),
+        ("0", "linear", (3, 4), 48, 0),
+    ]
     assert counted.params == 20
 
 
@@ -569,17 +897,30 @@ def test_tied_weights_count_once():
 
 def test_several_inputs_and_dtypes():
     def forward(m, image, tokens, step):
-        return F.embedding(tokens, m.table).mean(1) + F.linear(image.flatten(1), m.w) * step
+        return (
+            F.embedding(tokens, m.table).mean(1)
+            + F.linear(image.flatten(1), m.w) * step
+        )
 
     model = Calls(forward, table=(10, 4), w=(4, 12))
-    counted = profile(model, [(2, 3, 2, 2), (2, 7), ()], [torch.float32, torch.long, torch.float32])
+    counted = profile(
+        model, [(2, 3, 2, 2), (2, 7), ()], [torch.float32, torch.long, torch.float32]
+    )
     assert counted.input_shapes == [(2, 3, 2, 2), (2, 7), ()]
     assert [layer.name for layer in counted.layers] == ["table", ""]
     assert counted.macs == 2 * 4 * 12
-    half = Calls(lambda m, x: torch.linalg.vecdot(x, m.layer(x)) if x.dtype == torch.half else None)
+    half = Calls(
+        lambda m, x: (
+            torch.linalg.vecdot(x, m.layer(x)) if x.dtype == torch.half else None
+        )
+    )
     half.layer = nn.Linear(4, 4).half()
     assert profile(half, (1, 4)).macs == 16
-    assert profile(nn.Linear(4, 4), torch.Size([2, 4])).macs == profile(nn.Linear(4, 4), [2, 4]).macs == 32
+    assert (
+        profile(nn.Linear(4, 4), torch.Size([2, 4])).macs
+        == profile(nn.Linear(4, 4), [2, 4]).macs
+        == 32
+    )
 
 
 def test_counts_are_of_the_whole_batch():
@@ -591,7 +932,9 @@ def test_counts_are_of_the_whole_batch():
 
 class Standardised(nn.Conv2d):
     def forward(self, x):
-        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True
+        )
         return self._conv_forward(x, weight.reshape_as(self.weight) * 0.5, self.bias)
 
 
@@ -600,7 +943,11 @@ class Tokens(nn.Module):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 1, 4))
         self.places = nn.Parameter(torch.zeros(1, 5, 4))
-        self.norm, self.mlp, self.spare = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 9)
+        self.norm, self.mlp, self.spare = (
+            nn.LayerNorm(4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 9),
+        )
 
     def forward(self, x):
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
@@ -613,26 +960,58 @@ class Tokens(nn.Module):
         (
             Tokens(),
             (2, 4, 4),
-            [("token", "parameter", 4), ("places", "parameter", 20), ("norm", "norm", 8), ("mlp", "linear", 20)]
+            [
+                ("token", "parameter", 4),
+                ("places", "parameter", 20),
+                ("norm", "norm", 8),
+                ("mlp", "linear", 20),
+            ]
             + [("spare", "unused", 45)],
         ),
-        (nn.Sequential(Standardised(3, 4, 1)), (1, 3, 5, 5), [("0", "pointwise conv", 16)]),
-        (nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 4))), (1, 3), [("0", "linear", 20)]),
-        (Calls(lambda m, x: F.linear(x, m.w.data, m.b), w=(4, 3), b=(4,)), (1, 3), [("", "linear", 16)]),
-        (Calls(lambda m, x: F.conv1d(x, m.w * m.g), w=(4, 3, 1), g=(4, 1, 1)), (1, 3, 5), [("", "pointwise conv", 16)]),
+        (
+            nn.Sequential(Standardised(3, 4, 1)),
+            (1, 3, 5, 5),
+            [("0", "pointwise conv", 16)],
+        ),
+        (
+            nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 4))),
+            (1, 3),
+            [("0", "linear", 20)],
+        ),
+        (
+            Calls(lambda m, x: F.linear(x, m.w.data, m.b), w=(4, 3), b=(4,)),
+            (1, 3),
+            [("", "linear", 16)],
+        ),
+        (
+            Calls(lambda m, x: F.conv1d(x, m.w * m.g), w=(4, 3, 1), g=(4, 1, 1)),
+            (1, 3, 5),
+            [("", "pointwise conv", 16)],
+        ),
         (
             Calls(lambda m, x: F.linear(x, m.a @ m.b), a=(4, 2), b=(2, 3)),
             (1, 3),
             [("", "matmul", 14), ("", "linear", 0)],
         ),
         (  # queries that are learned, as in DETR: they are what goes in, not a weight of the layer that takes them
-            Calls(lambda m, x: F.linear(m.queries, m.w) @ x.mT, queries=(5, 4), w=(3, 4)),
+            Calls(
+                lambda m, x: F.linear(m.queries, m.w) @ x.mT, queries=(5, 4), w=(3, 4)
+            ),
             (1, 6, 3),
             [("queries", "parameter", 20), ("", "linear", 12), ("", "matmul", 0)],
         ),
         (nn.Sequential(nn.PReLU(3), nn.Embedding(3, 2)), (1, 3), None),
     ],
-    ids=["tokens", "standardised", "weight_norm", "data", "gain", "product", "queries", "error"],
+    ids=[
+        "tokens",
+        "standardised",
+        "weight_norm",
+        "data",
+        "gain",
+        "product",
+        "queries",
+        "error",
+    ],
 )
 def test_parameters_belong_to_the_layer_that_uses_them(model, shape, rows):
     if rows is None:
@@ -656,9 +1035,11 @@ def test_auxiliary_heads_are_unused_in_eval_mode():
 
 
 def test_table():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 10))
-    assert profile(model, (1, 3, 8, 8)).table() == (
-        "Sequential, input 1×3×8×8\n"
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 10)
+    )
+    assert (
+        profile(model, (1, 3, 8, 8)).table() == "Sequential, input 1×3×8×8\n"
         "layer  kind    output     MACs  parameters\n"
         "0      conv    1×8×6×6   7,776         224\n"
         "1      norm    1×8×6×6       0          16\n"
@@ -666,13 +1047,23 @@ def test_table():
         "total                   10,656       3,130"
     )
     assert "norm" not in profile(model, (1, 3, 8, 8)).table(costly_only=True)
-    assert profile(model, (1, 3, 8, 8)).table(costly_only=True).endswith("10,656       3,130")
-    assert "Linear  linear  1×2" in profile(nn.Linear(3, 2), (1, 3)).table()  # the model itself goes by its class
+    assert (
+        profile(model, (1, 3, 8, 8))
+        .table(costly_only=True)
+        .endswith("10,656       3,130")
+    )
+    assert (
+        "Linear  linear  1×2" in profile(nn.Linear(3, 2), (1, 3)).table()
+    )  # the model itself goes by its class
 
 
 def test_conventions_table():
     lines = profile(mobilenet()).conventions_table().splitlines()
-    assert lines[1].startswith("MACs ") and "568,740,352" in lines[1] and "the MobileNet paper" in lines[1]
+    assert (
+        lines[1].startswith("MACs ")
+        and "568,740,352" in lines[1]
+        and "the MobileNet paper" in lines[1]
+    )
     column = lines[0].index("used by")
     assert all(line[column - 1] == " " != line[column] for line in lines)
     assert len(lines) == 12
@@ -682,20 +1073,43 @@ def test_conventions_table():
 
 
 def state(model):
-    """Everything that could be left behind: modes, hooks, attributes, and the tensors themselves with their values."""
+    """Everything that could be left behind: modes, hooks, attributes, and the tensors
+    themselves with their values.
+    """
     found = []
     for name, module in model.named_modules():
-        inside = {key: list(value) for key, value in vars(module).items() if isinstance(value, (dict, list))}
-        found.append((name, module.training, [id(value) for value in vars(module).values()], inside))
-    tensors = [(t, t.clone(), t.device, t._version) for t in itertools.chain(model.parameters(), model.buffers())]
+        inside = {
+            key: list(value)
+            for key, value in vars(module).items()
+            if isinstance(value, (dict, list))
+        }
+        found.append(
+            (
+                name,
+                module.training,
+                [id(value) for value in vars(module).values()],
+                inside,
+            )
+        )
+    tensors = [
+        (t, t.clone(), t.device, t._version)
+        for t in itertools.chain(model.parameters(), model.buffers())
+    ]
     return found, tensors
 
 
 def assert_unchanged(model, before):
     found, tensors = state(model)
     assert found == before[0]
-    for (now, *_), (tensor, value, device, version) in zip(tensors, before[1], strict=True):
-        assert now is tensor and now.device == device and torch.equal(now, value) and now._version == version
+    for (now, *_), (tensor, value, device, version) in zip(
+        tensors, before[1], strict=True
+    ):
+        assert (
+            now is tensor
+            and now.device == device
+            and torch.equal(now, value)
+            and now._version == version
+        )
 
 
 class Careless(nn.Module):
@@ -703,7 +1117,11 @@ class Careless(nn.Module):
 
     def __init__(self, fails=False):
         super().__init__()
-        self.conv, self.norm, self.drop = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)
+        self.conv, self.norm, self.drop = (
+            nn.Conv2d(3, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Dropout(0.5),
+        )
         self.seen, self.cache, self.fails = [], {}, fails
         self.register_buffer("steps", torch.tensor(0))
 
@@ -730,24 +1148,40 @@ def test_nothing_is_left_behind(training, fails):
     model.norm.eval()  # a mixture of modes comes back as a mixture
     weight = model.conv.weight
     before = state(model)
-    with pytest.raises(ValueError, match="KeyError: 'lost'") if fails else contextlib.nullcontext():
+    with (
+        pytest.raises(ValueError, match="KeyError: 'lost'")
+        if fails
+        else contextlib.nullcontext()
+    ):
         assert profile(model, (1, 3, 5, 5)).macs == 25 * 12
-    assert_unchanged(model, [before[0], [(t, v, d, t._version) for t, v, d, _ in before[1]]])
+    assert_unchanged(
+        model, [before[0], [(t, v, d, t._version) for t, v, d, _ in before[1]]]
+    )
     assert model.conv.weight is weight and weight.requires_grad and weight.grad is None
-    F.conv2d(torch.ones(1, 3, 2, 2), weight).sum().backward()  # still a leaf that can be trained
+    F.conv2d(
+        torch.ones(1, 3, 2, 2), weight
+    ).sum().backward()  # still a leaf that can be trained
     assert torch.isfinite(weight.grad).all()
 
 
 def test_train_mode_counts_as_eval():
     model = build("googlenet").to_empty(device="cpu").train()
     before = [module.training for module in model.modules()]
-    assert profile(model, (1, 3, 96, 96)).layers == profile(copy.deepcopy(model).eval(), (1, 3, 96, 96)).layers
+    assert (
+        profile(model, (1, 3, 96, 96)).layers
+        == profile(copy.deepcopy(model).eval(), (1, 3, 96, 96)).layers
+    )
     assert [module.training for module in model.modules()] == before
-    assert int(torchvision.ops.Conv2dNormActivation(3, 4).train()[1].num_batches_tracked) == 0
+    assert (
+        int(torchvision.ops.Conv2dNormActivation(3, 4).train()[1].num_batches_tracked)
+        == 0
+    )
 
 
 def test_random_numbers_go_on_as_before():
-    model = nn.Sequential(nn.Linear(4, 4), Calls(lambda m, x: F.dropout(x, training=True) + torch.rand(4)))
+    model = nn.Sequential(
+        nn.Linear(4, 4), Calls(lambda m, x: F.dropout(x, training=True) + torch.rand(4))
+    )
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -755,7 +1189,11 @@ def test_random_numbers_go_on_as_before():
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "context",
+    [torch.no_grad, torch.inference_mode, torch.enable_grad],
+    ids=lambda c: c.__name__,
+)
 def test_under_any_gradient_mode(context):
     seen = []
 
@@ -777,7 +1215,10 @@ def test_under_any_gradient_mode(context):
 def test_autocast():
     def forward(m, x):
         with torch.autocast("cpu", torch.bfloat16):
-            return F.scaled_dot_product_attention(x, m.w, m.w) + m.layer(m.conv(x)) @ m.w.mT
+            return (
+                F.scaled_dot_product_attention(x, m.w, m.w)
+                + m.layer(m.conv(x)) @ m.w.mT
+            )
 
     model = Calls(forward, w=(1, 4, 4))
     model.conv, model.layer = nn.Conv1d(4, 4, 1), nn.Linear(4, 4)
@@ -785,8 +1226,14 @@ def test_autocast():
     assert profile(model, (1, 4, 4)).macs == macs
     with torch.autocast("cpu", torch.bfloat16):
         assert profile(model, (1, 4, 4)).macs == macs
-        out = model.layer(torch.zeros(5, 4))  # the cache of autocast holds no tensor of ours
-        assert out.device.type == "cpu" and out.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu")
+        out = model.layer(
+            torch.zeros(5, 4)
+        )  # the cache of autocast holds no tensor of ours
+        assert (
+            out.device.type == "cpu"
+            and out.dtype == torch.bfloat16
+            and torch.is_autocast_enabled("cpu")
+        )
 
 
 def test_other_modes_do_not_mix():
@@ -868,21 +1315,36 @@ def test_no_memory_is_taken():
             self.plain = torch.zeros(2048, 2048)
 
         def forward(self, x):
-            mask = torch.ones(4096, 4096, device=self.layer.weight.device).tril() + torch.eye(4096)
-            return self.layer(x) @ (self.layer.weight * 2 + self.plain.half().float()) + mask.sum()
+            mask = torch.ones(
+                4096, 4096, device=self.layer.weight.device
+            ).tril() + torch.eye(4096)
+            return (
+                self.layer(x) @ (self.layer.weight * 2 + self.plain.half().float())
+                + mask.sum()
+            )
 
     model = Masked()
     with torch.profiler.profile(profile_memory=True) as profiler:
         assert profile(model, (8, 2048)).macs == 2 * 8 * 2048 * 2048
-    assert sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages()) < 1000
-    with torch.profiler.profile(profile_memory=True) as profiler:  # such events are seen where there is memory taken
+    assert (
+        sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages())
+        < 1000
+    )
+    with torch.profiler.profile(
+        profile_memory=True
+    ) as profiler:  # such events are seen where there is memory taken
         model.plain.clone()
-    assert sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages()) >= 2048 * 2048 * 4
+    assert (
+        sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages())
+        >= 2048 * 2048 * 4
+    )
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
 def test_a_model_on_a_gpu(inside):
-    """Fake CUDA tensors refuse to meet any other, as real ones do, and no CUDA device is there to compute on."""
+    """Fake CUDA tensors refuse to meet any other, as real ones do, and no CUDA device
+    is there to compute on.
+    """
     mode = FakeTensorMode()
     with mode, torch.device("cuda"):
         resnet = torchvision.models.resnet18()
@@ -895,7 +1357,10 @@ def test_a_model_on_a_gpu(inside):
     with mode if inside else contextlib.nullcontext():
         counted = profile(resnet)
         assert counted.macs == 1_814_073_344 and counted.params == parameters(resnet)
-        assert profile(encoder, (2, 5, 16)).macs == 10 * 16 * (64 + 2 * 32) + 2 * 5 * 5 * 32
+        assert (
+            profile(encoder, (2, 5, 16)).macs
+            == 10 * 16 * (64 + 2 * 32) + 2 * 5 * 5 * 32
+        )
         assert profile(lstm, (5, 3, 4)).macs == 15 * 32 * 12
         assert profile(made, (2, 4)).macs == 32
     assert resnet.fc.weight.device.type == "cuda" and resnet.training
@@ -922,7 +1387,9 @@ def test_plain_tensors_and_values_of_buffers():
 
         def forward(self, x):
             assert (
-                self.times and torch.equal(self.more[1], torch.tensor([1.0] * 4)) and self.more[1].tolist() == [1] * 4
+                self.times
+                and torch.equal(self.more[1], torch.tensor([1.0] * 4))
+                and self.more[1].tolist() == [1] * 4
             )
             for _ in range(int(self.times)):
                 x = F.linear(x, self.weight, self.more[1]) @ self.more[0]
@@ -934,7 +1401,9 @@ def test_plain_tensors_and_values_of_buffers():
     model = Plain()
     counted = profile(model, (2, 4))
     assert counted.macs == 3 * 2 * 32 and counted.params == 0
-    assert counted.layers[-1].kind == "norm"  # what was zeros is an activation once one is written into it
+    assert (
+        counted.layers[-1].kind == "norm"
+    )  # what was zeros is an activation once one is written into it
     assert not model.weight.is_meta and not model.more[0].is_meta
 
 
@@ -945,14 +1414,54 @@ def test_plain_tensors_and_values_of_buffers():
     ("model", "shape", "dtype", "said"),
     [
         (nn.Linear(4, 4), (), None, r"input_shape = \(\); expected a shape such as"),
-        (nn.Linear(4, 4), (0, 4), None, "a size in input_shape = 0; expected 1 or more"),
-        (nn.Linear(4, 4), (224 / 32, 4), None, "a size in input_shape = 7.0; expected a whole number"),
-        (nn.Linear(4, 4), [(1, 4), 4], None, "mixes numbers and shapes; expected one shape or a list"),
-        (nn.Linear(4, 4), (1, 4), [torch.float32] * 2, r"for 1 input\(s\); expected a torch.dtype for all"),
-        (nn.LazyLinear(4), (1, 4), None, "'weight' of the model is lazy and has no shape yet; .* run it once"),
-        (nn.Sequential(nn.LazyConv2d(4, 1)), (1, 4), None, "'weight' of layer '0' is lazy"),
-        (torch.jit.script(nn.ReLU()), (1, 4), None, "the model is a ScriptModule, .*pass the nn.Module that it was"),
-        (nn.Sequential(torch.jit.script(nn.ReLU())), (1, 4), None, "layer '0' is a ScriptModule"),
+        (
+            nn.Linear(4, 4),
+            (0, 4),
+            None,
+            "a size in input_shape = 0; expected 1 or more",
+        ),
+        (
+            nn.Linear(4, 4),
+            (224 / 32, 4),
+            None,
+            "a size in input_shape = 7.0; expected a whole number",
+        ),
+        (
+            nn.Linear(4, 4),
+            [(1, 4), 4],
+            None,
+            "mixes numbers and shapes; expected one shape or a list",
+        ),
+        (
+            nn.Linear(4, 4),
+            (1, 4),
+            [torch.float32] * 2,
+            r"for 1 input\(s\); expected a torch.dtype for all",
+        ),
+        (
+            nn.LazyLinear(4),
+            (1, 4),
+            None,
+            "'weight' of the model is lazy and has no shape yet; .* run it once",
+        ),
+        (
+            nn.Sequential(nn.LazyConv2d(4, 1)),
+            (1, 4),
+            None,
+            "'weight' of layer '0' is lazy",
+        ),
+        (
+            torch.jit.script(nn.ReLU()),
+            (1, 4),
+            None,
+            "the model is a ScriptModule, .*pass the nn.Module that it was",
+        ),
+        (
+            nn.Sequential(torch.jit.script(nn.ReLU())),
+            (1, 4),
+            None,
+            "layer '0' is a ScriptModule",
+        ),
         (
             nn.Sequential(nn.ReLU(), nn.Linear(5, 3)),
             (2, 4),
@@ -965,13 +1474,33 @@ def test_plain_tensors_and_values_of_buffers():
             None,
             r"shape \(1, 5, 9, 9\) in layer '0', Conv2d\(3, 4.*It said",
         ),
-        (nn.Sequential(nn.BatchNorm2d(9)), (1, 5, 9, 9), None, "should contain 5 elements not 9"),
+        (
+            nn.Sequential(nn.BatchNorm2d(9)),
+            (1, 5, 9, 9),
+            None,
+            "should contain 5 elements not 9",
+        ),
         (nn.GroupNorm(2, 4), (1, 5, 9, 9), None, "num_channels|divisible"),
         (nn.LayerNorm(4), (1, 5), None, "Given normalized_shape"),
         (nn.Embedding(4, 4), (1, 5), None, "dtype=torch.long for token ids"),
-        (nn.Linear(4, 4), [(1, 4), (1, 4)], None, r"shape \(1, 4\), \(1, 4\).*TypeError.*positional argument"),
-        (Calls(lambda m, x: x if x.sum() > 0 else -x), (1, 4), None, "looks at the values of its activations"),
-        (Calls(lambda m, q, k: F.scaled_dot_product_attention(q, k, k)), [(1, 2, 4), (1, 2, 5)], None, "RuntimeError"),
+        (
+            nn.Linear(4, 4),
+            [(1, 4), (1, 4)],
+            None,
+            r"shape \(1, 4\), \(1, 4\).*TypeError.*positional argument",
+        ),
+        (
+            Calls(lambda m, x: x if x.sum() > 0 else -x),
+            (1, 4),
+            None,
+            "looks at the values of its activations",
+        ),
+        (
+            Calls(lambda m, q, k: F.scaled_dot_product_attention(q, k, k)),
+            [(1, 2, 4), (1, 2, 5)],
+            None,
+            "RuntimeError",
+        ),
     ],
 )
 def test_refusals(model, shape, dtype, said):
@@ -980,7 +1509,9 @@ def test_refusals(model, shape, dtype, said):
 
 
 def test_other_types_are_refused():
-    with pytest.raises((ValueError, TypeError)):  # TypeError where annotations are checked, as in these tests
+    with pytest.raises(
+        (ValueError, TypeError)
+    ):  # TypeError where annotations are checked, as in these tests
         profile(nn.Linear, (1, 4))
     with pytest.raises((ValueError, TypeError)):
         profile(nn.Linear(4, 4), (1, 4), "long")
@@ -999,7 +1530,11 @@ def test_interrupting_puts_the_model_back():
     model = Calls(interrupted).train()
     with pytest.raises(KeyboardInterrupt):
         profile(model, (1, 4))
-    assert model.training and torch.zeros(1).device.type == "cpu" and torch.zeros(2)[0].item() == 0
+    assert (
+        model.training
+        and torch.zeros(1).device.type == "cpu"
+        and torch.zeros(2)[0].item() == 0
+    )
 
 
 def test_profile_is_a_plain_value():

@@ -1,4 +1,6 @@
-"""Every classification network of torchvision, counted by us and by PyTorch's own counter (`make test-long`)."""
+"""Every classification network of torchvision, counted by us and by PyTorch's own
+counter (`make test-long`).
+"""
 
 import pytest
 import torch
@@ -13,8 +15,11 @@ NETWORKS = torchvision.models.list_models(module=torchvision.models)
 @pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_torchvision_classifier_agrees_with_flop_counter(name):
-    weightless = {"weights": None} | ({"init_weights": False} if name in ("googlenet", "inception_v3") else {})
-    # RegNet computes its widths with tensors while it is built, which needs a device with numbers.
+    weightless = {"weights": None} | (
+        {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    )
+    # RegNet computes its widths with tensors while it is built, which needs a device
+    # with numbers.
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
         model = torchvision.models.get_model(name, **weightless).to("meta").eval()
     images = torch.empty(1, 3, 224, 224, device="meta")

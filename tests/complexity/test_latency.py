@@ -18,9 +18,18 @@ class Sleep(nn.Module):
 
 
 def test_rows_carry_the_profiles_macs_and_their_own_bytes():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
-    conv, relu, flatten, linear = latency.time_layers(model, torch.randn(2, 3, 6, 6), repeats=3)
-    assert [conv.macs, relu.macs, flatten.macs, linear.macs] == [2 * 9 * 3 * 8 * 36, 0, 0, 2 * 8 * 36 * 5]
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)
+    )
+    conv, relu, flatten, linear = latency.time_layers(
+        model, torch.randn(2, 3, 6, 6), repeats=3
+    )
+    assert [conv.macs, relu.macs, flatten.macs, linear.macs] == [
+        2 * 9 * 3 * 8 * 36,
+        0,
+        0,
+        2 * 8 * 36 * 5,
+    ]
     assert conv.bytes == 4 * (2 * 3 * 36 + 2 * 8 * 36 + 3 * 8 * 9 + 8)
     assert linear.bytes == 4 * (2 * 8 * 36 + 2 * 5 + 8 * 36 * 5 + 5)
     assert [conv.kind, linear.kind, relu.kind] == ["conv", "linear", "ReLU"]
@@ -69,9 +78,14 @@ def test_a_layer_without_tensors_has_no_intensity():
 def test_a_slow_layer_is_found_and_calls_are_added_up():
     slow = Sleep(0.01)
     model = nn.Sequential(nn.Conv2d(3, 3, 1), slow, nn.ReLU(), slow)
-    rows = {row.name: row for row in latency.time_layers(model, torch.randn(1, 3, 4, 4), repeats=3)}
+    rows = {
+        row.name: row
+        for row in latency.time_layers(model, torch.randn(1, 3, 4, 4), repeats=3)
+    }
     assert list(rows) == ["0", "1", "2"]
-    assert rows["1"].seconds >= 0.02  # sleeping takes at least that long: a bound, not a timing
+    assert (
+        rows["1"].seconds >= 0.02
+    )  # sleeping takes at least that long: a bound, not a timing
     assert rows["1"].bytes == 2 * 2 * 4 * 48
 
 
@@ -93,7 +107,9 @@ def test_nothing_is_left_behind_even_after_an_error():
             latency.time_layers(model, torch.randn(2, 3, 4, 4), repeats=2)
             assert torch.equal(model[0].running_mean, before)
         assert all(module.training for module in model.modules())
-        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        assert not any(
+            m._forward_hooks or m._forward_pre_hooks for m in model.modules()
+        )
 
 
 def test_roofline_is_a_minimum():
@@ -110,7 +126,9 @@ def test_measured_machine_is_consistent():
 @pytest.mark.gpu
 def test_events_time_a_gpu():
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU()).cuda()
-    rows = latency.time_layers(model, torch.randn(8, 3, 64, 64, device="cuda"), repeats=3)
+    rows = latency.time_layers(
+        model, torch.randn(8, 3, 64, 64, device="cuda"), repeats=3
+    )
     assert all(row.seconds > 0 for row in rows)
     assert latency.measure_machine("cuda").macs_per_second > 1e11
 
@@ -120,7 +138,9 @@ def test_a_call_is_timed_by_its_median():
 
     def run():
         calls.append(None)
-        time.sleep(0.05 if len(calls) == 3 else 0.002)  # one slow call among the timed ones
+        time.sleep(
+            0.05 if len(calls) == 3 else 0.002
+        )  # one slow call among the timed ones
 
     assert 0.002 <= latency.time_call(run, seconds=0.06) < 0.05
     assert len(calls) >= 4

@@ -1,4 +1,6 @@
-"""A small data set in MVTec AD's layout: real textures, with synthetic defects for the test part."""
+"""A small data set in MVTec AD's layout: real textures, with synthetic defects for the
+test part.
+"""
 
 from pathlib import Path
 
@@ -8,7 +10,14 @@ from PIL import Image
 from paperlib.datasets import synthetic_defects, textures
 
 
-def write(root: Path, category: str, texture: str, train: int = 6, good: int = 3, defective: int = 3) -> None:
+def write(
+    root: Path,
+    category: str,
+    texture: str,
+    train: int = 6,
+    good: int = 3,
+    defective: int = 3,
+) -> None:
     def save(array, *parts):
         path = root.joinpath(category, *parts)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,4 +35,9 @@ def write(root: Path, category: str, texture: str, train: int = 6, good: int = 3
     for number in range(defective):
         item = painted[good + number]
         save(grey(item), "test", "stain", f"{number:03}.png")
-        save(item.mask.numpy().astype(np.uint8) * 255, "ground_truth", "stain", f"{number:03}_mask.png")
+        save(
+            item.mask.numpy().astype(np.uint8) * 255,
+            "ground_truth",
+            "stain",
+            f"{number:03}_mask.png",
+        )

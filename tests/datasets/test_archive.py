@@ -8,14 +8,22 @@ import pytest
 
 from paperlib.datasets import unpack
 
-FILES = {"bottle/train/good/000.png": b"good" * 500, "bottle/license.txt": b"CC", "readme.txt": b""}
+FILES = {
+    "bottle/train/good/000.png": b"good" * 500,
+    "bottle/license.txt": b"CC",
+    "readme.txt": b"",
+}
 
 
 def tar(path, members, mode="w"):
     """Write members: name → bytes, or a TarInfo made ready."""
     with tarfile.open(path, mode) as archive:
         for name, content in members:
-            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info = (
+                content
+                if isinstance(content, tarfile.TarInfo)
+                else tarfile.TarInfo(name)
+            )
             data = content if isinstance(content, bytes) else b""
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -30,7 +38,11 @@ def zipped(path, members):
 
 
 def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz", "tar.bz2", "tar.xz", "zip"])
@@ -44,7 +56,10 @@ def test_every_kind_is_unpacked_whole(tmp_path, ending):
     assert contents(tmp_path / "data") == FILES
     assert done == (tmp_path / "data", 3, 2002)
     assert str(done) == f"3 files of 0.0 MB unpacked to {tmp_path / 'data'}"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", f"data.{ending}"]  # no temporary folder
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "data",
+        f"data.{ending}",
+    ]  # no temporary folder
 
 
 def test_folders_and_permissions_are_the_users_own(tmp_path):
@@ -53,12 +68,20 @@ def test_folders_and_permissions_are_the_users_own(tmp_path):
     program = tarfile.TarInfo("locked/run")
     program.mode = 0o4755
     (tmp_path / "data").mkdir()  # an empty folder may be there
-    unpack(tar(tmp_path / "a.tar", [("locked", locked), ("locked/run", program), ("empty/", b"")]), tmp_path / "data")
+    unpack(
+        tar(
+            tmp_path / "a.tar",
+            [("locked", locked), ("locked/run", program), ("empty/", b"")],
+        ),
+        tmp_path / "data",
+    )
     plain = tmp_path / "plain"
     plain.mkdir()
     for path in (tmp_path / "data", tmp_path / "data" / "locked"):
         assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
-    assert not (tmp_path / "data/locked/run").stat().st_mode & (stat.S_ISUID | stat.S_IXUSR)
+    assert not (tmp_path / "data/locked/run").stat().st_mode & (
+        stat.S_ISUID | stat.S_IXUSR
+    )
 
 
 def test_names_may_begin_with_a_dot(tmp_path):
@@ -74,7 +97,17 @@ def test_names_may_begin_with_a_dot(tmp_path):
         unpack(tar(tmp_path / "b.tar", [(".", b"a file")]), tmp_path / "more")
 
 
-OUTSIDE = ["../evil", "a/../../evil", "/evil", "a/..", "C:/evil", "C:evil", "..\\evil", "a\\b", "\\\\host\\share\\evil"]
+OUTSIDE = [
+    "../evil",
+    "a/../../evil",
+    "/evil",
+    "a/..",
+    "C:/evil",
+    "C:evil",
+    "..\\evil",
+    "a\\b",
+    "\\\\host\\share\\evil",
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -86,14 +119,22 @@ def test_no_path_leads_out(tmp_path, name, kind):
     path = (tar if kind == "tar" else zipped)(inner / f"a.{kind}", members)
     with pytest.raises(ValueError, match="may lead out of the folder"):
         unpack(path, inner / "data")
-    assert [p.name for p in tmp_path.rglob("*")] == ["inner", f"a.{kind}"]  # nothing beside it, nothing left
+    assert [p.name for p in tmp_path.rglob("*")] == [
+        "inner",
+        f"a.{kind}",
+    ]  # nothing beside it, nothing left
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+)
 def test_links_and_devices_are_refused(tmp_path, kind):
     special = tarfile.TarInfo("special")
     special.type, special.linkname = kind, "/etc"
-    path = tar(tmp_path / "a.tar", [("fine", b"fine"), ("special", special), ("special/passwd", b"evil")])
+    path = tar(
+        tmp_path / "a.tar",
+        [("fine", b"fine"), ("special", special), ("special/passwd", b"evil")],
+    )
     with pytest.raises(ValueError, match="holds the (link|device) 'special'"):
         unpack(path, tmp_path / "data")
     assert [p.name for p in tmp_path.iterdir()] == ["a.tar"]
@@ -137,8 +178,10 @@ def test_what_is_cut_short_is_refused_and_leaves_nothing(tmp_path, ending, kept)
 
 
 def test_damage_inside_is_refused(tmp_path):
-    for path in (zipped(tmp_path / "a.zip", [("x", os.urandom(5000))]),
-                 tar(tmp_path / "a.tar.xz", [("x", os.urandom(5000))], "w:xz")):  # fmt: skip
+    for path in (
+        zipped(tmp_path / "a.zip", [("x", os.urandom(5000))]),
+        tar(tmp_path / "a.tar.xz", [("x", os.urandom(5000))], "w:xz"),
+    ):
         damaged = bytearray(path.read_bytes())
         damaged[2500] ^= 255
         path.write_bytes(damaged)
@@ -147,7 +190,11 @@ def test_damage_inside_is_refused(tmp_path):
 
 
 def test_a_name_that_comes_twice_is_refused(tmp_path):
-    for members in ([("x", b"1"), ("x", b"2")], [("x", b"1"), ("x/y", b"2")], [("x/y", b"1"), ("x", b"2")]):
+    for members in (
+        [("x", b"1"), ("x", b"2")],
+        [("x", b"1"), ("x/y", b"2")],
+        [("x/y", b"1"), ("x", b"2")],
+    ):
         with pytest.raises(ValueError, match="twice, or as file and folder"):
             unpack(tar(tmp_path / "a.tar", members), tmp_path / "data")
 

@@ -20,7 +20,9 @@ def test_elpv_counts_are_the_published_ones(cells):
     kinds, counts = np.unique(cells.kind, return_counts=True)
     assert dict(zip(kinds, counts, strict=True)) == {"mono": 1074, "poly": 1550}
     values, counts = cells.probability.unique(return_counts=True)
-    torch.testing.assert_close(values, torch.tensor([0, 1 / 3, 2 / 3, 1], dtype=torch.float64))
+    torch.testing.assert_close(
+        values, torch.tensor([0, 1 / 3, 2 / 3, 1], dtype=torch.float64)
+    )
     assert counts.tolist() == [1508, 295, 106, 715]
 
 
@@ -39,7 +41,9 @@ def test_one_kind_is_the_subset_in_order(cells, kind):
 
 
 def test_unknown_kind_and_missing_package_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="unknown kind 'thin'; expected one of all, mono, poly"):
+    with pytest.raises(
+        ValueError, match="unknown kind 'thin'; expected one of all, mono, poly"
+    ):
         datasets.elpv("thin")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install elpv-dataset"):
@@ -47,7 +51,9 @@ def test_unknown_kind_and_missing_package_are_refused(monkeypatch):
 
 
 def small_cells(seed=0):
-    """Forty cells with a brightness of their own each, so that a resized picture still tells which one it is."""
+    """Forty cells with a brightness of their own each, so that a resized picture still
+    tells which one it is.
+    """
     brightness = torch.randperm(40, generator=torch.Generator().manual_seed(seed)) * 6
     images = brightness.to(torch.uint8)[:, None, None].expand(40, 300, 300).contiguous()
     probability = torch.tensor([0.0, 1.0, 1 / 3, 0.0], dtype=torch.float64).repeat(10)
@@ -60,19 +66,26 @@ def test_split_is_stratified_disjoint_and_repeatable():
     assert split.train.shape == (21, 3, 8, 8) and split.test.shape == (9, 3, 8, 8)
     assert split.train_labels.sum() == 7 and split.test_labels.sum() == 3
 
-    # Undo the standardisation by two known cells, and recognise every picture by its brightness.
+    # Undo the standardisation by two known cells, and recognise every picture by its
+    # brightness.
     values = torch.cat([split.train, split.test])[:, 0, 0, 0].double()
     labels = torch.cat([split.train_labels, split.test_labels])
     sure = cells.probability != 1 / 3
     known, order = cells.images[sure, 0, 0].double().sort()
-    torch.testing.assert_close((values.sort().values - values.min()) / (values.max() - values.min()),
-                               (known - known.min()) / (known.max() - known.min()), rtol=0, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        (values.sort().values - values.min()) / (values.max() - values.min()),
+        (known - known.min()) / (known.max() - known.min()),
+        rtol=0,
+        atol=1e-5,
+    )
     assert torch.equal(labels[values.argsort()], cells.probability[sure][order].long())
 
     again = datasets.split_cells(cells, side=8, test_share=0.3, seed=1)
     other = datasets.split_cells(cells, side=8, test_share=0.3, seed=2)
     assert torch.equal(split.train, again.train)
-    assert not torch.equal(split.train_labels, other.train_labels) or not torch.equal(split.train, other.train)
+    assert not torch.equal(split.train_labels, other.train_labels) or not torch.equal(
+        split.train, other.train
+    )
 
 
 def test_split_is_standardised_by_the_training_cells():
@@ -84,7 +97,11 @@ def test_split_is_standardised_by_the_training_cells():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"side": 0}, "side=0"), ({"test_share": 0}, "0 of 20 cells"), ({"test_share": 1}, "20 of 20")],
+    [
+        ({"side": 0}, "side=0"),
+        ({"test_share": 0}, "0 of 20 cells"),
+        ({"test_share": 1}, "20 of 20"),
+    ],
 )
 def test_impossible_splits_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -92,7 +109,15 @@ def test_impossible_splits_are_refused(arguments, message):
 
 
 def test_every_data_set_of_the_book_is_found_here():
-    for name in ("elpv", "textures", "synthetic_defects", "MVTecAD", "folder", "Item", "batches"):
+    for name in (
+        "elpv",
+        "textures",
+        "synthetic_defects",
+        "MVTecAD",
+        "folder",
+        "Item",
+        "batches",
+    ):
         assert callable(getattr(datasets, name)) and name in datasets.__all__
 
 
@@ -101,7 +126,10 @@ def test_texture_crops_of_training_and_test_share_no_pixel(monkeypatch):
     halves[320:] = 255  # below the line only test crops may look
     for kind in TEXTURES:
         monkeypatch.setattr(skimage.data, kind, lambda: halves)
-    train, test = (datasets.textures("all", split, count=60, size=32) for split in ("train", "test"))
+    train, test = (
+        datasets.textures("all", split, count=60, size=32)
+        for split in ("train", "test")
+    )
     assert max(float(item.image.max()) for item in (train[i] for i in range(60))) == 0
     assert min(float(item.image.min()) for item in (test[i] for i in range(60))) == 1
     tall = datasets.textures("brick", "test", side=192, size=192, count=5)
@@ -115,20 +143,32 @@ def test_texture_crops_are_real_and_repeatable():
     for index in range(8):
         item = crops[index]
         row, column = (int(word.strip(",")) for word in item.path.split()[2::2])
-        expected = torch.from_numpy(photograph[row : row + 64, column : column + 64]).float() / 255
+        expected = (
+            torch.from_numpy(photograph[row : row + 64, column : column + 64]).float()
+            / 255
+        )
         assert torch.equal(item.image, expected.expand(3, 64, 64))
         assert item.label == 0 and item.mask.shape == (64, 64) and not item.mask.any()
         places.add((row, column))
     assert len(places) == 8 and len(list(crops)) == len(crops) == 8
-    again, other = (datasets.textures("gravel", "test", count=9, side=64, size=64, seed=seed) for seed in (3, 4))
-    assert torch.equal(again[5].image, crops[5].image) and torch.equal(crops[-1].image, crops[7].image)
+    again, other = (
+        datasets.textures("gravel", "test", count=9, side=64, size=64, seed=seed)
+        for seed in (3, 4)
+    )
+    assert torch.equal(again[5].image, crops[5].image) and torch.equal(
+        crops[-1].image, crops[7].image
+    )
     assert not torch.equal(other[5].image, crops[5].image)
 
 
 def test_all_textures_come_by_turns_at_the_size_asked_for():
     crops = datasets.textures(count=6, side=96, size=48)
     assert [crops[i].path.split(",")[0] for i in range(6)] == [*TEXTURES] * 2
-    assert all(item.image.shape == (3, 48, 48) and 0 <= item.image.min() < item.image.max() <= 1 for item in crops)
+    assert all(
+        item.image.shape == (3, 48, 48)
+        and 0 <= item.image.min() < item.image.max() <= 1
+        for item in crops
+    )
 
 
 @pytest.mark.parametrize(

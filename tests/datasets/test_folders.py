@@ -5,13 +5,22 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 from torchvision.transforms.functional import InterpolationMode
 
-from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, MVTecAD, Sample, categories, folder
+from paperlib.datasets import (
+    MVTEC_OBJECTS,
+    MVTEC_TEXTURES,
+    MVTecAD,
+    Sample,
+    categories,
+    folder,
+)
 
 SIDE = 300
 
 
 def picture(seed, grey=False, side=SIDE):
-    values = np.random.default_rng(seed).integers(0, 256, (side // 10, side // 10, 1 if grey else 3), np.uint8)
+    values = np.random.default_rng(seed).integers(
+        0, 256, (side // 10, side // 10, 1 if grey else 3), np.uint8
+    )
     return Image.fromarray(values.repeat(10, 0).repeat(10, 1).squeeze())
 
 
@@ -29,7 +38,9 @@ def save(image, path):
 
 @pytest.fixture
 def mvtec(tmp_path):
-    """Two small categories in the official layout, one of them greyscale, with what a download leaves lying about."""
+    """Two small categories in the official layout, one of them greyscale, with what a
+    download leaves lying about.
+    """
     root = tmp_path / "mvtec"
     for category, grey in (("bottle", False), ("grid", True)):
         for n in range(3):
@@ -61,9 +72,15 @@ def test_the_official_layout_is_read(mvtec):
         "test/crack/001.png",
         "test/hole/000.png",
     ]
-    assert [item.label for item in test] == [0, 0, 1, 1, 1] and {item.label for item in train} == {0}
+    assert [item.label for item in test] == [0, 0, 1, 1, 1] and {
+        item.label for item in train
+    } == {0}
     for item in [*train, *test]:
-        assert item.image.shape == (3, 224, 224) and item.image.dtype == torch.float32 and item.image.is_contiguous()
+        assert (
+            item.image.shape == (3, 224, 224)
+            and item.image.dtype == torch.float32
+            and item.image.is_contiguous()
+        )
         assert 0 <= item.image.min() < item.image.max() <= 1
         assert item.mask.shape == (224, 224) and item.mask.dtype == torch.bool
         assert bool(item.mask.any()) == bool(item.label)
@@ -74,20 +91,33 @@ def test_the_official_layout_is_read(mvtec):
 
 
 def test_there_are_fifteen_categories():
-    assert len(MVTEC_TEXTURES) == 5 and len(MVTEC_OBJECTS) == 10 and len({*MVTEC_TEXTURES, *MVTEC_OBJECTS}) == 15
+    assert (
+        len(MVTEC_TEXTURES) == 5
+        and len(MVTEC_OBJECTS) == 10
+        and len({*MVTEC_TEXTURES, *MVTEC_OBJECTS}) == 15
+    )
 
 
 def test_pictures_are_resized_and_cropped_in_the_middle_as_torchvision_does(mvtec):
     for split in ("train", "test"):
         for item in MVTecAD(mvtec, "bottle", split):
             original = Image.open(item.path)
-            expected = TF.center_crop(TF.resize(original, [256, 256], InterpolationMode.BICUBIC), [224, 224])
+            expected = TF.center_crop(
+                TF.resize(original, [256, 256], InterpolationMode.BICUBIC), [224, 224]
+            )
             assert torch.equal(item.image, TF.to_tensor(expected))
     path = mvtec / "bottle/ground_truth/crack/001_mask.png"
-    save(Image.fromarray(np.random.default_rng(0).integers(0, 2, (SIDE, SIDE), np.uint8) * 255), path)  # all edges
+    save(
+        Image.fromarray(
+            np.random.default_rng(0).integers(0, 2, (SIDE, SIDE), np.uint8) * 255
+        ),
+        path,
+    )  # all edges
     item = MVTecAD(mvtec, "bottle", "test", resize=60, crop=41)[3]
     mask = Image.open(path)
-    expected = TF.center_crop(TF.resize(mask, [60, 60], InterpolationMode.NEAREST), [41, 41])
+    expected = TF.center_crop(
+        TF.resize(mask, [60, 60], InterpolationMode.NEAREST), [41, 41]
+    )
     assert torch.equal(item.mask, TF.to_tensor(expected)[0] > 0)
     middles = np.asarray(mask)[2::5, 2::5] > 0  # of each 5×5 block
     assert np.array_equal(item.mask, middles[10:51, 10:51])  # 9.5 rounds to even
@@ -96,7 +126,9 @@ def test_pictures_are_resized_and_cropped_in_the_middle_as_torchvision_does(mvte
 def test_greyscale_categories_get_three_equal_channels(mvtec):
     for item in MVTecAD(mvtec, "grid", "train"):
         assert Image.open(item.path).mode == "L"
-        assert torch.equal(item.image[0], item.image[1]) and torch.equal(item.image[0], item.image[2])
+        assert torch.equal(item.image[0], item.image[1]) and torch.equal(
+            item.image[0], item.image[2]
+        )
         assert item.image.std() > 0.1
 
 
@@ -113,19 +145,36 @@ def test_the_random_variant_turns_and_crops_picture_and_mask_alike(mvtec):
     assert len(places) == 12
 
 
-def test_random_turns_stay_within_ten_degrees_and_random_crops_within_the_picture(mvtec):
-    """The turn and the place are read off the picture itself: a square whose middle and corners are found again."""
+def test_random_turns_stay_within_ten_degrees_and_random_crops_within_the_picture(
+    mvtec,
+):
+    """The turn and the place are read off the picture itself: a square whose middle and
+    corners are found again.
+    """
     angles, offsets = [], []
     for seed in range(40):
-        dataset = MVTecAD(mvtec, "bottle", "test", "random", seed=seed, resize=256, crop=224, check=False)
+        dataset = MVTecAD(
+            mvtec,
+            "bottle",
+            "test",
+            "random",
+            seed=seed,
+            resize=256,
+            crop=224,
+            check=False,
+        )
         rows, columns = (dataset[2].mask.nonzero()[:, axis].double() for axis in (0, 1))
-        # The lowest pixels of the square's right half lie left or right of its middle as it is turned.
+        # The lowest pixels of the square's right half lie left or right of its middle
+        # as it is turned.
         top, left = rows.argmin(), columns.argmin()
-        turned = torch.atan2(rows[left] - rows[top], columns[top] - columns[left]).rad2deg()
+        turned = torch.atan2(
+            rows[left] - rows[top], columns[top] - columns[left]
+        ).rad2deg()
         angles.append(float(min(turned, 90 - turned)))
         offsets.append((float(rows.mean()), float(columns.mean())))
     assert max(angles) < 12 and max(angles) > 4
-    # The square's middle lies 15 px above and 17 px beside the picture's, which a turn of 10° moves by up to 4 px.
+    # The square's middle lies 15 px above and 17 px beside the picture's, which a turn
+    # of 10° moves by up to 4 px.
     rows, columns = np.array(offsets).T
     middle = (110 * 256 / 300, 130 * 256 / 300)
     for found, centre in ((rows, middle[0]), (columns, middle[1])):
@@ -134,26 +183,38 @@ def test_random_turns_stay_within_ten_degrees_and_random_crops_within_the_pictur
 
 
 def test_the_random_variant_follows_seed_and_number_alone(mvtec):
-    first, again = (MVTecAD(mvtec, "bottle", "train", "random", seed=4) for _ in range(2))
+    first, again = (
+        MVTecAD(mvtec, "bottle", "train", "random", seed=4) for _ in range(2)
+    )
     for index in (2, 0, 1):
         assert torch.equal(first[index].image, again[index].image)
         assert torch.equal(first[index].image, again[index - 3].image)
-    assert not torch.equal(first[0].image, MVTecAD(mvtec, "bottle", "train", "random", seed=5)[0].image)
+    assert not torch.equal(
+        first[0].image, MVTecAD(mvtec, "bottle", "train", "random", seed=5)[0].image
+    )
     assert torch.equal(
         MVTecAD(mvtec, "bottle", "train", "random")[0].image,
         MVTecAD(mvtec, "bottle", "train", "random", seed=0)[0].image,
     )
     centered = MVTecAD(mvtec, "bottle", "train", seed=1)
-    assert torch.equal(centered[0].image, MVTecAD(mvtec, "bottle", "train", seed=2)[0].image)
+    assert torch.equal(
+        centered[0].image, MVTecAD(mvtec, "bottle", "train", seed=2)[0].image
+    )
 
 
 def test_missing_folders_are_named(mvtec, tmp_path):
     with pytest.raises(ValueError, match="no folder .*absent"):
         MVTecAD(tmp_path / "absent", "bottle", "train")
-    with pytest.raises(ValueError, match="no category 'cable' in .*; there are bottle, grid"):
+    with pytest.raises(
+        ValueError, match="no category 'cable' in .*; there are bottle, grid"
+    ):
         MVTecAD(mvtec, "cable", "train")
     with pytest.raises(
-        ValueError, match="no category in .*: expected folders such as bottle/train/good; there is bottle, grid, l"
+        ValueError,
+        match=(
+            "no category in .*: expected folders such as bottle/train/good; there is"
+            " bottle, grid, l"
+        ),
     ):
         (mvtec / "bottle/train").rename(mvtec / "bottle/old")
         (mvtec / "grid/train").rename(mvtec / "grid/old")
@@ -180,12 +241,16 @@ def test_masks_and_pictures_that_lack_each_other_are_named_together(mvtec):
     save(picture(3), mvtec / "bottle/test/dirt/000.png")
     with pytest.raises(ValueError, match="4 problems") as error:
         MVTecAD(mvtec, "bottle", "test")
-    for part in ("test/crack/001.png has no mask ground_truth/crack/001_mask.png",
-                 "ground_truth/hole/007_mask.png has no picture in test/hole",
-                 "ground_truth/bent/000_mask.png has no picture in test/bent",
-                 "test/dirt/000.png has no mask"):  # fmt: skip
+    for part in (
+        "test/crack/001.png has no mask ground_truth/crack/001_mask.png",
+        "ground_truth/hole/007_mask.png has no picture in test/hole",
+        "ground_truth/bent/000_mask.png has no picture in test/bent",
+        "test/dirt/000.png has no mask",
+    ):
         assert part in str(error.value)
-    assert len(MVTecAD(mvtec, "bottle", "train")) == 3  # training pictures need no masks
+    assert (
+        len(MVTecAD(mvtec, "bottle", "train")) == 3
+    )  # training pictures need no masks
 
 
 def test_without_ground_truth_all_defective_pictures_are_named(mvtec):
@@ -199,7 +264,10 @@ def test_damaged_files_are_named_together(mvtec):
     whole = (good / "000.png").read_bytes()
     (good / "000.png").write_bytes(whole[: len(whole) // 2])
     (good / "001.png").write_text("no picture")
-    save(square(10, 10).resize((100, 200)), mvtec / "bottle/ground_truth/crack/000_mask.png")
+    save(
+        square(10, 10).resize((100, 200)),
+        mvtec / "bottle/ground_truth/crack/000_mask.png",
+    )
     save(Image.new("L", (SIDE, SIDE)), mvtec / "bottle/ground_truth/crack/001_mask.png")
     with pytest.raises(ValueError, match="4 problems") as error:
         MVTecAD(mvtec, "bottle", "test")
@@ -231,7 +299,9 @@ def test_wrong_arguments_are_refused(mvtec, options, message):
 def test_the_smallest_crop_and_the_whole_picture_can_be_had(mvtec, tmp_path):
     for variant in ("centered", "random"):
         for resize, crop in ((1, 1), (24, 24), (256, 1)):
-            (item, *_) = MVTecAD(mvtec, "bottle", "test", variant, resize=resize, crop=crop, check=False)
+            item, *_ = MVTecAD(
+                mvtec, "bottle", "test", variant, resize=resize, crop=crop, check=False
+            )
             assert item.image.shape == (3, crop, crop)
     save(picture(1), tmp_path / "flat/a.png")
     assert folder(tmp_path / "flat", size=1)[0].image.shape == (3, 1, 1)
@@ -242,10 +312,19 @@ def test_folders_of_normal_and_abnormal_pictures(tmp_path):
         save(picture(n), tmp_path / f"normal/{n}.png")
     save(picture(5).resize((400, 200)), tmp_path / "abnormal/5.jpg")
     items = list(folder(tmp_path, size=64))
-    assert [item.path.rsplit("/", 1)[1] for item in items] == ["1.png", "2.png", "10.png", "5.jpg"]
-    assert [item.label for item in items] == [0, 0, 0, 1] and all(item.mask is None for item in items)
+    assert [item.path.rsplit("/", 1)[1] for item in items] == [
+        "1.png",
+        "2.png",
+        "10.png",
+        "5.jpg",
+    ]
+    assert [item.label for item in items] == [0, 0, 0, 1] and all(
+        item.mask is None for item in items
+    )
     for item in items:
-        expected = TF.to_tensor(TF.resize(Image.open(item.path), [64, 64], InterpolationMode.BICUBIC))
+        expected = TF.to_tensor(
+            TF.resize(Image.open(item.path), [64, 64], InterpolationMode.BICUBIC)
+        )
         assert torch.equal(item.image, expected)
     assert folder(tmp_path)[0].image.shape == (3, 224, 224)
     (tmp_path / "normal").rename(tmp_path / "good")
@@ -257,10 +336,17 @@ def test_a_flat_folder_is_normal_and_unclear_ones_are_refused(tmp_path):
     save(picture(1), tmp_path / "flat/a.png")
     assert [item.label for item in folder(tmp_path / "flat")] == [0]
     save(picture(1), tmp_path / "flat/broken/a.png")
-    with pytest.raises(ValueError, match="holds the folders broken, .* Pass normal='good'"):
+    with pytest.raises(
+        ValueError, match="holds the folders broken, .* Pass normal='good'"
+    ):
         folder(tmp_path / "flat")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no picture in .*empty; expected pictures, or folders normal and abnormal"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "no picture in .*empty; expected pictures, or folders normal and abnormal"
+        ),
+    ):
         folder(tmp_path / "empty")
     with pytest.raises(ValueError, match="size=0"):
         folder(tmp_path / "flat", size=0)
@@ -268,43 +354,77 @@ def test_a_flat_folder_is_normal_and_unclear_ones_are_refused(tmp_path):
 
 @pytest.fixture
 def campus(tmp_path):
-    """ShanghaiTech Campus, small: videos of two scenes, the test ones with labels and masks."""
-    for split, videos in (("training", ["01_001", "02_001"]), ("testing", ["01_0014", "02_0128"])):
+    """ShanghaiTech Campus, small: videos of two scenes, the test ones with labels and
+    masks.
+    """
+    for split, videos in (
+        ("training", ["01_001", "02_001"]),
+        ("testing", ["01_0014", "02_0128"]),
+    ):
         for number, video in enumerate(videos):
             for frame in range(3 + number):
-                save(picture(frame).resize((48, 32)), tmp_path / split / "frames" / video / f"{frame:03}.jpg")
+                save(
+                    picture(frame).resize((48, 32)),
+                    tmp_path / split / "frames" / video / f"{frame:03}.jpg",
+                )
     for number, video in enumerate(["01_0014", "02_0128"]):
         masks = np.zeros((3 + number, 32, 48), np.uint8)
         masks[1, 8:16, 12:36] = 1
-        for name, array in (("test_pixel_mask", masks), ("test_frame_mask", masks.any((1, 2)).astype(np.int8))):
+        for name, array in (
+            ("test_pixel_mask", masks),
+            ("test_frame_mask", masks.any((1, 2)).astype(np.int8)),
+        ):
             (tmp_path / "testing" / name).mkdir(exist_ok=True)
             np.save(tmp_path / "testing" / name / f"{video}.npy", array)
     return tmp_path
 
 
 def test_shanghaitech_campus_is_read_with_labels_and_masks(campus):
-    train, test = folder(campus / "training", size=16), folder(campus / "testing", size=16)
+    train, test = (
+        folder(campus / "training", size=16),
+        folder(campus / "testing", size=16),
+    )
     assert len(train) == len(test) == 7
     assert all(item.label == 0 and item.mask is None for item in train)
     assert [item.label for item in test] == [0, 1, 0, 0, 1, 0, 0]
-    assert [bool(item.mask.any()) for item in test] == [False, True, False, False, True, False, False]
+    assert [bool(item.mask.any()) for item in test] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     expected = torch.zeros(16, 16, dtype=torch.bool)
     expected[4:8, 4:12] = True
     assert torch.equal(test[1].mask, expected)
     assert len(folder(campus / "training/frames", size=16)) == 7
-    assert [item.path.split("frames/")[1] for item in folder(campus / "testing", videos="02_*")][:2] == [
-        "02_0128/000.jpg", "02_0128/001.jpg"]  # fmt: skip
+    assert [
+        item.path.split("frames/")[1]
+        for item in folder(campus / "testing", videos="02_*")
+    ][:2] == ["02_0128/000.jpg", "02_0128/001.jpg"]
     assert len(folder(campus / "training/frames", videos="01_*")) == 3
 
 
 def test_shanghaitech_campus_without_one_kind_of_truth(campus):
     testing = campus / "testing"
     (testing / "test_frame_mask").rename(testing / "elsewhere")
-    assert [item.label for item in folder(testing, size=16)] == [0, 1, 0, 0, 1, 0, 0]  # from the masks
+    assert [item.label for item in folder(testing, size=16)] == [
+        0,
+        1,
+        0,
+        0,
+        1,
+        0,
+        0,
+    ]  # from the masks
     (testing / "elsewhere").rename(testing / "test_frame_mask")
     (testing / "test_pixel_mask").rename(testing / "elsewhere")
     items = list(folder(testing, size=16))
-    assert [item.label for item in items] == [0, 1, 0, 0, 1, 0, 0] and all(item.mask is None for item in items)
+    assert [item.label for item in items] == [0, 1, 0, 0, 1, 0, 0] and all(
+        item.mask is None for item in items
+    )
     with pytest.raises(ValueError, match="has labels beside it in .*testing; pass"):
         folder(testing / "frames")
     (testing / "test_frame_mask").rename(testing / "gone")
@@ -317,11 +437,17 @@ def test_frames_and_truth_that_differ_are_named_together(campus):
     (campus / "testing/test_pixel_mask/02_0128.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match="2 problems") as error:
         folder(campus / "testing")
-    assert "01_0014.npy is of shape (2,); expected 3, one for each frame" in str(error.value)
+    assert "01_0014.npy is of shape (2,); expected 3, one for each frame" in str(
+        error.value
+    )
     assert "02_0128.npy can't be read as an array" in str(error.value)
     for shape in ((32, 48, 3), (2, 32, 48), (3, 32)):
-        np.save(campus / "testing/test_pixel_mask/01_0014.npy", np.zeros(shape, np.uint8))
-        with pytest.raises(ValueError, match="; expected 3 × any × any, one for each frame"):
+        np.save(
+            campus / "testing/test_pixel_mask/01_0014.npy", np.zeros(shape, np.uint8)
+        )
+        with pytest.raises(
+            ValueError, match="; expected 3 × any × any, one for each frame"
+        ):
             folder(campus / "testing", videos="01_*")
 
 
@@ -330,11 +456,19 @@ def test_no_pickle_is_ever_loaded(campus):
         def __reduce__(self):
             return (pytest.fail, ("a pickle was loaded",))
 
-    np.save(campus / "testing/test_frame_mask/01_0014.npy", np.array([Trap()] * 3, dtype=object), allow_pickle=True)
+    np.save(
+        campus / "testing/test_frame_mask/01_0014.npy",
+        np.array([Trap()] * 3, dtype=object),
+        allow_pickle=True,
+    )
     with pytest.raises(ValueError, match="can't be read as an array"):
         folder(campus / "testing")
 
 
 def test_a_sample_reads_a_mask_of_the_pictures_size(tmp_path):
     save(square(10, 20), tmp_path / "mask.png")
-    assert Sample(tmp_path / "a.png", 1, tmp_path / "mask.png").read_mask((SIDE, SIDE))[10:70, 20:80].all()
+    assert (
+        Sample(tmp_path / "a.png", 1, tmp_path / "mask.png")
+        .read_mask((SIDE, SIDE))[10:70, 20:80]
+        .all()
+    )

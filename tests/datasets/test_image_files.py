@@ -10,7 +10,11 @@ from PIL import Image
 from skimage import data
 
 from paperlib.datasets import read_image, read_mask
-from paperlib.datasets.image_files import list_image_files, natural_sort_key, raise_problems
+from paperlib.datasets.image_files import (
+    list_image_files,
+    natural_sort_key,
+    raise_problems,
+)
 
 CAT = np.ascontiguousarray(data.chelsea()[60:180:2, 100:260:2])  # 60×80, RGB
 
@@ -58,13 +62,17 @@ def sixteen_bit_rgb(path):
 
 
 def transparent(path):
-    alpha = np.linspace(0, 255, CAT[..., 0].size).astype(np.uint8).reshape(CAT.shape[:2])
+    alpha = (
+        np.linspace(0, 255, CAT[..., 0].size).astype(np.uint8).reshape(CAT.shape[:2])
+    )
     Image.fromarray(np.dstack([CAT, alpha])).save(path)
     return 255 * skimage.color.rgba2rgb(np.dstack([CAT, alpha]))  # on white
 
 
 def transparent_grey(path):
-    alpha = np.linspace(0, 255, CAT[..., 0].size).astype(np.uint8).reshape(CAT.shape[:2])
+    alpha = (
+        np.linspace(0, 255, CAT[..., 0].size).astype(np.uint8).reshape(CAT.shape[:2])
+    )
     Image.fromarray(np.dstack([CAT[..., 0], alpha]), "LA").save(path)
     return 255 * skimage.color.rgba2rgb(np.dstack([CAT[..., 0]] * 3 + [alpha]))
 
@@ -72,7 +80,10 @@ def transparent_grey(path):
 def transparent_palette(path):
     picture = Image.fromarray(CAT).quantize(16)
     picture.save(path, transparency=0)
-    colours, indices = np.array(picture.getpalette()).reshape(-1, 3), np.asarray(picture)
+    colours, indices = (
+        np.array(picture.getpalette()).reshape(-1, 3),
+        np.asarray(picture),
+    )
     colours[0] = 255
     return colours[indices]
 
@@ -89,15 +100,36 @@ def tiff_of_cmyk(path):
 
 
 KINDS = {
-    ".png": [rgb_png, grey, bilevel, palette, sixteen_bit_grey, sixteen_bit_rgb, transparent, transparent_grey,
-             transparent_palette, transparent_colour],
-    ".tif": [rgb_png, grey, bilevel, palette, sixteen_bit_grey, transparent, tiff_of_cmyk],
+    ".png": [
+        rgb_png,
+        grey,
+        bilevel,
+        palette,
+        sixteen_bit_grey,
+        sixteen_bit_rgb,
+        transparent,
+        transparent_grey,
+        transparent_palette,
+        transparent_colour,
+    ],
+    ".tif": [
+        rgb_png,
+        grey,
+        bilevel,
+        palette,
+        sixteen_bit_grey,
+        transparent,
+        tiff_of_cmyk,
+    ],
     ".bmp": [rgb_png, grey, bilevel, palette],
     ".ppm": [rgb_png, grey],
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize(("ending", "write"), [(ending, write) for ending, kinds in KINDS.items() for write in kinds])
+@pytest.mark.parametrize(
+    ("ending", "write"),
+    [(ending, write) for ending, kinds in KINDS.items() for write in kinds],
+)
 def test_every_kind_of_file_reads_as_independent_readers_do(tmp_path, ending, write):
     path = tmp_path / f"picture{ending}"
     expected = write(path)
@@ -109,7 +141,9 @@ def test_every_kind_of_file_reads_as_independent_readers_do(tmp_path, ending, wr
 def test_lossy_files_read_as_opencv_reads_them(tmp_path, ending):
     path = tmp_path / f"picture{ending}"
     Image.fromarray(CAT).save(path, quality=90)
-    assert np.abs(pixels(path) - by_cv2(path)).max() <= 3  # two decoders round differently
+    assert (
+        np.abs(pixels(path) - by_cv2(path)).max() <= 3
+    )  # two decoders round differently
     Image.fromarray(CAT[..., 0]).save(path, quality=90)
     assert np.abs(pixels(path) - by_cv2(path)).max() <= 3
 
@@ -134,7 +168,9 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path, orientation):
 
 def test_of_several_frames_the_first_is_taken(tmp_path):
     path = tmp_path / "picture.tif"
-    Image.fromarray(CAT).save(path, save_all=True, append_images=[Image.fromarray(255 - CAT)])
+    Image.fromarray(CAT).save(
+        path, save_all=True, append_images=[Image.fromarray(255 - CAT)]
+    )
     assert (pixels(path) == CAT).all()
 
 
@@ -143,7 +179,10 @@ def test_numbers_of_unknown_range_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"float.tif: it holds floating-point numbers"):
         read_image(tmp_path / "float.tif")
     Image.fromarray(CAT[..., 0].astype(np.int32) * 1000).save(tmp_path / "int.tif")
-    with pytest.raises(ValueError, match=r"int.tif: its values range from \d+ to \d+000; expected 8 or 16 bits"):
+    with pytest.raises(
+        ValueError,
+        match=r"int.tif: its values range from \d+ to \d+000; expected 8 or 16 bits",
+    ):
         read_image(tmp_path / "int.tif")
 
 
@@ -151,7 +190,12 @@ def png_with(chunks):
     """A PNG of one grey pixel, built by hand from its chunks."""
 
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
 
@@ -163,9 +207,15 @@ DAMAGE = {
     "text.png": lambda png, jpg: b"this is no picture",
     "bits.png": lambda png, jpg: png[:200] + bytes(200) + png[400:],
     "header.png": lambda png, jpg: png[:20] + b"\xff\xff" + png[22:],
-    "nothing.png": lambda png, jpg: png_with([(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 0, 0, 0, 0)), (b"IEND", b"")]),
+    "nothing.png": lambda png, jpg: png_with(
+        [(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 0, 0, 0, 0)), (b"IEND", b"")]
+    ),
     "huge.png": lambda png, jpg: png_with(
-        [(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+        [
+            (b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)),
+            (b"IDAT", zlib.compress(b"")),
+            (b"IEND", b""),
+        ]
     ),
 }
 
@@ -202,9 +252,20 @@ MARKED[1:3, 2:6] = True
         Image.fromarray(MARKED.astype(np.uint8)),  # marks of 1
         Image.fromarray(MARKED),  # one bit
         Image.fromarray(MARKED.astype(np.uint16) * 3),
-        Image.fromarray(np.dstack([MARKED * np.uint8(0), MARKED * np.uint8(0), MARKED * np.uint8(1)])),
-        Image.fromarray(np.dstack([MARKED.astype(np.uint8)] * 3 + [np.full_like(MARKED, 255, np.uint8)])),  # opaque
-        Image.fromarray(np.dstack([MARKED.astype(np.uint8), np.full_like(MARKED, 255, np.uint8)]), "LA"),
+        Image.fromarray(
+            np.dstack(
+                [MARKED * np.uint8(0), MARKED * np.uint8(0), MARKED * np.uint8(1)]
+            )
+        ),
+        Image.fromarray(
+            np.dstack(
+                [MARKED.astype(np.uint8)] * 3 + [np.full_like(MARKED, 255, np.uint8)]
+            )
+        ),  # opaque
+        Image.fromarray(
+            np.dstack([MARKED.astype(np.uint8), np.full_like(MARKED, 255, np.uint8)]),
+            "LA",
+        ),
         Image.fromarray(MARKED.astype(np.uint8) * 255).convert("RGB").quantize(2),
     ],
     ids=["255", "1", "bit", "16 bits", "blue", "rgba", "la", "palette"],
@@ -216,13 +277,34 @@ def test_masks_of_any_kind_are_boolean(tmp_path, picture):
 
 
 def test_files_are_in_natural_order(tmp_path):
-    names = ["a", "1.png", "2.PNG", "10.jpg", "a1b.png", "a1.png", "b.txt", ".hidden.png", "010.png", "10.png"]
+    names = [
+        "a",
+        "1.png",
+        "2.PNG",
+        "10.jpg",
+        "a1b.png",
+        "a1.png",
+        "b.txt",
+        ".hidden.png",
+        "010.png",
+        "10.png",
+    ]
     for name in names:
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     found = [path.name for path in list_image_files(tmp_path)]
-    assert found == ["1.png", "2.PNG", "10.jpg", "010.png", "10.png", "a1.png", "a1b.png"]
-    assert sorted(map(natural_sort_key, tmp_path.iterdir()))  # any two names can be compared
+    assert found == [
+        "1.png",
+        "2.PNG",
+        "10.jpg",
+        "010.png",
+        "10.png",
+        "a1.png",
+        "a1b.png",
+    ]
+    assert sorted(
+        map(natural_sort_key, tmp_path.iterdir())
+    )  # any two names can be compared
 
 
 def test_one_error_names_ten_problems():
@@ -233,19 +315,32 @@ def test_one_error_names_ten_problems():
     with pytest.raises(ValueError, match="12 problems in here") as error:
         raise_problems([f"{n}.png: damaged" for n in range(12)], "here")
     lines = str(error.value).splitlines()
-    assert len(lines) == 12 and lines[10].endswith("9.png: damaged") and lines[11].endswith("… and 2 more")
+    assert (
+        len(lines) == 12
+        and lines[10].endswith("9.png: damaged")
+        and lines[11].endswith("… and 2 more")
+    )
 
 
 def test_a_tiff_that_ends_before_its_height_is_refused(tmp_path):
-    """One flipped bit of the height: Pillow would leave the rows that are not there black, and take their memory."""
+    """One flipped bit of the height: Pillow would leave the rows that are not there
+    black, and take their memory.
+    """
     path, pixels = tmp_path / "cell.tif", data.astronaut()[:40, :200]
     Image.fromarray(pixels).save(path)
     assert np.array_equal(read_image(path), pixels)
     whole = bytearray(path.read_bytes())
-    place = whole.index(struct.pack("<HHII", 257, 4, 1, 40)) + 8  # the tag ImageLength, one number of 32 bits
+    place = (
+        whole.index(struct.pack("<HHII", 257, 4, 1, 40)) + 8
+    )  # the tag ImageLength, one number of 32 bits
     for height in (41, 40 + (1 << 16)):
         path.write_bytes(whole[:place] + struct.pack("<I", height) + whole[place + 4 :])
-        with pytest.raises(ValueError, match=rf"cell.tif: it announces 200×{height} pixels and holds 200×40"):
+        with pytest.raises(
+            ValueError,
+            match=rf"cell.tif: it announces 200×{height} pixels and holds 200×40",
+        ):
             read_image(path)
     path.write_bytes(whole[:place] + struct.pack("<I", 39) + whole[place + 4 :])
-    assert np.array_equal(read_image(path), pixels[:39])  # all that it announces is there
+    assert np.array_equal(
+        read_image(path), pixels[:39]
+    )  # all that it announces is there

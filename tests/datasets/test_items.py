@@ -10,7 +10,9 @@ from paperlib.datasets import Batch, Item, TensorItems, batches
 
 
 class Numbered(Dataset):
-    """Items whose pixels are their number; it notes which are read, and by which thread."""
+    """Items whose pixels are their number; it notes which are read, and by which
+    thread.
+    """
 
     def __init__(self, count, masks=False, delay=0.0):
         self.count, self.masks, self.delay, self.read = count, masks, delay, []
@@ -22,19 +24,32 @@ class Numbered(Dataset):
         time.sleep(self.delay * (index % 2))  # even ones overtake odd ones
         self.read.append((index, threading.get_ident()))
         mask = torch.full((2, 3), bool(index % 2)) if self.masks else None
-        return Item(torch.full((3, 2, 3), index / 100), index % 2, mask, f"number {index}")
+        return Item(
+            torch.full((3, 2, 3), index / 100), index % 2, mask, f"number {index}"
+        )
 
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_batches_keep_order_and_stop_at_the_end(masks):
     found = list(batches(Numbered(7, masks, delay=0.01), size=3, threads=3))
     assert [len(batch.labels) for batch in found] == [3, 3, 1]
-    whole = Batch(*(sum((list(part) for part in parts), []) if parts[0] is not None else None
-                    for parts in zip(*found, strict=True)))  # fmt: skip
-    assert [round(float(image.unique()) * 100) for image in whole.images] == list(range(7))
+    whole = Batch(
+        *(
+            sum((list(part) for part in parts), []) if parts[0] is not None else None
+            for parts in zip(*found, strict=True)
+        )
+    )
+    assert [round(float(image.unique()) * 100) for image in whole.images] == list(
+        range(7)
+    )
     assert torch.stack(whole.labels).tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert whole.paths == [f"number {n}" for n in range(7)]
-    assert found[0].images.shape == (3, 3, 2, 3) and found[-1].images.shape == (1, 3, 2, 3)
+    assert found[0].images.shape == (3, 3, 2, 3) and found[-1].images.shape == (
+        1,
+        3,
+        2,
+        3,
+    )
     if masks:
         assert [bool(mask.all()) for mask in whole.masks] == [False, True] * 3 + [False]
     else:
@@ -79,9 +94,25 @@ def test_an_error_while_reading_comes_through():
 
 def test_batches_that_cannot_be_put_together_are_refused():
     with pytest.raises(ValueError, match="number 0 has a mask and image 0 has none"):
-        list(batches(ConcatDataset([Numbered(1, masks=True), TensorItems(torch.zeros(1, 2, 3, dtype=torch.uint8))])))
-    sizes = ConcatDataset([TensorItems(torch.zeros(1, 2, 3).byte()), TensorItems(torch.zeros(1, 4, 3).byte())])
-    with pytest.raises(ValueError, match=r"image 0 is \(3, 2, 3\) and image 0 is \(3, 4, 3\)"):
+        list(
+            batches(
+                ConcatDataset(
+                    [
+                        Numbered(1, masks=True),
+                        TensorItems(torch.zeros(1, 2, 3, dtype=torch.uint8)),
+                    ]
+                )
+            )
+        )
+    sizes = ConcatDataset(
+        [
+            TensorItems(torch.zeros(1, 2, 3).byte()),
+            TensorItems(torch.zeros(1, 4, 3).byte()),
+        ]
+    )
+    with pytest.raises(
+        ValueError, match=r"image 0 is \(3, 2, 3\) and image 0 is \(3, 4, 3\)"
+    ):
         list(batches(sizes))
     for options in ({"size": 0}, {"threads": 0}):
         with pytest.raises(ValueError, match="expected at least 1 of each"):
@@ -92,15 +123,28 @@ def test_pictures_in_memory_become_items():
     grey = torch.arange(2 * 4 * 6, dtype=torch.uint8).view(2, 4, 6) * 5
     items = TensorItems(grey, label=1, name="cell")
     item = items[1]
-    assert torch.equal(item.image, (grey[1].float() / 255).expand(3, 4, 6)) and item.image.is_contiguous()
-    assert item[1:] == (1, None, "cell 1") and len(items) == 2 and items[-1].path == "cell 1"
+    assert (
+        torch.equal(item.image, (grey[1].float() / 255).expand(3, 4, 6))
+        and item.image.is_contiguous()
+    )
+    assert (
+        item[1:] == (1, None, "cell 1")
+        and len(items) == 2
+        and items[-1].path == "cell 1"
+    )
     colour = torch.stack([grey, grey + 1, grey + 2], -1)
-    assert torch.equal(TensorItems(colour)[0].image, colour[0].movedim(-1, 0).float() / 255)
+    assert torch.equal(
+        TensorItems(colour)[0].image, colour[0].movedim(-1, 0).float() / 255
+    )
     floats = torch.rand(2, 3, 4, 6)
     assert torch.equal(TensorItems(floats)[0].image, floats[0])
-    assert torch.equal(TensorItems(floats[:, :1])[0].image, floats[0, :1].expand(3, 4, 6))
+    assert torch.equal(
+        TensorItems(floats[:, :1])[0].image, floats[0, :1].expand(3, 4, 6)
+    )
     resized = TensorItems(grey, size=8)[0].image
-    expected = F.interpolate(grey[:1, None].float() / 255, (8, 8), mode="bilinear", antialias=True)
+    expected = F.interpolate(
+        grey[:1, None].float() / 255, (8, 8), mode="bilinear", antialias=True
+    )
     assert resized.shape == (3, 8, 8)
     torch.testing.assert_close(resized[:1], expected[0])
 
@@ -108,7 +152,11 @@ def test_pictures_in_memory_become_items():
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
-        (torch.zeros(2, 3, 4), {}, r"images of shape \(2, 3, 4\) and dtype float32; expected uint8"),
+        (
+            torch.zeros(2, 3, 4),
+            {},
+            r"images of shape \(2, 3, 4\) and dtype float32; expected uint8",
+        ),
         (torch.zeros(2, 4, 6, 2).byte(), {}, "expected uint8"),
         (torch.zeros(2, 3, 4, 6).int(), {}, "dtype int32"),
         (torch.full((2, 3, 4, 6), 2.0), {}, "range from 2 to 2"),

@@ -1,7 +1,7 @@
 """What the tests of every chapter's checks share.
 
-A chapter's test lists, for each check, right answers (written otherwise than the notebook's solution) and wrong ones,
-each with a word of the hint that it must get.
+A chapter's test lists, for each check, right answers (written otherwise than the
+notebook's solution) and wrong ones, each with a word of the hint that it must get.
 """
 
 import ast
@@ -14,8 +14,13 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-CHAPTERS = {"mobilenet": "01_mobilenet", "cam": "02_cam", "gradcam": "03_gradcam", "patch_svdd": "04_patch_svdd",
-            "padim": "05_padim"}  # fmt: skip
+CHAPTERS = {
+    "mobilenet": "01_mobilenet",
+    "cam": "02_cam",
+    "gradcam": "03_gradcam",
+    "patch_svdd": "04_patch_svdd",
+    "padim": "05_padim",
+}
 FEWEST_WRONG = 3
 
 
@@ -23,7 +28,11 @@ def cells(chapter: str, tag: str | None = None) -> list[str]:
     """The code cells of a chapter's text twin, or those with a tag."""
     notebook = jupytext.read(ROOT / "notebooks" / "py" / f"{CHAPTERS[chapter]}.py")
     code = (cell for cell in notebook.cells if cell.cell_type == "code")
-    return [cell.source for cell in code if tag is None or tag in cell.metadata.get("tags", ())]
+    return [
+        cell.source
+        for cell in code
+        if tag is None or tag in cell.metadata.get("tags", ())
+    ]
 
 
 def spellings(value: float) -> set[str]:
@@ -36,27 +45,49 @@ def spellings(value: float) -> set[str]:
 
 def given_away(said: str, right: list, solutions: list[str]) -> list[str]:
     """What of the right answers, or of the code of a solution, stands in a message."""
-    numbers = [item for answer in right if not callable(answer) for item in (answer, [answer])]
-    ways = {way for answer in numbers if isinstance(answer, int | float) for way in spellings(answer)}
+    numbers = [
+        item for answer in right if not callable(answer) for item in (answer, [answer])
+    ]
+    ways = {
+        way
+        for answer in numbers
+        if isinstance(answer, int | float)
+        for way in spellings(answer)
+    }
     ways |= {str(answer) for answer in numbers if isinstance(answer, list | tuple)}
-    found = [way for way in ways if re.search(rf"(?<![\w.,]){re.escape(way)}(?![\w]|[.,]\d)", said)]
+    found = [
+        way
+        for way in ways
+        if re.search(rf"(?<![\w.,]){re.escape(way)}(?![\w]|[.,]\d)", said)
+    ]
     for source in solutions:
-        parts = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call | ast.Subscript | ast.BinOp))
+        parts = (
+            node
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Call | ast.Subscript | ast.BinOp)
+        )
         code = {ast.unparse(node) for node in parts}
         found += [part for part in code if len(part) > 9 and part in said]
     return found
 
 
 def assert_check(chapter: str, name: str, case: tuple[list, dict], capsys) -> None:
-    """A check accepts what is right, turns down what is wrong with a hint that gives nothing away, and knows a stub."""
-    check, (right, wrong) = getattr(importlib.import_module(f"paperlib.exercises.{chapter}"), name), case
+    """A check accepts what is right, turns down what is wrong with a hint that gives
+    nothing away, and knows a stub.
+    """
+    check, (right, wrong) = (
+        getattr(importlib.import_module(f"paperlib.exercises.{chapter}"), name),
+        case,
+    )
     solutions = cells(chapter, "solution")
     assert right and len(wrong) >= FEWEST_WRONG
     for answer in right:
         assert check(answer) is True
         assert capsys.readouterr().out.startswith("right: ")
         if not callable(answer) and not isinstance(answer, list | tuple):
-            assert check(torch.tensor(answer, dtype=torch.float64)) is True  # a tensor is a number, too
+            assert (
+                check(torch.tensor(answer, dtype=torch.float64)) is True
+            )  # a tensor is a number, too
     for answer, hint in [*wrong.items(), *_of_another_kind(right[0])]:
         capsys.readouterr()
         assert check(answer) is False
@@ -77,12 +108,20 @@ def _of_another_kind(right) -> list[tuple]:
         return [(3, "expected a function"), ("f", "expected a function")]
     if isinstance(right, list | tuple):
         return [("six", "str")]
-    return [("5", "expected a number"), ((lambda: 5), "call the function"), (torch.zeros(3), "expected a number")]
+    return [
+        ("5", "expected a number"),
+        ((lambda: 5), "call the function"),
+        (torch.zeros(3), "expected a number"),
+    ]
 
 
 def assert_every_check_is_tested(chapter: str, written: dict) -> None:
     module = importlib.import_module(f"paperlib.exercises.{chapter}")
-    public = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    public = {
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "") == module.__name__
+    }
     assert {name for name in public if not name.startswith("_")} == set(written)
 
 
@@ -91,5 +130,7 @@ def assert_random_numbers_stay(chapter: str, written: dict) -> None:
     expected: Tensor = torch.rand(3)
     torch.manual_seed(0)
     for name, (right, _) in written.items():
-        getattr(importlib.import_module(f"paperlib.exercises.{chapter}"), name)(right[0])
+        getattr(importlib.import_module(f"paperlib.exercises.{chapter}"), name)(
+            right[0]
+        )
     assert torch.equal(torch.rand(3), expected)

@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from exercise_checks import assert_check, assert_every_check_is_tested, assert_random_numbers_stay
+from exercise_checks import (
+    assert_check,
+    assert_every_check_is_tested,
+    assert_random_numbers_stay,
+)
 from scipy import ndimage
 from torch import nn
 
@@ -20,8 +24,14 @@ def loops(features, weight, targets):
 
 def box(threshold, end=1, strict=True, scaled=False, turned=False):
     def f(one):
-        limit = one.min() + threshold * (one.max() - one.min()) if scaled else threshold * one.max()
-        rows, columns = torch.nonzero(one > limit if strict else one >= limit, as_tuple=True)
+        limit = (
+            one.min() + threshold * (one.max() - one.min())
+            if scaled
+            else threshold * one.max()
+        )
+        rows, columns = torch.nonzero(
+            one > limit if strict else one >= limit, as_tuple=True
+        )
         sides = [rows.min(), columns.min(), rows.max() + end, columns.max() + end]
         return [sides[i] for i in (1, 0, 3, 2)] if turned else sides
 
@@ -41,7 +51,11 @@ def box_with(order):
 def gap(hidden=1024, kernel=3, padding=1, stride=1, extra=(), pool=True):
     def f(features, channels, classes):
         middle = nn.Conv2d(channels, hidden, kernel, stride, padding)
-        end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *extra] if pool else [nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+        end = (
+            [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *extra]
+            if pool
+            else [nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+        )
         return nn.Sequential(features, middle, *end, nn.Linear(hidden, classes))
 
     return f
@@ -51,7 +65,10 @@ def gap_as_a_class(features, channels, classes):
     class Network(nn.Module):
         def __init__(self):
             super().__init__()
-            self.features, self.added = features, nn.Conv2d(channels, 1024, 3, padding="same")
+            self.features, self.added = (
+                features,
+                nn.Conv2d(channels, 1024, 3, padding="same"),
+            )
             self.scores = nn.Linear(1024, classes, bias=False)
 
         def forward(self, x):
@@ -61,16 +78,29 @@ def gap_as_a_class(features, channels, classes):
 
 
 def other_features(features, channels, classes):
-    return gap()(nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.MaxPool2d(2)), channels, classes)
+    return gap()(
+        nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.MaxPool2d(2)),
+        channels,
+        classes,
+    )
 
 
 # check → right answers, and wrong ones with a word of the hint they must get
 CASES = {
     "sum_of_the_map": (
         [588, 588.0],
-        {12: "the paper's sum", 612.5: "take it off", 637: "not on", 84: "two sides", 5: "solve it"},
+        {
+            12: "the paper's sum",
+            612.5: "take it off",
+            637: "not on",
+            84: "two sides",
+            5: "solve it",
+        },
     ),
-    "side_ratio": ([2**0.5, 1.414, 1.41], {2: "areas", 0.7: "above 1", 1.2: "larger ratio", 1.8: "smaller ratio"}),
+    "side_ratio": (
+        [2**0.5, 1.414, 1.41],
+        {2: "areas", 0.7: "above 1", 1.2: "larger ratio", 1.8: "smaller ratio"},
+    ),
     "map_function": (
         [
             loops,
@@ -112,13 +142,20 @@ CASES = {
     ),
     "parameters_saved": (
         [85.2, 85.21],
-        {89.4: "were added", 14.8: "what is saved", 0.852: "what is saved", 50: "vgg.features"},
+        {
+            89.4: "were added",
+            14.8: "what is saved",
+            0.852: "what is saved",
+            50: "vgg.features",
+        },
     ),
     "gap_network": (
         [gap(), gap_as_a_class],
         {
             gap(pool=False): "does not run through cam",
-            gap(extra=(nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU())): "does not run through cam",
+            gap(
+                extra=(nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU())
+            ): "does not run through cam",
             gap(hidden=512): "1,024 channels",
             gap(kernel=1, padding=0): "3×3",
             gap(padding=0): "pad the convolution",

@@ -1,17 +1,27 @@
 import numpy as np
 import pytest
 import torch
-from exercise_checks import assert_check, assert_every_check_is_tested, assert_random_numbers_stay
+from exercise_checks import (
+    assert_check,
+    assert_every_check_is_tested,
+    assert_random_numbers_stay,
+)
 
 from paperlib.anomaly_map import minmax
 from paperlib.exercises import gradcam
 
 
-def maps(pool=(2, 3), scale=1.0, relu="last", weigh=True, batch=False, gradient_relu=False):
+def maps(
+    pool=(2, 3), scale=1.0, relu="last", weigh=True, batch=False, gradient_relu=False
+):
     def f(activations, gradients):
         if gradient_relu:
             gradients = gradients.clamp_min(0)
-        weights = scale * gradients.mean((0, 2, 3) if batch else pool, keepdim=True) if weigh else gradients
+        weights = (
+            scale * gradients.mean((0, 2, 3) if batch else pool, keepdim=True)
+            if weigh
+            else gradients
+        )
         products = weights * activations
         if relu == "first":
             return products.clamp_min(0).sum(1)
@@ -66,7 +76,12 @@ CASES = {
     ),
     "largest_value": (
         [0.5],
-        {24.5: "units", 3.5: "two sides", 24.5 * 49: "other way round", 1: "follow the derivation"},
+        {
+            24.5: "units",
+            3.5: "two sides",
+            24.5 * 49: "other way round",
+            1: "follow the derivation",
+        },
     ),
     "guided_relu6": (
         [[0, 0, 6, 0], (0.0, 0.0, 6.0, 0.0)],
@@ -85,7 +100,9 @@ CASES = {
             maps(),
             lambda a, g: torch.einsum("nc,nchw->nhw", g.mean((2, 3)), a).relu(),
             lambda a, g: maps()(a.double(), g),
-            lambda a, g: np.maximum((g.numpy().mean((2, 3), keepdims=True) * a.numpy()).sum(1), 0),
+            lambda a, g: np.maximum(
+                (g.numpy().mean((2, 3), keepdims=True) * a.numpy()).sum(1), 0
+            ),
         ],
         {
             maps(relu=None): "ReLU of Eq. 2",
@@ -99,7 +116,9 @@ CASES = {
             (lambda a, g: minmax(maps()(a, g))): "0…1",
             (lambda a, g: minmax(maps(relu=None)(a, g))): "0…1",
             (lambda a, g: maps(relu=None)(a, g).abs()): "not positive",
-            (lambda a, g: maps()(a, g.mean((2, 3), keepdim=True).relu())): "negative weight",
+            (
+                lambda a, g: maps()(a, g.mean((2, 3), keepdim=True).relu())
+            ): "negative weight",
             (lambda a, g: maps()(g, a)): "changed places",
             (lambda a, g: None): "is there a return",
             (lambda a, g: a): "(3, 5, 4, 6)",
@@ -115,11 +134,15 @@ CASES = {
             (lambda logits: logits[:, 0] - logits[:, 2]): "other way round",
             (lambda logits: logits[:, 2]): "class 2 alone",
             (lambda logits: logits.softmax(1)[:, 2]): "a probability",
-            (lambda logits: logits.softmax(1)[:, 2] - logits.softmax(1)[:, 0]): "mixes the other",
+            (
+                lambda logits: logits.softmax(1)[:, 2] - logits.softmax(1)[:, 0]
+            ): "mixes the other",
             (lambda logits: (logits[:, 2] - logits[:, 0]).abs()): "class 2 is ahead",
             (lambda logits: (logits[:, 2] - logits[:, 0]).relu()): "class 2 is ahead",
             (lambda logits: logits[:, 1]): "when is class 2 preferred",
-            (lambda logits: (logits[:, 2] - logits[:, 0]).sum()): "does not run through grad_cam",
+            (
+                lambda logits: (logits[:, 2] - logits[:, 0]).sum()
+            ): "does not run through grad_cam",
             (lambda logits: logits[:, 9]): "does not run through grad_cam",
             2.0: "expected a function",
         },

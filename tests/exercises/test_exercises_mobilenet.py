@@ -1,7 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import assert_check, assert_every_check_is_tested, assert_random_numbers_stay
+from exercise_checks import (
+    assert_check,
+    assert_every_check_is_tested,
+    assert_random_numbers_stay,
+)
 
 
 def wrong_side(images, filters):
@@ -21,7 +25,9 @@ def by_hand(images, filters):
     padded, out = F.pad(images, (1, 1, 1, 1)), torch.zeros_like(images)
     for i in range(3):
         for j in range(3):
-            out += padded[:, :, i : i + h, j : j + w] * filters[None, :, i, j, None, None]
+            out += (
+                padded[:, :, i : i + h, j : j + w] * filters[None, :, i, j, None, None]
+            )
     return out
 
 
@@ -33,27 +39,50 @@ def separable(kernel, m, n, side):
 CASES = {
     "standard_cost": (
         [10_035_200],
-        {20_070_400: "counts the pair once", 2_007_040: "kernel is a square", 358_400: "output is a square",
-         627_200: "input channel", 5: "Eq. 2"},
+        {
+            20_070_400: "counts the pair once",
+            2_007_040: "kernel is a square",
+            358_400: "output is a square",
+            627_200: "input channel",
+            5: "Eq. 2",
+        },
     ),
     "break_even": ([18, 18.0], {17: "larger", 19: "smaller", -1: "at least one"}),
     "separable_function": (
         [separable],
-        {(lambda k, m, n, s: k * k * m * s * s): "one of the two steps", (lambda k, m, n, s: m * n * s * s): "other",
-         (lambda k, m, n, s: k * k * m * n * s * s): "Eq. 5", (lambda k, m, n, s: separable(k, m, n, 7)): "Eq. 5"},
+        {
+            (lambda k, m, n, s: k * k * m * s * s): "one of the two steps",
+            (lambda k, m, n, s: m * n * s * s): "other",
+            (lambda k, m, n, s: k * k * m * n * s * s): "Eq. 5",
+            (lambda k, m, n, s: separable(k, m, n, 7)): "Eq. 5",
+        },
     ),
     "largest_width": (
         [0.65],
-        {0.7: "more than 200", 0.6: "wider one still fits", 0.66: "multiple of 0.05",
-         -1: "positive", 1e30: "width 10 costs more", float("inf"): "expected a finite",
-         float("nan"): "expected a finite"},
+        {
+            0.7: "more than 200",
+            0.6: "wider one still fits",
+            0.66: "multiple of 0.05",
+            -1: "positive",
+            1e30: "width 10 costs more",
+            float("inf"): "expected a finite",
+            float("nan"): "expected a finite",
+        },
     ),
-    "spared_weights": ([44_640], {13: "weights in them", 4_231_976: "no decay", 4_960: "no decay"}),
+    "spared_weights": (
+        [44_640],
+        {13: "weights in them", 4_231_976: "no decay", 4_960: "no decay"},
+    ),
     "depthwise_function": (
         [by_hand],
-        {wrong_side: "pad by one", flipped: "turned round", summed: "filter m alone", (lambda x, f: 3): "int"},
+        {
+            wrong_side: "pad by one",
+            flipped: "turned round",
+            summed: "filter m alone",
+            (lambda x, f: 3): "int",
+        },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

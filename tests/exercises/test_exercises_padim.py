@@ -2,24 +2,34 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import assert_check, assert_every_check_is_tested, assert_random_numbers_stay
+from exercise_checks import (
+    assert_check,
+    assert_every_check_is_tested,
+    assert_random_numbers_stay,
+)
 
 
 def enlarged(maps, mode="nearest"):
     size = maps[0].shape[-2:]
     corners = None if mode == "nearest" else False
-    return torch.cat([F.interpolate(m, size, mode=mode, align_corners=corners) for m in maps], 1)
+    return torch.cat(
+        [F.interpolate(m, size, mode=mode, align_corners=corners) for m in maps], 1
+    )
 
 
 def by_index(maps):
     side = maps[0].shape[-1]
     rows = [torch.arange(side) * m.shape[-1] // side for m in maps]
-    return torch.cat([m[:, :, i][:, :, :, i] for m, i in zip(maps, rows, strict=True)], 1)
+    return torch.cat(
+        [m[:, :, i][:, :, :, i] for m, i in zip(maps, rows, strict=True)], 1
+    )
 
 
 def tiled(maps):
     side = maps[0].shape[-1]
-    return torch.cat([m.repeat(1, 1, side // m.shape[2], side // m.shape[3]) for m in maps], 1)
+    return torch.cat(
+        [m.repeat(1, 1, side // m.shape[2], side // m.shape[3]) for m in maps], 1
+    )
 
 
 def covariance(x, epsilon, over=1, centre=True, diagonal=True):
@@ -27,7 +37,9 @@ def covariance(x, epsilon, over=1, centre=True, diagonal=True):
     out = torch.empty(positions, d, d)
     for p in range(positions):
         c = x[:, p] - x[:, p].mean(0) if centre else x[:, p]
-        out[p] = c.T @ c / (n - over) + (epsilon * torch.eye(d) if diagonal else epsilon)
+        out[p] = c.T @ c / (n - over) + (
+            epsilon * torch.eye(d) if diagonal else epsilon
+        )
     return out
 
 
@@ -38,7 +50,9 @@ def by_matmul(x, epsilon):
 
 def one_mean(x, epsilon):
     c = x - x.mean((0, 1))
-    return torch.einsum("npi,npj->pij", c, c) / (len(x) - 1) + epsilon * torch.eye(x.shape[2])
+    return torch.einsum("npi,npj->pij", c, c) / (len(x) - 1) + epsilon * torch.eye(
+        x.shape[2]
+    )
 
 
 def merge(weighed=True, factor=None, over=1):
@@ -55,7 +69,10 @@ def merge(weighed=True, factor=None, over=1):
 def merge_around_the_new_mean(n1, mean1, scatter1, n2, mean2, scatter2):
     n = n1 + n2
     mean = mean1 + (mean2 - mean1) * n2 / n
-    moved = [s + k * torch.outer(m - mean, m - mean) for k, m, s in ((n1, mean1, scatter1), (n2, mean2, scatter2))]
+    moved = [
+        s + k * torch.outer(m - mean, m - mean)
+        for k, m, s in ((n1, mean1, scatter1), (n2, mean2, scatter2))
+    ]
     return [n, mean, sum(moved)]
 
 
@@ -89,7 +106,12 @@ CASES = {
         },
     ),
     "embedding_function": (
-        [enlarged, by_index, lambda m: enlarged(m).double(), lambda m: enlarged(m).numpy()],
+        [
+            enlarged,
+            by_index,
+            lambda m: enlarged(m).double(),
+            lambda m: enlarged(m).numpy(),
+        ],
         {
             tiled: "tiles",
             (lambda m: enlarged(m, "bilinear")): "without blending",
@@ -101,7 +123,12 @@ CASES = {
         },
     ),
     "covariance_function": (
-        [covariance, by_matmul, lambda x, e: by_matmul(x.double(), e), lambda x, e: covariance(x, e).numpy()],
+        [
+            covariance,
+            by_matmul,
+            lambda x, e: by_matmul(x.double(), e),
+            lambda x, e: covariance(x, e).numpy(),
+        ],
         {
             (lambda x, e: covariance(x, e, over=0)): "N - 1, not by N",
             (lambda x, e: covariance(x, 0)): "εI is missing",
@@ -131,7 +158,16 @@ CASES = {
             (lambda s, r: s): "one number",
         },
     ),
-    "crossover": ([91, 91.0], {90: "a mean, too", 90.18: "whole number", 22.5: "own grid", 1.8: "d · d", 400: "over"}),
+    "crossover": (
+        [91, 91.0],
+        {
+            90: "a mean, too",
+            90.18: "whole number",
+            22.5: "own grid",
+            1.8: "d · d",
+            400: "over",
+        },
+    ),
     "merge_function": (
         [
             merge(),

@@ -2,14 +2,29 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import assert_check, assert_every_check_is_tested, assert_random_numbers_stay
+from exercise_checks import (
+    assert_check,
+    assert_every_check_is_tested,
+    assert_random_numbers_stay,
+)
 
 
 def norms(a, b):
     return torch.linalg.vector_norm(a - b, dim=1)
 
 
-def spread(scores, patch, stride, size, *, uncovered=0.0, divide=True, most=False, last=False, turned=False):
+def spread(
+    scores,
+    patch,
+    stride,
+    size,
+    *,
+    uncovered=0.0,
+    divide=True,
+    most=False,
+    last=False,
+    turned=False,
+):
     total, count = torch.zeros(size), torch.zeros(size)
     for i in range(scores.shape[0]):
         for j in range(scores.shape[1]):
@@ -23,7 +38,9 @@ def spread(scores, patch, stride, size, *, uncovered=0.0, divide=True, most=Fals
 
 
 def spread_by(**change):
-    return lambda scores, patch, stride, size: spread(scores, patch, stride, size, **change)
+    return lambda scores, patch, stride, size: spread(
+        scores, patch, stride, size, **change
+    )
 
 
 def folded(scores, patch, stride, size):
@@ -48,21 +65,40 @@ def big_by_sums(encoder, patches):
     weight, hidden = encoder.conv1.weight, encoder.conv1.bias
     for y in (0, 1):
         for x in (0, 1):
-            hidden = hidden + encoder.small(patches[..., 32 * y :, 32 * x :][..., :32, :32]) @ weight[:, :, y, x].T
-    return encoder.conv2(torch.where(hidden > 0, hidden, hidden / 10)[..., None, None]).tanh().double().flatten(1)
+            hidden = (
+                hidden
+                + encoder.small(patches[..., 32 * y :, 32 * x :][..., :32, :32])
+                @ weight[:, :, y, x].T
+            )
+    return (
+        encoder.conv2(torch.where(hidden > 0, hidden, hidden / 10)[..., None, None])
+        .tanh()
+        .double()
+        .flatten(1)
+    )
 
 
 def big_in_stripes(encoder, patches):
-    """The four quarters next to each other in memory, taken for a 2×2 grid by a reshape."""
+    """The four quarters next to each other in memory, taken for a 2×2 grid by a
+    reshape.
+    """
     corners = [(0, 0), (0, 32), (32, 0), (32, 32)]
-    quarters = torch.stack([encoder.small(patches[:, :, y : y + 32, x : x + 32]) for y, x in corners], 1)
-    return encoder.conv2(F.leaky_relu(encoder.conv1(quarters.reshape(3, 8, 2, 2)), 0.1)).tanh().flatten(1)
+    quarters = torch.stack(
+        [encoder.small(patches[:, :, y : y + 32, x : x + 32]) for y, x in corners], 1
+    )
+    return (
+        encoder.conv2(F.leaky_relu(encoder.conv1(quarters.reshape(3, 8, 2, 2)), 0.1))
+        .tanh()
+        .flatten(1)
+    )
 
 
 def big(order=(0, 1, 2, 3), slope=0.1, end=torch.tanh, head=True):
     def f(encoder, patches):
         corners = [(0, 0), (0, 32), (32, 0), (32, 32)]
-        quarters = [encoder.small(patches[:, :, y : y + 32, x : x + 32]) for y, x in corners]
+        quarters = [
+            encoder.small(patches[:, :, y : y + 32, x : x + 32]) for y, x in corners
+        ]
         grid = torch.stack([quarters[i] for i in order], 2).unflatten(2, (2, 2))
         if not head:
             return grid.mean((2, 3))
@@ -76,11 +112,25 @@ N = ((1024 - 32) // 4 + 1) ** 2
 CASES = {
     "patches_of_a_picture": (
         [330, 330.0],
-        {294: "one more", 450: "must fit", 352: "sticks out", 24: "overlap", 6324: "stride 4", 10: "steps of 16"},
+        {
+            294: "one more",
+            450: "must fit",
+            352: "sticks out",
+            24: "overlap",
+            6324: "stride 4",
+            10: "steps of 16",
+        },
     ),
     "class_of_a_pair": (
         [5, 5.0],
-        {2: "seen from the second", 3: "lower as well", 6: "centre", 7: "further right", 0: "downwards", 4: "row by"},
+        {
+            2: "seen from the second",
+            3: "lower as well",
+            6: "centre",
+            7: "further right",
+            0: "downwards",
+            4: "row by",
+        },
     ),
     "loss_function": (
         [
@@ -101,7 +151,12 @@ CASES = {
         },
     ),
     "spread_function": (
-        [spread, folded, lambda *given: spread(*given).double(), lambda *given: spread(*given).numpy()],
+        [
+            spread,
+            folded,
+            lambda *given: spread(*given).double(),
+            lambda *given: spread(*given).numpy(),
+        ],
         {
             spread_by(divide=False): "add the scores up",
             spread_by(most=True): "own count",
@@ -117,7 +172,11 @@ CASES = {
         },
     ),
     "nearest_function": (
-        [lambda q, b: pairs(q, b).min(1).values, lambda q, b: torch.cdist(q.double(), b.double()).amin(1), in_numpy],
+        [
+            lambda q, b: pairs(q, b).min(1).values,
+            lambda q, b: torch.cdist(q.double(), b.double()).amin(1),
+            in_numpy,
+        ],
         {
             (lambda q, b: pairs(q, b).square().min(1).values): "not its square",
             (lambda q, b: pairs(q, b).mean(1)): "only one that is like it",
@@ -125,7 +184,9 @@ CASES = {
             (lambda q, b: (q - b.mean(0)).norm(dim=1)): "one centre",
             (lambda q, b: pairs(q, b).min(0).values[:9]): "not over the queries",
             (lambda q, b: pairs(q, b).argmin(1)): "rows of the bank",
-            (lambda q, b: (pairs(q, b).square().min(1).values - 1e-9).sqrt()): "lift it to 0",
+            (
+                lambda q, b: (pairs(q, b).square().min(1).values - 1e-9).sqrt()
+            ): "lift it to 0",
             (lambda q, b: torch.cdist(q, b, p=1).amin(1)): "absolute",
             (lambda q, b: None): "is there a return",
             pairs: "(9, 40)",

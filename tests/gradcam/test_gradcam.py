@@ -21,22 +21,36 @@ from torchcam.methods import GradCAM as TorchCAM
 from paperlib import backbones
 from paperlib.anomaly_map import upsample
 from paperlib.cam import cam
-from paperlib.gradcam import grad_cam, grad_cam_map, grad_cam_weights, guided_backprop, guided_grad_cam
+from paperlib.gradcam import (
+    grad_cam,
+    grad_cam_map,
+    grad_cam_weights,
+    guided_backprop,
+    guided_grad_cam,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU"),
-    pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients"),
+    pytest.mark.filterwarnings(
+        "ignore:Input Tensor 0 did not already require gradients"
+    ),
 ]
 
 
 class Small(nn.Module):
-    """Two convolutions with batch norm and a ReLU in place, pooling, and a linear layer of five classes."""
+    """Two convolutions with batch norm and a ReLU in place, pooling, and a linear layer
+    of five classes.
+    """
 
     def __init__(self, relu=nn.ReLU, channels=3):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), relu())
-        self.body = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), relu(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), relu()
+        )
+        self.body = nn.Sequential(
+            nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), relu(inplace=True)
+        )
         self.head = nn.Linear(8, 5)
 
     def forward(self, x):
@@ -46,7 +60,10 @@ class Small(nn.Module):
 def small(seed=0, **options):
     torch.manual_seed(seed)
     model = Small(**options)
-    for norm in (model.stem[1], model.body[1]):  # statistics as after training, not the initial 0 and 1
+    for norm in (
+        model.stem[1],
+        model.body[1],
+    ):  # statistics as after training, not the initial 0 and 1
         nn.init.normal_(norm.running_mean, std=0.2)
         nn.init.uniform_(norm.running_var, 0.1, 0.5)
         nn.init.uniform_(norm.weight, 0.5, 2)
@@ -65,9 +82,23 @@ def state(model):
     """Everything about a model that a call might leave changed."""
     return (
         {name: value.clone() for name, value in model.state_dict().items()},
-        [(id(module), type(module), module.training, getattr(module, "inplace", None)) for module in model.modules()],
-        [(p.requires_grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()],
-        sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()),
+        [
+            (
+                id(module),
+                type(module),
+                module.training,
+                getattr(module, "inplace", None),
+            )
+            for module in model.modules()
+        ],
+        [
+            (p.requires_grad, None if p.grad is None else p.grad.clone())
+            for p in model.parameters()
+        ],
+        sum(
+            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+            for m in model.modules()
+        ),
     )
 
 
@@ -75,21 +106,28 @@ def same_state(a, b):
     return (
         all(torch.equal(value, b[0][name]) for name, value in a[0].items())
         and a[1] == b[1]
-        and all(p[0] == q[0] and (p[1] is q[1] or torch.equal(p[1], q[1])) for p, q in zip(a[2], b[2], strict=True))
+        and all(
+            p[0] == q[0] and (p[1] is q[1] or torch.equal(p[1], q[1]))
+            for p, q in zip(a[2], b[2], strict=True)
+        )
         and a[3] == b[3] == 0
     )
 
 
-# ---- the equations ---------------------------------------------------------------------------------------------------
+# ---- the equations ----
 
 
 def test_weights_and_map_by_hand():
-    a = torch.tensor([[[[1.0, 2.0], [0.0, -1.0]], [[0.5, 0.0], [2.0, 1.0]]]], requires_grad=True)
+    a = torch.tensor(
+        [[[[1.0, 2.0], [0.0, -1.0]], [[0.5, 0.0], [2.0, 1.0]]]], requires_grad=True
+    )
     gradient = torch.tensor([[[[4.0, 0.0], [0.0, 0.0]], [[-1.0, -1.0], [-2.0, 0.0]]]])
     weights = grad_cam_weights((a * gradient).sum((1, 2, 3)), a)
     assert weights.tolist() == [[1.0, -1.0]]
     assert grad_cam_map(weights, a.detach()).tolist() == [[[0.5, 2.0], [0.0, 0.0]]]
-    assert grad_cam_map(weights, a.detach(), relu=False).tolist() == [[[0.5, 2.0], [-2.0, -2.0]]]
+    assert grad_cam_map(weights, a.detach(), relu=False).tolist() == [
+        [[0.5, 2.0], [-2.0, -2.0]]
+    ]
 
 
 @settings(max_examples=25, deadline=None)
@@ -104,8 +142,12 @@ def test_weights_and_map_by_hand():
 def test_maps_are_the_weighted_sum_of_channels(n, t, c, h, w, relu):
     generator = torch.Generator().manual_seed(n * 1000 + t * 100 + c * 10 + h + w)
     activations = torch.randn(n, c, h, w, generator=generator, dtype=torch.float64)
-    weights = torch.randn(*((n, t, c) if t else (n, c)), generator=generator, dtype=torch.float64)
-    expected = (weights[..., None, None] * (activations[:, None] if t else activations)).sum(-3)
+    weights = torch.randn(
+        *((n, t, c) if t else (n, c)), generator=generator, dtype=torch.float64
+    )
+    expected = (
+        weights[..., None, None] * (activations[:, None] if t else activations)
+    ).sum(-3)
     maps = grad_cam_map(weights, activations, relu=relu)
     torch.testing.assert_close(maps, expected.clamp_min(0) if relu else expected)
 
@@ -120,12 +162,16 @@ def test_weights_are_finite_differences():
             scores = []
             for sign in (1, -1):
                 handle = model.body[0].register_forward_hook(
-                    lambda m, i, o, step=sign * epsilon: o + step * F.one_hot(torch.tensor(channel), 8).view(1, 8, 1, 1)  # noqa: B023
+                    lambda m, i, o, step=sign * epsilon: (
+                        o + step * F.one_hot(torch.tensor(channel), 8).view(1, 8, 1, 1)
+                    )  # noqa: B023
                 )
                 scores.append(model(images)[[0, 1, 2], [0, 3, 4]])
                 handle.remove()
             difference = (scores[0] - scores[1]) / (2 * epsilon)
-            torch.testing.assert_close(found.weights[:, channel] * z, difference, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(
+                found.weights[:, channel] * z, difference, rtol=1e-5, atol=1e-7
+            )
 
 
 def test_equals_cam_on_gap_linear_head():
@@ -134,12 +180,21 @@ def test_equals_cam_on_gap_linear_head():
     exact = cam(model, images)
     z = exact.maps[0].numel()
     torch.testing.assert_close(z * ours.maps, exact.maps, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(z * ours.weights, model.head.weight[ours.targets].detach(), rtol=1e-12, atol=1e-12)
-    assert torch.equal(ours.targets, exact.targets) and torch.equal(ours.logits, exact.logits)
+    torch.testing.assert_close(
+        z * ours.weights,
+        model.head.weight[ours.targets].detach(),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+    assert torch.equal(ours.targets, exact.targets) and torch.equal(
+        ours.logits, exact.logits
+    )
 
     gap = model.body(model.stem(images)).requires_grad_()
     score = model.head(gap.mean((2, 3)))[:, 2]
-    torch.testing.assert_close(z * grad_cam_weights(score, gap), model.head.weight[2].expand(3, -1))
+    torch.testing.assert_close(
+        z * grad_cam_weights(score, gap), model.head.weight[2].expand(3, -1)
+    )
 
 
 @settings(max_examples=15, deadline=None)
@@ -152,24 +207,41 @@ def test_equals_cam_on_gap_linear_head():
 def test_shapes_follow_images_and_targets(n, height, width, kind):
     model, images = small(), torch.randn(n, 3, height, width)
     classes = torch.arange(2 * n).view(n, 2) % 5
-    targets = {"none": None, "int": 2, "list": classes[:, 0].tolist(), "rows": classes}[kind]
+    targets = {"none": None, "int": 2, "list": classes[:, 0].tolist(), "rows": classes}[
+        kind
+    ]
     found = grad_cam(model, images, "body", targets)
     t = (2,) if kind == "rows" else ()
     assert found.maps.shape == (n, *t, (height - 1) // 2, (width - 1) // 2)
-    assert found.weights.shape == (n, *t, 8) and found.targets.shape == (n, *t) and found.logits.shape == (n, 5)
+    assert (
+        found.weights.shape == (n, *t, 8)
+        and found.targets.shape == (n, *t)
+        and found.logits.shape == (n, 5)
+    )
     assert guided_backprop(model, images, targets).shape == (n, *t, 3, height, width)
-    assert guided_grad_cam(model, images, "body", targets).shape == (n, *t, 3, height, width)
+    assert guided_grad_cam(model, images, "body", targets).shape == (
+        n,
+        *t,
+        3,
+        height,
+        width,
+    )
 
 
 def test_counterfactual_negates_the_weights():
     model, images = small(), pictures()
-    plain, counter = (grad_cam(model, images, "body", 1, counterfactual=c, relu=False) for c in (False, True))
-    assert torch.equal(counter.weights, -plain.weights) and torch.equal(counter.maps, -plain.maps)
+    plain, counter = (
+        grad_cam(model, images, "body", 1, counterfactual=c, relu=False)
+        for c in (False, True)
+    )
+    assert torch.equal(counter.weights, -plain.weights) and torch.equal(
+        counter.maps, -plain.maps
+    )
     kept = grad_cam(model, images, "body", 1, counterfactual=True)
     assert torch.equal(kept.maps, counter.maps.clamp_min(0)) and kept.maps.max() > 0
 
 
-# ---- other libraries, where they are right and where they are not ----------------------------------------------------
+# ---- other libraries, where they are right and where they are not ----
 
 NETWORKS = {  # architecture: a layer at the end, and one that an in-place operation follows
     "alexnet": ("features.12", "features.10"),
@@ -197,7 +269,11 @@ def build(name):
     torch.manual_seed(0)
     if name.startswith("timm "):
         return timm.create_model(name[5:]).eval()
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3", "vgg11") else {}
+    options = (
+        {"init_weights": False}
+        if name in ("googlenet", "inception_v3", "vgg11")
+        else {}
+    )
     return tv.get_model(name, weights=None, **options).eval()
 
 
@@ -206,8 +282,14 @@ def test_equals_captum_on_every_network(name):
     model, targets = build(name), [3, 5]
     images = pictures(2, 96 if name in ("inception_v3", "alexnet") else 64)
     for layer in NETWORKS[name]:
-        ours = grad_cam(model, images, layer, targets, relu=False)  # signed: a ReLU may leave nothing to compare
-        theirs = LayerGradCam(model, model.get_submodule(layer)).attribute(images, torch.tensor(targets))[:, 0].detach()
+        ours = grad_cam(
+            model, images, layer, targets, relu=False
+        )  # signed: a ReLU may leave nothing to compare
+        theirs = (
+            LayerGradCam(model, model.get_submodule(layer))
+            .attribute(images, torch.tensor(targets))[:, 0]
+            .detach()
+        )
         assert distance(ours.maps, theirs) < 1e-5, layer
         with torch.no_grad():
             torch.testing.assert_close(ours.logits, model(images))
@@ -218,7 +300,9 @@ def pytorch_grad_cam(model, layer, images, targets):
     peer = PytorchGradCAM(model, [layer])
     peer(images, [ClassifierOutputTarget(t) for t in targets])
     found = peer.activations_and_grads
-    maps = peer.get_cam_image(images, layer, targets, found.activations[0].numpy(), found.gradients[0].numpy())
+    maps = peer.get_cam_image(
+        images, layer, targets, found.activations[0].numpy(), found.gradients[0].numpy()
+    )
     found.release()
     return torch.from_numpy(maps).clamp_min(0)
 
@@ -233,24 +317,46 @@ def test_two_more_libraries_agree_where_nothing_happens_in_place():
     model, images, targets = build("resnet18"), pictures(2, 64), [3, 5]
     for name in ("layer4", "layer1.0.conv1", "layer2"):
         ours = grad_cam(model, images, name, targets).maps
-        assert distance(pytorch_grad_cam(model, model.get_submodule(name), images, targets), ours) < 1e-5
+        assert (
+            distance(
+                pytorch_grad_cam(model, model.get_submodule(name), images, targets),
+                ours,
+            )
+            < 1e-5
+        )
         assert distance(torchcam(model, name, images, targets), ours) < 1e-5
 
 
 def test_before_an_in_place_relu_two_libraries_are_wrong_and_this_is_not():
-    model, images, targets, layer = build("resnet18"), pictures(2, 64), [3, 5], "layer4.1.bn2"
+    model, images, targets, layer = (
+        build("resnet18"),
+        pictures(2, 64),
+        [3, 5],
+        "layer4.1.bn2",
+    )
     ours = grad_cam(model, images, layer, targets).maps
     outplace = copy.deepcopy(model)
     for module in outplace.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
-    outplace.layer4[1].forward = lambda x: F.relu(  # the residual += of torchvision is in place as well
-        outplace.layer4[1].bn2(outplace.layer4[1].conv2(F.relu(outplace.layer4[1].bn1(outplace.layer4[1].conv1(x)))))
-        + x
+    outplace.layer4[1].forward = lambda x: (
+        F.relu(  # the residual += of torchvision is in place as well
+            outplace.layer4[1].bn2(
+                outplace.layer4[1].conv2(
+                    F.relu(outplace.layer4[1].bn1(outplace.layer4[1].conv1(x)))
+                )
+            )
+            + x
+        )
     )
     expected = pytorch_grad_cam(outplace, outplace.layer4[1].bn2, images, targets)
     assert distance(ours, expected) < 1e-5
-    assert distance(pytorch_grad_cam(model, model.layer4[1].bn2, images, targets), expected) > 0.3
+    assert (
+        distance(
+            pytorch_grad_cam(model, model.layer4[1].bn2, images, targets), expected
+        )
+        > 0.3
+    )
     assert distance(torchcam(model, layer, images, targets), expected) > 0.3
 
 
@@ -272,7 +378,7 @@ def test_others_leave_gradients_and_modes_or_fail():
     assert not torch.equal(training.stem[1].running_mean, before)
 
 
-# ---- guided backpropagation ------------------------------------------------------------------------------------------
+# ---- guided backpropagation ----
 
 HAND_INPUT = [[1.0, -1, 5], [2, -5, -7], [-3, 2, 4]]
 HAND_GRADIENT = [[-2.0, 3, -1], [6, -3, 1], [2, -1, 3]]
@@ -284,10 +390,18 @@ def test_guided_backprop_by_hand():
             return (F.relu(x) * torch.tensor(HAND_GRADIENT)).sum((1, 2, 3))[:, None]
 
     images = torch.tensor(HAND_INPUT)[None, None].requires_grad_()
-    assert guided_backprop(OneReLU(), images)[0, 0].tolist() == [[0, 0, 0], [6, 0, 0], [0, 0, 3]]
+    assert guided_backprop(OneReLU(), images)[0, 0].tolist() == [
+        [0, 0, 0],
+        [6, 0, 0],
+        [0, 0, 3],
+    ]
     (plain,) = torch.autograd.grad(OneReLU()(images).sum(), images)
     assert plain[0, 0].tolist() == [[-2, 0, -1], [6, 0, 0], [0, -1, 3]]
-    assert torch.tensor(HAND_GRADIENT).clamp_min(0).tolist() == [[0, 3, 0], [6, 0, 1], [2, 0, 3]]  # a deconvnet's
+    assert torch.tensor(HAND_GRADIENT).clamp_min(0).tolist() == [
+        [0, 3, 0],
+        [6, 0, 1],
+        [2, 0, 3],
+    ]  # a deconvnet's
 
 
 class Rule(torch.autograd.Function):
@@ -309,13 +423,24 @@ def written_out(model, images, targets, monkeypatch):
     """Guided backpropagation with every ReLU of torch replaced by `Rule`."""
     with monkeypatch.context() as patch:
         patch.setattr(F, "relu", lambda x, inplace=False: Rule.apply(x, float("inf")))
-        patch.setattr(F, "hardtanh", lambda x, low=0, high=6, inplace=False: Rule.apply(x, high))
+        patch.setattr(
+            F, "hardtanh", lambda x, low=0, high=6, inplace=False: Rule.apply(x, high)
+        )
         images = images.clone().requires_grad_()
         score = model(images)[torch.arange(len(images)), targets].sum()
     return torch.autograd.grad(score, images)[0]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "mobilenet_v2", "densenet121", "timm tf_efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "googlenet",
+        "mobilenet_v2",
+        "densenet121",
+        "timm tf_efficientnet_lite0",
+    ],
+)
 def test_guided_backprop_follows_the_rule_on_networks(name, monkeypatch):
     model, images, targets = build(name), pictures(2, 64), [3, 5]
     ours = guided_backprop(model, images, targets)
@@ -324,7 +449,9 @@ def test_guided_backprop_follows_the_rule_on_networks(name, monkeypatch):
     theirs = GuidedBackprop(model).attribute(images, torch.tensor(targets)).detach()
     if name == "resnet18":  # every ReLU is a module
         assert distance(theirs, expected) < 1e-6
-    elif name != "densenet121":  # functional ones, or ReLU6: captum gives the plain gradient
+    elif (
+        name != "densenet121"
+    ):  # functional ones, or ReLU6: captum gives the plain gradient
         copied = images.clone().requires_grad_()
         (plain,) = torch.autograd.grad(model(copied)[[0, 1], targets].sum(), copied)
         assert distance(theirs, plain) < 1e-6 and distance(theirs, expected) > 0.5
@@ -341,10 +468,14 @@ def test_pytorch_grad_cam_handles_one_image_ignores_relu6_adds_up_and_changes_mo
     twice = torch.from_numpy(peer(once, 3).copy()).permute(2, 0, 1)
     torch.testing.assert_close(twice, 2 * ours[0])
     assert peer.model.body[2] is peer.model.stem[2] and not peer.model.body[2].inplace
-    assert same_state(kept, state(model)) and torch.equal(guided_backprop(model, images, 3), ours)
+    assert same_state(kept, state(model)) and torch.equal(
+        guided_backprop(model, images, 3), ours
+    )
 
     six = small(relu=nn.ReLU6)
-    theirs = torch.from_numpy(GuidedBackpropReLUModel(copy.deepcopy(six))(images.clone(), 3).copy()).permute(2, 0, 1)
+    theirs = torch.from_numpy(
+        GuidedBackpropReLUModel(copy.deepcopy(six))(images.clone(), 3).copy()
+    ).permute(2, 0, 1)
     copied = images.clone().requires_grad_()
     (plain,) = torch.autograd.grad(six(copied)[:, 3].sum(), copied)
     torch.testing.assert_close(theirs, plain[0])
@@ -355,11 +486,20 @@ def test_a_network_with_shared_and_functional_relus():
     class Mixed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.convolutions = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(6)])
+            self.convolutions = nn.ModuleList(
+                [nn.Conv2d(3, 3, 3, padding=1) for _ in range(6)]
+            )
             self.shared = nn.ReLU(inplace=True)
 
         def forward(self, x):
-            ways = [self.shared, F.relu, self.shared, lambda v: v.clamp(min=0), lambda v: v.relu_(), F.relu6]
+            ways = [
+                self.shared,
+                F.relu,
+                self.shared,
+                lambda v: v.clamp(min=0),
+                lambda v: v.relu_(),
+                F.relu6,
+            ]
             for convolution, relu in zip(self.convolutions, ways, strict=True):
                 x = x + relu(convolution(x))
             return x.mean((2, 3))
@@ -398,7 +538,10 @@ def test_guided_grad_cam_is_the_product_of_its_factors():
             calls.clear()
             product = guided_grad_cam(model, images, layer, targets)
             assert len(calls) == 1
-            gradient, maps = guided_backprop(model, images, targets), grad_cam(model, images, layer, targets).maps
+            gradient, maps = (
+                guided_backprop(model, images, targets),
+                grad_cam(model, images, layer, targets).maps,
+            )
             expected = gradient * upsample(maps, 64).unsqueeze(-3)
             assert distance(product, expected) < 1e-6
     handle.remove()
@@ -408,31 +551,51 @@ def test_guided_grad_cam_equals_captums_with_bilinear_maps():
     model, images = build("resnet18"), pictures(2, 64)
     ours = guided_grad_cam(model, images, "layer4", [3, 5])
     peer = GuidedGradCam(model, model.layer4)
-    assert distance(peer.attribute(images, torch.tensor([3, 5]), interpolate_mode="bilinear").detach(), ours) < 1e-5
-    assert distance(peer.attribute(images, torch.tensor([3, 5])).detach(), ours) > 0.1  # its default is nearest
+    assert (
+        distance(
+            peer.attribute(
+                images, torch.tensor([3, 5]), interpolate_mode="bilinear"
+            ).detach(),
+            ours,
+        )
+        < 1e-5
+    )
+    assert (
+        distance(peer.attribute(images, torch.tensor([3, 5])).detach(), ours) > 0.1
+    )  # its default is nearest
 
 
-# ---- targets ---------------------------------------------------------------------------------------------------------
+# ---- targets ----
 
 
 def test_several_targets_of_one_image_cost_one_forward_pass():
     model, images, calls = small(), pictures(3), []
     rows = torch.tensor([[0, 1], [2, 2], [4, 0]])
     handle = model.register_forward_hook(lambda *_: calls.append(1))
-    both, guided = grad_cam(model, images, "stem.1", rows), guided_backprop(model, images, rows)
+    both, guided = (
+        grad_cam(model, images, "stem.1", rows),
+        guided_backprop(model, images, rows),
+    )
     handle.remove()
     assert len(calls) == 2
     for t in range(2):
         one = grad_cam(model, images, "stem.1", rows[:, t])
         torch.testing.assert_close(both.maps[:, t], one.maps)
         torch.testing.assert_close(both.weights[:, t], one.weights)
-        torch.testing.assert_close(guided[:, t], guided_backprop(model, images, rows[:, t]))
+        torch.testing.assert_close(
+            guided[:, t], guided_backprop(model, images, rows[:, t])
+        )
 
 
 def test_the_ways_to_give_a_class_agree():
     model, images = small(), pictures(2)
     expected = grad_cam(model, images, "body", [3, 1])
-    for targets in ((3, 1), torch.tensor([3, 1]), torch.tensor([3, 1], dtype=torch.uint8), lambda y: y[[0, 1], [3, 1]]):
+    for targets in (
+        (3, 1),
+        torch.tensor([3, 1]),
+        torch.tensor([3, 1], dtype=torch.uint8),
+        lambda y: y[[0, 1], [3, 1]],
+    ):
         assert torch.equal(grad_cam(model, images, "body", targets).maps, expected.maps)
     predicted = grad_cam(model, images, "body")
     assert torch.equal(predicted.targets, model(images).argmax(1))
@@ -443,17 +606,32 @@ def test_each_image_is_explained_as_if_alone():
     model, images = small(), pictures(4)
     together = grad_cam(model, images, "stem.0", [0, 1, 2, 3])
     for i in range(4):
-        torch.testing.assert_close(grad_cam(model, images[i : i + 1], "stem.0", i).maps[0], together.maps[i])
+        torch.testing.assert_close(
+            grad_cam(model, images[i : i + 1], "stem.0", i).maps[0], together.maps[i]
+        )
 
 
 def test_any_score_of_a_segmentation_network():
     torch.manual_seed(0)
-    model = tv.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
+    model = tv.segmentation.lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=4
+    ).eval()
     images, region = pictures(2, 64), slice(16, 48)
-    found = grad_cam(model, images, "backbone.16", lambda y: y["out"][:, 2, region, region].mean((1, 2)))
+    found = grad_cam(
+        model,
+        images,
+        "backbone.16",
+        lambda y: y["out"][:, 2, region, region].mean((1, 2)),
+    )
     assert found.targets is None and found.maps.shape == (2, 4, 4)
-    assert found.logits["out"].shape == (2, 4, 64, 64) and not found.logits["out"].requires_grad
-    theirs = LayerGradCam(lambda x: model(x)["out"][:, 2:3, region, region].mean((2, 3)), model.backbone["16"])
+    assert (
+        found.logits["out"].shape == (2, 4, 64, 64)
+        and not found.logits["out"].requires_grad
+    )
+    theirs = LayerGradCam(
+        lambda x: model(x)["out"][:, 2:3, region, region].mean((2, 3)),
+        model.backbone["16"],
+    )
     expected = theirs.attribute(images, 0, relu_attributions=True)[:, 0].detach()
     assert distance(found.maps, expected) < 1e-5
 
@@ -463,10 +641,16 @@ def test_the_similarity_of_two_embeddings():
     model.fc = nn.Identity()
     with torch.no_grad():
         reference = model(pictures(1, 64, seed=9))
-    found = grad_cam(model, images, "layer4", lambda y: F.cosine_similarity(y, reference))
+    found = grad_cam(
+        model, images, "layer4", lambda y: F.cosine_similarity(y, reference)
+    )
     embedding = found.logits.requires_grad_()
-    (slope,) = torch.autograd.grad(F.cosine_similarity(embedding, reference).sum(), embedding)
-    torch.testing.assert_close(found.weights, slope / 4, rtol=1e-4, atol=1e-7)  # pooling over 2×2 cells
+    (slope,) = torch.autograd.grad(
+        F.cosine_similarity(embedding, reference).sum(), embedding
+    )
+    torch.testing.assert_close(
+        found.weights, slope / 4, rtol=1e-4, atol=1e-7
+    )  # pooling over 2×2 cells
 
 
 def test_a_functions_own_exception_passes_through():
@@ -506,20 +690,31 @@ def test_the_last_call_of_a_layer_counts():
     torch.testing.assert_close(found.weights, weights)
     torch.testing.assert_close(found.maps, grad_cam_map(weights, last.detach()))
     product = guided_grad_cam(model, images, "conv", 1)
-    torch.testing.assert_close(product, guided_backprop(model, images, 1) * upsample(found.maps, 16)[:, None])
+    torch.testing.assert_close(
+        product, guided_backprop(model, images, 1) * upsample(found.maps, 16)[:, None]
+    )
 
 
-# ---- the state of model and caller -----------------------------------------------------------------------------------
+# ---- the state of model and caller ----
 
 CALLS = {
-    "grad_cam": lambda model, images, targets=1: grad_cam(model, images, "body", targets).maps,
-    "guided_backprop": lambda model, images, targets=1: guided_backprop(model, images, targets),
-    "guided_grad_cam": lambda model, images, targets=1: guided_grad_cam(model, images, "body", targets),
+    "grad_cam": lambda model, images, targets=1: (
+        grad_cam(model, images, "body", targets).maps
+    ),
+    "guided_backprop": lambda model, images, targets=1: guided_backprop(
+        model, images, targets
+    ),
+    "guided_grad_cam": lambda model, images, targets=1: guided_grad_cam(
+        model, images, "body", targets
+    ),
 }
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize("prepare", ["eval", "train", "half train", "frozen", "half frozen", "with gradients"])
+@pytest.mark.parametrize(
+    "prepare",
+    ["eval", "train", "half train", "frozen", "half frozen", "with gradients"],
+)
 def test_the_model_comes_back_as_it_was(call, prepare):
     model, images = small(), pictures()
     expected = call(model, images)
@@ -550,7 +745,9 @@ def test_callers_without_gradients(call, context):
     with context():
         assert torch.equal(call(model, images), expected)
         made_inside = call(model, images * 1)
-        assert not torch.is_grad_enabled() and torch.is_inference_mode_enabled() == (context is torch.inference_mode)
+        assert not torch.is_grad_enabled() and torch.is_inference_mode_enabled() == (
+            context is torch.inference_mode
+        )
     assert torch.equal(made_inside, expected)
     assert not made_inside.is_inference() and not made_inside.requires_grad
 
@@ -559,7 +756,9 @@ def test_a_model_made_in_inference_mode_is_refused_with_the_way_out():
     with torch.inference_mode():
         model = small()
     for call in CALLS.values():
-        with pytest.raises(ValueError, match=r"inside torch.inference_mode\(\).*copy.deepcopy"):
+        with pytest.raises(
+            ValueError, match=r"inside torch.inference_mode\(\).*copy.deepcopy"
+        ):
             call(model, pictures())
     assert CALLS["grad_cam"](copy.deepcopy(model), pictures()).shape == (2, 7, 7)
 
@@ -587,7 +786,9 @@ def test_channels_last_gives_the_same(call):
     model, images = small(), pictures()
     expected = call(model, images)
     layout = {"memory_format": torch.channels_last}
-    torch.testing.assert_close(call(model.to(**layout), images.to(**layout)), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        call(model.to(**layout), images.to(**layout)), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -602,7 +803,10 @@ def test_half_precision_adds_up_in_single(dtype):
     # 128 × 128 gradients of 1: their sum is beyond what half precision can hold.
     ones = torch.ones(1, 1, 128, 128, dtype=torch.float16, requires_grad=True)
     assert grad_cam_weights((ones.float() * 8).sum((1, 2, 3)), ones).item() == 8
-    assert grad_cam_map(torch.full((1, 4), 5e4), torch.ones(1, 4, 1, 1).half()).item() == 2e5
+    assert (
+        grad_cam_map(torch.full((1, 4), 5e4), torch.ones(1, 4, 1, 1).half()).item()
+        == 2e5
+    )
 
 
 def test_under_autocast_only_the_forward_pass_is_cast():
@@ -651,7 +855,11 @@ class Spy(torch.autograd.Function):
 
 def test_threads_that_share_a_model_get_their_own_maps():
     model = small()
-    jobs = [(call, pictures(2, seed=seed), seed % 5) for seed in range(6) for call in CALLS.values()]
+    jobs = [
+        (call, pictures(2, seed=seed), seed % 5)
+        for seed in range(6)
+        for call in CALLS.values()
+    ]
     expected = [call(model, images, target) for call, images, target in jobs]
     found, barrier = [None] * len(jobs), threading.Barrier(6)
 
@@ -694,7 +902,10 @@ def test_checkpointed_networks_are_explained():
     stored = Stored().eval()
     stored.load_state_dict(model.state_dict())
     for layer in ("stem.0", "body.1"):
-        torch.testing.assert_close(grad_cam(stored, images, layer, 1).maps, grad_cam(model, images, layer, 1).maps)
+        torch.testing.assert_close(
+            grad_cam(stored, images, layer, 1).maps,
+            grad_cam(model, images, layer, 1).maps,
+        )
     for name, call in CALLS.items():
         torch.testing.assert_close(call(stored, images), call(model, images), msg=name)
 
@@ -703,10 +914,12 @@ def test_shapes_on_the_meta_device():
     model = small().to("meta")
     found = grad_cam(model, torch.empty(2, 3, 16, 16, device="meta"), "body")
     assert found.maps.shape == (2, 7, 7) and found.maps.device.type == "meta"
-    assert guided_grad_cam(model, torch.empty(2, 3, 16, 16, device="meta"), "body", [1, 2]).shape == (2, 3, 16, 16)
+    assert guided_grad_cam(
+        model, torch.empty(2, 3, 16, 16, device="meta"), "body", [1, 2]
+    ).shape == (2, 3, 16, 16)
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- refusals ----
 
 
 class Branches(nn.Module):
@@ -740,10 +953,19 @@ class Branches(nn.Module):
     [
         ("aside", "the score does not depend on layer 'aside'"),
         ("skipped", "layer 'skipped' did not run"),
-        ("tokens", r"layer 'tokens' gives \(2, 4, 196\), the token map of a transformer"),
+        (
+            "tokens",
+            r"layer 'tokens' gives \(2, 4, 196\), the token map of a transformer",
+        ),
         ("lists", "layer 'lists' gives a tuple"),
         ("head", r"layer 'head' gives \(2, 5\) for 2 images; expected \(2, C, h, w\)"),
-        ("permuted", r"gives \(2, 4, 4, 40\), which for images of 16×16 is \(N, h, w, C\): channels last"),
+        (
+            "permuted",
+            (
+                r"gives \(2, 4, 4, 40\), which for images of 16×16 is \(N, h, w, C\):"
+                r" channels last"
+            ),
+        ),
         ("folded", r"gives \(28, 4, 2, 7\) for 2 images"),
         ("integers", "of dtype torch.int32; expected floating point"),
         ("usd", "no layer 'usd' in this Branches; did you mean one of: used"),
@@ -756,7 +978,13 @@ def test_a_layer_that_cannot_be_explained_is_refused_with_its_reason(layer, mess
     assert grad_cam(model, pictures(), "used", 1).maps.shape == (2, 14, 14)
     for call in (grad_cam, guided_grad_cam):
         with pytest.raises(ValueError, match=message):
-            call(model, pictures(), layer, 1, **({"positive_gradients": True} if call is guided_grad_cam else {}))
+            call(
+                model,
+                pictures(),
+                layer,
+                1,
+                **({"positive_gradients": True} if call is guided_grad_cam else {}),
+            )
     assert state(model)[3] == 0
 
 
@@ -769,14 +997,23 @@ def test_swins_blocks_are_channels_last_and_its_permute_is_not():
 
 def test_scripts_are_refused():
     scripted = torch.jit.trace(small(), pictures())
-    with pytest.raises(ValueError, match="the model is a TopLevelTracedModule, which hides its layers"):
+    with pytest.raises(
+        ValueError, match="the model is a TopLevelTracedModule, which hides its layers"
+    ):
         grad_cam(scripted, pictures(), "body")
     part = nn.Sequential(
-        torch.jit.trace(small().stem, pictures()), nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        torch.jit.trace(small().stem, pictures()),
+        nn.Conv2d(6, 5, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     )
     with pytest.raises(ValueError, match="layer '0' is a TopLevelTracedModule"):
         grad_cam(part, pictures(), "0")
-    assert grad_cam(part, pictures(), "1").maps.shape == (2, 16, 16)  # a scripted part elsewhere does no harm
+    assert grad_cam(part, pictures(), "1").maps.shape == (
+        2,
+        16,
+        16,
+    )  # a scripted part elsewhere does no harm
     with pytest.raises(ValueError, match="hides its ReLUs"):
         guided_backprop(part, pictures())
 
@@ -806,18 +1043,30 @@ def test_a_model_that_runs_in_other_threads_is_refused_with_the_cause():
 
 def test_a_score_cut_off_from_the_graph_is_refused():
     model = small()
-    with pytest.raises(ValueError, match="does not depend on layer 'body', or the model cuts the gradient"):
+    with pytest.raises(
+        ValueError,
+        match="does not depend on layer 'body', or the model cuts the gradient",
+    ):
         grad_cam(model, pictures(), "body", lambda y: y.detach().sum(1))
     with pytest.raises(ValueError, match="does not depend on the images"):
         guided_backprop(model, pictures(), lambda y: y.detach().sum(1))
     with pytest.raises(ValueError, match="does not depend on the activations"):
-        grad_cam_weights(torch.zeros(1, requires_grad=True) * 2, torch.zeros(1, 1, 1, 1, requires_grad=True))
+        grad_cam_weights(
+            torch.zeros(1, requires_grad=True) * 2,
+            torch.zeros(1, 1, 1, 1, requires_grad=True),
+        )
 
 
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        (lambda y: y, r"returned \(2, 5\) of torch.float32; expected a floating-point tensor \(2,\)"),
+        (
+            lambda y: y,
+            (
+                r"returned \(2, 5\) of torch.float32; expected a floating-point tensor"
+                r" \(2,\)"
+            ),
+        ),
         (lambda y: y.sum(), r"returned \(\) of"),
         (lambda y: y.argmax(1), r"returned \(2,\) of torch.int64"),
         (lambda y: 3.0, "returned a float"),
@@ -833,22 +1082,30 @@ def test_images_and_targets_are_checked():
     for call in CALLS.values():
         with pytest.raises(ValueError, match=r"shape \(3, 16, 16\).*images\[None\]"):
             call(model, pictures()[0])
-        with pytest.raises(ValueError, match=r"\[5\] are outside the model's 5 classes"):
+        with pytest.raises(
+            ValueError, match=r"\[5\] are outside the model's 5 classes"
+        ):
             call(model, pictures(), [0, 5])
     wrapped = nn.ModuleDict({"net": model})
     wrapped.forward = lambda x: {"logits": model(x)}
-    with pytest.raises(ValueError, match="an output of type dict; expected logits.*targets=<function"):
+    with pytest.raises(
+        ValueError, match="an output of type dict; expected logits.*targets=<function"
+    ):
         grad_cam(wrapped, pictures(), "net.body")
 
 
-# ---- a real network on a real picture --------------------------------------------------------------------------------
+# ---- a real network on a real picture ----
 
 
 def test_two_classes_in_one_picture_are_told_apart():
     backbone = backbones.load("efficientnet_lite0")
-    cat, cup = (backbone.transform(picture[None]) for picture in (data.chelsea(), data.coffee()))
+    cat, cup = (
+        backbone.transform(picture[None]) for picture in (data.chelsea(), data.coffee())
+    )
     scene = torch.cat([cat, cup], 3)  # the cat on the left, the cup on the right
-    found = grad_cam(backbone.model, scene, "conv_head", [[285, 967]])  # Egyptian cat, espresso
+    found = grad_cam(
+        backbone.model, scene, "conv_head", [[285, 967]]
+    )  # Egyptian cat, espresso
     left = found.maps[..., :7].sum((2, 3)) / found.maps.sum((2, 3))
     assert left[0, 0] > 0.8 and left[0, 1] < 0.2
     sharp = guided_grad_cam(backbone.model, scene, "conv_head", [[285, 967]]).abs()

@@ -10,8 +10,19 @@ STUB = re.compile(r"check\.(\w+)\(\.\.\.\)")
 
 
 def notebook(sources: list[str]) -> str:
-    made = [{"cell_type": "code", "source": s, "metadata": {}, "outputs": [], "execution_count": None} for s in sources]
-    return json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    made = [
+        {
+            "cell_type": "code",
+            "source": s,
+            "metadata": {},
+            "outputs": [],
+            "execution_count": None,
+        }
+        for s in sources
+    ]
+    return json.dumps(
+        {"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    )
 
 
 def solved(chapter: str) -> str:
@@ -24,9 +35,14 @@ def stub(chapter: str) -> str:
     return notebook(cells(chapter, "exercise"))
 
 
-def answered(chapter: str, answers: dict[str, str], before: str = "", after: str = "") -> str:
+def answered(
+    chapter: str, answers: dict[str, str], before: str = "", after: str = ""
+) -> str:
     """The stub with some answers filled in, and cells before and after."""
-    filled = [STUB.sub(lambda m: f"check.{m[1]}({answers.get(m[1], '...')})", s) for s in cells(chapter, "exercise")]
+    filled = [
+        STUB.sub(lambda m: f"check.{m[1]}({answers.get(m[1], '...')})", s)
+        for s in cells(chapter, "exercise")
+    ]
     return notebook([source for source in (before, *filled, after) if source])
 
 

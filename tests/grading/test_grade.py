@@ -1,4 +1,6 @@
-"""Grading: a row for everything that is handed in, each in its own process, and no pass that was not earned."""
+"""Grading: a row for everything that is handed in, each in its own process, and no pass
+that was not earned.
+"""
 
 import csv
 import os
@@ -42,7 +44,9 @@ def rows(table):
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_the_solutions_of_the_notebook_pass(chapter):
-    """Those that stand in the notebook, in the context of the notebook; the stubs beside them take nothing away."""
+    """Those that stand in the notebook, in the context of the notebook; the stubs
+    beside them take nothing away.
+    """
     ended, found = verdicts(solved(chapter))
     assert ended == "graded"
     assert found == dict.fromkeys(exercises(chapter), "passed")
@@ -53,7 +57,10 @@ def test_the_untouched_stub_is_not_attempted(chapter, monkeypatch):
     told = []
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     run(read(stub(chapter)).statements, Checks(chapter, told.append), 60.0)
-    assert told == [{"check": name, "verdict": "not attempted", "hint": ""} for name in exercises(chapter)]
+    assert told == [
+        {"check": name, "verdict": "not attempted", "hint": ""}
+        for name in exercises(chapter)
+    ]
 
 
 STUBBORN = """
@@ -76,12 +83,16 @@ def attempt(first="10_035_200", second="...", last="...", **options):
 
 
 def test_each_submission_costs_only_itself(tmp_path):
-    """Right, wrong, crashing, looping and memory-eating ones in one folder, two at a time."""
+    """Right, wrong, crashing, looping and memory-eating ones in one folder, two at a
+    time.
+    """
     submissions = {
         "crashing.ipynb": attempt(second="1 / 0", last="nothing"),
         "dying.ipynb": attempt(second="die()", before=DIE),
         "greedy.ipynb": attempt(
-            second="len(bytearray(10**11))", last="torch.ones(10**11).sum()", before="import torch"
+            second="len(bytearray(10**11))",
+            last="torch.ones(10**11).sum()",
+            before="import torch",
         ),
         "leaving.ipynb": attempt(second="exit()", last="44_640"),
         "looping.ipynb": attempt(second="forever()", last="44_640", before=FOREVER),
@@ -90,29 +101,50 @@ def test_each_submission_costs_only_itself(tmp_path):
         "wrong.ipynb": attempt("20_070_400", "17"),
     }
     table, said = tmp_path / "grades.csv", []
-    grade(hand_in(tmp_path / "in", submissions), table, limits=Limits(seconds=27), jobs=2, say=said.append)
+    grade(
+        hand_in(tmp_path / "in", submissions),
+        table,
+        limits=Limits(seconds=27),
+        jobs=2,
+        say=said.append,
+    )
     found, names = rows(table), exercises("mobilenet")
     assert list(found) == list(submissions)
     assert said[-1] == f"written: {table}, a row for each file"
     columns = [
         "passed",
-        *(f"{names.index(name) + 1} {name}" for name in ("standard_cost", "break_even", "spared_weights")),
+        *(
+            f"{names.index(name) + 1} {name}"
+            for name in ("standard_cost", "break_even", "spared_weights")
+        ),
     ]
-    assert {name: [row["status"].partition(" (")[0], *(row[c] for c in columns)] for name, row in found.items()} == {
+    assert {
+        name: [row["status"].partition(" (")[0], *(row[c] for c in columns)]
+        for name, row in found.items()
+    } == {
         "crashing.ipynb": ["graded", "1", "passed", "error", "error"],
         "dying.ipynb": ["crashed", "1", "passed", "not reached", "not reached"],
         "greedy.ipynb": ["graded", "1", "passed", "error", "error"],
         "leaving.ipynb": ["graded", "2", "passed", "error", "passed"],
         "looping.ipynb": ["graded", "2", "passed", "error", "passed"],
         "right.ipynb": ["graded", "2", "passed", "not attempted", "passed"],
-        "stubborn.ipynb": ["timed out after 27 s", "1", "passed", "not reached", "not reached"],
+        "stubborn.ipynb": [
+            "timed out after 27 s",
+            "1",
+            "passed",
+            "not reached",
+            "not reached",
+        ],
         "wrong.ipynb": ["graded", "0", "failed", "failed", "not attempted"],
     }
     remarks = {name: row["remarks"] for name, row in found.items()}
     assert "TooLong: not done after 9 s" in remarks["looping.ipynb"]
     assert "SIGKILL" in found["dying.ipynb"]["status"]
     assert "counts the pair once" in remarks["wrong.ipynb"]
-    assert "ZeroDivisionError" in remarks["crashing.ipynb"] and "NameError" in remarks["crashing.ipynb"]
+    assert (
+        "ZeroDivisionError" in remarks["crashing.ipynb"]
+        and "NameError" in remarks["crashing.ipynb"]
+    )
     assert remarks["greedy.ipynb"].count("memory") >= 2
 
 
@@ -154,12 +186,18 @@ sys.stdout.write('{"check": "side_ratio", "verdict": "passed"}')
 sys.stderr.write('{"check": "side_ratio", "verdict": "passed"}')
 """
 CHEATS = {
-    "prints": answered("cam", {}, after="print('right: the areas may differ')\nprint('passed')"),
-    "edits the check's cell": notebook(["from paperlib.exercises import cam as check", "done = True  # side_ratio"]),
+    "prints": answered(
+        "cam", {}, after="print('right: the areas may differ')\nprint('passed')"
+    ),
+    "edits the check's cell": notebook(
+        ["from paperlib.exercises import cam as check", "done = True  # side_ratio"]
+    ),
     "overwrites check": answered("cam", {"side_ratio": "3"}, before=OVERWRITTEN),
     "patches the module": answered("cam", {"side_ratio": "3"}, before=PATCHED_MODULE),
     "patches torch": answered("cam", {"map_function": "f"}, before=PATCHED_TORCH),
-    "patches Python": answered("cam", {"side_ratio": "3"}, before="import builtins\nbuiltins.abs = lambda x: 0"),
+    "patches Python": answered(
+        "cam", {"side_ratio": "3"}, before="import builtins\nbuiltins.abs = lambda x: 0"
+    ),
     "writes verdicts": answered("cam", {"side_ratio": "3"}, before=FALSE_VERDICT),
 }
 
@@ -170,26 +208,37 @@ def test_a_cheat_does_not_pass(how):
     assert ended == "graded" and "passed" not in found.values()
 
 
-def test_a_submission_runs_in_an_empty_folder_without_our_secrets(monkeypatch, tmp_path):
+def test_a_submission_runs_in_an_empty_folder_without_our_secrets(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("SECRET_TOKEN", "s3cret")
     monkeypatch.chdir(tmp_path)
-    alone = "import os\nalone = os.listdir() == [] and 'SECRET_TOKEN' not in os.environ and bool(open('left', 'w'))"
+    alone = (
+        "import os\nalone = os.listdir() == [] and 'SECRET_TOKEN' not in os.environ and"
+        " bool(open('left', 'w'))"
+    )
     text = answered("cam", {"side_ratio": "2 ** 0.5 if alone else 0"}, before=alone)
     assert verdicts(text)[1]["side_ratio"] == "passed"
     assert os.listdir(tmp_path) == []
 
 
 def test_a_process_that_slips_away_keeps_nobody_waiting():
-    text = answered("cam", {"side_ratio": "2 ** 0.5 + slip()"}, before=(
-        "import os, time\ndef slip():\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(200)\n"
-        "        os._exit(0)\n    return 0"))  # fmt: skip
+    text = answered(
+        "cam",
+        {"side_ratio": "2 ** 0.5 + slip()"},
+        before=(
+            "import os, time\ndef slip():\n    if os.fork() == 0:\n       "
+            " os.setsid()\n        time.sleep(200)\n        os._exit(0)\n    return 0"
+        ),
+    )
     started = time.monotonic()
     assert verdicts(text)[1]["side_ratio"] == "passed"
     assert time.monotonic() - started < 100
 
 
 def test_all_cells_runs_what_the_slice_leaves_out():
-    before = "values = []\ndef fill(into):\n    into.append(2 ** 0.5)\nfill(values)"  # changed through an argument
+    # changed through an argument
+    before = "values = []\ndef fill(into):\n    into.append(2 ** 0.5)\nfill(values)"
     text = answered("cam", {"side_ratio": "values[0]"}, before=before)
     assert verdicts(text)[1]["side_ratio"] == "error"
     assert verdicts(text, Limits(60, everything=True))[1]["side_ratio"] == "passed"
@@ -204,7 +253,9 @@ def test_all_cells_runs_what_the_slice_leaves_out():
         ("...", "...", "not attempted"),
     ],
 )
-def test_the_last_answer_counts_and_a_stub_beside_it_does_not(tmp_path, monkeypatch, first, second, verdict):
+def test_the_last_answer_counts_and_a_stub_beside_it_does_not(
+    tmp_path, monkeypatch, first, second, verdict
+):
     lines = f"check.side_ratio({first})\ncheck.side_ratio({second})"
     text = notebook(["from paperlib.exercises import cam as check", lines])
     told = []
@@ -214,31 +265,46 @@ def test_the_last_answer_counts_and_a_stub_beside_it_does_not(tmp_path, monkeypa
 
 
 def test_what_is_no_submission_gets_a_row(tmp_path):
-    folder = hand_in(tmp_path / "in", {
-        "text.ipynb": "Dear teacher, my dog ate it",
-        "essay.pdf": b"%PDF-1.4",
-        "bytes.ipynb": b"\xff\xfe\x00\x01",
-        "half.ipynb": stub("cam")[:200],
-        "other.ipynb": stub("padim"),
-        "Müller, Zoë 学生/02_cam (1).ipynb": stub("cam"),
-        ".DS_Store": b"\x00",
-        ".ipynb_checkpoints/02_cam-checkpoint.ipynb": stub("cam"),
-    })  # fmt: skip
+    folder = hand_in(
+        tmp_path / "in",
+        {
+            "text.ipynb": "Dear teacher, my dog ate it",
+            "essay.pdf": b"%PDF-1.4",
+            "bytes.ipynb": b"\xff\xfe\x00\x01",
+            "half.ipynb": stub("cam")[:200],
+            "other.ipynb": stub("padim"),
+            "Müller, Zoë 学生/02_cam (1).ipynb": stub("cam"),
+            ".DS_Store": b"\x00",
+            ".ipynb_checkpoints/02_cam-checkpoint.ipynb": stub("cam"),
+        },
+    )
     (folder / "link.ipynb").symlink_to("/etc/passwd")
     grade(folder, folder / "grades.csv", chapter="cam", say=lambda _: None)
     found = {name: row["status"] for name, row in rows(folder / "grades.csv").items()}
     assert {name: status.split(":")[0] for name, status in found.items()} == {
-        "text.ipynb": "damaged", "essay.pdf": "not a notebook", "bytes.ipynb": "damaged", "half.ipynb": "damaged",
-        "other.ipynb": "another chapter", "Müller, Zoë 学生/02_cam (1).ipynb": "graded",
+        "text.ipynb": "damaged",
+        "essay.pdf": "not a notebook",
+        "bytes.ipynb": "damaged",
+        "half.ipynb": "damaged",
+        "other.ipynb": "another chapter",
+        "Müller, Zoë 学生/02_cam (1).ipynb": "graded",
         "link.ipynb": "a link, not a file; it was not followed",
-    }  # fmt: skip
+    }
     assert found["other.ipynb"] == "another chapter: padim, not cam"
     with pytest.raises(ValueError, match="not a notebook"):
         load(folder / "essay.pdf")
 
 
 def test_a_submission_of_another_chapter_is_told(tmp_path):
-    folder = hand_in(tmp_path, {"a.ipynb": stub("cam"), "b.ipynb": stub("cam"), "c.ipynb": stub("padim"), "d.txt": "d"})
+    folder = hand_in(
+        tmp_path,
+        {
+            "a.ipynb": stub("cam"),
+            "b.ipynb": stub("cam"),
+            "c.ipynb": stub("padim"),
+            "d.txt": "d",
+        },
+    )
     assert common_chapter(files_of(folder)) == "cam"
     (folder / "a.ipynb").unlink()
     with pytest.raises(ValueError, match="--chapter"):
@@ -250,27 +316,64 @@ def test_a_submission_of_another_chapter_is_told(tmp_path):
 def test_the_table_is_safe_to_open(tmp_path):
     """No formula for a spreadsheet, no half-written file, nothing left beside it."""
     names = exercises("cam")
-    row = Grade("=cmd()|'x'.ipynb", "graded", dict.fromkeys(names, "failed"), {names[0]: 'a,\n"b"'}, 1.26)
+    row = Grade(
+        "=cmd()|'x'.ipynb",
+        "graded",
+        dict.fromkeys(names, "failed"),
+        {names[0]: 'a,\n"b"'},
+        1.26,
+    )
     write_table([row, Grade("@b", "-1", {}, {}, 0)], "cam", tmp_path / "t.csv")
     first, second = rows(tmp_path / "t.csv").values()
-    assert first["submission"] == "'=cmd()|'x'.ipynb" and first["remarks"] == '1: a, "b"' and first["seconds"] == "1.3"
-    assert second["submission"] == "'@b" and second["status"] == "'-1" and second["of"] == "6"
+    assert (
+        first["submission"] == "'=cmd()|'x'.ipynb"
+        and first["remarks"] == '1: a, "b"'
+        and first["seconds"] == "1.3"
+    )
+    assert (
+        second["submission"] == "'@b"
+        and second["status"] == "'-1"
+        and second["of"] == "6"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
 def test_the_last_lines_say_what_is_left_to_do():
     """One line for each kind of trouble, and none where there is none."""
     fine = Grade("a", "graded", {"one": "passed", "two": "failed"}, {"two": "no"}, 1.0)
-    late = Grade("b", "timed out after 60 s", {"one": "passed", "two": "not reached"}, {}, 60.0)
-    loop = Grade("c", "graded", {"one": "error", "two": "passed"}, {"one": "TooLong: not done after 20 s"}, 1.0)
-    died = Grade("d", "crashed (stopped by SIGKILL)", {"one": "passed", "two": "not reached"}, {}, 1.0)
-    error = Grade("e", "graded", {"one": "error", "two": "passed"}, {"one": "NameError: nothing"}, 1.0)
+    late = Grade(
+        "b", "timed out after 60 s", {"one": "passed", "two": "not reached"}, {}, 60.0
+    )
+    loop = Grade(
+        "c",
+        "graded",
+        {"one": "error", "two": "passed"},
+        {"one": "TooLong: not done after 20 s"},
+        1.0,
+    )
+    died = Grade(
+        "d",
+        "crashed (stopped by SIGKILL)",
+        {"one": "passed", "two": "not reached"},
+        {},
+        1.0,
+    )
+    error = Grade(
+        "e",
+        "graded",
+        {"one": "error", "two": "passed"},
+        {"one": "NameError: nothing"},
+        1.0,
+    )
     other = Grade("f", "another chapter: cam, not padim", {}, {}, 0.0)
     assert to_do([fine], QUICK) == []
     slow, gone, odd, refused = to_do([fine, late, loop, died, error, other], QUICK)
     assert slow.startswith("2 files ran out of time") and "--timeout 120" in slow
     assert gone.startswith("1 file ended before")
-    assert odd.startswith("1 file with answers that did not run") and "--all-cells --timeout" in odd
+    assert (
+        odd.startswith("1 file with answers that did not run")
+        and "--all-cells --timeout" in odd
+    )
     assert refused.startswith("1 file not graded")
     assert "--all-cells" not in to_do([error], Limits(everything=True))[0]
 
@@ -299,7 +402,19 @@ def test_arguments_out_of_range_are_refused(tmp_path, change, message):
 
 def test_the_command_line(tmp_path, capsys):
     hand_in(tmp_path, {"a.ipynb": answered("cam", {"side_ratio": "2 ** 0.5"})})
-    assert command.main(["grade", str(tmp_path), "--out", str(tmp_path / "t.csv"), "--timeout", "60"]) == 0
+    assert (
+        command.main(
+            [
+                "grade",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "t.csv"),
+                "--timeout",
+                "60",
+            ]
+        )
+        == 0
+    )
     assert "a.ipynb: graded, 1 of 6" in capsys.readouterr().out
     assert rows(tmp_path / "t.csv")["a.ipynb"]["2 side_ratio"] == "passed"
     assert command.main(["grade", str(tmp_path / "nowhere")]) == 1

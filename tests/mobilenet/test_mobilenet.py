@@ -6,13 +6,26 @@ import torch
 from torch import nn
 
 from paperlib.complexity import profile
-from paperlib.mobilenet import BLOCKS, STEM_CHANNELS, MobileNetV1, load_timm_state, parameter_groups, timm_names
+from paperlib.mobilenet import (
+    BLOCKS,
+    STEM_CHANNELS,
+    MobileNetV1,
+    load_timm_state,
+    parameter_groups,
+    timm_names,
+)
 
-# The paper's rows (Tables 4 to 10) and the exact totals that follow from its Table 1: multiply-adds, and parameters
-# without batch norm. A comment says where the paper prints something else.
+# The paper's rows (Tables 4 to 10) and the exact totals that follow from its Table 1:
+# multiply-adds, and parameters without batch norm. A comment says where the paper
+# prints something else.
 PAPER = {
     "1.0-224": (dict(), 224, 568_740_352, 4_210_088),
-    "full convolutions": (dict(separable=False), 224, 4_867_293_184, 29_282_120),  # printed: 4866
+    "full convolutions": (
+        dict(separable=False),
+        224,
+        4_867_293_184,
+        29_282_120,
+    ),  # printed: 4866
     "shallow": (dict(shallow=True), 224, 307_323_392, 2_876_328),
     "0.75-224": (dict(width=0.75), 224, 325_400_448, 2_569_144),
     "0.5-224": (dict(width=0.5), 224, 149_497_088, 1_320_648),
@@ -21,12 +34,22 @@ PAPER = {
     "1.0-160": (dict(), 160, 290_675_200, 4_210_088),  # printed: 290
     "1.0-128": (dict(), 128, 186_400_768, 4_210_088),
     "0.5-160": (dict(width=0.5), 160, 76_524_800, 1_320_648),  # printed: 76
-    "0.75-192, 120 dogs": (dict(width=0.75, num_classes=120), 192, 238_597_632, 1_892_424),  # printed: 239
+    "0.75-192, 120 dogs": (
+        dict(width=0.75, num_classes=120),
+        192,
+        238_597_632,
+        1_892_424,
+    ),  # printed: 239
 }
 
 
 def norm_parameters(model):
-    return sum(p.numel() for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+    return sum(
+        p.numel()
+        for m in model.modules()
+        if isinstance(m, nn.BatchNorm2d)
+        for p in m.parameters()
+    )
 
 
 @pytest.mark.parametrize("case", PAPER)
@@ -54,7 +77,9 @@ def test_last_stride_two_misses_the_papers_total():
 def test_logits_equal_timms():
     torch.manual_seed(0)
     theirs = timm.create_model("mobilenetv1_100")
-    for module in theirs.modules():  # running statistics that differ from their initial values
+    for (
+        module
+    ) in theirs.modules():  # running statistics that differ from their initial values
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
@@ -67,14 +92,20 @@ def test_logits_equal_timms():
 
     # and back: timm accepts our state under its names, strictly
     again = timm.create_model("mobilenetv1_100")
-    again.load_state_dict({theirs: ours.state_dict()[name] for name, theirs in timm_names().items()}, strict=True)
+    again.load_state_dict(
+        {theirs: ours.state_dict()[name] for name, theirs in timm_names().items()},
+        strict=True,
+    )
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(images), expected, rtol=0, atol=1e-6)
 
 
 def test_names_cover_both_state_dicts_in_order():
     with torch.device("meta"):
-        ours, theirs = MobileNetV1().state_dict(), timm.create_model("mobilenetv1_100").state_dict()
+        ours, theirs = (
+            MobileNetV1().state_dict(),
+            timm.create_model("mobilenetv1_100").state_dict(),
+        )
     assert list(timm_names()) == list(ours)
     assert list(timm_names().values()) == list(theirs)
 
@@ -83,7 +114,10 @@ def test_a_foreign_state_is_refused_and_changes_nothing():
     model = MobileNetV1(width=0.25)
     before = copy.deepcopy(model.state_dict())
     state = timm.create_model("mobilenetv1_100").state_dict()
-    with pytest.raises(ValueError, match=r"conv_stem.weight has shape \(32, 3, 3, 3\); expected \(8, 3, 3, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"conv_stem.weight has shape \(32, 3, 3, 3\); expected \(8, 3, 3, 3\)",
+    ):
         load_timm_state(model, state)
     state.pop("classifier.bias")
     with pytest.raises(ValueError, match="missing .'classifier.bias'"):
@@ -93,7 +127,10 @@ def test_a_foreign_state_is_refused_and_changes_nothing():
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("arguments", [{}, {"separable": False}, {"shallow": True}, {"last_stride": 2}, {"width": 0.1}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"separable": False}, {"shallow": True}, {"last_stride": 2}, {"width": 0.1}],
+)
 @pytest.mark.parametrize("size", [(32, 32), (33, 70), (1, 1)])
 def test_any_resolution_and_a_gradient_everywhere(arguments, size):
     arguments = {"width": 0.25} | arguments
@@ -107,19 +144,28 @@ def test_any_resolution_and_a_gradient_everywhere(arguments, size):
 def test_depthwise_filters_are_not_decayed():
     model = MobileNetV1(width=0.25, num_classes=2)
     decayed, spared = parameter_groups(model, 4e-5)
-    depthwise = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d) and m.weight.shape[1] == 1}
+    depthwise = {
+        id(m.weight)
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d) and m.weight.shape[1] == 1
+    }
     assert len(depthwise) == 13
     assert {id(p) for p in spared["params"]} == depthwise
     assert (decayed["weight_decay"], spared["weight_decay"]) == (4e-5, 0.0)
-    assert sorted(map(id, decayed["params"] + spared["params"])) == sorted(map(id, model.parameters()))
+    assert sorted(map(id, decayed["params"] + spared["params"])) == sorted(
+        map(id, model.parameters())
+    )
 
-    # What it is for: with a zero gradient RMSprop moves the decayed weights and leaves the depthwise ones alone.
+    # What it is for: with a zero gradient RMSprop moves the decayed weights and leaves
+    # the depthwise ones alone.
     optimizer = torch.optim.RMSprop([decayed, spared], lr=0.1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    moved = {
+        name for name, p in model.named_parameters() if not torch.equal(p, before[name])
+    }
     assert not any("depthwise" in name for name in moved)
     assert {name for name in before if "pointwise" in name} <= moved
 

@@ -1,4 +1,6 @@
-"""PaDiM's two equations, one position after the other, with NumPy and SciPy: what the tests hold the fast code to."""
+"""PaDiM's two equations, one position after the other, with NumPy and SciPy: what the
+tests hold the fast code to.
+"""
 
 import numpy as np
 import scipy.spatial.distance
@@ -7,7 +9,9 @@ import scipy.spatial.distance
 def naive_statistics(x, epsilon=0.01):
     """Equation 1, one position after the other, by NumPy in float64."""
     x = x.double().numpy()
-    covariances = [np.cov(x[:, i], rowvar=False).reshape(x.shape[2], -1) for i in range(x.shape[1])]
+    covariances = [
+        np.cov(x[:, i], rowvar=False).reshape(x.shape[2], -1) for i in range(x.shape[1])
+    ]
     return x.mean(0), np.stack(covariances) + epsilon * np.eye(x.shape[2])
 
 
@@ -15,5 +19,11 @@ def naive_distance(x, mean, covariance):
     """Equation 2, one image and position after the other, by SciPy, with an inverse."""
     inverses = np.linalg.inv(covariance)
     return np.array(
-        [[scipy.spatial.distance.mahalanobis(p, m, i) for p, m, i in zip(im, mean, inverses, strict=True)] for im in x]
+        [
+            [
+                scipy.spatial.distance.mahalanobis(p, m, i)
+                for p, m, i in zip(im, mean, inverses, strict=True)
+            ]
+            for im in x
+        ]
     )

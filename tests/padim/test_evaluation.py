@@ -36,37 +36,69 @@ def settings(root):
 
 
 def result(category, settings, value=0.5, **changes):
-    return Result(settings, category, 6, 6, value, value, value, 3.0, 0.5, 1.0, 2.0)._replace(**changes)
+    return Result(
+        settings, category, 6, 6, value, value, value, 3.0, 0.5, 1.0, 2.0
+    )._replace(**changes)
 
 
 def test_one_category_equals_the_steps_written_out(root, lite0, settings):
     def pictures(*parts):
         files = sorted((root / "bottle").joinpath(*parts).glob("*.png"))
         opened = [Image.open(file).convert("RGB") for file in files]
-        resized = [TF.resize(picture, [256, 256], InterpolationMode.BICUBIC) for picture in opened]
-        return torch.stack([TF.to_tensor(TF.center_crop(picture, [224, 224])) for picture in resized])
+        resized = [
+            TF.resize(picture, [256, 256], InterpolationMode.BICUBIC)
+            for picture in opened
+        ]
+        return torch.stack(
+            [TF.to_tensor(TF.center_crop(picture, [224, 224])) for picture in resized]
+        )
 
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (lite0.transform.mean, lite0.transform.std))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1)
+        for v in (lite0.transform.mean, lite0.transform.std)
+    )
     model = PaDiM(FeatureExtractor(*lite0[:2]), 20, seed=3, mode="bicubic")
     model.fit([(pictures("train", "good") - mean) / std])
-    maps = model.anomaly_map((torch.cat([pictures("test", "good"), pictures("test", "stain")]) - mean) / std)
-    masks = [Image.open(file) for file in sorted((root / "bottle/ground_truth/stain").glob("*.png"))]
-    masks = [TF.center_crop(TF.resize(m, [256, 256], InterpolationMode.NEAREST), [224, 224]) for m in masks]
-    masks = torch.cat([torch.zeros(3, 224, 224, dtype=torch.bool), torch.cat([TF.to_tensor(m) for m in masks]) > 0])
+    maps = model.anomaly_map(
+        (torch.cat([pictures("test", "good"), pictures("test", "stain")]) - mean) / std
+    )
+    masks = [
+        Image.open(file)
+        for file in sorted((root / "bottle/ground_truth/stain").glob("*.png"))
+    ]
+    masks = [
+        TF.center_crop(TF.resize(m, [256, 256], InterpolationMode.NEAREST), [224, 224])
+        for m in masks
+    ]
+    masks = torch.cat(
+        [
+            torch.zeros(3, 224, 224, dtype=torch.bool),
+            torch.cat([TF.to_tensor(m) for m in masks]) > 0,
+        ]
+    )
     labels, scores = [0, 0, 0, 1, 1, 1], maps.amax((1, 2))
 
     seen = []
-    found = evaluation.evaluate(settings, "bottle", lite0, batch_size=4, progress=lambda *one: seen.append(one))
+    found = evaluation.evaluate(
+        settings, "bottle", lite0, batch_size=4, progress=lambda *one: seen.append(one)
+    )
     torch.testing.assert_close(found.maps, maps, rtol=1e-3, atol=1e-3)
     row = found.result
     assert row[:4] == (settings, "bottle", 6, 6) and found.labels.tolist() == labels
     assert row.image_auroc == roc_auc_score(labels, scores)
-    assert row.pixel_auroc == pytest.approx(roc_auc_score(masks.flatten(), maps.flatten()), abs=1e-5)
+    assert row.pixel_auroc == pytest.approx(
+        roc_auc_score(masks.flatten(), maps.flatten()), abs=1e-5
+    )
     assert row.aupro == pytest.approx(aupro(masks, maps), abs=1e-4)
     assert row.f1 == pytest.approx(f1_score(labels, found.scores >= row.threshold))
     assert row.pixel_auroc > 0.95  # it finds the stains
     assert row.fit_seconds > 0 and row.score_seconds > 0
-    assert seen == [("bottle: fit", 4, 6), ("bottle: fit", 6, 6), ("bottle: score", 4, 6), ("bottle: score", 6, 6)]
+    assert seen == [
+        ("bottle: fit", 4, 6),
+        ("bottle: fit", 6, 6),
+        ("bottle: score", 4, 6),
+        ("bottle: score", 6, 6),
+    ]
 
 
 def test_seed_dimensions_and_variant_matter(lite0, settings):
@@ -84,39 +116,68 @@ def test_the_seed_turns_the_random_variants_pictures(lite0, settings, monkeypatc
     monkeypatch.setattr(
         evaluation.MVTecAD,
         "__init__",
-        lambda self, *a, **k: seeds.append((a[3], k.get("seed"))) or make(self, *a, **k),
+        lambda self, *a, **k: (
+            seeds.append((a[3], k.get("seed"))) or make(self, *a, **k)
+        ),
     )
-    evaluation.evaluate(settings._replace(variant="random", dimensions=1, seed=8), "bottle", lite0)
+    evaluation.evaluate(
+        settings._replace(variant="random", dimensions=1, seed=8), "bottle", lite0
+    )
     assert seeds == [("random", 8)] * 2
 
 
 def test_examples_are_the_extremes():
-    labels, scores = torch.tensor([0, 1, 0, 1, 1, 0]), torch.tensor([2.0, 9.0, 1.0, 3.0, 5.0, 6.0])
+    labels, scores = (
+        torch.tensor([0, 1, 0, 1, 1, 0]),
+        torch.tensor([2.0, 9.0, 1.0, 3.0, 5.0, 6.0]),
+    )
     scored = evaluation.Scored(None, None, labels, scores, None)
-    chosen = {"clearest defect": 1, "faintest defect": 3, "most suspicious normal": 5, "least suspicious normal": 2}
+    chosen = {
+        "clearest defect": 1,
+        "faintest defect": 3,
+        "most suspicious normal": 5,
+        "least suspicious normal": 2,
+    }
     assert evaluation.examples(scored) == chosen
 
 
 def test_a_run_writes_rows_and_pictures(tmp_path, lite0, settings, monkeypatch):
     drawn = []
     figure = viz.anomaly_figure
-    monkeypatch.setattr("paperlib.viz.anomaly_figure", lambda *a, **k: drawn.append((a, k)) or figure(*a, **k))
-    found = evaluation.run(settings, ["carpet", "bottle"], lite0, tmp_path / "new" / "out")
+    monkeypatch.setattr(
+        "paperlib.viz.anomaly_figure",
+        lambda *a, **k: drawn.append((a, k)) or figure(*a, **k),
+    )
+    found = evaluation.run(
+        settings, ["carpet", "bottle"], lite0, tmp_path / "new" / "out"
+    )
     assert [row.category for row in found] == ["carpet", "bottle"]
     out = tmp_path / "new" / "out"
-    names = [f"{c}-efficientnet_lite0-20-centered-seed3.png" for c in ("bottle", "carpet")]
+    names = [
+        f"{c}-efficientnet_lite0-20-centered-seed3.png" for c in ("bottle", "carpet")
+    ]
     assert sorted(path.name for path in out.iterdir()) == [*names, "results.csv"]
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["category"] for row in rows] == ["carpet", "bottle"]
-    assert float(rows[1]["image_auroc"]) == found[1].image_auroc and rows[0]["dimensions"] == "20"
+    assert (
+        float(rows[1]["image_auroc"]) == found[1].image_auroc
+        and rows[0]["dimensions"] == "20"
+    )
     for name in names:
         picture = np.asarray(Image.open(out / name))
         assert picture.shape[0] > 600 and picture.std() > 20
     (images, maps, masks), options = drawn[0]
-    assert images.shape == (4, 3, 224, 224) and maps.shape == masks.shape == (4, 224, 224)
+    assert images.shape == (4, 3, 224, 224) and maps.shape == masks.shape == (
+        4,
+        224,
+        224,
+    )
     assert masks.flatten(1).any(1).tolist() == [True, True, False, False]
-    assert all(f"{float(m.max()):.1f}" in label for m, label in zip(maps, options["labels"], strict=True))
+    assert all(
+        f"{float(m.max()):.1f}" in label
+        for m, label in zip(maps, options["labels"], strict=True)
+    )
     assert "stain/" in options["labels"][0] and "good/" in options["labels"][3]
 
 
@@ -134,7 +195,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, lite0, settings, monkeypatc
         evaluation.run(settings, ["bottle", "carpet"], lite0, tmp_path, pictures=False)
     (kept,) = evaluation.read_results(tmp_path / "results.csv")
     assert kept.category == "bottle"
-    found = evaluation.run(settings, ["carpet", "bottle"], lite0, tmp_path, pictures=False)
+    found = evaluation.run(
+        settings, ["carpet", "bottle"], lite0, tmp_path, pictures=False
+    )
     assert ran == ["bottle", "carpet", "carpet"]  # the first is not run again
     assert [row.category for row in found] == ["carpet", "bottle"] and found[1] == kept
     evaluation.run(settings, ["carpet", "bottle"], lite0, tmp_path, pictures=False)
@@ -144,13 +207,20 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, lite0, settings, monkeypatc
     assert len(ran) == 4 and len(evaluation.read_results(tmp_path / "results.csv")) == 3
 
 
-def test_every_layout_is_checked_before_the_first_category_runs(tmp_path, lite0, settings, monkeypatch):
+def test_every_layout_is_checked_before_the_first_category_runs(
+    tmp_path, lite0, settings, monkeypatch
+):
     small_mvtec.write(tmp_path / "data", "aa", "brick", train=2, good=1, defective=1)
     small_mvtec.write(tmp_path / "data", "zz", "brick", train=2, good=1, defective=1)
     (tmp_path / "data/zz/ground_truth/stain/000_mask.png").unlink()
     monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: pytest.fail("it ran"))
     with pytest.raises(ValueError, match="test/stain/000.png has no mask"):
-        evaluation.run(settings._replace(data=str(tmp_path / "data")), ["aa", "zz"], lite0, tmp_path / "out")
+        evaluation.run(
+            settings._replace(data=str(tmp_path / "data")),
+            ["aa", "zz"],
+            lite0,
+            tmp_path / "out",
+        )
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file; expected a folder"):
         evaluation.run(settings, ["bottle"], lite0, tmp_path / "file")
@@ -160,14 +230,21 @@ def test_results_come_back_as_they_were_written(tmp_path, settings, monkeypatch)
     path = tmp_path / "results.csv"
     assert evaluation.read_results(path) == []
     odd = settings._replace(data='/a, "b"\nc', dimensions=None)
-    written = [result("bottle", settings, 1 / 3), result("ça,rpet", odd, 0.1 + 0.2, fit_seconds=1e-17)]
+    written = [
+        result("bottle", settings, 1 / 3),
+        result("ça,rpet", odd, 0.1 + 0.2, fit_seconds=1e-17),
+    ]
     evaluation.write_results(path, written)
     assert evaluation.read_results(path) == written
     before = path.read_bytes()
-    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    monkeypatch.setattr(
+        "pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("no space"))
+    )
     with pytest.raises(OSError, match="no space"):
         evaluation.write_results(path, written[:1])
-    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["results.csv"]
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [
+        "results.csv"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -184,12 +261,16 @@ def test_a_table_of_something_else_is_refused(tmp_path, settings, damage):
     path = tmp_path / "results.csv"
     evaluation.write_results(path, [result("bottle", settings)])
     path.write_text(damage(path.read_text()))
-    with pytest.raises(ValueError, match=r"results.csv is no table of results .* move it away"):
+    with pytest.raises(
+        ValueError, match=r"results.csv is no table of results .* move it away"
+    ):
         evaluation.read_results(path)
 
 
 def test_the_papers_means_are_those_of_its_rows():
-    """Table III's own averages, taken again from its rows; the last digit may differ by rounding."""
+    """Table III's own averages, taken again from its rows; the last digit may differ by
+    rounding.
+    """
     for model, rows in PAPER["table_III"].items():
         assert set(rows) == {*GROUPS["all"], *GROUPS}
         for group, members in GROUPS.items():
@@ -212,14 +293,28 @@ def cells(text, name):
 
 
 def test_the_report_stands_beside_the_papers_tables(settings):
-    results = [result(name, settings, 0.9 + 0.001 * n) for n, name in enumerate(GROUPS["all"])]
+    results = [
+        result(name, settings, 0.9 + 0.001 * n) for n, name in enumerate(GROUPS["all"])
+    ]
     text = evaluation.report(results)
-    assert text.splitlines()[0] == "efficientnet_lite0, 20 dimensions, seed 3, centred crops; in %"
+    assert (
+        text.splitlines()[0]
+        == "efficientnet_lite0, 20 dimensions, seed 3, centred crops; in %"
+    )
     assert max(map(len, text.splitlines())) <= 120
     heading = text.splitlines()[1].split("  ")
     columns = [h.strip() for h in heading if h.strip()]
-    assert columns == ["category", "test", "AUROC", "pixel", "PRO", "WR50-Rd550 (V)", "EfficientNet-B5 (V)",
-                       "R18-Rd100 (III)", "WR50-Rd550 (III)"]  # fmt: skip
+    assert columns == [
+        "category",
+        "test",
+        "AUROC",
+        "pixel",
+        "PRO",
+        "WR50-Rd550 (V)",
+        "EfficientNet-B5 (V)",
+        "R18-Rd100 (III)",
+        "WR50-Rd550 (III)",
+    ]
     assert [c.strip() for c in cells(text, "bottle ") if c.strip()] == [
         "6",
         "90.5",
@@ -229,25 +324,71 @@ def test_the_report_stands_beside_the_papers_tables(settings):
         "98.3 / 94.8",
     ]
     found = [c.strip() for c in cells(text, "all_texture (5 of 5)") if c.strip()]
-    assert found == ["30", "90.2", "90.2", "90.2", "98.8", "99.0", "95.6 / 91.3", "96.9 / 93.2"]
+    assert found == [
+        "30",
+        "90.2",
+        "90.2",
+        "90.2",
+        "98.8",
+        "99.0",
+        "95.6 / 91.3",
+        "96.9 / 93.2",
+    ]
     found = [c.strip() for c in cells(text, "all (15 of 15)") if c.strip()]
-    assert found == ["90", "90.7", "90.7", "90.7", "95.3", "97.9", "96.7 / 90.1", "97.5 / 92.1"]
+    assert found == [
+        "90",
+        "90.7",
+        "90.7",
+        "90.7",
+        "95.3",
+        "97.9",
+        "96.7 / 90.1",
+        "97.5 / 92.1",
+    ]
 
 
 def test_the_papers_mean_stands_only_beside_a_complete_one(settings):
     text = evaluation.report([result("carpet", settings), result("my own", settings)])
-    assert [c.strip() for c in cells(text, "all_texture (1 of 5)") if c.strip()] == ["6", "50.0", "50.0", "50.0"]
-    assert [c.strip() for c in cells(text, "my own") if c.strip()] == ["6", "50.0", "50.0", "50.0"]
+    assert [c.strip() for c in cells(text, "all_texture (1 of 5)") if c.strip()] == [
+        "6",
+        "50.0",
+        "50.0",
+        "50.0",
+    ]
+    assert [c.strip() for c in cells(text, "my own") if c.strip()] == [
+        "6",
+        "50.0",
+        "50.0",
+        "50.0",
+    ]
     assert "all_object" not in text
     alone = evaluation.report([result("my own", settings)])
-    assert alone.splitlines()[-1] == "from Defard, Setkov, Loesch, Audigier: PaDiM, arXiv:2011.08785v1"
+    assert (
+        alone.splitlines()[-1]
+        == "from Defard, Setkov, Loesch, Audigier: PaDiM, arXiv:2011.08785v1"
+    )
     with pytest.raises(ValueError, match="no result"):
         evaluation.report([])
 
 
 def test_the_random_variant_stands_beside_table_vi(settings):
-    rows = [result(name, settings._replace(variant="random", dimensions=None)) for name in GROUPS["all"]]
+    rows = [
+        result(name, settings._replace(variant="random", dimensions=None))
+        for name in GROUPS["all"]
+    ]
     text = evaluation.report(rows)
-    assert "all channels" in text and "Rd-MVTec AD" in text and "Table VI" in text and "Table III" not in text
-    assert [c.strip() for c in cells(text, "all (15 of 15)") if c.strip()][-1] == "92.2 / 73.1"
-    assert [c.strip() for c in cells(text, "carpet") if c.strip()] == ["6", "50.0", "50.0", "50.0"]
+    assert (
+        "all channels" in text
+        and "Rd-MVTec AD" in text
+        and "Table VI" in text
+        and "Table III" not in text
+    )
+    assert [c.strip() for c in cells(text, "all (15 of 15)") if c.strip()][
+        -1
+    ] == "92.2 / 73.1"
+    assert [c.strip() for c in cells(text, "carpet") if c.strip()] == [
+        "6",
+        "50.0",
+        "50.0",
+        "50.0",
+    ]

@@ -23,22 +23,33 @@ def fed(x, *lengths, **options):
     return gaussian
 
 
-# ---- the Gaussians --------------------------------------------------------------------------------------------------
+# ---- the Gaussians ----
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    n=st.integers(2, 12), p=st.integers(1, 5), d=st.sampled_from([1, 3, 20, 150]), cut=st.integers(1, 11),
+    n=st.integers(2, 12),
+    p=st.integers(1, 5),
+    d=st.sampled_from([1, 3, 20, 150]),
+    cut=st.integers(1, 11),
     wide=st.booleans(),
-)  # fmt: skip
+)
 def test_batches_give_numpys_mean_and_covariance(n, p, d, cut, wide):
     generator = torch.Generator().manual_seed(n * 100 + d)
-    x = torch.randn(n, p, d, generator=generator, dtype=torch.float64 if wide else torch.float32)
-    gaussian = fed(x, *[part for part in (min(cut, n - 1), 1, n - 1 - min(cut, n - 1)) if part], dtype=x.dtype)
+    x = torch.randn(
+        n, p, d, generator=generator, dtype=torch.float64 if wide else torch.float32
+    )
+    gaussian = fed(
+        x,
+        *[part for part in (min(cut, n - 1), 1, n - 1 - min(cut, n - 1)) if part],
+        dtype=x.dtype,
+    )
     mean, covariance = naive_statistics(x)
     tolerance = 1e-12 if wide else 1e-6
     np.testing.assert_allclose(gaussian.mean(), mean, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(gaussian.covariance(), covariance, rtol=tolerance, atol=5 * tolerance)
+    np.testing.assert_allclose(
+        gaussian.covariance(), covariance, rtol=tolerance, atol=5 * tolerance
+    )
     assert torch.equal(gaussian.covariance(), gaussian.covariance().mT)
     torch.linalg.cholesky(gaussian.covariance())  # also where n ≤ d
     assert gaussian.covariance().dtype == gaussian.mean().dtype == x.dtype
@@ -48,14 +59,28 @@ def test_far_from_zero_the_covariance_keeps_its_digits():
     x = 1e4 + 0.1 * torch.randn(300, 4, 6, generator=torch.Generator().manual_seed(0))
     x = x.float()
     _, truth = naive_statistics(x, 0)
-    for gaussian in (fed(x), fed(x, *[30] * 10), fed(x, *[1] * 300), fed(x[:100]).merge(fed(x[100:]))):
-        error = np.abs(gaussian.covariance(0).numpy() - truth).max() / np.abs(truth).max()
+    for gaussian in (
+        fed(x),
+        fed(x, *[30] * 10),
+        fed(x, *[1] * 300),
+        fed(x[:100]).merge(fed(x[100:])),
+    ):
+        error = (
+            np.abs(gaussian.covariance(0).numpy() - truth).max() / np.abs(truth).max()
+        )
         assert error < 1e-4
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)]
+)
 def test_halves_merged_agree_with_the_whole(dtype, tolerance):
-    x = torch.randn(61, 7, 140, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 2
+    x = (
+        torch.randn(
+            61, 7, 140, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        )
+        + 2
+    )
     whole = fed(x, dtype=dtype)
     first, second = fed(x[:20], dtype=dtype), fed(x[20:], dtype=dtype)
     before = second.covariance()
@@ -66,7 +91,10 @@ def test_halves_merged_agree_with_the_whole(dtype, tolerance):
     ):
         assert merged.count == 61
         torch.testing.assert_close(
-            merged.covariance(), fed(x, dtype=dtype).covariance(), rtol=tolerance, atol=tolerance
+            merged.covariance(),
+            fed(x, dtype=dtype).covariance(),
+            rtol=tolerance,
+            atol=tolerance,
         )
         torch.testing.assert_close(merged.mean(), x.mean(0), rtol=1e-12, atol=1e-12)
     assert torch.equal(second.covariance(), before)
@@ -74,7 +102,11 @@ def test_halves_merged_agree_with_the_whole(dtype, tolerance):
 
 def test_memory_does_not_depend_on_the_number_of_images():
     def held(gaussian):
-        return sum(t.numel() * t.element_size() for t in vars(gaussian).values() if isinstance(t, torch.Tensor))
+        return sum(
+            t.numel() * t.element_size()
+            for t in vars(gaussian).values()
+            if isinstance(t, torch.Tensor)
+        )
 
     x = torch.randn(64, 5, 9)
     assert held(fed(x[:2])) == held(fed(x, *[8] * 8)) == 5 * 9 * 8 + 5 * 9 * 9 * 4
@@ -91,11 +123,16 @@ def test_one_image_has_no_covariance():
     gaussian = PatchGaussian(2, 3)
     with pytest.raises(ValueError, match="no image yet"):
         gaussian.mean()
-    with pytest.raises(ValueError, match="0 images; a sample covariance divides by N - 1"):
+    with pytest.raises(
+        ValueError, match="0 images; a sample covariance divides by N - 1"
+    ):
         gaussian.covariance()
     gaussian.update(torch.randn(1, 2, 3))
     gaussian.mean()
-    with pytest.raises(ValueError, match="1 image; a sample covariance divides by N - 1 and takes at least 2"):
+    with pytest.raises(
+        ValueError,
+        match="1 image; a sample covariance divides by N - 1 and takes at least 2",
+    ):
         gaussian.covariance()
     gaussian.update(torch.randn(1, 2, 3))
     with pytest.raises(ValueError, match="epsilon=-1"):
@@ -114,13 +151,19 @@ def test_what_a_gaussian_cannot_take_changes_nothing():
     ):
         with pytest.raises(ValueError, match=message):
             gaussian.update(batch)
-    with pytest.raises(ValueError, match=r"\(2, 4, torch.float32\); expected \(2, 3, torch.float32\)"):
+    with pytest.raises(
+        ValueError, match=r"\(2, 4, torch.float32\); expected \(2, 3, torch.float32\)"
+    ):
         gaussian.merge(PatchGaussian(2, 4))
-    assert torch.equal(gaussian.covariance(), fed(x).covariance()) and gaussian.count == 4
+    assert (
+        torch.equal(gaussian.covariance(), fed(x).covariance()) and gaussian.count == 4
+    )
     for arguments in ((0, 3), (2, 0), (2, 3, torch.float16)):
         with pytest.raises(ValueError, match="expected"):
             PatchGaussian(*arguments)
-    with pytest.raises(ValueError, match="no process group; call torch.distributed.init_process_group"):
+    with pytest.raises(
+        ValueError, match="no process group; call torch.distributed.init_process_group"
+    ):
         gaussian.all_reduce()
 
 
@@ -133,12 +176,20 @@ def test_statistics_take_part_in_no_graph_and_in_inference_mode():
 
 
 def _of_process(rank, folder):
-    """One of two processes: uneven shares, then a process without images, then sizes that disagree."""
+    """One of two processes: uneven shares, then a process without images, then sizes
+    that disagree.
+    """
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2
+    )
     x = torch.load(f"{folder}/x.pt", weights_only=True)
     uneven = fed((x[:3], x[3:])[rank], dtype=torch.float64).all_reduce()
-    lonely = fed(x, dtype=torch.float64) if rank == 0 else PatchGaussian(*x.shape[1:], torch.float64)
+    lonely = (
+        fed(x, dtype=torch.float64)
+        if rank == 0
+        else PatchGaussian(*x.shape[1:], torch.float64)
+    )
     lonely.all_reduce()
     message = ""
     try:
@@ -147,8 +198,15 @@ def _of_process(rank, folder):
         message = str(error)
     found = {}
     for name, gaussian in (("uneven", uneven), ("lonely", lonely)):
-        found |= {f"{name}.mean": gaussian.mean(), f"{name}.covariance": gaussian.covariance()}
-    save_file(found, f"{folder}/{rank}.safetensors", {"counts": f"{uneven.count} {lonely.count}", "message": message})
+        found |= {
+            f"{name}.mean": gaussian.mean(),
+            f"{name}.covariance": gaussian.covariance(),
+        }
+    save_file(
+        found,
+        f"{folder}/{rank}.safetensors",
+        {"counts": f"{uneven.count} {lonely.count}", "message": message},
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -160,23 +218,37 @@ def test_two_processes_share_their_statistics(tmp_path):
     for rank in (0, 1):
         with safe_open(tmp_path / f"{rank}.safetensors", "np") as file:
             assert file.metadata()["counts"] == "11 11"
-            assert "dimensions" in file.metadata()["message"] and "another process" in file.metadata()["message"]
+            assert (
+                "dimensions" in file.metadata()["message"]
+                and "another process" in file.metadata()["message"]
+            )
             for name in ("uneven", "lonely"):
-                np.testing.assert_allclose(file.get_tensor(f"{name}.mean"), mean, rtol=1e-12)
-                np.testing.assert_allclose(file.get_tensor(f"{name}.covariance"), covariance, rtol=1e-12, atol=1e-12)
+                np.testing.assert_allclose(
+                    file.get_tensor(f"{name}.mean"), mean, rtol=1e-12
+                )
+                np.testing.assert_allclose(
+                    file.get_tensor(f"{name}.covariance"),
+                    covariance,
+                    rtol=1e-12,
+                    atol=1e-12,
+                )
 
 
-# ---- the distance ---------------------------------------------------------------------------------------------------
+# ---- the distance ----
 
 
 @pytest.mark.parametrize(("n", "p", "d"), [(5, 4, 3), (1, 3, 150), (3, 1, 1)])
 def test_distance_equals_scipys(n, p, d):
-    x = torch.randn(30, p, d, dtype=torch.float64, generator=torch.Generator().manual_seed(d))
+    x = torch.randn(
+        30, p, d, dtype=torch.float64, generator=torch.Generator().manual_seed(d)
+    )
     gaussian = fed(x, dtype=torch.float64)
     mean, cholesky = gaussian.mean(), torch.linalg.cholesky(gaussian.covariance())
     seen = 2 * torch.randn(n, p, d, dtype=torch.float64) + 1
     truth = naive_distance(seen, mean, gaussian.covariance().numpy())
-    np.testing.assert_allclose(mahalanobis_distance(seen, mean, cholesky), truth, rtol=1e-9)
+    np.testing.assert_allclose(
+        mahalanobis_distance(seen, mean, cholesky), truth, rtol=1e-9
+    )
     single = mahalanobis_distance(seen.float(), mean.float(), cholesky.float())
     np.testing.assert_allclose(single, truth, rtol=1e-4)
     whitening = _inverse_cholesky(gaussian.covariance())
@@ -187,16 +259,24 @@ def test_distance_equals_scipys(n, p, d):
 
 @pytest.mark.parametrize("d", [1, 2, 17, 100, 150])
 def test_inverse_factor_equals_lapacks(d):
-    a = torch.randn(3, d, 2 * d, dtype=torch.float64, generator=torch.Generator().manual_seed(d))
+    a = torch.randn(
+        3, d, 2 * d, dtype=torch.float64, generator=torch.Generator().manual_seed(d)
+    )
     covariance = a @ a.mT / (2 * d) + 0.01 * torch.eye(d)
-    below = covariance.tril() + 1e9 * torch.ones(d, d).triu(1)  # above the diagonal nothing is read
+    below = covariance.tril() + 1e9 * torch.ones(d, d).triu(
+        1
+    )  # above the diagonal nothing is read
     found = _inverse_cholesky(below)
-    torch.testing.assert_close(found, torch.linalg.inv(torch.linalg.cholesky(covariance)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        found, torch.linalg.inv(torch.linalg.cholesky(covariance)), rtol=1e-9, atol=1e-9
+    )
     assert torch.equal(found, found.tril())
 
 
 def test_whitening_is_the_inverse_factor_of_the_covariance():
-    x = torch.randn(5, 3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # few: N - 1 is felt
+    x = torch.randn(
+        5, 3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )  # few: N - 1 is felt
     for epsilon in (0.01, 1):
         lower = torch.linalg.cholesky(fed(x, dtype=torch.float64).covariance(epsilon))
         found = whiten(fed(x, dtype=torch.float64), epsilon)
@@ -231,16 +311,25 @@ def test_a_whitened_gaussian_refuses_further_use(scale):
 
 def test_distance_runs_where_its_input_lies():
     with FakeTensorMode(), torch.device("cuda"):
-        fake = mahalanobis_distance(torch.rand(2, 3, 4), torch.rand(3, 4), torch.rand(3, 4, 4))
+        fake = mahalanobis_distance(
+            torch.rand(2, 3, 4), torch.rand(3, 4), torch.rand(3, 4, 4)
+        )
         assert fake.shape == (2, 3) and fake.device.type == "cuda"
         gaussian = fed(torch.rand(5, 3, 4))
-        assert gaussian.covariance().device.type == "cuda" and gaussian.mean().device.type == "cuda"
+        assert (
+            gaussian.covariance().device.type == "cuda"
+            and gaussian.mean().device.type == "cuda"
+        )
 
 
 @pytest.mark.parametrize(
     ("shapes", "dtypes", "message"),
     [
-        (((2, 3), (3, 4), (3, 4, 4)), "fff", r"x \(2, 3\).*expected \(N, P, D\), \(P, D\) and \(P, D, D\)"),
+        (
+            ((2, 3), (3, 4), (3, 4, 4)),
+            "fff",
+            r"x \(2, 3\).*expected \(N, P, D\), \(P, D\) and \(P, D, D\)",
+        ),
         (((2, 3, 4), (3, 5), (3, 4, 4)), "fff", r"mean \(3, 5\)"),
         (((2, 3, 4), (3, 4), (2, 4, 4)), "fff", r"cholesky \(2, 4, 4\)"),
         (((2, 3, 4), (3, 4), (3, 4, 4)), "fdf", "mean torch.float64.*expected one"),
@@ -249,16 +338,25 @@ def test_distance_runs_where_its_input_lies():
 )
 def test_distances_of_what_does_not_fit_are_refused(shapes, dtypes, message):
     kinds = {"f": torch.float32, "d": torch.float64, "h": torch.float16}
-    x = [torch.zeros(shape, dtype=kinds[kind]) for shape, kind in zip(shapes, dtypes, strict=True)]
+    x = [
+        torch.zeros(shape, dtype=kinds[kind])
+        for shape, kind in zip(shapes, dtypes, strict=True)
+    ]
     with pytest.raises(ValueError, match=message):
         mahalanobis_distance(*x)
 
 
-@pytest.mark.parametrize(("n", "d"), [(30, 4), (6, 20)])  # more images than dimensions, and fewer
+@pytest.mark.parametrize(
+    ("n", "d"), [(30, 4), (6, 20)]
+)  # more images than dimensions, and fewer
 def test_leaving_out_equals_fitting_again(n, d):
-    x = torch.randn(n, 3, d, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    x = torch.randn(
+        n, 3, d, dtype=torch.float64, generator=torch.Generator().manual_seed(n)
+    )
     gaussian = fed(x, dtype=torch.float64)
-    fitted = mahalanobis_distance(x, gaussian.mean(), torch.linalg.cholesky(gaussian.covariance(0.01)))
+    fitted = mahalanobis_distance(
+        x, gaussian.mean(), torch.linalg.cholesky(gaussian.covariance(0.01))
+    )
     corrected = leave_one_out_distance(fitted, n)
     for k in range(n):
         rest = fed(x[torch.arange(n) != k], dtype=torch.float64)
@@ -270,7 +368,7 @@ def test_leaving_out_equals_fitting_again(n, d):
         leave_one_out_distance(fitted, 2)
 
 
-# ---- precision ------------------------------------------------------------------------------------------------------
+# ---- precision ----
 
 
 def _new_setting(value):
@@ -309,7 +407,11 @@ def test_no_bfloat16_or_tf32_leaks_in(monkeypatch, lower):
     inside, bmm, baddbmm = [], torch.bmm, torch.Tensor.baddbmm_
     note = precision._settings
     monkeypatch.setattr(torch, "bmm", lambda *a: inside.append(note()) or bmm(*a))
-    monkeypatch.setattr(torch.Tensor, "baddbmm_", lambda *a: inside.append(precision._settings()) or baddbmm(*a))
+    monkeypatch.setattr(
+        torch.Tensor,
+        "baddbmm_",
+        lambda *a: inside.append(precision._settings()) or baddbmm(*a),
+    )
     whitened = whiten(fed(x), 0.01)
     full = {"highest", "ieee", "none"}
     assert inside and all({common, *own} <= full for common, own in inside)

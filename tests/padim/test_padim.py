@@ -24,8 +24,13 @@ from paperlib.padim import PaDiM, summed_anomaly_map
 def small_network(seed=0):
     """Three layers of 6, 8 and 10 channels, at strides 2, 4 and 8."""
     torch.manual_seed(seed)
-    layers = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()) for a, b in ((3, 6), (6, 8), (8, 10))]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4)).eval()
+    layers = [
+        nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU())
+        for a, b in ((3, 6), (6, 8), (8, 10))
+    ]
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4)
+    ).eval()
 
 
 def small_extractor(seed=0, layers=("0", "1", "2")):
@@ -37,15 +42,21 @@ def images():
     return torch.randn(40, 3, 32, 24, generator=torch.Generator().manual_seed(7))
 
 
-# ---- PaDiM ----------------------------------------------------------------------------------------------------------
+# ---- PaDiM ----
 
 
 def naive_maps(maps, seen, mode, size):
-    """PaDiM from the feature maps of training and seen images: the equations written out, with other libraries."""
+    """PaDiM from the feature maps of training and seen images: the equations written
+    out, with other libraries.
+    """
 
     def embedded(parts):
         h, w = parts[0].shape[2:]
-        return torch.cat([F.interpolate(part, size=(h, w)) for part in parts], 1).flatten(2).movedim(1, 2)
+        return (
+            torch.cat([F.interpolate(part, size=(h, w)) for part in parts], 1)
+            .flatten(2)
+            .movedim(1, 2)
+        )
 
     distances = naive_distance(embedded(seen), *naive_statistics(embedded(maps)))
     grid = torch.from_numpy(distances).view(-1, 1, *maps[0].shape[2:])
@@ -62,19 +73,32 @@ def test_maps_equal_the_equations_written_out(images, mode):
     assert maps.shape == (10, 32, 24) and maps.dtype == torch.float32
     np.testing.assert_allclose(maps, truth, rtol=2e-4)
     torch.testing.assert_close(model.score(images[30:]), maps.amax((1, 2)))
-    torch.testing.assert_close(model.score(images[30:31]), model.score(images[30:])[:1])  # a batch of one
+    torch.testing.assert_close(
+        model.score(images[30:31]), model.score(images[30:])[:1]
+    )  # a batch of one
     assert (model.count, model.grid, model.size) == (30, (16, 12), (32, 24))
 
 
 def test_channels_are_drawn_by_the_seed(images):
-    models = [PaDiM(small_extractor(), 9, seed).fit(iter(images.split(8))) for seed in (0, 0, 1)]
+    models = [
+        PaDiM(small_extractor(), 9, seed).fit(iter(images.split(8)))
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(models[0].channels, models[1].channels)
     assert not torch.equal(models[0].channels, models[2].channels)
     for model in models:
-        assert torch.equal(model.channels, model.channels.unique()) and len(model.channels) == 9
+        assert (
+            torch.equal(model.channels, model.channels.unique())
+            and len(model.channels) == 9
+        )
         assert model.mean.shape == (192, 9) and model.whitening.shape == (192, 9, 9)
     extractor = small_extractor()
-    chosen = [m[:, own] for m, own in zip(extractor(images), _split(models[0].channels, (6, 8, 10)), strict=True)]
+    chosen = [
+        m[:, own]
+        for m, own in zip(
+            extractor(images), _split(models[0].channels, (6, 8, 10)), strict=True
+        )
+    ]
     chosen = [part for part in chosen if part.shape[1]]
     assert chosen[0].shape[2:] == (16, 12)
     truth = naive_maps(chosen, [part[:3] for part in chosen], "bilinear", (32, 24))
@@ -83,28 +107,51 @@ def test_channels_are_drawn_by_the_seed(images):
 
 def _split(channels, counts):
     starts = np.cumsum((0, *counts))
-    return [channels[(channels >= a) & (channels < b)] - a for a, b in zip(starts, starts[1:], strict=False)]
+    return [
+        channels[(channels >= a) & (channels < b)] - a
+        for a, b in zip(starts, starts[1:], strict=False)
+    ]
 
 
 def test_pca_equals_scikit_learns(images):
     extractor = small_extractor()
     model = PaDiM(extractor, 5, reduction="pca").fit(images.split(9))
     h, w = 16, 12
-    joined = torch.cat([F.interpolate(part, size=(h, w)) for part in extractor(images)], 1).movedim(1, -1)
+    joined = torch.cat(
+        [F.interpolate(part, size=(h, w)) for part in extractor(images)], 1
+    ).movedim(1, -1)
     peer = PCA(5, svd_solver="full").fit(joined.reshape(-1, 24).double().numpy())
-    projected = peer.transform(joined.reshape(-1, 24).double().numpy()).reshape(40, h * w, 5)
-    np.testing.assert_allclose(np.abs(peer.components_ @ model.basis.numpy()), np.eye(5), atol=1e-4)
-    truth = naive_distance(projected[:3], *naive_statistics(torch.from_numpy(projected)))
-    np.testing.assert_allclose(model._distances(images[:3]).flatten(1), truth, rtol=1e-3)
+    projected = peer.transform(joined.reshape(-1, 24).double().numpy()).reshape(
+        40, h * w, 5
+    )
+    np.testing.assert_allclose(
+        np.abs(peer.components_ @ model.basis.numpy()), np.eye(5), atol=1e-4
+    )
+    truth = naive_distance(
+        projected[:3], *naive_statistics(torch.from_numpy(projected))
+    )
+    np.testing.assert_allclose(
+        model._distances(images[:3]).flatten(1), truth, rtol=1e-3
+    )
     assert model.channels is None and model.basis.shape == (24, 5)
 
 
 def test_layers_are_summed(images):
     network = small_network()
-    models = [PaDiM(FeatureExtractor(network, [name]), None).fit([images]) for name in "012"]
+    models = [
+        PaDiM(FeatureExtractor(network, [name]), None).fit([images]) for name in "012"
+    ]
     assert [model.grid for model in models] == [(16, 12), (8, 6), (4, 3)]
     summed = summed_anomaly_map(models, images[:2])
-    parts = [naive_maps([m := FeatureExtractor(network, [n])(images)[0]], [m[:2]], "bilinear", (32, 24)) for n in "012"]
+    parts = [
+        naive_maps(
+            [m := FeatureExtractor(network, [n])(images)[0]],
+            [m[:2]],
+            "bilinear",
+            (32, 24),
+        )
+        for n in "012"
+    ]
     np.testing.assert_allclose(summed, sum(parts), rtol=2e-4)
     with pytest.raises(ValueError, match="no model"):
         summed_anomaly_map([], images)
@@ -116,23 +163,43 @@ def test_threshold_of_fitted_images_equals_leaving_each_out(images):
     left_out = []
     for k in range(12):
         rest = images[torch.arange(12) != k]
-        left_out.append(PaDiM(small_extractor(), 5, epsilon=0.01 * 11 / 10).fit([rest]).score(images[k : k + 1]))
+        left_out.append(
+            PaDiM(small_extractor(), 5, epsilon=0.01 * 11 / 10)
+            .fit([rest])
+            .score(images[k : k + 1])
+        )
     for quantile in (0.5, 0.9, 1.0):
         found = model.normal_threshold(images.split(5), quantile, fitted=True)
-        assert found == pytest.approx(np.quantile(torch.cat(left_out), quantile), rel=1e-3)
+        assert found == pytest.approx(
+            np.quantile(torch.cat(left_out), quantile), rel=1e-3
+        )
     plain = model.normal_threshold(images.split(5), 0.75)
     assert plain == pytest.approx(np.quantile(model.score(images), 0.75), rel=1e-5)
-    assert plain < 0.8 * model.normal_threshold(images.split(5), 0.75, fitted=True)  # fitted images score too low
-    assert model.normal_threshold(images.split(5)) == model.normal_threshold(images.split(5), 0.99)
-    for quantile, batches, message in ((1.5, [images], "quantile=1.5"), (0.5, [], "no batch came")):
+    assert plain < 0.8 * model.normal_threshold(
+        images.split(5), 0.75, fitted=True
+    )  # fitted images score too low
+    assert model.normal_threshold(images.split(5)) == model.normal_threshold(
+        images.split(5), 0.99
+    )
+    for quantile, batches, message in (
+        (1.5, [images], "quantile=1.5"),
+        (0.5, [], "no batch came"),
+    ):
         with pytest.raises(ValueError, match=message):
             model.normal_threshold(batches, quantile)
 
 
 def test_the_defaults_are_the_papers(images):
     model = PaDiM(small_extractor())
-    assert (model.dimensions, model.seed, model.epsilon, model.sigma) == (100, 0, 0.01, 4)  # Sec. III-B and IV-B
-    assert PaDiM(small_extractor(), 1).fit([images]).mean.shape[1] == 1  # the least there is
+    assert (model.dimensions, model.seed, model.epsilon, model.sigma) == (
+        100,
+        0,
+        0.01,
+        4,
+    )  # Sec. III-B and IV-B
+    assert (
+        PaDiM(small_extractor(), 1).fit([images]).mean.shape[1] == 1
+    )  # the least there is
 
 
 def test_unusable_settings_and_images_are_refused(images):
@@ -158,9 +225,13 @@ def test_unusable_settings_and_images_are_refused(images):
     ):
         with pytest.raises(ValueError, match=message):
             PaDiM(extractor, 4).fit(batches)
-    with pytest.raises(ValueError, match="dimensions=25 of 24 channels that layers 0, 1, 2 give"):
+    with pytest.raises(
+        ValueError, match="dimensions=25 of 24 channels that layers 0, 1, 2 give"
+    ):
         PaDiM(extractor, 25).fit([images])
-    with pytest.raises(ValueError, match="type Sequential; expected a FeatureExtractor"):
+    with pytest.raises(
+        ValueError, match="type Sequential; expected a FeatureExtractor"
+    ):
         PaDiM(small_network())
     with pytest.raises(ValueError, match="a generator gives them once; pass a list"):
         PaDiM(extractor, 4, reduction="pca").fit(iter([images]))
@@ -180,20 +251,29 @@ def test_a_variance_that_swallows_epsilon_is_named(images):
     network = small_network()
     with torch.no_grad():
         network[0][0].weight.mul_(1e6)
-    with pytest.raises(ValueError, match="variances up to .* not positive definite in torch.float32: epsilon=0.01"):
+    with pytest.raises(
+        ValueError,
+        match="variances up to .* not positive definite in torch.float32: epsilon=0.01",
+    ):
         PaDiM(FeatureExtractor(network, ["0"]), None).fit([images[:4]])
 
 
 def test_autocast_lowers_no_precision(images):
     model = PaDiM(small_extractor(), None).fit([images])
     with torch.autocast("cpu", torch.bfloat16):
-        assert model._distances(images[:2]).dtype == model.fit([images]).mean.dtype == torch.float32
+        assert (
+            model._distances(images[:2]).dtype
+            == model.fit([images]).mean.dtype
+            == torch.float32
+        )
 
 
 def test_a_network_in_float64_is_fitted_in_float64(images):
     extractor = FeatureExtractor(small_network().double(), ["0", "1"])
     model = PaDiM(extractor, None).fit([images.double()])
-    truth = naive_maps(extractor(images.double()), extractor(images[:2].double()), "bilinear", (32, 24))
+    truth = naive_maps(
+        extractor(images.double()), extractor(images[:2].double()), "bilinear", (32, 24)
+    )
     np.testing.assert_allclose(model.anomaly_map(images[:2].double()), truth, rtol=1e-8)
 
 
@@ -206,26 +286,45 @@ def test_a_gpu_gives_the_cpus_maps(images):
     for on_gpu in (fitted_there, model.to("cuda")):
         assert on_gpu.mean.is_cuda
         with torch.backends.cudnn.flags(allow_tf32=False):
-            torch.testing.assert_close(on_gpu.anomaly_map(images.cuda()).cpu(), maps, rtol=1e-3, atol=1e-3)
-    with pytest.raises(ValueError, match=r"images on cpu; the Gaussians are on cuda.*Call .to\(device\)"):
+            torch.testing.assert_close(
+                on_gpu.anomaly_map(images.cuda()).cpu(), maps, rtol=1e-3, atol=1e-3
+            )
+    with pytest.raises(
+        ValueError,
+        match=r"images on cpu; the Gaussians are on cuda.*Call .to\(device\)",
+    ):
         model.score(images)
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- files ----
 
 
-@pytest.mark.parametrize("options", [{}, {"reduction": "pca", "mode": "bicubic", "sigma": 2, "seed": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"reduction": "pca", "mode": "bicubic", "sigma": 2, "seed": 3}]
+)
 def test_a_saved_model_scores_the_same(images, tmp_path, options):
     path = tmp_path / "model.safetensors"
     model = PaDiM(small_extractor(), 7, **options).fit([images])
     model.save(path)
     loaded = PaDiM.load(path, small_extractor())
     assert torch.equal(loaded.anomaly_map(images), model.anomaly_map(images))
-    for name in ("dimensions", "seed", "epsilon", "reduction", "mode", "sigma", "count", "grid", "size"):
+    for name in (
+        "dimensions",
+        "seed",
+        "epsilon",
+        "reduction",
+        "mode",
+        "sigma",
+        "count",
+        "grid",
+        "size",
+    ):
         assert getattr(loaded, name) == getattr(model, name)
     assert os.listdir(tmp_path) == ["model.safetensors"]  # no temporary file is left
     loaded.save(path)
-    assert torch.equal(PaDiM.load(str(path), small_extractor()).score(images), model.score(images))
+    assert torch.equal(
+        PaDiM.load(str(path), small_extractor()).score(images), model.score(images)
+    )
     with pytest.raises(ValueError, match="not fitted"):
         PaDiM(small_extractor()).save(path)
 
@@ -234,7 +333,9 @@ def test_a_named_backbone_loads_from_the_path_alone(tmp_path):
     path = tmp_path / "cells.safetensors"
     backbone = backbones.load("efficientnet_lite0")
     images = backbone.transform(elpv("mono").images[:6])
-    model = PaDiM(FeatureExtractor(backbone.model, backbone.layers[1:]), 10).fit(images.split(3))
+    model = PaDiM(FeatureExtractor(backbone.model, backbone.layers[1:]), 10).fit(
+        images.split(3)
+    )
     model.save(path)
     loaded = PaDiM.load(path)
     assert loaded.extractor.layers == backbone.layers[1:]
@@ -242,29 +343,54 @@ def test_a_named_backbone_loads_from_the_path_alone(tmp_path):
     with torch.no_grad():
         backbone.model.conv_stem.weight[0, 0, 0, 0] += 1e-3
     model.save(path)
-    with pytest.raises(ValueError, match="cells.safetensors was fitted with efficientnet_lite0, with other weights"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "cells.safetensors was fitted with efficientnet_lite0, with other weights"
+        ),
+    ):
         PaDiM.load(path)
 
 
 def test_other_networks_and_sizes_are_refused(images, tmp_path):
     path = tmp_path / "model.safetensors"
     PaDiM(small_extractor(), 7).fit([images]).save(path)
-    with pytest.raises(ValueError, match="model.safetensors was fitted with a network of your own; pass extractor="):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "model.safetensors was fitted with a network of your own; pass extractor="
+        ),
+    ):
         PaDiM.load(path)
-    with pytest.raises(ValueError, match="model.safetensors was fitted with a network of your own, with other weights"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "model.safetensors was fitted with a network of your own, with other"
+            " weights"
+        ),
+    ):
         PaDiM.load(path, small_extractor(1))
-    with pytest.raises(ValueError, match="model.safetensors was fitted on layers .*; the extractor has"):
+    with pytest.raises(
+        ValueError, match="model.safetensors was fitted on layers .*; the extractor has"
+    ):
         PaDiM.load(path, small_extractor(layers=("0", "1")))
-    with pytest.raises(ValueError, match="images of 64×64 pixels; expected 32×24, as fitted"):
+    with pytest.raises(
+        ValueError, match="images of 64×64 pixels; expected 32×24, as fitted"
+    ):
         PaDiM.load(path, small_extractor()).score(torch.zeros(1, 3, 64, 64))
 
 
-def test_unusable_files_are_refused_by_name_before_the_extractor_is_asked_for(images, tmp_path):
+def test_unusable_files_are_refused_by_name_before_the_extractor_is_asked_for(
+    images, tmp_path
+):
     path = tmp_path / "model.safetensors"
     PaDiM(small_extractor(), 3).fit([images]).save(path)
     whole = path.read_bytes()
     with safe_open(path, "pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = (
+            file.metadata(),
+            {name: file.get_tensor(name) for name in file.keys()},
+        )  # noqa: SIM118
     about = json.loads(metadata["paperlib"])
 
     class Payload:
@@ -284,19 +410,40 @@ def test_unusable_files_are_refused_by_name_before_the_extractor_is_asked_for(im
             (tmp_path / name).write_bytes(content)
     torch.save(Payload(), tmp_path / "torch")
     save_file(tensors, tmp_path / "bare")
-    save_file(tensors, tmp_path / "other", {"paperlib": json.dumps({"format": "paperlib.classifier.1"})})
-    save_file(tensors, tmp_path / "newer", {"paperlib": json.dumps({**about, "format": "paperlib.padim.2"})})
+    save_file(
+        tensors,
+        tmp_path / "other",
+        {"paperlib": json.dumps({"format": "paperlib.classifier.1"})},
+    )
+    save_file(
+        tensors,
+        tmp_path / "newer",
+        {"paperlib": json.dumps({**about, "format": "paperlib.padim.2"})},
+    )
     save_file({**tensors, "mean": tensors["mean"] + 1}, tmp_path / "changed", metadata)
-    save_file(tensors, tmp_path / "settings", {**metadata, "paperlib": json.dumps({**about, "count": 9})})
+    save_file(
+        tensors,
+        tmp_path / "settings",
+        {**metadata, "paperlib": json.dumps({**about, "count": 9})},
+    )
     for name in (*bad, "torch", "bare", "other", "newer", "changed", "settings"):
-        with pytest.raises(ValueError, match=f"{name} (can't be read|is no saved PaDiM|has the format|is damaged)"):
+        with pytest.raises(
+            ValueError,
+            match=f"{name} (can't be read|is no saved PaDiM|has the format|is damaged)",
+        ):
             PaDiM.load(tmp_path / name)
-    with pytest.raises(ValueError, match="newer has the format 'paperlib.padim.2', newer than.*update paperlib"):
+    with pytest.raises(
+        ValueError,
+        match="newer has the format 'paperlib.padim.2', newer than.*update paperlib",
+    ):
         PaDiM.load(tmp_path / "newer")
     assert not (tmp_path / "ran").exists()
 
     header = 8 + int.from_bytes(whole[:8], "little")
-    for place in [*range(0, header, 37), *range(header, len(whole), len(whole) // 60)]:  # one bit anywhere
+    for place in [
+        *range(0, header, 37),
+        *range(header, len(whole), len(whole) // 60),
+    ]:  # one bit anywhere
         damaged = bytearray(whole)
         damaged[place] ^= 4
         path.write_bytes(damaged)
@@ -321,22 +468,32 @@ def test_a_write_that_fails_leaves_the_old_file(images, tmp_path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.safetensors"]
 
 
-# ---- the real thing -------------------------------------------------------------------------------------------------
+# ---- the real thing ----
 
 
 @pytest.mark.long
-# The package begins with modules whose defective cells are badly broken: the first 200 of the 313 defective mono cells
-# give 0.99, all of them 0.934 to 0.943, since the others have faint or tiny faults. Poly gives 0.88.
-@pytest.mark.parametrize(("kind", "first", "least"), [("mono", 200, 0.97), ("mono", None, 0.92), ("poly", None, 0.85)])
+# The package begins with modules whose defective cells are badly broken: the first 200
+# of the 313 defective mono cells give 0.99, all of them 0.934 to 0.943, since the
+# others have faint or tiny faults. Poly gives 0.88.
+@pytest.mark.parametrize(
+    ("kind", "first", "least"),
+    [("mono", 200, 0.97), ("mono", None, 0.92), ("poly", None, 0.85)],
+)
 def test_defective_solar_cells_are_told_apart(kind, first, least):
     backbone = backbones.load("efficientnet_lite0")
     extractor, cells = FeatureExtractor(*backbone[:2]), elpv(kind)
     good, bad = ((cells.probability == p).nonzero().flatten() for p in (0, 1))
     for seed in range(3):
-        shuffled = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))]
+        shuffled = good[
+            torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))
+        ]
         train, test = shuffled[:200], torch.cat([shuffled[200:], bad[:first]])
-        model = PaDiM(extractor, 100, seed).fit(backbone.transform(cells.images[i]) for i in train.split(32))
-        scores = torch.cat([model.score(backbone.transform(cells.images[i])) for i in test.split(32)])
+        model = PaDiM(extractor, 100, seed).fit(
+            backbone.transform(cells.images[i]) for i in train.split(32)
+        )
+        scores = torch.cat(
+            [model.score(backbone.transform(cells.images[i])) for i in test.split(32)]
+        )
         found = auroc(cells.probability[test] == 1, scores)
         print(f"{kind}, seed {seed}: image AUROC {found:.4f} of {len(test)} cells")
         assert found >= least

@@ -11,10 +11,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paperlib.patch_svdd import FlatEncoder, HierarchicalEncoder, PatchEncoder, initialize, load_released_weights
+from paperlib.patch_svdd import (
+    FlatEncoder,
+    HierarchicalEncoder,
+    PatchEncoder,
+    initialize,
+    load_released_weights,
+)
 
-# Two orders of the same float32 sums, of values below one: each strays 0.9e-6 at most from the sums in float64 over 660
-# pictures, so the two stray up to twice that from each other. What float64 can tell is compared at 1e-14.
+# Two orders of the same float32 sums, of values below one: each strays 0.9e-6 at most
+# from the sums in float64 over 660 pictures, so the two stray up to twice that from
+# each other. What float64 can tell is compared at 1e-14.
 ROUNDING = 2e-6
 
 
@@ -28,11 +35,15 @@ def encoder(kind=HierarchicalEncoder, dimensions=8, seed=0):
 
 
 def pictures(n=1, height=70, width=78, seed=0):
-    return 0.2 * torch.randn(n, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    return 0.2 * torch.randn(
+        n, 3, height, width, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def small_by_the_table(weights, x):
-    """Patches through the layers as the released code lists them: (n, 3, 32, 32) to (n, D)."""
+    """Patches through the layers as the released code lists them: (n, 3, 32, 32) to (n,
+    D).
+    """
     for i, stride in enumerate((2, 1, 1, 1, 1, 1, 1, 1), 1):
         x = F.conv2d(x, weights[f"conv{i}.weight"], weights[f"conv{i}.bias"], stride)
         x = torch.where(x > 0, x, 0.1 * x) if i < 8 else torch.tanh(x)
@@ -47,15 +58,27 @@ def flat_by_the_table(weights, x):
 
 
 def big_by_the_table(weights, x):
-    """The quarters' embeddings, then two convolutions written as sums over what they see."""
-    enc = {name.removeprefix("enc."): value for name, value in weights.items() if name.startswith("enc.")}
+    """The quarters' embeddings, then two convolutions written as sums over what they
+    see.
+    """
+    enc = {
+        name.removeprefix("enc."): value
+        for name, value in weights.items()
+        if name.startswith("enc.")
+    }
     hidden = weights["conv1.bias"]
     for k in (0, 1):
         for m in (0, 1):
             quarter = x[:, :, 32 * k : 32 * k + 32, 32 * m : 32 * m + 32]
-            hidden = hidden + small_by_the_table(enc, quarter) @ weights["conv1.weight"][:, :, k, m].T
+            hidden = (
+                hidden
+                + small_by_the_table(enc, quarter)
+                @ weights["conv1.weight"][:, :, k, m].T
+            )
     hidden = torch.where(hidden > 0, hidden, 0.1 * hidden)
-    return torch.tanh(hidden @ weights["conv2.weight"].flatten(1).T + weights["conv2.bias"])
+    return torch.tanh(
+        hidden @ weights["conv2.weight"].flatten(1).T + weights["conv2.bias"]
+    )
 
 
 def patch_by_patch(embed, images, side, stride):
@@ -72,14 +95,23 @@ def patch_by_patch(embed, images, side, stride):
 
 def expected(model, images, stride):
     """By the table, in double precision; `model` and `images` stay as they are."""
-    table = {PatchEncoder: small_by_the_table, FlatEncoder: flat_by_the_table, HierarchicalEncoder: big_by_the_table}
+    table = {
+        PatchEncoder: small_by_the_table,
+        FlatEncoder: flat_by_the_table,
+        HierarchicalEncoder: big_by_the_table,
+    }
     weights = {name: value.double() for name, value in model.state_dict().items()}
-    return patch_by_patch(lambda x: table[type(model)](weights, x), images.double(), model.side, stride)
+    return patch_by_patch(
+        lambda x: table[type(model)](weights, x), images.double(), model.side, stride
+    )
 
 
 @pytest.mark.parametrize("dimensions", [64, 5])
 def test_layers_and_names_are_the_released_ones(dimensions):
-    shapes = {name: tuple(value.shape) for name, value in HierarchicalEncoder(dimensions).state_dict().items()}
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in HierarchicalEncoder(dimensions).state_dict().items()
+    }
     channels = (3, 32, 64, 128, 128, 64, 32, 32, dimensions)
     expected = {}
     for i in range(8):
@@ -88,76 +120,137 @@ def test_layers_and_names_are_the_released_ones(dimensions):
     expected |= {"conv1.weight": (128, dimensions, 2, 2), "conv1.bias": (128,)}
     expected |= {"conv2.weight": (dimensions, 128, 1, 1), "conv2.bias": (dimensions,)}
     assert shapes == expected
-    flat = {name: tuple(value.shape) for name, value in FlatEncoder(dimensions).named_parameters() if "weight" in name}
+    flat = {
+        name: tuple(value.shape)
+        for name, value in FlatEncoder(dimensions).named_parameters()
+        if "weight" in name
+    }
     assert flat == {
-        "conv1.weight": (64, 3, 5, 5), "conv2.weight": (64, 64, 5, 5),
-        "conv3.weight": (128, 64, 5, 5), "conv4.weight": (dimensions, 128, 5, 5),
-    }  # fmt: skip
+        "conv1.weight": (64, 3, 5, 5),
+        "conv2.weight": (64, 64, 5, 5),
+        "conv3.weight": (128, 64, 5, 5),
+        "conv4.weight": (dimensions, 128, 5, 5),
+    }
 
 
 def test_the_big_encoder_sees_a_patch_through_its_quarters():
     model, patches = encoder(), pictures(3, 64, 64)
     torch.testing.assert_close(
-        model.double()(patches.double()), expected(model, patches, 1)[:, 0, 0], rtol=0, atol=1e-14
+        model.double()(patches.double()),
+        expected(model, patches, 1)[:, 0, 0],
+        rtol=0,
+        atol=1e-14,
     )
     assert model.small is model.enc and model.dimensions == 8
     quarter = patches[:, :, :32, 32:]
-    torch.testing.assert_close(model.small(quarter.double()), expected(model.small, quarter, 1)[:, 0, 0])
+    torch.testing.assert_close(
+        model.small(quarter.double()), expected(model.small, quarter, 1)[:, 0, 0]
+    )
 
 
 @settings(max_examples=15, deadline=None)
 @given(
-    n=st.integers(1, 2), height=st.integers(64, 75), width=st.integers(64, 85), stride=st.integers(4, 40),
-    flat=st.booleans(), tile=st.sampled_from([64, 67, 1024]),
-)  # fmt: skip
+    n=st.integers(1, 2),
+    height=st.integers(64, 75),
+    width=st.integers(64, 85),
+    stride=st.integers(4, 40),
+    flat=st.booleans(),
+    tile=st.sampled_from([64, 67, 1024]),
+)
 def test_one_pass_equals_patch_by_patch(n, height, width, stride, flat, tile):
-    images, model = pictures(n, height, width, seed=height * width), encoder(FlatEncoder if flat else PatchEncoder)
+    images, model = (
+        pictures(n, height, width, seed=height * width),
+        encoder(FlatEncoder if flat else PatchEncoder),
+    )
     found = model.embed(images, stride, tile=tile)
     with torch.no_grad():
-        torch.testing.assert_close(found, patch_by_patch(model, images, model.side, stride), rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(
+            found,
+            patch_by_patch(model, images, model.side, stride),
+            rtol=0,
+            atol=ROUNDING,
+        )
     double = model.double().embed(images.double(), stride, tile=tile)
-    torch.testing.assert_close(double, expected(model, images, stride), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        double, expected(model, images, stride), rtol=0, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_one_pass_at_small_strides(stride):
     images, model = pictures(1, 37, 34), encoder(PatchEncoder).double()
     found = model.embed(images.double(), stride)
-    torch.testing.assert_close(found, expected(model, images, stride), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        found, expected(model, images, stride), rtol=0, atol=1e-14
+    )
 
 
 @settings(max_examples=15, deadline=None)
 @given(
-    height=st.integers(64, 140), width=st.integers(64, 120), small=st.integers(6, 40), big=st.integers(6, 40),
+    height=st.integers(64, 140),
+    width=st.integers(64, 120),
+    small=st.integers(6, 40),
+    big=st.integers(6, 40),
     tile=st.sampled_from([64, 71, 1024]),
-)  # fmt: skip
+)
 def test_both_scales_of_an_image_equal_patch_by_patch(height, width, small, big, tile):
-    model, images = encoder(dimensions=64), pictures(1, height, width, seed=height + width)
+    model, images = (
+        encoder(dimensions=64),
+        pictures(1, height, width, seed=height + width),
+    )
     found = model.embed(images, small, big, tile=tile)
     with torch.no_grad():
-        torch.testing.assert_close(found.small, patch_by_patch(model.small, images, 32, small), rtol=0, atol=ROUNDING)
-        torch.testing.assert_close(found.big, patch_by_patch(model, images, 64, big), rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(
+            found.small,
+            patch_by_patch(model.small, images, 32, small),
+            rtol=0,
+            atol=ROUNDING,
+        )
+        torch.testing.assert_close(
+            found.big, patch_by_patch(model, images, 64, big), rtol=0, atol=ROUNDING
+        )
     double = model.double().embed(images.double(), small, big, tile=tile)
-    torch.testing.assert_close(double.small, expected(model.small, images, small), rtol=0, atol=1e-14)
-    torch.testing.assert_close(double.big, expected(model, images, big), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        double.small, expected(model.small, images, small), rtol=0, atol=1e-14
+    )
+    torch.testing.assert_close(
+        double.big, expected(model, images, big), rtol=0, atol=1e-14
+    )
 
 
 def test_published_grids_and_training_maps():
     model, images = encoder(dimensions=64), pictures(2, 256, 256)
     found = model.embed(images)
     assert found.small.shape == (2, 57, 57, 64) and found.big.shape == (2, 13, 13, 64)
-    assert not found.small.requires_grad and found.small.is_contiguous() and found.big.is_contiguous()
+    assert (
+        not found.small.requires_grad
+        and found.small.is_contiguous()
+        and found.big.is_contiguous()
+    )
     assert found.small.abs().max() < 1
     for row, column in ((0, 0), (12, 7)):
         corner = images[1:, :, 16 * row : 16 * row + 64, 16 * column : 16 * column + 64]
-        torch.testing.assert_close(found.big[1, row, column], model(corner)[0], rtol=0, atol=ROUNDING)
         torch.testing.assert_close(
-            found.small[1, 4 * row, 4 * column], model.small(corner[..., :32, :32])[0], rtol=0, atol=ROUNDING
+            found.big[1, row, column], model(corner)[0], rtol=0, atol=ROUNDING
+        )
+        torch.testing.assert_close(
+            found.small[1, 4 * row, 4 * column],
+            model.small(corner[..., :32, :32])[0],
+            rtol=0,
+            atol=ROUNDING,
         )
     small, big = model.dense(images)
-    assert small.shape == (2, 64, 113, 113) and big.shape == (2, 64, 97, 97) and big.requires_grad
-    torch.testing.assert_close(small[:, :, ::2, ::2].permute(0, 2, 3, 1), found.small, rtol=0, atol=ROUNDING)
-    torch.testing.assert_close(big[:, :, ::8, ::8].permute(0, 2, 3, 1), found.big, rtol=0, atol=ROUNDING)
+    assert (
+        small.shape == (2, 64, 113, 113)
+        and big.shape == (2, 64, 97, 97)
+        and big.requires_grad
+    )
+    torch.testing.assert_close(
+        small[:, :, ::2, ::2].permute(0, 2, 3, 1), found.small, rtol=0, atol=ROUNDING
+    )
+    torch.testing.assert_close(
+        big[:, :, ::8, ::8].permute(0, 2, 3, 1), found.big, rtol=0, atol=ROUNDING
+    )
 
 
 def test_dtypes_layouts_and_devices():
@@ -166,7 +259,11 @@ def test_dtypes_layouts_and_devices():
     double = encoder().double().embed(images.double())
     assert double.small.dtype == torch.float64
     torch.testing.assert_close(found.big, double.big.float(), rtol=0, atol=3e-6)
-    last = encoder().to(memory_format=torch.channels_last).embed(images.contiguous(memory_format=torch.channels_last))
+    last = (
+        encoder()
+        .to(memory_format=torch.channels_last)
+        .embed(images.contiguous(memory_format=torch.channels_last))
+    )
     torch.testing.assert_close(last.small, found.small, rtol=0, atol=3e-6)
     with FakeTensorMode(), torch.device("cuda"):
         fake = HierarchicalEncoder(8).embed(torch.rand(2, 3, 96, 80), 4, 7)
@@ -190,8 +287,14 @@ def test_the_signal_keeps_its_size_through_the_layers():
     before = model.enc.conv3.weight.clone()
     initialize(model)
     assert not torch.equal(before, model.enc.conv3.weight)
-    assert model.enc.conv3.weight.std().item() == pytest.approx(math.sqrt(2 / 1.01 / (64 * 9)), rel=0.02)
-    assert all((module.bias == 0).all() for module in model.modules() if isinstance(module, nn.Conv2d))
+    assert model.enc.conv3.weight.std().item() == pytest.approx(
+        math.sqrt(2 / 1.01 / (64 * 9)), rel=0.02
+    )
+    assert all(
+        (module.bias == 0).all()
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+    )
 
 
 def test_what_cannot_be_embedded_is_refused():
@@ -203,7 +306,10 @@ def test_what_cannot_be_embedded_is_refused():
         (torch.zeros(0, 3, 80, 80), "at least one image"),
         (torch.zeros(1, 3, 80, 80, dtype=torch.uint8), "expected floating point"),
         (torch.full((1, 3, 80, 80), math.nan), "NaN or infinite, in images number 0"),
-        (torch.zeros(1, 3, 80, 80, dtype=torch.float64), "images are torch.float64 on cpu and the encoder is torch.f"),
+        (
+            torch.zeros(1, 3, 80, 80, dtype=torch.float64),
+            "images are torch.float64 on cpu and the encoder is torch.f",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             model.embed(images)
@@ -214,7 +320,10 @@ def test_what_cannot_be_embedded_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             model.embed(torch.zeros(1, 3, 80, 80), **options)
-    with pytest.raises(ValueError, match=r"patches of shape \(1, 3, 65, 64\); expected \(N, 3, 64, 64\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"patches of shape \(1, 3, 65, 64\); expected \(N, 3, 64, 64\)",
+    ):
         model(torch.zeros(1, 3, 65, 64))
     with pytest.raises(ValueError, match=r"expected \(N, 3, 32, 32\)"):
         model.small(torch.zeros(1, 3, 64, 64))
@@ -224,12 +333,16 @@ def test_what_cannot_be_embedded_is_refused():
         HierarchicalEncoder(0)
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ----
 
 
 def released_file(path, weights):
-    """Write what the authors' code writes: `torch.save` of a state dict in the format of before PyTorch 1.6."""
-    torch.save(collections.OrderedDict(weights), path, _use_new_zipfile_serialization=False)
+    """Write what the authors' code writes: `torch.save` of a state dict in the format
+    of before PyTorch 1.6.
+    """
+    torch.save(
+        collections.OrderedDict(weights), path, _use_new_zipfile_serialization=False
+    )
     assert path.read_bytes()[:2] == b"\x80\x02"  # a pickle stream, not a zip archive
     return path
 
@@ -237,12 +350,20 @@ def released_file(path, weights):
 @pytest.mark.parametrize("dimensions", [64, 7])
 def test_released_weights_are_read(tmp_path, dimensions):
     model = encoder(dimensions=dimensions)
-    found = load_released_weights(released_file(tmp_path / "enchier.pkl", model.state_dict()))
+    found = load_released_weights(
+        released_file(tmp_path / "enchier.pkl", model.state_dict())
+    )
     assert isinstance(found, HierarchicalEncoder) and found.dimensions == dimensions
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.state_dict().items())
+    assert all(
+        torch.equal(value, model.state_dict()[name])
+        for name, value in found.state_dict().items()
+    )
     patches = pictures(2, 64, 64)
     assert torch.equal(found(patches), model(patches))
-    assert all(parameter.requires_grad and parameter.is_leaf for parameter in found.parameters())
+    assert all(
+        parameter.requires_grad and parameter.is_leaf
+        for parameter in found.parameters()
+    )
 
 
 def test_any_other_file_is_refused_by_name(tmp_path):
@@ -254,12 +375,21 @@ def test_any_other_file_is_refused_by_name(tmp_path):
     for change, message in (
         ({"conv3.weight": torch.zeros(1)}, "missing or unknown: conv3.weight"),
         ({"enc.conv4.bias": None}, "a dictionary of tensors"),
-        ({"enc.conv4.weight": torch.zeros(128, 128, 5, 5)}, r"enc.conv4.weight is \(128, 128, 5, 5\) .* not \(128, 12"),
-        ({"conv2.bias": torch.zeros(9)}, r"enc.conv8.weight is \(8, 32, 3, 3\) .* not \(9, 32, 3, 3\)"),
+        (
+            {"enc.conv4.weight": torch.zeros(128, 128, 5, 5)},
+            r"enc.conv4.weight is \(128, 128, 5, 5\) .* not \(128, 12",
+        ),
+        (
+            {"conv2.bias": torch.zeros(9)},
+            r"enc.conv8.weight is \(8, 32, 3, 3\) .* not \(9, 32, 3, 3\)",
+        ),
         ({"conv2.bias": torch.zeros(0)}, "no dimension"),
-        ({"conv1.bias": weights["conv1.bias"].double()}, r"conv1.bias is \(128,\) of torch.float64"),
+        (
+            {"conv1.bias": weights["conv1.bias"].double()},
+            r"conv1.bias is \(128,\) of torch.float64",
+        ),
         ({"conv1.bias": nan}, "conv1.bias holds NaN"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=message) as refused:
             load_released_weights(released_file(path, weights | change))
         assert "enchier.pkl" in str(refused.value)
@@ -281,8 +411,12 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
     path = tmp_path / "enchier.pkl"
     for write in (
         lambda: path.write_bytes(pickle.dumps(Bomb())),
-        lambda: torch.save({"conv2.bias": Bomb()}, path, _use_new_zipfile_serialization=False),
-        lambda: torch.save(encoder(), path, _use_new_zipfile_serialization=False),  # a whole module
+        lambda: torch.save(
+            {"conv2.bias": Bomb()}, path, _use_new_zipfile_serialization=False
+        ),
+        lambda: torch.save(
+            encoder(), path, _use_new_zipfile_serialization=False
+        ),  # a whole module
     ):
         write()
         with pytest.raises(ValueError, match="enchier.pkl can't be read"):
@@ -293,16 +427,23 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
 def test_our_file_is_safetensors_under_the_released_names(tmp_path):
     model, path = encoder(dimensions=64), tmp_path / "encoder.safetensors"
     model.save(path)
-    assert [p.name for p in tmp_path.iterdir()] == ["encoder.safetensors"] and path.stat().st_size < 2e6
+    assert [p.name for p in tmp_path.iterdir()] == [
+        "encoder.safetensors"
+    ] and path.stat().st_size < 2e6
     assert set(load_file(path)) == set(model.state_dict())
     found, whole = HierarchicalEncoder.load(path), path.read_bytes()
     path.write_bytes(b"")  # nothing stays tied to the file
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.state_dict().items())
+    assert all(
+        torch.equal(value, model.state_dict()[name])
+        for name, value in found.state_dict().items()
+    )
 
     for damaged in (b"", whole[:1000], b"\x80\x04pickle"):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="encoder.safetensors can't be read"):
             HierarchicalEncoder.load(path)
     save_file(model.state_dict(), path)
-    with pytest.raises(ValueError, match="encoder.safetensors is no saved encoder of this version"):
+    with pytest.raises(
+        ValueError, match="encoder.safetensors is no saved encoder of this version"
+    ):
         HierarchicalEncoder.load(path)

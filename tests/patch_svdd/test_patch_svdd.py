@@ -24,14 +24,21 @@ def pictures(n=4, height=100, width=90, seed=0):
 
 
 def published_maps(model, train, test, patch, stride):
-    """The released evaluation, written out: patches one by one, a KD-tree, and a loop that adds up over pixels."""
+    """The released evaluation, written out: patches one by one, a KD-tree, and a loop
+    that adds up over pixels.
+    """
     mean = train.mean(0)
     embed = model if patch == 64 else model.small
     rows, columns = ((length - patch) // stride + 1 for length in train.shape[-2:])
 
     def embeddings(image):
         cut = [
-            (image - mean)[None, :, i * stride : i * stride + patch, j * stride : j * stride + patch]
+            (image - mean)[
+                None,
+                :,
+                i * stride : i * stride + patch,
+                j * stride : j * stride + patch,
+            ]
             for i in range(rows)
             for j in range(columns)
         ]
@@ -44,7 +51,10 @@ def published_maps(model, train, test, patch, stride):
         total, covering = torch.zeros(2, *train.shape[-2:], dtype=torch.float64)
         for n, score in enumerate(distance[:, 0]):
             i, j = divmod(n, columns)
-            window = (slice(i * stride, i * stride + patch), slice(j * stride, j * stride + patch))
+            window = (
+                slice(i * stride, i * stride + patch),
+                slice(j * stride, j * stride + patch),
+            )
             total[window] += score
             covering[window] += 1
         maps.append(total / covering.clamp_min(1))
@@ -54,15 +64,21 @@ def published_maps(model, train, test, patch, stride):
 @pytest.mark.parametrize("strides", [(4, 16), (7, 9)])
 def test_maps_equal_the_published_procedure(strides):
     model, train, test = encoder(), pictures(3), pictures(2, seed=1)
-    detector = PatchSVDD(model, stride_small=strides[0], stride_big=strides[1]).fit(train)
+    detector = PatchSVDD(model, stride_small=strides[0], stride_big=strides[1]).fit(
+        train
+    )
     maps = detector.anomaly_maps(test)
     small = published_maps(model, train, test, 32, strides[0])
     big = published_maps(model, train, test, 64, strides[1])
     for ours, theirs in zip(maps, (small, big, small + big, small * big), strict=True):
         assert ours.shape == (2, 100, 90) and not ours.requires_grad
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(maps.scores.double(), (small * big).amax((1, 2)), rtol=1e-4, atol=1e-6)
-    assert (maps.small[:, -1] == 0).all() or (100 - 32) % strides[0] == 0  # no patch reaches the last row
+    torch.testing.assert_close(
+        maps.scores.double(), (small * big).amax((1, 2)), rtol=1e-4, atol=1e-6
+    )
+    assert (maps.small[:, -1] == 0).all() or (100 - 32) % strides[
+        0
+    ] == 0  # no patch reaches the last row
 
 
 def test_a_training_image_is_nowhere_anomalous_and_a_scratch_is_where_it_is():
@@ -76,14 +92,19 @@ def test_a_training_image_is_nowhere_anomalous_and_a_scratch_is_where_it_is():
         y, x = divmod(int(image[0].argmax()), 128)
         assert 30 < y < 110 and 5 < x < 75
     far = maps.small[0, :30].sum() + maps.small[0, :, 100:].sum()
-    assert far == 0  # patches that do not touch the scratch are those of the training image
+    assert (
+        far == 0
+    )  # patches that do not touch the scratch are those of the training image
 
 
 def test_images_are_scored_alike_alone_and_together(monkeypatch):
     detector, test = PatchSVDD(encoder()).fit(pictures()), pictures(5, seed=2)
     together = detector.anomaly_maps(test)
     monkeypatch.setattr("paperlib.patch_svdd.detector.TOGETHER", 2)
-    for maps in (PatchSVDD(encoder()).fit(pictures()).anomaly_maps(test), detector.anomaly_maps(test)):
+    for maps in (
+        PatchSVDD(encoder()).fit(pictures()).anomaly_maps(test),
+        detector.anomaly_maps(test),
+    ):
         for ours, theirs in zip(maps, together, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert detector.anomaly_maps(test[:1]).mult.shape == (1, 100, 90)
@@ -95,22 +116,36 @@ def test_the_memory_of_the_banks_is_told():
     detector = PatchSVDD(encoder(64))
     assert repr(detector) == "PatchSVDD, not fitted" and detector.bank_bytes == 0
     assert detector.fit(pictures(3, 256, 256)) is detector
-    assert detector.small.shape == (3 * 57 * 57, 64) and detector.big.shape == (3 * 13 * 13, 64)
+    assert detector.small.shape == (3 * 57 * 57, 64) and detector.big.shape == (
+        3 * 13 * 13,
+        64,
+    )
     assert detector.bank_bytes == (3 * 57 * 57 + 3 * 13 * 13) * 64 * 4
-    assert repr(detector) == "PatchSVDD of 256×256 images: 9,747 small and 507 big patches of 64 numbers, 2.5 MiB"
+    assert (
+        repr(detector)
+        == "PatchSVDD of 256×256 images: 9,747 small and 507 big patches of 64 numbers,"
+        " 2.5 MiB"
+    )
     assert torch.equal(detector.mean, pictures(3, 256, 256).double().mean(0).float())
     assert round(detector.bank_bytes / 3 / 2**20, 2) == 0.83
 
 
 def test_a_coreset_errs_by_no_more_than_it_says():
     model, train, test = encoder(), pictures(4), pictures(2, seed=1)
-    full, part = PatchSVDD(model).fit(train), PatchSVDD(model).fit(train, coreset=0.1, seed=3)
+    full, part = (
+        PatchSVDD(model).fit(train),
+        PatchSVDD(model).fit(train, coreset=0.1, seed=3),
+    )
     assert full.coreset_radius == (0, 0)
     for name in ("small", "big"):
-        whole, kept, radius = (getattr(of, name) for of in (full, part, part.coreset_radius))
+        whole, kept, radius = (
+            getattr(of, name) for of in (full, part, part.coreset_radius)
+        )
         assert len(kept) == math.ceil(0.1 * len(whole)) and radius > 0
         assert all((whole == row).all(1).any() for row in kept)
-        error = getattr(part.anomaly_maps(test), name) - getattr(full.anomaly_maps(test), name)
+        error = getattr(part.anomaly_maps(test), name) - getattr(
+            full.anomaly_maps(test), name
+        )
         assert error.min() >= -1e-6 and 0 < error.max() <= radius
     with pytest.raises(ValueError, match="coreset=0; expected a share"):
         PatchSVDD(model).fit(train, coreset=0)
@@ -118,14 +153,27 @@ def test_a_coreset_errs_by_no_more_than_it_says():
 
 def test_what_is_saved_gives_the_same_maps(tmp_path):
     path, test = tmp_path / "cells.safetensors", pictures(2, seed=1)
-    detector = PatchSVDD(encoder(), stride_small=6, stride_big=10).fit(pictures(), coreset=0.5)
+    detector = PatchSVDD(encoder(), stride_small=6, stride_big=10).fit(
+        pictures(), coreset=0.5
+    )
     detector.save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["cells.safetensors"]
-    assert {"encoder.enc.conv8.weight", "encoder.conv2.bias", "mean", "small", "big"} <= set(load_file(path))
+    assert {
+        "encoder.enc.conv8.weight",
+        "encoder.conv2.bias",
+        "mean",
+        "small",
+        "big",
+    } <= set(load_file(path))
     found = PatchSVDD.load(path)
     path.write_bytes(b"")  # nothing stays tied to the file
-    assert repr(found) == repr(detector) and found.coreset_radius == detector.coreset_radius
-    for ours, theirs in zip(found.anomaly_maps(test), detector.anomaly_maps(test), strict=True):
+    assert (
+        repr(found) == repr(detector)
+        and found.coreset_radius == detector.coreset_radius
+    )
+    for ours, theirs in zip(
+        found.anomaly_maps(test), detector.anomaly_maps(test), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -143,15 +191,27 @@ def test_unusable_files_are_refused_by_name(tmp_path):
     nan = tensors["mean"].clone()
     nan[0, 0, 0] = math.nan
     for changed, told, message in (
-        (tensors, about | {"format": "paperlib.patch_svdd.0"}, "is no saved Patch SVDD of this version"),
-        ({k: v for k, v in tensors.items() if k != "big"}, about, "does not fit together"),
+        (
+            tensors,
+            about | {"format": "paperlib.patch_svdd.0"},
+            "is no saved Patch SVDD of this version",
+        ),
+        (
+            {k: v for k, v in tensors.items() if k != "big"},
+            about,
+            "does not fit together",
+        ),
         (tensors | {"small": torch.zeros(4, 9)}, about, "does not fit together"),
         (tensors | {"mean": nan}, about, "does not fit together"),
         (tensors | {"mean": torch.zeros(3, 20, 20)}, about, "does not fit together"),
         (tensors | {"big": tensors["big"].double()}, about, "does not fit together"),
         (tensors, about | {"stride_big": 0}, "does not fit together"),
         (tensors, about | {"coreset_radius": None}, "does not fit together"),
-        ({k: v for k, v in tensors.items() if k != "encoder.conv1.bias"}, about, "missing or unknown: conv1.bias"),
+        (
+            {k: v for k, v in tensors.items() if k != "encoder.conv1.bias"},
+            about,
+            "missing or unknown: conv1.bias",
+        ),
     ):
         write_tensors(path, changed, told, told["format"])
         with pytest.raises(ValueError, match=message) as refused:
@@ -168,7 +228,10 @@ def test_bad_images_are_refused():
         (torch.full((3, 3, 100, 90), 0.5), "of one colour"),
         (pictures(1).expand(3, -1, -1, -1), "3 training images are all equal"),
         (pictures(3, 63, 90), "at least 64×64"),
-        (pictures().double(), "images are torch.float64 on cpu and the encoder is torch.float32"),
+        (
+            pictures().double(),
+            "images are torch.float64 on cpu and the encoder is torch.float32",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             detector.fit(bad)
@@ -178,18 +241,27 @@ def test_bad_images_are_refused():
     nan[3, 0, 5, 5] = math.nan
     for bad, message in (
         (nan, "NaN or infinite, in images number 3"),
-        (pictures(2, 100, 91), re.escape("images of shape (2, 3, 100, 91); expected (3, 100, 90) each")),
+        (
+            pictures(2, 100, 91),
+            re.escape("images of shape (2, 3, 100, 91); expected (3, 100, 90) each"),
+        ),
         (pictures(2, 40, 90), "at least 64×64"),
         (255 * pictures(), "expected 0 to 1"),
         (pictures()[0], "expected a batch"),
     ):
         with pytest.raises(ValueError, match=message):
             detector.anomaly_maps(bad)
-    assert (detector.anomaly_maps(torch.full((1, 3, 100, 90), 0.5)).small > 0).any()  # a dead cell is a fair question
+    assert (
+        detector.anomaly_maps(torch.full((1, 3, 100, 90), 0.5)).small > 0
+    ).any()  # a dead cell is a fair question
     detector.small = detector.small[:, :5]
-    with pytest.raises(ValueError, match="of one dimension D: are both from the same encoder"):
+    with pytest.raises(
+        ValueError, match="of one dimension D: are both from the same encoder"
+    ):
         detector.anomaly_maps(pictures())
-    with pytest.raises(ValueError, match="a FlatEncoder; expected a HierarchicalEncoder"):
+    with pytest.raises(
+        ValueError, match="a FlatEncoder; expected a HierarchicalEncoder"
+    ):
         PatchSVDD(FlatEncoder())
     with pytest.raises(ValueError, match="stride_small=0"):
         PatchSVDD(encoder(), stride_small=0)
@@ -200,15 +272,26 @@ def test_it_stays_on_the_device_of_its_input():
         detector = PatchSVDD(HierarchicalEncoder(8)).fit(torch.rand(3, 3, 96, 80))
         maps = detector.anomaly_maps(torch.rand(2, 3, 96, 80))
         assert maps.mult.shape == (2, 96, 80)
-        assert detector.small.device.type == detector.mean.device.type == maps.scores.device.type == "cuda"
+        assert (
+            detector.small.device.type
+            == detector.mean.device.type
+            == maps.scores.device.type
+            == "cuda"
+        )
 
 
 def test_every_pixel_may_begin_a_patch(tmp_path):
     """A stride of one pixel is the least: fitted, saved and loaded."""
     normal, path = pictures(2, 64, 66), tmp_path / "dense.safetensors"
     detector = PatchSVDD(encoder(), stride_small=1, stride_big=1).fit(normal)
-    assert detector.small.shape == (2 * 33 * 35, 8) and detector.big.shape == (2 * 1 * 3, 8)
+    assert detector.small.shape == (2 * 33 * 35, 8) and detector.big.shape == (
+        2 * 1 * 3,
+        8,
+    )
     detector.save(path)
-    assert torch.equal(PatchSVDD.load(path).anomaly_maps(normal).mult, detector.anomaly_maps(normal).mult)
+    assert torch.equal(
+        PatchSVDD.load(path).anomaly_maps(normal).mult,
+        detector.anomaly_maps(normal).mult,
+    )
     with pytest.raises(ValueError, match="stride_small=0"):
         PatchSVDD(encoder(), stride_small=0)

@@ -51,41 +51,66 @@ def same(a, b):
     return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# ---- losses ----------------------------------------------------------------------------------------------------------
+# ---- losses ----
 
 
 def test_losses_by_hand():
-    a, b = torch.tensor([[3.0, 4.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [1.0, 3.0]])
+    a, b = (
+        torch.tensor([[3.0, 4.0], [1.0, 1.0]]),
+        torch.tensor([[0.0, 0.0], [1.0, 3.0]]),
+    )
     assert svdd_loss(a, b).item() == 3.5  # (5 + 2) / 2: distances, not squares
-    assert svdd_loss(a, torch.tensor([[1.0, 1.0]])).item() == pytest.approx(math.sqrt(13) / 2)  # Deep SVDD's centre
+    assert svdd_loss(a, torch.tensor([[1.0, 1.0]])).item() == pytest.approx(
+        math.sqrt(13) / 2
+    )  # Deep SVDD's centre
     equal = torch.ones(2, 2, requires_grad=True)
     svdd_loss(equal, equal.detach()).backward()
-    assert torch.equal(equal.grad, torch.zeros(2, 2))  # not NaN, where the root has no slope
+    assert torch.equal(
+        equal.grad, torch.zeros(2, 2)
+    )  # not NaN, where the root has no slope
 
-    classifier, (a, b) = PositionClassifier(5), torch.randn(2, 30, 5, generator=torch.Generator().manual_seed(0))
+    classifier, (a, b) = (
+        PositionClassifier(5),
+        torch.randn(2, 30, 5, generator=torch.Generator().manual_seed(0)),
+    )
     position = torch.arange(30) % 8
     shares = classifier(a, b).softmax(1).detach().double()
     theirs = log_loss(position, shares / shares.sum(1, keepdim=True), labels=range(8))
-    assert position_loss(classifier, a, b, position).item() == pytest.approx(theirs, rel=1e-5)
+    assert position_loss(classifier, a, b, position).item() == pytest.approx(
+        theirs, rel=1e-5
+    )
 
 
 def test_the_classifier_looks_at_the_difference():
     torch.manual_seed(0)
     classifier, a, b = PositionClassifier(6), torch.randn(9, 6), torch.randn(9, 6)
-    w = {name: value.detach().double() for name, value in classifier.state_dict().items()}
+    w = {
+        name: value.detach().double() for name, value in classifier.state_dict().items()
+    }
     assert {name: tuple(value.shape) for name, value in w.items()} == {
-        "fc1.weight": (128, 6), "fc1.bias": (128,), "fc2.weight": (128, 128), "fc2.bias": (128,),
-        "fc3.weight": (8, 128), "fc3.bias": (8,),
-    }  # fmt: skip
+        "fc1.weight": (128, 6),
+        "fc1.bias": (128,),
+        "fc2.weight": (128, 128),
+        "fc2.bias": (128,),
+        "fc3.weight": (8, 128),
+        "fc3.bias": (8,),
+    }
     x = a.double() - b.double()
     for name in ("fc1", "fc2"):
         x = x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
         x = torch.maximum(x, 0.1 * x)
-    columns = [w["fc3.weight"][:, j] / w["fc3.weight"][:, j].square().sum().sqrt() for j in range(128)]
+    columns = [
+        w["fc3.weight"][:, j] / w["fc3.weight"][:, j].square().sum().sqrt()
+        for j in range(128)
+    ]
     expected = x @ torch.stack(columns, 1).T + w["fc3.bias"]
-    torch.testing.assert_close(classifier.double()(a.double(), b.double()), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        classifier.double()(a.double(), b.double()), expected, rtol=1e-9, atol=1e-12
+    )
     a, b = a.double(), b.double()
-    torch.testing.assert_close(classifier(a + 1, b + 1), classifier(a, b), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        classifier(a + 1, b + 1), classifier(a, b), rtol=1e-9, atol=1e-12
+    )
 
     for trains in (True, False):
         classifier = PositionClassifier(6, train_last_weight=trains).double()
@@ -94,7 +119,7 @@ def test_the_classifier_looks_at_the_difference():
         assert classifier.fc3.bias.grad.abs().max() > 0
 
 
-# ---- dense training --------------------------------------------------------------------------------------------------
+# ---- dense training ----
 
 
 def cells(count):
@@ -110,13 +135,17 @@ def test_training_learns_positions_that_it_has_not_seen():
     options = {"steps": 40, "crops": 3, "side": 127, "pairs": 256, "every": 10}
     training = train(learned, images[:100], **options)
     big, small = position_accuracy(learned, training, images[100:])
-    assert big > 0.16 and small > 0.14  # of 20,000 pairs; a guess gets 0.125, give or take 0.0025
+    assert (
+        big > 0.16 and small > 0.14
+    )  # of 20,000 pairs; a guess gets 0.125, give or take 0.0025
     assert [record.step for record in training.history] == [10, 20, 30, 40]
     assert training.history[-1].loss < training.history[0].loss - 0.05
     assert training.history[-1].accuracy_big > 0.16
     assert not same(state(learned), state(start))
     big, small = position_accuracy(start, training, images[100:])
-    assert abs(big - 0.125) < 0.02 and abs(small - 0.125) < 0.02  # the classifiers mean nothing without their encoder
+    assert (
+        abs(big - 0.125) < 0.02 and abs(small - 0.125) < 0.02
+    )  # the classifiers mean nothing without their encoder
 
 
 def spied(name, seen, monkeypatch):
@@ -138,8 +167,18 @@ def test_a_dense_step_is_the_loss_over_its_patches(monkeypatch):
     for name in ("perturb", "position_pairs", "neighbor_pairs"):
         spied(name, seen, monkeypatch)
     weight = 0.3
-    training = train(model, images, steps=1, crops=crops, side=133, pairs=pairs, svdd_weight=weight, every=1,
-                     dtype=torch.float32, learning_rate=0.0)  # fmt: skip
+    training = train(
+        model,
+        images,
+        steps=1,
+        crops=crops,
+        side=133,
+        pairs=pairs,
+        svdd_weight=weight,
+        every=1,
+        dtype=torch.float32,
+        learning_rate=0.0,
+    )
 
     (crop,), expected = seen["perturb"], 0
     assert crop.shape == (crops, 3, 133, 133)
@@ -148,15 +187,22 @@ def test_a_dense_step_is_the_loss_over_its_patches(monkeypatch):
 
             def embed(corners, patch=patch):
                 which = torch.arange(crops).repeat_interleave(pairs)
-                cut = [crop[n, :, y : y + patch, x : x + patch] for n, (y, x) in zip(which, corners, strict=True)]
+                cut = [
+                    crop[n, :, y : y + patch, x : x + patch]
+                    for n, (y, x) in zip(which, corners, strict=True)
+                ]
                 return (model if patch == 64 else model.small)(torch.stack(cut))
 
             first, second, position = seen["position_pairs"][k]
             classifier = getattr(training, name)
-            expected += F.cross_entropy(classifier(embed(first), embed(second)), position)
+            expected += F.cross_entropy(
+                classifier(embed(first), embed(second)), position
+            )
             first, second, _ = seen["neighbor_pairs"][k]
             distance = (embed(first) - embed(second)).norm(dim=1).mean()
-            assert getattr(training.history[0], f"svdd_{name}") == pytest.approx(distance.item(), rel=1e-5)
+            assert getattr(training.history[0], f"svdd_{name}") == pytest.approx(
+                distance.item(), rel=1e-5
+            )
             expected += weight * distance
     assert training.history[0].loss == pytest.approx(expected.item(), rel=1e-5)
 
@@ -168,11 +214,18 @@ def test_equal_arguments_give_equal_weights_whatever_ran_before():
         before = torch.get_rng_state()
         model = encoder()
         torch.set_rng_state(before)
-        training = train(model, pictures(), steps=3, crops=1, pairs=16, every=2, seed=seed)
-        assert torch.equal(torch.get_rng_state(), before)  # the caller's random numbers are left alone
+        training = train(
+            model, pictures(), steps=3, crops=1, pairs=16, every=2, seed=seed
+        )
+        assert torch.equal(
+            torch.get_rng_state(), before
+        )  # the caller's random numbers are left alone
         results.append((state(model), training))
         assert all(parameter.grad is None for parameter in model.parameters())
-    assert same(results[0][0], results[1][0]) and results[0][1].history == results[1][1].history
+    assert (
+        same(results[0][0], results[1][0])
+        and results[0][1].history == results[1][1].history
+    )
     assert same(state(results[0][1].big), state(results[1][1].big))
     assert not same(results[0][0], results[2][0])
 
@@ -205,13 +258,24 @@ def test_objectives_for_comparison(monkeypatch):
     images, distances = pictures(6), {}
     for objective in ("patch_svdd", "neighbors", "centre"):
         model = encoder(dimensions=8)
-        training = train(model, images, steps=25, crops=1, pairs=64, every=5, objective=objective)
-        assert (training.big is None) == (training.small is None) == (objective != "patch_svdd")
-        assert math.isnan(training.history[0].accuracy_big) == (objective != "patch_svdd")
+        training = train(
+            model, images, steps=25, crops=1, pairs=64, every=5, objective=objective
+        )
+        assert (
+            (training.big is None)
+            == (training.small is None)
+            == (objective != "patch_svdd")
+        )
+        assert math.isnan(training.history[0].accuracy_big) == (
+            objective != "patch_svdd"
+        )
         distances[objective] = [record.svdd_small for record in training.history]
-        spread = model.embed(images - training.mean).small.flatten(0, 2).std(0).norm().item()
+        spread = (
+            model.embed(images - training.mean).small.flatten(0, 2).std(0).norm().item()
+        )
         distances[objective].append(spread)
-    # Without position to tell, nothing keeps embeddings apart: they shrink together, around a centre or pair by pair.
+    # Without position to tell, nothing keeps embeddings apart: they shrink together,
+    # around a centre or pair by pair.
     for objective in ("neighbors", "centre"):
         assert distances[objective][-2] < 0.5 * distances[objective][0]
         assert distances[objective][-1] < 0.5 * distances["patch_svdd"][-1]
@@ -221,18 +285,32 @@ def test_the_centre_is_the_mean_embedding_before_training():
     images, model = pictures(5), encoder(dimensions=8)
     mean = images.mean(0)
     start = model.embed(images - mean)
-    training = train(model, images, steps=1, crops=4, pairs=4000, objective="centre", every=1, dtype=torch.float32)
+    training = train(
+        model,
+        images,
+        steps=1,
+        crops=4,
+        pairs=4000,
+        objective="centre",
+        every=1,
+        dtype=torch.float32,
+    )
     for name in ("small", "big"):
         rows = getattr(start, name).flatten(0, 2)
         expected = (rows - rows.mean(0)).norm(dim=1).mean().item()
-        assert getattr(training.history[0], f"svdd_{name}") == pytest.approx(expected, rel=0.1)
+        assert getattr(training.history[0], f"svdd_{name}") == pytest.approx(
+            expected, rel=0.1
+        )
 
 
 def test_muon_takes_filter_banks_as_matrices():
     torch.manual_seed(0)
     weight, gradient = nn.Parameter(torch.randn(6, 4, 3, 3)), torch.randn(6, 4, 3, 3)
     flat = nn.Parameter(weight.detach().flatten(1).clone())
-    ours, theirs = training_module._MatrixMuon([weight], 0.1), torch.optim.Muon([flat], 0.1, weight_decay=0)
+    ours, theirs = (
+        training_module._MatrixMuon([weight], 0.1),
+        torch.optim.Muon([flat], 0.1, weight_decay=0),
+    )
     for scale in (1, -3):
         weight.grad, flat.grad = scale * gradient, scale * gradient.flatten(1)
         ours.step()
@@ -244,11 +322,19 @@ def test_the_learning_rate_follows_torchs_cycle():
     """At the same share of the way up, and of the way down."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=1, total_steps=100, pct_start=0.3, div_factor=25, final_div_factor=1e12, cycle_momentum=False
+        optimizer,
+        max_lr=1,
+        total_steps=100,
+        pct_start=0.3,
+        div_factor=25,
+        final_div_factor=1e12,
+        cycle_momentum=False,
     )
     for step in range(100):
         done = 0.3 * step / 29 if step <= 29 else 0.3 + 0.7 * (step - 29) / 70
-        assert training_module._one_cycle(done) == pytest.approx(cycle.get_last_lr()[0], abs=1e-9)
+        assert training_module._one_cycle(done) == pytest.approx(
+            cycle.get_last_lr()[0], abs=1e-9
+        )
         optimizer.step()
         if step < 99:
             cycle.step()
@@ -256,27 +342,40 @@ def test_the_learning_rate_follows_torchs_cycle():
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1])
 def test_the_order_is_one_of_its_own_for_each_seed_and_epoch(seed):
-    orders = [tuple(training_module._order(50, s, epoch).tolist()) for s in (seed, seed - 1) for epoch in range(3)]
-    assert len(set(orders)) == 6 and all(sorted(order) == list(range(50)) for order in orders)
+    orders = [
+        tuple(training_module._order(50, s, epoch).tolist())
+        for s in (seed, seed - 1)
+        for epoch in range(3)
+    ]
+    assert len(set(orders)) == 6 and all(
+        sorted(order) == list(range(50)) for order in orders
+    )
     assert orders[0] == tuple(training_module._order(50, seed, 0).tolist())
 
 
 def test_an_older_torch_without_muon_is_told_to_use_adam(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(ValueError, match="optimizer='muon' takes PyTorch 2.9 or newer.*pass 'adam'"):
+    with pytest.raises(
+        ValueError, match="optimizer='muon' takes PyTorch 2.9 or newer.*pass 'adam'"
+    ):
         train(HierarchicalEncoder(), torch.rand(2, 3, 96, 96), steps=1)
 
 
 def test_bfloat16_is_chosen_where_it_is_fast(monkeypatch):
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native, raising=False)
+        monkeypatch.setattr(
+            torch.cpu,
+            "_is_avx512_bf16_supported",
+            lambda native=native: native,
+            raising=False,
+        )
         assert fast_dtype(torch.device("cpu")) == expected
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
     assert fast_dtype(torch.device("cpu")) == torch.float32
     assert fast_dtype(torch.device("mps")) == torch.float32
 
 
-# ---- stop and go on --------------------------------------------------------------------------------------------------
+# ---- stop and go on ----
 
 SCRIPT = textwrap.dedent("""
     import sys, torch
@@ -294,10 +393,13 @@ SCRIPT = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize(("kind", "waits"), [("dense", (0.01, 0.2)), ("patches", (0.1,))])
+@pytest.mark.parametrize(
+    ("kind", "waits"), [("dense", (0.01, 0.2)), ("patches", (0.1,))]
+)
 def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind, waits):
     path, weights, inference_state = (
-        tmp_path / f"{name}.safetensors" for name in ("run", "weights", "inference_state")
+        tmp_path / f"{name}.safetensors"
+        for name in ("run", "weights", "inference_state")
     )
     threads = torch.get_num_threads()
     try:
@@ -307,12 +409,16 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind, 
         torch.set_num_threads(threads)
 
     def start():
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, kind, str(path), str(weights)], cwd=ROOT)
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, kind, str(path), str(weights)], cwd=ROOT
+        )
 
     for wait in waits:
         process, before = start(), path.stat().st_mtime_ns if path.exists() else 0
         deadline = time.monotonic() + 120
-        while not path.exists() or path.stat().st_mtime_ns == before:  # until it has written once more
+        while (
+            not path.exists() or path.stat().st_mtime_ns == before
+        ):  # until it has written once more
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(wait)
@@ -324,7 +430,10 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind, 
 
 
 def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp_path):
-    path, options = tmp_path / "run.safetensors", {"steps": 4, "crops": 1, "pairs": 16, "every": 2}
+    path, options = (
+        tmp_path / "run.safetensors",
+        {"steps": 4, "crops": 1, "pairs": 16, "every": 2},
+    )
     whole = train(encoder(), pictures(), **options)
 
     class Interrupted(Exception):
@@ -336,20 +445,31 @@ def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp
     with pytest.raises(Interrupted):
         train(encoder(), pictures(), checkpoint=path, on_record=stop, **options)
     model, seen = encoder(), []
-    resumed = train(model, pictures(), checkpoint=path, on_record=seen.append, **options)
+    resumed = train(
+        model, pictures(), checkpoint=path, on_record=seen.append, **options
+    )
     assert resumed.history == whole.history and seen == whole.history[1:]
     assert same(state(resumed.small), state(whole.small))
     before = path.read_bytes()
-    again = train(encoder(seed=3), pictures(), checkpoint=path, on_record=stop, **options)
+    again = train(
+        encoder(seed=3), pictures(), checkpoint=path, on_record=stop, **options
+    )
     assert again.history == whole.history and path.read_bytes() == before
-    for change in ({"steps": 5}, {"svdd_weight": 0.1}, {"seed": 2}, {"objective": "neighbors"}):
-        with pytest.raises(ValueError, match=f"is of another run: {next(iter(change))}="):
+    for change in (
+        {"steps": 5},
+        {"svdd_weight": 0.1},
+        {"seed": 2},
+        {"objective": "neighbors"},
+    ):
+        with pytest.raises(
+            ValueError, match=f"is of another run: {next(iter(change))}="
+        ):
             train(encoder(), pictures(), checkpoint=path, **options | change)
     with pytest.raises(ValueError, match="is of another run: images="):
         train(encoder(), pictures(seed=1), checkpoint=path, **options)
 
 
-# ---- as published ----------------------------------------------------------------------------------------------------
+# ---- as published ----
 
 
 def published_step(model, classifiers, images, seen, rows, weight):
@@ -358,17 +478,27 @@ def published_step(model, classifiers, images, seen, rows, weight):
     for k, (patch, embed) in enumerate(((64, model), (32, model.small))):
 
         def crop_patches(corners, patch=patch):
-            return torch.stack([(images[n] - mean)[:, y : y + patch, x : x + patch]
-                                for n, (y, x) in zip(rows, corners.tolist(), strict=True)])  # fmt: skip
+            return torch.stack(
+                [
+                    (images[n] - mean)[:, y : y + patch, x : x + patch]
+                    for n, (y, x) in zip(rows, corners.tolist(), strict=True)
+                ]
+            )
 
         first, second, position = seen["position_pairs"][k]
         a, b = seen["perturb"][2 * k : 2 * k + 2]
         for corners, perturbed in ((first, a), (second, b)):
-            assert (perturbed - crop_patches(corners)).std() == pytest.approx(0.02 * math.sqrt(2), rel=0.35)
+            assert (perturbed - crop_patches(corners)).std() == pytest.approx(
+                0.02 * math.sqrt(2), rel=0.35
+            )
         loss = loss + F.cross_entropy(classifiers[k](embed(a), embed(b)), position)
         first, second, _ = seen["neighbor_pairs"][k]
         loss = (
-            loss + weight * (embed(crop_patches(first)) - embed(crop_patches(second))).norm(dim=1).mean()
+            loss
+            + weight
+            * (embed(crop_patches(first)) - embed(crop_patches(second)))
+            .norm(dim=1)
+            .mean()
         )  # not perturbed
     return loss
 
@@ -379,32 +509,63 @@ def test_published_training_takes_the_released_steps(monkeypatch, as_released):
     for name in ("perturb", "position_pairs", "neighbor_pairs", "_order"):
         spied(name, seen, monkeypatch)
     model, copy = encoder(), encoder()
-    training = train_on_patches(model, images, epochs=1, repeat=2, batch_size=3, svdd_weight=0.5, every=1, seed=5,
-                                as_released=as_released)  # fmt: skip
-    assert len(training.history) == 2 and sorted((seen["_order"][0] % 3).tolist()) == [0, 0, 1, 1, 2, 2]
+    training = train_on_patches(
+        model,
+        images,
+        epochs=1,
+        repeat=2,
+        batch_size=3,
+        svdd_weight=0.5,
+        every=1,
+        seed=5,
+        as_released=as_released,
+    )
+    assert len(training.history) == 2 and sorted((seen["_order"][0] % 3).tolist()) == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
     rows = (seen["_order"][0] % 3)[:3].tolist()
 
-    # Adam's first step moves each weight by the learning rate against its gradient's sign.
+    # Adam's first step moves each weight by the learning rate against its gradient's
+    # sign.
     torch.manual_seed(5)
-    classifiers = [PositionClassifier(4, train_last_weight=not as_released) for _ in range(2)]
+    classifiers = [
+        PositionClassifier(4, train_last_weight=not as_released) for _ in range(2)
+    ]
     if as_released:
         torch.manual_seed(5)
         for classifier in classifiers:
             initialize(classifier, as_released=True)
-    loss = published_step(copy, classifiers, images, {k: v for k, v in seen.items()}, rows, 0.5)
+    loss = published_step(
+        copy, classifiers, images, {k: v for k, v in seen.items()}, rows, 0.5
+    )
     assert training.history[0].loss == pytest.approx(loss.item(), rel=1e-5)
     frozen = training.big.fc3.weight.detach()
     assert torch.equal(frozen, classifiers[0].fc3.weight) == as_released
     loss.backward()
     modules = [copy, *classifiers]
-    optimizer = torch.optim.Adam([p for module in modules for p in module.parameters() if p.requires_grad], lr=1e-4)
+    optimizer = torch.optim.Adam(
+        [p for module in modules for p in module.parameters() if p.requires_grad],
+        lr=1e-4,
+    )
     optimizer.step()
-    second = {k: (v[4:] if k == "perturb" else v[2:]) for k, v in seen.items() if k != "_order"}
-    loss = published_step(copy, classifiers, images, second, (seen["_order"][0] % 3)[3:].tolist(), 0.5)
+    second = {
+        k: v[4:] if k == "perturb" else v[2:] for k, v in seen.items() if k != "_order"
+    }
+    loss = published_step(
+        copy, classifiers, images, second, (seen["_order"][0] % 3)[3:].tolist(), 0.5
+    )
     assert training.history[1].loss == pytest.approx(loss.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "has", "lacks"), [(FlatEncoder, "big", "small"), (PatchEncoder, "small", "big")])
+@pytest.mark.parametrize(
+    ("kind", "has", "lacks"),
+    [(FlatEncoder, "big", "small"), (PatchEncoder, "small", "big")],
+)
 def test_encoders_of_one_size_are_trained_too(kind, has, lacks):
     for train_it, options in (
         (train_on_patches, {"epochs": 1, "repeat": 2, "batch_size": 3}),
@@ -417,22 +578,37 @@ def test_encoders_of_one_size_are_trained_too(kind, has, lacks):
         training = train_it(model, pictures(), every=1, **options)
         assert not same(state(model), before)
         assert math.isnan(getattr(training.history[0], f"svdd_{lacks}"))
-        assert getattr(training.history[0], f"svdd_{has}") > 0 and getattr(training, lacks) is None
+        assert (
+            getattr(training.history[0], f"svdd_{has}") > 0
+            and getattr(training, lacks) is None
+        )
         if "objective" not in options:
-            accuracy = dict(zip(("big", "small"), position_accuracy(model, training, pictures()), strict=True))
+            accuracy = dict(
+                zip(
+                    ("big", "small"),
+                    position_accuracy(model, training, pictures()),
+                    strict=True,
+                )
+            )
             assert 0 < accuracy[has] < 0.4 and math.isnan(accuracy[lacks])
 
 
-# ---- at the door -----------------------------------------------------------------------------------------------------
+# ---- at the door ----
 
 
 def test_bad_arguments_are_refused():
     for options, message in (
-        ({"objective": "svdd"}, "objective='svdd'; expected one of patch_svdd, neighbors, centre"),
+        (
+            {"objective": "svdd"},
+            "objective='svdd'; expected one of patch_svdd, neighbors, centre",
+        ),
         ({"optimizer": "sgd"}, "optimizer='sgd'; expected one of muon, adam"),
         ({"steps": 0}, "steps=0; expected at least 1"),
         ({"crops": 0, "pairs": -1}, "crops=0, pairs=-1"),
-        ({"learning_rate": 1e30, "steps": 3, "crops": 1, "pairs": 8, "every": 1}, "the loss is nan"),
+        (
+            {"learning_rate": 1e30, "steps": 3, "crops": 1, "pairs": 8, "every": 1},
+            "the loss is nan",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             train(encoder(), pictures(), **options)
@@ -449,10 +625,15 @@ def test_bad_arguments_are_refused():
             train_on_patches(encoder(), bad, epochs=1, repeat=1)
     with pytest.raises(ValueError, match="epochs=0"):
         train_on_patches(encoder(), pictures(), epochs=0)
-    with pytest.raises(ValueError, match="images are torch.float64 on cpu and the encoder is torch.float32"):
+    with pytest.raises(
+        ValueError,
+        match="images are torch.float64 on cpu and the encoder is torch.float32",
+    ):
         train(encoder(), pictures().double(), steps=1)
     training = train(encoder(), pictures(), steps=1, crops=1, pairs=4)
-    with pytest.raises(ValueError, match=r"shape \(3, 3, 130, 130\); expected .* as in training"):
+    with pytest.raises(
+        ValueError, match=r"shape \(3, 3, 130, 130\); expected .* as in training"
+    ):
         position_accuracy(encoder(), training, pictures(3, 130))
 
 
@@ -462,4 +643,7 @@ def test_the_progress_bar_tells_how_far_it_is(capsys):
         show(training_module.Record(step, 1.25, 0.4, math.nan, 0.1, 0.1))
     lines = re.split(r"[\r\n]+", capsys.readouterr().out)
     assert lines[1] == "[#####...............] 50/200  loss 1.250, K=64 40%"
-    assert lines[2] == "[####################] 200/200  loss 1.250, K=64 40%" and lines[3] == ""
+    assert (
+        lines[2] == "[####################] 200/200  loss 1.250, K=64 40%"
+        and lines[3] == ""
+    )

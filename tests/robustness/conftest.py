@@ -1,4 +1,6 @@
-"""Count what the robustness tests put up with, and print it as a table: kind of fault, cases, survived, lost."""
+"""Count what the robustness tests put up with, and print it as a table: kind of fault,
+cases, survived, lost.
+"""
 
 import pytest
 
@@ -6,7 +8,9 @@ PROPERTY = "robustness"
 
 
 class Cases:
-    """How many cases of one kind of fault a test has come through; a case that fails ends the test and is lost."""
+    """How many cases of one kind of fault a test has come through; a case that fails
+    ends the test and is lost.
+    """
 
     def __init__(self, kind: str):
         self.kind, self.survived = kind, 0
@@ -17,7 +21,9 @@ class Cases:
 
 @pytest.fixture
 def cases(request):
-    """Give a counter for a kind of fault: `survived = cases("files: truncated")`, then `survived.survive()` a case."""
+    """Give a counter for a kind of fault: `survived = cases("files: truncated")`, then
+    `survived.survive()` a case.
+    """
 
     def count(kind: str) -> Cases:
         return counters.setdefault(kind, Cases(kind))
@@ -25,7 +31,9 @@ def cases(request):
     counters: dict[str, Cases] = {}
     yield count
     # Properties travel with the report from a process of pytest-xdist.
-    request.node.user_properties += [(PROPERTY, [c.kind, c.survived]) for c in counters.values()]
+    request.node.user_properties += [
+        (PROPERTY, [c.kind, c.survived]) for c in counters.values()
+    ]
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -40,14 +48,22 @@ def pytest_terminal_summary(terminalreporter):
         return
     terminalreporter.section("robustness")
     width = max(map(len, table))
-    terminalreporter.line(f"{'kind of fault':{width}}  {'cases':>7}  {'survived':>8}  {'lost':>4}")
+    terminalreporter.line(
+        f"{'kind of fault':{width}}  {'cases':>7}  {'survived':>8}  {'lost':>4}"
+    )
     for kind, (survived, lost) in sorted(table.items()):
-        terminalreporter.line(f"{kind:{width}}  {survived + lost:7,}  {survived:8,}  {lost:4}")
+        terminalreporter.line(
+            f"{kind:{width}}  {survived + lost:7,}  {survived:8,}  {lost:4}"
+        )
     whole = [sum(row[i] for row in table.values()) for i in (0, 1)]
-    terminalreporter.line(f"{'together':{width}}  {sum(whole):7,}  {whole[0]:8,}  {whole[1]:4}")
+    terminalreporter.line(
+        f"{'together':{width}}  {sum(whole):7,}  {whole[0]:8,}  {whole[1]:4}"
+    )
 
 
-FINISHED: dict[str, list] = {}  # test → its counts: on the report of its teardown, which pytest keeps nowhere
+FINISHED: dict[
+    str, list
+] = {}  # test → its counts: on the report of its teardown, which pytest keeps nowhere
 
 
 def pytest_runtest_logreport(report):

@@ -1,4 +1,6 @@
-"""Runs that are killed: each writes a checkpoint or a table as it goes, and in the end what it was started for."""
+"""Runs that are killed: each writes a checkpoint or a table as it goes, and in the end
+what it was started for.
+"""
 
 from pathlib import Path
 
@@ -21,14 +23,30 @@ def _encoder():
 
 def patch_svdd(folder: Path) -> None:
     encoder, images = _encoder()
-    train(encoder, images, steps=40, crops=1, pairs=16, every=1, checkpoint=folder / "run.safetensors")
+    train(
+        encoder,
+        images,
+        steps=40,
+        crops=1,
+        pairs=16,
+        every=1,
+        checkpoint=folder / "run.safetensors",
+    )
     encoder.save(folder / "weights.safetensors")
 
 
 def patch_svdd_as_published(folder: Path) -> None:
     encoder, images = _encoder()
     checkpoint = folder / "run.safetensors"
-    train_on_patches(encoder, images, epochs=2, repeat=10, batch_size=2, every=1, checkpoint=checkpoint)
+    train_on_patches(
+        encoder,
+        images,
+        epochs=2,
+        repeat=10,
+        batch_size=2,
+        every=1,
+        checkpoint=checkpoint,
+    )
     encoder.save(folder / "weights.safetensors")
 
 
@@ -37,11 +55,24 @@ def classifier(folder: Path) -> None:
     images = torch.rand(60, 3, 24, 24, generator=generator)
     labels = torch.randint(2, (60,), generator=generator)
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1)]
+    layers = [
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.AdaptiveAvgPool2d(1),
+    ]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     checkpoint = folder / "run.safetensors"
-    train_classifier(model, (images, labels), optimizer, epochs=40, batch_size=8, checkpoint=checkpoint)
+    train_classifier(
+        model,
+        (images, labels),
+        optimizer,
+        epochs=40,
+        batch_size=8,
+        checkpoint=checkpoint,
+    )
     save_file(model.state_dict(), folder / "weights.safetensors")
 
 
@@ -49,13 +80,20 @@ def padim_over_categories(folder: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU()).eval()
     model.backbone_name = "small"
-    backbone = Backbone(model, ("1",), backbones.Transform(32, (0.5,) * 3, (0.5,) * 3), "small")
-    settings = evaluation.Settings(str(folder.parent / "data"), "small", "default", 4, 0, "centered")
+    backbone = Backbone(
+        model, ("1",), backbones.Transform(32, (0.5,) * 3, (0.5,) * 3), "small"
+    )
+    settings = evaluation.Settings(
+        str(folder.parent / "data"), "small", "default", 4, 0, "centered"
+    )
     names = sorted(path.name for path in (folder.parent / "data").iterdir())
     evaluation.run(settings, names, backbone, folder, pictures=False, threads=1)
 
 
-RUNS = {run.__name__: run for run in (patch_svdd, patch_svdd_as_published, classifier, padim_over_categories)}
+RUNS = {
+    run.__name__: run
+    for run in (patch_svdd, patch_svdd_as_published, classifier, padim_over_categories)
+}
 
 
 def run(name: str, folder: Path) -> None:
@@ -69,7 +107,9 @@ def padim(seed: int, fitted: bool = True) -> PaDiM:
     """A detector of 4 MB, told from the other seed's by its epsilon."""
     torch.manual_seed(0)
     extractor = FeatureExtractor(nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1)), ["0"])
-    return PaDiM(extractor, 64, seed, epsilon=seed + 1.0).fit([torch.rand(6, 3, 32, 32)])
+    return PaDiM(extractor, 64, seed, epsilon=seed + 1.0).fit(
+        [torch.rand(6, 3, 32, 32)]
+    )
 
 
 def save_for_ever(path: Path) -> None:

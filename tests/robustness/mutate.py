@@ -1,10 +1,12 @@
-"""Do the tests test? Break the library's arithmetic, one line after another, and list what no test notices.
+"""Do the tests test? Break the library's arithmetic, one line after another, and list
+what no test notices.
 
     python tests/robustness/mutate.py [MODULE ...] [--most 40] [--seed 0]
 
-Each line that computes or compares is changed once (an operator exchanged for another, or a number for the next), in a
-copy of the repository; then the module's own tests run until the first fails. A change that passes is a survivor: a
-test is missing, or the change makes no difference that a test could see.
+Each line that computes or compares is changed once (an operator exchanged for another,
+or a number for the next), in a copy of the repository; then the module's own tests run
+until the first fails. A change that passes is a survivor: a test is missing, or the
+change makes no difference that a test could see.
 """
 
 import argparse
@@ -44,22 +46,45 @@ TESTS = {
     "activations": ["test_activations.py"],
 }
 OPERATORS = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
-    ast.Pow: ast.Mult, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.MatMult: ast.Add,
-}  # fmt: skip
-SECONDS = 120  # for the tests of one change; a change that makes them hang is noticed, too
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.MatMult: ast.Add,
+}
+SECONDS = (
+    120  # for the tests of one change; a change that makes them hang is noticed, too
+)
 
 
 def changes(source: str) -> list[tuple[int, str, str]]:
-    """List (line, what was changed, changed source): every operator and number outside annotations and messages."""
+    """List (line, what was changed, changed source): every operator and number outside
+    annotations and messages.
+    """
     tree = ast.parse(source)
     found = []
     for node in _arithmetic(tree):
         if isinstance(node, ast.Compare):
             before = node.ops[0]
             node.ops[0] = OPERATORS[type(before)]()
-            found.append((node.lineno, f"{_sign(before)} → {_sign(node.ops[0])}", ast.unparse(tree)))
+            found.append(
+                (
+                    node.lineno,
+                    f"{_sign(before)} → {_sign(node.ops[0])}",
+                    ast.unparse(tree),
+                )
+            )
             node.ops[0] = before
         elif isinstance(node, ast.Constant):
             before = node.value
@@ -69,7 +94,9 @@ def changes(source: str) -> list[tuple[int, str, str]]:
         else:
             before = node.op
             node.op = OPERATORS[type(before)]()
-            found.append((node.lineno, f"{_sign(before)} → {_sign(node.op)}", ast.unparse(tree)))
+            found.append(
+                (node.lineno, f"{_sign(before)} → {_sign(node.op)}", ast.unparse(tree))
+            )
             node.op = before
     return found
 
@@ -82,12 +109,17 @@ def _arithmetic(tree: ast.AST) -> list[ast.AST]:
             hidden = [node]
         elif isinstance(node, ast.FunctionDef):
             hidden = [node.returns, *node.decorator_list]
-            hidden += [argument.annotation for argument in [*node.args.args, *node.args.kwonlyargs]]
+            hidden += [
+                argument.annotation
+                for argument in [*node.args.args, *node.args.kwonlyargs]
+            ]
         elif isinstance(node, ast.AnnAssign):
             hidden = [node.annotation]
         elif isinstance(node, ast.ClassDef):
             hidden = [*node.bases, *node.decorator_list]
-        skipped |= {id(inner) for part in hidden if part is not None for inner in ast.walk(part)}
+        skipped |= {
+            id(inner) for part in hidden if part is not None for inner in ast.walk(part)
+        }
     return [
         node
         for node in ast.walk(tree)
@@ -116,7 +148,9 @@ def one_a_line(source: str, rng: random.Random) -> list[tuple[int, str, str]]:
 
 
 def tests_pass(copy: Path, module: str) -> bool:
-    """Run the module's tests in a forked process, which has torch and its peers imported already."""
+    """Run the module's tests in a forked process, which has torch and its peers
+    imported already.
+    """
     child = os.fork()
     if not child:
         os.setsid()
@@ -128,7 +162,13 @@ def tests_pass(copy: Path, module: str) -> bool:
         import pytest
 
         files = [str(copy / "tests" / name) for name in TESTS[module]]
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *files])))
+        os._exit(
+            int(
+                pytest.main(
+                    ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *files]
+                )
+            )
+        )
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status) == 0
 
@@ -136,7 +176,9 @@ def tests_pass(copy: Path, module: str) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="default: all")
-    parser.add_argument("--most", type=int, default=10**6, help="changes of a module, drawn by the seed")
+    parser.add_argument(
+        "--most", type=int, default=10**6, help="changes of a module, drawn by the seed"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     sys.dont_write_bytecode = True
@@ -144,8 +186,16 @@ def main(arguments: list[str] | None = None) -> int:
     copy = Path(tempfile.mkdtemp(prefix="mutate-"))
     for name in ("paperlib", "tests", "pyproject.toml"):
         source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, copy / name, ignore=ignored) if source.is_dir() else shutil.copy(source, copy / name)
-    sys.path[:] = [str(copy), str(copy / "tests"), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+        (
+            shutil.copytree(source, copy / name, ignore=ignored)
+            if source.is_dir()
+            else shutil.copy(source, copy / name)
+        )
+    sys.path[:] = [
+        str(copy),
+        str(copy / "tests"),
+        *(path for path in sys.path if Path(path or ".").resolve() != ROOT),
+    ]
     import cv2  # noqa: F401 (imported once, for all that are forked)
     import faiss  # noqa: F401
     import hypothesis  # noqa: F401
@@ -174,13 +224,23 @@ def main(arguments: list[str] | None = None) -> int:
             path.write_text(changed, encoding="utf-8")
             if tests_pass(copy, module):
                 left += 1
-                survivors.append(f"{module}.py:{line}  {what}  {source.splitlines()[line - 1].strip()}")
+                survivors.append(
+                    f"{module}.py:{line}  {what} "
+                    f" {source.splitlines()[line - 1].strip()}"
+                )
                 print(f"  survives: {survivors[-1]}", flush=True)
         path.write_text(source, encoding="utf-8")
         tried += len(chosen)
         seconds = time.monotonic() - begun
-        print(f"{module}: {len(chosen)} lines broken, {len(chosen) - left} noticed, {seconds:.0f} s", flush=True)
-    print(f"together: {tried} lines broken, {tried - len(survivors)} noticed, {len(survivors)} survive")
+        print(
+            f"{module}: {len(chosen)} lines broken, {len(chosen) - left} noticed,"
+            f" {seconds:.0f} s",
+            flush=True,
+        )
+    print(
+        f"together: {tried} lines broken, {tried - len(survivors)} noticed,"
+        f" {len(survivors)} survive"
+    )
     shutil.rmtree(copy)
     return 0
 

@@ -1,6 +1,8 @@
-"""Files that are not what they should be: a ValueError that names the file, no code run, no memory taken, nothing lost.
+"""Files that are not what they should be: a ValueError that names the file, no code
+run, no memory taken, nothing lost.
 
-The fast part flips and cuts a few places of every kind of file; `make test-long` a thousand and every kilobyte.
+The fast part flips and cuts a few places of every kind of file; `make test-long` a
+thousand and every kilobyte.
 """
 
 import collections
@@ -31,18 +33,25 @@ from paperlib.padim.evaluation import Result, Settings, read_results, write_resu
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, load_released_weights
 from paperlib.storage import load_checkpoint, save_checkpoint
 
-MEMORY = 300 * 2**20  # bytes that reading any of these small files may add to the process
+MEMORY = (
+    300 * 2**20
+)  # bytes that reading any of these small files may add to the process
 RECIPE = {"epochs": 5}
 
 
 def network(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1)).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1)
+    ).eval()
 
 
 def trained():
     model = network()
-    optimizers = [torch.optim.Adam(model[0].parameters()), torch.optim.SGD(model[2].parameters(), 0.1, momentum=0.9)]
+    optimizers = [
+        torch.optim.Adam(model[0].parameters()),
+        torch.optim.SGD(model[2].parameters(), 0.1, momentum=0.9),
+    ]
     model(torch.ones(1, 3, 8, 8)).sum().backward()
     for optimizer in optimizers:
         optimizer.step()
@@ -66,7 +75,10 @@ def write_svdd(path):
 
 def write_archive(path):
     rng = random.Random(0)
-    content = {f"cells/train/good/{n:03}.png": rng.randbytes(3000) + bytes(3000) for n in range(3)}
+    content = {
+        f"cells/train/good/{n:03}.png": rng.randbytes(3000) + bytes(3000)
+        for n in range(3)
+    }
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in content.items():
@@ -81,7 +93,13 @@ def write_archive(path):
 
 def write_table(path):
     settings = Settings("cells", "efficientnet_lite0", "default", 100, 0, "centered")
-    write_results(path, [Result(settings, f"kind {n}", 5, 6, 0.9, 0.8, 0.7, 3.5, 0.6, 1.5, 2.5) for n in range(20)])
+    write_results(
+        path,
+        [
+            Result(settings, f"kind {n}", 5, 6, 0.9, 0.8, 0.7, 3.5, 0.6, 1.5, 2.5)
+            for n in range(20)
+        ],
+    )
 
 
 def write_masks(path):
@@ -106,7 +124,9 @@ def read_masks(path):
 
 
 def read_state(path):
-    """What `backbones.load` does with a file of weights, for a network small enough to be read a thousand times."""
+    """What `backbones.load` does with a file of weights, for a network small enough to
+    be read a thousand times.
+    """
     model = network(1)
     backbones._load_in_order(model, backbones._read_state(path), path)
     return model
@@ -118,39 +138,64 @@ def write_picture(path):
     rows = np.linspace(0, 255, 48).astype(np.uint8)
     smooth = np.repeat(np.broadcast_to(rows[:, None], (48, 16))[..., None], 3, 2)
     noisy = rng.integers(0, 256, (48, 16, 3), dtype=np.uint8)
-    Image.fromarray(np.concatenate([smooth, noisy, np.full((48, 16, 3), 90, np.uint8)], 1)).save(path)
+    Image.fromarray(
+        np.concatenate([smooth, noisy, np.full((48, 16, 3), 90, np.uint8)], 1)
+    ).save(path)
 
 
-# File → (write, read, whether a checksum tells every change). What has none may read as something else, but never
-# raises anything but a ValueError, and never leaves anything behind.
+# File → (write, read, whether a checksum tells every change). What has none may read as
+# something else, but never raises anything but a ValueError, and never leaves anything
+# behind.
 KINDS = {
-    "padim.safetensors": (write_padim, lambda p: PaDiM.load(p, FeatureExtractor(network(), ["0", "2"])), True),
+    "padim.safetensors": (
+        write_padim,
+        lambda p: PaDiM.load(p, FeatureExtractor(network(), ["0", "2"])),
+        True,
+    ),
     "svdd.safetensors": (write_svdd, PatchSVDD.load, True),
-    "encoder.safetensors": (lambda p: encoder().save(p), HierarchicalEncoder.load, True),
+    "encoder.safetensors": (
+        lambda p: encoder().save(p),
+        HierarchicalEncoder.load,
+        True,
+    ),
     "run.safetensors": (
         lambda p: save_checkpoint(p, *trained(), RECIPE, {"done": 3}),
         lambda p: load_checkpoint(p, *trained(), RECIPE),
         True,
     ),
     "released.pkl": (
-        lambda p: torch.save(collections.OrderedDict(encoder().state_dict()), p, _use_new_zipfile_serialization=False),
+        lambda p: torch.save(
+            collections.OrderedDict(encoder().state_dict()),
+            p,
+            _use_new_zipfile_serialization=False,
+        ),
         load_released_weights,
         False,
     ),
     "weights.pth": (lambda p: torch.save(network().state_dict(), p), read_state, False),
     "old.pth": (
-        lambda p: torch.save(network().state_dict(), p, _use_new_zipfile_serialization=False),
+        lambda p: torch.save(
+            network().state_dict(), p, _use_new_zipfile_serialization=False
+        ),
         read_state,
         False,
     ),
     "masks.npy": (write_masks, read_masks, False),
     "results.csv": (write_table, read_results, False),
     **{
-        f"cells.{ending}": (write_archive, lambda p: unpack(p, p.parent / "unpacked"), False)
+        f"cells.{ending}": (
+            write_archive,
+            lambda p: unpack(p, p.parent / "unpacked"),
+            False,
+        )
         for ending in ("tar", "tar.gz", "tar.bz2", "tar.xz", "zip")
     },
     **{
-        f"cell.{ending}": (write_picture, lambda p: (read_image(p), read_mask(p)), False)
+        f"cell.{ending}": (
+            write_picture,
+            lambda p: (read_image(p), read_mask(p)),
+            False,
+        )
         for ending in ("png", "jpg", "tif", "gif", "bmp", "webp", "ppm")
     },
 }
@@ -164,8 +209,12 @@ def leftovers(root: Path, keep: set[str]) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.name not in keep)
 
 
-def try_it(path: Path, content: bytes | None, read, must_refuse: bool, what: str) -> None:
-    """Read a file of this content: a ValueError that names it, or a good reading where no checksum tells."""
+def try_it(
+    path: Path, content: bytes | None, read, must_refuse: bool, what: str
+) -> None:
+    """Read a file of this content: a ValueError that names it, or a good reading where
+    no checksum tells.
+    """
     if content is not None:
         path.write_bytes(content)
     before = path.stat().st_size if path.is_file() else None
@@ -175,7 +224,9 @@ def try_it(path: Path, content: bytes | None, read, must_refuse: bool, what: str
     except ValueError as error:
         refused = True
         assert path.name in str(error), f"{what}: {error!r} does not name the file"
-        assert len(str(error)) > len(str(path)) + 10, f"{what}: {error!r} gives no reason"
+        assert len(str(error)) > len(str(path)) + 10, (
+            f"{what}: {error!r} gives no reason"
+        )
     except Exception as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
     assert refused or not must_refuse, f"{what} was read"
@@ -192,7 +243,9 @@ def try_it(path: Path, content: bytes | None, read, must_refuse: bool, what: str
 
 
 def damaged(whole: bytes, name: str, flips: int, step: int):
-    """Yield (what was done, content): empty, cut at every `step` bytes, and `flips` single bits, drawn by the name."""
+    """Yield (what was done, content): empty, cut at every `step` bytes, and `flips`
+    single bits, drawn by the name.
+    """
     yield "empty", b""
     for length in range(step, len(whole), step):
         yield f"cut to {length} of {len(whole)} bytes", whole[:length]
@@ -218,8 +271,15 @@ def wreck(path, cases, flips, step):
     start = peak()
     for what, content in damaged(whole, path.name, flips, step):
         cut = "flipped" not in what
-        # A table that ends with a whole row, and a picture's or archive's unused end, are read rightly when cut.
-        try_it(path, content, read, checked or what == "empty" and path.suffix != ".csv", f"{path.name}, {what}")
+        # A table that ends with a whole row, and a picture's or archive's unused end,
+        # are read rightly when cut.
+        try_it(
+            path,
+            content,
+            read,
+            checked or what == "empty" and path.suffix != ".csv",
+            f"{path.name}, {what}",
+        )
         counters["cut short" if cut else "bits flipped"].survive()
     assert peak() - start < MEMORY, f"{(peak() - start) / 2**20:.0f} MiB"
 
@@ -237,7 +297,7 @@ def test_files_cut_at_every_kilobyte_and_a_thousand_flips(tmp_path, cases, name)
     wreck(tmp_path / name, cases, flips=1000, step=1024)
 
 
-# ---- files made to do harm ------------------------------------------------------------------------------------------
+# ---- files made to do harm ----
 
 
 def refused(path, read, counter, what):
@@ -246,7 +306,10 @@ def refused(path, read, counter, what):
     with pytest.raises(ValueError) as error:
         read(path)
     assert path.name in str(error.value), f"{what}: {error.value}"
-    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns), what
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (
+        before.st_size,
+        before.st_mtime_ns,
+    ), what
     assert not leftovers(path.parent, {path.name}), what
     assert peak() - start < MEMORY, f"{what}: {(peak() - start) / 2**20:.0f} MiB"
     counter.survive()
@@ -261,14 +324,32 @@ HEADERS = {
     "no JSON": struct.pack("<Q", 8) + b"nonsense",
     "JSON that is no object": struct.pack("<Q", 8) + b"[1,2,3] ",
     "bytes that are no text": struct.pack("<Q", 8) + b"\xff" * 8,
-    "brackets ten thousand deep": struct.pack("<Q", 80_000) + b'{"a":' * 10_000 + b" " * 30_000,
+    "brackets ten thousand deep": (
+        struct.pack("<Q", 80_000) + b'{"a":' * 10_000 + b" " * 30_000
+    ),
 }
 ENTRIES = {
-    "a tensor of 2^62 numbers": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 4]},
-    "a shape that overflows": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]},
+    "a tensor of 2^62 numbers": {
+        "dtype": "F32",
+        "shape": [2**31, 2**31],
+        "data_offsets": [0, 4],
+    },
+    "a shape that overflows": {
+        "dtype": "F32",
+        "shape": [2**40, 2**40],
+        "data_offsets": [0, 4],
+    },
     "a negative shape": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
-    "offsets beyond the file": {"dtype": "F32", "shape": [1], "data_offsets": [2**40, 2**40 + 4]},
-    "offsets that end before they begin": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+    "offsets beyond the file": {
+        "dtype": "F32",
+        "shape": [1],
+        "data_offsets": [2**40, 2**40 + 4],
+    },
+    "offsets that end before they begin": {
+        "dtype": "F32",
+        "shape": [1],
+        "data_offsets": [4, 0],
+    },
     "negative offsets": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
     "offsets of 2^64": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**64]},
     "an unknown dtype": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]},
@@ -297,9 +378,14 @@ def test_absurd_headers(tmp_path, cases, name):
         *((what, {"mean": entry}) for what, entry in ENTRIES.items()),
         ("two tensors in one place", twice | {"b": twice["a"]}),
         ("metadata of numbers", {"__metadata__": {"paperlib": 1}} | twice),
-        ("a hundred thousand tensors of nothing",
-         {str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(100_000)}),
-    ):  # fmt: skip
+        (
+            "a hundred thousand tensors of nothing",
+            {
+                str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+                for n in range(100_000)
+            },
+        ),
+    ):
         header = json.dumps({"__metadata__": metadata} | entries).encode()
         path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
         refused(path, read, counter, what)
@@ -316,12 +402,23 @@ def test_other_and_newer_models(tmp_path, cases, name):
             refused(path, read, counter, other)
     write(path)
     kind, _, version = format_of(path).rpartition(".")
-    for found in (f"{kind}.{int(version) + 1}", f"{kind}.999", f"{kind}.x", f"{kind}", "", None, 7):
-        path.write_bytes(save({"a": torch.ones(1)}, {"paperlib": json.dumps({"format": found})}))
+    for found in (
+        f"{kind}.{int(version) + 1}",
+        f"{kind}.999",
+        f"{kind}.x",
+        f"{kind}",
+        "",
+        None,
+        7,
+    ):
+        path.write_bytes(
+            save({"a": torch.ones(1)}, {"paperlib": json.dumps({"format": found})})
+        )
         refused(path, read, counter, found)
 
 
-# A checksum tells damage. It can't tell who wrote a file, so what is whole may still not fit together.
+# A checksum tells damage. It can't tell who wrote a file, so what is whole may still
+# not fit together.
 ODD = (None, -1, 1.5, "x", [], [1], {}, [1, 2, 3], {"a": 1})
 
 
@@ -339,7 +436,11 @@ def made_up(about, tensors):
         ):
             yield f"{name} of {what}", about, without | {name: other}
     for name, value in about.items():
-        yield f"no {name}", {key: other for key, other in about.items() if key != name}, tensors
+        yield (
+            f"no {name}",
+            {key: other for key, other in about.items() if key != name},
+            tensors,
+        )
         for odd in ODD:
             yield f"{name}={odd}", about | {name: odd}, tensors
         for key in value if isinstance(value, dict) else ():
@@ -351,7 +452,9 @@ def made_up(about, tensors):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_files_that_somebody_made_up(tmp_path, cases, name):
-    """Their checksum is right. A ValueError that names them, or something that can be used."""
+    """Their checksum is right. A ValueError that names them, or something that can be
+    used.
+    """
     write, read, _ = KINDS[name]
     path = tmp_path / name
     write(path)
@@ -371,12 +474,26 @@ def test_a_made_up_padim_is_refused(tmp_path):
     write(path)
     about, tensors = storage.read_tensors(path, "paperlib.padim.1", "", "")
     for name in ("mean", "whitening", "channels"):
-        for bad in (tensors[name][None], tensors[name][:-1], tensors[name].to(torch.float16), None):
-            held = {key: value for key, value in tensors.items() if key != name} | ({} if bad is None else {name: bad})
+        for bad in (
+            tensors[name][None],
+            tensors[name][:-1],
+            tensors[name].to(torch.float16),
+            None,
+        ):
+            held = {key: value for key, value in tensors.items() if key != name} | (
+                {} if bad is None else {name: bad}
+            )
             storage.write_tensors(path, held, about, "paperlib.padim.1")
-            with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
+            with pytest.raises(
+                ValueError, match="padim.safetensors does not fit together"
+            ):
                 read(path)
-    storage.write_tensors(path, tensors | {"mean": tensors["mean"] * float("nan")}, about, "paperlib.padim.1")
+    storage.write_tensors(
+        path,
+        tensors | {"mean": tensors["mean"] * float("nan")},
+        about,
+        "paperlib.padim.1",
+    )
     with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
         read(path)
     for name, bad in (
@@ -392,8 +509,13 @@ def test_a_made_up_padim_is_refused(tmp_path):
         with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
             read(path)
     settings = about["settings"] | {"epsilon": -1}
-    storage.write_tensors(path, tensors, about | {"settings": settings}, "paperlib.padim.1")
-    with pytest.raises(ValueError, match="padim.safetensors has settings that can't be used .epsilon=-1"):
+    storage.write_tensors(
+        path, tensors, about | {"settings": settings}, "paperlib.padim.1"
+    )
+    with pytest.raises(
+        ValueError,
+        match="padim.safetensors has settings that can't be used .epsilon=-1",
+    ):
         read(path)
 
 
@@ -403,47 +525,98 @@ def test_a_made_up_checkpoint_is_refused_and_changes_nothing(tmp_path):
     about, tensors = storage.read_tensors(path, "paperlib.checkpoint.1", "", "")
     model, optimizers = trained()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for name in ("optimizer.-1.0.a", "optimizer.x.0.a", "optimizer.0.-1.a", "optimizer.0", "optimizer.9.0.a"):
-        storage.write_tensors(path, tensors | {name: torch.zeros(6, 3, 3, 3)}, about, "paperlib.checkpoint.1")
-        with pytest.raises(ValueError, match="run.safetensors is the checkpoint of another optimizer"):
+    for name in (
+        "optimizer.-1.0.a",
+        "optimizer.x.0.a",
+        "optimizer.0.-1.a",
+        "optimizer.0",
+        "optimizer.9.0.a",
+    ):
+        storage.write_tensors(
+            path,
+            tensors | {name: torch.zeros(6, 3, 3, 3)},
+            about,
+            "paperlib.checkpoint.1",
+        )
+        with pytest.raises(
+            ValueError, match="run.safetensors is the checkpoint of another optimizer"
+        ):
             load_checkpoint(path, model, optimizers, RECIPE)
-    halved = {name: value.half() if name.startswith("model.") else value for name, value in tensors.items()}
+    halved = {
+        name: value.half() if name.startswith("model.") else value
+        for name, value in tensors.items()
+    }
     storage.write_tensors(path, halved, about, "paperlib.checkpoint.1")
-    with pytest.raises(ValueError, match="run.safetensors is the checkpoint of another model"):
+    with pytest.raises(
+        ValueError, match="run.safetensors is the checkpoint of another model"
+    ):
         load_checkpoint(path, model, optimizers, RECIPE)
     for name in ("recipe", "progress", "scalars"):
         for bad in (None, [], 7):
-            storage.write_tensors(path, tensors, about | {name: bad}, "paperlib.checkpoint.1")
-            with pytest.raises(ValueError, match="run.safetensors does not fit together"):
+            storage.write_tensors(
+                path, tensors, about | {name: bad}, "paperlib.checkpoint.1"
+            )
+            with pytest.raises(
+                ValueError, match="run.safetensors does not fit together"
+            ):
                 load_checkpoint(path, model, optimizers, RECIPE)
-    for bad in (None, 7, [7], [[1, 0.5]], [[1, 0.5, "x"]], [[None, 0.5, 0.5]], [[1.0, 0.5, 0.5]], {"1": [1, 0.5, 0.5]}):
+    for bad in (
+        None,
+        7,
+        [7],
+        [[1, 0.5]],
+        [[1, 0.5, "x"]],
+        [[None, 0.5, 0.5]],
+        [[1.0, 0.5, 0.5]],
+        {"1": [1, 0.5, 0.5]},
+    ):
         progress = about["progress"] | {"history": bad}
-        storage.write_tensors(path, tensors, about | {"progress": progress}, "paperlib.checkpoint.1")
-        with pytest.raises(ValueError, match="run.safetensors does not fit together: its history is missing"):
+        storage.write_tensors(
+            path, tensors, about | {"progress": progress}, "paperlib.checkpoint.1"
+        )
+        with pytest.raises(
+            ValueError,
+            match="run.safetensors does not fit together: its history is missing",
+        ):
             load_checkpoint(path, model, optimizers, RECIPE, 3)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in model.state_dict().items()
+    )
 
 
 def anonymous() -> int:
     """Bytes of memory that belong to no file."""
     with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+        return next(
+            int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon")
+        )
 
 
 def test_a_sparse_file_of_gigabytes_takes_no_memory(tmp_path, cases, monkeypatch):
-    """A few blocks on the disk, 2 GiB to a reader, and the right format: its checksum is compared before it is kept."""
+    """A few blocks on the disk, 2 GiB to a reader, and the right format: its checksum
+    is compared before it is kept.
+    """
     path, size, seen = tmp_path / "padim.safetensors", 2 * 2**30, []
     entry = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
-    metadata = {"paperlib": json.dumps({"format": "paperlib.padim.1"}), "sha256": "0" * 64}
+    metadata = {
+        "paperlib": json.dumps({"format": "paperlib.padim.1"}),
+        "sha256": "0" * 64,
+    }
     header = json.dumps({"__metadata__": metadata, "mean": entry}).encode()
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + size)
     digest = storage.digest
-    monkeypatch.setattr(storage, "digest", lambda text, tensors: digest(text, {n: t[:9] for n, t in tensors.items()}))
+    monkeypatch.setattr(
+        storage,
+        "digest",
+        lambda text, tensors: digest(text, {n: t[:9] for n, t in tensors.items()}),
+    )
     clone = torch.Tensor.clone
-    monkeypatch.setattr(torch.Tensor, "clone", lambda *a, **k: (seen.append(1), clone(*a, **k))[1])
+    monkeypatch.setattr(
+        torch.Tensor, "clone", lambda *a, **k: (seen.append(1), clone(*a, **k))[1]
+    )
     before = anonymous()
     with pytest.raises(ValueError, match="padim.safetensors is damaged"):
         PaDiM.load(path)
@@ -457,11 +630,20 @@ def test_small_files_of_huge_tensors(tmp_path, cases):
     weights = encoder().state_dict()
     for n in (10**6, 10**12):
         one = torch.zeros(1)
-        huge = {"conv2.bias": (n,), "conv2.weight": (n, 128, 1, 1), "conv1.weight": (128, n, 2, 2),
-                "enc.conv8.bias": (n,), "enc.conv8.weight": (n, 32, 3, 3)}  # fmt: skip
+        huge = {
+            "conv2.bias": (n,),
+            "conv2.weight": (n, 128, 1, 1),
+            "conv1.weight": (128, n, 2, 2),
+            "enc.conv8.bias": (n,),
+            "enc.conv8.weight": (n, 32, 3, 3),
+        }
         changed = weights | {name: one.expand(shape) for name, shape in huge.items()}
         for zipped in (False, True):
-            torch.save(collections.OrderedDict(changed), path, _use_new_zipfile_serialization=zipped)
+            torch.save(
+                collections.OrderedDict(changed),
+                path,
+                _use_new_zipfile_serialization=zipped,
+            )
             refused(path, load_released_weights, counter, n)
     path = path.rename(tmp_path / "weights.pth")
     for odd in (
@@ -483,7 +665,10 @@ def test_small_files_of_huge_tensors(tmp_path, cases):
 def test_weights_packed_a_thousandfold(tmp_path, cases):
     plain, path = tmp_path / "plain", tmp_path / "weights.pth"
     torch.save({"0.weight": torch.zeros(2**28)}, plain)  # 1 GiB
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for info in source.infolist():
             with source.open(info) as from_, target.open(info.filename, "w") as to:
                 while chunk := from_.read(2**20):
@@ -502,7 +687,9 @@ class Payload:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if not name.startswith("cells")])
+@pytest.mark.parametrize(
+    "name", [name for name in KINDS if not name.startswith("cells")]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_code_in_files_is_not_run(tmp_path, cases, name):
     counter, (_, read, _) = cases("files: pickles with code"), KINDS[name]
@@ -516,7 +703,11 @@ def test_code_in_files_is_not_run(tmp_path, cases, name):
         lambda: path.write_bytes(pickle.dumps({"0.weight": Payload(ran)}, protocol=0)),
         lambda: torch.save(Payload(ran), path),
         lambda: torch.save(state | {"0.weight": Payload(ran)}, path),
-        lambda: torch.save(state | {"0.weight": Payload(ran)}, path, _use_new_zipfile_serialization=False),
+        lambda: torch.save(
+            state | {"0.weight": Payload(ran)},
+            path,
+            _use_new_zipfile_serialization=False,
+        ),
         lambda: torch.save(network(), path),
         lambda: np.save(path.open("wb"), np.array([Payload(ran)], dtype=object)),
     ):
@@ -528,18 +719,25 @@ def test_code_in_files_is_not_run(tmp_path, cases, name):
 
 
 def test_postscript_under_a_pictures_name_is_not_run(tmp_path, cases, monkeypatch):
-    """Pillow hands EPS to a PostScript interpreter, by what the file holds and not by its name."""
+    """Pillow hands EPS to a PostScript interpreter, by what the file holds and not by
+    its name.
+    """
     started = []
     monkeypatch.setattr("subprocess.check_call", lambda *a, **k: started.append(a))
     monkeypatch.setattr("subprocess.Popen", lambda *a, **k: started.append(a))
     monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs", raising=False)
-    source = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) run\nshowpage\n"
+    source = (
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x)"
+        " run\nshowpage\n"
+    )
     for ending in ("png", "jpg", "tif"):
         path = tmp_path / f"cell.{ending}"
         path.write_text(source)
         for read in (read_image, read_mask):
-            with pytest.raises(ValueError, match=f"cell.{ending}: it is no picture that can be read"):
+            with pytest.raises(
+                ValueError, match=f"cell.{ending}: it is no picture that can be read"
+            ):
                 read(path)
             cases("files: PostScript as a picture").survive()
     assert not started
@@ -552,10 +750,17 @@ def tar_header(kind, size, name="././@LongLink"):
 
 
 def archives():
-    """Yield (name, content): archives of a few kilobytes that say they are something enormous."""
+    """Yield (name, content): archives of a few kilobytes that say they are something
+    enormous.
+    """
     end = bytes(1024)
     zeros = zlib.compressobj(9, wbits=31)
-    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
+    for kind in (
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+    ):
         packer = zeros.copy()
         packed = packer.compress(tar_header(kind, 2**29))
         for _ in range(512):
@@ -577,7 +782,10 @@ def archives():
             archive.writestr(name, b"")
         yield "a long name.zip", file.getvalue()
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("zeros", "w") as member:
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("zeros", "w") as member,
+    ):
         for _ in range(256):
             member.write(bytes(2**20))
     yield "zeros.zip", file.getvalue()

@@ -1,4 +1,6 @@
-"""Folders of pictures as people have them: read as an independent reader does, or refused by name and counted."""
+"""Folders of pictures as people have them: read as an independent reader does, or
+refused by name and counted.
+"""
 
 import io
 import os
@@ -27,8 +29,21 @@ def png(array) -> bytes:
     return file.getvalue()
 
 
-NAMES = ["zelle é.png", "细胞.png", "ячейка.PNG", "a b\tc.png", "emoji 🙂.png", "-rf.png", "%20.png", "semi;colon.png",
-         "quote'\".png", "new\nline.png", "x" * 200 + ".png", "two.dots.png", "é.png"]  # fmt: skip
+NAMES = [
+    "zelle é.png",
+    "细胞.png",
+    "ячейка.PNG",
+    "a b\tc.png",
+    "emoji 🙂.png",
+    "-rf.png",
+    "%20.png",
+    "semi;colon.png",
+    "quote'\".png",
+    "new\nline.png",
+    "x" * 200 + ".png",
+    "two.dots.png",
+    "é.png",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,7 +62,9 @@ def test_names_of_any_kind(tmp_path, cases, name):
     cases("images: names").survive(2)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (1, 60_000), (20_000, 3), (2, 2)])
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 3000), (3000, 1), (1, 60_000), (20_000, 3), (2, 2)]
+)
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
 def test_sides_of_any_length(tmp_path, cases, size, ending):
     path = tmp_path / f"picture.{ending}"
@@ -56,7 +73,10 @@ def test_sides_of_any_length(tmp_path, cases, size, ending):
     read = np.asarray(read_image(path)).astype(int)
     assert np.abs(read - by_cv2(path)).max() <= 3 and read.shape == (*size, 3)
     item = folder(tmp_path, size=24)[0]
-    assert item.image.shape == (3, 24, 24) and 0 <= float(item.image.min()) <= float(item.image.max()) <= 1
+    assert (
+        item.image.shape == (3, 24, 24)
+        and 0 <= float(item.image.min()) <= float(item.image.max()) <= 1
+    )
     if ending != "jpg":
         assert abs(float(item.image.mean()) - pixels.mean() / 255) < 0.25
         assert read_mask(path).shape == size
@@ -79,7 +99,9 @@ def test_links_are_followed_and_broken_ones_left_out(tmp_path, cases):
     (root / "folder.png").rmdir()
     (root / "fifo").rmdir()
     data = folder(root, size=16)
-    assert [os.path.basename(item.path) for item in (data[n] for n in range(len(data)))] == ["hard.png", "link.png"]
+    assert [
+        os.path.basename(item.path) for item in (data[n] for n in range(len(data)))
+    ] == ["hard.png", "link.png"]
     assert torch.equal(data[0].image, data[1].image)
     cases("images: links and other files").survive(5)
 
@@ -87,16 +109,24 @@ def test_links_are_followed_and_broken_ones_left_out(tmp_path, cases):
 def bad_files():
     whole = png(NOISE)
     return {
-        "zero.png": b"", "text.png": b"no picture at all", "cut.png": whole[: len(whole) // 2], "html.jpg": b"<html>",
-        "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "head.png": whole[:8],
-        "flipped.png": whole[:300] + bytes([whole[300] ^ 255]) + whole[301:], "archive.png": b"PK\x03\x04" + bytes(60),
-        "svg.png": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "zeros.jpg": bytes(5000),
+        "zero.png": b"",
+        "text.png": b"no picture at all",
+        "cut.png": whole[: len(whole) // 2],
+        "html.jpg": b"<html>",
+        "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "head.png": whole[:8],
+        "flipped.png": whole[:300] + bytes([whole[300] ^ 255]) + whole[301:],
+        "archive.png": b"PK\x03\x04" + bytes(60),
+        "svg.png": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "zeros.jpg": bytes(5000),
         "nul.tif": b"II*\0" + bytes(4),
-    }  # fmt: skip
+    }
 
 
 def test_what_can_not_be_read_is_counted_and_named(tmp_path, cases):
-    """One error names the first ten and counts the rest; other kinds of files are no pictures and are passed over."""
+    """One error names the first ten and counts the rest; other kinds of files are no
+    pictures and are passed over.
+    """
     bad = bad_files()
     for number in range(5):
         (tmp_path / f"good{number}.png").write_bytes(png(NOISE))
@@ -112,9 +142,13 @@ def test_what_can_not_be_read_is_counted_and_named(tmp_path, cases):
         cases("images: damaged").survive()
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{len(bad)} problems in .*(?s:.)*… and {len(bad) - 10} more"):
+    with pytest.raises(
+        ValueError, match=rf"{len(bad)} problems in .*(?s:.)*… and {len(bad) - 10} more"
+    ):
         folder(tmp_path, size=16)
-    data = folder(tmp_path, size=16, check=False)  # without the check each is named when it is read
+    data = folder(
+        tmp_path, size=16, check=False
+    )  # without the check each is named when it is read
     assert len(data) == 5 + len(bad)
     named = set()
     for number in range(len(data)):
@@ -139,7 +173,21 @@ def test_thousands_of_files_are_read_in_order_and_each_once(tmp_path, cases, cou
     cases("images: thousands of files").survive(count)
 
 
-MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F", "LAB", "HSV"]
+MODES = [
+    "1",
+    "L",
+    "LA",
+    "P",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+    "I;16",
+    "I",
+    "F",
+    "LAB",
+    "HSV",
+]
 ENDINGS = ["png", "jpg", "tif", "gif", "bmp", "webp", "ppm", "pgm"]
 
 
@@ -157,7 +205,9 @@ def write(path, mode) -> bool:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_every_mode_in_every_kind_is_read_or_refused_by_name(tmp_path, cases, ending):
-    """What Pillow can write is read as 8-bit RGB of the same size, and as OpenCV reads it where OpenCV can."""
+    """What Pillow can write is read as 8-bit RGB of the same size, and as OpenCV reads
+    it where OpenCV can.
+    """
     path, tried = tmp_path / f"picture.{ending}", []
     for mode in MODES:
         if not write(path, mode):

@@ -1,6 +1,8 @@
-"""Killed at any moment, a run goes on or starts clean, and ends as if nothing had happened; files are whole or absent.
+"""Killed at any moment, a run goes on or starts clean, and ends as if nothing had
+happened; files are whole or absent.
 
-The fast part kills a few times; `make test-long` more than fifty times, at moments drawn from a seed.
+The fast part kills a few times; `make test-long` more than fifty times, at moments
+drawn from a seed.
 """
 
 import json
@@ -23,14 +25,17 @@ from safetensors.torch import load_file
 from paperlib.padim import PaDiM
 
 ROOT = Path(__file__).resolve().parents[2]
-# Each run is forked from one process that has imported torch, so that a kill hits its work and not its imports.
+# Each run is forked from one process that has imported torch, so that a kill hits its
+# work and not its imports.
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forkserver():
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(ROOT), before or ""])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), str(ROOT), before or ""]
+    )
     PROCESSES.set_forkserver_preload(["killed_runs"])
     yield
     os.environ["PYTHONPATH"] = before or ""
@@ -58,7 +63,10 @@ def outcome(name: str, folder: Path):
     assert (folder / "end").exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     if name == "padim_over_categories":
-        return [row.split(",")[:-2] for row in (folder / "results.csv").read_text().splitlines()]
+        return [
+            row.split(",")[:-2]
+            for row in (folder / "results.csv").read_text().splitlines()
+        ]
     found = load_file(folder / "weights.safetensors")
     return {key: value.tolist() for key, value in found.items()}
 
@@ -67,12 +75,21 @@ def outcome(name: str, folder: Path):
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("kills")
     for number in range(6):
-        small_mvtec.write(root / "data", f"kind{number}", ("brick", "grass", "gravel")[number % 3], 4, 2, 2)
+        small_mvtec.write(
+            root / "data",
+            f"kind{number}",
+            ("brick", "grass", "gravel")[number % 3],
+            4,
+            2,
+            2,
+        )
     return root
 
 
 def killed_again_and_again(name, root, kills, seed, counter):
-    """Let a run go inference_state, then the same one, killed `kills` times at random moments of what it has to do."""
+    """Let a run go inference_state, then the same one, killed `kills` times at random
+    moments of what it has to do.
+    """
     inference_state, folder, done = root / "inference_state", root / "killed", 0
     for _repetition in range(2):  # the first also loads what is loaded once
         shutil.rmtree(inference_state, ignore_errors=True)
@@ -85,10 +102,14 @@ def killed_again_and_again(name, root, kills, seed, counter):
     while done < kills:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        for _ in range(min(4, kills - done)):  # of one run; then it is let go to its end
+        for _ in range(
+            min(4, kills - done)
+        ):  # of one run; then it is let go to its end
             process = start(killed_runs.run, name, folder)
             process.join(seconds * rng.uniform(0, 0.6))
-            written = (folder / "run.safetensors").exists() or (folder / "results.csv").exists()
+            written = (folder / "run.safetensors").exists() or (
+                folder / "results.csv"
+            ).exists()
             process.kill()
             process.join()
             if process.exitcode == 0:  # it had ended, if only just before the signal
@@ -101,7 +122,9 @@ def killed_again_and_again(name, root, kills, seed, counter):
         assert outcome(name, folder) == truth
     shutil.rmtree(inference_state)
     shutil.rmtree(folder)
-    assert kills < 5 or any(moments)  # some of the kills hit a run that had something to go on from
+    assert kills < 5 or any(
+        moments
+    )  # some of the kills hit a run that had something to go on from
 
 
 @pytest.mark.parametrize("name", ["classifier", "padim_over_categories"])
@@ -115,11 +138,13 @@ def test_runs_killed_at_random_end_like_undisturbed_ones(root, cases, name):
     killed_again_and_again(name, root, 12, 1, cases("kills: training and evaluation"))
 
 
-# ---- saving ---------------------------------------------------------------------------------------------------------
+# ---- saving ----
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.long)])
-def test_a_kill_while_saving_leaves_the_old_file_the_new_one_or_none(tmp_path, cases, kills):
+def test_a_kill_while_saving_leaves_the_old_file_the_new_one_or_none(
+    tmp_path, cases, kills
+):
     counter, rng = cases("kills: while a model is saved"), random.Random(kills)
     path, ready, seen = tmp_path / "model.safetensors", tmp_path / "ready", set()
     extractor = killed_runs.padim(0).extractor
@@ -135,7 +160,10 @@ def test_a_kill_while_saving_leaves_the_old_file_the_new_one_or_none(tmp_path, c
         ready.unlink()
         if path.exists():
             seen.add(PaDiM.load(path, extractor).epsilon)
-        assert {entry.name for entry in tmp_path.iterdir()} <= {path.name, f".{path.name}.tmp"}
+        assert {entry.name for entry in tmp_path.iterdir()} <= {
+            path.name,
+            f".{path.name}.tmp",
+        }
         counter.survive()
     assert seen and seen <= {1.0, 2.0}
 
@@ -154,20 +182,35 @@ except Exception as error:
     print(type(error).__name__, error)
     sys.exit(3)
 """
-SAVED = ["padim.safetensors", "svdd.safetensors", "encoder.safetensors", "run.safetensors", "results.csv", "note.txt"]
+SAVED = [
+    "padim.safetensors",
+    "svdd.safetensors",
+    "encoder.safetensors",
+    "run.safetensors",
+    "results.csv",
+    "note.txt",
+]
 
 
-@pytest.mark.long  # a process each; that a write which fails leaves the old file is tested in test_tensor_file, too
+# a process each; that a write which fails leaves the old file is tested in
+# test_tensor_file, too
+@pytest.mark.long
 @pytest.mark.parametrize("name", SAVED)
 def test_a_full_disk_leaves_the_old_file_or_none(tmp_path, cases, name):
-    """No more than `limit` bytes go to any file: the writing fails as on a full disk, with an error of the system."""
-    code = FULL.format(tests=str(Path(__file__).parent), tools=str(ROOT / "book" / "tools"))
+    """No more than `limit` bytes go to any file: the writing fails as on a full disk,
+    with an error of the system.
+    """
+    code = FULL.format(
+        tests=str(Path(__file__).parent), tools=str(ROOT / "book" / "tools")
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     path, counter = tmp_path / name, cases("kills: full disk")
 
     def write(limit):
         arguments = [sys.executable, "-c", code, str(path), str(limit)]
-        return subprocess.run(arguments, env=environment, capture_output=True, text=True)
+        return subprocess.run(
+            arguments, env=environment, capture_output=True, text=True
+        )
 
     for old in (None, b"what was there before"):
         if old is not None:
@@ -175,14 +218,16 @@ def test_a_full_disk_leaves_the_old_file_or_none(tmp_path, cases, name):
         ran = write(700)
         assert ran.returncode == 3, ran.stdout + ran.stderr
         assert (path.read_bytes() if path.exists() else None) == old
-        assert [entry.name for entry in tmp_path.iterdir()] == ([] if old is None else [name])
+        assert [entry.name for entry in tmp_path.iterdir()] == (
+            [] if old is None else [name]
+        )
         counter.survive()
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     assert write(2**40 if unlimited < 0 else unlimited).returncode == 0
     assert path.stat().st_size > 700
 
 
-# ---- make execute ---------------------------------------------------------------------------------------------------
+# ---- make execute ----
 
 CELLS = """# %% [markdown]
 # A notebook of two cells.
@@ -207,21 +252,34 @@ def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases, kills):
     (tmp_path / "paperlib" / "__init__.py").touch()
     (tmp_path / "book").mkdir()
     for number in range(2):
-        (tmp_path / "notebooks" / "py" / f"{number}_small.py").write_text(CELLS.format(number=number))
-    code = "import sys, pathlib, run_notebooks as r; sys.exit(r.main([], pathlib.Path(sys.argv[1])))"
+        (tmp_path / "notebooks" / "py" / f"{number}_small.py").write_text(
+            CELLS.format(number=number)
+        )
+    code = (
+        "import sys, pathlib, run_notebooks as r; sys.exit(r.main([],"
+        " pathlib.Path(sys.argv[1])))"
+    )
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'book' / 'tools'}:{ROOT}"}
 
     def run():
         arguments = [sys.executable, "-c", code, str(tmp_path)]
         return subprocess.Popen(
-            arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            arguments,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def found():
         told = {}
         for path in sorted((tmp_path / "notebooks").glob("*.ipynb")):
             notebook = json.loads(path.read_text())
-            outputs = [output["text"] for cell in notebook["cells"] for output in cell.get("outputs", [])]
+            outputs = [
+                output["text"]
+                for cell in notebook["cells"]
+                for output in cell.get("outputs", [])
+            ]
             told[path.stem] = (outputs, notebook["metadata"]["executed"]["code"])
         return told
 
@@ -229,7 +287,9 @@ def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases, kills):
     process = run()
     assert process.wait() == 0, process.stderr.read()
     seconds, truth = time.monotonic() - begun, found()
-    assert [outputs for outputs, _ in truth.values()] == [[["first\n"], [f"{n}\n"]] for n in range(2)]
+    assert [outputs for outputs, _ in truth.values()] == [
+        [["first\n"], [f"{n}\n"]] for n in range(2)
+    ]
     for number in range(kills):
         if number % 3 == 0:
             for path in (tmp_path / "notebooks").glob("*.ipynb"):
@@ -241,7 +301,9 @@ def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases, kills):
             process.send_signal(signal.SIGKILL)
             process.wait()
             counter.survive()
-        assert all(found()[name] == truth[name] for name in found())  # whole, or not there
+        assert all(
+            found()[name] == truth[name] for name in found()
+        )  # whole, or not there
     process = run()
     assert process.wait() == 0 and found() == truth
     assert not list((tmp_path / "notebooks").glob(".*"))

@@ -1,4 +1,6 @@
-"""Every target of the Makefile, run once in a clone whose path has a space and letters outside ASCII."""
+"""Every target of the Makefile, run once in a clone whose path has a space and letters
+outside ASCII.
+"""
 
 import os
 import re
@@ -31,8 +33,12 @@ def targets():
 
 
 def make(clone, *arguments):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(["make", *arguments], cwd=clone, env=environment, capture_output=True, text=True)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+    }
+    return subprocess.run(
+        ["make", *arguments], cwd=clone, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +54,35 @@ def clone(tmp_path_factory):
 def test_a_target_passes_at_an_awkward_path(clone, name):
     done = make(clone, name)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
-    assert changed.stdout == "" or name in LAST, f"make {name} changes committed files:\n{changed.stdout}"
+    changed = subprocess.run(
+        ["git", "status", "--porcelain"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert changed.stdout == "" or name in LAST, (
+        f"make {name} changes committed files:\n{changed.stdout}"
+    )
 
 
 @pytest.mark.long
 def test_jupyterlab_starts_at_an_awkward_path(clone):
-    """Wait for the address that it prints, whatever the load; an end without an address is a failure."""
-    arguments = ["make", "lab", "JUPYTER_ARGUMENTS=--no-browser --allow-root --ServerApp.port=0"]
+    """Wait for the address that it prints, whatever the load; an end without an address
+    is a failure.
+    """
+    arguments = [
+        "make",
+        "lab",
+        "JUPYTER_ARGUMENTS=--no-browser --allow-root --ServerApp.port=0",
+    ]
     started = subprocess.Popen(
-        arguments, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        arguments,
+        cwd=clone,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     lines = []
     try:

@@ -1,4 +1,6 @@
-"""Notebooks as people run them: twice in one kernel, from any folder, with a home that can't be written to."""
+"""Notebooks as people run them: twice in one kernel, from any folder, with a home that
+can't be written to.
+"""
 
 import os
 from pathlib import Path
@@ -14,13 +16,21 @@ NAMES = sorted(path.stem for path in (ROOT / "notebooks" / "py").glob("*.py"))
 
 
 def code(name):
-    return [cell.source for cell in jupytext.read(ROOT / "notebooks" / "py" / f"{name}.py").cells
-            if cell.cell_type == "code"]  # fmt: skip
+    return [
+        cell.source
+        for cell in jupytext.read(ROOT / "notebooks" / "py" / f"{name}.py").cells
+        if cell.cell_type == "code"
+    ]
 
 
 def run(sources, folder, runtime, **environment):
     notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
-    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": folder}})
+    client = NotebookClient(
+        notebook,
+        timeout=1800,
+        kernel_name="python3",
+        resources={"metadata": {"path": folder}},
+    )
     # The kernel gets what a reader's has, and no more: paperlib, what lies beside a
     # notebook, and a folder for the connection's own file.
     added = {
@@ -34,19 +44,35 @@ def run(sources, folder, runtime, **environment):
     try:
         client.execute(env=os.environ | added)
     finally:
-        os.environ.pop("JUPYTER_RUNTIME_DIR") if before is None else os.environ.update(JUPYTER_RUNTIME_DIR=before)
+        (
+            os.environ.pop("JUPYTER_RUNTIME_DIR")
+            if before is None
+            else os.environ.update(JUPYTER_RUNTIME_DIR=before)
+        )
     return notebook
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
-def test_twice_in_one_kernel_in_any_folder_with_no_home_to_write_to(tmp_path, cases, name):
-    """The second round meets what the first has left behind: names, figures, random states, patched modules."""
+def test_twice_in_one_kernel_in_any_folder_with_no_home_to_write_to(
+    tmp_path, cases, name
+):
+    """The second round meets what the first has left behind: names, figures, random
+    states, patched modules.
+    """
     sources = code(name)
-    # Nobody can write to /proc, root included. IPython takes a temporary folder by itself where it may not write; but
-    # root may, as far as it can tell, so it is given one.
+    # Nobody can write to /proc, root included. IPython takes a temporary folder by
+    # itself where it may not write; but root may, as far as it can tell, so it is given
+    # one.
     kernels = tmp_path / "runtime" / "ipython"
-    run(sources + sources, tmp_path, tmp_path / "runtime", HOME="/proc", MPLCONFIGDIR="", IPYTHONDIR=str(kernels))
+    run(
+        sources + sources,
+        tmp_path,
+        tmp_path / "runtime",
+        HOME="/proc",
+        MPLCONFIGDIR="",
+        IPYTHONDIR=str(kernels),
+    )
     left = {path.name for path in tmp_path.iterdir()} - {"runtime"}
     assert not left, f"{name} leaves {sorted(left)} in the folder where it runs"
     cases("notebooks: twice, anywhere, no home").survive(2 * len(sources))
@@ -55,9 +81,21 @@ def test_twice_in_one_kernel_in_any_folder_with_no_home_to_write_to(tmp_path, ca
 @pytest.mark.parametrize("name", NAMES)
 def test_a_nonsense_profile_is_refused_in_the_first_cell(tmp_path, cases, name):
     sources = code(name)
-    first = next(n for n, source in enumerate(sources) if "runtime.start" in source or "start(" in source)
+    first = next(
+        n
+        for n, source in enumerate(sources)
+        if "runtime.start" in source or "start(" in source
+    )
     assert first <= 1, "the set-up is the first thing that a notebook does"
-    with pytest.raises(CellExecutionError, match="PAPERLIB_PROFILE is 'turbo'; expected one of smoke, full") as error:
-        run(sources[: first + 1], tmp_path, tmp_path / "runtime", PAPERLIB_PROFILE="turbo")
+    with pytest.raises(
+        CellExecutionError,
+        match="PAPERLIB_PROFILE is 'turbo'; expected one of smoke, full",
+    ) as error:
+        run(
+            sources[: first + 1],
+            tmp_path,
+            tmp_path / "runtime",
+            PAPERLIB_PROFILE="turbo",
+        )
     assert "ValueError" in str(error.value)
     cases("notebooks: nonsense profile").survive()

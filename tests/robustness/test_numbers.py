@@ -1,6 +1,8 @@
-"""Shapes, dtypes, layouts and values of any kind: right within stated rounding, or refused with what was wrong.
+"""Shapes, dtypes, layouts and values of any kind: right within stated rounding, or
+refused with what was wrong.
 
-Nothing depends on how images are batched, cut into chunks, ordered, laid out in memory, or shared among threads.
+Nothing depends on how images are batched, cut into chunks, ordered, laid out in memory,
+or shared among threads.
 """
 
 import itertools
@@ -25,16 +27,31 @@ from paperlib.padim.gaussian import whiten, whitened_norm
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, mean_image
 from paperlib.training import predict
 
-# Relative to the largest value: float32 has 2^-24, and a few dozen numbers are added up.
+# Relative to the largest value: float32 has 2^-24, and a few dozen numbers are added
+# up.
 ROUNDING = {torch.float16: 2e-3, torch.float32: 2e-5, torch.float64: 1e-11}
-FEW = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-MANY = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FEW = settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+MANY = settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 def network(dtype=torch.float32):
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).to(dtype).eval()
+    return (
+        nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+        .to(dtype)
+        .eval()
+    )
 
 
 def extractor(dtype=torch.float32):
@@ -42,7 +59,9 @@ def extractor(dtype=torch.float32):
 
 
 def pictures(n, height=24, width=20, seed=0, dtype=torch.float32):
-    return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.rand(
+        n, 3, height, width, generator=torch.Generator().manual_seed(seed)
+    ).to(dtype)
 
 
 def encoder():
@@ -52,7 +71,10 @@ def encoder():
 
 def same(a, b, dtype=torch.float32, scale=None):
     scale = max(float(b.abs().max()), 1e-30) if scale is None else scale
-    return a.shape == b.shape and float((a.double() - b.double()).abs().max()) <= ROUNDING[dtype] * scale
+    return (
+        a.shape == b.shape
+        and float((a.double() - b.double()).abs().max()) <= ROUNDING[dtype] * scale
+    )
 
 
 def layouts(x):
@@ -60,16 +82,21 @@ def layouts(x):
     yield "channels last", x.contiguous(memory_format=torch.channels_last)
     yield "every second of a larger one", torch.stack([x, x], -1).flatten(-2)[..., ::2]
     yield "turned", x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-    yield "expanded", x[:, :1].expand(-1, 3, -1, -1) if torch.equal(x[:, :1].expand_as(x), x) else x
+    yield (
+        "expanded",
+        x[:, :1].expand(-1, 3, -1, -1) if torch.equal(x[:, :1].expand_as(x), x) else x,
+    )
 
 
-# ---- layout, dtype, batch -------------------------------------------------------------------------------------------
+# ---- layout, dtype, batch ----
 
 # Whatever takes images: what it gives for a batch, image by image.
 METHODS = {
     "grad_cam": lambda images: grad_cam(network(images.dtype), images, "3", 1).maps,
     "guided_backprop": lambda images: guided_backprop(network(images.dtype), images, 1),
-    "guided_grad_cam": lambda images: guided_grad_cam(network(images.dtype), images, "3", 1),
+    "guided_grad_cam": lambda images: guided_grad_cam(
+        network(images.dtype), images, "3", 1
+    ),
     "cam": lambda images: cam(network(images.dtype), images, 1).maps,
     "features": lambda images: concatenate_embeddings(extractor(images.dtype)(images)),
     "predict": lambda images: predict(network(images.dtype), images, 2),
@@ -79,7 +106,9 @@ METHODS = {
 
 class _Fitted(dict):
     def __missing__(self, dtype):
-        found = self[dtype] = PaDiM(extractor(dtype), 9).fit(pictures(30, seed=1, dtype=dtype).split(8))
+        found = self[dtype] = PaDiM(extractor(dtype), 9).fit(
+            pictures(30, seed=1, dtype=dtype).split(8)
+        )
         return found
 
 
@@ -89,7 +118,11 @@ PADIM = _Fitted()
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_layout_batch_and_order_change_nothing(name, dtype, cases):
-    counter, method, images = cases("numbers: layout, dtype, batch, order"), METHODS[name], pictures(7, dtype=dtype)
+    counter, method, images = (
+        cases("numbers: layout, dtype, batch, order"),
+        METHODS[name],
+        pictures(7, dtype=dtype),
+    )
     whole = method(images)
     assert whole.dtype == dtype and bool(torch.isfinite(whole).all())
     for what, other in layouts(images):
@@ -113,16 +146,25 @@ def test_no_image_and_other_types_are_refused(name, cases):
     counter, method = cases("numbers: refused"), METHODS[name]
     model = network()
     calls = {
-        "grad_cam": lambda x: grad_cam(model, x, "3", 1), "guided_backprop": lambda x: guided_backprop(model, x, 1),
-        "guided_grad_cam": lambda x: guided_grad_cam(model, x, "3", 1), "cam": lambda x: cam(model, x, 1),
-        "features": extractor(), "predict": lambda x: predict(model, x), "padim": PADIM[torch.float32].anomaly_map,
-    }  # fmt: skip
+        "grad_cam": lambda x: grad_cam(model, x, "3", 1),
+        "guided_backprop": lambda x: guided_backprop(model, x, 1),
+        "guided_grad_cam": lambda x: guided_grad_cam(model, x, "3", 1),
+        "cam": lambda x: cam(model, x, 1),
+        "features": extractor(),
+        "predict": lambda x: predict(model, x),
+        "padim": PADIM[torch.float32].anomaly_map,
+    }
     assert method is METHODS[name]
     bad = {
-        "no image": pictures(0), "one image without its batch": pictures(1)[0], "bytes": pictures(2).mul(255).byte(),
-        "an empty side": torch.zeros(1, 3, 0, 5), "five axes": pictures(2)[None],
-    }  # fmt: skip
-    if name == "predict":  # predict hands everything to the model; only the empty batch is its own
+        "no image": pictures(0),
+        "one image without its batch": pictures(1)[0],
+        "bytes": pictures(2).mul(255).byte(),
+        "an empty side": torch.zeros(1, 3, 0, 5),
+        "five axes": pictures(2)[None],
+    }
+    if (
+        name == "predict"
+    ):  # predict hands everything to the model; only the empty batch is its own
         bad = {"no image": bad["no image"]}
     for what, images in bad.items():
         with pytest.raises(ValueError, match="images"):
@@ -137,7 +179,10 @@ def test_nan_and_infinity_are_refused_saying_which_image(name, value, cases):
     images = pictures(6)
     images[4, 1, 7, 3] = value
     images[2, 0, 0, 0] = value
-    with pytest.raises(ValueError, match=r"2 values of images are NaN or infinite, in images number 2, 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 values of images are NaN or infinite, in images number 2, 4",
+    ):
         METHODS[name](images)
     cases("numbers: refused").survive()
 
@@ -170,14 +215,19 @@ def test_nan_is_refused_wherever_numbers_come_in(cases):
     assert torch.equal(gaussian.mean(), before) and gaussian.count == 9
 
 
-# ---- Gaussians and PaDiM ---------------------------------------------------------------------------------------------
+# ---- Gaussians and PaDiM ----
 
 
 @FEW
 @given(
-    n=st.integers(2, 12), p=st.integers(1, 5), d=st.integers(1, 40), cuts=st.integers(1, 6), seed=st.integers(0, 99),
-    far=st.sampled_from([0.0, 1.0, 1e4]), dtype=st.sampled_from([torch.float32, torch.float64]),
-)  # fmt: skip
+    n=st.integers(2, 12),
+    p=st.integers(1, 5),
+    d=st.integers(1, 40),
+    cuts=st.integers(1, 6),
+    seed=st.integers(0, 99),
+    far=st.sampled_from([0.0, 1.0, 1e4]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
 def test_a_gaussian_knows_no_batches_and_no_order(n, p, d, cuts, seed, far, dtype):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, p, d, generator=g, dtype=torch.float64).to(dtype) + far
@@ -187,37 +237,59 @@ def test_a_gaussian_knows_no_batches_and_no_order(n, p, d, cuts, seed, far, dtyp
         other.update(part)
     halves = PatchGaussian(p, d, dtype).update(x[:1])
     halves.merge(PatchGaussian(p, d, dtype).update(x[1:]))
-    turned = PatchGaussian(p, d, dtype).update(x.permute(2, 1, 0).contiguous().permute(2, 1, 0))
+    turned = PatchGaussian(p, d, dtype).update(
+        x.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    )
     for found in (other, halves, turned):
         assert same(found.mean(), whole.mean(), dtype, scale=max(far, 1))
         assert same(found.covariance(), whole.covariance(), dtype, scale=1 + far * 1e-3)
 
 
-@pytest.mark.parametrize("change", ["constant", "all equal", "two kinds", "one channel", "black"])
+@pytest.mark.parametrize(
+    "change", ["constant", "all equal", "two kinds", "one channel", "black"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_singular_covariances_are_scored(change, dtype, cases):
-    """Fewer directions than dimensions: only epsilon keeps them apart, and the distance stays finite and right."""
+    """Fewer directions than dimensions: only epsilon keeps them apart, and the distance
+    stays finite and right.
+    """
     images = pictures(5, dtype=dtype)
     fitted = {
-        "constant": images.mean((2, 3), keepdim=True).expand_as(images), "all equal": images[:1].repeat(5, 1, 1, 1),
-        "two kinds": images[[0, 1, 0, 1, 0]], "one channel": images[:, :1].expand_as(images),
+        "constant": images.mean((2, 3), keepdim=True).expand_as(images),
+        "all equal": images[:1].repeat(5, 1, 1, 1),
+        "two kinds": images[[0, 1, 0, 1, 0]],
+        "one channel": images[:, :1].expand_as(images),
         "black": torch.zeros_like(images),
-    }[change]  # fmt: skip
+    }[change]
     model = PaDiM(extractor(dtype), None).fit([fitted])
     maps = model.anomaly_map(images)
     assert bool(torch.isfinite(maps).all()) and float(maps.min()) >= 0
-    double = PaDiM(extractor(torch.float64), None).fit([fitted.double()]).anomaly_map(images.double())
-    assert same(maps, double, dtype, scale=float(double.max()) * (20 if dtype == torch.float32 else 1))
+    double = (
+        PaDiM(extractor(torch.float64), None)
+        .fit([fitted.double()])
+        .anomaly_map(images.double())
+    )
+    assert same(
+        maps,
+        double,
+        dtype,
+        scale=float(double.max()) * (20 if dtype == torch.float32 else 1),
+    )
     if change in ("all equal", "black"):
         assert float(model.anomaly_map(fitted).max()) < 1e-3
     cases("numbers: singular and extreme").survive()
 
 
-@pytest.mark.parametrize("epsilon", [5e-324, 1e-300, 1e-45, 1e-30, 1e-12, 1e-3, 1, 1e6, 1e30, 1e38, 1e200, 1.7e308])
+@pytest.mark.parametrize(
+    "epsilon",
+    [5e-324, 1e-300, 1e-45, 1e-30, 1e-12, 1e-3, 1, 1e6, 1e30, 1e38, 1e200, 1.7e308],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extreme_epsilon_is_scored_or_refused(epsilon, dtype, cases):
     model = PaDiM(extractor(dtype), None, epsilon=epsilon)
-    images = pictures(4, dtype=dtype)  # 4 images, 14 dimensions: without epsilon nothing is positive definite
+    images = pictures(
+        4, dtype=dtype
+    )  # 4 images, 14 dimensions: without epsilon nothing is positive definite
     try:
         maps = model.fit([images]).anomaly_map(images)
     except ValueError as error:
@@ -228,8 +300,14 @@ def test_extreme_epsilon_is_scored_or_refused(epsilon, dtype, cases):
         assert epsilon > (1e-9 if dtype == torch.float32 else 1e-17)
         variance = PaDiM(extractor(dtype), None, epsilon=1).fit([images])
         if epsilon >= 1e30:  # then the covariance is epsilon I
-            x = concatenate_embeddings(extractor(dtype)(images)).flatten(2).transpose(1, 2)
-            plain = (x - variance.mean).norm(dim=2).view(4, *variance.grid) / math.sqrt(epsilon)
+            x = (
+                concatenate_embeddings(extractor(dtype)(images))
+                .flatten(2)
+                .transpose(1, 2)
+            )
+            plain = (x - variance.mean).norm(dim=2).view(4, *variance.grid) / math.sqrt(
+                epsilon
+            )
             assert same(gaussian_blur(upsample(plain, (24, 20))), maps, dtype)
     cases("numbers: singular and extreme").survive()
 
@@ -247,7 +325,9 @@ def test_features_of_any_size_are_scored_or_refused(scale, cases):
         double = PatchGaussian(3, 5, torch.float64).update(x.double())
         lower = torch.linalg.cholesky(double.covariance())
         truth = mahalanobis_distance(x.double(), double.mean(), lower)
-        assert bool(torch.isfinite(found).all()) and same(found, truth, scale=float(truth.max()) * 10)
+        assert bool(torch.isfinite(found).all()) and same(
+            found, truth, scale=float(truth.max()) * 10
+        )
     cases("numbers: singular and extreme").survive()
 
 
@@ -257,12 +337,20 @@ def test_chunks_change_no_map(monkeypatch, cases):
     for chunk, band, leaf in itertools.product((1, 50, 1000), (1, 5, 128), (1, 3, 16)):
         for name, value in (("CHUNK", chunk), ("BAND", band), ("LEAF", leaf)):
             monkeypatch.setattr(gaussian_module, name, value)
-        assert same(PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images), whole, scale=10 * whole.max())
+        assert same(
+            PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images),
+            whole,
+            scale=10 * whole.max(),
+        )
         counter.survive()
 
 
 def test_threads_change_nothing_beyond_rounding(cases):
-    counter, images, before = cases("numbers: chunk and thread count"), pictures(9), torch.get_num_threads()
+    counter, images, before = (
+        cases("numbers: chunk and thread count"),
+        pictures(9),
+        torch.get_num_threads(),
+    )
     patches = pictures(3, 96, 80, seed=4)
     bank, queries = torch.randn(5000, 8), torch.randn(700, 8)
     masks = pictures(4)[:, 0] > 0.9
@@ -273,7 +361,12 @@ def test_threads_change_nothing_beyond_rounding(cases):
         yield from detector.anomaly_maps(patches.flip(0))
         yield nearest_distance(queries, bank)
         yield grad_cam(network(), images, "3", 1).maps
-        yield torch.tensor([aupro(masks, pictures(4, seed=2)[:, 1]), pixel_auroc(masks, pictures(4, seed=2)[:, 1])])
+        yield torch.tensor(
+            [
+                aupro(masks, pictures(4, seed=2)[:, 1]),
+                pixel_auroc(masks, pictures(4, seed=2)[:, 1]),
+            ]
+        )
 
     try:
         torch.set_num_threads(1)
@@ -287,14 +380,22 @@ def test_threads_change_nothing_beyond_rounding(cases):
         torch.set_num_threads(before)
 
 
-# ---- Patch SVDD and neighbours ---------------------------------------------------------------------------------------
+# ---- Patch SVDD and neighbours ----
 
 
 def test_patch_maps_know_no_batches_no_order_and_no_layout(monkeypatch, cases):
-    counter, images, test = cases("numbers: layout, dtype, batch, order"), pictures(5, 80, 72), pictures(4, 80, 72, 9)
+    counter, images, test = (
+        cases("numbers: layout, dtype, batch, order"),
+        pictures(5, 80, 72),
+        pictures(4, 80, 72, 9),
+    )
     options = {"stride_small": 8, "stride_big": 8}
     whole = PatchSVDD(encoder(), **options).fit(images).anomaly_maps(test)
-    for fitted in (images.flip(0), images[[3, 1, 4, 0, 2]], *(other for _, other in layouts(images))):
+    for fitted in (
+        images.flip(0),
+        images[[3, 1, 4, 0, 2]],
+        *(other for _, other in layouts(images)),
+    ):
         found = PatchSVDD(encoder(), **options).fit(fitted).anomaly_maps(test)
         assert all(same(a, b) for a, b in zip(found, whole, strict=True))
         counter.survive()
@@ -305,9 +406,13 @@ def test_patch_maps_know_no_batches_no_order_and_no_layout(monkeypatch, cases):
         assert all(same(a, b) for a, b in zip(found, whole, strict=True))
         counter.survive()
     for _, other in layouts(test):
-        assert all(same(a, b) for a, b in zip(detector.anomaly_maps(other), whole, strict=True))
+        assert all(
+            same(a, b) for a, b in zip(detector.anomaly_maps(other), whole, strict=True)
+        )
         counter.survive()
-    with pytest.raises(ValueError, match="images are torch.float64 .* the encoder is torch.float32"):
+    with pytest.raises(
+        ValueError, match="images are torch.float64 .* the encoder is torch.float32"
+    ):
         detector.anomaly_maps(test.double())
     half = test.half()  # less the mean image it is float32
     found, truth = detector.anomaly_maps(half), detector.anomaly_maps(half.float())
@@ -317,25 +422,44 @@ def test_patch_maps_know_no_batches_no_order_and_no_layout(monkeypatch, cases):
 
 @FEW
 @given(
-    q=st.integers(0, 9), b=st.integers(1, 90), d=st.integers(1, 9), chunk=st.sampled_from([1, 2, 7, 64, 5000]),
-    scale=st.sampled_from([0.0, 1e-15, 1.0, 1e12]), dtype=st.sampled_from(list(ROUNDING)),
+    q=st.integers(0, 9),
+    b=st.integers(1, 90),
+    d=st.integers(1, 9),
+    chunk=st.sampled_from([1, 2, 7, 64, 5000]),
+    scale=st.sampled_from([0.0, 1e-15, 1.0, 1e12]),
+    dtype=st.sampled_from(list(ROUNDING)),
     seed=st.integers(0, 999),
-)  # fmt: skip
+)
 def test_neighbours_of_any_number_dtype_and_chunk(q, b, d, chunk, scale, dtype, seed):
     g = torch.Generator().manual_seed(seed)
     scale = min(scale, 1e3) if dtype == torch.float16 else scale
-    queries, bank = (scale * torch.randn(n, d, generator=g, dtype=torch.float64) for n in (q, b))
+    queries, bank = (
+        scale * torch.randn(n, d, generator=g, dtype=torch.float64) for n in (q, b)
+    )
     queries, bank = queries.to(dtype), bank.to(dtype)
     found, index = nearest_distance(queries, bank, chunk, return_index=True)
-    truth = torch.cdist(queries.double(), bank.double(), compute_mode="donot_use_mm_for_euclid_dist").min(1).values \
-        if q else torch.zeros(0)  # fmt: skip
-    assert found.shape == index.shape == (q,) and found.dtype == torch.promote_types(dtype, torch.float32)
+    truth = (
+        torch.cdist(
+            queries.double(), bank.double(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        .min(1)
+        .values
+        if q
+        else torch.zeros(0)
+    )
+    assert found.shape == index.shape == (q,) and found.dtype == torch.promote_types(
+        dtype, torch.float32
+    )
     if q:
         assert same(found, truth, found.dtype, scale=max(float(truth.max()), 1e-30))
         there = (queries.double() - bank.double()[index]).norm(dim=1)
         assert same(there, truth, found.dtype, scale=max(float(truth.max()), 1e-30))
     order = torch.randperm(b, generator=g)
-    assert same(nearest_distance(queries, bank[order], chunk), found, found.dtype) if q else True
+    assert (
+        same(nearest_distance(queries, bank[order], chunk), found, found.dtype)
+        if q
+        else True
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 33])
@@ -348,23 +472,36 @@ def test_banks_of_one_vector_again_and_again(count, cases):
     cases("numbers: singular and extreme").survive()
 
 
-# ---- maps and scores -------------------------------------------------------------------------------------------------
+# ---- maps and scores ----
 
 
 @FEW
 @given(
-    n=st.integers(0, 4), h=st.integers(1, 7), w=st.integers(1, 7), sigma=st.sampled_from([0, 0.1, 1, 4, 30]),
-    dtype=st.sampled_from(list(ROUNDING)), seed=st.integers(0, 99),
-)  # fmt: skip
+    n=st.integers(0, 4),
+    h=st.integers(1, 7),
+    w=st.integers(1, 7),
+    sigma=st.sampled_from([0, 0.1, 1, 4, 30]),
+    dtype=st.sampled_from(list(ROUNDING)),
+    seed=st.integers(0, 99),
+)
 def test_maps_of_any_number_size_and_layout(n, h, w, sigma, dtype, seed):
-    maps = torch.randn(n, h, w, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    maps = torch.randn(
+        n, h, w, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
     large = (2 * h + 40, 3 * w + 40)
     for call in (
-        lambda m: upsample(m, large), lambda m: upsample(m, (1, 1)), lambda m: gaussian_blur(m, sigma), minmax,
+        lambda m: upsample(m, large),
+        lambda m: upsample(m, (1, 1)),
+        lambda m: gaussian_blur(m, sigma),
+        minmax,
         lambda m: spread_patch_scores(m, 5, 3, large),
-    ):  # fmt: skip
+    ):
         found = call(maps)
-        assert len(found) == n and found.dtype == dtype and bool(torch.isfinite(found).all())
+        assert (
+            len(found) == n
+            and found.dtype == dtype
+            and bool(torch.isfinite(found).all())
+        )
         if n:
             assert same(call(maps.mT.contiguous().mT), found, dtype)
             assert same(torch.stack([call(one) for one in maps]), found, dtype)
@@ -373,30 +510,58 @@ def test_maps_of_any_number_size_and_layout(n, h, w, sigma, dtype, seed):
 
 @FEW
 @given(
-    n=st.integers(1, 3), t=st.integers(1, 3), c=st.integers(1, 9), h=st.integers(1, 5), w=st.integers(1, 5),
-    dtype=st.sampled_from([torch.float32, torch.float64]), seed=st.integers(0, 99),
-)  # fmt: skip
+    n=st.integers(1, 3),
+    t=st.integers(1, 3),
+    c=st.integers(1, 9),
+    h=st.integers(1, 5),
+    w=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
 def test_class_maps_of_any_number_and_layout(n, t, c, h, w, dtype, seed):
     g = torch.Generator().manual_seed(seed)
-    features, weight = torch.randn(n, c, h, w, generator=g).to(dtype), torch.randn(5, c, generator=g).to(dtype)
+    features, weight = (
+        torch.randn(n, c, h, w, generator=g).to(dtype),
+        torch.randn(5, c, generator=g).to(dtype),
+    )
     targets = torch.randint(5, (n,), generator=g)
     found = class_activation_map(features, weight, targets)
     truth = torch.einsum("nchw,nc->nhw", features.double(), weight.double()[targets])
-    assert same(found, truth, dtype, scale=float(features.abs().max() * weight.abs().max()) * c)
+    assert same(
+        found, truth, dtype, scale=float(features.abs().max() * weight.abs().max()) * c
+    )
     for _, other in zip(range(2), layouts(features), strict=False):
-        assert same(class_activation_map(other[1], weight, targets), found, dtype, scale=float(truth.abs().max()) + c)
+        assert same(
+            class_activation_map(other[1], weight, targets),
+            found,
+            dtype,
+            scale=float(truth.abs().max()) + c,
+        )
 
 
 @FEW
-@given(n=st.integers(2, 40), ties=st.booleans(), seed=st.integers(0, 999), scale=st.sampled_from([1e-40, 1, 1e38]))
+@given(
+    n=st.integers(2, 40),
+    ties=st.booleans(),
+    seed=st.integers(0, 999),
+    scale=st.sampled_from([1e-40, 1, 1e38]),
+)
 def test_scores_depend_on_their_order_alone(n, ties, seed, scale):
-    """Of the scores: shifted, scaled, in half or double precision, and of the images in any order, the area is one."""
+    """Of the scores: shifted, scaled, in half or double precision, and of the images in
+    any order, the area is one.
+    """
     g = torch.Generator().manual_seed(seed)
     labels = torch.cat([torch.tensor([0, 1]), torch.randint(2, (n - 2,), generator=g)])
     scores = torch.randint(6 if ties else 2048, (n,), generator=g).double()
     area = auroc(labels, scores)
     order = torch.randperm(n, generator=g)
-    for other in (scores.half(), scores.float(), scores * scale, -1 / (1 + scores), scores - 1000):
+    for other in (
+        scores.half(),
+        scores.float(),
+        scores * scale,
+        -1 / (1 + scores),
+        scores - 1000,
+    ):
         assert auroc(labels, other) == area
         assert auroc(labels[order], other[order]) == area
     assert auroc(1 - labels, scores) == pytest.approx(1 - area, abs=1e-12)
@@ -405,16 +570,32 @@ def test_scores_depend_on_their_order_alone(n, ties, seed, scale):
 
 
 @FEW
-@given(n=st.integers(1, 3), seed=st.integers(0, 999), ties=st.booleans(), limit=st.sampled_from([0.01, 0.3, 1.0]))
+@given(
+    n=st.integers(1, 3),
+    seed=st.integers(0, 999),
+    ties=st.booleans(),
+    limit=st.sampled_from([0.01, 0.3, 1.0]),
+)
 def test_areas_of_maps_know_no_order_and_no_layout(n, seed, ties, limit):
     g = torch.Generator().manual_seed(seed)
     masks = torch.rand(n, 9, 7, generator=g) > 0.8
     masks[0, 0, 0], masks[0, 8, 6] = True, False
     maps = torch.randint(4 if ties else 2000, (n, 9, 7), generator=g).float()
     whole = aupro(masks, maps, limit), pixel_auroc(masks, maps)
-    for turn in (lambda x: x.flip(0), lambda x: x.mT, lambda x: x.flip(2), lambda x: x.mT.contiguous().mT):
-        found = aupro(turn(masks), turn(maps), limit), pixel_auroc(turn(masks), turn(maps))
+    for turn in (
+        lambda x: x.flip(0),
+        lambda x: x.mT,
+        lambda x: x.flip(2),
+        lambda x: x.mT.contiguous().mT,
+    ):
+        found = (
+            aupro(turn(masks), turn(maps), limit),
+            pixel_auroc(turn(masks), turn(maps)),
+        )
         assert found == pytest.approx(whole, abs=1e-9)
     assert aupro(masks, maps.half(), limit) == pytest.approx(whole[0], abs=1e-9)
-    padded = F.pad(masks, (0, 0, 0, 0, 0, 1)), F.pad(maps, (0, 0, 0, 0, 0, 1), value=-1)  # one more normal image
+    padded = (
+        F.pad(masks, (0, 0, 0, 0, 0, 1)),
+        F.pad(maps, (0, 0, 0, 0, 0, 1), value=-1),
+    )  # one more normal image
     assert pixel_auroc(*padded) >= whole[1] - 1e-12

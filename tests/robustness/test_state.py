@@ -1,4 +1,6 @@
-"""One model shared by many threads, data sets read by forked workers, and calls repeated a thousand times."""
+"""One model shared by many threads, data sets read by forked workers, and calls
+repeated a thousand times.
+"""
 
 import gc
 import os
@@ -15,7 +17,14 @@ from torch.utils.data import DataLoader
 from paperlib.backbones import FeatureExtractor
 from paperlib.cam import cam
 from paperlib.complexity import profile
-from paperlib.datasets import TensorItems, batches, folder, synthetic_defects, textures, unpack
+from paperlib.datasets import (
+    TensorItems,
+    batches,
+    folder,
+    synthetic_defects,
+    textures,
+    unpack,
+)
 from paperlib.gradcam import grad_cam, guided_backprop, guided_grad_cam
 from paperlib.metrics import aupro
 from paperlib.neighbors import nearest_distance
@@ -27,12 +36,22 @@ from paperlib.training import predict
 
 def network():
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    layers = [
+        nn.Conv2d(3, 6, 3, 2, 1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 8, 3, 2, 1),
+        nn.ReLU(),
+    ]
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    ).eval()
 
 
 def pictures(n, height=24, width=20, seed=0):
-    return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(
+        n, 3, height, width, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +64,15 @@ def make_shared():
     model = network()
     extractor = FeatureExtractor(model, ["2", "4"])
     torch.manual_seed(0)
-    svdd = PatchSVDD(HierarchicalEncoder(4).eval(), stride_small=16, stride_big=16).fit(pictures(2, 64, 64))
-    return model, PaDiM(extractor, 9).fit(pictures(20, seed=1).split(5)), svdd, extractor
+    svdd = PatchSVDD(HierarchicalEncoder(4).eval(), stride_small=16, stride_big=16).fit(
+        pictures(2, 64, 64)
+    )
+    return (
+        model,
+        PaDiM(extractor, 9).fit(pictures(20, seed=1).split(5)),
+        svdd,
+        extractor,
+    )
 
 
 def calls(shared, tmp_path):
@@ -63,10 +89,14 @@ def calls(shared, tmp_path):
     return {
         "grad_cam": lambda n: grad_cam(model, pictures(2, seed=n), "4", n % 4).maps,
         "guided_backprop": lambda n: guided_backprop(model, pictures(2, seed=n), n % 4),
-        "guided_grad_cam": lambda n: guided_grad_cam(model, pictures(1, seed=n), "2", n % 4),
+        "guided_grad_cam": lambda n: guided_grad_cam(
+            model, pictures(1, seed=n), "2", n % 4
+        ),
         "cam": lambda n: cam(model, pictures(2, seed=n), n % 4).maps,
         "predict": lambda n: predict(model, pictures(3, seed=n), 2),
-        "profile": lambda n: torch.tensor([float(profile(model, (1, 3, 24 + n % 5, 20)).macs)]),
+        "profile": lambda n: torch.tensor(
+            [float(profile(model, (1, 3, 24 + n % 5, 20)).macs)]
+        ),
         "features": lambda n: extractor(pictures(2, seed=n))[1],
         "PaDiM": lambda n: padim.anomaly_map(pictures(2, seed=n)),
         "PaDiM.fit": lambda n: PaDiM(extractor, 5).fit([pictures(4, seed=n)]).mean,
@@ -78,23 +108,46 @@ def calls(shared, tmp_path):
 
 
 NAMES = [
-    "grad_cam", "guided_backprop", "guided_grad_cam", "cam", "predict", "profile", "features", "PaDiM", "PaDiM.fit",
-    "Patch SVDD", "neighbours", "aupro", "files",
-]  # fmt: skip
+    "grad_cam",
+    "guided_backprop",
+    "guided_grad_cam",
+    "cam",
+    "predict",
+    "profile",
+    "features",
+    "PaDiM",
+    "PaDiM.fit",
+    "Patch SVDD",
+    "neighbours",
+    "aupro",
+    "files",
+]
 
 
 def hooks_and_modes(model):
     """All that a call could leave behind on a model."""
     tables = [name for name in vars(model) if name.endswith("_hooks")]
     return [
-        (name, module.training, type(module).forward, *(len(getattr(module, table)) for table in tables))
+        (
+            name,
+            module.training,
+            type(module).forward,
+            *(len(getattr(module, table)) for table in tables),
+        )
         for name, module in model.named_modules()
-    ] + [(name, p.grad is None, p.requires_grad, p._version) for name, p in model.named_parameters()]
+    ] + [
+        (name, p.grad is None, p.requires_grad, p._version)
+        for name, p in model.named_parameters()
+    ]
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(40, marks=pytest.mark.long)])
-def test_threads_that_share_one_model_get_what_they_get_alone(shared, tmp_path, cases, rounds):
-    """Eight threads call everything at once, in an order of their own, on one network and one detector of each kind."""
+def test_threads_that_share_one_model_get_what_they_get_alone(
+    shared, tmp_path, cases, rounds
+):
+    """Eight threads call everything at once, in an order of their own, on one network
+    and one detector of each kind.
+    """
     every = calls(shared, tmp_path)
     assert list(every) == NAMES
     alone = {(name, n): every[name](n) for name in every for n in range(5)}
@@ -102,13 +155,17 @@ def test_threads_that_share_one_model_get_what_they_get_alone(shared, tmp_path, 
     gate = threading.Barrier(8)
 
     def work(thread):
-        order = torch.randperm(len(alone) * rounds, generator=torch.Generator().manual_seed(thread)).tolist()
+        order = torch.randperm(
+            len(alone) * rounds, generator=torch.Generator().manual_seed(thread)
+        ).tolist()
         jobs = list(alone) * rounds
         gate.wait()
         for number in order:
             name, n = jobs[number]
             found = every[name](n)
-            assert torch.equal(found, alone[name, n]) or torch.allclose(found, alone[name, n], 1e-5, 1e-6), (name, n)
+            assert torch.equal(found, alone[name, n]) or torch.allclose(
+                found, alone[name, n], 1e-5, 1e-6
+            ), (name, n)
         return len(order)
 
     with ThreadPoolExecutor(8) as pool:
@@ -117,7 +174,7 @@ def test_threads_that_share_one_model_get_what_they_get_alone(shared, tmp_path, 
     cases("state: threads on one model").survive(done)
 
 
-# ---- forked workers -------------------------------------------------------------------------------------------------
+# ---- forked workers ----
 
 
 def as_lists(batch):
@@ -127,32 +184,49 @@ def as_lists(batch):
 @pytest.mark.parametrize("kind", ["files", "memory", "synthetic"])
 def test_forked_workers_read_what_the_parent_reads(tmp_path, cases, kind, shared):
     for number in range(12):
-        pixels = np.random.default_rng(number).integers(0, 256, (30 + number, 40, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(number).integers(
+            0, 256, (30 + number, 40, 3), dtype=np.uint8
+        )
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     data = {
-        "files": lambda: folder(tmp_path, size=24), "memory": lambda: TensorItems(pictures(12)),
-        "synthetic": lambda: synthetic_defects(textures("brick", "test", count=12, size=64)),
-    }[kind]()  # fmt: skip
-    # Workers are forked while the parent has threads and hooks of its own, as in a notebook.
+        "files": lambda: folder(tmp_path, size=24),
+        "memory": lambda: TensorItems(pictures(12)),
+        "synthetic": lambda: synthetic_defects(
+            textures("brick", "test", count=12, size=64)
+        ),
+    }[kind]()
+    # Workers are forked while the parent has threads and hooks of its own, as in a
+    # notebook.
     with ThreadPoolExecutor(2) as pool:
-        busy = [pool.submit(grad_cam, shared[0], pictures(1), "4", 0) for _ in range(50)]
-        loader = DataLoader(data, 4, num_workers=2, collate_fn=as_lists, multiprocessing_context="fork")
+        busy = [
+            pool.submit(grad_cam, shared[0], pictures(1), "4", 0) for _ in range(50)
+        ]
+        loader = DataLoader(
+            data, 4, num_workers=2, collate_fn=as_lists, multiprocessing_context="fork"
+        )
         for _ in range(2):
             found = [item for batch in loader for item in batch]
             assert len(found) == 12
             for item, own in zip(found, (data[n] for n in range(12)), strict=True):
-                assert torch.equal(item.image, own.image) and (item.label, item.path) == (own.label, own.path)
+                assert torch.equal(item.image, own.image) and (
+                    item.label,
+                    item.path,
+                ) == (own.label, own.path)
                 assert item.mask is own.mask is None or torch.equal(item.mask, own.mask)
                 cases("state: forked workers").survive()
-        assert all(torch.equal(job.result().maps, busy[0].result().maps) for job in busy)
+        assert all(
+            torch.equal(job.result().maps, busy[0].result().maps) for job in busy
+        )
 
 
-# ---- a thousand calls -----------------------------------------------------------------------------------------------
+# ---- a thousand calls ----
 
 
 def memory() -> int:
     with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+        return next(
+            int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon")
+        )
 
 
 def living() -> int:
@@ -168,13 +242,18 @@ def repeated(call, times):
     for n in range(times):
         call(n % 5)
     assert living() == tensors
-    assert threading.active_count() == threads and len(os.listdir("/proc/self/fd")) == files
+    assert (
+        threading.active_count() == threads
+        and len(os.listdir("/proc/self/fd")) == files
+    )
     return memory() - size
 
 
 @pytest.mark.parametrize("times", [30, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", NAMES)
-def test_repeated_calls_leave_neither_memory_nor_hooks(shared, tmp_path, cases, name, times):
+def test_repeated_calls_leave_neither_memory_nor_hooks(
+    shared, tmp_path, cases, name, times
+):
     before = hooks_and_modes(shared[0])
     grown = repeated(calls(shared, tmp_path)[name], times)
     assert hooks_and_modes(shared[0]) == before
@@ -197,12 +276,16 @@ def test_calls_that_fail_leave_nothing_either(tmp_path, cases, times):
 
     def call(n):
         for fails in (
-            lambda: grad_cam(model, pictures(1), "4", 0), lambda: guided_backprop(model, pictures(1), 0),
-            lambda: cam(model, pictures(1), 0), lambda: profile(model, (1, 3, 24, 20)),
-            lambda: predict(model, pictures(1)), lambda: FeatureExtractor(model, ["2", "8"])(pictures(1)),
-            lambda: read_tensors(text, "paperlib.thing.1", "thing", ""), lambda: unpack(text, tmp_path / "out"),
+            lambda: grad_cam(model, pictures(1), "4", 0),
+            lambda: guided_backprop(model, pictures(1), 0),
+            lambda: cam(model, pictures(1), 0),
+            lambda: profile(model, (1, 3, 24, 20)),
+            lambda: predict(model, pictures(1)),
+            lambda: FeatureExtractor(model, ["2", "8"])(pictures(1)),
+            lambda: read_tensors(text, "paperlib.thing.1", "thing", ""),
+            lambda: unpack(text, tmp_path / "out"),
             lambda: list(batches(folder(tmp_path))),
-        ):  # fmt: skip
+        ):
             with pytest.raises((RuntimeError, ValueError)):
                 fails()
 
