@@ -1,11 +1,10 @@
-"""Write one page for each module of paperlib, into book/api, before Sphinx reads the
+"""Write one page for each paper and shared module of paperlib, into book/api, before Sphinx reads the
 table of contents.
 
 The pages hold nothing but autodoc's directive, so they are made anew at each build and
 not committed.
 """
 
-import ast
 import sys
 from pathlib import Path
 
@@ -14,60 +13,63 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book" / "tools"))
 sys.path.insert(0, str(ROOT / "book"))
+import api_names  # noqa: E402
 import atomic  # noqa: E402
 from grading.submission import CHAPTERS  # noqa: E402
 
 FOLDER = Path("book/api")
-PAGE = """\
-# paperlib.{name}
-
-```{{eval-rst}}
-.. automodule:: paperlib.{name}
+PAPERS = ("complexity", "mobilenet", "cam", "gradcam", "patch_svdd", "padim")
+# What a package exports is documented under the package's path.
+MODULE = """\
+.. automodule:: {name}
    :members:
-   :ignore-module-all:
-```
+   :{which}:
 """
 
 
-def modules(root: Path) -> dict[str, str]:
-    """Map the name of each public module, without `paperlib.`, to the first line of its
-    docstring.
-    """
-    found = {}
-    for path in sorted((root / "paperlib").rglob("*.py")):
-        name = ".".join(
-            path.relative_to(root / "paperlib").with_suffix("").parts
-        ).removesuffix(".__init__")
-        if not any(part.startswith("_") for part in name.split(".")):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+def page_text(root: Path, page: str) -> str:
+    """Compose a page of the API: a directive of autodoc per module."""
+    is_package = (root / "paperlib" / page).is_dir() and page != api_names.EXERCISES
+    texts = [
+        MODULE.format(
+            name=name,
+            which="imported-members"
+            if is_package and name == f"paperlib.{page}"
+            else "ignore-module-all",
+        )
+        for name in api_names.directives(root, page)
+    ]
+    directives = "\n".join(texts)
+    return f"# paperlib.{page}\n\n```{{eval-rst}}\n{directives}```\n"
+
+
+def list_of_pages(summaries: dict[str, str]) -> str:
+    """Compose what book/api.md includes: a table of the papers, and one of the rest."""
+    shared = [page for page in summaries if page not in PAPERS]
+    parts = []
+    for title, names in (("Papers", PAPERS), ("Shared", shared)):
+        rows = [f"| [`{name}`](api/{name}.md) | {summaries[name]} |" for name in names]
+        parts.append(
+            "\n".join([f"## {title}\n", "| Module | Content |", "|---|---|", *rows])
+        )
+    return "\n\n".join(parts) + "\n"
 
 
 def write_pages(root: Path) -> None:
-    """Write the pages and, for book/api.md to include, the list of them; remove pages
-    of modules that are gone.
-    """
+    """Write the pages and the list of them; remove pages of modules that are gone."""
     folder = root / FOLDER
     folder.mkdir(exist_ok=True)
-    public = modules(root)
-    texts = {f"{name}.md": PAGE.format(name=name) for name in public}
-    rows = [
-        f"| [`{name}`](api/{name}.md) | {summary} |" for name, summary in public.items()
-    ]
-    texts["modules.txt"] = (
-        "\n".join(["| Module | What it holds |", "|---|---|", *rows]) + "\n"
-    )
+    summaries = api_names.pages(root)
+    texts = {f"{page}.md": page_text(root, page) for page in summaries}
+    texts["modules.txt"] = list_of_pages(summaries)
     for path in folder.iterdir():
         if path.name not in texts:
             path.unlink()
     for name, text in texts.items():
         # An unchanged file keeps its time, so that its page is not built again.
-        if (
-            not (folder / name).exists()
-            or (folder / name).read_text(encoding="utf-8") != text
-        ):
-            atomic.write_text(folder / name, text)
+        old = folder / name
+        if not old.exists() or old.read_text(encoding="utf-8") != text:
+            atomic.write_text(old, text)
 
 
 def hide_checks(app: Sphinx, module: str) -> tuple[str, dict] | None:

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import atomic
 import nbformat
 import yaml
+from api_names import documented_as
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path("book/data")
@@ -349,7 +350,23 @@ def functions(root: Path, papers: dict[str, str]) -> list[tuple[Function, list[s
             text = path.read_text(encoding="utf-8")
             if any(f"arXiv:{number}" in text for number in papers):
                 found += _walk(ast.parse(text), parts, path.relative_to(root), papers)
-    return found
+    # Docstrings name a test's file alone; its folder mirrors that of the library.
+    tests = root / "tests"
+    files = {
+        path.name: path.relative_to(tests).as_posix()
+        for path in tests.rglob("test_*.py")
+    }
+    return [
+        (
+            function._replace(
+                tests=tuple(
+                    (files.get(file, file), name) for file, name in function.tests
+                )
+            ),
+            items,
+        )
+        for function, items in found
+    ]
 
 
 def _walk(
@@ -625,9 +642,9 @@ def _code(root: Path, row: Row) -> str:
     lines = []
     for function in row.functions:
         inner = function.name.removeprefix(f"{function.module}.")
-        page = function.module.removeprefix("paperlib.")
+        page, documented = documented_as(root, function.path, inner)
         source = f"../_modules/{function.module.replace('.', '/')}.html#{inner}"
-        name = _link(_as_code(inner), f"api/{page}.html#{function.name}")
+        name = _link(_as_code(inner), f"api/{page}.html#{documented}")
         lines.append(
             f"{name} ({_link(f'{Path(function.path).name}:{function.line}', source)})"
         )

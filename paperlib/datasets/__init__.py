@@ -1,6 +1,6 @@
 """Images with labels and masks, read from packages and folders, never from the network."""
 
-from paperlib.datasets.archive import open_folder, unpack
+from paperlib.datasets.archive import Unpacked, open_folder, unpack
 from paperlib.datasets.folders import (
     MVTEC_OBJECTS,
     MVTEC_TEXTURES,
@@ -32,6 +32,7 @@ __all__ = [
     "SyntheticDefects",
     "TensorItems",
     "Textures",
+    "Unpacked",
     "batches",
     "categories",
     "elpv",

@@ -192,13 +192,13 @@ def broken(copy, path, old, new):
             "padim.yml names padim-table-9, which",
         ),
         (
-            "paperlib/cam/head.py",
+            "paperlib/cam/maps.py",
             "arXiv:1512.04150, Eq. 2.",
             "arXiv:1512.04150, Eq. 7.",
             "_map names cam-eq-7",
         ),
         (
-            "paperlib/cam/head.py",
+            "paperlib/cam/maps.py",
             "::test_the_map_is_the_weighted_sum",
             "::test_gone",
             "tests/cam/test_cam.py has no test_gone",
@@ -389,11 +389,12 @@ def test_a_peer_is_what_a_test_compares_with(found):
     # A helper of the same file counts, a library that only gives networks or pictures
     # does not.
     assert ledger.peers(
-        ROOT / "tests" / "test_complexity.py", "test_agrees_with_flop_counter"
+        ROOT / "tests" / "complexity" / "test_complexity.py",
+        "test_agrees_with_flop_counter",
     ) == ["PyTorch's counter"]
     assert (
         ledger.peers(
-            ROOT / "tests" / "test_cam.py",
+            ROOT / "tests" / "cam" / "test_cam.py",
             "test_maps_average_to_the_logits_of_many_networks",
         )
         == []
