@@ -38,20 +38,25 @@ def directives(root: Path, page: str) -> list[str]:
     return [own, *(f"{own}.{name}" for name in USED_DIRECTLY.get(page, []))]
 
 
-def documented_as(root: Path, path: str, name: str) -> tuple[str, str]:
+def documented_as(root: Path, path: str, name: str) -> tuple[str, str] | None:
     """Return the page of an object and the path under which it is documented there.
 
     Args:
         root: of the repository.
         path: of the object's file, such as `paperlib/cam/maps.py`.
         name: of the object in it, such as `cam` or `PaDiM.fit`.
+
+    Returns:
+        None for an object that no page documents: one that its package does not export.
     """
     parts = Path(path).with_suffix("").parts
     page = parts[1]
     package = root / LIBRARY / page / "__init__.py"
-    if package.is_file() and name.partition(".")[0] in exported(package):
+    if not package.is_file() or ".".join(parts) in directives(root, page)[1:]:
+        return page, ".".join((*parts, name))
+    if name.partition(".")[0] in exported(package):
         return page, f"{LIBRARY}.{page}.{name}"
-    return page, ".".join((*parts, name))
+    return None
 
 
 @functools.cache

@@ -340,7 +340,7 @@ def _number(numeral: str) -> str:
 
 
 def functions(root: Path, papers: dict[str, str]) -> list[tuple[Function, list[str]]]:
-    """List the public functions and classes whose docstring names items, and those
+    """List the documented functions and classes whose docstring names items, and those
     items. Exercises are left out.
     """
     found = []
@@ -349,7 +349,8 @@ def functions(root: Path, papers: dict[str, str]) -> list[tuple[Function, list[s
         if "exercises" not in parts and not any(part.startswith("_") for part in parts):
             text = path.read_text(encoding="utf-8")
             if any(f"arXiv:{number}" in text for number in papers):
-                found += _walk(ast.parse(text), parts, path.relative_to(root), papers)
+                tree, file = ast.parse(text), path.relative_to(root)
+                found += _walk(tree, parts, file, papers, root)
     # Docstrings name a test's file alone; its folder mirrors that of the library.
     tests = root / "tests"
     files = {
@@ -370,7 +371,7 @@ def functions(root: Path, papers: dict[str, str]) -> list[tuple[Function, list[s
 
 
 def _walk(
-    tree: ast.AST, parts: tuple, path: Path, papers: dict[str, str]
+    tree: ast.AST, parts: tuple, path: Path, papers: dict[str, str], root: Path
 ) -> list[tuple[Function, list[str]]]:
     found = []
     for node in tree.body:
@@ -382,7 +383,9 @@ def _walk(
                 r"\b(Source|Departures|Test):\s", ast.get_docstring(node) or ""
             )
             fields = dict(zip(fields[1::2], fields[2::2], strict=True))
-            if keys := named(" ".join(fields.get("Source", "").split()), papers):
+            inner = ".".join(name[len(path.with_suffix("").parts) :])
+            keys = named(" ".join(fields.get("Source", "").split()), papers)
+            if keys and documented_as(root, path.as_posix(), inner):
                 tests = tuple(re.findall(r"(\w+\.py)::(\w+)", fields.get("Test", "")))
                 found.append(
                     (
@@ -391,7 +394,7 @@ def _walk(
                     )
                 )
             if isinstance(node, ast.ClassDef):
-                found += _walk(node, name, path, papers)
+                found += _walk(node, name, path, papers, root)
     return found
 
 

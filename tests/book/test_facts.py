@@ -148,7 +148,7 @@ def test_constants_are_found():
 def test_the_librarys_tables_of_padim_are_those_of_the_facts():
     ours, data = (
         json.loads(
-            (ROOT / "paperlib" / "papers" / "padim.json").read_text(encoding="utf-8")
+            (ROOT / "paperlib" / "padim" / "paper.json").read_text(encoding="utf-8")
         ),
         facts("padim"),
     )

@@ -5,13 +5,13 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from built import ROOT
 from PIL import Image
 from submissions import hand_in, stub
+from test_package import PAPERS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
@@ -112,9 +112,30 @@ def test_an_install_from_git_names_the_extra_that_the_examples_need():
     assert "efficientnet_lite0" in PYTHON[1]
 
 
-def test_each_paper_has_a_row_with_files_that_exist():
+def test_each_paper_has_a_row():
     rows = re.findall(r"^\| \[.*?\]\(https://arxiv.org/abs/.*$", README, re.M)
     assert len(rows) == 5
-    for row in rows:
-        for path in re.findall(r"`(tests/[\w./]+|test_\w+\.py)`", row):
-            assert (ROOT / "tests" / Path(path).name).is_file(), path
+    named = {name for row in rows for name in re.findall(r"`paperlib/(\w+)/`", row)}
+    assert named == PAPERS
+
+
+def test_the_tree_has_one_line_per_entry_of_the_library():
+    """What `ls paperlib` shows, and nothing else."""
+    tree = README.split("```\npaperlib/\n")[1].split("\n```")[0]
+    lines = tree[: tree.index("\nnotebooks/")].splitlines()
+    listed = [line.split()[0].rstrip("/") for line in lines]
+    folder = ROOT / "paperlib"
+    entries = {path.name for path in folder.iterdir() if path.name != "__pycache__"}
+    assert sorted(listed) == sorted(entries - {"py.typed"})
+    top = [line.split()[0] for line in tree.splitlines() if line[0] != " "]
+    assert all((ROOT / name).is_dir() for name in top)
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md"])
+def test_the_tour_names_what_exists(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    pattern = r"`((?:book|notebooks|tests|paperlib)/[\w./-]+)`"
+    for path in set(re.findall(pattern, text)):
+        assert (ROOT / path).exists(), path
+    for target in set(re.findall(r"`make ([a-z][\w-]*)`", text)):
+        assert target in TARGETS, target
