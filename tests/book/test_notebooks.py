@@ -13,7 +13,7 @@ import status
 from built import NOTEBOOKS, ROOT, documents
 from freshness import imported_modules
 
-CODE_LINES = 25
+CODE_LINES, CODE_COLUMNS = 25, 88  # of a cell: what fits the book's column
 NOTEBOOK_BYTES = 1_500_000
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml", "image/gif")
 
@@ -112,6 +112,18 @@ def test_no_output_is_an_error_or_a_warning(path):
 def test_cells_are_short(path):
     long = {shown(cell): len(cell.source.splitlines()) for cell in code_cells(path)}
     assert {name: lines for name, lines in long.items() if lines > CODE_LINES} == {}
+
+
+@every_notebook
+def test_code_fits_the_column(path):
+    wide = {
+        shown(cell): line
+        for cell in code_cells(path)
+        for line in cell.source.splitlines()
+        if len(line) > CODE_COLUMNS
+    }
+    assert wide == {}
+    assert not any("fmt: skip" in cell.source for cell in code_cells(path))
 
 
 @every_notebook
