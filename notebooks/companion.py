@@ -321,6 +321,72 @@ def draw_number_grids(grids: dict[str, Tensor], figsize: tuple[float, float]) ->
         ax.set_axis_off()
 
 
+# Chapter 04
+
+
+def draw_scores(
+    ax: Axes,
+    scores: Tensor,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
+) -> AxesImage:
+    """Draw a map of anomaly scores without its image, and return it for a colour bar.
+
+    Args:
+        ax: where to draw.
+        scores: (h, w), on any device.
+        title: text above the map.
+        limits: the values at the two ends of the colour scale; None for the map's own.
+    """
+    low, high = limits or (None, None)
+    mappable = ax.imshow(scores.cpu(), vmin=low, vmax=high)
+    ax.set(xticks=[], yticks=[], title=title)
+    return mappable
+
+
+def draw_square(
+    ax: Axes,
+    corner: Sequence[int],
+    side: int,
+    color: str,
+    linewidth: float = 1,
+) -> None:
+    """Outline a patch of an image, given its top left corner (row, column)."""
+    top, left = corner
+    style = {"fill": False, "edgecolor": color, "linewidth": linewidth}
+    ax.add_patch(Rectangle((left, top), side, side, **style))
+
+
+def draw_hierarchy(
+    patch: Tensor,
+    quarter_embeddings: Sequence[Tensor],
+    embedding: Tensor,
+) -> None:
+    """Draw how Patch SVDD's large encoder embeds a patch through its quarters.
+
+    Args:
+        patch: (3, 64, 64), RGB in [0, 1].
+        quarter_embeddings: of the four quarters in reading order, 64 numbers each.
+        embedding: of the whole patch, 64 numbers.
+    """
+    columns = {"figsize": (6.4, 2.9), "width_ratios": (1, 1, 0.9, 1, 1, 0.9, 2)}
+    fig, axes = plt.subplot_mosaic("pp.ab.w;pp.cd.w", **columns)
+    viz.panel(axes["p"], patch, "64×64 pixels")
+    axes["p"].axhline(31.5, color=viz.ORANGE)
+    axes["p"].axvline(31.5, color=viz.ORANGE)
+    for name, values in zip("abcdw", (*quarter_embeddings, embedding), strict=True):
+        grid = values.view(8, 8)
+        mappable = axes[name].imshow(grid, cmap="RdBu_r", vmin=-1, vmax=1)
+        axes[name].set_axis_off()
+    axes["a"].set_title("4 × 64 numbers", loc="left")
+    axes["w"].set_title("64 numbers")
+    style = {"ha": "center", "va": "center", "fontsize": 15}
+    fig.text(0.313, 0.5, "$f_{\\mathrm{small}}$\n→", **style)
+    fig.text(0.687, 0.5, "$g_{\\mathrm{big}}$\n→", **style)
+    scale = {"location": "bottom", "ticks": (-1, 0, 1), "shrink": 0.5}
+    fig.colorbar(mappable, ax=list(axes.values()), label="value", **scale)
+
+
 # Chapter 05
 
 
