@@ -1385,7 +1385,7 @@ PAPER_AUROCS = {
     "wood": (96.5, 90.8),
 }
 MVTEC = os.environ.get("MVTEC_AD")  # or the path of the folder
-if MVTEC is None:
+if not MVTEC:
     print("no MVTec AD here: nothing was run, and nothing is claimed about it")
 else:
     for category, quoted in PAPER_AUROCS.items():
