@@ -27,7 +27,7 @@
 # - **Read first**: the [review of the paper](../book/04_patch_svdd.md), 20 minutes. You
 #   need PyTorch basics and what a convolution without padding does to the size of a
 #   map.
-# - **Time**: 85 minutes to read and run, 35 for the exercises. All cells together run
+# - **Time**: 75 minutes to read and run, 35 for the exercises. All cells together run
 #   in two to three minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU)
