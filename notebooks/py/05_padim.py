@@ -26,7 +26,7 @@
 #
 # - **Read first**: the [review of the paper](../book/05_padim.md), 25 minutes. You need
 #   PyTorch basics, and what a covariance matrix is.
-# - **Time**: 85 minutes to read and run, 40 for the exercises. All cells together run
+# - **Time**: 80 minutes to read and run, 40 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU)
