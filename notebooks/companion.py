@@ -88,11 +88,8 @@ def cuboid(
         the upper right corner of the drawing, for placing the next one.
     """
     (x, y), (width, height, depth) = corner, size
-    right, up, back = (
-        (cell, 0),
-        (0, cell),
-        (0.45 * cell, 0.45 * cell),
-    )  # where one cell of each direction leads
+    # Where one cell of each direction leads.
+    right, up, back = ((cell, 0), (0, cell), (0.45 * cell, 0.45 * cell))
 
     def face(origin, step1, n1, step2, n2, opacity):
         for i, j in itertools.product(range(n1), range(n2)):
@@ -225,10 +222,7 @@ def _frame(
 
 
 def draw_signed_map(
-    ax: Axes,
-    activation_map: Tensor,
-    image: np.ndarray | Tensor,
-    title: str = "",
+    ax: Axes, activation_map: Tensor, image: np.ndarray | Tensor, title: str = ""
 ) -> AxesImage:
     """Lay a signed map over the brightness of its image: red above zero, blue below.
 

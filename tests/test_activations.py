@@ -165,9 +165,8 @@ def test_values_changed_in_place_afterwards_do_not_matter():
         lambda x: x.clamp(max=1),
         lambda x: torch.maximum(x, torch.tensor([0.0] * 6 + [1.0])),
         lambda x: torch.sigmoid(x),
-        lambda x: (
-            x * torch.sigmoid(x + 1)
-        ),  # a gate of its own input is a SiLU, this is none
+        # A gate of its own input is a SiLU, this is none.
+        lambda x: x * torch.sigmoid(x + 1),
         lambda x: x.max(0).values * x,
     ],
 )
@@ -201,9 +200,8 @@ def test_other_activations_are_refused_or_clamped_on_request(name):
 
 
 def test_a_refusal_names_what_runs():
-    hardtanh = (
-        torch.ops.aten.hardtanh.default
-    )  # as an exported network calls it, without the bounds that are usual
+    # As an exported network calls it, without the bounds that are usual.
+    hardtanh = torch.ops.aten.hardtanh.default
     named = {
         F.gelu: "gelu",
         hardtanh: "hardtanh from -1.0 to 1.0",
@@ -276,9 +274,8 @@ def test_checkpointing_gives_the_same_guided_gradient():
         (inside,) = torch.autograd.grad(stored, x, upstream, retain_graph=True)
     (expected,) = torch.autograd.grad(straight, x, upstream)
     assert torch.equal(inside, expected)
-    assert torch.equal(
-        torch.autograd.grad(stored, x, upstream)[0], expected
-    )  # recomputed outside the block
+    # Recomputed outside the block.
+    assert torch.equal(torch.autograd.grad(stored, x, upstream)[0], expected)
     assert not torch.equal(torch.autograd.grad(model(x), x, upstream)[0], expected)
 
 
@@ -406,9 +403,8 @@ def test_records_survive_in_place_operations():
     model, x = network(), torch.randn(2, 2, 8, 8)
     with torch.no_grad():
         expected = model[:4](x)
-        assert (
-            expected < 0
-        ).any()  # the ReLU after it, in place, would change something
+        # The ReLU after it, in place, would change something.
+        assert (expected < 0).any()
         with record_activations(model, "3", model[0]) as kept:
             output = model(x)
         assert torch.equal(kept["3"], expected)

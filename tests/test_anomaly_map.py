@@ -30,9 +30,8 @@ def test_bilinear_equals_opencvs_enlargement(h, w, height, width):
     if height < h or width < w:
         return
     grid = torch.randn(h, w, generator=torch.Generator().manual_seed(h * 7 + w))
-    theirs = cv2.resize(
-        grid.numpy(), (width, height), interpolation=cv2.INTER_LINEAR
-    )  # OpenCV gives the width first
+    # OpenCV gives the width first.
+    theirs = cv2.resize(grid.numpy(), (width, height), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(
         upsample(grid, (height, width)), theirs.reshape(height, width), atol=1e-5
     )
@@ -85,9 +84,8 @@ def test_minmax_spans_zero_to_one_and_a_constant_map_is_zero():
         [[0, 0], [0, 0]],
     ]
     assert torch.equal(minmax(maps[0]), minmax(maps)[0])
-    assert torch.equal(
-        minmax(1e-30 * maps)[0], minmax(maps)[0]
-    )  # a weak map is still a map
+    # A weak map is still a map.
+    assert torch.equal(minmax(1e-30 * maps)[0], minmax(maps)[0])
 
 
 @settings(max_examples=30, deadline=None)
@@ -143,9 +141,8 @@ def test_blur_equals_scipy_at_the_border_too(shape, sigma):
 
 def test_blur_keeps_sums_dtype_and_device():
     maps = torch.rand(2, 20, 30, dtype=torch.float64)
-    torch.testing.assert_close(
-        gaussian_blur(maps).sum((1, 2)), maps.sum((1, 2))
-    )  # a mirror loses nothing
+    # A mirror loses nothing.
+    torch.testing.assert_close(gaussian_blur(maps).sum((1, 2)), maps.sum((1, 2)))
     half = gaussian_blur(maps.bfloat16())
     assert (
         half.dtype == torch.bfloat16 and (half - gaussian_blur(maps)).abs().max() < 0.01
@@ -205,9 +202,8 @@ def test_spreading_equals_the_loop_over_patches(n, h, w, patch, stride, below, r
         [spread_by_the_loop(grid, patch, stride, height, width) for grid in scores]
     )
     torch.testing.assert_close(maps, expected, rtol=1e-12, atol=0)
-    assert torch.equal(
-        maps == 0, expected == 0
-    )  # nothing but uncovered pixels is exactly 0
+    # Nothing but uncovered pixels is exactly 0.
+    assert torch.equal(maps == 0, expected == 0)
     torch.testing.assert_close(
         spread_patch_scores(scores.float(), patch, stride, (height, width)),
         expected.float(),
@@ -224,9 +220,8 @@ def test_spreading_the_published_grids():
             rtol=1e-6,
             atol=0,
         )
-        assert (
-            maps[0, 0] == scores[0, 0] and maps[-1, -1] == scores[-1, -1]
-        )  # one patch covers a corner
+        # One patch covers a corner.
+        assert maps[0, 0] == scores[0, 0] and maps[-1, -1] == scores[-1, -1]
         assert torch.equal(
             spread_patch_scores(torch.ones(side, side), patch, stride, 256),
             torch.ones(256, 256),

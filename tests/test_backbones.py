@@ -102,9 +102,8 @@ def test_transform_agrees_with_torchvision_on_pil(lite0):
         ]
     )
     ours = lite0.transform(picture[None])[0]
-    assert (
-        ours - peer(Image.fromarray(picture))
-    ).abs().max() < 1.5 * 2 / 255  # PIL rounds to 8 bits after each axis
+    # PIL rounds to 8 bits after each axis.
+    assert (ours - peer(Image.fromarray(picture))).abs().max() < 1.5 * 2 / 255
 
 
 @pytest.mark.gpu
@@ -377,9 +376,8 @@ def test_maps_survive_in_place_operations_and_nothing_is_left_behind():
     before = images.detach().clone()
     first, last = FeatureExtractor(model, [model.first, "last"])(images)
     torch.testing.assert_close(first, model.first(2 * before))
-    torch.testing.assert_close(
-        last, model.last(torch.ones(2, 4, 6, 6))
-    )  # its first output
+    # Its first output.
+    torch.testing.assert_close(last, model.last(torch.ones(2, 4, 6, 6)))
     assert model.training and model.drop.training and model.rest == 0
     assert (
         torch.equal(images.detach(), before)

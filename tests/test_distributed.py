@@ -359,10 +359,7 @@ def test_what_one_process_refuses_every_process_refuses(tmp_path):
 def _one_image_each(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/group",
-        rank=rank,
-        world_size=2,
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2
     )
     images = pictures(1, 2)
     found = mapped(images[rank : rank + 1], pictures(2, 3), distribute=True)

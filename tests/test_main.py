@@ -81,9 +81,8 @@ def test_options_reach_the_run(root, tmp_path, capsys):
     )
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
     first = (tmp_path / "results.csv").read_text().splitlines()[1].split(",")
-    assert (
-        padim(root, tmp_path / "again", *options) == 0
-    )  # random weights follow the seed
+    # Random weights follow the seed.
+    assert padim(root, tmp_path / "again", *options) == 0
     second = (tmp_path / "again" / "results.csv").read_text().splitlines()[1].split(",")
     assert first[:14] == second[:14]
 

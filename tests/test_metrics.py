@@ -78,9 +78,8 @@ def test_iou_counts_cells():
 
 def test_iou_equals_torchvisions():
     corners = torch.rand(20, 2, 2, generator=torch.Generator().manual_seed(0)).double()
-    boxes = torch.cat(
-        [corners.min(1).values, corners.max(1).values + 0.01], 1
-    )  # (top, left, bottom, right)
+    # (top, left, bottom, right)
+    boxes = torch.cat([corners.min(1).values, corners.max(1).values + 0.01], 1)
     peer = box_iou(boxes[:, [1, 0, 3, 2]], boxes[:, [1, 0, 3, 2]])
     ours = torch.tensor(
         [
@@ -169,9 +168,8 @@ def aupro_by_definition(masks, maps, limit):
             )
         )
     kept = [(f, p) for f, p in zip(fpr, pro, strict=True) if f <= limit]
-    if (
-        kept[-1][0] < limit
-    ):  # the straight line between the last point before the limit and the first after it
+    # The straight line between the last point before the limit and the first after it.
+    if kept[-1][0] < limit:
         (f0, p0), (f1, p1) = (
             kept[-1],
             next((f, p) for f, p in zip(fpr, pro, strict=True) if f > limit),
@@ -190,9 +188,8 @@ def test_aupro_equals_the_definition(seed, decimals, limit):
     found = aupro(masks, maps, limit)
     assert found == pytest.approx(aupro_by_definition(masks, maps, limit), abs=1e-12)
     assert 0 < found < 1
-    assert aupro(masks, maps.exp() - 7, limit) == pytest.approx(
-        found, abs=1e-12
-    )  # only the order matters
+    # Only the order matters.
+    assert aupro(masks, maps.exp() - 7, limit) == pytest.approx(found, abs=1e-12)
 
 
 def test_aupro_by_hand():
@@ -210,9 +207,8 @@ def test_aupro_of_perfect_reversed_and_constant_maps():
     masks, _ = defects()
     assert aupro(masks, masks.float()) == 1
     assert aupro(masks, -masks.float()) == 0
-    assert aupro(masks, masks * 0.0) == pytest.approx(
-        0.15, abs=1e-12
-    )  # a straight line to (1, 1): half the limit
+    # A straight line to (1, 1): half the limit.
+    assert aupro(masks, masks * 0.0) == pytest.approx(0.15, abs=1e-12)
     assert aupro(masks, masks * 0.0, 1) == 0.5
 
 

@@ -81,9 +81,8 @@ def test_a_vector_of_the_bank_is_at_zero_even_among_its_doubles():
     assert torch.equal(distance, torch.zeros(len(bank)))
     assert torch.equal(bank[index], bank)
     plain = (bank @ bank.T).mul(-2).add(bank.square().sum(1)).argmin(1)
-    assert (bank[plain] != bank).any(
-        1
-    ).float().mean() > 0.5  # the formula alone finds another vector
+    # The formula alone finds another vector.
+    assert (bank[plain] != bank).any(1).float().mean() > 0.5
 
 
 def test_a_near_tie_is_settled_in_double_precision():
@@ -105,9 +104,8 @@ def test_a_near_tie_is_settled_in_double_precision():
 
 
 LOWERED = {
-    "medium": lambda: torch.set_float32_matmul_precision(
-        "medium"
-    ),  # bfloat16 products where the processor has them
+    # bfloat16 products where the processor has them.
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
     "the CPU's own": lambda: setattr(
         torch.backends.mkldnn.matmul, "fp32_precision", "bf16"
     ),
@@ -185,9 +183,8 @@ def test_memory_is_bounded_by_the_tile(monkeypatch):
     nearest_distance(vectors(3000, 4), vectors(5000, 4, 1))
     assert max(seen) <= 512 * 2048 and len(seen) == 6 * 3
     seen.clear()
-    monkeypatch.setattr(
-        neighbors, "_CPU_PRODUCTS", 1
-    )  # less than a tile: one query at a time
+    # Less than a tile: one query at a time.
+    monkeypatch.setattr(neighbors, "_CPU_PRODUCTS", 1)
     nearest_distance(vectors(3, 4), vectors(64, 4, 1))
     assert seen == [64] * 3
 
@@ -200,9 +197,8 @@ def test_a_query_at_zero_is_not_searched_again(monkeypatch):
         lambda queries, *rest: searched.append(len(queries)) or search(queries, *rest),
     )
     base = vectors(40, 64)
-    bank = torch.cat(
-        [base + 1e-3 * vectors(40, 64, seed) for seed in range(1, 20)]
-    )  # rounding could hide the nearest
+    # Rounding could hide the nearest.
+    bank = torch.cat([base + 1e-3 * vectors(40, 64, seed) for seed in range(1, 20)])
     assert not nearest_distance(bank, bank, 64).any() and searched == [len(bank)]
     nearest_distance(bank + 1e-4, bank, 64)
     assert searched[1:] == [len(bank)] * 2, "beside the bank, every query is"
@@ -232,9 +228,8 @@ def test_a_coreset_takes_no_memory_that_grows_with_its_size():
         pytest.skip("no /proc here to read the memory from")
     bank, pages = vectors(20_000, 64), lambda: int(resident.read_text().split()[1])
     before = pages()
-    greedy_coreset(
-        bank, 0.005, seed=0
-    )  # 100 turns; each leaves 5 MB where the heap is broken up
+    # 100 turns; each leaves 5 MB where the heap is broken up.
+    greedy_coreset(bank, 0.005, seed=0)
     assert (pages() - before) * resource.getpagesize() < 100e6
 
 

@@ -109,9 +109,8 @@ def test_a_zip_is_as_good_as_its_folder(tmp_path, wrapping, names):
     folder = open_folder(tmp_path / "a.zip")
     assert tree(folder) == names
     assert open_folder(folder) == folder
-    assert [path.name for path in tmp_path.iterdir()] == [
-        "a.zip"
-    ]  # nothing is written beside it
+    # Nothing is written beside it.
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
 @pytest.mark.xfail(

@@ -126,9 +126,8 @@ def test_the_two_scripts_overlays():
         np.clip(0.7 * heat + 0.5 * image, 0, 1),
         atol=1e-6,
     )
-    assert (
-        0.7 * heat + 0.5 * image
-    ).max() > 1  # the weights sum to 1.2: something is clipped
+    # The weights sum to 1.2: something is clipped.
+    assert (0.7 * heat + 0.5 * image).max() > 1
     divided = viz.overlay(heat, image, (1, 1), divide_by_maximum=True)
     np.testing.assert_allclose(
         divided, (heat + image) / (heat + image).max(), atol=1e-6
@@ -187,16 +186,16 @@ def test_a_gradient_image_has_mean_one_half_and_deviation_a_tenth():
     np.testing.assert_allclose(
         shown, viz.gradient_image(gradient.movedim(0, -1).numpy()), atol=1e-6
     )
-    batch = viz.gradient_image(
-        torch.stack([gradient, -1e-9 * gradient])
-    )  # each by its own scale
+    # Each by its own scale.
+    batch = viz.gradient_image(torch.stack([gradient, -1e-9 * gradient]))
     np.testing.assert_allclose(batch, [shown, 1 - shown], atol=1e-5)
     outlier = torch.zeros(3, 20, 20)
     outlier[0, 3, 4] = 1
+    # clipped.
     assert (
         viz.gradient_image(outlier).max() == 1
         and viz.gradient_image(-outlier).min() == 0
-    )  # clipped
+    )
     assert (viz.gradient_image(torch.full((3, 4, 5), 2.0)) == 0.5).all()
     with pytest.raises(ValueError, match="1 values of the gradient are NaN"):
         viz.gradient_image(
@@ -254,9 +253,8 @@ def test_the_explanation_figure_has_a_row_a_class():
         for found, wanted in zip(shown, expected, strict=False):
             np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert [len(ax.patches) for ax in axes.flat] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
-    assert (
-        len(viz.explanation_figure(image, maps[:1] * 0).axes) == 3
-    )  # a map of zeros, and no guided pictures
+    # A map of zeros, and no guided pictures.
+    assert len(viz.explanation_figure(image, maps[:1] * 0).axes) == 3
 
 
 def test_the_explanation_figure_counts_its_rows():

@@ -309,9 +309,8 @@ def write_parts(root: Path) -> None:
         target = folder / name
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             atomic.write_text(target, text)
-    how = inspect.getsource(draw) + inspect.getsource(
-        use_style
-    )  # a new style draws the same points anew
+    # A new style draws the same points anew.
+    how = inspect.getsource(draw) + inspect.getsource(use_style)
     for curve in curves:
         target, mark = folder / f"{curve['name']}.svg", folder / f"{curve['name']}.json"
         text = json.dumps([curve, how])

@@ -19,10 +19,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 LIBRARY = "paperlib"
 COMPANION = "companion"
-FOLDERS = {
-    LIBRARY: Path(),
-    COMPANION: Path("notebooks"),
-}  # of the top-level names that are hashed
+# Of the top-level names that are hashed.
+FOLDERS = {LIBRARY: Path(), COMPANION: Path("notebooks")}
 RESULTS = Path("book/data/results")
 
 

@@ -107,9 +107,8 @@ def execute(notebook: Path, root: Path) -> float:
         ValueError: if a cell fails, takes too long, or writes a warning.
     """
     run = read_text(notebook)
-    code = code_hash(
-        run, root
-    )  # before running: an edit made meanwhile must show as stale
+    # Before running: an edit made meanwhile must show as stale.
+    code = code_hash(run, root)
     client = NotebookClient(
         run,
         timeout=CELL_SECONDS,

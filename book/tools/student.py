@@ -30,15 +30,8 @@ WHERE = re.compile(r"\s*Solutions\s+are\s+folded\s+under\s+each\s+group\.")
 QUIZ = re.compile(r"^## Quiz$.*?(?=^## |\Z)", re.M | re.S)
 ANSWER = re.compile(r"^(:{3,})\{dropdown\} Answer\n(?P<text>.*?)^\1$\n*", re.M | re.S)
 FOR_TEACHERS = ("book/instructor",)  # pages that a book for students leaves out
-TEXTS = {
-    ".html",
-    ".ipynb",
-    ".js",
-    ".json",
-    ".md",
-    ".py",
-    ".txt",
-}  # files of a built book that are searched
+# Files of a built book that are searched.
+TEXTS = {".html", ".ipynb", ".js", ".json", ".md", ".py", ".txt"}
 # Tests are copied, because pages show some of them and the ledger names them; those
 # that hold answers are not.
 HOLD_ANSWERS = (
@@ -166,9 +159,8 @@ def write_sources(folder: Path, root: Path = ROOT) -> None:
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from error
         atomic.write_text(path, nbformat.writes(notebook, version=4) + "\n")
-    shutil.rmtree(
-        folder / "notebooks" / "py"
-    )  # the same cells as text, solutions included
+    # The same cells as text, solutions included.
+    shutil.rmtree(folder / "notebooks" / "py")
     for page in FOR_TEACHERS:
         (folder / page).with_suffix(".md").unlink()
     contents = folder / "book" / "_toc.yml"

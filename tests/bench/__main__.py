@@ -36,10 +36,8 @@ PEERS = (
     "scikit-learn",
     "torchcam",
 )
-BUDGET = {
-    "quick": 1.0,
-    "full": 60.0,
-}  # seconds of turns for each part, once there are three
+# Seconds of turns for each part, once there are three.
+BUDGET = {"quick": 1.0, "full": 60.0}
 TURNS = {"quick": 5, "full": 15}
 
 
@@ -200,9 +198,8 @@ def main() -> None:
     if options.curves or options.full:
         from scaling import CURVES
 
-        for (
-            name
-        ) in CURVES:  # each is kept as soon as it is there: together they take a while
+        # Each is kept as soon as it is there: together they take a while.
+        for name in CURVES:
             print(f"curves of {name} …", flush=True, file=sys.stderr)
             points = run_child(f"curves:{name}", options)
             old = read(path).get("curves", {})

@@ -134,9 +134,8 @@ def pytorch_grad_cam_maps(
 
     def run() -> Tensor:
         peer = GradCAM(model, [layer])
-        peer(
-            images, [ClassifierOutputTarget(int(c)) for c in classes]
-        )  # scales and resizes its maps as well
+        # Scales and resizes its maps as well.
+        peer(images, [ClassifierOutputTarget(int(c)) for c in classes])
         found = peer.activations_and_grads
         a, g = found.activations[0].cpu().numpy(), found.gradients[0].cpu().numpy()
         raw = peer.get_cam_image(images, layer, None, a, g)

@@ -142,9 +142,8 @@ class Work:
         )
         self.fitted: dict[str, object] = {}
         positions = shapes[0][1] ** 2
-        pair = (
-            positions * dimensions * (dimensions + 1) // 2
-        )  # a product that gives a symmetric matrix
+        # A product that gives a symmetric matrix.
+        pair = positions * dimensions * (dimensions + 1) // 2
         self.macs = {"fit": train * pair, "score": test * pair, "score one": pair}
         read = 4 * sum(channels * side**2 for channels, side in shapes)
         sums = 4 * pair  # of each position half a matrix

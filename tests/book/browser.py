@@ -182,12 +182,10 @@ class Browser:
         """
         page = self.context.pages[0]
         if page.url.startswith(self.base):
-            page.evaluate(
-                "localStorage.clear()"
-            )  # as for a new reader: the theme keeps its colours there
-        page.goto(
-            "about:blank"
-        )  # what still loads of the page before is no complaint about this one
+            # As for a new reader: the theme keeps its colours there.
+            page.evaluate("localStorage.clear()")
+        # What still loads of the page before is no complaint about this one.
+        page.goto("about:blank")
         self.complaints.clear()
         page.set_viewport_size({"width": width, "height": HEIGHT})
         page.emulate_media(color_scheme=scheme, media="screen")
@@ -256,9 +254,8 @@ def launched(chromium_type, folder: Path) -> Iterator[Browser]:
         context = chromium_type.launch_persistent_context(
             profile, executable_path=chromium(), headless=True, args=ARGUMENTS
         )
-        context.set_default_timeout(
-            120_000
-        )  # a machine that does other work is slow, not wrong
+        # A machine that does other work is slow, not wrong.
+        context.set_default_timeout(120_000)
         try:
             yield Browser(context, base)
         finally:

@@ -225,7 +225,6 @@ def test_dark_mode_can_be_switched_on(browser):
                 break
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         assert page.evaluate(ground) != before
-    with browser.page(
-        f"{documents()[0]}.html"
-    ) as page:  # the next test is another reader
+    # The next test is another reader.
+    with browser.page(f"{documents()[0]}.html") as page:
         assert page.evaluate(ground) == before

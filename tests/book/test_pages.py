@@ -207,9 +207,8 @@ def test_keys_of_the_bibliography_are_initials(built):
         r'<span class="label"><span class="fn-bracket">\[</span>(.*?)<span', page
     )
     assert len(keys) > 40
-    assert [key for key in keys if re.search("[a-z]{3}", key)] == [
-        "Google26"
-    ]  # an author of one name
+    # An author of one name.
+    assert [key for key in keys if re.search("[a-z]{3}", key)] == ["Google26"]
 
 
 def test_the_search_index_knows_the_words_of_the_notebooks():

@@ -138,10 +138,11 @@ def test_a_million_images_by_arithmetic():
         for row in SPEED["rows"]
         if (row["part"], row["contender"]) == ("neighbours", "paperlib")
     )
+    # Quick, full.
     bank = {
         "nearest of 60,000 for 3,249": 60_000,
         "nearest of 200,000 for 3,249": 200_000,
-    }  # quick, full
+    }
     (count,) = (
         number for words, number in bank.items() if search["what"].startswith(words)
     )

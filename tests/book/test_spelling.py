@@ -46,17 +46,11 @@ NO_PROSE = re.compile(
     re.X | re.S | re.M,
 )
 FENCE = re.compile(r"^ *(?P<marks>`{3,}|:{3,})(?:\{(?P<name>[\w-]+)\})?(?P<title>.*)$")
-CODE = {
-    None,
-    "code-block",
-    "literalinclude",
-    "math",
-    "eval-rst",
-}  # None: a fence without a directive
+# None: a fence without a directive.
+CODE = {None, "code-block", "literalinclude", "math", "eval-rst"}
 TERM = re.compile(r"\{term\}`([^<`]+?)(?:\s*<[^>]+>)?`")  # its text is read
-WORD = re.compile(
-    r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)"
-)  # Lite0 and uint8 are names, not words
+# Lite0 and uint8 are names, not words.
+WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)")
 
 
 @pytest.fixture(scope="module")

@@ -84,9 +84,8 @@ def test_a_students_copy_holds_no_solution(path, tmp_path):
             (c for c in whole.cells if "exercise" in c.metadata.get("tags", ())),
         )
     )
-    assert [
-        source for source in code if source in exercises
-    ] == exercises  # the stubs, as they were
+    # The stubs, as they were.
+    assert [source for source in code if source in exercises] == exercises
     assert len(code) == 1 + sum(c.cell_type == "code" for c in whole.cells) - len(
         student.solution_cells(whole)
     )

@@ -178,9 +178,8 @@ def test_a_chapter_has_what_a_class_needs(name):
     questions = re.findall(r"^\*\*\d+\.\*\* ", quiz, re.M)
     answers = re.findall(r"^:::\{dropdown\} Answer\n(.+?)^:::$", quiz, re.M | re.S)
     assert len(questions) == len(answers) >= 6
-    assert all(
-        len(answer.split()) >= 8 for answer in answers
-    )  # explained, not only given
+    # Explained, not only given.
+    assert all(len(answer.split()) >= 8 for answer in answers)
     assert whole.count("Predict first") >= 4
 
 

@@ -135,9 +135,8 @@ def test_maps_average_to_the_logits_of_many_networks(name):
     )
     images, targets = pictures(2, size).double(), torch.tensor([[3, 5, 7], [1, 0, 2]])
     if name.startswith("timm"):
-        nn.init.normal_(
-            model.get_submodule(MAPS[name]).weight, std=0.1
-        )  # some are zero to begin with
+        # Some are zero to begin with.
+        nn.init.normal_(model.get_submodule(MAPS[name]).weight, std=0.1)
     found = cam(model, images, targets)
     with torch.no_grad():
         logits = model(images)
@@ -430,12 +429,12 @@ def test_boxes_by_hand():
     grid = torch.tensor([[0.0, 0, 5, 5], [0, 0, 5, 0], [9, 9, 0, 0], [10, 0, 0, -4]])
     assert bounding_boxes(grid) == [Box(top=0, left=0, bottom=4, right=4)]
     assert bounding_boxes(grid, connectivity=4) == [Box(0, 2, 2, 4), Box(2, 0, 4, 2)]
-    assert bounding_boxes(grid, threshold=0.5) == [
-        Box(2, 0, 4, 2)
-    ]  # strictly above half of 10
+    # Strictly above half of 10.
+    assert bounding_boxes(grid, threshold=0.5) == [Box(2, 0, 4, 2)]
+    # The first of equals.
     assert bounding_boxes(grid, threshold=0.49, connectivity=4, largest=True) == [
         Box(0, 2, 2, 4)
-    ]  # the first of equals
+    ]
     assert bounding_boxes(-grid - 5) == bounding_boxes(grid * 0) == []
     assert bounding_boxes(grid, threshold=1) == []
 
@@ -452,9 +451,10 @@ def test_boxes_by_hand():
 def test_boxes_equal_skimage_regions(
     rows, columns, seed, threshold, connectivity, dtype
 ):
+    # Many on the threshold.
     values = (
         np.random.default_rng(seed).normal(size=(rows, columns)).round(1).astype(dtype)
-    )  # many on the threshold
+    )
     labels = measure.label(
         values > values.dtype.type(threshold) * values.max(),
         connectivity=connectivity // 4,

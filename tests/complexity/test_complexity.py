@@ -267,9 +267,8 @@ def test_counts_each_multiplication(
     with torch.no_grad():
         loops = convolve_transposed if transposed else convolve
         out, multiplied = loops(x, layer.weight, stride, padding, dilation, groups)
-        torch.testing.assert_close(
-            out, layer(x)
-        )  # the loops are the very same convolution
+        # The loops are the very same convolution.
+        torch.testing.assert_close(out, layer(x))
     counted = profile(layer, tuple(x.shape))
     assert counted.macs == multiplied
     assert counted.layers[0].output_shape == out.shape
@@ -281,11 +280,8 @@ def test_counts_each_multiplication(
         (nn.Conv2d(4, 8, 3), (1, 4, 5, 5), "conv"),
         (nn.Conv2d(4, 8, 1), (1, 4, 5, 5), "pointwise conv"),
         (nn.Conv2d(4, 8, 1, stride=2), (1, 4, 5, 5), "pointwise conv"),
-        (
-            nn.Conv2d(4, 8, 1),
-            (4, 5, 5),
-            "pointwise conv",
-        ),  # a single image without a batch dimension
+        # A single image without a batch dimension.
+        (nn.Conv2d(4, 8, 1), (4, 5, 5), "pointwise conv"),
         (nn.Conv2d(4, 8, (1, 3)), (1, 4, 5, 5), "conv"),
         (nn.Conv2d(4, 8, (3, 1)), (1, 4, 5, 5), "conv"),
         (nn.Conv2d(4, 8, 3, padding="same"), (1, 4, 5, 5), "conv"),
@@ -363,7 +359,7 @@ FVCORE_ADDS = {
         5
         # the standardising of the convolutions' weights, taken for norms of activations
         * 23_454_912
-    ),
+    )
 }
 FVCORE = """alexnet squeezenet1_0 googlenet densenet121 resnet50 mobilenet_v2 mobilenet_v3_large efficientnet_b0
     regnet_y_400mf convnext_tiny swin_t vit_b_16 mobilenetv1_100 tf_efficientnet_lite0 vit_tiny_patch16_224
@@ -414,13 +410,10 @@ def test_peers_miss_attention():
     model = build("vit_tiny_patch16_224", "cpu")
     counted = profile(model)
     attention = sum(layer.macs for layer in counted.layers if layer.kind == "attention")
-    assert attention == 12 * 3 * 197 * 197 * (
-        64 + 64
-    )  # layers × heads × queries × keys × (a score and a sum)
-    with (
-        torch.no_grad(),
-        FlopCounterMode(display=False) as counter,
-    ):  # on a CPU; on meta tensors it counts attention
+    # Layers × heads × queries × keys × (a score and a sum).
+    assert attention == 12 * 3 * 197 * 197 * (64 + 64)
+    # On a CPU; on meta tensors it counts attention.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, 224, 224))
     assert counted.flops - counter.get_total_flops() == 2 * attention
 
@@ -471,9 +464,8 @@ def test_conventions_reproduce_the_peers(column):
         if observed[column] is not None:
             (row,) = [row for row in rows if peer in row.used_by]
             assert row.total == observed[column], peer
-    assert (
-        len(rows) == len(OBSERVED) + 1
-    )  # and the step "MACs + norm", which no tool stops at
+    # And the step "MACs + norm", which no tool stops at.
+    assert len(rows) == len(OBSERVED) + 1
 
 
 def test_conventions_of_mobilenet():
@@ -702,11 +694,8 @@ def test_every_way_to_multiply(way):
     counted = profile(model, shapes)
     assert counted.macs == macs
     assert counted.params == parameters(model)
-    if way not in (
-        "nothing",
-        "einsum",
-        "tensordot",
-    ):  # einsum and tensordot are products of reshaped operands
+    # einsum and tensordot are products of reshaped operands.
+    if way not in ("nothing", "einsum", "tensordot"):
         assert counted.layers[-1].output_shape == model(*map(torch.zeros, shapes)).shape
 
 
@@ -832,10 +821,11 @@ def test_fast_path_of_transformers():
     model = nn.TransformerEncoder(layer, 2).eval()
     with torch.no_grad(), torch.profiler.profile() as profiler:
         model(torch.zeros(2, 5, 16))
+    # It is taken.
     assert any(
         "_transformer_encoder_layer_fwd" in event.key
         for event in profiler.key_averages()
-    )  # it is taken
+    )
     with torch.no_grad():
         assert profile(model, (2, 5, 16)).macs == 2 * (
             10 * 16 * (64 + 2 * 32) + 2 * 5 * 5 * 32
@@ -1052,9 +1042,8 @@ def test_table():
         .table(costly_only=True)
         .endswith("10,656       3,130")
     )
-    assert (
-        "Linear  linear  1×2" in profile(nn.Linear(3, 2), (1, 3)).table()
-    )  # the model itself goes by its class
+    # The model itself goes by its class.
+    assert "Linear  linear  1×2" in profile(nn.Linear(3, 2), (1, 3)).table()
 
 
 def test_conventions_table():
@@ -1158,9 +1147,8 @@ def test_nothing_is_left_behind(training, fails):
         model, [before[0], [(t, v, d, t._version) for t, v, d, _ in before[1]]]
     )
     assert model.conv.weight is weight and weight.requires_grad and weight.grad is None
-    F.conv2d(
-        torch.ones(1, 3, 2, 2), weight
-    ).sum().backward()  # still a leaf that can be trained
+    # Still a leaf that can be trained.
+    F.conv2d(torch.ones(1, 3, 2, 2), weight).sum().backward()
     assert torch.isfinite(weight.grad).all()
 
 
@@ -1226,9 +1214,8 @@ def test_autocast():
     assert profile(model, (1, 4, 4)).macs == macs
     with torch.autocast("cpu", torch.bfloat16):
         assert profile(model, (1, 4, 4)).macs == macs
-        out = model.layer(
-            torch.zeros(5, 4)
-        )  # the cache of autocast holds no tensor of ours
+        # The cache of autocast holds no tensor of ours.
+        out = model.layer(torch.zeros(5, 4))
         assert (
             out.device.type == "cpu"
             and out.dtype == torch.bfloat16
@@ -1330,9 +1317,8 @@ def test_no_memory_is_taken():
         sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages())
         < 1000
     )
-    with torch.profiler.profile(
-        profile_memory=True
-    ) as profiler:  # such events are seen where there is memory taken
+    # Such events are seen where there is memory taken.
+    with torch.profiler.profile(profile_memory=True) as profiler:
         model.plain.clone()
     assert (
         sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages())
@@ -1401,9 +1387,8 @@ def test_plain_tensors_and_values_of_buffers():
     model = Plain()
     counted = profile(model, (2, 4))
     assert counted.macs == 3 * 2 * 32 and counted.params == 0
-    assert (
-        counted.layers[-1].kind == "norm"
-    )  # what was zeros is an activation once one is written into it
+    # What was zeros is an activation once one is written into it.
+    assert counted.layers[-1].kind == "norm"
     assert not model.weight.is_meta and not model.more[0].is_meta
 
 
@@ -1509,9 +1494,8 @@ def test_refusals(model, shape, dtype, said):
 
 
 def test_other_types_are_refused():
-    with pytest.raises(
-        (ValueError, TypeError)
-    ):  # TypeError where annotations are checked, as in these tests
+    # TypeError where annotations are checked, as in these tests.
+    with pytest.raises((ValueError, TypeError)):
         profile(nn.Linear, (1, 4))
     with pytest.raises((ValueError, TypeError)):
         profile(nn.Linear(4, 4), (1, 4), "long")

@@ -83,9 +83,8 @@ def test_a_slow_layer_is_found_and_calls_are_added_up():
         for row in latency.time_layers(model, torch.randn(1, 3, 4, 4), repeats=3)
     }
     assert list(rows) == ["0", "1", "2"]
-    assert (
-        rows["1"].seconds >= 0.02
-    )  # sleeping takes at least that long: a bound, not a timing
+    # Sleeping takes at least that long: a bound, not a timing.
+    assert rows["1"].seconds >= 0.02
     assert rows["1"].bytes == 2 * 2 * 4 * 48
 
 
@@ -138,9 +137,8 @@ def test_a_call_is_timed_by_its_median():
 
     def run():
         calls.append(None)
-        time.sleep(
-            0.05 if len(calls) == 3 else 0.002
-        )  # one slow call among the timed ones
+        # One slow call among the timed ones.
+        time.sleep(0.05 if len(calls) == 3 else 0.002)
 
     assert 0.002 <= latency.time_call(run, seconds=0.06) < 0.05
     assert len(calls) >= 4

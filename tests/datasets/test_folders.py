@@ -107,12 +107,13 @@ def test_pictures_are_resized_and_cropped_in_the_middle_as_torchvision_does(mvte
             )
             assert torch.equal(item.image, TF.to_tensor(expected))
     path = mvtec / "bottle/ground_truth/crack/001_mask.png"
+    # All edges.
     save(
         Image.fromarray(
             np.random.default_rng(0).integers(0, 2, (SIDE, SIDE), np.uint8) * 255
         ),
         path,
-    )  # all edges
+    )
     item = MVTecAD(mvtec, "bottle", "test", resize=60, crop=41)[3]
     mask = Image.open(path)
     expected = TF.center_crop(
@@ -248,9 +249,8 @@ def test_masks_and_pictures_that_lack_each_other_are_named_together(mvtec):
         "test/dirt/000.png has no mask",
     ):
         assert part in str(error.value)
-    assert (
-        len(MVTecAD(mvtec, "bottle", "train")) == 3
-    )  # training pictures need no masks
+    # Training pictures need no masks.
+    assert len(MVTecAD(mvtec, "bottle", "train")) == 3
 
 
 def test_without_ground_truth_all_defective_pictures_are_named(mvtec):
@@ -410,15 +410,8 @@ def test_shanghaitech_campus_is_read_with_labels_and_masks(campus):
 def test_shanghaitech_campus_without_one_kind_of_truth(campus):
     testing = campus / "testing"
     (testing / "test_frame_mask").rename(testing / "elsewhere")
-    assert [item.label for item in folder(testing, size=16)] == [
-        0,
-        1,
-        0,
-        0,
-        1,
-        0,
-        0,
-    ]  # from the masks
+    # From the masks.
+    assert [item.label for item in folder(testing, size=16)] == [0, 1, 0, 0, 1, 0, 0]
     (testing / "elsewhere").rename(testing / "test_frame_mask")
     (testing / "test_pixel_mask").rename(testing / "elsewhere")
     items = list(folder(testing, size=16))

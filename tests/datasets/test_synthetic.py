@@ -36,9 +36,8 @@ def test_contrast_goes_from_invisible_to_strong(bricks, kind):
     assert changes[0] == 0 and changes[1] < 0.06 and changes[3] > 0.25
     assert changes == sorted(changes)
     assert changes[2] == pytest.approx(0.3 * changes[3], rel=1e-3)
-    assert all(
-        torch.equal(mask, masks[0]) for mask in masks
-    )  # the same places at every contrast
+    # The same places at every contrast.
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
     assert 0.0005 < masks[0].float().mean() < 0.1 and masks[0].flatten(1).any(1).all()
 
 

@@ -85,9 +85,8 @@ def assert_check(chapter: str, name: str, case: tuple[list, dict], capsys) -> No
         assert check(answer) is True
         assert capsys.readouterr().out.startswith("right: ")
         if not callable(answer) and not isinstance(answer, list | tuple):
-            assert (
-                check(torch.tensor(answer, dtype=torch.float64)) is True
-            )  # a tensor is a number, too
+            # A tensor is a number, too.
+            assert check(torch.tensor(answer, dtype=torch.float64)) is True
     for answer, hint in [*wrong.items(), *_of_another_kind(right[0])]:
         capsys.readouterr()
         assert check(answer) is False

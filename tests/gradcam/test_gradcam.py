@@ -60,10 +60,8 @@ class Small(nn.Module):
 def small(seed=0, **options):
     torch.manual_seed(seed)
     model = Small(**options)
-    for norm in (
-        model.stem[1],
-        model.body[1],
-    ):  # statistics as after training, not the initial 0 and 1
+    # Statistics as after training, not the initial 0 and 1.
+    for norm in (model.stem[1], model.body[1]):
         nn.init.normal_(norm.running_mean, std=0.2)
         nn.init.uniform_(norm.running_var, 0.1, 0.5)
         nn.init.uniform_(norm.weight, 0.5, 2)
@@ -282,9 +280,8 @@ def test_equals_captum_on_every_network(name):
     model, targets = build(name), [3, 5]
     images = pictures(2, 96 if name in ("inception_v3", "alexnet") else 64)
     for layer in NETWORKS[name]:
-        ours = grad_cam(
-            model, images, layer, targets, relu=False
-        )  # signed: a ReLU may leave nothing to compare
+        # Signed: a ReLU may leave nothing to compare.
+        ours = grad_cam(model, images, layer, targets, relu=False)
         theirs = (
             LayerGradCam(model, model.get_submodule(layer))
             .attribute(images, torch.tensor(targets))[:, 0]
@@ -397,11 +394,12 @@ def test_guided_backprop_by_hand():
     ]
     (plain,) = torch.autograd.grad(OneReLU()(images).sum(), images)
     assert plain[0, 0].tolist() == [[-2, 0, -1], [6, 0, 0], [0, -1, 3]]
+    # A deconvnet's.
     assert torch.tensor(HAND_GRADIENT).clamp_min(0).tolist() == [
         [0, 3, 0],
         [6, 0, 1],
         [2, 0, 3],
-    ]  # a deconvnet's
+    ]
 
 
 class Rule(torch.autograd.Function):
@@ -449,9 +447,8 @@ def test_guided_backprop_follows_the_rule_on_networks(name, monkeypatch):
     theirs = GuidedBackprop(model).attribute(images, torch.tensor(targets)).detach()
     if name == "resnet18":  # every ReLU is a module
         assert distance(theirs, expected) < 1e-6
-    elif (
-        name != "densenet121"
-    ):  # functional ones, or ReLU6: captum gives the plain gradient
+    # Functional ones, or ReLU6: captum gives the plain gradient.
+    elif name != "densenet121":
         copied = images.clone().requires_grad_()
         (plain,) = torch.autograd.grad(model(copied)[[0, 1], targets].sum(), copied)
         assert distance(theirs, plain) < 1e-6 and distance(theirs, expected) > 0.5
@@ -560,9 +557,8 @@ def test_guided_grad_cam_equals_captums_with_bilinear_maps():
         )
         < 1e-5
     )
-    assert (
-        distance(peer.attribute(images, torch.tensor([3, 5])).detach(), ours) > 0.1
-    )  # its default is nearest
+    # Its default is nearest.
+    assert distance(peer.attribute(images, torch.tensor([3, 5])).detach(), ours) > 0.1
 
 
 # ---- targets ----
@@ -648,9 +644,8 @@ def test_the_similarity_of_two_embeddings():
     (slope,) = torch.autograd.grad(
         F.cosine_similarity(embedding, reference).sum(), embedding
     )
-    torch.testing.assert_close(
-        found.weights, slope / 4, rtol=1e-4, atol=1e-7
-    )  # pooling over 2×2 cells
+    # Pooling over 2×2 cells.
+    torch.testing.assert_close(found.weights, slope / 4, rtol=1e-4, atol=1e-7)
 
 
 def test_a_functions_own_exception_passes_through():
@@ -1009,11 +1004,8 @@ def test_scripts_are_refused():
     )
     with pytest.raises(ValueError, match="layer '0' is a TopLevelTracedModule"):
         grad_cam(part, pictures(), "0")
-    assert grad_cam(part, pictures(), "1").maps.shape == (
-        2,
-        16,
-        16,
-    )  # a scripted part elsewhere does no harm
+    # A scripted part elsewhere does no harm.
+    assert grad_cam(part, pictures(), "1").maps.shape == (2, 16, 16)
     with pytest.raises(ValueError, match="hides its ReLUs"):
         guided_backprop(part, pictures())
 
@@ -1103,9 +1095,8 @@ def test_two_classes_in_one_picture_are_told_apart():
         backbone.transform(picture[None]) for picture in (data.chelsea(), data.coffee())
     )
     scene = torch.cat([cat, cup], 3)  # the cat on the left, the cup on the right
-    found = grad_cam(
-        backbone.model, scene, "conv_head", [[285, 967]]
-    )  # Egyptian cat, espresso
+    # Egyptian cat, espresso.
+    found = grad_cam(backbone.model, scene, "conv_head", [[285, 967]])
     left = found.maps[..., :7].sum((2, 3)) / found.maps.sum((2, 3))
     assert left[0, 0] > 0.8 and left[0, 1] < 0.2
     sharp = guided_grad_cam(backbone.model, scene, "conv_head", [[285, 967]]).abs()

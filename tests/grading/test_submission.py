@@ -143,10 +143,7 @@ def test_calls_are_found_however_imported():
     ]
     assert found(
         "import paperlib.exercises.cam as c", "c.side_ratio(2), c.box_function(f)"
-    ) == [
-        "side_ratio",
-        "box_function",
-    ]
+    ) == ["side_ratio", "box_function"]
     assert found("from paperlib.exercises.cam import side_ratio", "side_ratio(2)") == [
         "side_ratio"
     ]

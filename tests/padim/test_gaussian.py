@@ -263,9 +263,8 @@ def test_inverse_factor_equals_lapacks(d):
         3, d, 2 * d, dtype=torch.float64, generator=torch.Generator().manual_seed(d)
     )
     covariance = a @ a.mT / (2 * d) + 0.01 * torch.eye(d)
-    below = covariance.tril() + 1e9 * torch.ones(d, d).triu(
-        1
-    )  # above the diagonal nothing is read
+    # Above the diagonal nothing is read.
+    below = covariance.tril() + 1e9 * torch.ones(d, d).triu(1)
     found = _inverse_cholesky(below)
     torch.testing.assert_close(
         found, torch.linalg.inv(torch.linalg.cholesky(covariance)), rtol=1e-9, atol=1e-9
@@ -274,9 +273,10 @@ def test_inverse_factor_equals_lapacks(d):
 
 
 def test_whitening_is_the_inverse_factor_of_the_covariance():
+    # Few: N - 1 is felt.
     x = torch.randn(
         5, 3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )  # few: N - 1 is felt
+    )
     for epsilon in (0.01, 1):
         lower = torch.linalg.cholesky(fed(x, dtype=torch.float64).covariance(epsilon))
         found = whiten(fed(x, dtype=torch.float64), epsilon)

@@ -414,9 +414,8 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
         lambda: torch.save(
             {"conv2.bias": Bomb()}, path, _use_new_zipfile_serialization=False
         ),
-        lambda: torch.save(
-            encoder(), path, _use_new_zipfile_serialization=False
-        ),  # a whole module
+        # A whole module.
+        lambda: torch.save(encoder(), path, _use_new_zipfile_serialization=False),
     ):
         write()
         with pytest.raises(ValueError, match="enchier.pkl can't be read"):

@@ -123,9 +123,8 @@ def test_images_too_small_for_a_pair_are_refused():
         ValueError, match="64×64 pixels leave no room .* at least 66×66"
     ):
         neighbor_pairs(1, (64, 64), 64, generator())
-    just = neighbor_pairs(
-        50, (33, 33), 32, generator()
-    )  # by default in steps of one pixel
+    # By default in steps of one pixel.
+    just = neighbor_pairs(50, (33, 33), 32, generator())
     assert {tuple(move) for move in (just.second - just.first).tolist()} >= {
         (0, 1),
         (1, 0),
@@ -143,9 +142,8 @@ def test_perturbation_is_a_colour_shift_and_noise():
     )
     noise = changed - shift[:, :, None, None]
     assert noise.std().item() == pytest.approx(0.02, rel=0.02)
-    assert (
-        shift.T.corrcoef().fill_diagonal_(0).abs().max() < 0.2
-    )  # each channel by itself
+    # Each channel by itself.
+    assert shift.T.corrcoef().fill_diagonal_(0).abs().max() < 0.2
     assert torch.equal(perturb(changed, generator(1)), perturb(changed, generator(1)))
 
 
@@ -174,15 +172,13 @@ def test_crops_come_from_everywhere():
         for crop in crops
     ]
     counts = torch.tensor([seen.count(key) for key in corners])
-    assert (
-        counts.sum() == 600 and counts.min() > 0 and counts.max() < 30
-    )  # 11 of each of the 54 on average
+    # 11 of each of the 54 on average.
+    assert counts.sum() == 600 and counts.min() > 0 and counts.max() < 30
 
 
 def test_the_mean_of_many_images_takes_no_copy_of_them():
-    images = torch.rand(
-        1000, 3, 128, 128
-    )  # 188 MiB; in double precision twice that, as booleans a quarter
+    # 188 MiB; in double precision twice that, as booleans a quarter.
+    images = torch.rand(1000, 3, 128, 128)
     taken = peak_memory(lambda: mean_image(images), torch.device("cpu"))
     if taken is None:
         pytest.skip("the peak of the memory can't be read here")
@@ -196,9 +192,8 @@ def test_equal_images_are_refused_and_a_few_that_repeat_are_not():
     one, other = torch.rand(2, 1, 3, 64, 64)
     with pytest.raises(ValueError, match="the 19 training images are all equal"):
         mean_image(one.expand(19, -1, -1, -1))
-    repeated = torch.cat(
-        [one.expand(8, -1, -1, -1), other]
-    )  # as many as are compared at once
+    # As many as are compared at once.
+    repeated = torch.cat([one.expand(8, -1, -1, -1), other])
     torch.testing.assert_close(mean_image(repeated), (8 * one[0] + other[0]) / 9)
 
 
@@ -206,9 +201,8 @@ def test_images_that_teach_nothing_are_refused():
     images = torch.rand(4, 3, 64, 70)
     expected = images.double().mean(0).float()
     assert torch.equal(mean_image(images), expected)
-    assert torch.equal(
-        mean_image(images[:2]), images[:2].double().mean(0).float()
-    )  # two are enough
+    # Two are enough.
+    assert torch.equal(mean_image(images[:2]), images[:2].double().mean(0).float())
     mean_image(images * 1.0005 - 1e-4)  # as resizing may round past the ends
     one_colour, nan = images.clone(), images.clone()
     one_colour[2] = torch.tensor([0.1, 0.5, 0.2])[:, None, None]

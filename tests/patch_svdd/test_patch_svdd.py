@@ -76,9 +76,8 @@ def test_maps_equal_the_published_procedure(strides):
     torch.testing.assert_close(
         maps.scores.double(), (small * big).amax((1, 2)), rtol=1e-4, atol=1e-6
     )
-    assert (maps.small[:, -1] == 0).all() or (100 - 32) % strides[
-        0
-    ] == 0  # no patch reaches the last row
+    # No patch reaches the last row.
+    assert (maps.small[:, -1] == 0).all() or (100 - 32) % strides[0] == 0
 
 
 def test_a_training_image_is_nowhere_anomalous_and_a_scratch_is_where_it_is():
@@ -92,9 +91,8 @@ def test_a_training_image_is_nowhere_anomalous_and_a_scratch_is_where_it_is():
         y, x = divmod(int(image[0].argmax()), 128)
         assert 30 < y < 110 and 5 < x < 75
     far = maps.small[0, :30].sum() + maps.small[0, :, 100:].sum()
-    assert (
-        far == 0
-    )  # patches that do not touch the scratch are those of the training image
+    # Patches that do not touch the scratch are those of the training image.
+    assert far == 0
 
 
 def test_images_are_scored_alike_alone_and_together(monkeypatch):
@@ -251,9 +249,8 @@ def test_bad_images_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             detector.anomaly_maps(bad)
-    assert (
-        detector.anomaly_maps(torch.full((1, 3, 100, 90), 0.5)).small > 0
-    ).any()  # a dead cell is a fair question
+    # A dead cell is a fair question.
+    assert (detector.anomaly_maps(torch.full((1, 3, 100, 90), 0.5)).small > 0).any()
     detector.small = detector.small[:, :5]
     with pytest.raises(
         ValueError, match="of one dimension D: are both from the same encoder"

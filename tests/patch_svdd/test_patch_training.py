@@ -60,14 +60,14 @@ def test_losses_by_hand():
         torch.tensor([[0.0, 0.0], [1.0, 3.0]]),
     )
     assert svdd_loss(a, b).item() == 3.5  # (5 + 2) / 2: distances, not squares
+    # Deep SVDD's centre.
     assert svdd_loss(a, torch.tensor([[1.0, 1.0]])).item() == pytest.approx(
         math.sqrt(13) / 2
-    )  # Deep SVDD's centre
+    )
     equal = torch.ones(2, 2, requires_grad=True)
     svdd_loss(equal, equal.detach()).backward()
-    assert torch.equal(
-        equal.grad, torch.zeros(2, 2)
-    )  # not NaN, where the root has no slope
+    # Not NaN, where the root has no slope.
+    assert torch.equal(equal.grad, torch.zeros(2, 2))
 
     classifier, (a, b) = (
         PositionClassifier(5),
@@ -135,17 +135,15 @@ def test_training_learns_positions_that_it_has_not_seen():
     options = {"steps": 40, "crops": 3, "side": 127, "pairs": 256, "every": 10}
     training = train(learned, images[:100], **options)
     big, small = position_accuracy(learned, training, images[100:])
-    assert (
-        big > 0.16 and small > 0.14
-    )  # of 20,000 pairs; a guess gets 0.125, give or take 0.0025
+    # Of 20,000 pairs; a guess gets 0.125, give or take 0.0025.
+    assert big > 0.16 and small > 0.14
     assert [record.step for record in training.history] == [10, 20, 30, 40]
     assert training.history[-1].loss < training.history[0].loss - 0.05
     assert training.history[-1].accuracy_big > 0.16
     assert not same(state(learned), state(start))
     big, small = position_accuracy(start, training, images[100:])
-    assert (
-        abs(big - 0.125) < 0.02 and abs(small - 0.125) < 0.02
-    )  # the classifiers mean nothing without their encoder
+    # The classifiers mean nothing without their encoder.
+    assert abs(big - 0.125) < 0.02 and abs(small - 0.125) < 0.02
 
 
 def spied(name, seen, monkeypatch):
@@ -217,9 +215,8 @@ def test_equal_arguments_give_equal_weights_whatever_ran_before():
         training = train(
             model, pictures(), steps=3, crops=1, pairs=16, every=2, seed=seed
         )
-        assert torch.equal(
-            torch.get_rng_state(), before
-        )  # the caller's random numbers are left alone
+        # The caller's random numbers are left alone.
+        assert torch.equal(torch.get_rng_state(), before)
         results.append((state(model), training))
         assert all(parameter.grad is None for parameter in model.parameters())
     assert (
@@ -416,9 +413,8 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind, 
     for wait in waits:
         process, before = start(), path.stat().st_mtime_ns if path.exists() else 0
         deadline = time.monotonic() + 120
-        while (
-            not path.exists() or path.stat().st_mtime_ns == before
-        ):  # until it has written once more
+        # Until it has written once more.
+        while not path.exists() or path.stat().st_mtime_ns == before:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(wait)
@@ -493,13 +489,14 @@ def published_step(model, classifiers, images, seen, rows, weight):
             )
         loss = loss + F.cross_entropy(classifiers[k](embed(a), embed(b)), position)
         first, second, _ = seen["neighbor_pairs"][k]
+        # Not perturbed.
         loss = (
             loss
             + weight
             * (embed(crop_patches(first)) - embed(crop_patches(second)))
             .norm(dim=1)
             .mean()
-        )  # not perturbed
+        )
     return loss
 
 

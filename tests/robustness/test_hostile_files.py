@@ -33,9 +33,8 @@ from paperlib.padim.evaluation import Result, Settings, read_results, write_resu
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, load_released_weights
 from paperlib.storage import load_checkpoint, save_checkpoint
 
-MEMORY = (
-    300 * 2**20
-)  # bytes that reading any of these small files may add to the process
+# Bytes that reading any of these small files may add to the process.
+MEMORY = 300 * 2**20
 RECIPE = {"epochs": 5}
 
 

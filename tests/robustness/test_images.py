@@ -146,9 +146,8 @@ def test_what_can_not_be_read_is_counted_and_named(tmp_path, cases):
         ValueError, match=rf"{len(bad)} problems in .*(?s:.)*… and {len(bad) - 10} more"
     ):
         folder(tmp_path, size=16)
-    data = folder(
-        tmp_path, size=16, check=False
-    )  # without the check each is named when it is read
+    # Without the check each is named when it is read.
+    data = folder(tmp_path, size=16, check=False)
     assert len(data) == 5 + len(bad)
     named = set()
     for number in range(len(data)):

@@ -102,9 +102,8 @@ def killed_again_and_again(name, root, kills, seed, counter):
     while done < kills:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        for _ in range(
-            min(4, kills - done)
-        ):  # of one run; then it is let go to its end
+        # Of one run; then it is let go to its end.
+        for _ in range(min(4, kills - done)):
             process = start(killed_runs.run, name, folder)
             process.join(seconds * rng.uniform(0, 0.6))
             written = (folder / "run.safetensors").exists() or (
@@ -122,9 +121,8 @@ def killed_again_and_again(name, root, kills, seed, counter):
         assert outcome(name, folder) == truth
     shutil.rmtree(inference_state)
     shutil.rmtree(folder)
-    assert kills < 5 or any(
-        moments
-    )  # some of the kills hit a run that had something to go on from
+    # Some of the kills hit a run that had something to go on from.
+    assert kills < 5 or any(moments)
 
 
 @pytest.mark.parametrize("name", ["classifier", "padim_over_categories"])
@@ -301,9 +299,8 @@ def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases, kills):
             process.send_signal(signal.SIGKILL)
             process.wait()
             counter.survive()
-        assert all(
-            found()[name] == truth[name] for name in found()
-        )  # whole, or not there
+        # Whole, or not there.
+        assert all(found()[name] == truth[name] for name in found())
     process = run()
     assert process.wait() == 0 and found() == truth
     assert not list((tmp_path / "notebooks").glob(".*"))

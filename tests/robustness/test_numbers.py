@@ -162,9 +162,8 @@ def test_no_image_and_other_types_are_refused(name, cases):
         "an empty side": torch.zeros(1, 3, 0, 5),
         "five axes": pictures(2)[None],
     }
-    if (
-        name == "predict"
-    ):  # predict hands everything to the model; only the empty batch is its own
+    # predict hands everything to the model; only the empty batch is its own.
+    if name == "predict":
         bad = {"no image": bad["no image"]}
     for what, images in bad.items():
         with pytest.raises(ValueError, match="images"):
@@ -287,9 +286,8 @@ def test_singular_covariances_are_scored(change, dtype, cases):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extreme_epsilon_is_scored_or_refused(epsilon, dtype, cases):
     model = PaDiM(extractor(dtype), None, epsilon=epsilon)
-    images = pictures(
-        4, dtype=dtype
-    )  # 4 images, 14 dimensions: without epsilon nothing is positive definite
+    # 4 images, 14 dimensions: without epsilon nothing is positive definite.
+    images = pictures(4, dtype=dtype)
     try:
         maps = model.fit([images]).anomaly_map(images)
     except ValueError as error:
@@ -594,8 +592,9 @@ def test_areas_of_maps_know_no_order_and_no_layout(n, seed, ties, limit):
         )
         assert found == pytest.approx(whole, abs=1e-9)
     assert aupro(masks, maps.half(), limit) == pytest.approx(whole[0], abs=1e-9)
+    # One more normal image.
     padded = (
         F.pad(masks, (0, 0, 0, 0, 0, 1)),
         F.pad(maps, (0, 0, 0, 0, 0, 1), value=-1),
-    )  # one more normal image
+    )
     assert pixel_auroc(*padded) >= whole[1] - 1e-12
