@@ -89,7 +89,7 @@ def cuboid(
     """
     (x, y), (width, height, depth) = corner, size
     # Where one cell of each direction leads.
-    right, up, back = ((cell, 0), (0, cell), (0.45 * cell, 0.45 * cell))
+    right, up, back = (cell, 0), (0, cell), (0.45 * cell, 0.45 * cell)
 
     def face(origin, step1, n1, step2, n2, opacity):
         for i, j in itertools.product(range(n1), range(n2)):
@@ -182,16 +182,17 @@ class Slider:
             f'<figure class="paperlib-slider" id="{uid}">{controls}'
             f'<img src="{self.frames[0]}" alt="{escape(self.texts[0])}"'
             ' style="max-width:100%;background:white">'
-            "<figcaption"
-            f' aria-live="polite">{escape(self.texts[0])}</figcaption></figure>'
+            f'<figcaption aria-live="polite">{escape(self.texts[0])}</figcaption>'
+            "</figure>"
             f'<script>(()=>{{const figure=document.getElementById("{uid}"),data={data};'
-            "const"
-            ' inputs=[...figure.querySelectorAll("input")],outputs=figure.querySelectorAll("output");'
+            'const inputs=[...figure.querySelectorAll("input")],'
+            'outputs=figure.querySelectorAll("output");'
             "const show=()=>{let frame=0;"
-            "inputs.forEach((input,i)=>{frame=frame*data.values[i].length+Number(input.value);"
+            "inputs.forEach((input,i)=>{"
+            "frame=frame*data.values[i].length+Number(input.value);"
             "outputs[i].textContent=data.values[i][input.value]});"
-            "const"
-            ' picture=figure.querySelector("img");picture.src=data.frames[frame];picture.alt=data.texts[frame];'
+            'const picture=figure.querySelector("img");'
+            "picture.src=data.frames[frame];picture.alt=data.texts[frame];"
             'figure.querySelector("figcaption").textContent=data.texts[frame]};'
             'inputs.forEach(input=>input.addEventListener("input",show))})()</script>'
         )

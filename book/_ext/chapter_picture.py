@@ -30,7 +30,7 @@ import atomic  # noqa: E402
 from pictures import lighten  # noqa: E402
 
 # Twice what a card has room for, so that it is sharp on a fine screen.
-WIDTH, HEIGHT = (400, 320)
+WIDTH, HEIGHT = 400, 320
 WHITE = 240  # JPEG makes white a little grey between two photographs
 REACH = 0.08  # how far from the given share a gap between panels may lie
 

@@ -41,7 +41,7 @@ PASSED_ON = (
 )
 GIGABYTE = 10**9
 # Verdicts of a submission, and characters of one.
-MOST_EVENTS, LONGEST_EVENT = (10_000, 4000)
+MOST_EVENTS, LONGEST_EVENT = 10_000, 4000
 
 
 class Grade(NamedTuple):
@@ -82,13 +82,15 @@ def files_of(folder: Path, table: Path | None = None) -> list[Path]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() or path.is_symlink()
     )
-    hidden = lambda path: any(
-        part.startswith(".") for part in path.relative_to(folder).parts
-    )  # noqa: E731
+
+    def is_hidden(path: Path) -> bool:
+        return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
     found = [
         path
         for path in below
-        if not hidden(path) and (table is None or path.absolute() != table.absolute())
+        if not is_hidden(path)
+        and (table is None or path.absolute() != table.absolute())
     ]
     if not found:
         raise ValueError(

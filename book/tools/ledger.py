@@ -167,7 +167,7 @@ class Row(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """All rows in the papers' order, the papers' heads, and everything that is wrong."""
+    """All rows in the papers' order, the papers' heads, and everything wrong."""
 
     papers: dict[str, dict]
     rows: list[Row]

@@ -37,13 +37,13 @@ CHECKPOINTS = results.ROOT / "_build" / "patch_svdd_cells"
 KINDS = ("mono", "poly")
 SIDE, SEEDS = 256, 3
 # Cells of each kind: of each class to test, in the bank, with a synthetic defect.
-TEST, BANK, PAINTED = (40, 60, 12)
+TEST, BANK, PAINTED = 40, 60, 12
 CONTRAST = {"mono": 0.2, "poly": 0.3}  # of the synthetic defects
 # twice the published stride: a quarter of the patches, which costs little accuracy and
 # saves minutes
 STRIDE_SMALL = 8
 # Of a seed's encoder, of the committed one, of the comparisons.
-STEPS, LONG, SHORT = (200, 500, 100)
+STEPS, LONG, SHORT = 200, 500, 100
 RECIPE = {
     "side": SIDE,
     "test of each class": TEST,

@@ -1,9 +1,11 @@
-"""Take the solutions out: of notebooks for students, or of all the sources of a book
-for them.
+"""Remove the solutions from notebooks, or from all sources of the book, for students.
 
-    python book/tools/student.py notebooks FOLDER NOTEBOOK ...   self-contained copies, as export_colab.py makes them
-    python book/tools/student.py sources FOLDER                  the book's sources; build these with jupyter-book
-    python book/tools/student.py check FOLDER                    fail if anything of a solution is in a built book
+    python book/tools/student.py notebooks FOLDER NOTEBOOK ...
+        write self-contained copies, as export_colab.py makes them
+    python book/tools/student.py sources FOLDER
+        write the book's sources; build these with jupyter-book
+    python book/tools/student.py check FOLDER
+        fail if a built book contains any part of a solution
 
 What goes: cells with the tag `solution`, the answers of the quiz, the sentence that
 says where solutions are. What stays: exercises with their dots, the quiz's questions,

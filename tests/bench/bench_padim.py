@@ -34,7 +34,7 @@ BACKBONE = "the backbone alone"
 
 
 class HandedOut(FeatureExtractor):
-    """Gives maps that are already there; the first pixel of a batch says from which on."""
+    """Returns stored maps; the first pixel of a batch holds the index of the first."""
 
     def __init__(self, maps: list[Tensor]):
         super().__init__(

@@ -53,7 +53,7 @@ def by_batches(
 
 
 def by_the_loop(scores: Tensor, patch: int, stride: int, side: int) -> Tensor:
-    """Spread scores as the released code does, in numpy: (N, h, w) to (N, side, side)."""
+    """Spread scores (N, h, w) to (N, side, side) as the released code, in NumPy."""
     maps = []
     for grid in scores.numpy():
         total, covering = torch.zeros(2, side, side).numpy()

@@ -151,7 +151,7 @@ def peak_apart(contender: Contender, device: torch.device) -> float | None:
 
 
 def clock(device: torch.device) -> int:
-    """Which time to compare: the processor's on one thread of a CPU, else the wall's."""
+    """Which time to compare: CPU time on one thread of a CPU, else wall time."""
     return CPU if device.type == "cpu" and torch.get_num_threads() == 1 else WALL
 
 
@@ -170,7 +170,7 @@ def seconds(
 
 
 def difference(found: Tensor | float | int, ours: Tensor | float | int) -> float:
-    """Norm of the difference of two results over the norm of ours, on what both have."""
+    """Norm of the difference over the norm of ours, on what both results have."""
     a, b = (torch.as_tensor(x).detach().cpu().double().flatten() for x in (found, ours))
     b = b[: len(a)]
     return float((a - b).norm() / b.norm().clamp_min(1e-300))

@@ -120,16 +120,14 @@ def test_what_average_pooling_costs_and_gains_is_the_papers_tables_1_and_2():
     }
     cost = classified["GoogLeNet-GAP"] - classified["GoogLeNet"]
     assert f"it costs {cost:.1f} points of top-1 accuracy" in page
-    gains = [
+    top1, boxes = (
         errors["GoogLeNet-GMP"] - errors["GoogLeNet-GAP"]
         for errors in (classified, localised)
-    ]
-    assert (
-        "by {:.1f} points in classification and by {:.1f} points in localisation".format(
-            *gains
-        )
-        in page
     )
+    assert (
+        f"by {top1:.1f} points in classification"
+        f" and by {boxes:.1f} points in localisation"
+    ) in page
     assert sorted(localised, key=localised.get)[:2] == ["GoogLeNet-GAP", "VGGnet-GAP"]
     assert "### GoogLeNet and VGGnet with GAP localise best" in PAGES[
         "02_cam"

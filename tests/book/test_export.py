@@ -19,8 +19,10 @@ from plain_markdown import PlainMarkdown
 from pybtex.database import parse_string
 
 REFERENCES = parse_string(
-    """@article{one2017, author={Howard, Andrew and Zhu, M. and Chen, B.}, title={T}, year={2017}, url={https://a.org/1}}
-    @article{two2019, author={van der Berg, A. and Le, Q.}, title={T}, year={2019}, doi={10.1/2}}
+    """@article{one2017, author={Howard, Andrew and Zhu, M. and Chen, B.},
+      title={T}, year={2017}, url={https://a.org/1}}
+    @article{two2019, author={van der Berg, A. and Le, Q.},
+      title={T}, year={2019}, doi={10.1/2}}
     @misc{three, author={{The Group}}, title={T}, year={2020}}""",
     "bibtex",
 )

@@ -188,8 +188,8 @@ def test_the_opening_page_shows_what_the_notebooks_hold():
 
 def test_a_signatures_list_becomes_lines_and_other_lists_stay():
     html = (
-        '<dt class="sig sig-object"'
-        ' id="f">f(<dl>\n<dd><em>x</em>,</dd>\n</dl>\n)</dt><dl><dt>a</dt><dd>b</dd></dl>'
+        '<dt class="sig sig-object" id="f">f(<dl>\n<dd><em>x</em>,</dd>\n</dl>\n)</dt>'
+        "<dl><dt>a</dt><dd>b</dd></dl>"
     )
     mended = mend_body(html)
     assert "<dl><dt>a</dt><dd>b</dd></dl>" in mended

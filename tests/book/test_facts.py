@@ -18,9 +18,11 @@ PAPERS = {
     "04_patch_svdd": "patch_svdd",
     "05_padim": "padim",
 }
-NO_NUMBERS = re.compile(  # citations, formulas, names such as VGG-16 and 0.75 MobileNet-192, sizes, remarks in brackets
-    r"\{cite.*?`.*?`|\$.*?\$|[A-Za-z]+[\w*-]*\d[\w-]*|\d+(?:\.\d+)?"
-    r" MobileNet\S*|\d+×\S+|\(.*?\)"
+NO_NUMBERS = re.compile(
+    r"\{cite.*?`.*?`|\$.*?\$"  # citations, formulas
+    r"|[A-Za-z]+[\w*-]*\d[\w-]*"  # names such as VGG-16
+    r"|\d+(?:\.\d+)? MobileNet\S*"  # 0.75 MobileNet-192
+    r"|\d+×\S+|\(.*?\)"  # sizes, remarks in brackets
 )
 every_paper = pytest.mark.parametrize(
     ("chapter", "paper"), PAPERS.items(), ids=PAPERS.values()

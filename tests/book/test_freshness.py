@@ -1,4 +1,4 @@
-"""When is a notebook stale? The machinery, on a small library and notebook of its own."""
+"""When is a notebook stale? Tested on a small library and notebook."""
 
 import json
 import subprocess

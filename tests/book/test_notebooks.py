@@ -127,7 +127,7 @@ def test_notebook_is_light(path):
 
 @every_notebook
 def test_the_notebook_redefines_nothing_of_the_library(path):
-    """Two functions of one name, one of them the library's, would teach the wrong one."""
+    """A second function under a library function's name would teach the wrong one."""
     sources = [cell.source for cell in code_cells(path)]
     public = {
         name

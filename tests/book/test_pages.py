@@ -236,7 +236,7 @@ def test_a_book_older_than_a_source_is_noticed(tmp_path, monkeypatch):
 
 
 def test_the_front_page_is_a_page(built):
-    """A reader who is not forwarded finds a link, and no browser has to guess an icon."""
+    """A reader who is not forwarded finds a link; no browser has to guess an icon."""
     soup = BeautifulSoup(
         (HTML / "index.html").read_text(encoding="utf-8"), "html.parser"
     )

@@ -20,11 +20,13 @@ PRINTED_HEIGHT = 1000  # px of an A4 page between usual margins
 
 # Does the element with the focus look different from the same element without it?
 FOCUS_IS_SEEN = """() => {
-  const it = document.activeElement, keys = ['outlineStyle', 'outlineWidth', 'outlineColor', 'boxShadow',
+  const it = document.activeElement;
+  const keys = ['outlineStyle', 'outlineWidth', 'outlineColor', 'boxShadow',
     'backgroundColor', 'borderColor', 'textDecoration', 'color'];
   const look = of => JSON.stringify(keys.map(key => getComputedStyle(of)[key]));
   // A theme may mark the box around a field, or a symbol in a button.
-  const around = [it, it.parentElement, it.closest('form'), it.firstElementChild].filter(Boolean);
+  const around = [it, it.parentElement, it.closest('form'), it.firstElementChild]
+    .filter(Boolean);
   const now = around.map(look);
   it.blur();
   const seen = around.some((of, i) => look(of) !== now[i]);
@@ -101,7 +103,8 @@ def test_formulas_are_seen_whole_on_a_phone(browser, path):
     with browser.page(path, WIDTHS["phone"]) as page:
         hidden = page.evaluate(
             """[...document.querySelectorAll('div.math > span:not(.eqno)')]
-            .map(box => [box.scrollWidth - box.clientWidth, box.parentElement.id]).filter(([more]) => more > 10)"""
+            .map(box => [box.scrollWidth - box.clientWidth, box.parentElement.id])
+            .filter(([more]) => more > 10)"""
         )
     assert hidden == []
 
@@ -194,7 +197,7 @@ def test_a_solution_opens_by_click_and_by_keyboard(browser, path, width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_slider_changes_picture_and_text(browser, width):
-    """By the arrow keys and by a click on its track; each on every page that has one."""
+    """By the arrow keys and by a click on its track, on every page that has one."""
     moved = 0
     for path in NOTEBOOK_PAGES:
         with browser.page(path, WIDTHS[width]) as page:

@@ -20,7 +20,7 @@ every_chapter = pytest.mark.parametrize("name", NAMES)
 
 
 def session(name):
-    """A chapter's part of the syllabus, and its rows: section → minutes, class or home."""
+    """A chapter's part of the syllabus; its rows: section → minutes, class or home."""
     part = SYLLABUS.split("### Session ")[NAMES.index(name) + 1]
     assert f"../notebooks/{name}.ipynb" in part
     rows = re.findall(

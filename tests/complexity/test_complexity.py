@@ -355,17 +355,13 @@ def test_agrees_with_flop_counter(name):
 # fvcore counts this on top; it does not know scaled_dot_product_attention, which we
 # leave out of the comparison.
 FVCORE_ADDS = {
-    "nf_resnet50": (
-        5
-        # the standardising of the convolutions' weights, taken for norms of activations
-        * 23_454_912
-    )
+    # The standardising of the convolutions' weights, taken for norms of activations.
+    "nf_resnet50": 5 * 23_454_912
 }
-FVCORE = """alexnet squeezenet1_0 googlenet densenet121 resnet50 mobilenet_v2 mobilenet_v3_large efficientnet_b0
-    regnet_y_400mf convnext_tiny swin_t vit_b_16 mobilenetv1_100 tf_efficientnet_lite0 vit_tiny_patch16_224
-    mixer_s32_224 nf_resnet50 mobilevit_xs""".split()
-
-
+FVCORE = """alexnet squeezenet1_0 googlenet densenet121 resnet50 mobilenet_v2
+    mobilenet_v3_large efficientnet_b0 regnet_y_400mf convnext_tiny swin_t vit_b_16
+    mobilenetv1_100 tf_efficientnet_lite0 vit_tiny_patch16_224 mixer_s32_224 nf_resnet50
+    mobilevit_xs""".split()
 SMALL = {
     "vit_b_16": {"image_size": 64},
     "vit_tiny_patch16_224": {"img_size": 64},
@@ -983,7 +979,8 @@ class Tokens(nn.Module):
             (1, 3),
             [("", "matmul", 14), ("", "linear", 0)],
         ),
-        (  # queries that are learned, as in DETR: they are what goes in, not a weight of the layer that takes them
+        # Learned queries, as in DETR: an input, not a weight of the next layer.
+        (
             Calls(
                 lambda m, x: F.linear(m.queries, m.w) @ x.mT, queries=(5, 4), w=(3, 4)
             ),

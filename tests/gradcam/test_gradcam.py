@@ -156,13 +156,11 @@ def test_weights_are_finite_differences():
     found = grad_cam(model, images, "body.0", [0, 3, 4])
     z = found.maps[0].numel()
     with torch.no_grad():
-        for channel in range(8):
+        for channel, unit in enumerate(torch.eye(8).view(8, 8, 1, 1)):
             scores = []
             for sign in (1, -1):
                 handle = model.body[0].register_forward_hook(
-                    lambda m, i, o, step=sign * epsilon: (
-                        o + step * F.one_hot(torch.tensor(channel), 8).view(1, 8, 1, 1)
-                    )  # noqa: B023
+                    lambda m, i, o, step=sign * epsilon * unit: o + step
                 )
                 scores.append(model(images)[[0, 1, 2], [0, 3, 4]])
                 handle.remove()
@@ -241,7 +239,8 @@ def test_counterfactual_negates_the_weights():
 
 # ---- other libraries, where they are right and where they are not ----
 
-NETWORKS = {  # architecture: a layer at the end, and one that an in-place operation follows
+# Architecture: a layer at the end, and one that an in-place operation follows.
+NETWORKS = {
     "alexnet": ("features.12", "features.10"),
     "vgg11": ("features.20", "features.18"),
     "resnet18": ("layer4", "layer4.1.bn2"),

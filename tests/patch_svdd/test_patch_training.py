@@ -382,10 +382,11 @@ SCRIPT = textwrap.dedent("""
     images = torch.rand(3, 3, 127, 127, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     encoder = HierarchicalEncoder(4)
+    options = {"every": 1, "checkpoint": path or None}
     if kind == "dense":
-        train(encoder, images, steps=30, crops=1, pairs=16, every=1, checkpoint=path or None)
+        train(encoder, images, steps=30, crops=1, pairs=16, **options)
     else:
-        train_on_patches(encoder, images, epochs=2, repeat=10, batch_size=2, every=1, checkpoint=path or None)
+        train_on_patches(encoder, images, epochs=2, repeat=10, batch_size=2, **options)
     encoder.save(weights)
 """)
 
@@ -469,7 +470,7 @@ def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp
 
 
 def published_step(model, classifiers, images, seen, rows, weight):
-    """The loss of a step as the released code has it, over the pairs that were drawn."""
+    """The loss of a step as in the released code, over the pairs that were drawn."""
     mean, loss = images.mean(0), 0.0
     for k, (patch, embed) in enumerate(((64, model), (32, model.small))):
 

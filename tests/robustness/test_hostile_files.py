@@ -422,7 +422,7 @@ ODD = (None, -1, 1.5, "x", [], [1], {}, [1, 2, 3], {"a": 1})
 
 
 def made_up(about, tensors):
-    """Yield (what, about, tensors): a part missing, or of another type, shape or value."""
+    """Yield (what, about, tensors): a missing part, or a wrong type, shape or value."""
     yield "no tensor", about, {}
     for name, tensor in tensors.items():
         without = {key: value for key, value in tensors.items() if key != name}

@@ -172,7 +172,10 @@ sys.path[:0] = [{tests!r}, {tools!r}]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 import test_hostile_files as files, atomic
 path, limit = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-write = files.KINDS[path.name][0] if path.name in files.KINDS else lambda p: atomic.write_text(p, "x" * 9000)
+if path.name in files.KINDS:
+    write = files.KINDS[path.name][0]
+else:
+    write = lambda p: atomic.write_text(p, "x" * 9000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     write(path)
