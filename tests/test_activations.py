@@ -236,11 +236,9 @@ def test_blocks_can_be_nested_and_the_inner_switch_is_its_own():
 
 
 def test_only_the_calling_thread_is_guided():
-    x, upstream, plain = (
-        torch.ones(2, requires_grad=True),
-        torch.tensor([1.0, -1.0]),
-        [],
-    )
+    x = torch.ones(2, requires_grad=True)
+    upstream = torch.tensor([1.0, -1.0])
+    plain = []
 
     def elsewhere():
         plain.append(torch.autograd.grad(F.relu(x), x, upstream)[0])
@@ -308,10 +306,8 @@ def test_compiled_networks_are_watched_too(wrap):
     with record_activations(compiled, name) as alone:
         compiled(x + 1)
     assert torch.equal(alone[name], model[0](x + 1))
-    assert torch.equal(kept[name], expected["0"]) and find_layer(compiled, "0") == (
-        model[0],
-        name,
-    )
+    assert torch.equal(kept[name], expected["0"])
+    assert find_layer(compiled, "0") == (model[0], name)
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
@@ -542,12 +538,10 @@ def test_evaluating_puts_every_mode_back():
 
 
 def test_the_callers_autocast_keeps_its_gradients():
-    model, x = (
-        nn.Sequential(
-            network(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
-        ),
-        torch.randn(2, 2, 8, 8),
+    model = nn.Sequential(
+        network(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )
+    x = torch.randn(2, 2, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         grad_cam(model, x, "0.4")
         model(x).sum().backward()

@@ -43,10 +43,8 @@ def test_leading_axes_dtype_and_a_square():
     torch.testing.assert_close(
         upsample(maps, (7, 9))[1, 2], upsample(maps[1, 2], (7, 9))
     )
-    assert (
-        upsample(maps.double(), 6).dtype == torch.float64
-        and upsample(maps.bfloat16(), 6).dtype == torch.bfloat16
-    )
+    assert upsample(maps.double(), 6).dtype == torch.float64
+    assert upsample(maps.bfloat16(), 6).dtype == torch.bfloat16
     assert upsample(maps[:0], 6).shape == (0, 3, 6, 6)
     assert upsample(maps, (2, 2), mode="bicubic").shape == (2, 3, 2, 2)
     with FakeTensorMode(), torch.device("cuda"):
@@ -144,9 +142,8 @@ def test_blur_keeps_sums_dtype_and_device():
     # A mirror loses nothing.
     torch.testing.assert_close(gaussian_blur(maps).sum((1, 2)), maps.sum((1, 2)))
     half = gaussian_blur(maps.bfloat16())
-    assert (
-        half.dtype == torch.bfloat16 and (half - gaussian_blur(maps)).abs().max() < 0.01
-    )
+    assert half.dtype == torch.bfloat16
+    assert (half - gaussian_blur(maps)).abs().max() < 0.01
     assert gaussian_blur(maps[:0]).shape == (0, 20, 30)
     strided = torch.rand(2, 30, 20).mT
     torch.testing.assert_close(
@@ -163,10 +160,8 @@ def test_blur_keeps_sums_dtype_and_device():
 
 def spread_by_the_loop(scores, patch, stride, height, width):
     """The mean over covering patches as the released code writes it out."""
-    total, covering = (
-        torch.zeros(height, width, dtype=torch.float64),
-        torch.zeros(height, width, dtype=torch.float64),
-    )
+    total = torch.zeros(height, width, dtype=torch.float64)
+    covering = torch.zeros(height, width, dtype=torch.float64)
     for i in range(scores.shape[0]):
         for j in range(scores.shape[1]):
             total[i * stride : i * stride + patch, j * stride : j * stride + patch] += (

@@ -317,9 +317,8 @@ def test_b5_layers_are_the_papers_blocks():
         for name, module in backbone.model.named_modules()
         if isinstance(module, block)
     ]
-    assert len(blocks) == 39 and backbone.layers == tuple(
-        blocks[number - 1] for number in (7, 20, 26)
-    )
+    assert len(blocks) == 39
+    assert backbone.layers == tuple(blocks[number - 1] for number in (7, 20, 26))
 
 
 def test_features_equal_torchvisions_extractor():
@@ -353,11 +352,9 @@ class _InPlace(nn.Module):
 
     def __init__(self, again=False):
         super().__init__()
-        self.first, self.last, self.unused = (
-            nn.Conv2d(3, 4, 3),
-            nn.Conv2d(4, 4, 3),
-            nn.Conv2d(4, 4, 3),
-        )
+        self.first = nn.Conv2d(3, 4, 3)
+        self.last = nn.Conv2d(4, 4, 3)
+        self.unused = nn.Conv2d(4, 4, 3)
         self.drop, self.again, self.rest = nn.Dropout(0.9), again, 0
 
     def forward(self, x):
@@ -379,20 +376,17 @@ def test_maps_survive_in_place_operations_and_nothing_is_left_behind():
     # Its first output.
     torch.testing.assert_close(last, model.last(torch.ones(2, 4, 6, 6)))
     assert model.training and model.drop.training and model.rest == 0
-    assert (
-        torch.equal(images.detach(), before)
-        and not first.requires_grad
-        and not last.requires_grad
-    )
+    assert torch.equal(images.detach(), before)
+    assert not first.requires_grad
+    assert not last.requires_grad
     with torch.inference_mode():
         assert not FeatureExtractor(model, ["first"])(images)[0].is_inference()
     with pytest.raises(ValueError, match=r"layers \['unused'\] did not run"):
         FeatureExtractor(model, ["first", "unused"])(images)
     with pytest.raises(RuntimeError):
         FeatureExtractor(model, ["last"])(torch.randn(1, 5, 8, 8))
-    assert (
-        all(not module._forward_hooks for module in model.modules()) and model.training
-    )
+    assert all(not module._forward_hooks for module in model.modules())
+    assert model.training
 
 
 def test_unusable_layers_are_refused():

@@ -132,10 +132,8 @@ def _of_process(rank: int, folder: str) -> None:
     try:
         detector.save(f"{folder}/shard")
     except ValueError as error:
-        assert (
-            "the banks are shards" in str(error)
-            and not Path(f"{folder}/shard").exists()
-        )
+        assert "the banks are shards" in str(error)
+        assert not Path(f"{folder}/shard").exists()
     else:
         raise AssertionError("a shard was saved as if it were the bank")
     save_file(

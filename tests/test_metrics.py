@@ -70,10 +70,8 @@ def test_iou_counts_cells():
     assert intersection_over_union(a, b) == int((grid[0] & grid[1]).sum()) / int(
         (grid[0] | grid[1]).sum()
     )
-    assert (
-        intersection_over_union(a, a) == 1
-        and intersection_over_union((0, 0, 1, 1), (1, 1, 2, 2)) == 0
-    )
+    assert intersection_over_union(a, a) == 1
+    assert intersection_over_union((0, 0, 1, 1), (1, 1, 2, 2)) == 0
 
 
 def test_iou_equals_torchvisions():
@@ -170,10 +168,8 @@ def aupro_by_definition(masks, maps, limit):
     kept = [(f, p) for f, p in zip(fpr, pro, strict=True) if f <= limit]
     # The straight line between the last point before the limit and the first after it.
     if kept[-1][0] < limit:
-        (f0, p0), (f1, p1) = (
-            kept[-1],
-            next((f, p) for f, p in zip(fpr, pro, strict=True) if f > limit),
-        )
+        f0, p0 = kept[-1]
+        f1, p1 = next((f, p) for f, p in zip(fpr, pro, strict=True) if f > limit)
         kept.append((limit, p0 + (p1 - p0) * (limit - f0) / (f1 - f0)))
     return np.trapezoid([p for _, p in kept], [f for f, _ in kept]) / limit
 

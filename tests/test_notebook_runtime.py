@@ -29,11 +29,9 @@ def test_a_training_is_kept_on_the_drive(colab):
     runtime.DRIVE.mkdir(parents=True)
     kept = runtime.checkpoint_path("a net", 3)
     assert kept.parent == runtime.DRIVE / "paperlib" and kept.parent.is_dir()
-    assert (
-        kept.name == lost.name
-        and kept.name.startswith("a-net-")
-        and kept.suffix == ".safetensors"
-    )
+    assert kept.name == lost.name
+    assert kept.name.startswith("a-net-")
+    assert kept.suffix == ".safetensors"
 
 
 def test_elsewhere_nothing_is_kept_unless_asked_for(monkeypatch, tmp_path):

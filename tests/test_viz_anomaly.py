@@ -92,10 +92,8 @@ def test_boxes_stand_for_masks_and_limits_for_extremes():
 def test_constant_maps_are_drawn():
     images, maps, masks = inputs(1)
     figure = viz.anomaly_figure(images, 0 * maps + 3, masks)
-    assert (
-        len(figure.axes) == 5
-        and np.ptp(figure.axes[2].images[0].get_array(), (0, 1)).max() == 0
-    )
+    assert len(figure.axes) == 5
+    assert np.ptp(figure.axes[2].images[0].get_array(), (0, 1)).max() == 0
     figure.canvas.draw()
 
 

@@ -44,9 +44,8 @@ def test_jet_is_opencvs_in_rgb():
         cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB
     )
     np.testing.assert_allclose(heat, expected / 255, atol=1e-6)
-    lightness = cv2.cvtColor(viz.heatmap(ramp(1, 64), "JET"), cv2.COLOR_RGB2Lab)[
-        0, :, 0
-    ]
+    jet = viz.heatmap(ramp(1, 64), "JET")
+    lightness = cv2.cvtColor(jet, cv2.COLOR_RGB2Lab)[0, :, 0]
     assert (np.diff(lightness) < 0).any()  # why it is not the default
 
 
@@ -180,9 +179,8 @@ def test_a_gradient_image_has_mean_one_half_and_deviation_a_tenth():
     )
     shown = viz.gradient_image(gradient)
     assert shown.shape == (50, 50, 3) and shown.dtype == np.float32
-    assert shown.mean() == pytest.approx(
-        0.5, abs=1e-3
-    ) and shown.std() == pytest.approx(0.1, abs=1e-3)
+    assert shown.mean() == pytest.approx(0.5, abs=1e-3)
+    assert shown.std() == pytest.approx(0.1, abs=1e-3)
     np.testing.assert_allclose(
         shown, viz.gradient_image(gradient.movedim(0, -1).numpy()), atol=1e-6
     )
@@ -192,10 +190,8 @@ def test_a_gradient_image_has_mean_one_half_and_deviation_a_tenth():
     outlier = torch.zeros(3, 20, 20)
     outlier[0, 3, 4] = 1
     # clipped.
-    assert (
-        viz.gradient_image(outlier).max() == 1
-        and viz.gradient_image(-outlier).min() == 0
-    )
+    assert viz.gradient_image(outlier).max() == 1
+    assert viz.gradient_image(-outlier).min() == 0
     assert (viz.gradient_image(torch.full((3, 4, 5), 2.0)) == 0.5).all()
     with pytest.raises(ValueError, match="1 values of the gradient are NaN"):
         viz.gradient_image(

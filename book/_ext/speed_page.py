@@ -175,10 +175,8 @@ def million(rows: list[dict]) -> str:
     bank = kept * 64 * 4
     fit = seconds_an_image(rows, "fit")
     backbone = seconds_an_image(rows, "fit", "the backbone alone")
-    embed, step = (
-        seconds_an_image(rows, "embedding"),
-        seconds_an_image(rows, "training"),
-    )
+    embed = seconds_an_image(rows, "embedding")
+    step = seconds_an_image(rows, "training")
     search = next(
         row for row in rows if row["part"] == "neighbours" and row["contender"] == OURS
     )

@@ -29,15 +29,7 @@ from grading.submission import CHAPTERS, Submission, exercises, read
 IMPORTED_FROM = (Path(paperlib.__file__).parents[1], Path(__file__).parents[1])
 LARGEST = 100 * 2**20  # bytes of a submission that are read
 PASSED_ON = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "TMPDIR",
-    "TZ",
-    "VIRTUAL_ENV",
-    "SYSTEMROOT",
-    "LD_LIBRARY_PATH",
+    *"PATH HOME LANG LC_ALL TMPDIR TZ VIRTUAL_ENV SYSTEMROOT LD_LIBRARY_PATH".split(),
 )
 GIGABYTE = 10**9
 # Verdicts of a submission, and characters of one.

@@ -174,11 +174,9 @@ def main(arguments: list[str]) -> None:
     Source: none, the book's own. Departures: none. Test:
     test_grade.py::test_each_submission_costs_only_itself
     """
-    descriptor, memory, seconds = (
-        int(arguments[0]),
-        int(arguments[1]),
-        float(arguments[2]),
-    )
+    descriptor = int(arguments[0])
+    memory = int(arguments[1])
+    seconds = float(arguments[2])
     task = json.load(sys.stdin)
     torch.set_num_threads(1)
     with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:

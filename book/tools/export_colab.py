@@ -83,12 +83,10 @@ def needed_packages(sources: list[str], root: Path) -> dict[str, str]:
     """Map the import name of every package that `sources` need to its requirement in
     pyproject.toml.
     """
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
-    requirements = (
-        project["dependencies"] + project["optional-dependencies"]["notebooks"]
-    )
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    extra = project["optional-dependencies"]["notebooks"]
+    requirements = project["dependencies"] + extra
     by_module = {}
     for requirement in requirements:
         name = re.match(r"[\w.-]+", requirement)[0]

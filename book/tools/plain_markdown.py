@@ -32,19 +32,8 @@ ENVIRONMENT = re.compile(
 )
 
 ADMONITIONS = {
-    "admonition",
-    "attention",
-    "caution",
-    "danger",
-    "error",
-    "hint",
-    "important",
-    "note",
-    "seealso",
-    "tip",
-    "warning",
-    "margin",
-    "sidebar",
+    *"admonition attention caution danger error hint important note seealso".split(),
+    *"tip warning margin sidebar".split(),
 }
 FOLDED = {"dropdown", "toggle", "solution"}
 DROPPED = {

@@ -53,9 +53,8 @@ def read_text(notebook: Path) -> NotebookNode:
         cell.metadata = NotebookNode(
             {key: cell.metadata[key] for key in SHARED_METADATA if key in cell.metadata}
         )
-        key = hashlib.sha256(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[
-            :8
-        ]
+        content = f"{cell.cell_type}\0{cell.source}".encode()
+        key = hashlib.sha256(content).hexdigest()[:8]
         seen[key] = seen.get(key, 0) + 1
         cell["id"] = key if seen[key] == 1 else f"{key}-{seen[key]}"
     read.nbformat, read.nbformat_minor = 4, 5

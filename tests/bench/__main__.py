@@ -27,15 +27,7 @@ from measure import floor, peak_of_machine, rows  # noqa: E402
 from paperlib import runtime  # noqa: E402
 
 BENCHES = ("complexity", "gradcam", "metrics", "padim", "pipeline", "patch_svdd")
-PEERS = (
-    "anomalib",
-    "captum",
-    "faiss-cpu",
-    "fvcore",
-    "grad-cam",
-    "scikit-learn",
-    "torchcam",
-)
+PEERS = tuple("anomalib captum faiss-cpu fvcore grad-cam scikit-learn torchcam".split())
 # Seconds of turns for each part, once there are three.
 BUDGET = {"quick": 1.0, "full": 60.0}
 TURNS = {"quick": 5, "full": 15}
@@ -72,12 +64,10 @@ def child(task: str, full: bool, device: torch.device) -> object:
         from scaling import CURVES
 
         return list(CURVES[rest](device))
-    machine, mode, found, missing = (
-        peak_of_machine(device),
-        "full" if full else "quick",
-        [],
-        {},
-    )
+    machine = peak_of_machine(device)
+    mode = "full" if full else "quick"
+    found = []
+    missing = {}
     for name, build in importlib.import_module(f"bench_{rest}").PARTS.items():
         part = build(full, device)
         for row in rows(part, TURNS[mode], BUDGET[mode], device):

@@ -43,10 +43,8 @@ class Given(NamedTuple):
 def given(batch: int, device: torch.device) -> Given:
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    model, images = (
-        torchvision.models.resnet50().eval().to(device),
-        torch.randn(batch, 3, 224, 224).to(device),
-    )
+    model = torchvision.models.resnet50().eval().to(device)
+    images = torch.randn(batch, 3, 224, 224).to(device)
     macs = profile(model, tuple(images.shape)).macs
     moved = 4 * (images.numel() + sum(p.numel() for p in model.parameters()))
     return Given(model, images, torch.arange(batch, device=device), macs, moved)
@@ -191,14 +189,12 @@ def gradient_maps(full: bool, device: torch.device) -> Part:
         from captum.attr import LayerGradCam
 
         captum = LayerGradCam(model, model.get_submodule(LAYER))
-        contenders.append(
-            Contender(
-                "captum",
-                lambda: captum.attribute(images, classes, relu_attributions=True)[
-                    :, 0
-                ].detach(),
-            )
-        )
+
+        def captum_maps():
+            maps = captum.attribute(images, classes, relu_attributions=True)
+            return maps[:, 0].detach()
+
+        contenders.append(Contender("captum", captum_maps))
     with peer(missing, "torchcam"):
         contenders.append(
             Contender("torchcam", torchcam_maps("GradCAM", model, images, classes))

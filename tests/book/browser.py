@@ -236,9 +236,8 @@ def accessibility_faults(page, rules: list[str] | None = None) -> list[tuple]:
     if not page.evaluate("'axe' in window"):
         page.evaluate(axe())
     options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
-    found = page.evaluate("options => axe.run(document, options)", options)[
-        "violations"
-    ]
+    report = page.evaluate("options => axe.run(document, options)", options)
+    found = report["violations"]
     return [
         (fault["id"], node["target"], re.sub(r"\s+", " ", node["failureSummary"])[:200])
         for fault in found

@@ -98,10 +98,8 @@ def test_what_separating_saves_is_the_papers_table_4():
 
 
 def test_what_the_stored_trainings_of_chapter_1_show():
-    runs, recipe = (
-        measured("mobilenet_cells")["runs"],
-        measured("mobilenet_cells")["stamp"]["recipe"],
-    )
+    runs = measured("mobilenet_cells")["runs"]
+    recipe = measured("mobilenet_cells")["stamp"]["recipe"]
     seconds = sum(run["cpu_seconds_per_epoch"] for run in runs) * recipe["epochs"]
     assert f"takes {seconds / 60:.0f} minutes on one processor thread" in twin(
         "01_mobilenet"
@@ -129,9 +127,8 @@ def test_what_average_pooling_costs_and_gains_is_the_papers_tables_1_and_2():
         f" and by {boxes:.1f} points in localisation"
     ) in page
     assert sorted(localised, key=localised.get)[:2] == ["GoogLeNet-GAP", "VGGnet-GAP"]
-    assert "### GoogLeNet and VGGnet with GAP localise best" in PAGES[
-        "02_cam"
-    ].read_text("utf-8")
+    heading = "### GoogLeNet and VGGnet with GAP localise best"
+    assert heading in PAGES["02_cam"].read_text("utf-8")
 
 
 def test_how_many_boxes_are_right_once_the_class_is_right():

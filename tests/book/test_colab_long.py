@@ -119,21 +119,17 @@ class Copy:
     """
 
     def __init__(self, path, folder):
-        self.name, self.file, self.folder, self.around = (
-            path.stem,
-            export(path, folder / "copy"),
-            folder / "content",
-            {},
-        )
+        self.name = path.stem
+        self.file = export(path, folder / "copy")
+        self.folder = folder / "content"
+        self.around = {}
         self.folder.mkdir()
         self.cells = nbformat.read(self.file, as_version=4).cells
         self.code = [
             number for number, cell in enumerate(self.cells) if cell.cell_type == "code"
         ]
-        colab, startup = (
-            folder / "modules" / "google" / "colab",
-            folder / "ipython" / "profile_default" / "startup",
-        )
+        colab = folder / "modules" / "google" / "colab"
+        startup = folder / "ipython" / "profile_default" / "startup"
         for made in (colab, startup, folder / "tmp", folder / "jupyter"):
             made.mkdir(parents=True)
         (colab / "__init__.py").touch()
@@ -289,10 +285,8 @@ def test_a_training_that_was_stopped_goes_on_in_the_next_session(copy):
         " register_optimizer_step_post_hook\ntaken ="
         " []\nregister_optimizer_step_post_hook(lambda *all: taken.append(1));"
     )
-    prepare, asked = (
-        {"cells": before, "ask": count},
-        "print(len(taken), len(history), len(split.train))",
-    )
+    prepare = {"cells": before, "ask": count}
+    asked = "print(len(taken), len(history), len(split.train))"
     stop = {
         "cells": [training],
         "interrupt": "paperlib/*.safetensors",

@@ -147,12 +147,10 @@ def test_constants_are_found():
 
 
 def test_the_librarys_tables_of_padim_are_those_of_the_facts():
-    ours, data = (
-        json.loads(
-            (ROOT / "paperlib" / "papers" / "padim.json").read_text(encoding="utf-8")
-        ),
-        facts("padim"),
+    ours = json.loads(
+        (ROOT / "paperlib" / "papers" / "padim.json").read_text(encoding="utf-8")
     )
+    data = facts("padim")
     columns = {
         "PaDiM-R18-Rd100": "padim_r18_rd100",
         "PaDiM-WR50-Rd550": "padim_wr50_rd550",

@@ -33,13 +33,7 @@ def test_every_row_is_complete(found):
         assert row.kind in ledger.KINDS and row.group in ledger.GROUPS, row.item
         assert 3 <= len(row.entry["says"].split()) <= 8, row.entry["says"]
         assert set(row.entry) <= {
-            "says",
-            "where",
-            "number",
-            "needs",
-            "note",
-            "quoted",
-            "not_here",
+            *"says where number needs note quoted not_here".split()
         }, row.item
         assert row.entry.get("number") in (None, *ledger.NUMBERS), row.item
         if row.kind not in ledger.UNVERIFIED:
@@ -141,13 +135,8 @@ def test_items_are_read_from_facts():
         "figures_in_paper": 2,
     }
     items = [
-        "table-1",
-        "table-4",
-        "table-per-class",
-        "eq-3",
-        "algorithm-1",
-        "figure-2",
-        "figure-maps",
+        *"table-1 table-4 table-per-class eq-3 algorithm-1 figure-2".split(),
+        *"figure-maps".split(),
     ]
     assert ledger.known(facts) == items
 
@@ -269,9 +258,8 @@ def test_too_much_quoting_is_noticed(found, monkeypatch):
 
 
 def test_a_cell_that_compares_is_told_from_one_that_shows():
-    assert ledger._asserts("x = 1\nassert x") and ledger._asserts(
-        "np.testing.assert_allclose(a, b)"
-    )
+    assert ledger._asserts("x = 1\nassert x")
+    assert ledger._asserts("np.testing.assert_allclose(a, b)")
     assert not ledger._asserts("print('assert')")
 
 

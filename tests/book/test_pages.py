@@ -241,15 +241,11 @@ def test_the_front_page_is_a_page(built):
         (HTML / "index.html").read_text(encoding="utf-8"), "html.parser"
     )
     target = f"{documents()[0]}.html"
-    assert (
-        soup.html["lang"] == "en"
-        and soup.title.text == "Five vision papers, by running them"
-    )
+    assert soup.html["lang"] == "en"
+    assert soup.title.text == "Five vision papers, by running them"
     assert (HTML / soup.find("link", rel="icon")["href"]).is_file()
-    assert (
-        soup.find("link", rel="canonical")["href"] == target
-        and (HTML / target).is_file()
-    )
+    assert soup.find("link", rel="canonical")["href"] == target
+    assert (HTML / target).is_file()
     assert soup.find("meta", {"http-equiv": "refresh"})["content"] == f"0; url={target}"
     assert soup.body.find("a", href=target).text == "Open the first page of the book"
 

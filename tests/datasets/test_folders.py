@@ -72,15 +72,12 @@ def test_the_official_layout_is_read(mvtec):
         "test/crack/001.png",
         "test/hole/000.png",
     ]
-    assert [item.label for item in test] == [0, 0, 1, 1, 1] and {
-        item.label for item in train
-    } == {0}
+    assert [item.label for item in test] == [0, 0, 1, 1, 1]
+    assert {item.label for item in train} == {0}
     for item in [*train, *test]:
-        assert (
-            item.image.shape == (3, 224, 224)
-            and item.image.dtype == torch.float32
-            and item.image.is_contiguous()
-        )
+        assert item.image.shape == (3, 224, 224)
+        assert item.image.dtype == torch.float32
+        assert item.image.is_contiguous()
         assert 0 <= item.image.min() < item.image.max() <= 1
         assert item.mask.shape == (224, 224) and item.mask.dtype == torch.bool
         assert bool(item.mask.any()) == bool(item.label)
@@ -91,11 +88,9 @@ def test_the_official_layout_is_read(mvtec):
 
 
 def test_there_are_fifteen_categories():
-    assert (
-        len(MVTEC_TEXTURES) == 5
-        and len(MVTEC_OBJECTS) == 10
-        and len({*MVTEC_TEXTURES, *MVTEC_OBJECTS}) == 15
-    )
+    assert len(MVTEC_TEXTURES) == 5
+    assert len(MVTEC_OBJECTS) == 10
+    assert len({*MVTEC_TEXTURES, *MVTEC_OBJECTS}) == 15
 
 
 def test_pictures_are_resized_and_cropped_in_the_middle_as_torchvision_does(mvtec):
@@ -127,9 +122,8 @@ def test_pictures_are_resized_and_cropped_in_the_middle_as_torchvision_does(mvte
 def test_greyscale_categories_get_three_equal_channels(mvtec):
     for item in MVTecAD(mvtec, "grid", "train"):
         assert Image.open(item.path).mode == "L"
-        assert torch.equal(item.image[0], item.image[1]) and torch.equal(
-            item.image[0], item.image[2]
-        )
+        assert torch.equal(item.image[0], item.image[1])
+        assert torch.equal(item.image[0], item.image[2])
         assert item.image.std() > 0.1
 
 
@@ -318,9 +312,8 @@ def test_folders_of_normal_and_abnormal_pictures(tmp_path):
         "10.png",
         "5.jpg",
     ]
-    assert [item.label for item in items] == [0, 0, 0, 1] and all(
-        item.mask is None for item in items
-    )
+    assert [item.label for item in items] == [0, 0, 0, 1]
+    assert all(item.mask is None for item in items)
     for item in items:
         expected = TF.to_tensor(
             TF.resize(Image.open(item.path), [64, 64], InterpolationMode.BICUBIC)
@@ -380,10 +373,8 @@ def campus(tmp_path):
 
 
 def test_shanghaitech_campus_is_read_with_labels_and_masks(campus):
-    train, test = (
-        folder(campus / "training", size=16),
-        folder(campus / "testing", size=16),
-    )
+    train = folder(campus / "training", size=16)
+    test = folder(campus / "testing", size=16)
     assert len(train) == len(test) == 7
     assert all(item.label == 0 and item.mask is None for item in train)
     assert [item.label for item in test] == [0, 1, 0, 0, 1, 0, 0]
@@ -415,9 +406,8 @@ def test_shanghaitech_campus_without_one_kind_of_truth(campus):
     (testing / "elsewhere").rename(testing / "test_frame_mask")
     (testing / "test_pixel_mask").rename(testing / "elsewhere")
     items = list(folder(testing, size=16))
-    assert [item.label for item in items] == [0, 1, 0, 0, 1, 0, 0] and all(
-        item.mask is None for item in items
-    )
+    assert [item.label for item in items] == [0, 1, 0, 0, 1, 0, 0]
+    assert all(item.mask is None for item in items)
     with pytest.raises(ValueError, match="has labels beside it in .*testing; pass"):
         folder(testing / "frames")
     (testing / "test_frame_mask").rename(testing / "gone")

@@ -44,12 +44,8 @@ def test_batches_keep_order_and_stop_at_the_end(masks):
     )
     assert torch.stack(whole.labels).tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert whole.paths == [f"number {n}" for n in range(7)]
-    assert found[0].images.shape == (3, 3, 2, 3) and found[-1].images.shape == (
-        1,
-        3,
-        2,
-        3,
-    )
+    assert found[0].images.shape == (3, 3, 2, 3)
+    assert found[-1].images.shape == (1, 3, 2, 3)
     if masks:
         assert [bool(mask.all()) for mask in whole.masks] == [False, True] * 3 + [False]
     else:
@@ -123,15 +119,11 @@ def test_pictures_in_memory_become_items():
     grey = torch.arange(2 * 4 * 6, dtype=torch.uint8).view(2, 4, 6) * 5
     items = TensorItems(grey, label=1, name="cell")
     item = items[1]
-    assert (
-        torch.equal(item.image, (grey[1].float() / 255).expand(3, 4, 6))
-        and item.image.is_contiguous()
-    )
-    assert (
-        item[1:] == (1, None, "cell 1")
-        and len(items) == 2
-        and items[-1].path == "cell 1"
-    )
+    assert torch.equal(item.image, (grey[1].float() / 255).expand(3, 4, 6))
+    assert item.image.is_contiguous()
+    assert item[1:] == (1, None, "cell 1")
+    assert len(items) == 2
+    assert items[-1].path == "cell 1"
     colour = torch.stack([grey, grey + 1, grey + 2], -1)
     assert torch.equal(
         TensorItems(colour)[0].image, colour[0].movedim(-1, 0).float() / 255

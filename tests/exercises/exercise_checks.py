@@ -75,10 +75,8 @@ def assert_check(chapter: str, name: str, case: tuple[list, dict], capsys) -> No
     """A check accepts what is right, turns down what is wrong with a hint that gives
     nothing away, and knows a stub.
     """
-    check, (right, wrong) = (
-        getattr(importlib.import_module(f"paperlib.exercises.{chapter}"), name),
-        case,
-    )
+    check = getattr(importlib.import_module(f"paperlib.exercises.{chapter}"), name)
+    right, wrong = case
     solutions = cells(chapter, "solution")
     assert right and len(wrong) >= FEWEST_WRONG
     for answer in right:

@@ -98,10 +98,8 @@ def test_logits_equal_timms():
 
 def test_names_cover_both_state_dicts_in_order():
     with torch.device("meta"):
-        ours, theirs = (
-            MobileNetV1().state_dict(),
-            timm.create_model("mobilenetv1_100").state_dict(),
-        )
+        ours = MobileNetV1().state_dict()
+        theirs = timm.create_model("mobilenetv1_100").state_dict()
     assert list(timm_names()) == list(ours)
     assert list(timm_names().values()) == list(theirs)
 

@@ -155,9 +155,8 @@ def test_what_a_gaussian_cannot_take_changes_nothing():
         ValueError, match=r"\(2, 4, torch.float32\); expected \(2, 3, torch.float32\)"
     ):
         gaussian.merge(PatchGaussian(2, 4))
-    assert (
-        torch.equal(gaussian.covariance(), fed(x).covariance()) and gaussian.count == 4
-    )
+    assert torch.equal(gaussian.covariance(), fed(x).covariance())
+    assert gaussian.count == 4
     for arguments in ((0, 3), (2, 0), (2, 3, torch.float16)):
         with pytest.raises(ValueError, match="expected"):
             PatchGaussian(*arguments)
@@ -218,10 +217,8 @@ def test_two_processes_share_their_statistics(tmp_path):
     for rank in (0, 1):
         with safe_open(tmp_path / f"{rank}.safetensors", "np") as file:
             assert file.metadata()["counts"] == "11 11"
-            assert (
-                "dimensions" in file.metadata()["message"]
-                and "another process" in file.metadata()["message"]
-            )
+            assert "dimensions" in file.metadata()["message"]
+            assert "another process" in file.metadata()["message"]
             for name in ("uneven", "lonely"):
                 np.testing.assert_allclose(
                     file.get_tensor(f"{name}.mean"), mean, rtol=1e-12
@@ -316,10 +313,8 @@ def test_distance_runs_where_its_input_lies():
         )
         assert fake.shape == (2, 3) and fake.device.type == "cuda"
         gaussian = fed(torch.rand(5, 3, 4))
-        assert (
-            gaussian.covariance().device.type == "cuda"
-            and gaussian.mean().device.type == "cuda"
-        )
+        assert gaussian.covariance().device.type == "cuda"
+        assert gaussian.mean().device.type == "cuda"
 
 
 @pytest.mark.parametrize(

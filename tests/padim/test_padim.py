@@ -86,10 +86,8 @@ def test_channels_are_drawn_by_the_seed(images):
     assert torch.equal(models[0].channels, models[1].channels)
     assert not torch.equal(models[0].channels, models[2].channels)
     for model in models:
-        assert (
-            torch.equal(model.channels, model.channels.unique())
-            and len(model.channels) == 9
-        )
+        assert torch.equal(model.channels, model.channels.unique())
+        assert len(model.channels) == 9
         assert model.mean.shape == (192, 9) and model.whitening.shape == (192, 9, 9)
     extractor = small_extractor()
     chosen = [
@@ -307,15 +305,7 @@ def test_a_saved_model_scores_the_same(images, tmp_path, options):
     loaded = PaDiM.load(path, small_extractor())
     assert torch.equal(loaded.anomaly_map(images), model.anomaly_map(images))
     for name in (
-        "dimensions",
-        "seed",
-        "epsilon",
-        "reduction",
-        "mode",
-        "sigma",
-        "count",
-        "grid",
-        "size",
+        *"dimensions seed epsilon reduction mode sigma count grid size".split(),
     ):
         assert getattr(loaded, name) == getattr(model, name)
     assert os.listdir(tmp_path) == ["model.safetensors"]  # no temporary file is left
@@ -480,9 +470,8 @@ def test_defective_solar_cells_are_told_apart(kind, first, least):
     extractor, cells = FeatureExtractor(*backbone[:2]), elpv(kind)
     good, bad = ((cells.probability == p).nonzero().flatten() for p in (0, 1))
     for seed in range(3):
-        shuffled = good[
-            torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))
-        ]
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = good[torch.randperm(len(good), generator=generator)]
         train, test = shuffled[:200], torch.cat([shuffled[200:], bad[:first]])
         model = PaDiM(extractor, 100, seed).fit(
             backbone.transform(cells.images[i]) for i in train.split(32)

@@ -35,11 +35,9 @@ def test_position_pairs_are_where_they_say(patch, extra, wider, step, seed):
     )
     limit = torch.tensor(size) - patch
     for corner in (first, second):
-        assert (
-            (corner >= 0).all()
-            and (corner <= limit).all()
-            and (corner % step == 0).all()
-        )
+        assert (corner >= 0).all()
+        assert (corner <= limit).all()
+        assert (corner % step == 0).all()
     move = second - first
     assert torch.equal(move.sign(), torch.tensor(DIRECTIONS)[position])
     along = move.abs()[move != 0]
@@ -75,9 +73,8 @@ def test_clipping_as_released_shortens_moves(patch, share):
     wanted = torch.tensor(DIRECTIONS)[position] != 0
     short = ((second - first).abs() < 3 * patch // 4) & wanted
     assert short.any(1).double().mean().item() == pytest.approx(share, abs=0.01)
-    assert (
-        first.min() == second.min() == 0 and first.max() == second.max() == 256 - patch
-    )
+    assert first.min() == second.min() == 0
+    assert first.max() == second.max() == 256 - patch
     assert first.float().mean() == pytest.approx((256 - patch) / 2, rel=0.02)
 
 
@@ -97,9 +94,8 @@ def test_neighbor_pairs_are_moved_a_little(patch, step, moves, clip):
     )
     assert position is None
     for corner in (first, second):
-        assert (corner >= 0).all() and (
-            corner <= torch.tensor([100, 120]) - patch
-        ).all()
+        assert (corner >= 0).all()
+        assert (corner <= torch.tensor([100, 120]) - patch).all()
     move = second - first
     assert move[:, 0].unique().tolist() == move[:, 1].unique().tolist() == moves
     unmoved = (move == 0).all(1)
@@ -107,9 +103,8 @@ def test_neighbor_pairs_are_moved_a_little(patch, step, moves, clip):
     if not clip:
         kinds, counts = move.unique(dim=0, return_counts=True)
         expected = 20_000 / (len(moves) ** 2 - 1)
-        assert len(kinds) == len(moves) ** 2 - 1 and (
-            counts - expected
-        ).abs().max() < 5 * math.sqrt(expected)
+        assert len(kinds) == len(moves) ** 2 - 1
+        assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
 
 
 def test_images_too_small_for_a_pair_are_refused():
@@ -136,10 +131,8 @@ def test_images_too_small_for_a_pair_are_refused():
 def test_perturbation_is_a_colour_shift_and_noise():
     changed = perturb(torch.zeros(500, 3, 24, 24), generator())
     shift = changed.mean((2, 3))
-    assert (
-        shift.std().item() == pytest.approx(0.02, rel=0.05)
-        and shift.mean().abs() < 0.002
-    )
+    assert shift.std().item() == pytest.approx(0.02, rel=0.05)
+    assert shift.mean().abs() < 0.002
     noise = changed - shift[:, :, None, None]
     assert noise.std().item() == pytest.approx(0.02, rel=0.02)
     # Each channel by itself.
@@ -148,10 +141,8 @@ def test_perturbation_is_a_colour_shift_and_noise():
 
 
 def test_crops_come_from_everywhere():
-    images, mean = (
-        torch.rand(3, 3, 9, 7, generator=generator()),
-        torch.rand(3, 9, 7, generator=generator(1)),
-    )
+    images = torch.rand(3, 3, 9, 7, generator=generator())
+    mean = torch.rand(3, 9, 7, generator=generator(1))
     crops = random_crops(images, mean, 600, (4, 5), generator())
     assert crops.shape == (600, 3, 4, 5)
     corners = {

@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 
@@ -32,15 +33,10 @@ def published_maps(model, train, test, patch, stride):
     rows, columns = ((length - patch) // stride + 1 for length in train.shape[-2:])
 
     def embeddings(image):
+        corners = itertools.product(range(rows), range(columns))
         cut = [
-            (image - mean)[
-                None,
-                :,
-                i * stride : i * stride + patch,
-                j * stride : j * stride + patch,
-            ]
-            for i in range(rows)
-            for j in range(columns)
+            (image - mean)[None, :, y : y + patch, x : x + patch]
+            for y, x in ((i * stride, j * stride) for i, j in corners)
         ]
         with torch.no_grad():
             return torch.cat([embed(one) for one in cut]).double().numpy()
@@ -114,10 +110,8 @@ def test_the_memory_of_the_banks_is_told():
     detector = PatchSVDD(encoder(64))
     assert repr(detector) == "PatchSVDD, not fitted" and detector.bank_bytes == 0
     assert detector.fit(pictures(3, 256, 256)) is detector
-    assert detector.small.shape == (3 * 57 * 57, 64) and detector.big.shape == (
-        3 * 13 * 13,
-        64,
-    )
+    assert detector.small.shape == (3 * 57 * 57, 64)
+    assert detector.big.shape == (3 * 13 * 13, 64)
     assert detector.bank_bytes == (3 * 57 * 57 + 3 * 13 * 13) * 64 * 4
     assert (
         repr(detector)
@@ -130,10 +124,8 @@ def test_the_memory_of_the_banks_is_told():
 
 def test_a_coreset_errs_by_no_more_than_it_says():
     model, train, test = encoder(), pictures(4), pictures(2, seed=1)
-    full, part = (
-        PatchSVDD(model).fit(train),
-        PatchSVDD(model).fit(train, coreset=0.1, seed=3),
-    )
+    full = PatchSVDD(model).fit(train)
+    part = PatchSVDD(model).fit(train, coreset=0.1, seed=3)
     assert full.coreset_radius == (0, 0)
     for name in ("small", "big"):
         whole, kept, radius = (
@@ -165,10 +157,8 @@ def test_what_is_saved_gives_the_same_maps(tmp_path):
     } <= set(load_file(path))
     found = PatchSVDD.load(path)
     path.write_bytes(b"")  # nothing stays tied to the file
-    assert (
-        repr(found) == repr(detector)
-        and found.coreset_radius == detector.coreset_radius
-    )
+    assert repr(found) == repr(detector)
+    assert found.coreset_radius == detector.coreset_radius
     for ours, theirs in zip(
         found.anomaly_maps(test), detector.anomaly_maps(test), strict=True
     ):
@@ -281,10 +271,8 @@ def test_every_pixel_may_begin_a_patch(tmp_path):
     """A stride of one pixel is the least: fitted, saved and loaded."""
     normal, path = pictures(2, 64, 66), tmp_path / "dense.safetensors"
     detector = PatchSVDD(encoder(), stride_small=1, stride_big=1).fit(normal)
-    assert detector.small.shape == (2 * 33 * 35, 8) and detector.big.shape == (
-        2 * 1 * 3,
-        8,
-    )
+    assert detector.small.shape == (2 * 33 * 35, 8)
+    assert detector.big.shape == (2 * 1 * 3, 8)
     detector.save(path)
     assert torch.equal(
         PatchSVDD.load(path).anomaly_maps(normal).mult,

@@ -184,12 +184,8 @@ except Exception as error:
     sys.exit(3)
 """
 SAVED = [
-    "padim.safetensors",
-    "svdd.safetensors",
-    "encoder.safetensors",
-    "run.safetensors",
-    "results.csv",
-    "note.txt",
+    *"padim.safetensors svdd.safetensors encoder.safetensors run.safetensors".split(),
+    *"results.csv note.txt".split(),
 ]
 
 
