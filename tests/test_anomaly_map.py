@@ -95,13 +95,8 @@ def test_minmax_spans_zero_to_one_and_a_constant_map_is_zero():
     shift=st.floats(-10, 10),
 )
 def test_minmax_forgets_scale_and_shift(n, h, w, scale, shift):
-    maps = torch.randn(
-        n,
-        h,
-        w,
-        dtype=torch.float64,
-        generator=torch.Generator().manual_seed(n * 100 + h * 10 + w),
-    )
+    generator = torch.Generator().manual_seed(n * 100 + h * 10 + w)
+    maps = torch.randn(n, h, w, dtype=torch.float64, generator=generator)
     scaled = minmax(maps)
     assert scaled.min() == 0 and scaled.max() == (1 if h * w > 1 else 0)
     torch.testing.assert_close(
@@ -164,12 +159,9 @@ def spread_by_the_loop(scores, patch, stride, height, width):
     covering = torch.zeros(height, width, dtype=torch.float64)
     for i in range(scores.shape[0]):
         for j in range(scores.shape[1]):
-            total[i * stride : i * stride + patch, j * stride : j * stride + patch] += (
-                scores[i, j]
-            )
-            covering[
-                i * stride : i * stride + patch, j * stride : j * stride + patch
-            ] += 1
+            y, x = i * stride, j * stride
+            total[y : y + patch, x : x + patch] += scores[i, j]
+            covering[y : y + patch, x : x + patch] += 1
     return total / covering.clamp_min(1)
 
 
@@ -184,13 +176,8 @@ def spread_by_the_loop(scores, patch, stride, height, width):
     right=st.integers(0, 5),
 )
 def test_spreading_equals_the_loop_over_patches(n, h, w, patch, stride, below, right):
-    scores = torch.rand(
-        n,
-        h,
-        w,
-        generator=torch.Generator().manual_seed(n * 100 + h * 10 + w),
-        dtype=torch.float64,
-    )
+    generator = torch.Generator().manual_seed(n * 100 + h * 10 + w)
+    scores = torch.rand(n, h, w, generator=generator, dtype=torch.float64)
     height, width = (h - 1) * stride + patch + below, (w - 1) * stride + patch + right
     maps = spread_patch_scores(scores, patch, stride, (height, width))
     expected = torch.stack(

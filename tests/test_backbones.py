@@ -36,10 +36,8 @@ def lite0():
 def test_lite0_knows_an_egyptian_cat(lite0):
     with torch.inference_mode():
         probability = lite0.model(lite0.transform(data.chelsea()[None])).softmax(1)[0]
-    assert (
-        ImageNetInfo().index_to_description(probability.argmax().item())
-        == "Egyptian cat"
-    )
+    label = ImageNetInfo().index_to_description(probability.argmax().item())
+    assert label == "Egyptian cat"
     assert probability[285] >= 0.75
 
 
@@ -122,12 +120,8 @@ def test_a_gpu_gives_the_cpus_answer(lite0):
 
 
 def test_transform_runs_on_the_meta_device(lite0):
-    assert lite0.transform(torch.empty(2, 3, 300, 200, device="meta")).shape == (
-        2,
-        3,
-        224,
-        224,
-    )
+    shape = lite0.transform(torch.empty(2, 3, 300, 200, device="meta")).shape
+    assert shape == (2, 3, 224, 224)
 
 
 def test_every_accepted_layout_gives_the_same_picture(lite0):
@@ -421,12 +415,8 @@ def test_embeddings_are_upsampled_then_joined_by_hand():
         [30, 30, 40, 40],
         [30, 30, 40, 40],
     ]
-    assert concatenate_embeddings([large, small], [1])[0, 0, 0].tolist() == [
-        10,
-        10,
-        20,
-        20,
-    ]
+    row = concatenate_embeddings([large, small], [1])[0, 0, 0]
+    assert row.tolist() == [10, 10, 20, 20]
 
 
 @settings(max_examples=40, deadline=None)

@@ -33,14 +33,8 @@ def encoder() -> HierarchicalEncoder:
 
 
 def pictures(seed: int, count: int, side: int = 130) -> torch.Tensor:
-    return torch.rand(
-        count,
-        3,
-        side,
-        side,
-        dtype=torch.float64,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, side, side, dtype=torch.float64, generator=generator)
 
 
 def trained(images: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
@@ -97,18 +91,11 @@ def _of_process(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2
     )
     images = pictures(1, 5)
-    found = {
-        f"train.{k}": t
-        for k, t in trained(
-            images, distribute=True, checkpoint=f"{folder}/checkpoint"
-        ).items()
-    }
-    found |= {
-        f"svdd.{k}": t
-        for k, t in mapped(
-            shares(images)[rank], pictures(2, 3), distribute=True
-        ).items()
-    }
+    path = f"{folder}/checkpoint"
+    training = trained(images, distribute=True, checkpoint=path)
+    found = {f"train.{k}": t for k, t in training.items()}
+    maps = mapped(shares(images)[rank], pictures(2, 3), distribute=True)
+    found |= {f"svdd.{k}": t for k, t in maps.items()}
     found |= {
         f"padim.{k}": t
         for k, t in gaussians(shares(images)[rank], distribute=True).items()

@@ -20,18 +20,8 @@ def root(tmp_path_factory):
 
 
 def padim(root, out, *more):
-    return main(
-        [
-            "padim",
-            "--data",
-            str(root),
-            "--out",
-            str(out),
-            "--backbone",
-            "efficientnet_lite0",
-            *more,
-        ]
-    )
+    command = ["padim", "--data", str(root), "--out", str(out)]
+    return main([*command, "--backbone", "efficientnet_lite0", *more])
 
 
 def test_padim_prints_rows_beside_the_papers(root, tmp_path, capsys):

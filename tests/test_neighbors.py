@@ -95,11 +95,8 @@ def test_a_near_tie_is_settled_in_double_precision():
         moved[nearer] += 2e-6 * (query[0] - bank[nearer])
         expected = every_distance(query, moved)
         distance, index = nearest_distance(query, moved, chunk=64, return_index=True)
-        assert (
-            index.item()
-            == (moved.double() - query.double()).norm(dim=1).argmin()
-            == nearer
-        )
+        distances = (moved.double() - query.double()).norm(dim=1)
+        assert index.item() == distances.argmin() == nearer
         torch.testing.assert_close(distance.double(), expected, rtol=1e-7, atol=0)
 
 

@@ -57,10 +57,8 @@ def test_another_training_has_another_file(colab):
     }
     assert len(names) == 7  # the clone has the same
     few = torch.zeros(9)  # of so few numbers each counts
-    assert (
-        len({runtime.checkpoint_path("c", few + torch.eye(9)[k]) for k in range(9)})
-        == 9
-    )
+    paths = {runtime.checkpoint_path("c", few + torch.eye(9)[k]) for k in range(9)}
+    assert len(paths) == 9
 
 
 def test_progress_is_one_line_that_changes(capsys):

@@ -80,20 +80,15 @@ def summary(rows: list[dict]) -> str:
         best = min(times.values(), key=lambda row: row["ratio"], default=None)
         if usual is None and best is None:
             continue
-        told = [
-            (
-                "–"
-                if row is None
-                else (
-                    f"{number(row['ratio'])}× ({number(row['ratio_low'])} to"
-                    f" {number(row['ratio_high'])})"
-                )
-            )
-            for row in (usual, best)
-        ]
+        told = [_ratio(row) if row else "–" for row in (usual, best)]
         told[1] += f", {best['contender']}" if best else ""
         lines.append(f"| {part[0]['what']} | {told[0]} | {told[1]} |")
     return "\n".join(lines) + "\n"
+
+
+def _ratio(row: dict) -> str:
+    low, high = number(row["ratio_low"]), number(row["ratio_high"])
+    return f"{number(row['ratio'])}× ({low} to {high})"
 
 
 def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:

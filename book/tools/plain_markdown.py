@@ -36,13 +36,7 @@ ADMONITIONS = {
     *"tip warning margin sidebar".split(),
 }
 FOLDED = {"dropdown", "toggle", "solution"}
-DROPPED = {
-    "bibliography",
-    "contents",
-    "exercise-end",
-    "solution-end",
-    "tableofcontents",
-}
+DROPPED = set("bibliography contents exercise-end solution-end tableofcontents".split())
 TRANSPARENT = {"div", "tab-set"}
 
 
@@ -68,13 +62,8 @@ class PlainMarkdown:
         references: BibliographyData,
         pages: str = "",
     ):
-        self.cells, self.folder, self.root, self.references, self.pages = (
-            cells,
-            folder,
-            root,
-            references,
-            pages,
-        )
+        self.cells, self.folder, self.root = cells, folder, root
+        self.references, self.pages = references, pages
         text = "\n".join(cells)
         self.labels: dict[str, str] = {}
         equations = [

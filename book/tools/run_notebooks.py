@@ -63,18 +63,12 @@ def read_text(notebook: Path) -> NotebookNode:
 
 def shared_part(notebook: NotebookNode) -> list[tuple]:
     """List what a notebook and its text twin must have in common, cell by cell."""
-    return [
-        (
-            cell.cell_type,
-            cell.source,
-            {
-                key: cell.metadata[key]
-                for key in SHARED_METADATA
-                if key in cell.metadata
-            },
-        )
-        for cell in notebook.cells
-    ]
+
+    def shared(metadata: dict) -> dict:
+        return {key: metadata[key] for key in SHARED_METADATA if key in metadata}
+
+    cells = notebook.cells
+    return [(cell.cell_type, cell.source, shared(cell.metadata)) for cell in cells]
 
 
 def state(notebook: Path, root: Path) -> str:
@@ -119,14 +113,8 @@ def execute(notebook: Path, root: Path) -> float:
     started = time.monotonic()
     try:
         # The library that is hashed is the one that runs, whatever copy is installed.
-        client.execute(
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(
-                    [str(root), os.environ.get("PYTHONPATH", "")]
-                ),
-            }
-        )
+        path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+        client.execute(env={**os.environ, "PYTHONPATH": path})
     except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
         raise ValueError(
             f"{notebook.name} did not run through; the old file is kept.\n{error}"

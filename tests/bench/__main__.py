@@ -193,15 +193,8 @@ def main() -> None:
             print(f"curves of {name} …", flush=True, file=sys.stderr)
             points = run_child(f"curves:{name}", options)
             old = read(path).get("curves", {})
-            save(
-                path,
-                {
-                    "curves": (
-                        old
-                        | {name: {"stamp": stamped(options, device), "curves": points}}
-                    )
-                },
-            )
+            curve = {"stamp": stamped(options, device), "curves": points}
+            save(path, {"curves": old | {name: curve}})
     print(f"{path.relative_to(ROOT)} written, {time.perf_counter() - start:.0f} s")
 
 

@@ -219,14 +219,12 @@ def guided_maps(full: bool, device: torch.device) -> Part:
         from captum.attr import GuidedGradCam
 
         captum = GuidedGradCam(model, model.get_submodule(LAYER))
-        contenders.append(
-            Contender(
-                "captum",
-                lambda: captum.attribute(
-                    images, classes, interpolate_mode="bilinear"
-                ).detach(),
-            )
-        )
+
+        def captum_products():
+            products = captum.attribute(images, classes, interpolate_mode="bilinear")
+            return products.detach()
+
+        contenders.append(Contender("captum", captum_products))
 
     def passes() -> Tensor:
         source = images.clone().requires_grad_()

@@ -300,10 +300,8 @@ def training(full: bool, device: torch.device) -> Part:
             OURS,
             ours,
             compared=False,
-            note=(
-                "in bfloat16 where that is fast, for which the floor is no bound; no"
-                " peer does this work"
-            ),
+            note="in bfloat16 where that is fast, for which the floor is no bound;"
+            " no peer does this work",
         )
     ]
     return Part(

@@ -94,18 +94,14 @@ def whole(task: str, full: bool, device: torch.device) -> Part:
     seen = train[part[task]]
     ours = PaDiM(FeatureExtractor(*backbone[:2]), 100).fit(train.split(BATCH))
     fit = task == "whole fit"
-    contenders = [
-        (
-            Contender(OURS, lambda: ours.fit(train.split(BATCH)).mean)
-            if fit
-            else Contender(
-                OURS,
-                lambda: torch.cat(
-                    [ours.anomaly_map(batch) for batch in seen.split(BATCH)]
-                ),
-            )
-        )
-    ]
+
+    def our_fit():
+        return ours.fit(train.split(BATCH)).mean
+
+    def our_maps():
+        return torch.cat([ours.anomaly_map(batch) for batch in seen.split(BATCH)])
+
+    contenders = [Contender(OURS, our_fit if fit else our_maps)]
     with peer(missing, "anomalib"):
         other = Anomalib(backbone.model, ours)
         if not fit:

@@ -201,8 +201,8 @@ def test_icons_are_drawn_by_the_font(browser):
         family = icon.evaluate("icon => getComputedStyle(icon, '::before').fontFamily")
         assert "Font Awesome" in family
         assert page.evaluate(
-            "[...document.fonts].some(f => f.family.includes('Awesome') && f.status ==="
-            " 'loaded')"
+            "[...document.fonts].some("
+            "f => f.family.includes('Awesome') && f.status === 'loaded')"
         )
 
 

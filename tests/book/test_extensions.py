@@ -57,10 +57,9 @@ def test_docstring_markup(written, expected):
     ],
 )
 def test_the_three_fields_in_each_layout(written):
-    assert (
-        to_rst(written)
-        == "Do it.\n\n:Source: A, Eq. 1, and :math:`B`.\n:Departures: none.\n:Test:"
-        " ``test_a.py::test_b``\n"
+    assert to_rst(written) == (
+        "Do it.\n\n:Source: A, Eq. 1, and :math:`B`.\n:Departures: none.\n"
+        ":Test: ``test_a.py::test_b``\n"
     )
 
 
@@ -72,17 +71,15 @@ def test_tables_of_docstrings():
 
 
 def test_fields_of_a_tuple_become_a_list():
-    assert to_rst(
-        "Row.\n\nname: of it,\n    in full.\nsize: in px.\n\nNot: this one.\n"
-    ).startswith(
-        "Row.\n\n:ivar name: of it,\n    in full.\n:ivar size: in px.\n\nNot: this"
-    )
+    row = "Row.\n\nname: of it,\n    in full.\nsize: in px.\n\nNot: this one.\n"
+    fields = "Row.\n\n:ivar name: of it,\n    in full.\n:ivar size: in px.\n\nNot: this"
+    assert to_rst(row).startswith(fields)
 
 
 def test_the_colab_address_follows_the_repository():
-    assert (
-        colab_url("https://github.com/a-fork/papers", "01_x")
-        == f"https://colab.research.google.com/github/a-fork/papers/blob/{BRANCH}/{FOLDER}/01_x.ipynb"
+    assert colab_url("https://github.com/a-fork/papers", "01_x") == (
+        "https://colab.research.google.com/github/a-fork/papers"
+        f"/blob/{BRANCH}/{FOLDER}/01_x.ipynb"
     )
     for elsewhere in ("", "https://gitlab.com/a/b", "https://github.com/only-owner"):
         assert colab_url(elsewhere, "01_x") == ""

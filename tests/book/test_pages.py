@@ -82,10 +82,8 @@ def test_every_module_has_its_page(built):
     ]
     assert public
     for name in public:
-        assert (
-            f"module-{name}"
-            in built[f"book/api/{name.removeprefix('paperlib.')}.html"].ids
-        ), name
+        page = built[f"book/api/{name.removeprefix('paperlib.')}.html"]
+        assert f"module-{name}" in page.ids, name
         assert (
             f"api/{name.removeprefix('paperlib.')}.html" in built["book/api.html"].links
         ), name
@@ -160,10 +158,8 @@ def test_every_notebook_page_offers_its_self_contained_copy(built):
     notebooks = [name for name in documents() if name.startswith("notebooks/")]
     assert notebooks
     for name in notebooks:
-        assert any(
-            link.endswith(f"colab/{name.rpartition('/')[2]}.ipynb")
-            for link in built[f"{name}.html"].links
-        ), name
+        copy = f"colab/{name.rpartition('/')[2]}.ipynb"
+        assert any(link.endswith(copy) for link in built[f"{name}.html"].links), name
 
 
 def test_without_a_repository_no_page_links_to_one(built):

@@ -120,12 +120,8 @@ def test_a_heading_is_larger_than_those_below_it(browser, width):
             "name => parseFloat(getComputedStyle(document.querySelector(`.bd-article"
             " ${name}`)).fontSize)"
         )
-        assert (
-            page.evaluate(size, "h1")
-            > page.evaluate(size, "h2")
-            > page.evaluate(size, "h3")
-            > 16
-        )
+        h1, h2, h3 = (page.evaluate(size, name) for name in ("h1", "h2", "h3"))
+        assert h1 > h2 > h3 > 16
 
 
 # ---- search, folded parts, sliders ----
@@ -230,10 +226,8 @@ def test_a_slider_changes_picture_and_text(browser, width):
 def test_the_keyboard_alone_reaches_the_text(browser):
     with browser.page("book/02_cam.html") as page:
         page.keyboard.press("Tab")
-        assert (
-            page.evaluate("document.activeElement.textContent.trim()")
-            == "Skip to main content"
-        )
+        focused = page.evaluate("document.activeElement.textContent.trim()")
+        assert focused == "Skip to main content"
         # The link slides in; it is seen when it has the focus.
         page.wait_for_function(
             "document.querySelector('#pst-skip-link a').getBoundingClientRect().y >= 0"
@@ -286,10 +280,8 @@ def test_print_shows_the_text_and_whole_figures(browser, path):
                 assert box["x"] + box["width"] <= 721
                 assert box["height"] < PRINTED_HEIGHT
                 assert image.evaluate(KEPT_WHOLE), image.get_attribute("alt")
-        assert all(
-            heading.evaluate(KEPT_WITH_WHAT_FOLLOWS)
-            for heading in page.locator(".bd-article h2").all()
-        )
+        headings = page.locator(".bd-article h2").all()
+        assert all(heading.evaluate(KEPT_WITH_WHAT_FOLLOWS) for heading in headings)
         wide = (
             "pre => pre.scrollWidth > pre.clientWidth + 1 &&"
             " getComputedStyle(pre).whiteSpace !== 'pre-wrap'"

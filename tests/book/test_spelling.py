@@ -152,11 +152,8 @@ def test_the_list_is_sorted_and_holds_nothing_twice():
 
 
 def test_the_list_repeats_nothing_of_the_dictionary():
-    assert [
-        word
-        for word in WORDS.read_text(encoding="utf-8").split()
-        if DICTIONARY.spell(word)
-    ] == []
+    listed = WORDS.read_text(encoding="utf-8").split()
+    assert [word for word in listed if DICTIONARY.spell(word)] == []
 
 
 def test_the_check_can_fail(known):
@@ -173,12 +170,5 @@ def test_the_check_can_fail(known):
         "behavior",
         "embeding",
     ]
-    assert all(
-        map(
-            known,
-            words(
-                "The network’s colours, and its neighbours' embeddings, can't be"
-                " normalised."
-            ),
-        )
-    )
+    text = "The network’s colours, and its neighbours' embeddings, can't be normalised."
+    assert all(map(known, words(text)))

@@ -480,11 +480,9 @@ def test_boxes_refuse_what_has_no_answer(values, options, message):
 
 
 def test_the_papers_thresholds():
-    assert (LOCALIZATION_THRESHOLD, GRAD_CAM_THRESHOLD, CODE_REVIEW_THRESHOLD) == (
-        0.20,
-        0.15,
-        0.60,
-    )
+    assert LOCALIZATION_THRESHOLD == 0.20
+    assert GRAD_CAM_THRESHOLD == 0.15
+    assert CODE_REVIEW_THRESHOLD == 0.60
 
 
 # ---- a real network on a real picture ----

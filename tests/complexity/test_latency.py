@@ -24,12 +24,9 @@ def test_rows_carry_the_profiles_macs_and_their_own_bytes():
     conv, relu, flatten, linear = latency.time_layers(
         model, torch.randn(2, 3, 6, 6), repeats=3
     )
-    assert [conv.macs, relu.macs, flatten.macs, linear.macs] == [
-        2 * 9 * 3 * 8 * 36,
-        0,
-        0,
-        2 * 8 * 36 * 5,
-    ]
+    assert conv.macs == 2 * 9 * 3 * 8 * 36
+    assert linear.macs == 2 * 8 * 36 * 5
+    assert relu.macs == flatten.macs == 0
     assert conv.bytes == 4 * (2 * 3 * 36 + 2 * 8 * 36 + 3 * 8 * 9 + 8)
     assert linear.bytes == 4 * (2 * 8 * 36 + 2 * 5 + 8 * 36 * 5 + 5)
     assert [conv.kind, linear.kind, relu.kind] == ["conv", "linear", "ReLU"]

@@ -90,16 +90,8 @@ def test_an_error_while_reading_comes_through():
 
 def test_batches_that_cannot_be_put_together_are_refused():
     with pytest.raises(ValueError, match="number 0 has a mask and image 0 has none"):
-        list(
-            batches(
-                ConcatDataset(
-                    [
-                        Numbered(1, masks=True),
-                        TensorItems(torch.zeros(1, 2, 3, dtype=torch.uint8)),
-                    ]
-                )
-            )
-        )
+        unmasked = TensorItems(torch.zeros(1, 2, 3, dtype=torch.uint8))
+        list(batches(ConcatDataset([Numbered(1, masks=True), unmasked])))
     sizes = ConcatDataset(
         [
             TensorItems(torch.zeros(1, 2, 3).byte()),

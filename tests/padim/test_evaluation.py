@@ -289,10 +289,8 @@ def test_the_report_stands_beside_the_papers_tables(settings):
         result(name, settings, 0.9 + 0.001 * n) for n, name in enumerate(GROUPS["all"])
     ]
     text = evaluation.report(results)
-    assert (
-        text.splitlines()[0]
-        == "efficientnet_lite0, 20 dimensions, seed 3, centred crops; in %"
-    )
+    title = text.splitlines()[0]
+    assert title == "efficientnet_lite0, 20 dimensions, seed 3, centred crops; in %"
     assert max(map(len, text.splitlines())) <= 120
     heading = text.splitlines()[1].split("  ")
     columns = [h.strip() for h in heading if h.strip()]
@@ -355,10 +353,8 @@ def test_the_papers_mean_stands_only_beside_a_complete_one(settings):
     ]
     assert "all_object" not in text
     alone = evaluation.report([result("my own", settings)])
-    assert (
-        alone.splitlines()[-1]
-        == "from Defard, Setkov, Loesch, Audigier: PaDiM, arXiv:2011.08785v1"
-    )
+    source = "from Defard, Setkov, Loesch, Audigier: PaDiM, arXiv:2011.08785v1"
+    assert alone.splitlines()[-1] == source
     with pytest.raises(ValueError, match="no result"):
         evaluation.report([])
 

@@ -49,11 +49,8 @@ def test_position_pairs_take_every_class_move_and_place_alike():
     counts = position.bincount(minlength=8)
     assert (counts - 10_000).abs().max() < 5 * math.sqrt(10_000)
     move = (second - first)[position == 7]  # down and right
-    assert (
-        move[:, 0].unique().tolist()
-        == move[:, 1].unique().tolist()
-        == list(range(48, 64))
-    )
+    down, right = (moves.unique().tolist() for moves in move.T)
+    assert down == right == list(range(48, 64))
     assert abs(move.double().mean() - 55.5) < 0.2
     # Straight up the first patch can be in any column, and in the rows that leave room
     # for the move.
@@ -120,11 +117,8 @@ def test_images_too_small_for_a_pair_are_refused():
         neighbor_pairs(1, (64, 64), 64, generator())
     # By default in steps of one pixel.
     just = neighbor_pairs(50, (33, 33), 32, generator())
-    assert {tuple(move) for move in (just.second - just.first).tolist()} >= {
-        (0, 1),
-        (1, 0),
-        (-1, -1),
-    }
+    moves = set(map(tuple, (just.second - just.first).tolist()))
+    assert moves >= {(0, 1), (1, 0), (-1, -1)}
     assert (just.second - just.first).abs().max() == 1
 
 
@@ -152,12 +146,9 @@ def test_crops_come_from_everywhere():
         for x in range(3)
     }
     for n, (y, x) in ((0, (2, 1)), (2, (5, 2))):
-        assert torch.equal(
-            crop_patches(
-                images, mean, torch.tensor([n]), (4, 5), torch.tensor([[y, x]])
-            )[0],
-            corners[n, y, x],
-        )
+        place = torch.tensor([n]), (4, 5), torch.tensor([[y, x]])
+        cut = crop_patches(images, mean, *place)
+        assert torch.equal(cut[0], corners[n, y, x])
     seen = [
         next(key for key, wanted in corners.items() if torch.equal(crop, wanted))
         for crop in crops

@@ -290,10 +290,10 @@ def refused(path, read, counter, what):
     with pytest.raises(ValueError) as error:
         read(path)
     assert path.name in str(error.value), f"{what}: {error.value}"
-    assert (path.stat().st_size, path.stat().st_mtime_ns) == (
-        before.st_size,
-        before.st_mtime_ns,
-    ), what
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns), (
+        what
+    )
     assert not leftovers(path.parent, {path.name}), what
     assert peak() - start < MEMORY, f"{what}: {(peak() - start) / 2**20:.0f} MiB"
     counter.survive()

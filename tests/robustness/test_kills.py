@@ -75,14 +75,8 @@ def outcome(name: str, folder: Path):
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("kills")
     for number in range(6):
-        small_mvtec.write(
-            root / "data",
-            f"kind{number}",
-            ("brick", "grass", "gravel")[number % 3],
-            4,
-            2,
-            2,
-        )
+        texture = ("brick", "grass", "gravel")[number % 3]
+        small_mvtec.write(root / "data", f"kind{number}", texture, 4, 2, 2)
     return root
 
 
@@ -158,10 +152,8 @@ def test_a_kill_while_saving_leaves_the_old_file_the_new_one_or_none(
         ready.unlink()
         if path.exists():
             seen.add(PaDiM.load(path, extractor).epsilon)
-        assert {entry.name for entry in tmp_path.iterdir()} <= {
-            path.name,
-            f".{path.name}.tmp",
-        }
+        files = {entry.name for entry in tmp_path.iterdir()}
+        assert files <= {path.name, f".{path.name}.tmp"}
         counter.survive()
     assert seen and seen <= {1.0, 2.0}
 

@@ -67,12 +67,8 @@ def make_shared():
     svdd = PatchSVDD(HierarchicalEncoder(4).eval(), stride_small=16, stride_big=16).fit(
         pictures(2, 64, 64)
     )
-    return (
-        model,
-        PaDiM(extractor, 9).fit(pictures(20, seed=1).split(5)),
-        svdd,
-        extractor,
-    )
+    padim = PaDiM(extractor, 9).fit(pictures(20, seed=1).split(5))
+    return model, padim, svdd, extractor
 
 
 def calls(shared, tmp_path):
