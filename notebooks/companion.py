@@ -88,11 +88,8 @@ def cuboid(
         the upper right corner of the drawing, for placing the next one.
     """
     (x, y), (width, height, depth) = corner, size
-    right, up, back = (
-        (cell, 0),
-        (0, cell),
-        (0.45 * cell, 0.45 * cell),
-    )  # where one cell of each direction leads
+    # Where one cell of each direction leads.
+    right, up, back = (cell, 0), (0, cell), (0.45 * cell, 0.45 * cell)
 
     def face(origin, step1, n1, step2, n2, opacity):
         for i, j in itertools.product(range(n1), range(n2)):
@@ -185,16 +182,17 @@ class Slider:
             f'<figure class="paperlib-slider" id="{uid}">{controls}'
             f'<img src="{self.frames[0]}" alt="{escape(self.texts[0])}"'
             ' style="max-width:100%;background:white">'
-            "<figcaption"
-            f' aria-live="polite">{escape(self.texts[0])}</figcaption></figure>'
+            f'<figcaption aria-live="polite">{escape(self.texts[0])}</figcaption>'
+            "</figure>"
             f'<script>(()=>{{const figure=document.getElementById("{uid}"),data={data};'
-            "const"
-            ' inputs=[...figure.querySelectorAll("input")],outputs=figure.querySelectorAll("output");'
+            'const inputs=[...figure.querySelectorAll("input")],'
+            'outputs=figure.querySelectorAll("output");'
             "const show=()=>{let frame=0;"
-            "inputs.forEach((input,i)=>{frame=frame*data.values[i].length+Number(input.value);"
+            "inputs.forEach((input,i)=>{"
+            "frame=frame*data.values[i].length+Number(input.value);"
             "outputs[i].textContent=data.values[i][input.value]});"
-            "const"
-            ' picture=figure.querySelector("img");picture.src=data.frames[frame];picture.alt=data.texts[frame];'
+            'const picture=figure.querySelector("img");'
+            "picture.src=data.frames[frame];picture.alt=data.texts[frame];"
             'figure.querySelector("figcaption").textContent=data.texts[frame]};'
             'inputs.forEach(input=>input.addEventListener("input",show))})()</script>'
         )
@@ -225,10 +223,7 @@ def _frame(
 
 
 def draw_signed_map(
-    ax: Axes,
-    activation_map: Tensor,
-    image: np.ndarray | Tensor,
-    title: str = "",
+    ax: Axes, activation_map: Tensor, image: np.ndarray | Tensor, title: str = ""
 ) -> AxesImage:
     """Lay a signed map over the brightness of its image: red above zero, blue below.
 

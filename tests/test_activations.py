@@ -1,3 +1,4 @@
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -165,9 +166,8 @@ def test_values_changed_in_place_afterwards_do_not_matter():
         lambda x: x.clamp(max=1),
         lambda x: torch.maximum(x, torch.tensor([0.0] * 6 + [1.0])),
         lambda x: torch.sigmoid(x),
-        lambda x: (
-            x * torch.sigmoid(x + 1)
-        ),  # a gate of its own input is a SiLU, this is none
+        # A gate of its own input is a SiLU, this is none.
+        lambda x: x * torch.sigmoid(x + 1),
         lambda x: x.max(0).values * x,
     ],
 )
@@ -201,9 +201,8 @@ def test_other_activations_are_refused_or_clamped_on_request(name):
 
 
 def test_a_refusal_names_what_runs():
-    hardtanh = (
-        torch.ops.aten.hardtanh.default
-    )  # as an exported network calls it, without the bounds that are usual
+    # As an exported network calls it, without the bounds that are usual.
+    hardtanh = torch.ops.aten.hardtanh.default
     named = {
         F.gelu: "gelu",
         hardtanh: "hardtanh from -1.0 to 1.0",
@@ -224,12 +223,7 @@ def test_blocks_can_be_nested_and_the_inner_switch_is_its_own():
         y = F.relu(x)
     upstream = torch.tensor([1.0, -1.0])
     gradients = []
-    for outer.on, inner.on in (
-        (True, True),
-        (False, True),
-        (True, False),
-        (False, False),
-    ):
+    for outer.on, inner.on in itertools.product((True, False), repeat=2):
         gradients.append(
             torch.autograd.grad(y, x, upstream, retain_graph=True)[0].tolist()
         )
@@ -238,11 +232,9 @@ def test_blocks_can_be_nested_and_the_inner_switch_is_its_own():
 
 
 def test_only_the_calling_thread_is_guided():
-    x, upstream, plain = (
-        torch.ones(2, requires_grad=True),
-        torch.tensor([1.0, -1.0]),
-        [],
-    )
+    x = torch.ones(2, requires_grad=True)
+    upstream = torch.tensor([1.0, -1.0])
+    plain = []
 
     def elsewhere():
         plain.append(torch.autograd.grad(F.relu(x), x, upstream)[0])
@@ -276,9 +268,8 @@ def test_checkpointing_gives_the_same_guided_gradient():
         (inside,) = torch.autograd.grad(stored, x, upstream, retain_graph=True)
     (expected,) = torch.autograd.grad(straight, x, upstream)
     assert torch.equal(inside, expected)
-    assert torch.equal(
-        torch.autograd.grad(stored, x, upstream)[0], expected
-    )  # recomputed outside the block
+    # Recomputed outside the block.
+    assert torch.equal(torch.autograd.grad(stored, x, upstream)[0], expected)
     assert not torch.equal(torch.autograd.grad(model(x), x, upstream)[0], expected)
 
 
@@ -311,10 +302,8 @@ def test_compiled_networks_are_watched_too(wrap):
     with record_activations(compiled, name) as alone:
         compiled(x + 1)
     assert torch.equal(alone[name], model[0](x + 1))
-    assert torch.equal(kept[name], expected["0"]) and find_layer(compiled, "0") == (
-        model[0],
-        name,
-    )
+    assert torch.equal(kept[name], expected["0"])
+    assert find_layer(compiled, "0") == (model[0], name)
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
@@ -391,11 +380,8 @@ def test_an_exported_network_is_guided():
     for run in (model, exported):
         with guided_relu():
             y = run(x)
-        gradients.append(
-            torch.autograd.grad(
-                (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), x
-            )[0]
-        )
+        slope = torch.linspace(-1, 1, y.numel()).view_as(y)
+        gradients.append(torch.autograd.grad(y, x, slope)[0])
     torch.testing.assert_close(*gradients)
 
 
@@ -406,9 +392,8 @@ def test_records_survive_in_place_operations():
     model, x = network(), torch.randn(2, 2, 8, 8)
     with torch.no_grad():
         expected = model[:4](x)
-        assert (
-            expected < 0
-        ).any()  # the ReLU after it, in place, would change something
+        # The ReLU after it, in place, would change something.
+        assert (expected < 0).any()
         with record_activations(model, "3", model[0]) as kept:
             output = model(x)
         assert torch.equal(kept["3"], expected)
@@ -490,10 +475,8 @@ def test_hooks_go_after_an_exception():
     [
         (
             "layer1.conv",
-            (
-                "no layer 'layer1.conv' in this Net; did you mean one of:"
-                " layer1.conv[12], layer1.conv[12]"
-            ),
+            "no layer 'layer1.conv' in this Net; did you mean one of:"
+            " layer1.conv[12], layer1.conv[12]",
         ),
         ("zzz", "did you mean one of: layer1, layer2, head"),
         ("", "no layer ''"),
@@ -546,12 +529,10 @@ def test_evaluating_puts_every_mode_back():
 
 
 def test_the_callers_autocast_keeps_its_gradients():
-    model, x = (
-        nn.Sequential(
-            network(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
-        ),
-        torch.randn(2, 2, 8, 8),
+    model = nn.Sequential(
+        network(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )
+    x = torch.randn(2, 2, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         grad_cam(model, x, "0.4")
         model(x).sum().backward()

@@ -30,9 +30,8 @@ def test_bilinear_equals_opencvs_enlargement(h, w, height, width):
     if height < h or width < w:
         return
     grid = torch.randn(h, w, generator=torch.Generator().manual_seed(h * 7 + w))
-    theirs = cv2.resize(
-        grid.numpy(), (width, height), interpolation=cv2.INTER_LINEAR
-    )  # OpenCV gives the width first
+    # OpenCV gives the width first.
+    theirs = cv2.resize(grid.numpy(), (width, height), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(
         upsample(grid, (height, width)), theirs.reshape(height, width), atol=1e-5
     )
@@ -44,10 +43,8 @@ def test_leading_axes_dtype_and_a_square():
     torch.testing.assert_close(
         upsample(maps, (7, 9))[1, 2], upsample(maps[1, 2], (7, 9))
     )
-    assert (
-        upsample(maps.double(), 6).dtype == torch.float64
-        and upsample(maps.bfloat16(), 6).dtype == torch.bfloat16
-    )
+    assert upsample(maps.double(), 6).dtype == torch.float64
+    assert upsample(maps.bfloat16(), 6).dtype == torch.bfloat16
     assert upsample(maps[:0], 6).shape == (0, 3, 6, 6)
     assert upsample(maps, (2, 2), mode="bicubic").shape == (2, 3, 2, 2)
     with FakeTensorMode(), torch.device("cuda"):
@@ -85,9 +82,8 @@ def test_minmax_spans_zero_to_one_and_a_constant_map_is_zero():
         [[0, 0], [0, 0]],
     ]
     assert torch.equal(minmax(maps[0]), minmax(maps)[0])
-    assert torch.equal(
-        minmax(1e-30 * maps)[0], minmax(maps)[0]
-    )  # a weak map is still a map
+    # A weak map is still a map.
+    assert torch.equal(minmax(1e-30 * maps)[0], minmax(maps)[0])
 
 
 @settings(max_examples=30, deadline=None)
@@ -99,13 +95,8 @@ def test_minmax_spans_zero_to_one_and_a_constant_map_is_zero():
     shift=st.floats(-10, 10),
 )
 def test_minmax_forgets_scale_and_shift(n, h, w, scale, shift):
-    maps = torch.randn(
-        n,
-        h,
-        w,
-        dtype=torch.float64,
-        generator=torch.Generator().manual_seed(n * 100 + h * 10 + w),
-    )
+    generator = torch.Generator().manual_seed(n * 100 + h * 10 + w)
+    maps = torch.randn(n, h, w, dtype=torch.float64, generator=generator)
     scaled = minmax(maps)
     assert scaled.min() == 0 and scaled.max() == (1 if h * w > 1 else 0)
     torch.testing.assert_close(
@@ -143,13 +134,11 @@ def test_blur_equals_scipy_at_the_border_too(shape, sigma):
 
 def test_blur_keeps_sums_dtype_and_device():
     maps = torch.rand(2, 20, 30, dtype=torch.float64)
-    torch.testing.assert_close(
-        gaussian_blur(maps).sum((1, 2)), maps.sum((1, 2))
-    )  # a mirror loses nothing
+    # A mirror loses nothing.
+    torch.testing.assert_close(gaussian_blur(maps).sum((1, 2)), maps.sum((1, 2)))
     half = gaussian_blur(maps.bfloat16())
-    assert (
-        half.dtype == torch.bfloat16 and (half - gaussian_blur(maps)).abs().max() < 0.01
-    )
+    assert half.dtype == torch.bfloat16
+    assert (half - gaussian_blur(maps)).abs().max() < 0.01
     assert gaussian_blur(maps[:0]).shape == (0, 20, 30)
     strided = torch.rand(2, 30, 20).mT
     torch.testing.assert_close(
@@ -166,18 +155,13 @@ def test_blur_keeps_sums_dtype_and_device():
 
 def spread_by_the_loop(scores, patch, stride, height, width):
     """The mean over covering patches as the released code writes it out."""
-    total, covering = (
-        torch.zeros(height, width, dtype=torch.float64),
-        torch.zeros(height, width, dtype=torch.float64),
-    )
+    total = torch.zeros(height, width, dtype=torch.float64)
+    covering = torch.zeros(height, width, dtype=torch.float64)
     for i in range(scores.shape[0]):
         for j in range(scores.shape[1]):
-            total[i * stride : i * stride + patch, j * stride : j * stride + patch] += (
-                scores[i, j]
-            )
-            covering[
-                i * stride : i * stride + patch, j * stride : j * stride + patch
-            ] += 1
+            y, x = i * stride, j * stride
+            total[y : y + patch, x : x + patch] += scores[i, j]
+            covering[y : y + patch, x : x + patch] += 1
     return total / covering.clamp_min(1)
 
 
@@ -192,22 +176,16 @@ def spread_by_the_loop(scores, patch, stride, height, width):
     right=st.integers(0, 5),
 )
 def test_spreading_equals_the_loop_over_patches(n, h, w, patch, stride, below, right):
-    scores = torch.rand(
-        n,
-        h,
-        w,
-        generator=torch.Generator().manual_seed(n * 100 + h * 10 + w),
-        dtype=torch.float64,
-    )
+    generator = torch.Generator().manual_seed(n * 100 + h * 10 + w)
+    scores = torch.rand(n, h, w, generator=generator, dtype=torch.float64)
     height, width = (h - 1) * stride + patch + below, (w - 1) * stride + patch + right
     maps = spread_patch_scores(scores, patch, stride, (height, width))
     expected = torch.stack(
         [spread_by_the_loop(grid, patch, stride, height, width) for grid in scores]
     )
     torch.testing.assert_close(maps, expected, rtol=1e-12, atol=0)
-    assert torch.equal(
-        maps == 0, expected == 0
-    )  # nothing but uncovered pixels is exactly 0
+    # Nothing but uncovered pixels is exactly 0.
+    assert torch.equal(maps == 0, expected == 0)
     torch.testing.assert_close(
         spread_patch_scores(scores.float(), patch, stride, (height, width)),
         expected.float(),
@@ -224,9 +202,8 @@ def test_spreading_the_published_grids():
             rtol=1e-6,
             atol=0,
         )
-        assert (
-            maps[0, 0] == scores[0, 0] and maps[-1, -1] == scores[-1, -1]
-        )  # one patch covers a corner
+        # One patch covers a corner.
+        assert maps[0, 0] == scores[0, 0] and maps[-1, -1] == scores[-1, -1]
         assert torch.equal(
             spread_patch_scores(torch.ones(side, side), patch, stride, 256),
             torch.ones(256, 256),

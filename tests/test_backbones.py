@@ -36,10 +36,8 @@ def lite0():
 def test_lite0_knows_an_egyptian_cat(lite0):
     with torch.inference_mode():
         probability = lite0.model(lite0.transform(data.chelsea()[None])).softmax(1)[0]
-    assert (
-        ImageNetInfo().index_to_description(probability.argmax().item())
-        == "Egyptian cat"
-    )
+    label = ImageNetInfo().index_to_description(probability.argmax().item())
+    assert label == "Egyptian cat"
     assert probability[285] >= 0.75
 
 
@@ -102,9 +100,8 @@ def test_transform_agrees_with_torchvision_on_pil(lite0):
         ]
     )
     ours = lite0.transform(picture[None])[0]
-    assert (
-        ours - peer(Image.fromarray(picture))
-    ).abs().max() < 1.5 * 2 / 255  # PIL rounds to 8 bits after each axis
+    # PIL rounds to 8 bits after each axis.
+    assert (ours - peer(Image.fromarray(picture))).abs().max() < 1.5 * 2 / 255
 
 
 @pytest.mark.gpu
@@ -123,12 +120,8 @@ def test_a_gpu_gives_the_cpus_answer(lite0):
 
 
 def test_transform_runs_on_the_meta_device(lite0):
-    assert lite0.transform(torch.empty(2, 3, 300, 200, device="meta")).shape == (
-        2,
-        3,
-        224,
-        224,
-    )
+    shape = lite0.transform(torch.empty(2, 3, 300, 200, device="meta")).shape
+    assert shape == (2, 3, 224, 224)
 
 
 def test_every_accepted_layout_gives_the_same_picture(lite0):
@@ -318,9 +311,8 @@ def test_b5_layers_are_the_papers_blocks():
         for name, module in backbone.model.named_modules()
         if isinstance(module, block)
     ]
-    assert len(blocks) == 39 and backbone.layers == tuple(
-        blocks[number - 1] for number in (7, 20, 26)
-    )
+    assert len(blocks) == 39
+    assert backbone.layers == tuple(blocks[number - 1] for number in (7, 20, 26))
 
 
 def test_features_equal_torchvisions_extractor():
@@ -354,11 +346,9 @@ class _InPlace(nn.Module):
 
     def __init__(self, again=False):
         super().__init__()
-        self.first, self.last, self.unused = (
-            nn.Conv2d(3, 4, 3),
-            nn.Conv2d(4, 4, 3),
-            nn.Conv2d(4, 4, 3),
-        )
+        self.first = nn.Conv2d(3, 4, 3)
+        self.last = nn.Conv2d(4, 4, 3)
+        self.unused = nn.Conv2d(4, 4, 3)
         self.drop, self.again, self.rest = nn.Dropout(0.9), again, 0
 
     def forward(self, x):
@@ -377,24 +367,20 @@ def test_maps_survive_in_place_operations_and_nothing_is_left_behind():
     before = images.detach().clone()
     first, last = FeatureExtractor(model, [model.first, "last"])(images)
     torch.testing.assert_close(first, model.first(2 * before))
-    torch.testing.assert_close(
-        last, model.last(torch.ones(2, 4, 6, 6))
-    )  # its first output
+    # Its first output.
+    torch.testing.assert_close(last, model.last(torch.ones(2, 4, 6, 6)))
     assert model.training and model.drop.training and model.rest == 0
-    assert (
-        torch.equal(images.detach(), before)
-        and not first.requires_grad
-        and not last.requires_grad
-    )
+    assert torch.equal(images.detach(), before)
+    assert not first.requires_grad
+    assert not last.requires_grad
     with torch.inference_mode():
         assert not FeatureExtractor(model, ["first"])(images)[0].is_inference()
     with pytest.raises(ValueError, match=r"layers \['unused'\] did not run"):
         FeatureExtractor(model, ["first", "unused"])(images)
     with pytest.raises(RuntimeError):
         FeatureExtractor(model, ["last"])(torch.randn(1, 5, 8, 8))
-    assert (
-        all(not module._forward_hooks for module in model.modules()) and model.training
-    )
+    assert all(not module._forward_hooks for module in model.modules())
+    assert model.training
 
 
 def test_unusable_layers_are_refused():
@@ -429,12 +415,8 @@ def test_embeddings_are_upsampled_then_joined_by_hand():
         [30, 30, 40, 40],
         [30, 30, 40, 40],
     ]
-    assert concatenate_embeddings([large, small], [1])[0, 0, 0].tolist() == [
-        10,
-        10,
-        20,
-        20,
-    ]
+    row = concatenate_embeddings([large, small], [1])[0, 0, 0]
+    assert row.tolist() == [10, 10, 20, 20]
 
 
 @settings(max_examples=40, deadline=None)

@@ -51,17 +51,14 @@ def test_ratios_are_times_over_the_first_contenders():
     ]
     ours, slow, part = rows(Part("work", contenders, 5_000_000, 0, {}, 4), 3, 9, CPU)
     assert ours["ratio"] == 1 and ours["difference"] == 0 and ours["images"] == 4
-    assert (
-        2.5 < slow["ratio"] < 3.5
-        and slow["difference"] == 0.5
-        and slow["note"] == "slower"
-    )
+    assert 2.5 < slow["ratio"] < 3.5
+    assert slow["difference"] == 0.5
+    assert slow["note"] == "slower"
     assert 4 < part["ratio"] < 6 and part["difference"] is None
     assert ours["macs"] == 5_000_000 and ours["cpu"] == pytest.approx(0.01, rel=0.2)
     assert ours["turns"] == 3 and ours["wall_low"] <= ours["wall"] <= ours["wall_high"]
-    assert (
-        len(rows(Part("work", contenders, 0, 0, {}), 9, 0, CPU)) == 3
-    )  # no budget: three turns at least
+    # No budget: three turns at least.
+    assert len(rows(Part("work", contenders, 0, 0, {}), 9, 0, CPU)) == 3
 
 
 def test_ways_with_threads_are_compared_by_the_clock_on_the_wall():
@@ -69,9 +66,9 @@ def test_ways_with_threads_are_compared_by_the_clock_on_the_wall():
 
     def waiting() -> float:
         calls.append(1)
-        time.sleep(
-            0.2
-        )  # twenty times the other's work: where much else runs, the clock on the wall counts that, too
+        # Twenty times the other's work: where much else runs, the clock on the wall
+        # counts that, too.
+        time.sleep(0.2)
         return 1.0
 
     contenders = [Contender("paperlib", busy(0.01)), Contender("waits", waiting)]
@@ -79,9 +76,8 @@ def test_ways_with_threads_are_compared_by_the_clock_on_the_wall():
         rows(Part("work", contenders, 0, 0, {}, wall=True), 3, 9, CPU)[1]["ratio"] > 2
     )
     assert rows(Part("work", contenders, 0, 0, {}), 3, 9, CPU)[1]["ratio"] < 0.5
-    assert (
-        len(calls) < 60
-    )  # what waits is not repeated until it has used the processor for as long as others
+    # What waits is not repeated until it has used the processor for as long as others.
+    assert len(calls) < 60
 
 
 def test_the_figures_of_the_page_are_of_the_parts_that_the_bench_has():

@@ -42,12 +42,8 @@ def test_what_is_saved_comes_back(tmp_path):
         "loss": [1.5, None],
     }
     advance(again, others, 2)
-    for (
-        name,
-        value,
-    ) in (
-        model.state_dict().items()
-    ):  # equal after two more steps: the moments came back too
+    # Equal after two more steps: the moments came back too.
+    for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
 
 
@@ -108,8 +104,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
 
 
 @pytest.mark.xfail(
-    strict=True,
-    reason="the first optimizer is loaded before the second is checked",
+    strict=True, reason="the first optimizer is loaded before the second is checked"
 )
 def test_an_incomplete_second_optimizer_leaves_the_first_unchanged(tmp_path):
     path = tmp_path / "run.safetensors"
@@ -142,10 +137,8 @@ def test_a_state_of_more_parameters_or_with_a_part_missing_is_refused(tmp_path):
     model, optimizers = model_and_optimizers()
     advance(model, optimizers, 1)
     save_checkpoint(path, model, optimizers, RECIPE, {})
-    fewer = [
-        torch.optim.Adam([model[0].weight]),
-        optimizers[1],
-    ]  # the bias would be its second
+    # The bias would be its second.
+    fewer = [torch.optim.Adam([model[0].weight]), optimizers[1]]
     with pytest.raises(
         ValueError, match="run.safetensors is the checkpoint of another optimizer"
     ):

@@ -116,10 +116,25 @@ def fitted_padim(at: Place) -> padim.PaDiM:
     return padim.PaDiM(extractor, 10).fit([at(20, 3, 64, 64), at(20, 3, 64, 64)])
 
 
+def encoder(at: Place) -> patch_svdd.HierarchicalEncoder:
+    return at.module(lambda: patch_svdd.HierarchicalEncoder(8))
+
+
+def classifier(at: Place) -> patch_svdd.PositionClassifier:
+    return at.module(lambda: patch_svdd.PositionClassifier(8))
+
+
 def fitted_svdd(at: Place) -> patch_svdd.PatchSVDD:
-    return patch_svdd.PatchSVDD(
-        at.module(lambda: patch_svdd.HierarchicalEncoder(8))
-    ).fit(at(3, 3, 96, 80))
+    return patch_svdd.PatchSVDD(encoder(at)).fit(at(3, 3, 96, 80))
+
+
+def embeddings(at: Place) -> list[Tensor]:
+    return [at(at.n, 3, 8, 8), at(at.n, 4, 4, 4)]
+
+
+def gaussians(at: Place) -> tuple[Tensor, Tensor, Tensor]:
+    """Points, means and Cholesky factors."""
+    return at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
 
 
 def recorded(at: Place) -> Tensor:
@@ -170,11 +185,10 @@ def on_images(run: Callable[[nn.Module, Tensor], Any]) -> Callable[[Place], Any]
 
 def dense(at: Place) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return at.module(lambda: patch_svdd.HierarchicalEncoder(8)).dense(
-            at.pictures(96)
-        )
+        return encoder(at).dense(at.pictures(96))
 
 
+TRANSFORM = backbones.Transform(32, (0.5,) * 3, (0.2,) * 3)
 CALLS: dict[str, Callable[[Place], Any]] = {
     "activations.record_activations": recorded,
     "guided_relu.guided_relu": guided,
@@ -194,20 +208,16 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "anomaly_map.spread_patch_scores": lambda at: anomaly_map.spread_patch_scores(
         at(at.n, 5, 5), 4, 2, 12
     ),
-    "backbones.Transform.__call__": lambda at: backbones.Transform(
-        32, (0.5,) * 3, (0.2,) * 3
-    )(at.pictures()),
-    "backbones.Transform.resize": (
-        lambda at: backbones.Transform(32, (0.5,) * 3, (0.2,) * 3).resize(at.pictures())
-    ),
+    "backbones.Transform.__call__": lambda at: TRANSFORM(at.pictures()),
+    "backbones.Transform.resize": lambda at: TRANSFORM.resize(at.pictures()),
     "backbones.FeatureExtractor.__call__": on_images(
         lambda m, x: backbones.FeatureExtractor(m, ["1", "4"])(x)
     ),
     "backbones.concatenate_embeddings": lambda at: backbones.concatenate_embeddings(
-        [at(at.n, 3, 8, 8), at(at.n, 4, 4, 4)], [5, 0]
+        embeddings(at), [5, 0]
     ),
     "backbones.project_embeddings": lambda at: backbones.project_embeddings(
-        [at(at.n, 3, 8, 8), at(at.n, 4, 4, 4)], at(7, 2)
+        embeddings(at), at(7, 2)
     ),
     "cam.class_activation_map": lambda at: cam.class_activation_map(
         at(at.n, 6, 4, 4), at(5, 6), at.whole(5, at.n)
@@ -252,19 +262,13 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "patch_svdd.FlatEncoder.__call__": lambda at: at.module(
         lambda: patch_svdd.FlatEncoder(8)
     )(at(3, 3, 64, 64)),
-    "patch_svdd.HierarchicalEncoder.forward": lambda at: at.module(
-        lambda: patch_svdd.HierarchicalEncoder(8)
-    )(at(3, 3, 64, 64)),
-    "patch_svdd.HierarchicalEncoder.aggregate": (
-        lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8)).aggregate(
-            at(at.n, 8, 20, 20), 2
-        )
+    "patch_svdd.HierarchicalEncoder.forward": lambda at: encoder(at)(at(3, 3, 64, 64)),
+    "patch_svdd.HierarchicalEncoder.aggregate": lambda at: encoder(at).aggregate(
+        at(at.n, 8, 20, 20), 2
     ),
     "patch_svdd.HierarchicalEncoder.dense": dense,
-    "patch_svdd.HierarchicalEncoder.embed": (
-        lambda at: at.module(lambda: patch_svdd.HierarchicalEncoder(8)).embed(
-            at(at.n, 3, 96, 80), 4, 7
-        )
+    "patch_svdd.HierarchicalEncoder.embed": lambda at: encoder(at).embed(
+        at(at.n, 3, 96, 80), 4, 7
     ),
     "padim.PatchGaussian.update": lambda at: (
         fed(at).update(at(at.n, 4, 20)).covariance()
@@ -272,15 +276,11 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "padim.PatchGaussian.merge": lambda at: fed(at).merge(fed(at)).covariance(),
     "padim.PatchGaussian.mean": lambda at: fed(at).mean(),
     "padim.PatchGaussian.covariance": lambda at: fed(at).covariance(),
-    "padim.mahalanobis_distance": lambda at: padim.mahalanobis_distance(
-        at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
-    ),
+    "padim.mahalanobis_distance": lambda at: padim.mahalanobis_distance(*gaussians(at)),
     "padim.leave_one_out_distance": lambda at: padim.leave_one_out_distance(
         at(at.n, 4), 9
     ),
-    "padim.whitened_norm": lambda at: whitened_norm(
-        at(at.n, 4, 20), at(4, 20), torch.linalg.cholesky(at.spd(4, 20))
-    ),
+    "padim.whitened_norm": lambda at: whitened_norm(*gaussians(at)),
     "padim.whiten": lambda at: whiten(fed(at), 0.01),
     "patch_svdd.mean_image": lambda at: patch_svdd.mean_image(at.pictures()),
     "patch_svdd.check_range": lambda at: patch_svdd.check_range(at.pictures()),
@@ -297,17 +297,15 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "patch_svdd.PatchSVDD.fit": lambda at: [
         getattr(fitted_svdd(at), name) for name in ("mean", "small", "big")
     ],
-    "patch_svdd.PatchSVDD.anomaly_maps": (
-        lambda at: fitted_svdd(at).anomaly_maps(at(at.n, 3, 96, 80))
+    "patch_svdd.PatchSVDD.anomaly_maps": lambda at: fitted_svdd(at).anomaly_maps(
+        at(at.n, 3, 96, 80)
     ),
-    "patch_svdd.PositionClassifier.forward": lambda at: at.module(
-        lambda: patch_svdd.PositionClassifier(8)
-    )(at(6, 8), at(6, 8)),
+    "patch_svdd.PositionClassifier.forward": lambda at: classifier(at)(
+        at(6, 8), at(6, 8)
+    ),
     "patch_svdd.svdd_loss": losses(lambda at, a, b: patch_svdd.svdd_loss(a, b)),
     "patch_svdd.position_loss": losses(
-        lambda at, a, b: patch_svdd.position_loss(
-            at.module(lambda: patch_svdd.PositionClassifier(8)), a, b, at.whole(8, 6)
-        )
+        lambda at, a, b: patch_svdd.position_loss(classifier(at), a, b, at.whole(8, 6))
     ),
 }
 
@@ -315,23 +313,16 @@ CALLS: dict[str, Callable[[Place], Any]] = {
 # can be read: these run on the meta device, whose tensors can't be read or mixed with
 # others either.
 ON_META = {
-    "guided_relu.guided_relu",
-    "padim.PaDiM.fit",
-    "padim.PaDiM.anomaly_map",
-    "padim.PaDiM.score",
-    "padim.summed_anomaly_map",
-    "gradcam.grad_cam_weights",
-    "gradcam.grad_cam",
-    "gradcam.guided_backprop",
-    "gradcam.guided_grad_cam",
-    "patch_svdd.random_crops",
-    "patch_svdd.crop_patches",
-    "patch_svdd.svdd_loss",
-    "patch_svdd.position_loss",
+    *"guided_relu.guided_relu padim.PaDiM.fit padim.PaDiM.anomaly_map".split(),
+    *"padim.PaDiM.score padim.summed_anomaly_map gradcam.grad_cam_weights".split(),
+    *"gradcam.grad_cam gradcam.guided_backprop gradcam.guided_grad_cam".split(),
+    *"patch_svdd.random_crops patch_svdd.crop_patches patch_svdd.svdd_loss".split(),
+    *"patch_svdd.position_loss".split(),
 }
 
 FILES = "reads or writes files, on the host"
 TIMES = "times what it is given, where that lies"
+TRAINS = "needs a generator of its device; test_a_gpu_trains runs it on a GPU"
 READS = "gives Python numbers, which are read once, at the end"
 EXEMPT = {
     "__main__.main": "a command line",
@@ -340,9 +331,7 @@ EXEMPT = {
     "inference.raise_if_threaded": "looks at a module's type",
     "backbones.load": FILES,
     "cam.bounding_boxes": "regions are found on the host; one map is copied there once",
-    "training.train_classifier": (
-        "steps an optimizer; test_a_gpu_trains runs it where there is a GPU"
-    ),
+    "training.train_classifier": "steps an optimizer; see test_a_gpu_trains",
     "complexity.*_macs": "numbers in, numbers out",
     "complexity.Profile.*": "numbers in, numbers out",
     "datasets.*": FILES,
@@ -376,26 +365,18 @@ EXEMPT = {
     "patch_svdd.encoder_from_weights": FILES,
     "patch_svdd.initialize": "draws weights in place; every encoder of CALLS does",
     "patch_svdd.load_released_weights": FILES,
-    "padim.PatchGaussian.all_reduce": (
-        "needs processes; test_patch_gaussian.py starts them"
-    ),
+    "padim.PatchGaussian.all_reduce": "needs processes; test_gaussian.py starts them",
     "patch_svdd.neighbor_pairs": "draws corners on the host, from a generator there",
-    "patch_svdd.perturb": (
-        "needs a generator of its device; test_a_gpu_trains runs it where there is"
-        " a GPU"
-    ),
+    "patch_svdd.perturb": TRAINS,
     "patch_svdd.position_pairs": "draws corners on the host, from a generator there",
     "patch_svdd.PatchSVDD.load": FILES,
     "patch_svdd.PatchSVDD.save": FILES,
     "patch_svdd.fast_dtype": "a dtype",
     "patch_svdd.position_accuracy": READS,
     "patch_svdd.progress_bar": "prints",
-    "patch_svdd.train": (
-        "needs a generator of its device; test_a_gpu_trains runs it where there is"
-        " a GPU"
-    ),
+    "patch_svdd.train": TRAINS,
     "precision.*": "a setting of the process, and a number that follows from it",
-    "patch_svdd.train_on_patches": "needs a generator of its device; test_a_gpu_trains",
+    "patch_svdd.train_on_patches": TRAINS,
     "runtime.*": "says where a notebook runs, and names its files",
     "complexity.Tape.*": "counts for complexity.profile, on the meta device",
     "complexity.innermost_module": "looks at frames",
@@ -427,21 +408,14 @@ def public_functions() -> Iterator[str]:
 def test_every_public_function_is_called_or_exempt():
     names = set(public_functions())
     exempt = {
-        name
-        for name in names
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in EXEMPT)
+        name for pattern in EXEMPT for name in fnmatch.filter(sorted(names), pattern)
     }
-    assert names - exempt - set(CALLS) == set(), (
-        "give each a call in CALLS, or a reason in EXEMPT"
-    )
+    forgotten = names - exempt - set(CALLS)
+    assert forgotten == set(), "give each a call in CALLS, or a reason in EXEMPT"
     assert exempt & set(CALLS) == set(), "called and exempt"
     inherited = {"patch_svdd.PatchEncoder.__call__", "patch_svdd.FlatEncoder.__call__"}
     assert set(CALLS) - names == inherited, "called, and not there"
-    unused = [
-        pattern
-        for pattern in EXEMPT
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
-    ]
+    unused = [pattern for pattern in EXEMPT if not fnmatch.filter(names, pattern)]
     assert unused == [], "exempts nothing"
     assert ON_META <= set(CALLS)
 
@@ -465,16 +439,8 @@ class OnTheWay(TorchDispatchMode):
         self.reads += func in self.READS
         given = func(*args, **kwargs)
         if self.away != "cpu":
-            came = {
-                x.device.type
-                for x in pytree.tree_leaves((args, kwargs))
-                if isinstance(x, Tensor)
-            }
-            went = {
-                x.device.type
-                for x in pytree.tree_leaves(given)
-                if isinstance(x, Tensor)
-            }
+            came = {x.device.type for x in tensors((args, kwargs))}
+            went = {x.device.type for x in tensors(given)}
             if self.away in came and "cpu" in went:
                 self.copies.append(str(func))
         return given
@@ -506,17 +472,11 @@ def test_it_stays_where_its_input_is(name):
 # On a GPU every read waits for all that was asked for before. A few at the door are
 # fine; more for more images are not.
 BATCHED = [
-    "backbones.FeatureExtractor.__call__",
-    "cam.cam",
-    "training.predict",
-    "gradcam.grad_cam",
-    "gradcam.guided_grad_cam",
-    "neighbors.nearest_distance",
-    "padim.PaDiM.anomaly_map",
-    "padim.PaDiM.fit",
-    "patch_svdd.HierarchicalEncoder.embed",
-    "padim.PatchGaussian.update",
-    "patch_svdd.PatchSVDD.anomaly_maps",
+    *"backbones.FeatureExtractor.__call__ cam.cam training.predict".split(),
+    *"gradcam.grad_cam gradcam.guided_grad_cam neighbors.nearest_distance".split(),
+    *"padim.PaDiM.anomaly_map padim.PaDiM.fit".split(),
+    *"patch_svdd.HierarchicalEncoder.embed padim.PatchGaussian.update".split(),
+    *"patch_svdd.PatchSVDD.anomaly_maps".split(),
 ]
 
 
@@ -552,17 +512,11 @@ def test_the_watch_sees_copies_and_reads():
 
 def apart(found: Any, expected: Any) -> float:
     """The largest relative difference of two results' tensors, by norms."""
-    pairs = zip(tensors(found), tensors(expected), strict=True)
-    return max(
-        (
-            float(
-                (a.cpu().double() - b.double()).norm()
-                / b.double().norm().clamp_min(1e-12)
-            )
-            for a, b in pairs
-        ),
-        default=0.0,
-    )
+    largest = 0.0
+    for a, b in zip(tensors(found), tensors(expected), strict=True):
+        a, b = a.cpu().double(), b.double()
+        largest = max(largest, float((a - b).norm() / b.norm().clamp_min(1e-12)))
+    return largest
 
 
 @pytest.fixture
@@ -590,14 +544,10 @@ def test_a_gpu_gives_the_cpus_result(name, full_precision):
 
 
 LOWERED = [
-    "cam.cam",
-    "gradcam.grad_cam",
-    "gradcam.guided_grad_cam",
-    "padim.PaDiM.anomaly_map",
-    "patch_svdd.PatchSVDD.anomaly_maps",
-    "neighbors.nearest_distance",
-    "backbones.FeatureExtractor.__call__",
-    "mobilenet.MobileNetV1.forward",
+    *"cam.cam gradcam.grad_cam gradcam.guided_grad_cam".split(),
+    *"padim.PaDiM.anomaly_map patch_svdd.PatchSVDD.anomaly_maps".split(),
+    *"neighbors.nearest_distance backbones.FeatureExtractor.__call__".split(),
+    *"mobilenet.MobileNetV1.forward".split(),
 ]
 
 
@@ -613,14 +563,9 @@ def test_a_gpu_in_lower_precision_is_near(name, how, full_precision):
     else:
         with torch.autocast("cuda", torch.bfloat16):
             found = CALLS[name](Place("cuda"))
-    floating = [
-        (a, b)
-        for a, b in zip(tensors(found), tensors(expected), strict=True)
-        if b.is_floating_point()
-    ]
-    assert apart([a for a, _ in floating], [b for _, b in floating]) < (
-        1e-2 if how == "tf32" else 0.1
-    )
+    pairs = zip(tensors(found), tensors(expected), strict=True)
+    ours, exact = zip(*[p for p in pairs if p[1].is_floating_point()], strict=True)
+    assert apart(ours, exact) < (1e-2 if how == "tf32" else 0.1)
 
 
 @pytest.mark.gpu

@@ -33,14 +33,8 @@ def encoder() -> HierarchicalEncoder:
 
 
 def pictures(seed: int, count: int, side: int = 130) -> torch.Tensor:
-    return torch.rand(
-        count,
-        3,
-        side,
-        side,
-        dtype=torch.float64,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, side, side, dtype=torch.float64, generator=generator)
 
 
 def trained(images: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
@@ -97,18 +91,11 @@ def _of_process(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2
     )
     images = pictures(1, 5)
-    found = {
-        f"train.{k}": t
-        for k, t in trained(
-            images, distribute=True, checkpoint=f"{folder}/checkpoint"
-        ).items()
-    }
-    found |= {
-        f"svdd.{k}": t
-        for k, t in mapped(
-            shares(images)[rank], pictures(2, 3), distribute=True
-        ).items()
-    }
+    path = f"{folder}/checkpoint"
+    training = trained(images, distribute=True, checkpoint=path)
+    found = {f"train.{k}": t for k, t in training.items()}
+    maps = mapped(shares(images)[rank], pictures(2, 3), distribute=True)
+    found |= {f"svdd.{k}": t for k, t in maps.items()}
     found |= {
         f"padim.{k}": t
         for k, t in gaussians(shares(images)[rank], distribute=True).items()
@@ -132,10 +119,8 @@ def _of_process(rank: int, folder: str) -> None:
     try:
         detector.save(f"{folder}/shard")
     except ValueError as error:
-        assert (
-            "the banks are shards" in str(error)
-            and not Path(f"{folder}/shard").exists()
-        )
+        assert "the banks are shards" in str(error)
+        assert not Path(f"{folder}/shard").exists()
     else:
         raise AssertionError("a shard was saved as if it were the bank")
     save_file(
@@ -359,10 +344,7 @@ def test_what_one_process_refuses_every_process_refuses(tmp_path):
 def _one_image_each(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/group",
-        rank=rank,
-        world_size=2,
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2
     )
     images = pictures(1, 2)
     found = mapped(images[rank : rank + 1], pictures(2, 3), distribute=True)

@@ -20,18 +20,8 @@ def root(tmp_path_factory):
 
 
 def padim(root, out, *more):
-    return main(
-        [
-            "padim",
-            "--data",
-            str(root),
-            "--out",
-            str(out),
-            "--backbone",
-            "efficientnet_lite0",
-            *more,
-        ]
-    )
+    command = ["padim", "--data", str(root), "--out", str(out)]
+    return main([*command, "--backbone", "efficientnet_lite0", *more])
 
 
 def test_padim_prints_rows_beside_the_papers(root, tmp_path, capsys):
@@ -57,33 +47,17 @@ def test_padim_prints_rows_beside_the_papers(root, tmp_path, capsys):
 
 def test_options_reach_the_run(root, tmp_path, capsys):
     options = [
-        "--category",
-        "wood",
-        "--weights",
-        "none",
-        "--dimensions",
-        "all",
-        "--seed",
-        "7",
-        "--variant",
-        "random",
-        "--no-pictures",
-        "--batch-size",
-        "2",
-        "--threads",
-        "1",
+        *"--category wood --weights none --dimensions all --seed 7 --variant".split(),
+        *"random --no-pictures --batch-size 2 --threads 1".split(),
     ]
     assert padim(root, tmp_path, *options) == 0
     printed = capsys.readouterr().out
-    assert (
-        "all channels, seed 7, weights none, Rd-MVTec AD" in printed
-        and "grid" not in printed
-    )
+    assert "all channels, seed 7, weights none, Rd-MVTec AD" in printed
+    assert "grid" not in printed
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
     first = (tmp_path / "results.csv").read_text().splitlines()[1].split(",")
-    assert (
-        padim(root, tmp_path / "again", *options) == 0
-    )  # random weights follow the seed
+    # Random weights follow the seed.
+    assert padim(root, tmp_path / "again", *options) == 0
     second = (tmp_path / "again" / "results.csv").read_text().splitlines()[1].split(",")
     assert first[:14] == second[:14]
 
@@ -183,10 +157,8 @@ def test_the_module_runs_and_unpacks(root, tmp_path, capsys):
     )
     assert done.returncode == 0, done.stderr
     files = [path for path in root.rglob("*") if path.is_file()]
-    assert (
-        done.stdout.startswith(f"{len(files)} files of ")
-        and str(tmp_path / "data") in done.stdout
-    )
+    assert done.stdout.startswith(f"{len(files)} files of ")
+    assert str(tmp_path / "data") in done.stdout
     for path in files:
         assert (
             tmp_path / "data" / path.relative_to(root)

@@ -41,11 +41,9 @@ def test_auroc_is_the_share_of_pairs_in_order():
 
 def test_auroc_of_perfect_reversed_and_constant_scores():
     labels, scores = torch.tensor([0, 0, 1, 1]), torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert [
-        auroc(labels, scores),
-        auroc(labels, -scores),
-        auroc(labels, scores * 0),
-    ] == [1.0, 0.0, 0.5]
+    assert auroc(labels, scores) == 1.0
+    assert auroc(labels, -scores) == 0.0
+    assert auroc(labels, scores * 0) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -70,17 +68,14 @@ def test_iou_counts_cells():
     assert intersection_over_union(a, b) == int((grid[0] & grid[1]).sum()) / int(
         (grid[0] | grid[1]).sum()
     )
-    assert (
-        intersection_over_union(a, a) == 1
-        and intersection_over_union((0, 0, 1, 1), (1, 1, 2, 2)) == 0
-    )
+    assert intersection_over_union(a, a) == 1
+    assert intersection_over_union((0, 0, 1, 1), (1, 1, 2, 2)) == 0
 
 
 def test_iou_equals_torchvisions():
     corners = torch.rand(20, 2, 2, generator=torch.Generator().manual_seed(0)).double()
-    boxes = torch.cat(
-        [corners.min(1).values, corners.max(1).values + 0.01], 1
-    )  # (top, left, bottom, right)
+    # (top, left, bottom, right)
+    boxes = torch.cat([corners.min(1).values, corners.max(1).values + 0.01], 1)
     peer = box_iou(boxes[:, [1, 0, 3, 2]], boxes[:, [1, 0, 3, 2]])
     ours = torch.tensor(
         [
@@ -160,22 +155,13 @@ def aupro_by_definition(masks, maps, limit):
     for threshold in np.unique(maps)[::-1]:
         above = maps >= threshold
         fpr.append(above[~masks].mean())
-        pro.append(
-            np.mean(
-                [
-                    above[index][region].mean()
-                    for index, region in zip(where, regions, strict=True)
-                ]
-            )
-        )
+        places = zip(where, regions, strict=True)
+        pro.append(np.mean([above[index][region].mean() for index, region in places]))
     kept = [(f, p) for f, p in zip(fpr, pro, strict=True) if f <= limit]
-    if (
-        kept[-1][0] < limit
-    ):  # the straight line between the last point before the limit and the first after it
-        (f0, p0), (f1, p1) = (
-            kept[-1],
-            next((f, p) for f, p in zip(fpr, pro, strict=True) if f > limit),
-        )
+    # The straight line between the last point before the limit and the first after it.
+    if kept[-1][0] < limit:
+        f0, p0 = kept[-1]
+        f1, p1 = next((f, p) for f, p in zip(fpr, pro, strict=True) if f > limit)
         kept.append((limit, p0 + (p1 - p0) * (limit - f0) / (f1 - f0)))
     return np.trapezoid([p for _, p in kept], [f for f, _ in kept]) / limit
 
@@ -190,9 +176,8 @@ def test_aupro_equals_the_definition(seed, decimals, limit):
     found = aupro(masks, maps, limit)
     assert found == pytest.approx(aupro_by_definition(masks, maps, limit), abs=1e-12)
     assert 0 < found < 1
-    assert aupro(masks, maps.exp() - 7, limit) == pytest.approx(
-        found, abs=1e-12
-    )  # only the order matters
+    # Only the order matters.
+    assert aupro(masks, maps.exp() - 7, limit) == pytest.approx(found, abs=1e-12)
 
 
 def test_aupro_by_hand():
@@ -210,9 +195,8 @@ def test_aupro_of_perfect_reversed_and_constant_maps():
     masks, _ = defects()
     assert aupro(masks, masks.float()) == 1
     assert aupro(masks, -masks.float()) == 0
-    assert aupro(masks, masks * 0.0) == pytest.approx(
-        0.15, abs=1e-12
-    )  # a straight line to (1, 1): half the limit
+    # A straight line to (1, 1): half the limit.
+    assert aupro(masks, masks * 0.0) == pytest.approx(0.15, abs=1e-12)
     assert aupro(masks, masks * 0.0, 1) == 0.5
 
 

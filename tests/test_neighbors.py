@@ -81,9 +81,8 @@ def test_a_vector_of_the_bank_is_at_zero_even_among_its_doubles():
     assert torch.equal(distance, torch.zeros(len(bank)))
     assert torch.equal(bank[index], bank)
     plain = (bank @ bank.T).mul(-2).add(bank.square().sum(1)).argmin(1)
-    assert (bank[plain] != bank).any(
-        1
-    ).float().mean() > 0.5  # the formula alone finds another vector
+    # The formula alone finds another vector.
+    assert (bank[plain] != bank).any(1).float().mean() > 0.5
 
 
 def test_a_near_tie_is_settled_in_double_precision():
@@ -96,18 +95,14 @@ def test_a_near_tie_is_settled_in_double_precision():
         moved[nearer] += 2e-6 * (query[0] - bank[nearer])
         expected = every_distance(query, moved)
         distance, index = nearest_distance(query, moved, chunk=64, return_index=True)
-        assert (
-            index.item()
-            == (moved.double() - query.double()).norm(dim=1).argmin()
-            == nearer
-        )
+        distances = (moved.double() - query.double()).norm(dim=1)
+        assert index.item() == distances.argmin() == nearer
         torch.testing.assert_close(distance.double(), expected, rtol=1e-7, atol=0)
 
 
 LOWERED = {
-    "medium": lambda: torch.set_float32_matmul_precision(
-        "medium"
-    ),  # bfloat16 products where the processor has them
+    # bfloat16 products where the processor has them.
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
     "the CPU's own": lambda: setattr(
         torch.backends.mkldnn.matmul, "fp32_precision", "bf16"
     ),
@@ -136,10 +131,8 @@ def test_lower_matmul_precision_costs_no_digit(owners, lower):
     queries, bank = vectors(50, 64), vectors(3000, 64, 1)
     assert product_rounding(torch.float32) == 2**-24
     LOWERED[lower]()
-    assert (
-        product_rounding(torch.float32) == 2**-8
-        and product_rounding(torch.float64) == 2**-53
-    )
+    assert product_rounding(torch.float32) == 2**-8
+    assert product_rounding(torch.float64) == 2**-53
     with full_precision():  # of another thread, say
         assert product_rounding(torch.float32) == 2**-8
     coarse = nearest_distance(queries, bank)
@@ -185,9 +178,8 @@ def test_memory_is_bounded_by_the_tile(monkeypatch):
     nearest_distance(vectors(3000, 4), vectors(5000, 4, 1))
     assert max(seen) <= 512 * 2048 and len(seen) == 6 * 3
     seen.clear()
-    monkeypatch.setattr(
-        neighbors, "_CPU_PRODUCTS", 1
-    )  # less than a tile: one query at a time
+    # Less than a tile: one query at a time.
+    monkeypatch.setattr(neighbors, "_CPU_PRODUCTS", 1)
     nearest_distance(vectors(3, 4), vectors(64, 4, 1))
     assert seen == [64] * 3
 
@@ -200,9 +192,8 @@ def test_a_query_at_zero_is_not_searched_again(monkeypatch):
         lambda queries, *rest: searched.append(len(queries)) or search(queries, *rest),
     )
     base = vectors(40, 64)
-    bank = torch.cat(
-        [base + 1e-3 * vectors(40, 64, seed) for seed in range(1, 20)]
-    )  # rounding could hide the nearest
+    # Rounding could hide the nearest.
+    bank = torch.cat([base + 1e-3 * vectors(40, 64, seed) for seed in range(1, 20)])
     assert not nearest_distance(bank, bank, 64).any() and searched == [len(bank)]
     nearest_distance(bank + 1e-4, bank, 64)
     assert searched[1:] == [len(bank)] * 2, "beside the bank, every query is"
@@ -232,9 +223,8 @@ def test_a_coreset_takes_no_memory_that_grows_with_its_size():
         pytest.skip("no /proc here to read the memory from")
     bank, pages = vectors(20_000, 64), lambda: int(resident.read_text().split()[1])
     before = pages()
-    greedy_coreset(
-        bank, 0.005, seed=0
-    )  # 100 turns; each leaves 5 MB where the heap is broken up
+    # 100 turns; each leaves 5 MB where the heap is broken up.
+    greedy_coreset(bank, 0.005, seed=0)
     assert (pages() - before) * resource.getpagesize() < 100e6
 
 

@@ -29,11 +29,9 @@ def test_a_training_is_kept_on_the_drive(colab):
     runtime.DRIVE.mkdir(parents=True)
     kept = runtime.checkpoint_path("a net", 3)
     assert kept.parent == runtime.DRIVE / "paperlib" and kept.parent.is_dir()
-    assert (
-        kept.name == lost.name
-        and kept.name.startswith("a-net-")
-        and kept.suffix == ".safetensors"
-    )
+    assert kept.name == lost.name
+    assert kept.name.startswith("a-net-")
+    assert kept.suffix == ".safetensors"
 
 
 def test_elsewhere_nothing_is_kept_unless_asked_for(monkeypatch, tmp_path):
@@ -59,10 +57,8 @@ def test_another_training_has_another_file(colab):
     }
     assert len(names) == 7  # the clone has the same
     few = torch.zeros(9)  # of so few numbers each counts
-    assert (
-        len({runtime.checkpoint_path("c", few + torch.eye(9)[k]) for k in range(9)})
-        == 9
-    )
+    paths = {runtime.checkpoint_path("c", few + torch.eye(9)[k]) for k in range(9)}
+    assert len(paths) == 9
 
 
 def test_progress_is_one_line_that_changes(capsys):
@@ -109,9 +105,8 @@ def test_a_zip_is_as_good_as_its_folder(tmp_path, wrapping, names):
     folder = open_folder(tmp_path / "a.zip")
     assert tree(folder) == names
     assert open_folder(folder) == folder
-    assert [path.name for path in tmp_path.iterdir()] == [
-        "a.zip"
-    ]  # nothing is written beside it
+    # Nothing is written beside it.
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
 @pytest.mark.xfail(

@@ -77,9 +77,8 @@ def test_mirroring_flips_batches_both_ways_and_can_be_turned_off():
         train_classifier(
             model, (images, labels), optimizer, epochs=8, batch_size=8, mirror=mirror
         )
-        assert {
-            tuple(corners) for corners in seen
-        } == expected  # one corner a batch: a batch is flipped as a whole
+        # One corner a batch: a batch is flipped as a whole.
+        assert {tuple(corners) for corners in seen} == expected
 
 
 def test_equal_seeds_give_equal_runs_whatever_ran_before():
@@ -206,9 +205,8 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path, make):
     state, resumed = run(path, make=make)
     assert resumed == history
     assert all(torch.equal(state[name], expected[name]) for name in expected)
-    assert [p.name for p in tmp_path.iterdir()] == [
-        "run.safetensors"
-    ]  # no temporary file stays
+    # No temporary file stays.
+    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 
 
 @pytest.mark.parametrize("where", ["between epochs", "within an epoch"])

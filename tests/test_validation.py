@@ -9,11 +9,9 @@ from paperlib.validation import check_finite, check_images, has_values, target_c
 def test_good_images_are_cut_off_from_the_graph_but_not_copied():
     images = torch.rand(2, 3, 4, 5, requires_grad=True)
     checked = check_images(images)
-    assert (
-        checked.data_ptr() == images.data_ptr()
-        and not checked.requires_grad
-        and images.requires_grad
-    )
+    assert checked.data_ptr() == images.data_ptr()
+    assert not checked.requires_grad
+    assert images.requires_grad
     with torch.inference_mode():
         made_inside = torch.rand(2, 3, 4, 5)
     checked = check_images(made_inside)

@@ -43,9 +43,10 @@ def test_the_anomaly_figure_has_a_row_an_image_and_one_scale_for_all(colormap):
     ]
     assert not any(ax.get_title() for ax in axes[1])
     assert [row[0].get_ylabel() for row in axes] == ["hole", "good"]
+    # By both rows' extremes.
     scaled = (
         (upsample(maps, (12, 20)) - maps.min()) / (maps.max() - maps.min())
-    ).clamp(0, 1)  # by both rows' extremes
+    ).clamp(0, 1)
     for row in range(2):
         shown = [ax.images[0].get_array() for ax in axes[row]]
         heat = viz.heatmap(scaled[row], colormap)
@@ -91,10 +92,8 @@ def test_boxes_stand_for_masks_and_limits_for_extremes():
 def test_constant_maps_are_drawn():
     images, maps, masks = inputs(1)
     figure = viz.anomaly_figure(images, 0 * maps + 3, masks)
-    assert (
-        len(figure.axes) == 5
-        and np.ptp(figure.axes[2].images[0].get_array(), (0, 1)).max() == 0
-    )
+    assert len(figure.axes) == 5
+    assert np.ptp(figure.axes[2].images[0].get_array(), (0, 1)).max() == 0
     figure.canvas.draw()
 
 

@@ -44,9 +44,8 @@ def test_jet_is_opencvs_in_rgb():
         cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB
     )
     np.testing.assert_allclose(heat, expected / 255, atol=1e-6)
-    lightness = cv2.cvtColor(viz.heatmap(ramp(1, 64), "JET"), cv2.COLOR_RGB2Lab)[
-        0, :, 0
-    ]
+    jet = viz.heatmap(ramp(1, 64), "JET")
+    lightness = cv2.cvtColor(jet, cv2.COLOR_RGB2Lab)[0, :, 0]
     assert (np.diff(lightness) < 0).any()  # why it is not the default
 
 
@@ -126,9 +125,8 @@ def test_the_two_scripts_overlays():
         np.clip(0.7 * heat + 0.5 * image, 0, 1),
         atol=1e-6,
     )
-    assert (
-        0.7 * heat + 0.5 * image
-    ).max() > 1  # the weights sum to 1.2: something is clipped
+    # The weights sum to 1.2: something is clipped.
+    assert (0.7 * heat + 0.5 * image).max() > 1
     divided = viz.overlay(heat, image, (1, 1), divide_by_maximum=True)
     np.testing.assert_allclose(
         divided, (heat + image) / (heat + image).max(), atol=1e-6
@@ -181,22 +179,19 @@ def test_a_gradient_image_has_mean_one_half_and_deviation_a_tenth():
     )
     shown = viz.gradient_image(gradient)
     assert shown.shape == (50, 50, 3) and shown.dtype == np.float32
-    assert shown.mean() == pytest.approx(
-        0.5, abs=1e-3
-    ) and shown.std() == pytest.approx(0.1, abs=1e-3)
+    assert shown.mean() == pytest.approx(0.5, abs=1e-3)
+    assert shown.std() == pytest.approx(0.1, abs=1e-3)
     np.testing.assert_allclose(
         shown, viz.gradient_image(gradient.movedim(0, -1).numpy()), atol=1e-6
     )
-    batch = viz.gradient_image(
-        torch.stack([gradient, -1e-9 * gradient])
-    )  # each by its own scale
+    # Each by its own scale.
+    batch = viz.gradient_image(torch.stack([gradient, -1e-9 * gradient]))
     np.testing.assert_allclose(batch, [shown, 1 - shown], atol=1e-5)
     outlier = torch.zeros(3, 20, 20)
     outlier[0, 3, 4] = 1
-    assert (
-        viz.gradient_image(outlier).max() == 1
-        and viz.gradient_image(-outlier).min() == 0
-    )  # clipped
+    # clipped.
+    assert viz.gradient_image(outlier).max() == 1
+    assert viz.gradient_image(-outlier).min() == 0
     assert (viz.gradient_image(torch.full((3, 4, 5), 2.0)) == 0.5).all()
     with pytest.raises(ValueError, match="1 values of the gradient are NaN"):
         viz.gradient_image(
@@ -254,9 +249,8 @@ def test_the_explanation_figure_has_a_row_a_class():
         for found, wanted in zip(shown, expected, strict=False):
             np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert [len(ax.patches) for ax in axes.flat] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
-    assert (
-        len(viz.explanation_figure(image, maps[:1] * 0).axes) == 3
-    )  # a map of zeros, and no guided pictures
+    # A map of zeros, and no guided pictures.
+    assert len(viz.explanation_figure(image, maps[:1] * 0).axes) == 3
 
 
 def test_the_explanation_figure_counts_its_rows():

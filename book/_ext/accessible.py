@@ -61,7 +61,6 @@ def _mend(
 
 
 def setup(app: Sphinx) -> dict:
-    app.connect(
-        "html-page-context", _mend, priority=900
-    )  # after the theme has put its functions there
+    # After the theme has put its functions there.
+    app.connect("html-page-context", _mend, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

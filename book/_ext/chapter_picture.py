@@ -29,10 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import atomic  # noqa: E402
 from pictures import lighten  # noqa: E402
 
-WIDTH, HEIGHT = (
-    400,
-    320,
-)  # twice what a card has room for, so that it is sharp on a fine screen
+# Twice what a card has room for, so that it is sharp on a fine screen.
+WIDTH, HEIGHT = 400, 320
 WHITE = 240  # JPEG makes white a little grey between two photographs
 REACH = 0.08  # how far from the given share a gap between panels may lie
 

@@ -131,8 +131,7 @@ def _skip(
 
 def setup(app: Sphinx) -> dict:
     app.connect("autodoc-skip-member", _skip)
-    app.connect(
-        "autodoc-process-docstring", _process, priority=400
-    )  # before napoleon reads the sections
+    # Before napoleon reads the sections.
+    app.connect("autodoc-process-docstring", _process, priority=400)
     app.connect("autodoc-process-docstring", _restore, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

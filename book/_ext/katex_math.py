@@ -15,9 +15,8 @@ def _add_files(
     if app.builder.format == "html" and app.env.get_domain("math").has_equations(page):
         app.add_css_file("katex/katex.min.css")
         app.add_js_file("katex/katex.min.js", loading_method="defer")
-        app.add_js_file(
-            "render_math.js", loading_method="defer", priority=600
-        )  # after KaTeX
+        # After KaTeX.
+        app.add_js_file("render_math.js", loading_method="defer", priority=600)
 
 
 def setup(app: Sphinx) -> dict:

@@ -73,8 +73,7 @@ def _write_copies(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    app.connect(
-        "html-page-context", _add_buttons, priority=900
-    )  # after the theme has made its buttons
+    # After the theme has made its buttons.
+    app.connect("html-page-context", _add_buttons, priority=900)
     app.connect("build-finished", _write_copies)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -80,20 +80,15 @@ def summary(rows: list[dict]) -> str:
         best = min(times.values(), key=lambda row: row["ratio"], default=None)
         if usual is None and best is None:
             continue
-        told = [
-            (
-                "–"
-                if row is None
-                else (
-                    f"{number(row['ratio'])}× ({number(row['ratio_low'])} to"
-                    f" {number(row['ratio_high'])})"
-                )
-            )
-            for row in (usual, best)
-        ]
+        told = [_ratio(row) if row else "–" for row in (usual, best)]
         told[1] += f", {best['contender']}" if best else ""
         lines.append(f"| {part[0]['what']} | {told[0]} | {told[1]} |")
     return "\n".join(lines) + "\n"
+
+
+def _ratio(row: dict) -> str:
+    low, high = number(row["ratio_low"]), number(row["ratio_high"])
+    return f"{number(row['ratio'])}× ({low} to {high})"
 
 
 def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
@@ -175,10 +170,8 @@ def million(rows: list[dict]) -> str:
     bank = kept * 64 * 4
     fit = seconds_an_image(rows, "fit")
     backbone = seconds_an_image(rows, "fit", "the backbone alone")
-    embed, step = (
-        seconds_an_image(rows, "embedding"),
-        seconds_an_image(rows, "training"),
-    )
+    embed = seconds_an_image(rows, "embedding")
+    step = seconds_an_image(rows, "training")
     search = next(
         row for row in rows if row["part"] == "neighbours" and row["contender"] == OURS
     )
@@ -309,9 +302,8 @@ def write_parts(root: Path) -> None:
         target = folder / name
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             atomic.write_text(target, text)
-    how = inspect.getsource(draw) + inspect.getsource(
-        use_style
-    )  # a new style draws the same points anew
+    # A new style draws the same points anew.
+    how = inspect.getsource(draw) + inspect.getsource(use_style)
     for curve in curves:
         target, mark = folder / f"{curve['name']}.svg", folder / f"{curve['name']}.json"
         text = json.dumps([curve, how])

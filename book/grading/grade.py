@@ -25,27 +25,15 @@ from typing import NamedTuple
 import paperlib
 from grading.submission import CHAPTERS, Submission, exercises, read
 
-IMPORTED_FROM = (
-    Path(paperlib.__file__).parents[1],
-    Path(__file__).parents[1],
-)  # of paperlib and of this package
+# Of paperlib and of this package.
+IMPORTED_FROM = (Path(paperlib.__file__).parents[1], Path(__file__).parents[1])
 LARGEST = 100 * 2**20  # bytes of a submission that are read
 PASSED_ON = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "TMPDIR",
-    "TZ",
-    "VIRTUAL_ENV",
-    "SYSTEMROOT",
-    "LD_LIBRARY_PATH",
+    *"PATH HOME LANG LC_ALL TMPDIR TZ VIRTUAL_ENV SYSTEMROOT LD_LIBRARY_PATH".split(),
 )
 GIGABYTE = 10**9
-MOST_EVENTS, LONGEST_EVENT = (
-    10_000,
-    4000,
-)  # verdicts of a submission, and characters of one
+# Verdicts of a submission, and characters of one.
+MOST_EVENTS, LONGEST_EVENT = 10_000, 4000
 
 
 class Grade(NamedTuple):
@@ -53,9 +41,8 @@ class Grade(NamedTuple):
 
     name: str
     status: str  # "graded", or why it is not
-    verdicts: dict[
-        str, str
-    ]  # check → passed, failed, not attempted, error, or not reached
+    # Check → passed, failed, not attempted, error, or not reached.
+    verdicts: dict[str, str]
     hints: dict[str, str]
     seconds: float
 
@@ -87,13 +74,15 @@ def files_of(folder: Path, table: Path | None = None) -> list[Path]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() or path.is_symlink()
     )
-    hidden = lambda path: any(
-        part.startswith(".") for part in path.relative_to(folder).parts
-    )  # noqa: E731
+
+    def is_hidden(path: Path) -> bool:
+        return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
     found = [
         path
         for path in below
-        if not hidden(path) and (table is None or path.absolute() != table.absolute())
+        if not is_hidden(path)
+        and (table is None or path.absolute() != table.absolute())
     ]
     if not found:
         raise ValueError(
@@ -199,9 +188,8 @@ def run_alone(
                 ended = f"timed out after {limits.seconds:g} s"
             finally:
                 _kill_all(process)
-            reader.join(
-                2
-            )  # not longer: a process that slipped away may hold the pipe open
+            # Not longer: a process that slipped away may hold the pipe open.
+            reader.join(2)
             events = list(_events(lines[:MOST_EVENTS]))
             said.seek(0)
             last = (

@@ -1,10 +1,10 @@
 """Run one submission's statements and report each check: the process that the grader
 starts, once a submission.
 
-    python -m grading.run DESCRIPTOR MEMORY_BYTES SECONDS   (chapter and statements on stdin)
+    python -m grading.run DESCRIPTOR MEMORY_BYTES SECONDS
 
-SECONDS is for one statement, so that an endless loop in one exercise leaves time for
-the next.
+Chapter and statements come from stdin. SECONDS is for one statement, so that an endless
+loop in one exercise leaves time for the next.
 
 What the statements print goes nowhere. Verdicts leave through a pipe of their own, as
 lines of JSON, the moment they are known: a submission that is stopped later keeps those
@@ -174,11 +174,9 @@ def main(arguments: list[str]) -> None:
     Source: none, the book's own. Departures: none. Test:
     test_grade.py::test_each_submission_costs_only_itself
     """
-    descriptor, memory, seconds = (
-        int(arguments[0]),
-        int(arguments[1]),
-        float(arguments[2]),
-    )
+    descriptor = int(arguments[0])
+    memory = int(arguments[1])
+    seconds = float(arguments[2])
     task = json.load(sys.stdin)
     torch.set_num_threads(1)
     with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:

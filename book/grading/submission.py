@@ -13,13 +13,8 @@ import symtable
 from collections.abc import Iterator
 from typing import NamedTuple
 
-CHAPTERS = (
-    "mobilenet",
-    "cam",
-    "gradcam",
-    "patch_svdd",
-    "padim",
-)  # modules of paperlib.exercises that hold checks
+# Modules of paperlib.exercises that hold checks.
+CHAPTERS = ("mobilenet", "cam", "gradcam", "patch_svdd", "padim")
 PACKAGE = "paperlib.exercises"
 # first line of the cell that unpacks paperlib; the grader has its own
 SETUP = "# @title Set-up: run this cell first"
@@ -42,13 +37,11 @@ class Submission(NamedTuple):
 
 class _Scope(NamedTuple):
     loads: set[str]
-    loads_later: set[
-        str
-    ]  # of these, what functions read when they are called, and not where they stand
+    # Of these, what functions read when they are called, and not where they stand.
+    loads_later: set[str]
     binds: set[str]
-    calls_on: set[
-        str
-    ]  # names whose methods or items are touched: `x.append(1)`, `x[0] = 1`, `x += 1`
+    # Names whose methods or items are touched: `x.append(1)`, `x[0] = 1`, `x += 1`.
+    calls_on: set[str]
     binds_for_sure: bool
 
 
@@ -260,9 +253,8 @@ def _needed(statements: list[Statement]) -> list[Statement]:
     last = max(
         (at for at, statement in enumerate(statements) if statement.checks), default=-1
     )
-    read_from: dict[
-        str, int
-    ] = {}  # name → the first kept statement with a function that reads it
+    # Name → the first kept statement with a function that reads it.
+    read_from: dict[str, int] = {}
     while True:
         kept, wanted = [], set()
         for at in range(last, -1, -1):
@@ -279,13 +271,11 @@ def _needed(statements: list[Statement]) -> list[Statement]:
                 continue
             kept.append(at)
             if scope.binds_for_sure:
-                wanted -= (
-                    scope.binds
-                )  # an earlier value under this name reaches nothing
+                # An earlier value under this name reaches nothing.
+                wanted -= scope.binds
             wanted |= scope.loads | changes
-        found = {
-            name: at for at in kept for name in scopes[at].loads_later
-        }  # from last to first: the first stays
+        # From last to first: the first stays.
+        found = {name: at for at in kept for name in scopes[at].loads_later}
         if found == read_from:
             return [statements[at] for at in reversed(kept)]
         read_from = found

@@ -1,4 +1,4 @@
-# @title Set-up: run this cell first. It unpacks the course library and installs only what is missing.
+# @title Set-up: run this cell first. It unpacks paperlib and installs what is missing.
 import base64
 import importlib.util
 import io

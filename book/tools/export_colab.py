@@ -30,20 +30,22 @@ from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = Path(__file__).with_name("colab_setup.py")
-OUR_SETUP = (  # tag of a cell that the set-up cell of a copy makes superfluous
-    "colab-setup"
-)
+# Tag of a cell that the set-up cell of a copy makes superfluous.
+OUR_SETUP = "colab-setup"
 HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 SOLUTION = "solution"  # tag of a cell that Colab folds under this title
 HELP = """\
-**On Colab**: choose *Runtime → Run all*; nothing needs to be edited. On a GPU (*Runtime → Change runtime type*) the
-same cells use larger networks and train longer.
+**On Colab**: choose *Runtime → Run all*; nothing needs to be edited. On a GPU (*Runtime
+→ Change runtime type*) the same cells use larger networks and train longer.
 
-- **To keep what is trained** when the session ends, mount your Drive before you run: the folder at the left, then the
-  Drive symbol. Trainings are then kept in `MyDrive/paperlib`, and a new session goes on from them.
-- **Your own pictures**: drop a picture, or a zip of a folder of pictures, onto the same panel, or have them on your
-  Drive. *Copy path* in the file's menu gives the path that the chapter's cell asks for.
-- A long cell tells how far it is. Stop it at any time and run it again: a training goes on where it was."""
+- **To keep what is trained** when the session ends, mount your Drive before you run:
+  the folder at the left, then the Drive symbol. Trainings are then kept in
+  `MyDrive/paperlib`, and a new session resumes them.
+- **Your own images**: drop an image, or a zip of a folder of images, onto the same
+  panel, or have them on your Drive. *Copy path* in the file's menu shows the path that
+  the chapter's cell asks for.
+- A long cell shows its progress. Stop it at any time and run it again: a training
+  resumes where it stopped."""
 PRESENT = {"google", "IPython", "ipywidgets"}  # what the notebook's host brings along
 
 # Import name of a package whose name on the index is another. Every other one swaps
@@ -81,12 +83,10 @@ def needed_packages(sources: list[str], root: Path) -> dict[str, str]:
     """Map the import name of every package that `sources` need to its requirement in
     pyproject.toml.
     """
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
-    requirements = (
-        project["dependencies"] + project["optional-dependencies"]["notebooks"]
-    )
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    extra = project["optional-dependencies"]["notebooks"]
+    requirements = project["dependencies"] + extra
     by_module = {}
     for requirement in requirements:
         name = re.match(r"[\w.-]+", requirement)[0]
@@ -113,7 +113,7 @@ def needed_packages(sources: list[str], root: Path) -> dict[str, str]:
 
 
 def repository_url(root: Path) -> str:
-    """Read the public repository's address from _config.yml; empty where there is none."""
+    """Read the public repository's address from _config.yml, or return ""."""
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     return (config.get("repository") or {}).get("url") or ""
 

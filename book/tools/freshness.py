@@ -19,10 +19,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 LIBRARY = "paperlib"
 COMPANION = "companion"
-FOLDERS = {
-    LIBRARY: Path(),
-    COMPANION: Path("notebooks"),
-}  # of the top-level names that are hashed
+# Of the top-level names that are hashed.
+FOLDERS = {LIBRARY: Path(), COMPANION: Path("notebooks")}
 RESULTS = Path("book/data/results")
 
 
@@ -36,10 +34,8 @@ def code_hash(notebook: NotebookNode, root: Path, written: str = "") -> str:
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     parts = [_canonical_source(source) for source in cells]
     for name, path in sorted(imported_modules(cells, root).items()):
-        parts.append(
-            f"{name}"
-            f" {_canonical(_without_docstrings(ast.parse(path.read_text(encoding='utf-8'))))}"
-        )
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        parts.append(f"{name} {_canonical(_without_docstrings(tree))}")
     for path in (path for path in data_files(cells, root) if path.stem != written):
         parts.append(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
@@ -198,7 +194,7 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
-    """Walk a syntax tree like `ast.walk`, without blocks that only type checkers read."""
+    """Walk a syntax tree as `ast.walk` does, without `if TYPE_CHECKING:` blocks."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -240,11 +236,11 @@ def _canonical(node: object) -> str:
         return f"JoinedStr({','.join(map(_canonical, parts))})"
     if isinstance(node, ast.AST):
         fields = [
-            (name, value)
+            f"{name}={_canonical(value)}"
             for name, value in ast.iter_fields(node)
             if value is not None and value != []
         ]
-        return f"{type(node).__name__}({','.join(f'{name}={_canonical(value)}' for name, value in fields)})"
+        return f"{type(node).__name__}({','.join(fields)})"
     if isinstance(node, list):
         return f"[{','.join(map(_canonical, node))}]"
     return repr(node)

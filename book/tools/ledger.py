@@ -41,10 +41,8 @@ QUOTED_SHARE = 0.2  # of equations and algorithms
 KINDS = {
     "by-hand": (
         "by hand",
-        (
-            "a case small enough for paper, or the formula written out as loops, gives"
-            " the same"
-        ),
+        "a case small enough for paper, or the formula written out as loops, gives the"
+        " same",
     ),
     "peer": ("a peer", "an independent library gives the same"),
     "paper-number": (
@@ -53,17 +51,13 @@ KINDS = {
     ),
     "measured": (
         "measured on other data",
-        (
-            "the same experiment is run here, with other data or another network; only "
-            "the direction can be compared"
-        ),
+        "the same experiment is run here, with other data or another network; only the"
+        " direction can be compared",
     ),
     "redrawn": (
         "redrawn",
-        (
-            "a diagram, drawn anew by a cell from the library's own objects; it has no"
-            " numbers"
-        ),
+        "a diagram, drawn anew by a cell from the library's own objects; it has no"
+        " numbers",
     ),
     "quoted": (
         "quoted only",
@@ -82,16 +76,9 @@ PEERS = {
     "torch.utils.flop_counter": "PyTorch's counter",
     "torchcam": "torchcam",
 }
-UNVERIFIED = {
-    "quoted": "quoted",
-    "not-here": "not_here",
-}  # kind → the key in items.yml that gives the reason
-GROUPS = {
-    "eq": "equation",
-    "algorithm": "algorithm",
-    "table": "table",
-    "figure": "figure",
-}
+# Kind → the key in items.yml that gives the reason.
+UNVERIFIED = {"quoted": "quoted", "not-here": "not_here"}
+GROUPS = {"eq": "equation"} | {name: name for name in ("algorithm", "table", "figure")}
 WORDS = {"eq": "Eq.", "algorithm": "Algorithm", "table": "Table", "figure": "Figure"}
 NUMBERS = {
     "inferred": "number by its order",
@@ -162,15 +149,12 @@ class Row(NamedTuple):
 
     @property
     def tests(self) -> list[tuple[str, str]]:
-        return list(
-            dict.fromkeys(
-                test for function in self.functions for test in function.tests
-            )
-        )
+        tests = (test for function in self.functions for test in function.tests)
+        return list(dict.fromkeys(tests))
 
 
 class Ledger(NamedTuple):
-    """All rows in the papers' order, the papers' heads, and everything that is wrong."""
+    """All rows in the papers' order, the papers' heads, and everything wrong."""
 
     papers: dict[str, dict]
     rows: list[Row]
@@ -219,13 +203,9 @@ def collect(root: Path) -> Ledger:
                 problems.append(f"{mark.page} says the same of {key} twice")
             found.marks.append(mark)
     for one in rows.values():
-        one.peers.extend(
-            dict.fromkeys(
-                peer
-                for file, name in one.tests
-                for peer in peers(root / "tests" / file, name)
-            )
-        )
+        for file, name in one.tests:
+            one.peers.extend(peers(root / "tests" / file, name))
+        one.peers[:] = dict.fromkeys(one.peers)
     problems += [
         problem for key, one in rows.items() for problem in _faults(key, one, root)
     ]
@@ -239,10 +219,8 @@ def collect(root: Path) -> Ledger:
 
 
 def _faults(key: str, row: Row, root: Path) -> list[str]:
-    faults, reasons = (
-        [],
-        [kind for kind, reason in UNVERIFIED.items() if row.entry.get(reason)],
-    )
+    faults = []
+    reasons = [kind for kind, reason in UNVERIFIED.items() if row.entry.get(reason)]
     verified = row.kind and row.kind not in UNVERIFIED
     if not row.kind:
         faults.append(
@@ -314,16 +292,12 @@ def named(source: str, papers: dict[str, str]) -> list[str]:
         elif part["end"]:
             paper = None
         elif paper:
-            group = {"E": "eq", "T": "table", "F": "figure", "A": "algorithm"}[
-                part["word"][0]
-            ]
-            for first, last in re.findall(
-                rf"({NUMERAL})(?:-({NUMERAL}))?", part["list"]
-            ):
+            groups = {"E": "eq", "T": "table", "F": "figure", "A": "algorithm"}
+            stem = f"{paper.replace('_', '-')}-{groups[part['word'][0]]}"
+            ranges = re.findall(rf"({NUMERAL})(?:-({NUMERAL}))?", part["list"])
+            for first, last in ranges:
                 numbers = range(int(_number(first)), int(_number(last or first)) + 1)
-                found += [
-                    f"{paper.replace('_', '-')}-{group}-{number}" for number in numbers
-                ]
+                found += [f"{stem}-{number}" for number in numbers]
     return found
 
 
@@ -331,12 +305,8 @@ def _number(numeral: str) -> str:
     if not set(numeral) <= set("IVX"):
         return numeral
     values = [{"I": 1, "V": 5, "X": 10}[letter] for letter in numeral]
-    return str(
-        sum(
-            -v if v < after else v
-            for v, after in zip(values, [*values[1:], 0], strict=True)
-        )
-    )
+    pairs = zip(values, [*values[1:], 0], strict=True)
+    return str(sum(-value if value < after else value for value, after in pairs))
 
 
 def functions(root: Path, papers: dict[str, str]) -> list[tuple[Function, list[str]]]:
@@ -375,24 +345,18 @@ def _walk(
 ) -> list[tuple[Function, list[str]]]:
     found = []
     for node in tree.body:
-        if isinstance(
-            node, ast.FunctionDef | ast.ClassDef
-        ) and not node.name.startswith("_"):
+        is_named = isinstance(node, ast.FunctionDef | ast.ClassDef)
+        if is_named and not node.name.startswith("_"):
             name = (*parts, node.name)
-            fields = re.split(
-                r"\b(Source|Departures|Test):\s", ast.get_docstring(node) or ""
-            )
+            text = ast.get_docstring(node) or ""
+            fields = re.split(r"\b(Source|Departures|Test):\s", text)
             fields = dict(zip(fields[1::2], fields[2::2], strict=True))
             inner = ".".join(name[len(path.with_suffix("").parts) :])
             keys = named(" ".join(fields.get("Source", "").split()), papers)
             if keys and documented_as(root, path.as_posix(), inner):
                 tests = tuple(re.findall(r"(\w+\.py)::(\w+)", fields.get("Test", "")))
-                found.append(
-                    (
-                        Function(".".join(name), path.as_posix(), node.lineno, tests),
-                        keys,
-                    )
-                )
+                place = path.as_posix(), node.lineno
+                found.append((Function(".".join(name), *place, tests), keys))
             if isinstance(node, ast.ClassDef):
                 found += _walk(node, name, path, papers, root)
     return found
@@ -406,20 +370,15 @@ def marks(root: Path) -> list[tuple[str, Mark]]:
     for path in sorted((root / "book").glob("*.md")):
         page = f"book/{path.stem}"
         for match in TARGET.finditer(path.read_text(encoding="utf-8")):
-            found.append(
-                (match[1], Mark(page, anchor(match[0][1:-2]), match[2], False))
-            )
+            mark = Mark(page, anchor(match[0][1:-2]), match[2], False)
+            found.append((match[1], mark))
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         for cell in nbformat.read(path, as_version=4).cells:
             for tag in cell.metadata.get("tags", ()):
                 if match := MARK.fullmatch(tag):
                     page = f"notebooks/{path.stem}"
-                    found.append(
-                        (
-                            match[1],
-                            Mark(page, anchor(tag), match[2], _asserts(cell.source)),
-                        )
-                    )
+                    asserts = _asserts(cell.source)
+                    found.append((match[1], Mark(page, anchor(tag), match[2], asserts)))
     return found
 
 
@@ -452,10 +411,8 @@ def peers(path: Path, test: str) -> list[str]:
         elif isinstance(node, ast.FunctionDef):
             functions[node.name] = node
     names = _names(functions.get(test))
-    for name in [
-        *names,
-        *(inner for called in names for inner in _names(functions.get(called))),
-    ]:
+    inner = [name for called in names for name in _names(functions.get(called))]
+    for name in [*names, *inner]:
         whole = f"{imported.get(name, '')}."
         found += [
             label for library, label in PEERS.items() if whole.startswith(f"{library}.")
@@ -469,11 +426,8 @@ def _parsed(path: Path) -> ast.Module:
 
 
 def _names(function: ast.FunctionDef | None) -> list[str]:
-    return (
-        []
-        if function is None
-        else [node.id for node in ast.walk(function) if isinstance(node, ast.Name)]
-    )
+    nodes = ast.walk(function) if function else ()
+    return [node.id for node in nodes if isinstance(node, ast.Name)]
 
 
 def _line_of_test(root: Path, file: str, name: str) -> int:
@@ -486,9 +440,8 @@ def _line_of_test(root: Path, file: str, name: str) -> int:
 
 
 def _yaml(path: Path) -> dict:
-    safe = getattr(
-        yaml, "CSafeLoader", yaml.SafeLoader
-    )  # in C ten times as fast, where it is there
+    # In C ten times as fast, where it is there.
+    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return yaml.load(path.read_text(encoding="utf-8"), Loader=safe)
 
 
@@ -533,61 +486,50 @@ def rows_page(root: Path, ledger: Ledger) -> str:
 
 
 def _summary(ledger: Ledger) -> str:
-    columns = {
-        "equations, algorithms": lambda row: row.group in ("eq", "algorithm"),
-        "figures": lambda row: row.group == "figure",
-        "tables": lambda row: row.group == "table" and "needs" not in row.entry,
-        "tables, data not here": lambda row: (
-            row.group == "table" and "needs" in row.entry
-        ),
+    tables = [row for row in ledger.rows if row.group == "table"]
+    kinds = {
+        "equations, algorithms": [
+            row.kind for row in ledger.rows if row.group in ("eq", "algorithm")
+        ],
+        "figures": [row.kind for row in ledger.rows if row.group == "figure"],
+        "tables": [row.kind for row in tables if "needs" not in row.entry],
+        "tables, data not here": [row.kind for row in tables if "needs" in row.entry],
     }
-    counts = {
-        name: Counter(row.kind for row in ledger.rows if belongs(row))
-        for name, belongs in columns.items()
-    }
+    counts = {name: Counter(column) for name, column in kinds.items()}
     lines = [
-        "| verified | " + " | ".join(columns) + " |",
-        "|---|" + "---:|" * len(columns),
+        "| verified | " + " | ".join(counts) + " |",
+        "|---|" + "---:|" * len(counts),
     ]
     for kind, (label, _) in KINDS.items():
-        if not any(count[kind] for count in counts.values()):
-            continue
-        lines.append(
-            f"| {label} | "
-            + " | ".join(str(count[kind] or "") for count in counts.values())
-            + " |"
-        )
-    lines.append(
-        "| **all** | "
-        + " | ".join(f"**{count.total()}**" for count in counts.values())
-        + " |"
-    )
-    needs = Counter(
-        row.entry["needs"]
-        for row in ledger.rows
-        if row.group == "table" and "needs" in row.entry
-    )
+        if any(count[kind] for count in counts.values()):
+            cells = [str(count[kind] or "") for count in counts.values()]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    totals = [f"**{count.total()}**" for count in counts.values()]
+    lines.append(f"| **all** | {' | '.join(totals)} |")
+    summary = "\n".join(lines)
+    needs = Counter(row.entry["needs"] for row in tables if "needs" in row.entry)
     largest = " and ".join(
         f"{name} ({count} tables)" for name, count in needs.most_common(2)
     )
     meanings = "\n".join(
         f"- **{label}**: {sentence}." for label, sentence in KINDS.values()
     )
-    quoted = counts["equations, algorithms"]["quoted"]
+    confirmed = sum(row.kind == "by-hand" and bool(row.peers) for row in ledger.rows)
+    equations = counts["equations, algorithms"]
+    quoted = equations["quoted"]
     return (
-        f"## {len(ledger.rows)} items\n\n:::{{table}}\n:class: ledger-summary\n\n"
-        + "\n".join(lines)
-        + "\n:::\n\nAn item that was verified in several ways counts once, in the row"
-        " that stands higher: a peer confirms"
-        f" {sum(row.kind == 'by-hand' and bool(row.peers) for row in ledger.rows)} of"
-        f" those by hand as well. Of equations and algorithms {quoted} of"
-        f" {counts['equations, algorithms'].total()} {'is' if quoted == 1 else 'are'}"
-        f" quoted only ({ledger.quoted_share():.0%}; at most {QUOTED_SHARE:.0%} may"
-        " be). The tables of the last column are counted apart: to repeat them in"
-        f" full takes data that this book does not have, mostly {largest}. Their"
-        " accuracies can't be measured here; but costs can be counted, and the same"
-        " experiment can be run on other data.\n\nWhat the words"
-        f" mean:\n\n{meanings}\n"
+        f"## {len(ledger.rows)} items\n\n"
+        f":::{{table}}\n:class: ledger-summary\n\n{summary}\n:::\n\n"
+        "An item that was verified in several ways counts once, in the row that stands"
+        f" higher: a peer confirms {confirmed} of those by hand as well. Of equations"
+        f" and algorithms {quoted} of {equations.total()}"
+        f" {'is' if quoted == 1 else 'are'} quoted only"
+        f" ({ledger.quoted_share():.0%}; at most {QUOTED_SHARE:.0%} may be). The tables"
+        " of the last column are counted apart: to repeat them in full takes data that"
+        f" this book does not have, mostly {largest}. Their accuracies can't be"
+        " measured here; but costs can be counted, and the same experiment can be run"
+        " on other data.\n\n"
+        f"What the words mean:\n\n{meanings}\n"
     )
 
 
@@ -599,31 +541,24 @@ def label(row: Row, roman: bool) -> str:
     if not number.isdigit():
         return f"a {row.group}"
     if roman and row.group == "table":
-        number = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")[
-            int(number) - 1
-        ]
+        number = "I II III IV V VI VII VIII IX X".split()[int(number) - 1]
     return f"{WORDS[row.group]} {number}"
 
 
 def _cells(root: Path, row: Row, roman: bool) -> list[str]:
     aside = [f"Sec. {row.entry['where']}"] if "where" in row.entry else []
     aside += [NUMBERS[row.entry["number"]]] if "number" in row.entry else []
-    says = f"**{label(row, roman)}** {row.entry['says']}" + (
-        f" ({', '.join(aside)})" if aside else ""
-    )
+    says = f"**{label(row, roman)}** {row.entry['says']}"
+    says += f" ({', '.join(aside)})" if aside else ""
     why = [row.entry[key] for key in ("quoted", "not_here", "note") if key in row.entry]
     words = [
         "quoted" if kind == "quoted" != row.kind else KINDS[kind][0]
         for kind in row.kinds
     ]
-    words = [
-        (
-            f"{word} ({', '.join(row.peers)})"
-            if word == KINDS["peer"][0] and row.peers
-            else word
-        )
-        for word in words
-    ]
+    if row.peers:
+        peer = KINDS["peer"][0]
+        by_name = f"{peer} ({', '.join(row.peers)})"
+        words = [by_name if word == peer else word for word in words]
     verified = f"**{', '.join(words)}**" + (f": {why[0]}" if why else "")
     return [says, _places(row), _code(root, row), verified]
 
@@ -653,22 +588,16 @@ def _code(root: Path, row: Row) -> str:
         )
     for file, name in row.tests:
         line = _line_of_test(root, file, name)
-        lines.append(
-            "test"
-            f" {_link(_as_code(name), f'ledger/tests.html#{_test_anchor(file, name)}')}"
-            f" ({file}:{line})"
-        )
+        place = f"ledger/tests.html#{_test_anchor(file, name)}"
+        lines.append(f"test {_link(_as_code(name), place)} ({file}:{line})")
     cells = [mark for mark in row.marks if mark.asserts and mark.kind not in UNVERIFIED]
     if cells:
         links = ", ".join(
             _link(f"cell {i}", f"../{m.page}.html#{m.anchor}")
             for i, m in enumerate(cells, start=1)
         )
-        lines.append(
-            "asserted in"
-            f" {links if len(cells) > 1 else links.replace('cell 1', 'a cell')} of the"
-            " notebook"
-        )
+        links = links if len(cells) > 1 else links.replace("cell 1", "a cell")
+        lines.append(f"asserted in {links} of the notebook")
     return "<br>".join(lines)
 
 

@@ -72,7 +72,7 @@ def sections(notebook: NotebookNode) -> dict[str, int]:
 
 
 def page(name: str, root: Path = ROOT) -> float:
-    """Estimate how long a chapter's page on the paper takes to read, with its listings."""
+    """Estimate how long a chapter's page takes to read, with its listings."""
     shown = FOLDED.sub("", (root / "book" / f"{name}.md").read_text(encoding="utf-8"))
     words = len(re.findall(r"[A-Za-z]+", NOT_PROSE.sub("", shown)))
     lines = sum(

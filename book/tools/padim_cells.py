@@ -25,12 +25,8 @@ from paperlib.neighbors import nearest_distance
 from paperlib.padim import PatchGaussian, mahalanobis_distance
 
 SEEDS = 5
-TRAIN, SPARE, TEST, PAINTED = (
-    150,
-    50,
-    75,
-    24,
-)  # cells: to fit, held back, of each class to test, with a painted defect
+# Cells: to fit, held back, of each class to test, with a painted defect.
+TRAIN, SPARE, TEST, PAINTED = 150, 50, 75, 24
 CONTRAST = {"mono": 0.1, "poly": 0.2}  # of the synthetic defects: where it is hard
 DIMENSIONS = (10, 25, 50, 100)
 DRAWS = 10

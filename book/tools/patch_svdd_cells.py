@@ -36,20 +36,14 @@ from paperlib.patch_svdd import (
 CHECKPOINTS = results.ROOT / "_build" / "patch_svdd_cells"
 KINDS = ("mono", "poly")
 SIDE, SEEDS = 256, 3
-TEST, BANK, PAINTED = (
-    40,
-    60,
-    12,
-)  # cells of each kind: of each class to test, in the bank, with a synthetic defect
+# Cells of each kind: of each class to test, in the bank, with a synthetic defect.
+TEST, BANK, PAINTED = 40, 60, 12
 CONTRAST = {"mono": 0.2, "poly": 0.3}  # of the synthetic defects
 # twice the published stride: a quarter of the patches, which costs little accuracy and
 # saves minutes
 STRIDE_SMALL = 8
-STEPS, LONG, SHORT = (
-    200,
-    500,
-    100,
-)  # of a seed's encoder, of the committed one, of the comparisons
+# Of a seed's encoder, of the committed one, of the comparisons.
+STEPS, LONG, SHORT = 200, 500, 100
 RECIPE = {
     "side": SIDE,
     "test of each class": TEST,
@@ -193,20 +187,18 @@ def learn(
         on_record=progress_bar(steps),
         **others,
     )
+    # None where it went on from a checkpoint.
     found = {
         "steps": steps,
-        "cpu_seconds": (
-            start and round(time.process_time() - start, 1)
-        ),  # None where it went on from a checkpoint
+        "cpu_seconds": (start and round(time.process_time() - start, 1)),
         "curves": [
             [None if value != value else round(value, 4) for value in record]
             for record in training.history
         ],
     }
     if training.big is not None:
-        found[
-            "positions"
-        ] = {}  # of 64×64 and of 32×32 patches of functional cells that were not trained on
+        # Of 64×64 and of 32×32 patches of functional cells that were not trained on.
+        found["positions"] = {}
         for kind, images in cells.test.items():
             shares = position_accuracy(encoder, training, images[:TEST])
             found["positions"][kind] = [

@@ -32,28 +32,11 @@ ENVIRONMENT = re.compile(
 )
 
 ADMONITIONS = {
-    "admonition",
-    "attention",
-    "caution",
-    "danger",
-    "error",
-    "hint",
-    "important",
-    "note",
-    "seealso",
-    "tip",
-    "warning",
-    "margin",
-    "sidebar",
+    *"admonition attention caution danger error hint important note seealso".split(),
+    *"tip warning margin sidebar".split(),
 }
 FOLDED = {"dropdown", "toggle", "solution"}
-DROPPED = {
-    "bibliography",
-    "contents",
-    "exercise-end",
-    "solution-end",
-    "tableofcontents",
-}
+DROPPED = set("bibliography contents exercise-end solution-end tableofcontents".split())
 TRANSPARENT = {"div", "tab-set"}
 
 
@@ -79,13 +62,8 @@ class PlainMarkdown:
         references: BibliographyData,
         pages: str = "",
     ):
-        self.cells, self.folder, self.root, self.references, self.pages = (
-            cells,
-            folder,
-            root,
-            references,
-            pages,
-        )
+        self.cells, self.folder, self.root = cells, folder, root
+        self.references, self.pages = references, pages
         text = "\n".join(cells)
         self.labels: dict[str, str] = {}
         equations = [
@@ -94,11 +72,13 @@ class PlainMarkdown:
                 r"^(?:`{3,}|:{3,})\{math\}\s*\n:label:\s*(?P<label>\S+)", text, re.M
             ),
         ]
-        for number, match in enumerate(
-            sorted(equations, key=lambda match: match.start()), start=1
-        ):
+        equations.sort(key=lambda match: match.start())
+        for number, match in enumerate(equations, start=1):
             self.labels[match["label"]] = f"({number})"
-        exercise = r"^(?:`{3,}|:{3,})\{exercise(?:-start)?\}[^\n]*\n(?:(?::(?!label)[^\n]*)\n)*:label:\s*(\S+)"
+        exercise = (
+            r"^(?:`{3,}|:{3,})\{exercise(?:-start)?\}[^\n]*\n"
+            r"(?:(?::(?!label)[^\n]*)\n)*:label:\s*(\S+)"
+        )
         for number, match in enumerate(re.finditer(exercise, text, re.M), start=1):
             self.labels[match[1]] = f"Exercise {number}"
 
@@ -142,40 +122,32 @@ class PlainMarkdown:
             name in ADMONITIONS and "dropdown" in options.get("class", "")
         ):
             summary = "Solution" if name == "solution" else title or name.capitalize()
-            return f"<details><summary><b>{summary}</b></summary>\n\n{self._blocks(body)}\n\n</details>\n"
+            head = f"<details><summary><b>{summary}</b></summary>"
+            return f"{head}\n\n{self._blocks(body)}\n\n</details>\n"
         if name in ADMONITIONS:
             heading = title or name.capitalize()
-            return (
-                "\n".join(
-                    f"> {line}".rstrip()
-                    for line in [f"**{heading}**", "", *self._blocks(body).splitlines()]
-                )
-                + "\n"
-            )
+            quoted = [f"**{heading}**", "", *self._blocks(body).splitlines()]
+            return "\n".join(f"> {line}".rstrip() for line in quoted) + "\n"
         if name in ("exercise", "exercise-start"):
             number = self.labels.get(options.get("label", ""), "Exercise")
-            return (
-                f"**{number}{f' ({title})' if title else ''}**\n\n{self._blocks(body)}"
-            )
+            heading = f"{number} ({title})" if title else number
+            return f"**{heading}**\n\n{self._blocks(body)}"
         if name == "solution-start":
-            return (
-                "**Solution to"
-                f" {self.labels.get(argument, argument)}**\n\n{self._blocks(body)}"
-            )
+            exercise = self.labels.get(argument, argument)
+            return f"**Solution to {exercise}**\n\n{self._blocks(body)}"
         if name == "tab-item":
             return f"**{title}**\n\n{self._blocks(body)}"
         if name == "math":
             label = options.get("label")
             return f"$$\n{inside}{self._tag(label) if label else ''}\n$$"
         if name in ("figure", "image"):
-            return (
-                f"![{options.get('alt', '')}]({self._picture(argument)})\n\n{self._blocks(body)}".rstrip()
-                + "\n"
-            )
+            image = f"![{options.get('alt', '')}]({self._picture(argument)})"
+            return f"{image}\n\n{self._blocks(body)}".rstrip() + "\n"
         if name in ("code-block", "code"):
             return f"```{argument}\n{inside}\n```"
         if name == "literalinclude":
-            return f"```{options.get('language', 'python')}\n{self._included(argument, options)}\n```"
+            language = options.get("language", "python")
+            return f"```{language}\n{self._included(argument, options)}\n```"
         if name == "raw" and argument == "html":
             return inside
         raise ValueError(
@@ -290,20 +262,16 @@ class PlainMarkdown:
         if not self.pages:
             return text
         path, _, anchor = target.partition("#")
-        page = (
-            (self.folder / path)
-            .resolve()
-            .relative_to(self.root.resolve())
-            .with_suffix(".html")
-            .as_posix()
-        )
-        return f"[{text}]({self.pages}/{page}{f'#{anchor}' if anchor else ''})"
+        page = (self.folder / path).resolve().relative_to(self.root.resolve())
+        address = f"{self.pages}/{page.with_suffix('.html').as_posix()}"
+        return f"[{text}]({address}#{anchor})" if anchor else f"[{text}]({address})"
 
     def _picture(self, target: str) -> str:
         if re.match(r"[a-z]+:", target):
             return target
         kind = mimetypes.guess_type(target)[0]
-        return f"data:{kind};base64,{base64.b64encode(self._file(target).read_bytes()).decode()}"
+        content = base64.b64encode(self._file(target).read_bytes()).decode()
+        return f"data:{kind};base64,{content}"
 
     def _included(self, target: str, options: dict[str, str]) -> str:
         source = self._file(target).read_text(encoding="utf-8")

@@ -53,9 +53,8 @@ def read_text(notebook: Path) -> NotebookNode:
         cell.metadata = NotebookNode(
             {key: cell.metadata[key] for key in SHARED_METADATA if key in cell.metadata}
         )
-        key = hashlib.sha256(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[
-            :8
-        ]
+        content = f"{cell.cell_type}\0{cell.source}".encode()
+        key = hashlib.sha256(content).hexdigest()[:8]
         seen[key] = seen.get(key, 0) + 1
         cell["id"] = key if seen[key] == 1 else f"{key}-{seen[key]}"
     read.nbformat, read.nbformat_minor = 4, 5
@@ -64,18 +63,12 @@ def read_text(notebook: Path) -> NotebookNode:
 
 def shared_part(notebook: NotebookNode) -> list[tuple]:
     """List what a notebook and its text twin must have in common, cell by cell."""
-    return [
-        (
-            cell.cell_type,
-            cell.source,
-            {
-                key: cell.metadata[key]
-                for key in SHARED_METADATA
-                if key in cell.metadata
-            },
-        )
-        for cell in notebook.cells
-    ]
+
+    def shared(metadata: dict) -> dict:
+        return {key: metadata[key] for key in SHARED_METADATA if key in metadata}
+
+    cells = notebook.cells
+    return [(cell.cell_type, cell.source, shared(cell.metadata)) for cell in cells]
 
 
 def state(notebook: Path, root: Path) -> str:
@@ -107,9 +100,8 @@ def execute(notebook: Path, root: Path) -> float:
         ValueError: if a cell fails, takes too long, or writes a warning.
     """
     run = read_text(notebook)
-    code = code_hash(
-        run, root
-    )  # before running: an edit made meanwhile must show as stale
+    # Before running: an edit made meanwhile must show as stale.
+    code = code_hash(run, root)
     client = NotebookClient(
         run,
         timeout=CELL_SECONDS,
@@ -121,14 +113,8 @@ def execute(notebook: Path, root: Path) -> float:
     started = time.monotonic()
     try:
         # The library that is hashed is the one that runs, whatever copy is installed.
-        client.execute(
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(
-                    [str(root), os.environ.get("PYTHONPATH", "")]
-                ),
-            }
-        )
+        path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+        client.execute(env={**os.environ, "PYTHONPATH": path})
     except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
         raise ValueError(
             f"{notebook.name} did not run through; the old file is kept.\n{error}"

@@ -11,10 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST = (3, 11)
-LOCKS = {
-    "book": ["book"],
-    "test": ["book", "test"],
-}  # extra → the files of requirements/ that hold its packages
+# Extra → the files of requirements/ that hold its packages.
+LOCKS = {"book": ["book"], "test": ["book", "test"]}
 
 
 def check_python(version: tuple[int, ...]) -> None:

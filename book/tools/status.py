@@ -21,18 +21,21 @@ COMPARED = "nbval-check-output"
 HEAD = """\
 # What was run, and where
 
-Every output in this book was written by running the notebook from the first cell to the last, in a fresh kernel, and
-is committed with a stamp: a hash of the notebook's code and of every `paperlib` module it uses. A test fails when the
-stamp no longer fits the code. `make test` runs every cell again and none may fail; a cell counts as *compared* when
-its printed result must also come out the same, which pictures and timings never do.
+Every output in this book was written by running the notebook from the first cell to
+the last, in a fresh kernel, and is committed with a stamp: a hash of the notebook's
+code and of every `paperlib` module it uses. A test fails when the stamp no longer fits
+the code. `make test` runs every cell again and none may fail; a cell counts as
+*compared* when its printed result must also come out the same, which pictures and
+timings never do.
 
-<!-- Written by book/tools/status.py from the notebooks' stamps; edits here are lost. -->
+<!-- Written by book/tools/status.py from the notebooks' stamps; edits are lost. -->
 """
 RESULTS = """\
 ## Runs too long for a notebook
 
-`make results` trains and measures for an hour or more and writes stamped files that the notebooks draw. The last column
-says whether the script and the `paperlib` modules it uses are still what they were then, word for word.
+`make results` trains and measures for an hour or more and writes stamped files that the
+notebooks draw. The last column says whether the script and the `paperlib` modules it
+uses are still what they were then, word for word.
 """
 RESULT_COLUMNS = ("Result", "Runs", "Date", "Code since")
 COLUMNS = ("Notebook", "Seconds", "Cells compared", "Date", "Size")

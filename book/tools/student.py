@@ -1,9 +1,11 @@
-"""Take the solutions out: of notebooks for students, or of all the sources of a book
-for them.
+"""Remove the solutions from notebooks, or from all sources of the book, for students.
 
-    python book/tools/student.py notebooks FOLDER NOTEBOOK ...   self-contained copies, as export_colab.py makes them
-    python book/tools/student.py sources FOLDER                  the book's sources; build these with jupyter-book
-    python book/tools/student.py check FOLDER                    fail if anything of a solution is in a built book
+    python book/tools/student.py notebooks FOLDER NOTEBOOK ...
+        write self-contained copies, as export_colab.py makes them
+    python book/tools/student.py sources FOLDER
+        write the book's sources; build these with jupyter-book
+    python book/tools/student.py check FOLDER
+        fail if a built book contains any part of a solution
 
 What goes: cells with the tag `solution`, the answers of the quiz, the sentence that
 says where solutions are. What stays: exercises with their dots, the quiz's questions,
@@ -30,15 +32,8 @@ WHERE = re.compile(r"\s*Solutions\s+are\s+folded\s+under\s+each\s+group\.")
 QUIZ = re.compile(r"^## Quiz$.*?(?=^## |\Z)", re.M | re.S)
 ANSWER = re.compile(r"^(:{3,})\{dropdown\} Answer\n(?P<text>.*?)^\1$\n*", re.M | re.S)
 FOR_TEACHERS = ("book/instructor",)  # pages that a book for students leaves out
-TEXTS = {
-    ".html",
-    ".ipynb",
-    ".js",
-    ".json",
-    ".md",
-    ".py",
-    ".txt",
-}  # files of a built book that are searched
+# Files of a built book that are searched.
+TEXTS = {".html", ".ipynb", ".js", ".json", ".md", ".py", ".txt"}
 # Tests are copied, because pages show some of them and the ledger names them; those
 # that hold answers are not.
 HOLD_ANSWERS = (
@@ -166,9 +161,8 @@ def write_sources(folder: Path, root: Path = ROOT) -> None:
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from error
         atomic.write_text(path, nbformat.writes(notebook, version=4) + "\n")
-    shutil.rmtree(
-        folder / "notebooks" / "py"
-    )  # the same cells as text, solutions included
+    # The same cells as text, solutions included.
+    shutil.rmtree(folder / "notebooks" / "py")
     for page in FOR_TEACHERS:
         (folder / page).with_suffix(".md").unlink()
     contents = folder / "book" / "_toc.yml"

@@ -27,19 +27,9 @@ from measure import floor, peak_of_machine, rows  # noqa: E402
 from paperlib import runtime  # noqa: E402
 
 BENCHES = ("complexity", "gradcam", "metrics", "padim", "pipeline", "patch_svdd")
-PEERS = (
-    "anomalib",
-    "captum",
-    "faiss-cpu",
-    "fvcore",
-    "grad-cam",
-    "scikit-learn",
-    "torchcam",
-)
-BUDGET = {
-    "quick": 1.0,
-    "full": 60.0,
-}  # seconds of turns for each part, once there are three
+PEERS = tuple("anomalib captum faiss-cpu fvcore grad-cam scikit-learn torchcam".split())
+# Seconds of turns for each part, once there are three.
+BUDGET = {"quick": 1.0, "full": 60.0}
 TURNS = {"quick": 5, "full": 15}
 
 
@@ -74,12 +64,10 @@ def child(task: str, full: bool, device: torch.device) -> object:
         from scaling import CURVES
 
         return list(CURVES[rest](device))
-    machine, mode, found, missing = (
-        peak_of_machine(device),
-        "full" if full else "quick",
-        [],
-        {},
-    )
+    machine = peak_of_machine(device)
+    mode = "full" if full else "quick"
+    found = []
+    missing = {}
     for name, build in importlib.import_module(f"bench_{rest}").PARTS.items():
         part = build(full, device)
         for row in rows(part, TURNS[mode], BUDGET[mode], device):
@@ -200,21 +188,13 @@ def main() -> None:
     if options.curves or options.full:
         from scaling import CURVES
 
-        for (
-            name
-        ) in CURVES:  # each is kept as soon as it is there: together they take a while
+        # Each is kept as soon as it is there: together they take a while.
+        for name in CURVES:
             print(f"curves of {name} …", flush=True, file=sys.stderr)
             points = run_child(f"curves:{name}", options)
             old = read(path).get("curves", {})
-            save(
-                path,
-                {
-                    "curves": (
-                        old
-                        | {name: {"stamp": stamped(options, device), "curves": points}}
-                    )
-                },
-            )
+            curve = {"stamp": stamped(options, device), "curves": points}
+            save(path, {"curves": old | {name: curve}})
     print(f"{path.relative_to(ROOT)} written, {time.perf_counter() - start:.0f} s")
 
 

@@ -43,10 +43,8 @@ class Given(NamedTuple):
 def given(batch: int, device: torch.device) -> Given:
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    model, images = (
-        torchvision.models.resnet50().eval().to(device),
-        torch.randn(batch, 3, 224, 224).to(device),
-    )
+    model = torchvision.models.resnet50().eval().to(device)
+    images = torch.randn(batch, 3, 224, 224).to(device)
     macs = profile(model, tuple(images.shape)).macs
     moved = 4 * (images.numel() + sum(p.numel() for p in model.parameters()))
     return Given(model, images, torch.arange(batch, device=device), macs, moved)
@@ -134,9 +132,8 @@ def pytorch_grad_cam_maps(
 
     def run() -> Tensor:
         peer = GradCAM(model, [layer])
-        peer(
-            images, [ClassifierOutputTarget(int(c)) for c in classes]
-        )  # scales and resizes its maps as well
+        # Scales and resizes its maps as well.
+        peer(images, [ClassifierOutputTarget(int(c)) for c in classes])
         found = peer.activations_and_grads
         a, g = found.activations[0].cpu().numpy(), found.gradients[0].cpu().numpy()
         raw = peer.get_cam_image(images, layer, None, a, g)
@@ -192,14 +189,12 @@ def gradient_maps(full: bool, device: torch.device) -> Part:
         from captum.attr import LayerGradCam
 
         captum = LayerGradCam(model, model.get_submodule(LAYER))
-        contenders.append(
-            Contender(
-                "captum",
-                lambda: captum.attribute(images, classes, relu_attributions=True)[
-                    :, 0
-                ].detach(),
-            )
-        )
+
+        def captum_maps():
+            maps = captum.attribute(images, classes, relu_attributions=True)
+            return maps[:, 0].detach()
+
+        contenders.append(Contender("captum", captum_maps))
     with peer(missing, "torchcam"):
         contenders.append(
             Contender("torchcam", torchcam_maps("GradCAM", model, images, classes))
@@ -224,14 +219,12 @@ def guided_maps(full: bool, device: torch.device) -> Part:
         from captum.attr import GuidedGradCam
 
         captum = GuidedGradCam(model, model.get_submodule(LAYER))
-        contenders.append(
-            Contender(
-                "captum",
-                lambda: captum.attribute(
-                    images, classes, interpolate_mode="bilinear"
-                ).detach(),
-            )
-        )
+
+        def captum_products():
+            products = captum.attribute(images, classes, interpolate_mode="bilinear")
+            return products.detach()
+
+        contenders.append(Contender("captum", captum_products))
 
     def passes() -> Tensor:
         source = images.clone().requires_grad_()

@@ -34,7 +34,7 @@ BACKBONE = "the backbone alone"
 
 
 class HandedOut(FeatureExtractor):
-    """Gives maps that are already there; the first pixel of a batch says from which on."""
+    """Returns stored maps; the first pixel of a batch holds the index of the first."""
 
     def __init__(self, maps: list[Tensor]):
         super().__init__(
@@ -104,12 +104,9 @@ def usual_maps(
         distances.append([mahalanobis(one[:, i], mean[:, i], inverse) for one in x])
     side = maps[0].shape[2]
     grid = torch.tensor(np.array(distances)).T.reshape(len(x), 1, side, side)
-    large = F.interpolate(grid, size=SIDE, mode="bilinear", align_corners=False)[
-        :, 0
-    ].numpy()
-    return torch.from_numpy(
-        np.stack([gaussian_filter(one, 4) for one in large])
-    ).float()
+    large = F.interpolate(grid, size=SIDE, mode="bilinear", align_corners=False)
+    smooth = np.stack([gaussian_filter(one, 4) for one in large[:, 0].numpy()])
+    return torch.from_numpy(smooth).float()
 
 
 # ---- contenders ----
@@ -133,18 +130,12 @@ class Work:
         self.seen = [part.to(device) for part in features(test, shapes, 1)]
         self.model = PaDiM(HandedOut(self.maps), dimensions)
         total = sum(channels for channels, _ in shapes)
-        self.channels = (
-            torch.randperm(total, generator=torch.Generator().manual_seed(0))[
-                :dimensions
-            ]
-            .sort()
-            .values
-        )
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+        self.channels = order[:dimensions].sort().values
         self.fitted: dict[str, object] = {}
         positions = shapes[0][1] ** 2
-        pair = (
-            positions * dimensions * (dimensions + 1) // 2
-        )  # a product that gives a symmetric matrix
+        # A product that gives a symmetric matrix.
+        pair = positions * dimensions * (dimensions + 1) // 2
         self.macs = {"fit": train * pair, "score": test * pair, "score one": pair}
         read = 4 * sum(channels * side**2 for channels, side in shapes)
         sums = 4 * pair  # of each position half a matrix
@@ -200,10 +191,8 @@ class Anomalib:
             layers=self.names, idx=work.channels.to(work.device)
         )
         self.embed = PadimModel.generate_embedding
-        self.gaussian, self.generator = (
-            MultiVariateGaussian(),
-            AnomalyMapGenerator().to(work.device),
-        )
+        self.gaussian = MultiVariateGaussian()
+        self.generator = AnomalyMapGenerator().to(work.device)
         self.fitted = None
 
     def embedding(self, parts: list[Tensor]) -> Tensor:

@@ -23,11 +23,13 @@ from built import HTML, documents, why_not_built  # noqa: E402
 
 PAINT = """() => new Promise(resolve => {
   let last = 0;
-  new PerformanceObserver(list => { for (const entry of list.getEntries()) last = entry.startTime; })
-    .observe({type: 'largest-contentful-paint', buffered: true});
+  new PerformanceObserver(list => {
+    for (const entry of list.getEntries()) last = entry.startTime;
+  }).observe({type: 'largest-contentful-paint', buffered: true});
   setTimeout(() => resolve(last), 300);
 })"""
-WEIGHT = """() => [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]
+WEIGHT = """() => ['navigation', 'resource']
+  .flatMap(type => performance.getEntriesByType(type))
   .reduce((sum, entry) => sum + entry.decodedBodySize, 0)"""
 
 

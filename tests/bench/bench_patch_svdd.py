@@ -53,7 +53,7 @@ def by_batches(
 
 
 def by_the_loop(scores: Tensor, patch: int, stride: int, side: int) -> Tensor:
-    """Spread scores as the released code does, in numpy: (N, h, w) to (N, side, side)."""
+    """Spread scores (N, h, w) to (N, side, side) as the released code, in NumPy."""
     maps = []
     for grid in scores.numpy():
         total, covering = torch.zeros(2, side, side).numpy()
@@ -96,10 +96,8 @@ def embedding(full: bool, device: torch.device) -> Part:
     images = images - images.mean(0)
 
     def batches() -> Tensor:
-        small, big = (
-            by_batches(encoder.small, images[0], 32, 4),
-            by_batches(encoder, images[0], 64, 16),
-        )
+        small = by_batches(encoder.small, images[0], 32, 4)
+        big = by_batches(encoder, images[0], 64, 16)
         return torch.cat([small.flatten(), big.flatten()])
 
     def dense() -> Tensor:
@@ -148,21 +146,17 @@ def spreading(full: bool, device: torch.device) -> Part:
 
 def neighbours(full: bool, device: torch.device) -> Part:
     generator, count = torch.Generator().manual_seed(0), 200_000 if full else 60_000
-    bank, queries = (
-        torch.randn(count, 64, generator=generator),
-        torch.randn(3249, 64, generator=generator),
-    )
+    bank = torch.randn(count, 64, generator=generator)
+    queries = torch.randn(3249, 64, generator=generator)
     there, asked = bank.to(device), queries.to(device)
-    contenders, missing = (
-        [
-            Contender(
-                OURS,
-                lambda: nearest_distance(asked, there),
-                note="proves that rounding hid no nearer one",
-            )
-        ],
-        {},
-    )
+    contenders = [
+        Contender(
+            OURS,
+            lambda: nearest_distance(asked, there),
+            note="proves that rounding hid no nearer one",
+        )
+    ]
+    missing = {}
     if device.type != "cpu":
         contenders.append(
             Contender("torch.cdist", lambda: torch.cdist(asked, there).amin(1))
@@ -306,10 +300,8 @@ def training(full: bool, device: torch.device) -> Part:
             OURS,
             ours,
             compared=False,
-            note=(
-                "in bfloat16 where that is fast, for which the floor is no bound; no"
-                " peer does this work"
-            ),
+            note="in bfloat16 where that is fast, for which the floor is no bound;"
+            " no peer does this work",
         )
     ]
     return Part(

@@ -60,10 +60,8 @@ class Anomalib:
 
         device = next(model.parameters()).device
         self.model = PadimModel(n_features=100, pre_trained=False).to(device).eval()
-        network, weights = (
-            self.model.feature_extractor.feature_extractor,
-            model.state_dict(),
-        )
+        network = self.model.feature_extractor.feature_extractor
+        weights = model.state_dict()
         network.load_state_dict({name: weights[name] for name in network.state_dict()})
         self.model.idx = ours.channels.to(device)
 
@@ -88,23 +86,22 @@ class Anomalib:
 def whole(task: str, full: bool, device: torch.device) -> Part:
     backbone, missing = resnet18(device), {}
     train = pictures(128 if full else 8, device)
-    seen = {"whole fit": train, "whole score": train[:8], "whole score one": train[:1]}[
-        task
-    ]
+    part = {
+        "whole fit": slice(None),
+        "whole score": slice(8),
+        "whole score one": slice(1),
+    }
+    seen = train[part[task]]
     ours = PaDiM(FeatureExtractor(*backbone[:2]), 100).fit(train.split(BATCH))
     fit = task == "whole fit"
-    contenders = [
-        (
-            Contender(OURS, lambda: ours.fit(train.split(BATCH)).mean)
-            if fit
-            else Contender(
-                OURS,
-                lambda: torch.cat(
-                    [ours.anomaly_map(batch) for batch in seen.split(BATCH)]
-                ),
-            )
-        )
-    ]
+
+    def our_fit():
+        return ours.fit(train.split(BATCH)).mean
+
+    def our_maps():
+        return torch.cat([ours.anomaly_map(batch) for batch in seen.split(BATCH)])
+
+    contenders = [Contender(OURS, our_fit if fit else our_maps)]
     with peer(missing, "anomalib"):
         other = Anomalib(backbone.model, ours)
         if not fit:

@@ -109,9 +109,8 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float | None
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # what was freed but kept would hide what is taken
+        # What was freed but kept would hide what is taken.
+        ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):
         pass  # another C library
     try:
@@ -129,9 +128,8 @@ def peak_apart(contender: Contender, device: torch.device) -> float | None:
     """Peak memory of a contender's first call, in a copy of this process: nothing freed
     earlier hides what it takes.
     """
-    if (
-        device.type == "cuda" or torch.get_num_threads() > 1
-    ):  # neither survives being copied
+    # Neither survives being copied.
+    if device.type == "cuda" or torch.get_num_threads() > 1:
         if contender.prepare is not None:
             contender.prepare()
         return peak_memory(contender.run, device)
@@ -153,7 +151,7 @@ def peak_apart(contender: Contender, device: torch.device) -> float | None:
 
 
 def clock(device: torch.device) -> int:
-    """Which time to compare: the processor's on one thread of a CPU, else the wall's."""
+    """Which time to compare: CPU time on one thread of a CPU, else wall time."""
     return CPU if device.type == "cpu" and torch.get_num_threads() == 1 else WALL
 
 
@@ -172,7 +170,7 @@ def seconds(
 
 
 def difference(found: Tensor | float | int, ours: Tensor | float | int) -> float:
-    """Norm of the difference of two results over the norm of ours, on what both have."""
+    """Norm of the difference over the norm of ours, on what both results have."""
     a, b = (torch.as_tensor(x).detach().cpu().double().flatten() for x in (found, ours))
     b = b[: len(a)]
     return float((a - b).norm() / b.norm().clamp_min(1e-300))

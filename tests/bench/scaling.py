@@ -82,13 +82,8 @@ def patch_svdd(device: torch.device) -> Iterator[Curve]:
     generator, drawn = torch.Generator().manual_seed(0), []
     for probability, count in ((0, 56), (1, 40)):
         kind = torch.nonzero(cells.probability == probability).flatten()
-        drawn.append(
-            as_cells(
-                cells.images[
-                    kind[torch.randperm(len(kind), generator=generator)[:count]]
-                ]
-            )
-        )
+        chosen = torch.randperm(len(kind), generator=generator)[:count]
+        drawn.append(as_cells(cells.images[kind[chosen]]))
     good, bad = drawn
     test = torch.cat([good[16:], bad]).to(device)
     labels = torch.tensor([0] * 40 + [1] * 40)

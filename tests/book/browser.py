@@ -37,20 +37,22 @@ SCHEMES = ("light", "dark")
 # Resolves when every picture and font is there; gives the reason where that does not
 # happen.
 SETTLED = """async () => {
-  document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager');
-  const parts = {
-    pictures: Promise.all([...document.images].map(image => image.decode().catch(() => {}))),
-    fonts: document.fonts.ready,
-  };
-  const late = name => new Promise(resolve => setTimeout(resolve, 15000)).then(() => name + ' did not arrive in 15 s');
-  const results = Object.entries(parts).map(([name, part]) => Promise.race([part.then(() => ''), late(name)]));
+  for (const image of document.querySelectorAll('img[loading=lazy]'))
+    image.loading = 'eager';
+  const decoded = [...document.images].map(image => image.decode().catch(() => {}));
+  const parts = {pictures: Promise.all(decoded), fonts: document.fonts.ready};
+  const late = name => new Promise(resolve =>
+    setTimeout(() => resolve(name + ' did not arrive in 15 s'), 15000));
+  const results = Object.entries(parts).map(([name, part]) =>
+    Promise.race([part.then(() => ''), late(name)]));
   return (await Promise.all(results)).filter(Boolean).join('; ');
 }"""
 
 # What can be seen without interacting; each list holds what is wrong.
 FACTS = r"""() => {
   const article = document.querySelector('.bd-article') || document.body;
-  const shown = element => element.tagName.toLowerCase() + '.' + (element.className.baseVal ?? element.className);
+  const shown = element => element.tagName.toLowerCase() + '.'
+    + (element.className.baseVal ?? element.className);
   const raw = [];
   const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
@@ -62,19 +64,27 @@ FACTS = r"""() => {
   const width = document.documentElement.clientWidth;
   const sideways = document.documentElement.scrollWidth > width;
   const weights = {};
-  for (const entry of [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')])
-    weights[entry.name.split('?')[0]] = Math.max(weights[entry.name.split('?')[0]] || 0, entry.decodedBodySize || 0);
+  for (const type of ['navigation', 'resource'])
+    for (const entry of performance.getEntriesByType(type)) {
+      const name = entry.name.split('?')[0];
+      weights[name] = Math.max(weights[name] || 0, entry.decodedBodySize || 0);
+    }
+  const reaches = e => e.getBoundingClientRect().right > width + 1
+    && !e.closest('.katex-mathml');
   return {
     formulas: document.querySelectorAll('.math').length,
-    undrawn: [...document.querySelectorAll('.math')].filter(e => !e.querySelector('.katex'))
-      .map(e => e.textContent.slice(0, 80)),
-    wrong: [...document.querySelectorAll('.katex-error')].map(e => e.title || e.textContent),
+    undrawn: [...document.querySelectorAll('.math')]
+      .filter(e => !e.querySelector('.katex')).map(e => e.textContent.slice(0, 80)),
+    wrong: [...document.querySelectorAll('.katex-error')]
+      .map(e => e.title || e.textContent),
     raw: raw,
-    broken: [...document.images].filter(image => !image.naturalWidth).map(image => image.src.slice(0, 120)),
-    undescribed: [...document.images].filter(image => !image.alt.trim()).map(image => image.src.slice(0, 120)),
+    broken: [...document.images]
+      .filter(image => !image.naturalWidth).map(image => image.src.slice(0, 120)),
+    undescribed: [...document.images]
+      .filter(image => !image.alt.trim()).map(image => image.src.slice(0, 120)),
     sideways: !sideways ? [] : [...document.body.querySelectorAll('*')]
-      .filter(e => e.getBoundingClientRect().right > width + 1 && !e.closest('.katex-mathml')).slice(0, 5).map(shown)
-      .concat(['page is ' + document.documentElement.scrollWidth + ' px wide in ' + width]),
+      .filter(reaches).slice(0, 5).map(shown)
+      .concat([`page is ${document.documentElement.scrollWidth} px wide in ${width}`]),
     weights: weights,
   };
 }"""
@@ -86,7 +96,8 @@ EACH_TOKEN_ONCE = """() => {
   const seen = new Set();
   for (const token of document.querySelectorAll('pre span')) {
     if (token.childElementCount) continue;
-    let kind = token.textContent.trim().length > 1 ? 'word ' : '';  // axe-core judges no single letter
+    // axe-core judges no single letter.
+    let kind = token.textContent.trim().length > 1 ? 'word ' : '';
     for (let box = token; box !== document.body; box = box.parentElement)
       kind += box.tagName + '.' + box.className + ' ';
     if (seen.has(kind)) token.replaceWith(token.textContent);
@@ -182,12 +193,10 @@ class Browser:
         """
         page = self.context.pages[0]
         if page.url.startswith(self.base):
-            page.evaluate(
-                "localStorage.clear()"
-            )  # as for a new reader: the theme keeps its colours there
-        page.goto(
-            "about:blank"
-        )  # what still loads of the page before is no complaint about this one
+            # As for a new reader: the theme keeps its colours there.
+            page.evaluate("localStorage.clear()")
+        # What still loads of the page before is no complaint about this one.
+        page.goto("about:blank")
         self.complaints.clear()
         page.set_viewport_size({"width": width, "height": HEIGHT})
         page.emulate_media(color_scheme=scheme, media="screen")
@@ -227,9 +236,8 @@ def accessibility_faults(page, rules: list[str] | None = None) -> list[tuple]:
     if not page.evaluate("'axe' in window"):
         page.evaluate(axe())
     options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
-    found = page.evaluate("options => axe.run(document, options)", options)[
-        "violations"
-    ]
+    report = page.evaluate("options => axe.run(document, options)", options)
+    found = report["violations"]
     return [
         (fault["id"], node["target"], re.sub(r"\s+", " ", node["failureSummary"])[:200])
         for fault in found
@@ -256,9 +264,8 @@ def launched(chromium_type, folder: Path) -> Iterator[Browser]:
         context = chromium_type.launch_persistent_context(
             profile, executable_path=chromium(), headless=True, args=ARGUMENTS
         )
-        context.set_default_timeout(
-            120_000
-        )  # a machine that does other work is slow, not wrong
+        # A machine that does other work is slow, not wrong.
+        context.set_default_timeout(120_000)
         try:
             yield Browser(context, base)
         finally:

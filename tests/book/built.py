@@ -9,15 +9,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
-MARK = (
-    HTML / ".built"
-)  # written by book/_ext/built_mark.py; its time is the start of the last build
+# Written by book/_ext/built_mark.py; its time is the start of the last build.
+MARK = HTML / ".built"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-GENERATED = (
-    Path("book/api"),
-    Path("book/ledger"),
-    Path("book/speed_parts"),
-)  # written by the build
+# Written by the build.
+GENERATED = (Path("book/api"), Path("book/ledger"), Path("book/speed_parts"))
 SOURCES = (
     "_config.yml",
     "book/**/*",

@@ -97,38 +97,29 @@ def test_axe_finds_nothing_serious_on_a_phone(browser):
 def test_the_accessibility_check_can_fail(browser):
     """Also for code, of which each kind of token is judged once in each kind of box."""
     token = '<span style="color: #bbb" class="pale">{}</span>'
-    code = (
-        f"<pre>{token.format('=')} {token.format('word')} {token.format('again')}</pre>"
-    )
+    code = " ".join(token.format(text) for text in ("=", "word", "again"))
+    code = f"<pre>{code}</pre>"
     with browser.page("book/glossary.html") as page:
-        page.evaluate(
-            "more =>"
-            " document.querySelector('.bd-article').insertAdjacentHTML('beforeend',"
-            " more)",
-            f"""<button></button><p style="color: #bbb; background: #fff">pale</p><img src="data:,">
-            {code}<div class="note">{code}</div>""",
+        page.locator(".bd-article").evaluate(
+            "(article, more) => article.insertAdjacentHTML('beforeend', more)",
+            '<button></button><p style="color: #bbb; background: #fff">pale</p>'
+            f'<img src="data:,">{code}<div class="note">{code}</div>',
         )
         found = accessibility_faults(page)
         assert page.locator(".pale").count() == 4
-    assert {fault[0] for fault in found} >= {
-        "button-name",
-        "color-contrast",
-        "image-alt",
-    }
-    assert (
-        sum(
-            ".pale" in str(target)
-            for rule, target, _ in found
-            if rule == "color-contrast"
-        )
-        == 2
-    ), found
+    rules = {rule for rule, _, _ in found}
+    assert rules >= {"button-name", "color-contrast", "image-alt"}
+    pale = [target for rule, target, _ in found if rule == "color-contrast"]
+    assert sum(".pale" in str(target) for target in pale) == 2, found
 
 
-BROKEN = """<!doctype html><meta name="viewport" content="width=device-width"><body><article class="bd-article">
-<div class="math">\\(a\\)</div><span class="katex-error" title="no such macro">x</span><p>see {eq}`eq-x`</p>
-<img src="missing.png" alt="gone"><img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" alt="">
-<div style="width:600px">wide</div><script>console.error("oops"); undefined_name()</script>
+BROKEN = """<!doctype html><meta name="viewport" content="width=device-width"><body>
+<article class="bd-article">
+<div class="math">\\(a\\)</div><span class="katex-error" title="no such macro">x</span>
+<p>see {eq}`eq-x`</p><img src="missing.png" alt="gone">
+<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" alt="">
+<div style="width:600px">wide</div>
+<script>console.error("oops"); undefined_name()</script>
 <script src="http://192.0.2.1/elsewhere.js"></script></article>"""
 
 
@@ -210,8 +201,8 @@ def test_icons_are_drawn_by_the_font(browser):
         family = icon.evaluate("icon => getComputedStyle(icon, '::before').fontFamily")
         assert "Font Awesome" in family
         assert page.evaluate(
-            "[...document.fonts].some(f => f.family.includes('Awesome') && f.status ==="
-            " 'loaded')"
+            "[...document.fonts].some("
+            "f => f.family.includes('Awesome') && f.status === 'loaded')"
         )
 
 
@@ -225,7 +216,6 @@ def test_dark_mode_can_be_switched_on(browser):
                 break
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         assert page.evaluate(ground) != before
-    with browser.page(
-        f"{documents()[0]}.html"
-    ) as page:  # the next test is another reader
+    # The next test is another reader.
+    with browser.page(f"{documents()[0]}.html") as page:
         assert page.evaluate(ground) == before

@@ -64,9 +64,8 @@ def numbers_of(cell):
 def test_a_bold_number_is_the_only_one_of_its_value_in_its_column(path):
     ties = []
     for table in tables(path):
-        compared = [
-            row for row in table if "**mean**" not in row
-        ]  # there bold sets the row apart
+        # There bold sets the row apart.
+        compared = [row for row in table if "**mean**" not in row]
         for column in zip(*compared, strict=True):
             cells = [numbers_of(cell) for cell in column]
             plain = {(i, n) for cell in cells for i, (n, b) in enumerate(cell) if not b}
@@ -99,10 +98,8 @@ def test_what_separating_saves_is_the_papers_table_4():
 
 
 def test_what_the_stored_trainings_of_chapter_1_show():
-    runs, recipe = (
-        measured("mobilenet_cells")["runs"],
-        measured("mobilenet_cells")["stamp"]["recipe"],
-    )
+    runs = measured("mobilenet_cells")["runs"]
+    recipe = measured("mobilenet_cells")["stamp"]["recipe"]
     seconds = sum(run["cpu_seconds_per_epoch"] for run in runs) * recipe["epochs"]
     assert f"takes {seconds / 60:.0f} minutes on one processor thread" in twin(
         "01_mobilenet"
@@ -121,20 +118,17 @@ def test_what_average_pooling_costs_and_gains_is_the_papers_tables_1_and_2():
     }
     cost = classified["GoogLeNet-GAP"] - classified["GoogLeNet"]
     assert f"it costs {cost:.1f} points of top-1 accuracy" in page
-    gains = [
+    top1, boxes = (
         errors["GoogLeNet-GMP"] - errors["GoogLeNet-GAP"]
         for errors in (classified, localised)
-    ]
-    assert (
-        "by {:.1f} points in classification and by {:.1f} points in localisation".format(
-            *gains
-        )
-        in page
     )
+    assert (
+        f"by {top1:.1f} points in classification"
+        f" and by {boxes:.1f} points in localisation"
+    ) in page
     assert sorted(localised, key=localised.get)[:2] == ["GoogLeNet-GAP", "VGGnet-GAP"]
-    assert "### GoogLeNet and VGGnet with GAP localise best" in PAGES[
-        "02_cam"
-    ].read_text("utf-8")
+    heading = "### GoogLeNet and VGGnet with GAP localise best"
+    assert heading in PAGES["02_cam"].read_text("utf-8")
 
 
 def test_how_many_boxes_are_right_once_the_class_is_right():

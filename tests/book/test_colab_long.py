@@ -119,21 +119,17 @@ class Copy:
     """
 
     def __init__(self, path, folder):
-        self.name, self.file, self.folder, self.around = (
-            path.stem,
-            export(path, folder / "copy"),
-            folder / "content",
-            {},
-        )
+        self.name = path.stem
+        self.file = export(path, folder / "copy")
+        self.folder = folder / "content"
+        self.around = {}
         self.folder.mkdir()
         self.cells = nbformat.read(self.file, as_version=4).cells
         self.code = [
             number for number, cell in enumerate(self.cells) if cell.cell_type == "code"
         ]
-        colab, startup = (
-            folder / "modules" / "google" / "colab",
-            folder / "ipython" / "profile_default" / "startup",
-        )
+        colab = folder / "modules" / "google" / "colab"
+        startup = folder / "ipython" / "profile_default" / "startup"
         for made in (colab, startup, folder / "tmp", folder / "jupyter"):
             made.mkdir(parents=True)
         (colab / "__init__.py").touch()
@@ -260,15 +256,13 @@ def test_a_copy_runs_twice_beside_colabs_versions_and_then_on_own_pictures(
     first, *others = copy.run(steps)
     for result in (first, *others):
         assert result["error"] is None, result["error"]
-        assert result["stderr"].keys() <= {
-            str(copy.setup)
-        }  # pip may warn of its own settings
+        # pip may warn of its own settings.
+        assert result["stderr"].keys() <= {str(copy.setup)}
     on_colab, library = first["answer"].split(maxsplit=1)
     assert on_colab == "True" and str(ROOT) not in library and "paperlib-" in library
     after = installed()
-    assert {
-        name: after.get(name) for name in fresh
-    } == fresh  # of the listed packages, and of all others
+    # Of the listed packages, and of all others.
+    assert {name: after.get(name) for name in fresh} == fresh
     with capsys.disabled():
         times = " + ".join(f"{result['seconds']:.0f}" for result in (first, *others))
         print(
@@ -291,10 +285,8 @@ def test_a_training_that_was_stopped_goes_on_in_the_next_session(copy):
         " register_optimizer_step_post_hook\ntaken ="
         " []\nregister_optimizer_step_post_hook(lambda *all: taken.append(1));"
     )
-    prepare, asked = (
-        {"cells": before, "ask": count},
-        "print(len(taken), len(history), len(split.train))",
-    )
+    prepare = {"cells": before, "ask": count}
+    asked = "print(len(taken), len(history), len(split.train))"
     stop = {
         "cells": [training],
         "interrupt": "paperlib/*.safetensors",
@@ -308,6 +300,5 @@ def test_a_training_that_was_stopped_goes_on_in_the_next_session(copy):
     steps, epochs, pictures = map(int, resumed["answer"].split())
     an_epoch = -(-pictures // 32)
     assert int(cut_off["answer"]) >= an_epoch  # it was stopped after an epoch …
-    assert (
-        steps == (2 * epochs - 1) * an_epoch
-    )  # … which, of two trainings of so many epochs, was not repeated
+    # … which, of two trainings of so many epochs, was not repeated.
+    assert steps == (2 * epochs - 1) * an_epoch

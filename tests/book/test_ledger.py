@@ -33,13 +33,7 @@ def test_every_row_is_complete(found):
         assert row.kind in ledger.KINDS and row.group in ledger.GROUPS, row.item
         assert 3 <= len(row.entry["says"].split()) <= 8, row.entry["says"]
         assert set(row.entry) <= {
-            "says",
-            "where",
-            "number",
-            "needs",
-            "note",
-            "quoted",
-            "not_here",
+            *"says where number needs note quoted not_here".split()
         }, row.item
         assert row.entry.get("number") in (None, *ledger.NUMBERS), row.item
         if row.kind not in ledger.UNVERIFIED:
@@ -82,12 +76,7 @@ def test_what_is_computed_from_a_paper_is_tested(found):
         ),
         (
             "Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2.",
-            [
-                "patch-svdd-eq-8",
-                "patch-svdd-eq-9",
-                "patch-svdd-eq-10",
-                "patch-svdd-algorithm-2",
-            ],
+            [f"patch-svdd-{item}" for item in ("eq-8", "eq-9", "eq-10", "algorithm-2")],
         ),
         (
             "PaDiM, arXiv:2011.08785, Tables III, V and VI.",
@@ -99,10 +88,8 @@ def test_what_is_computed_from_a_paper_is_tested(found):
             [f"mobilenet-eq-{n}" for n in (2, 4, 5)],
         ),
         (
-            (
-                "PaDiM, arXiv:2011.08785, Eq. 1; Chan et al., COMPSTAT 1982, Eq. 7;"
-                " arXiv:1502.01852, Eq. 15"
-            ),
+            "PaDiM, arXiv:2011.08785, Eq. 1; Chan et al., COMPSTAT 1982, Eq. 7;"
+            " arXiv:1502.01852, Eq. 15",
             ["padim-eq-1"],
         ),
         (
@@ -118,13 +105,8 @@ def test_items_are_read_from_a_source(source, expected):
 
 
 def test_numerals():
-    assert [ledger._number(n) for n in ("I", "IV", "VIII", "IX", "12")] == [
-        "1",
-        "4",
-        "8",
-        "9",
-        "12",
-    ]
+    roman = {"I": "1", "IV": "4", "VIII": "8", "IX": "9", "12": "12"}
+    assert {n: ledger._number(n) for n in roman} == roman
 
 
 def test_items_are_read_from_facts():
@@ -141,13 +123,8 @@ def test_items_are_read_from_facts():
         "figures_in_paper": 2,
     }
     items = [
-        "table-1",
-        "table-4",
-        "table-per-class",
-        "eq-3",
-        "algorithm-1",
-        "figure-2",
-        "figure-maps",
+        *"table-1 table-4 table-per-class eq-3 algorithm-1 figure-2".split(),
+        *"figure-maps".split(),
     ]
     assert ledger.known(facts) == items
 
@@ -269,9 +246,8 @@ def test_too_much_quoting_is_noticed(found, monkeypatch):
 
 
 def test_a_cell_that_compares_is_told_from_one_that_shows():
-    assert ledger._asserts("x = 1\nassert x") and ledger._asserts(
-        "np.testing.assert_allclose(a, b)"
-    )
+    assert ledger._asserts("x = 1\nassert x")
+    assert ledger._asserts("np.testing.assert_allclose(a, b)")
     assert not ledger._asserts("print('assert')")
 
 
@@ -307,10 +283,8 @@ def test_the_summary_counts_every_row_once(found, page):
         assert re.search(r"\d", re.sub(r"<[^>]+>", "", row)), "a row without a number"
     assert f"{len(found.rows)} items" in page
     for kind, sentence in ledger.KINDS.values():
-        assert re.search(
-            rf"<strong>{kind}</strong>: {re.escape(sentence[:20])}",
-            page.replace("’", "'"),
-        ), kind
+        meaning = rf"<strong>{kind}</strong>: {re.escape(sentence[:20])}"
+        assert re.search(meaning, page.replace("’", "'")), kind
 
 
 def test_links_lead_to_the_place_the_source_and_the_test(found, page):
@@ -392,10 +366,5 @@ def test_a_peer_is_what_a_test_compares_with(found):
         ROOT / "tests" / "complexity" / "test_complexity.py",
         "test_agrees_with_flop_counter",
     ) == ["PyTorch's counter"]
-    assert (
-        ledger.peers(
-            ROOT / "tests" / "cam" / "test_cam.py",
-            "test_maps_average_to_the_logits_of_many_networks",
-        )
-        == []
-    )
+    name = "test_maps_average_to_the_logits_of_many_networks"
+    assert ledger.peers(ROOT / "tests" / "cam" / "test_cam.py", name) == []

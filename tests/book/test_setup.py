@@ -25,9 +25,8 @@ LOCKS = {
     name: lock.split((ROOT / "requirements" / f"{name}.txt").read_text())
     for name in lock.LOCKS
 }
-COLAB = yaml.safe_load((ROOT / "book" / "data" / "colab_runtime.yml").read_text())[
-    "packages"
-]
+RUNTIME = ROOT / "book" / "data" / "colab_runtime.yml"
+COLAB = yaml.safe_load(RUNTIME.read_text())["packages"]
 
 
 def requirements():
@@ -192,10 +191,8 @@ def test_a_machine_without_libgl_gets_the_headless_build(monkeypatch):
     set_up.mend_opencv(Path("python"))
     pip = [call[3:] for call in fake.calls if call[1:3] == ["-m", "pip"]]
     assert [call[0] for call in pip] == ["uninstall", "install"]
-    assert (
-        pip[1][-1] == str(ROOT / "requirements" / "headless.txt")
-        and "--require-hashes" in pip[1]
-    )
+    assert pip[1][-1] == str(ROOT / "requirements" / "headless.txt")
+    assert "--require-hashes" in pip[1]
 
 
 def test_a_working_opencv_is_left_alone_and_another_failure_is_not_hidden(monkeypatch):
@@ -216,16 +213,7 @@ def test_every_make_target_is_described_and_ci_calls_make_test():
     makefile = (ROOT / "Makefile").read_text()
     described = set(re.findall(r'@echo "make ([\w-]+)', makefile))
     assert described >= {
-        "book",
-        "test",
-        "execute",
-        "lab",
-        "lint",
-        "bench",
-        "results",
-        "colab",
-        "test-long",
-        "test-gpu",
+        *"book test execute lab lint bench results colab test-long test-gpu".split()
     }
     assert described <= set(re.findall(r"^([\w-]+):", makefile, flags=re.M))
     ci = (ROOT / ".ci" / "run").read_text()

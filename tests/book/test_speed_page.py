@@ -65,17 +65,13 @@ def test_tables_hold_floor_spread_notes_and_a_column_to_fill():
         "| the review's way | 640 | 1,500 to 4,000 | 4.25 (4 to 5) | 12.3 | 2e-07 | – |"
         in text
     )
-    assert (
-        "| the backbone alone | 640 | 1,500 to 4,000 | 0.5 (0.9 to 1.2) | 12.3 | –"
-        " | – |" in text
-    )
+    alone = "| the backbone alone | 640 | 1,500 to 4,000 | 0.5 (0.9 to 1.2) | 12.3"
+    assert f"{alone} | – | – |" in text
     assert "| differs by | GPU ms: none yet |" in text
     filled = speed_page.tables(ROWS, MACHINE, {"rows": [row("paperlib", wall=0.0123)]})
-    assert (
-        "| 12.3 |\n| the review's way" in filled
-        and "none yet" not in filled
-        and filled.count("| – |\n") == 3
-    )
+    assert "| 12.3 |\n| the review's way" in filled
+    assert "none yet" not in filled
+    assert filled.count("| – |\n") == 3
 
 
 def test_missing_peers_are_named():
@@ -103,9 +99,8 @@ def test_curves_are_drawn_and_described(tmp_path):
     (folder / "left.over").touch()
     (folder / "a.json").unlink()
     speed_page.write_parts(tmp_path)
-    assert (folder / "a.svg").read_bytes() == drawn and not (
-        folder / "left.over"
-    ).exists()
+    assert (folder / "a.svg").read_bytes() == drawn
+    assert not (folder / "left.over").exists()
     (tmp_path / "book" / "data" / "speed.json").unlink()
     with pytest.raises(
         ValueError, match=r"book/data/speed.json is missing; run `make bench`"
@@ -138,17 +133,15 @@ def test_a_million_images_by_arithmetic():
         for row in SPEED["rows"]
         if (row["part"], row["contender"]) == ("neighbours", "paperlib")
     )
+    # Quick, full.
     bank = {
         "nearest of 60,000 for 3,249": 60_000,
         "nearest of 200,000 for 3,249": 200_000,
-    }  # quick, full
+    }
     (count,) = (
         number for words, number in bank.items() if search["what"].startswith(words)
     )
     expected = search["cpu"] * (1e6 * 3249 * 3249) / (count * 3249) / 3600
-    told = float(
-        re.search(r"searching that bank, for one image \| – \| – \| ([\d.,]+) h", text)[
-            1
-        ].replace(",", "")
-    )
+    row = r"searching that bank, for one image \| – \| – \| ([\d.,]+) h"
+    told = float(re.search(row, text)[1].replace(",", ""))
     assert told == pytest.approx(expected, rel=0.06)  # it is told with two digits

@@ -46,17 +46,11 @@ NO_PROSE = re.compile(
     re.X | re.S | re.M,
 )
 FENCE = re.compile(r"^ *(?P<marks>`{3,}|:{3,})(?:\{(?P<name>[\w-]+)\})?(?P<title>.*)$")
-CODE = {
-    None,
-    "code-block",
-    "literalinclude",
-    "math",
-    "eval-rst",
-}  # None: a fence without a directive
+# None: a fence without a directive.
+CODE = {None, "code-block", "literalinclude", "math", "eval-rst"}
 TERM = re.compile(r"\{term\}`([^<`]+?)(?:\s*<[^>]+>)?`")  # its text is read
-WORD = re.compile(
-    r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)"
-)  # Lite0 and uint8 are names, not words
+# Lite0 and uint8 are names, not words.
+WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)")
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +152,8 @@ def test_the_list_is_sorted_and_holds_nothing_twice():
 
 
 def test_the_list_repeats_nothing_of_the_dictionary():
-    assert [
-        word
-        for word in WORDS.read_text(encoding="utf-8").split()
-        if DICTIONARY.spell(word)
-    ] == []
+    listed = WORDS.read_text(encoding="utf-8").split()
+    assert [word for word in listed if DICTIONARY.spell(word)] == []
 
 
 def test_the_check_can_fail(known):
@@ -179,12 +170,5 @@ def test_the_check_can_fail(known):
         "behavior",
         "embeding",
     ]
-    assert all(
-        map(
-            known,
-            words(
-                "The network’s colours, and its neighbours' embeddings, can't be"
-                " normalised."
-            ),
-        )
-    )
+    text = "The network’s colours, and its neighbours' embeddings, can't be normalised."
+    assert all(map(known, words(text)))

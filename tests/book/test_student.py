@@ -84,9 +84,8 @@ def test_a_students_copy_holds_no_solution(path, tmp_path):
             (c for c in whole.cells if "exercise" in c.metadata.get("tags", ())),
         )
     )
-    assert [
-        source for source in code if source in exercises
-    ] == exercises  # the stubs, as they were
+    # The stubs, as they were.
+    assert [source for source in code if source in exercises] == exercises
     assert len(code) == 1 + sum(c.cell_type == "code" for c in whole.cells) - len(
         student.solution_cells(whole)
     )
@@ -94,9 +93,8 @@ def test_a_students_copy_holds_no_solution(path, tmp_path):
     quiz = re.search(
         r"^## Quiz$.*?(?=^## )", "\n\n".join(c.source for c in copy.cells), re.M | re.S
     )[0]
-    assert (
-        len(re.findall(r"^\*\*\d+\.\*\*", quiz, re.M)) >= 6 and "<details>" not in quiz
-    )
+    assert len(re.findall(r"^\*\*\d+\.\*\*", quiz, re.M)) >= 6
+    assert "<details>" not in quiz
 
 
 @every_notebook
@@ -160,10 +158,8 @@ def test_the_sources_for_students(tmp_path):
             if (found := student.leaks(whole, text))
         } == {}
     assert "instructor" not in (made / "book" / "_toc.yml").read_text()
-    assert (
-        not (made / "book" / "instructor.md").exists()
-        and not (made / "notebooks" / "py").exists()
-    )
+    assert not (made / "book" / "instructor.md").exists()
+    assert not (made / "notebooks" / "py").exists()
     assert "](instructor.md)" not in (made / "book" / "syllabus.md").read_text()
     kept = nbformat.read(made / "notebooks" / NOTEBOOKS[0].name, as_version=4)
     assert sum(bool(cell.get("outputs")) for cell in kept.cells) > 10  # figures stay
@@ -203,9 +199,8 @@ def test_the_book_for_students_is_built_without_a_solution(tmp_path):
     assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
     html = sources.parent / "_build" / "html"
     assert student.check_built(html) == []
-    assert (html / "notebooks" / "02_cam.html").is_file() and not (
-        html / "book" / "instructor.html"
-    ).exists()
+    assert (html / "notebooks" / "02_cam.html").is_file()
+    assert not (html / "book" / "instructor.html").exists()
 
 
 def test_checks_do_not_show_their_source_in_the_book():

@@ -20,7 +20,7 @@ every_chapter = pytest.mark.parametrize("name", NAMES)
 
 
 def session(name):
-    """A chapter's part of the syllabus, and its rows: section → minutes, class or home."""
+    """A chapter's part of the syllabus; its rows: section → minutes, class or home."""
     part = SYLLABUS.split("### Session ")[NAMES.index(name) + 1]
     assert f"../notebooks/{name}.ipynb" in part
     rows = re.findall(
@@ -70,9 +70,8 @@ def test_exercises_have_the_minutes_that_the_notebook_states(name):
         for title, n, _ in rows
         if title.startswith("Exercises: ")
     }
-    assert planned == minutes.exercise_minutes(text(name)) and set(planned) == set(
-        LEVELS.values()
-    )
+    assert planned == minutes.exercise_minutes(text(name))
+    assert set(planned) == set(LEVELS.values())
 
 
 @every_chapter
@@ -178,9 +177,8 @@ def test_a_chapter_has_what_a_class_needs(name):
     questions = re.findall(r"^\*\*\d+\.\*\* ", quiz, re.M)
     answers = re.findall(r"^:::\{dropdown\} Answer\n(.+?)^:::$", quiz, re.M | re.S)
     assert len(questions) == len(answers) >= 6
-    assert all(
-        len(answer.split()) >= 8 for answer in answers
-    )  # explained, not only given
+    # Explained, not only given.
+    assert all(len(answer.split()) >= 8 for answer in answers)
     assert whole.count("Predict first") >= 4
 
 
@@ -188,19 +186,16 @@ def test_a_chapter_has_what_a_class_needs(name):
 def test_the_guide_quotes_sections_that_exist(name):
     part = GUIDE.split("## Session ")[NAMES.index(name) + 1].partition("## Grading")[0]
     rows = re.findall(r"^\| .+ \| (.+) \|$", part, re.M)[1:]
-    assert (
-        len(rows) >= 5
-        and part.count("**Live**") == 1
-        and part.count("**Discuss**") == 1
-    )
+    assert len(rows) >= 5
+    assert part.count("**Live**") == 1
+    assert part.count("**Discuss**") == 1
     titles = list(minutes.sections(minutes.read(name)))
     named = {
         quoted.strip("… :?")
         for row in rows
         for quoted in re.findall(r'^"([^"]+)"', row)
     }
-    assert (
-        named
-        and {quoted for quoted in named if not any(quoted in title for title in titles)}
-        == set()
-    )
+    assert named
+    assert {
+        quoted for quoted in named if not any(quoted in title for title in titles)
+    } == set()

@@ -77,18 +77,14 @@ def test_the_address_is_filled_in_before_the_build(workflow):
     )
     build = next(i for i, run in enumerate(steps) if "make book" in run)
     assert fill < build
-    assert (
-        workflow["jobs"]["publish"]["steps"][fill]["env"]["REPOSITORY"]
-        == "${{ github.repository }}"
-    )
+    step = workflow["jobs"]["publish"]["steps"][fill]
+    assert step["env"]["REPOSITORY"] == "${{ github.repository }}"
 
 
 def test_a_repository_is_filled_in_and_nothing_else_changes():
     changed = set_repository.with_repository(CONFIG, "a-fork/vision.papers")
-    assert (
-        yaml.safe_load(changed)["repository"]["url"]
-        == "https://github.com/a-fork/vision.papers"
-    )
+    address = yaml.safe_load(changed)["repository"]["url"]
+    assert address == "https://github.com/a-fork/vision.papers"
     assert changed.replace("https://github.com/a-fork/vision.papers", "") == CONFIG
     again = set_repository.with_repository(changed, "other/book")
     assert yaml.safe_load(again)["repository"]["url"] == "https://github.com/other/book"

@@ -75,10 +75,8 @@ def pooled(end, seed=0, **options):
     w=st.integers(1, 4),
 )
 def test_the_map_is_the_weighted_sum_of_channels(n, t, c, k, h, w):
-    features, weight = (
-        torch.randn(n, c, h, w, dtype=torch.float64),
-        torch.randn(k, c, dtype=torch.float64),
-    )
+    features = torch.randn(n, c, h, w, dtype=torch.float64)
+    weight = torch.randn(k, c, dtype=torch.float64)
     targets = torch.randint(k, (n, t) if t else (n,))
     maps = class_activation_map(features, weight, targets)
     assert maps.shape == (*targets.shape, h, w)
@@ -129,24 +127,19 @@ MAPS = {  # network: the last module with weights, whose bias the maps leave out
 
 @pytest.mark.parametrize("name", MAPS)
 def test_maps_average_to_the_logits_of_many_networks(name):
-    model, size = (
-        build(name).double(),
-        {"inception_v3": 128, "timm swin_tiny_patch4_window7_224": 224}.get(name, 64),
-    )
+    model = build(name).double()
+    size = {"inception_v3": 128, "timm swin_tiny_patch4_window7_224": 224}.get(name, 64)
     images, targets = pictures(2, size).double(), torch.tensor([[3, 5, 7], [1, 0, 2]])
     if name.startswith("timm"):
-        nn.init.normal_(
-            model.get_submodule(MAPS[name]).weight, std=0.1
-        )  # some are zero to begin with
+        # Some are zero to begin with.
+        nn.init.normal_(model.get_submodule(MAPS[name]).weight, std=0.1)
     found = cam(model, images, targets)
     with torch.no_grad():
         logits = model(images)
     torch.testing.assert_close(found.logits, logits)
-    assert (
-        found.maps.shape[:2] == (2, 3)
-        and found.maps.shape[-1] > 1
-        and found.maps.std() > 0
-    )
+    assert found.maps.shape[:2] == (2, 3)
+    assert found.maps.shape[-1] > 1
+    assert found.maps.std() > 0
     bias = (
         getattr(model.get_submodule(MAPS[name]), "bias", None) if MAPS[name] else None
     )
@@ -169,9 +162,8 @@ def test_the_place_of_every_cell_is_right():
         handle.remove()
         cells = kept["x"].relu() if name == "densenet121" else kept["x"]
         head = model.get_submodule(MAPS[name])
-        expected = nn.functional.linear(cells.movedim(1, -1), head.weight)[
-            ..., 3
-        ].detach()
+        scores = nn.functional.linear(cells.movedim(1, -1), head.weight)
+        expected = scores[..., 3].detach()
         assert expected.shape[-1] == 3
         torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-5)
 
@@ -329,9 +321,8 @@ def test_networks_without_such_an_end_are_refused(name, found):
 def test_classes_and_images_are_checked():
     model, images = pooled(ENDS["mean"]), pictures(2, 16)
     predicted = cam(model, images)
-    assert torch.equal(
-        predicted.targets, model(images).argmax(1)
-    ) and predicted.maps.shape == (2, 4, 4)
+    assert torch.equal(predicted.targets, model(images).argmax(1))
+    assert predicted.maps.shape == (2, 4, 4)
     for targets in ([3, 1], (3, 1), torch.tensor([3, 1]), torch.tensor([[3], [1]])):
         assert torch.equal(
             cam(model, images, targets).maps.reshape(2, 4, 4),
@@ -364,9 +355,8 @@ def test_the_model_comes_back_as_it_was(training):
     assert all(
         torch.equal(value, before[name]) for name, value in model.state_dict().items()
     )
-    assert images.grad is None and all(
-        p.grad is None and p.requires_grad for p in model.parameters()
-    )
+    assert images.grad is None
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert not found.maps.requires_grad and not found.logits.requires_grad
     assert torch.equal(cam(model.eval(), images).maps, found.maps)
 
@@ -430,12 +420,12 @@ def test_boxes_by_hand():
     grid = torch.tensor([[0.0, 0, 5, 5], [0, 0, 5, 0], [9, 9, 0, 0], [10, 0, 0, -4]])
     assert bounding_boxes(grid) == [Box(top=0, left=0, bottom=4, right=4)]
     assert bounding_boxes(grid, connectivity=4) == [Box(0, 2, 2, 4), Box(2, 0, 4, 2)]
-    assert bounding_boxes(grid, threshold=0.5) == [
-        Box(2, 0, 4, 2)
-    ]  # strictly above half of 10
+    # Strictly above half of 10.
+    assert bounding_boxes(grid, threshold=0.5) == [Box(2, 0, 4, 2)]
+    # The first of equals.
     assert bounding_boxes(grid, threshold=0.49, connectivity=4, largest=True) == [
         Box(0, 2, 2, 4)
-    ]  # the first of equals
+    ]
     assert bounding_boxes(-grid - 5) == bounding_boxes(grid * 0) == []
     assert bounding_boxes(grid, threshold=1) == []
 
@@ -452,9 +442,10 @@ def test_boxes_by_hand():
 def test_boxes_equal_skimage_regions(
     rows, columns, seed, threshold, connectivity, dtype
 ):
+    # Many on the threshold.
     values = (
         np.random.default_rng(seed).normal(size=(rows, columns)).round(1).astype(dtype)
-    )  # many on the threshold
+    )
     labels = measure.label(
         values > values.dtype.type(threshold) * values.max(),
         connectivity=connectivity // 4,
@@ -489,11 +480,9 @@ def test_boxes_refuse_what_has_no_answer(values, options, message):
 
 
 def test_the_papers_thresholds():
-    assert (LOCALIZATION_THRESHOLD, GRAD_CAM_THRESHOLD, CODE_REVIEW_THRESHOLD) == (
-        0.20,
-        0.15,
-        0.60,
-    )
+    assert LOCALIZATION_THRESHOLD == 0.20
+    assert GRAD_CAM_THRESHOLD == 0.15
+    assert CODE_REVIEW_THRESHOLD == 0.60
 
 
 # ---- a real network on a real picture ----

@@ -32,35 +32,15 @@ from paperlib.complexity import (
 from paperlib.complexity.conventions import COUNTS
 
 TORCHVISION = {
-    "alexnet",
-    "vgg16",
-    "squeezenet1_0",
-    "googlenet",
-    "densenet121",
-    "resnet50",
-    "resnext50_32x4d",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "mnasnet1_0",
-    "shufflenet_v2_x1_0",
-    "efficientnet_b0",
-    "regnet_y_400mf",
-    "convnext_tiny",
-    "swin_t",
-    "swin_v2_t",
-    "vit_b_16",
+    *"alexnet vgg16 squeezenet1_0 googlenet densenet121 resnet50".split(),
+    *"resnext50_32x4d mobilenet_v2 mobilenet_v3_large mnasnet1_0".split(),
+    *"shufflenet_v2_x1_0 efficientnet_b0 regnet_y_400mf convnext_tiny swin_t".split(),
+    *"swin_v2_t vit_b_16".split(),
 }
 TIMM = {
-    "mobilenetv1_100",
-    "tf_efficientnet_lite0",
-    "vit_tiny_patch16_224",
-    "mixer_s32_224",
-    "nf_resnet50",
-    "ghostnet_100",
-    "mobilevit_xs",
-    "xcit_nano_12_p16_224",
-    "levit_128s",
-    "eva02_tiny_patch14_224",
+    *"mobilenetv1_100 tf_efficientnet_lite0 vit_tiny_patch16_224".split(),
+    *"mixer_s32_224 nf_resnet50 ghostnet_100 mobilevit_xs".split(),
+    *"xcit_nano_12_p16_224 levit_128s eva02_tiny_patch14_224".split(),
 }
 
 
@@ -87,17 +67,8 @@ def mobilenet():
         return [conv, nn.BatchNorm2d(n), nn.ReLU()]
 
     layers, m = block(3, 32, 3, 2), 32
-    for n, stride in [
-        (64, 1),
-        (128, 2),
-        (128, 1),
-        (256, 2),
-        (256, 1),
-        (512, 2),
-        *[(512, 1)] * 5,
-        (1024, 2),
-        (1024, 1),
-    ]:
+    widths = (64, 128, 128, 256, 256, 512, *[512] * 5, 1024, 1024)
+    for n, stride in zip(widths, (1, 2, 1, 2, 1, 2, *[1] * 5, 2, 1), strict=True):
         layers += block(m, m, 3, stride, groups=m) + block(m, n, 1, 1)
         m = n
     return nn.Sequential(
@@ -155,42 +126,21 @@ def test_profile_of_the_hand_example():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (
-            dict(kernel=0, in_channels=1, out_channels=1, out_size=1),
-            "kernel = 0; expected 1 or more",
-        ),
-        (
-            dict(kernel=3, in_channels=-4, out_channels=1, out_size=1),
-            "in_channels = -4; expected 1 or more",
-        ),
-        (
-            dict(kernel=3, in_channels=4, out_channels=8, out_size=7.0),
-            "out_size = 7.0; expected a whole number",
-        ),
-        (
-            dict(kernel=3, in_channels=4, out_channels=True, out_size=7),
-            "out_channels = True; expected a whole number",
-        ),
-        (
-            dict(kernel=(3, 3, 3), in_channels=4, out_channels=8, out_size=7),
-            "expected one number for a square",
-        ),
-        (
-            dict(kernel=3, in_channels=6, out_channels=9, out_size=7, groups=2),
-            "the largest that does here is 3",
-        ),
-        (
-            dict(kernel=3, in_channels=5, out_channels=10, out_size=7, groups=2),
-            "groups = 2 with in_channels = 5",
-        ),
+        ((0, 1, 1, 1), "kernel = 0; expected 1 or more"),
+        ((3, -4, 1, 1), "in_channels = -4; expected 1 or more"),
+        ((3, 4, 8, 7.0), "out_size = 7.0; expected a whole number"),
+        ((3, 4, True, 7), "out_channels = True; expected a whole number"),
+        (((3, 3, 3), 4, 8, 7), "expected one number for a square"),
+        ((3, 6, 9, 7, 2), "the largest that does here is 3"),
+        ((3, 5, 10, 7, 2), "groups = 2 with in_channels = 5"),
     ],
 )
 def test_formulas_say_what_is_wrong(arguments, said):
-    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
-        conv2d_macs(**arguments)
-    if "groups" not in arguments:
-        with pytest.raises(ValueError, match=said.replace("(", r"\(")):
-            depthwise_separable_macs(**arguments)
+    with pytest.raises(ValueError, match=said):
+        conv2d_macs(*arguments)
+    if len(arguments) == 4:  # without groups
+        with pytest.raises(ValueError, match=said):
+            depthwise_separable_macs(*arguments)
 
 
 # One multiplication at a time
@@ -267,9 +217,8 @@ def test_counts_each_multiplication(
     with torch.no_grad():
         loops = convolve_transposed if transposed else convolve
         out, multiplied = loops(x, layer.weight, stride, padding, dilation, groups)
-        torch.testing.assert_close(
-            out, layer(x)
-        )  # the loops are the very same convolution
+        # The loops are the very same convolution.
+        torch.testing.assert_close(out, layer(x))
     counted = profile(layer, tuple(x.shape))
     assert counted.macs == multiplied
     assert counted.layers[0].output_shape == out.shape
@@ -281,11 +230,8 @@ def test_counts_each_multiplication(
         (nn.Conv2d(4, 8, 3), (1, 4, 5, 5), "conv"),
         (nn.Conv2d(4, 8, 1), (1, 4, 5, 5), "pointwise conv"),
         (nn.Conv2d(4, 8, 1, stride=2), (1, 4, 5, 5), "pointwise conv"),
-        (
-            nn.Conv2d(4, 8, 1),
-            (4, 5, 5),
-            "pointwise conv",
-        ),  # a single image without a batch dimension
+        # A single image without a batch dimension.
+        (nn.Conv2d(4, 8, 1), (4, 5, 5), "pointwise conv"),
         (nn.Conv2d(4, 8, (1, 3)), (1, 4, 5, 5), "conv"),
         (nn.Conv2d(4, 8, (3, 1)), (1, 4, 5, 5), "conv"),
         (nn.Conv2d(4, 8, 3, padding="same"), (1, 4, 5, 5), "conv"),
@@ -301,18 +247,12 @@ def test_counts_each_multiplication(
         (nn.Linear(4, 8), (3, 5, 4), "linear"),
         (nn.Bilinear(4, 5, 6), [(2, 4), (2, 5)], "bilinear"),
         (nn.LSTM(4, 8), (3, 5, 4), "recurrent"),
-        *[
-            (norm, (2, 4, 5, 5), "norm")
-            for norm in (nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm([5, 5]))
-        ],
-        *[
-            (norm, (2, 4, 5, 5), "norm")
-            for norm in (
-                nn.InstanceNorm2d(4),
-                nn.RMSNorm(5, eps=1e-6),
-                nn.LayerNorm(5, bias=False),
-            )
-        ],
+        (nn.BatchNorm2d(4), (2, 4, 5, 5), "norm"),
+        (nn.GroupNorm(2, 4), (2, 4, 5, 5), "norm"),
+        (nn.LayerNorm([5, 5]), (2, 4, 5, 5), "norm"),
+        (nn.LayerNorm(5, bias=False), (2, 4, 5, 5), "norm"),
+        (nn.InstanceNorm2d(4), (2, 4, 5, 5), "norm"),
+        (nn.RMSNorm(5, eps=1e-6), (2, 4, 5, 5), "norm"),
     ],
 )
 def test_kinds(layer, shape, kind):
@@ -332,18 +272,17 @@ def test_mobilenet_of_timm():
     assert counted.params == 4_231_976
     # Table 2 of the paper: 94.86, 3.06, 1.19 (its misprint of 1.91) and 0.18 per cent
     # of the multiply-adds.
-    shares = {
-        kind: 0.0 for kind in ("pointwise conv", "depthwise conv", "conv", "linear")
+    expected = {
+        "pointwise conv": 94.857,
+        "depthwise conv": 3.057,
+        "conv": 1.906,
+        "linear": 0.18,
     }
+    shares = dict.fromkeys(expected, 0.0)
     for layer in counted.layers:
         if layer.macs:
             shares[layer.kind] += 100 * layer.macs / counted.macs
-    assert [round(share, 3) for share in shares.values()] == [
-        94.857,
-        3.057,
-        1.906,
-        0.18,
-    ]
+    assert {kind: round(share, 3) for kind, share in shares.items()} == expected
 
 
 @pytest.mark.parametrize("name", sorted(TORCHVISION | TIMM))
@@ -359,17 +298,13 @@ def test_agrees_with_flop_counter(name):
 # fvcore counts this on top; it does not know scaled_dot_product_attention, which we
 # leave out of the comparison.
 FVCORE_ADDS = {
-    "nf_resnet50": (
-        5
-        # the standardising of the convolutions' weights, taken for norms of activations
-        * 23_454_912
-    ),
+    # The standardising of the convolutions' weights, taken for norms of activations.
+    "nf_resnet50": 5 * 23_454_912
 }
-FVCORE = """alexnet squeezenet1_0 googlenet densenet121 resnet50 mobilenet_v2 mobilenet_v3_large efficientnet_b0
-    regnet_y_400mf convnext_tiny swin_t vit_b_16 mobilenetv1_100 tf_efficientnet_lite0 vit_tiny_patch16_224
-    mixer_s32_224 nf_resnet50 mobilevit_xs""".split()
-
-
+FVCORE = """alexnet squeezenet1_0 googlenet densenet121 resnet50 mobilenet_v2
+    mobilenet_v3_large efficientnet_b0 regnet_y_400mf convnext_tiny swin_t vit_b_16
+    mobilenetv1_100 tf_efficientnet_lite0 vit_tiny_patch16_224 mixer_s32_224 nf_resnet50
+    mobilevit_xs""".split()
 SMALL = {
     "vit_b_16": {"image_size": 64},
     "vit_tiny_patch16_224": {"img_size": 64},
@@ -383,29 +318,22 @@ def test_agrees_with_fvcore(name, monkeypatch):
     # fvcore needs real tensors. Uninitialised weights will do, but Swin's index of
     # positions must be a true one.
     monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, **_: tensor)
-    model = (
-        build(name, "cpu")
-        if name == "swin_t"
-        else build(name, **SMALL.get(name, {})).to_empty(device="cpu")
-    )
+    if name == "swin_t":
+        model = build(name, "cpu")
+    else:
+        model = build(name, **SMALL.get(name, {})).to_empty(device="cpu")
     shape = (1, 3, 64, 64)
     # Under no_grad nn.MultiheadAttention would take a way on which fvcore sees none of
     # it, its linear layers neither.
-    analysis = (
-        FlopCountAnalysis(model, torch.zeros(shape))
-        .uncalled_modules_warnings(False)
-        .tracer_warnings("none")
-    )
+    analysis = FlopCountAnalysis(model, torch.zeros(shape))
+    analysis.uncalled_modules_warnings(False).tracer_warnings("none")
     counted = profile(model, shape)
     attention = sum(layer.macs for layer in counted.layers if layer.kind == "attention")
-    assert (attention > 0) == (
-        name in ("vit_b_16", "vit_tiny_patch16_224", "mobilevit_xs")
-    )
+    transformers = ("vit_b_16", "vit_tiny_patch16_224", "mobilevit_xs")
+    assert (attention > 0) == (name in transformers)
     products = ("conv", "linear", "matmul", "bmm", "addmm", "mm", "einsum")
-    assert (
-        sum(analysis.by_operator()[what] for what in products)
-        == counted.macs - attention
-    )
+    theirs = sum(analysis.by_operator()[what] for what in products)
+    assert theirs == counted.macs - attention
     total = {row.used_by: row.total for row in counted.conventions()}["fvcore 0.1.5"]
     assert analysis.total() == total - attention + FVCORE_ADDS.get(name, 0)
 
@@ -414,13 +342,10 @@ def test_peers_miss_attention():
     model = build("vit_tiny_patch16_224", "cpu")
     counted = profile(model)
     attention = sum(layer.macs for layer in counted.layers if layer.kind == "attention")
-    assert attention == 12 * 3 * 197 * 197 * (
-        64 + 64
-    )  # layers × heads × queries × keys × (a score and a sum)
-    with (
-        torch.no_grad(),
-        FlopCounterMode(display=False) as counter,
-    ):  # on a CPU; on meta tensors it counts attention
+    # Layers × heads × queries × keys × (a score and a sum).
+    assert attention == 12 * 3 * 197 * 197 * (64 + 64)
+    # On a CPU; on meta tensors it counts attention.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, 224, 224))
     assert counted.flops - counter.get_total_flops() == 2 * attention
 
@@ -462,51 +387,27 @@ OBSERVED = {
     "column", range(4), ids=["mobilenet", "resnet50", "vgg16", "vit_b_16"]
 )
 def test_conventions_reproduce_the_peers(column):
-    model = [
-        mobilenet,
-        *(lambda name=name: build(name) for name in ("resnet50", "vgg16", "vit_b_16")),
-    ][column]()
-    rows = profile(model).conventions()
+    name = (None, "resnet50", "vgg16", "vit_b_16")[column]
+    rows = profile(build(name) if name else mobilenet()).conventions()
     for peer, observed in OBSERVED.items():
         if observed[column] is not None:
             (row,) = [row for row in rows if peer in row.used_by]
             assert row.total == observed[column], peer
-    assert (
-        len(rows) == len(OBSERVED) + 1
-    )  # and the step "MACs + norm", which no tool stops at
+    # And the step "MACs + norm", which no tool stops at.
+    assert len(rows) == len(OBSERVED) + 1
 
 
 def test_conventions_of_mobilenet():
     rows = profile(mobilenet()).conventions()
-    millions = [round(row.total / 1e6, 1) for row in rows]
-    assert millions == [
-        568.7,
-        568.7,
-        568.8,
-        573.8,
-        578.8,
-        578.9,
-        583.9,
-        589.0,
-        589.0,
-        1137.5,
-        1152.7,
-    ]
-    assert rows[0].total == conv2d_macs(3, 3, 32, 112) + 1024 * 1000 + sum(
-        depthwise_separable_macs(3, m, n, side)
-        for m, n, side in (
-            [
-                (32, 64, 112),
-                (64, 128, 56),
-                (128, 128, 56),
-                (128, 256, 28),
-                (256, 256, 28),
-                (256, 512, 14),
-            ]
-            + [(512, 512, 14)] * 5
-            + [(512, 1024, 7), (1024, 1024, 7)]
-        )
+    millions = " ".join(f"{row.total / 1e6:.1f}" for row in rows)
+    assert millions == (
+        "568.7 568.7 568.8 573.8 578.8 578.9 583.9 589.0 589.0 1137.5 1152.7"
     )
+    widths = (32, 64, 128, 128, 256, 256, 512, *[512] * 5, 1024, 1024)
+    sides = (112, 56, 56, 28, 28, 14, *[14] * 5, 7, 7)
+    blocks = zip(itertools.pairwise(widths), sides, strict=True)
+    separable = sum(depthwise_separable_macs(3, m, n, side) for (m, n), side in blocks)
+    assert rows[0].total == conv2d_macs(3, 3, 32, 112) + 1024 * 1000 + separable
     # The same network in timm's own modules, which tools that go by module type do not
     # know, has the same totals here.
     assert profile(build("mobilenetv1_100")).conventions() == rows
@@ -561,135 +462,104 @@ def test_unknown_count_is_refused():
 # Every way to multiply
 
 
-def attend(shape_q, shape_k, shape_v, **options):
-    function = lambda _, q, k, v: F.scaled_dot_product_attention(q, k, v, **options)  # noqa: E731
-    return Calls(function), [shape_q, shape_k, shape_v]
+def way(function, shapes, macs, **weights):
+    return Calls(function, **weights), shapes, macs
 
 
+def attend(macs, *shapes, **options):
+    return way(
+        lambda _, q, k, v: F.scaled_dot_product_attention(q, k, v, **options),
+        list(shapes),
+        macs,
+    )
+
+
+X, BATCH = [(3, 5)], [(2, 3, 5)]
+Q, K, V = (2, 3, 7, 8), (2, 3, 9, 8), (2, 3, 9, 4)
 WAYS = {
-    "linear": (
-        Calls(lambda m, x: F.linear(x, m.w, m.b), w=(7, 5), b=(7,)),
-        [(2, 3, 5)],
-        2 * 3 * 5 * 7,
+    "linear": way(
+        lambda m, x: F.linear(x, m.w, m.b), BATCH, 2 * 3 * 5 * 7, w=(7, 5), b=(7,)
     ),
-    "keywords": (
-        Calls(lambda m, x: F.linear(weight=m.w, input=x, bias=m.b), w=(7, 5), b=(7,)),
-        [(3, 5)],
-        105,
+    "keywords": way(
+        lambda m, x: F.linear(weight=m.w, input=x, bias=m.b), X, 105, w=(7, 5), b=(7,)
     ),
-    "attention by keywords": (
-        Calls(
-            lambda m, q, k: F.scaled_dot_product_attention(
-                value=k, key=k, query=q, scale=1.0
-            )
+    "attention by keywords": way(
+        lambda m, q, k: F.scaled_dot_product_attention(
+            value=k, key=k, query=q, scale=1.0
         ),
         [(2, 7, 8), (2, 9, 8)],
         2 * 7 * 9 * 16,
     ),
-    "linear to one": (
-        Calls(lambda m, x: F.linear(x, m.w), w=(5,)),
-        [(2, 3, 5)],
-        2 * 3 * 5,
+    "linear to one": way(lambda m, x: F.linear(x, m.w), BATCH, 2 * 3 * 5, w=(5,)),
+    "matmul": way(lambda m, x: torch.matmul(x, m.w), BATCH, 2 * 3 * 5 * 7, w=(5, 7)),
+    "@": way(lambda m, x: x @ m.w, BATCH, 2 * 3 * 5 * 7, w=(5, 7)),
+    "@ vector": way(lambda m, x: x @ m.w, BATCH, 2 * 3 * 5, w=(5,)),
+    "vector @": way(lambda m, x: m.w @ x, BATCH, 2 * 3 * 5, w=(3,)),
+    "vector @ vector": way(lambda m, x: x @ m.w, [(5,)], 5, w=(5,)),
+    "broadcast": way(
+        lambda m, x, y: x @ y, [(4, 1, 3, 5), (2, 5, 7)], 4 * 2 * 3 * 5 * 7
     ),
-    "matmul": (
-        Calls(lambda m, x: torch.matmul(x, m.w), w=(5, 7)),
-        [(2, 3, 5)],
-        2 * 3 * 5 * 7,
-    ),
-    "@": (Calls(lambda m, x: x @ m.w, w=(5, 7)), [(2, 3, 5)], 2 * 3 * 5 * 7),
-    "@ vector": (Calls(lambda m, x: x @ m.w, w=(5,)), [(2, 3, 5)], 2 * 3 * 5),
-    "vector @": (Calls(lambda m, x: m.w @ x, w=(3,)), [(2, 3, 5)], 2 * 3 * 5),
-    "vector @ vector": (Calls(lambda m, x: x @ m.w, w=(5,)), [(5,)], 5),
-    "broadcast": (
-        Calls(lambda m, x, y: x @ y),
-        [(4, 1, 3, 5), (2, 5, 7)],
-        4 * 2 * 3 * 5 * 7,
-    ),
-    "mm": (Calls(lambda m, x: torch.mm(x, m.w), w=(5, 7)), [(3, 5)], 3 * 5 * 7),
-    "mm into": (
-        Calls(lambda m, x: torch.mm(x, m.w.detach(), out=x.new_empty(3, 7)), w=(5, 7)),
-        [(3, 5)],
+    "mm": way(lambda m, x: torch.mm(x, m.w), X, 3 * 5 * 7, w=(5, 7)),
+    "mm into": way(
+        lambda m, x: torch.mm(x, m.w.detach(), out=x.new_empty(3, 7)),
+        X,
         3 * 5 * 7,
+        w=(5, 7),
     ),
-    "bmm": (Calls(lambda m, x: torch.bmm(x, x.mT)), [(2, 3, 5)], 2 * 3 * 3 * 5),
-    "addmm": (
-        Calls(lambda m, x: torch.addmm(m.b, x, m.w), w=(5, 7), b=(7,)),
-        [(3, 5)],
-        3 * 5 * 7,
+    "bmm": way(lambda m, x: torch.bmm(x, x.mT), BATCH, 2 * 3 * 3 * 5),
+    "addmm": way(lambda m, x: torch.addmm(m.b, x, m.w), X, 3 * 5 * 7, w=(5, 7), b=(7,)),
+    "addmm_": way(
+        lambda m, x: torch.zeros(3, 7).addmm_(x, m.w), X, 3 * 5 * 7, w=(5, 7)
     ),
-    "addmm_": (
-        Calls(lambda m, x: torch.zeros(3, 7).addmm_(x, m.w), w=(5, 7)),
-        [(3, 5)],
-        3 * 5 * 7,
+    "baddbmm": way(
+        lambda m, x: torch.baddbmm(m.b, x, x.mT), BATCH, 2 * 3 * 3 * 5, b=(3,)
     ),
-    "baddbmm": (
-        Calls(lambda m, x: torch.baddbmm(m.b, x, x.mT), b=(3,)),
-        [(2, 3, 5)],
-        2 * 3 * 3 * 5,
+    "addbmm": way(
+        lambda m, x: torch.addbmm(m.b, x, x.mT), BATCH, 2 * 3 * 3 * 5, b=(3,)
     ),
-    "addbmm": (
-        Calls(lambda m, x: torch.addbmm(m.b, x, x.mT), b=(3,)),
-        [(2, 3, 5)],
-        2 * 3 * 3 * 5,
+    "mv": way(lambda m, x: torch.mv(x, m.w), X, 15, w=(5,)),
+    "addmv": way(lambda m, x: torch.addmv(m.b, x, m.w), X, 15, w=(5,), b=(3,)),
+    "dot": way(lambda m, x: torch.dot(x, m.w), [(5,)], 5, w=(5,)),
+    "inner": way(lambda m, x: torch.inner(x, m.w), X, 3 * 5 * 7, w=(7, 5)),
+    "einsum": way(
+        lambda m, x: torch.einsum("bij,jk->bik", x, m.w), BATCH, 2 * 3 * 5 * 7, w=(5, 7)
     ),
-    "mv": (Calls(lambda m, x: torch.mv(x, m.w), w=(5,)), [(3, 5)], 15),
-    "addmv": (
-        Calls(lambda m, x: torch.addmv(m.b, x, m.w), w=(5,), b=(3,)),
-        [(3, 5)],
-        15,
+    "tensordot": way(
+        lambda m, x: torch.tensordot(x, m.w, 2), BATCH, 2 * 3 * 5 * 7, w=(3, 5, 7)
     ),
-    "dot": (Calls(lambda m, x: torch.dot(x, m.w), w=(5,)), [(5,)], 5),
-    "inner": (Calls(lambda m, x: torch.inner(x, m.w), w=(7, 5)), [(3, 5)], 3 * 5 * 7),
-    "einsum": (
-        Calls(lambda m, x: torch.einsum("bij,jk->bik", x, m.w), w=(5, 7)),
-        [(2, 3, 5)],
-        2 * 3 * 5 * 7,
-    ),
-    "tensordot": (
-        Calls(lambda m, x: torch.tensordot(x, m.w, 2), w=(3, 5, 7)),
-        [(2, 3, 5)],
-        2 * 3 * 5 * 7,
-    ),
-    "multi_dot": (
-        Calls(lambda m, x: torch.linalg.multi_dot([x, m.w, m.b]), w=(5, 7), b=(7, 1)),
-        [(3, 5)],
+    "multi_dot": way(
+        lambda m, x: torch.linalg.multi_dot([x, m.w, m.b]),
+        X,
         5 * 7 + 15,
+        w=(5, 7),
+        b=(7, 1),
     ),
-    "bilinear": (
-        Calls(lambda m, x, y: F.bilinear(x, y, m.w), w=(6, 4, 5)),
+    "bilinear": way(
+        lambda m, x, y: F.bilinear(x, y, m.w),
         [(2, 4), (2, 5)],
         2 * 6 * (4 + 1) * 5,
+        w=(6, 4, 5),
     ),
-    "conv2d": (
-        Calls(lambda m, x: F.conv2d(x, m.w, padding=1), w=(4, 3, 3, 3)),
+    "conv2d": way(
+        lambda m, x: F.conv2d(x, m.w, padding=1),
         [(2, 3, 6, 6)],
         2 * 36 * 4 * 27,
+        w=(4, 3, 3, 3),
     ),
-    "attention": (
-        *attend((2, 3, 7, 8), (2, 3, 9, 8), (2, 3, 9, 4)),
-        2 * 3 * 7 * 9 * (8 + 4),
+    "attention": attend(2 * 3 * 7 * 9 * (8 + 4), Q, K, V),
+    "masked": attend(2 * 3 * 7 * 9 * (8 + 4), Q, K, V, attn_mask=torch.ones(7, 9)),
+    "causal": attend(2 * 3 * 7 * 7 * (8 + 8), Q, Q, Q, is_causal=True),
+    "grouped queries": attend(
+        2 * 6 * 7 * 9 * (8 + 8), (2, 6, 7, 8), K, K, enable_gqa=True
     ),
-    "masked": (
-        *attend((2, 3, 7, 8), (2, 3, 9, 8), (2, 3, 9, 4), attn_mask=torch.ones(7, 9)),
-        2 * 3 * 7 * 9 * 12,
-    ),
-    "causal": (
-        *attend((2, 3, 7, 8), (2, 3, 7, 8), (2, 3, 7, 8), is_causal=True),
-        2 * 3 * 7 * 7 * 16,
-    ),
-    "grouped queries": (
-        *attend((2, 6, 7, 8), (2, 3, 9, 8), (2, 3, 9, 8), enable_gqa=True),
-        2 * 6 * 7 * 9 * 16,
-    ),
-    "checkpoint": (
-        Calls(lambda m, x: checkpoint(F.linear, x, m.w, use_reentrant=False), w=(7, 5)),
-        [(3, 5)],
+    "checkpoint": way(
+        lambda m, x: checkpoint(F.linear, x, m.w, use_reentrant=False),
+        X,
         105,
+        w=(7, 5),
     ),
-    "nothing": (
-        Calls(
-            lambda m, x: torch.cdist(x, x) * F.relu(x).sum() + x.softmax(-1).cumsum(0)
-        ),
+    "nothing": way(
+        lambda m, x: torch.cdist(x, x) * F.relu(x).sum() + x.softmax(-1).cumsum(0),
         [(5, 5)],
         0,
     ),
@@ -702,16 +572,17 @@ def test_every_way_to_multiply(way):
     counted = profile(model, shapes)
     assert counted.macs == macs
     assert counted.params == parameters(model)
-    if way not in (
-        "nothing",
-        "einsum",
-        "tensordot",
-    ):  # einsum and tensordot are products of reshaped operands
+    # einsum and tensordot are products of reshaped operands.
+    if way not in ("nothing", "einsum", "tensordot"):
         assert counted.layers[-1].output_shape == model(*map(torch.zeros, shapes)).shape
 
 
 def channels_last(x):
     return x.to(memory_format=torch.channels_last)
+
+
+def batch_norm(x):
+    return F.batch_norm(x, torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
 
 
 LOOKS = {
@@ -732,19 +603,13 @@ LOOKS = {
     "sum into": lambda x, y: torch.add(x, y, out=torch.empty(2, 4, 5, 6)),
     "sigmoid of integers": lambda x, y: torch.sigmoid(x.long()),
     "softmax": lambda x, y: x.softmax(1, dtype=torch.double),
-    "batch norm": lambda x, y: F.batch_norm(
-        channels_last(x), torch.zeros(4), torch.ones(4)
-    ),
-    "batch norm of a permutation": lambda x, y: F.batch_norm(
-        x.permute(0, 2, 1, 3), torch.zeros(5), torch.ones(5)
-    ),
+    "batch norm": lambda x, y: batch_norm(channels_last(x)),
+    "batch norm of a permutation": lambda x, y: batch_norm(x.permute(0, 2, 1, 3)),
     "instance norm": lambda x, y: F.instance_norm(channels_last(x)),
-    "layer norm of a permutation": lambda x, y: F.layer_norm(
-        x.permute(0, 2, 3, 1), (4,)
-    ),
+    "layer norm of a permutation": lambda x, y: F.layer_norm(x.movedim(1, 3), (4,)),
     "group norm": lambda x, y: F.group_norm(x, 2),
     "linear of a permutation": lambda x, y: F.linear(
-        x.permute(0, 2, 3, 1), torch.ones(7, 4), torch.ones(7)
+        x.movedim(1, 3), torch.ones(7, 4), torch.ones(7)
     ),
     "linear of a vector": lambda x, y: F.linear(y, torch.ones(7, 6)),
     "attention": lambda x, y: F.scaled_dot_product_attention(x, x, x),
@@ -770,6 +635,10 @@ def test_results_look_like_real_ones(look):
     assert looks[0] == looks[1]
 
 
+def linear_relu():
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+
 class OwnProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
@@ -783,11 +652,8 @@ class OwnProduct(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("wrap", "macs"),
     [
-        (
-            lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU())),
-            16,
-        ),
-        (lambda: torch.compile(nn.Sequential(nn.Linear(4, 4), nn.ReLU())), 16),
+        (lambda: torch.fx.symbolic_trace(linear_relu()), 16),
+        (lambda: torch.compile(linear_relu()), 16),
         (lambda: nn.DataParallel(nn.Linear(4, 4)), 16),
         (lambda: Calls(lambda m, x: OwnProduct.apply(x, m.w), w=(4, 4)), 16),
         (lambda: torchvision.ops.MLP(4, [4, 4]), 32),
@@ -832,14 +698,11 @@ def test_fast_path_of_transformers():
     model = nn.TransformerEncoder(layer, 2).eval()
     with torch.no_grad(), torch.profiler.profile() as profiler:
         model(torch.zeros(2, 5, 16))
-    assert any(
-        "_transformer_encoder_layer_fwd" in event.key
-        for event in profiler.key_averages()
-    )  # it is taken
+    operators = [event.key for event in profiler.key_averages()]
+    assert any("_transformer_encoder_layer_fwd" in name for name in operators)
+    macs = 10 * 16 * (64 + 2 * 32) + 2 * 5 * 5 * 32  # of one of the two layers
     with torch.no_grad():
-        assert profile(model, (2, 5, 16)).macs == 2 * (
-            10 * 16 * (64 + 2 * 32) + 2 * 5 * 5 * 32
-        )
+        assert profile(model, (2, 5, 16)).macs == 2 * macs
 
 
 @pytest.mark.parametrize(("cell", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
@@ -897,10 +760,8 @@ def test_tied_weights_count_once():
 
 def test_several_inputs_and_dtypes():
     def forward(m, image, tokens, step):
-        return (
-            F.embedding(tokens, m.table).mean(1)
-            + F.linear(image.flatten(1), m.w) * step
-        )
+        words = F.embedding(tokens, m.table).mean(1)
+        return words + F.linear(image.flatten(1), m.w) * step
 
     model = Calls(forward, table=(10, 4), w=(4, 12))
     counted = profile(
@@ -909,18 +770,20 @@ def test_several_inputs_and_dtypes():
     assert counted.input_shapes == [(2, 3, 2, 2), (2, 7), ()]
     assert [layer.name for layer in counted.layers] == ["table", ""]
     assert counted.macs == 2 * 4 * 12
-    half = Calls(
-        lambda m, x: (
-            torch.linalg.vecdot(x, m.layer(x)) if x.dtype == torch.half else None
-        )
-    )
+
+
+def test_the_input_has_the_precision_of_the_model():
+    def forward(m, x):
+        return torch.linalg.vecdot(x, m.layer(x)) if x.dtype == torch.half else None
+
+    half = Calls(forward)
     half.layer = nn.Linear(4, 4).half()
     assert profile(half, (1, 4)).macs == 16
-    assert (
-        profile(nn.Linear(4, 4), torch.Size([2, 4])).macs
-        == profile(nn.Linear(4, 4), [2, 4]).macs
-        == 32
-    )
+
+
+@pytest.mark.parametrize("shape", [torch.Size([2, 4]), [2, 4], (2, 4)], ids=repr)
+def test_a_shape_is_any_sequence(shape):
+    assert profile(nn.Linear(4, 4), shape).macs == 32
 
 
 def test_counts_are_of_the_whole_batch():
@@ -943,11 +806,9 @@ class Tokens(nn.Module):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 1, 4))
         self.places = nn.Parameter(torch.zeros(1, 5, 4))
-        self.norm, self.mlp, self.spare = (
-            nn.LayerNorm(4),
-            nn.Linear(4, 4),
-            nn.Linear(4, 9),
-        )
+        self.norm = nn.LayerNorm(4)
+        self.mlp = nn.Linear(4, 4)
+        self.spare = nn.Linear(4, 9)
 
     def forward(self, x):
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
@@ -965,8 +826,8 @@ class Tokens(nn.Module):
                 ("places", "parameter", 20),
                 ("norm", "norm", 8),
                 ("mlp", "linear", 20),
-            ]
-            + [("spare", "unused", 45)],
+                ("spare", "unused", 45),
+            ],
         ),
         (
             nn.Sequential(Standardised(3, 4, 1)),
@@ -993,7 +854,8 @@ class Tokens(nn.Module):
             (1, 3),
             [("", "matmul", 14), ("", "linear", 0)],
         ),
-        (  # queries that are learned, as in DETR: they are what goes in, not a weight of the layer that takes them
+        # Learned queries, as in DETR: an input, not a weight of the next layer.
+        (
             Calls(
                 lambda m, x: F.linear(m.queries, m.w) @ x.mT, queries=(5, 4), w=(3, 4)
             ),
@@ -1002,16 +864,7 @@ class Tokens(nn.Module):
         ),
         (nn.Sequential(nn.PReLU(3), nn.Embedding(3, 2)), (1, 3), None),
     ],
-    ids=[
-        "tokens",
-        "standardised",
-        "weight_norm",
-        "data",
-        "gain",
-        "product",
-        "queries",
-        "error",
-    ],
+    ids="tokens standardised weight_norm data gain product queries error".split(),
 )
 def test_parameters_belong_to_the_layer_that_uses_them(model, shape, rows):
     if rows is None:
@@ -1038,32 +891,26 @@ def test_table():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 10)
     )
-    assert (
-        profile(model, (1, 3, 8, 8)).table() == "Sequential, input 1×3×8×8\n"
+    counted = profile(model, (1, 3, 8, 8))
+    assert counted.table() == (
+        "Sequential, input 1×3×8×8\n"
         "layer  kind    output     MACs  parameters\n"
         "0      conv    1×8×6×6   7,776         224\n"
         "1      norm    1×8×6×6       0          16\n"
         "3      linear  1×10      2,880       2,890\n"
         "total                   10,656       3,130"
     )
-    assert "norm" not in profile(model, (1, 3, 8, 8)).table(costly_only=True)
-    assert (
-        profile(model, (1, 3, 8, 8))
-        .table(costly_only=True)
-        .endswith("10,656       3,130")
-    )
-    assert (
-        "Linear  linear  1×2" in profile(nn.Linear(3, 2), (1, 3)).table()
-    )  # the model itself goes by its class
+    costly = counted.table(costly_only=True)
+    assert "norm" not in costly and costly.endswith("10,656       3,130")
+    # The model itself goes by its class.
+    assert "Linear  linear  1×2" in profile(nn.Linear(3, 2), (1, 3)).table()
 
 
 def test_conventions_table():
     lines = profile(mobilenet()).conventions_table().splitlines()
-    assert (
-        lines[1].startswith("MACs ")
-        and "568,740,352" in lines[1]
-        and "the MobileNet paper" in lines[1]
-    )
+    assert lines[1].startswith("MACs ")
+    assert "568,740,352" in lines[1]
+    assert "the MobileNet paper" in lines[1]
     column = lines[0].index("used by")
     assert all(line[column - 1] == " " != line[column] for line in lines)
     assert len(lines) == 12
@@ -1078,38 +925,22 @@ def state(model):
     """
     found = []
     for name, module in model.named_modules():
-        inside = {
-            key: list(value)
-            for key, value in vars(module).items()
-            if isinstance(value, (dict, list))
-        }
-        found.append(
-            (
-                name,
-                module.training,
-                [id(value) for value in vars(module).values()],
-                inside,
-            )
-        )
-    tensors = [
-        (t, t.clone(), t.device, t._version)
-        for t in itertools.chain(model.parameters(), model.buffers())
-    ]
-    return found, tensors
+        values = vars(module)
+        inside = {k: list(v) for k, v in values.items() if isinstance(v, (dict, list))}
+        found.append((name, module.training, list(map(id, values.values())), inside))
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return found, [(t, t.clone(), t.device, t._version) for t in tensors]
 
 
 def assert_unchanged(model, before):
     found, tensors = state(model)
     assert found == before[0]
-    for (now, *_), (tensor, value, device, version) in zip(
-        tensors, before[1], strict=True
-    ):
-        assert (
-            now is tensor
-            and now.device == device
-            and torch.equal(now, value)
-            and now._version == version
-        )
+    pairs = zip(tensors, before[1], strict=True)
+    for (now, *_), (tensor, value, device, version) in pairs:
+        assert now is tensor
+        assert now.device == device
+        assert torch.equal(now, value)
+        assert now._version == version
 
 
 class Careless(nn.Module):
@@ -1117,11 +948,9 @@ class Careless(nn.Module):
 
     def __init__(self, fails=False):
         super().__init__()
-        self.conv, self.norm, self.drop = (
-            nn.Conv2d(3, 4, 1),
-            nn.BatchNorm2d(4),
-            nn.Dropout(0.5),
-        )
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
         self.seen, self.cache, self.fails = [], {}, fails
         self.register_buffer("steps", torch.tensor(0))
 
@@ -1148,34 +977,23 @@ def test_nothing_is_left_behind(training, fails):
     model.norm.eval()  # a mixture of modes comes back as a mixture
     weight = model.conv.weight
     before = state(model)
-    with (
-        pytest.raises(ValueError, match="KeyError: 'lost'")
-        if fails
-        else contextlib.nullcontext()
-    ):
+    lost = pytest.raises(ValueError, match="KeyError: 'lost'")
+    with lost if fails else contextlib.nullcontext():
         assert profile(model, (1, 3, 5, 5)).macs == 25 * 12
-    assert_unchanged(
-        model, [before[0], [(t, v, d, t._version) for t, v, d, _ in before[1]]]
-    )
+    before = before[0], [(t, v, d, t._version) for t, v, d, _ in before[1]]
+    assert_unchanged(model, before)
     assert model.conv.weight is weight and weight.requires_grad and weight.grad is None
-    F.conv2d(
-        torch.ones(1, 3, 2, 2), weight
-    ).sum().backward()  # still a leaf that can be trained
+    # Still a leaf that can be trained.
+    F.conv2d(torch.ones(1, 3, 2, 2), weight).sum().backward()
     assert torch.isfinite(weight.grad).all()
 
 
 def test_train_mode_counts_as_eval():
     model = build("googlenet").to_empty(device="cpu").train()
     before = [module.training for module in model.modules()]
-    assert (
-        profile(model, (1, 3, 96, 96)).layers
-        == profile(copy.deepcopy(model).eval(), (1, 3, 96, 96)).layers
-    )
+    evaluated = profile(copy.deepcopy(model).eval(), (1, 3, 96, 96))
+    assert profile(model, (1, 3, 96, 96)).layers == evaluated.layers
     assert [module.training for module in model.modules()] == before
-    assert (
-        int(torchvision.ops.Conv2dNormActivation(3, 4).train()[1].num_batches_tracked)
-        == 0
-    )
 
 
 def test_random_numbers_go_on_as_before():
@@ -1215,10 +1033,8 @@ def test_under_any_gradient_mode(context):
 def test_autocast():
     def forward(m, x):
         with torch.autocast("cpu", torch.bfloat16):
-            return (
-                F.scaled_dot_product_attention(x, m.w, m.w)
-                + m.layer(m.conv(x)) @ m.w.mT
-            )
+            attended = F.scaled_dot_product_attention(x, m.w, m.w)
+            return attended + m.layer(m.conv(x)) @ m.w.mT
 
     model = Calls(forward, w=(1, 4, 4))
     model.conv, model.layer = nn.Conv1d(4, 4, 1), nn.Linear(4, 4)
@@ -1226,14 +1042,11 @@ def test_autocast():
     assert profile(model, (1, 4, 4)).macs == macs
     with torch.autocast("cpu", torch.bfloat16):
         assert profile(model, (1, 4, 4)).macs == macs
-        out = model.layer(
-            torch.zeros(5, 4)
-        )  # the cache of autocast holds no tensor of ours
-        assert (
-            out.device.type == "cpu"
-            and out.dtype == torch.bfloat16
-            and torch.is_autocast_enabled("cpu")
-        )
+        # The cache of autocast holds no tensor of ours.
+        out = model.layer(torch.zeros(5, 4))
+        assert out.device.type == "cpu"
+        assert out.dtype == torch.bfloat16
+        assert torch.is_autocast_enabled("cpu")
 
 
 def test_other_modes_do_not_mix():
@@ -1315,29 +1128,23 @@ def test_no_memory_is_taken():
             self.plain = torch.zeros(2048, 2048)
 
         def forward(self, x):
-            mask = torch.ones(
-                4096, 4096, device=self.layer.weight.device
-            ).tril() + torch.eye(4096)
-            return (
-                self.layer(x) @ (self.layer.weight * 2 + self.plain.half().float())
-                + mask.sum()
-            )
+            ones = torch.ones(4096, 4096, device=self.layer.weight.device)
+            mask = ones.tril() + torch.eye(4096)
+            weight = self.layer.weight * 2 + self.plain.half().float()
+            return self.layer(x) @ weight + mask.sum()
+
+    def allocated(profiler):
+        usages = [event.self_cpu_memory_usage for event in profiler.key_averages()]
+        return sum(max(usage, 0) for usage in usages)
 
     model = Masked()
     with torch.profiler.profile(profile_memory=True) as profiler:
         assert profile(model, (8, 2048)).macs == 2 * 8 * 2048 * 2048
-    assert (
-        sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages())
-        < 1000
-    )
-    with torch.profiler.profile(
-        profile_memory=True
-    ) as profiler:  # such events are seen where there is memory taken
+    assert allocated(profiler) < 1000
+    # The profiler does see allocations.
+    with torch.profiler.profile(profile_memory=True) as profiler:
         model.plain.clone()
-    assert (
-        sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages())
-        >= 2048 * 2048 * 4
-    )
+    assert allocated(profiler) >= 2048 * 2048 * 4
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
@@ -1357,10 +1164,8 @@ def test_a_model_on_a_gpu(inside):
     with mode if inside else contextlib.nullcontext():
         counted = profile(resnet)
         assert counted.macs == 1_814_073_344 and counted.params == parameters(resnet)
-        assert (
-            profile(encoder, (2, 5, 16)).macs
-            == 10 * 16 * (64 + 2 * 32) + 2 * 5 * 5 * 32
-        )
+        macs = 10 * 16 * (64 + 2 * 32) + 2 * 5 * 5 * 32
+        assert profile(encoder, (2, 5, 16)).macs == macs
         assert profile(lstm, (5, 3, 4)).macs == 15 * 32 * 12
         assert profile(made, (2, 4)).macs == 32
     assert resnet.fc.weight.device.type == "cuda" and resnet.training
@@ -1386,11 +1191,9 @@ def test_plain_tensors_and_values_of_buffers():
             self.register_buffer("times", torch.tensor(3))
 
         def forward(self, x):
-            assert (
-                self.times
-                and torch.equal(self.more[1], torch.tensor([1.0] * 4))
-                and self.more[1].tolist() == [1] * 4
-            )
+            assert self.times
+            assert torch.equal(self.more[1], torch.tensor([1.0] * 4))
+            assert self.more[1].tolist() == [1] * 4
             for _ in range(int(self.times)):
                 x = F.linear(x, self.weight, self.more[1]) @ self.more[0]
             x[:, 0] = torch.tensor(2.0).item()
@@ -1401,9 +1204,8 @@ def test_plain_tensors_and_values_of_buffers():
     model = Plain()
     counted = profile(model, (2, 4))
     assert counted.macs == 3 * 2 * 32 and counted.params == 0
-    assert (
-        counted.layers[-1].kind == "norm"
-    )  # what was zeros is an activation once one is written into it
+    # What was zeros is an activation once one is written into it.
+    assert counted.layers[-1].kind == "norm"
     assert not model.weight.is_meta and not model.more[0].is_meta
 
 
@@ -1411,107 +1213,74 @@ def test_plain_tensors_and_values_of_buffers():
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "dtype", "said"),
+    ("shape", "dtype", "said"),
     [
-        (nn.Linear(4, 4), (), None, r"input_shape = \(\); expected a shape such as"),
-        (
-            nn.Linear(4, 4),
-            (0, 4),
-            None,
-            "a size in input_shape = 0; expected 1 or more",
-        ),
-        (
-            nn.Linear(4, 4),
-            (224 / 32, 4),
-            None,
-            "a size in input_shape = 7.0; expected a whole number",
-        ),
-        (
-            nn.Linear(4, 4),
-            [(1, 4), 4],
-            None,
-            "mixes numbers and shapes; expected one shape or a list",
-        ),
-        (
-            nn.Linear(4, 4),
-            (1, 4),
-            [torch.float32] * 2,
-            r"for 1 input\(s\); expected a torch.dtype for all",
-        ),
-        (
-            nn.LazyLinear(4),
-            (1, 4),
-            None,
-            "'weight' of the model is lazy and has no shape yet; .* run it once",
-        ),
-        (
-            nn.Sequential(nn.LazyConv2d(4, 1)),
-            (1, 4),
-            None,
-            "'weight' of layer '0' is lazy",
-        ),
+        ((), None, r"input_shape = \(\); expected a shape such as"),
+        ((0, 4), None, "a size in input_shape = 0; expected 1 or more"),
+        ((7.0, 4), None, "a size in input_shape = 7.0; expected a whole number"),
+        ([(1, 4), 4], None, "mixes numbers and shapes; expected one shape or a list"),
+        ((1, 4), [torch.float32] * 2, r"for 1 input\(s\); expected a torch.dtype for"),
+        ([(1, 4)] * 2, None, r"shape \(1, 4\), \(1, 4\).*TypeError.*positional arg"),
+    ],
+)
+def test_refused_inputs(shape, dtype, said):
+    with pytest.raises(ValueError, match=f"(?s){said}"):
+        profile(nn.Linear(4, 4), shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "said"),
+    [
+        (nn.LazyLinear(4), (1, 4), "'weight' of the model is lazy and .* run it once"),
+        (nn.Sequential(nn.LazyConv2d(4, 1)), (1, 4), "'weight' of layer '0' is lazy"),
         (
             torch.jit.script(nn.ReLU()),
             (1, 4),
-            None,
             "the model is a ScriptModule, .*pass the nn.Module that it was",
         ),
         (
             nn.Sequential(torch.jit.script(nn.ReLU())),
             (1, 4),
-            None,
             "layer '0' is a ScriptModule",
         ),
         (
             nn.Sequential(nn.ReLU(), nn.Linear(5, 3)),
             (2, 4),
-            None,
             r"shape \(2, 4\) in layer '1', Linear\(in_fea.*reduction",
         ),
         (
             nn.Sequential(nn.Conv2d(3, 4, 3)),
             (1, 5, 9, 9),
-            None,
             r"shape \(1, 5, 9, 9\) in layer '0', Conv2d\(3, 4.*It said",
         ),
         (
             nn.Sequential(nn.BatchNorm2d(9)),
             (1, 5, 9, 9),
-            None,
             "should contain 5 elements not 9",
         ),
-        (nn.GroupNorm(2, 4), (1, 5, 9, 9), None, "num_channels|divisible"),
-        (nn.LayerNorm(4), (1, 5), None, "Given normalized_shape"),
-        (nn.Embedding(4, 4), (1, 5), None, "dtype=torch.long for token ids"),
-        (
-            nn.Linear(4, 4),
-            [(1, 4), (1, 4)],
-            None,
-            r"shape \(1, 4\), \(1, 4\).*TypeError.*positional argument",
-        ),
+        (nn.GroupNorm(2, 4), (1, 5, 9, 9), "num_channels|divisible"),
+        (nn.LayerNorm(4), (1, 5), "Given normalized_shape"),
+        (nn.Embedding(4, 4), (1, 5), "dtype=torch.long for token ids"),
         (
             Calls(lambda m, x: x if x.sum() > 0 else -x),
             (1, 4),
-            None,
             "looks at the values of its activations",
         ),
         (
             Calls(lambda m, q, k: F.scaled_dot_product_attention(q, k, k)),
             [(1, 2, 4), (1, 2, 5)],
-            None,
             "RuntimeError",
         ),
     ],
 )
-def test_refusals(model, shape, dtype, said):
+def test_refused_models(model, shape, said):
     with pytest.raises(ValueError, match=f"(?s){said}"):
-        profile(model, shape, dtype)
+        profile(model, shape)
 
 
 def test_other_types_are_refused():
-    with pytest.raises(
-        (ValueError, TypeError)
-    ):  # TypeError where annotations are checked, as in these tests
+    # TypeError where annotations are checked, as in these tests.
+    with pytest.raises((ValueError, TypeError)):
         profile(nn.Linear, (1, 4))
     with pytest.raises((ValueError, TypeError)):
         profile(nn.Linear(4, 4), (1, 4), "long")
@@ -1530,11 +1299,9 @@ def test_interrupting_puts_the_model_back():
     model = Calls(interrupted).train()
     with pytest.raises(KeyboardInterrupt):
         profile(model, (1, 4))
-    assert (
-        model.training
-        and torch.zeros(1).device.type == "cpu"
-        and torch.zeros(2)[0].item() == 0
-    )
+    assert model.training
+    assert torch.zeros(1).device.type == "cpu"
+    assert torch.zeros(2)[0].item() == 0
 
 
 def test_profile_is_a_plain_value():

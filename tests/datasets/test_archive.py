@@ -56,10 +56,8 @@ def test_every_kind_is_unpacked_whole(tmp_path, ending):
     assert contents(tmp_path / "data") == FILES
     assert done == (tmp_path / "data", 3, 2002)
     assert str(done) == f"3 files of 0.0 MB unpacked to {tmp_path / 'data'}"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "data",
-        f"data.{ending}",
-    ]  # no temporary folder
+    # No temporary folder.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", f"data.{ending}"]
 
 
 def test_folders_and_permissions_are_the_users_own(tmp_path):
@@ -119,10 +117,8 @@ def test_no_path_leads_out(tmp_path, name, kind):
     path = (tar if kind == "tar" else zipped)(inner / f"a.{kind}", members)
     with pytest.raises(ValueError, match="may lead out of the folder"):
         unpack(path, inner / "data")
-    assert [p.name for p in tmp_path.rglob("*")] == [
-        "inner",
-        f"a.{kind}",
-    ]  # nothing beside it, nothing left
+    # Nothing beside it, nothing left.
+    assert [p.name for p in tmp_path.rglob("*")] == ["inner", f"a.{kind}"]
 
 
 @pytest.mark.parametrize(

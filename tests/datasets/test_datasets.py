@@ -110,13 +110,7 @@ def test_impossible_splits_are_refused(arguments, message):
 
 def test_every_data_set_of_the_book_is_found_here():
     for name in (
-        "elpv",
-        "textures",
-        "synthetic_defects",
-        "MVTecAD",
-        "folder",
-        "Item",
-        "batches",
+        *"elpv textures synthetic_defects MVTecAD folder Item batches".split(),
     ):
         assert callable(getattr(datasets, name)) and name in datasets.__all__
 
@@ -155,9 +149,8 @@ def test_texture_crops_are_real_and_repeatable():
         datasets.textures("gravel", "test", count=9, side=64, size=64, seed=seed)
         for seed in (3, 4)
     )
-    assert torch.equal(again[5].image, crops[5].image) and torch.equal(
-        crops[-1].image, crops[7].image
-    )
+    assert torch.equal(again[5].image, crops[5].image)
+    assert torch.equal(crops[-1].image, crops[7].image)
     assert not torch.equal(other[5].image, crops[5].image)
 
 

@@ -72,15 +72,12 @@ def test_the_official_layout_is_read(mvtec):
         "test/crack/001.png",
         "test/hole/000.png",
     ]
-    assert [item.label for item in test] == [0, 0, 1, 1, 1] and {
-        item.label for item in train
-    } == {0}
+    assert [item.label for item in test] == [0, 0, 1, 1, 1]
+    assert {item.label for item in train} == {0}
     for item in [*train, *test]:
-        assert (
-            item.image.shape == (3, 224, 224)
-            and item.image.dtype == torch.float32
-            and item.image.is_contiguous()
-        )
+        assert item.image.shape == (3, 224, 224)
+        assert item.image.dtype == torch.float32
+        assert item.image.is_contiguous()
         assert 0 <= item.image.min() < item.image.max() <= 1
         assert item.mask.shape == (224, 224) and item.mask.dtype == torch.bool
         assert bool(item.mask.any()) == bool(item.label)
@@ -91,11 +88,9 @@ def test_the_official_layout_is_read(mvtec):
 
 
 def test_there_are_fifteen_categories():
-    assert (
-        len(MVTEC_TEXTURES) == 5
-        and len(MVTEC_OBJECTS) == 10
-        and len({*MVTEC_TEXTURES, *MVTEC_OBJECTS}) == 15
-    )
+    assert len(MVTEC_TEXTURES) == 5
+    assert len(MVTEC_OBJECTS) == 10
+    assert len({*MVTEC_TEXTURES, *MVTEC_OBJECTS}) == 15
 
 
 def test_pictures_are_resized_and_cropped_in_the_middle_as_torchvision_does(mvtec):
@@ -107,12 +102,13 @@ def test_pictures_are_resized_and_cropped_in_the_middle_as_torchvision_does(mvte
             )
             assert torch.equal(item.image, TF.to_tensor(expected))
     path = mvtec / "bottle/ground_truth/crack/001_mask.png"
+    # All edges.
     save(
         Image.fromarray(
             np.random.default_rng(0).integers(0, 2, (SIDE, SIDE), np.uint8) * 255
         ),
         path,
-    )  # all edges
+    )
     item = MVTecAD(mvtec, "bottle", "test", resize=60, crop=41)[3]
     mask = Image.open(path)
     expected = TF.center_crop(
@@ -126,9 +122,8 @@ def test_pictures_are_resized_and_cropped_in_the_middle_as_torchvision_does(mvte
 def test_greyscale_categories_get_three_equal_channels(mvtec):
     for item in MVTecAD(mvtec, "grid", "train"):
         assert Image.open(item.path).mode == "L"
-        assert torch.equal(item.image[0], item.image[1]) and torch.equal(
-            item.image[0], item.image[2]
-        )
+        assert torch.equal(item.image[0], item.image[1])
+        assert torch.equal(item.image[0], item.image[2])
         assert item.image.std() > 0.1
 
 
@@ -153,16 +148,8 @@ def test_random_turns_stay_within_ten_degrees_and_random_crops_within_the_pictur
     """
     angles, offsets = [], []
     for seed in range(40):
-        dataset = MVTecAD(
-            mvtec,
-            "bottle",
-            "test",
-            "random",
-            seed=seed,
-            resize=256,
-            crop=224,
-            check=False,
-        )
+        options = {"seed": seed, "resize": 256, "crop": 224, "check": False}
+        dataset = MVTecAD(mvtec, "bottle", "test", "random", **options)
         rows, columns = (dataset[2].mask.nonzero()[:, axis].double() for axis in (0, 1))
         # The lowest pixels of the square's right half lie left or right of its middle
         # as it is turned.
@@ -248,9 +235,8 @@ def test_masks_and_pictures_that_lack_each_other_are_named_together(mvtec):
         "test/dirt/000.png has no mask",
     ):
         assert part in str(error.value)
-    assert (
-        len(MVTecAD(mvtec, "bottle", "train")) == 3
-    )  # training pictures need no masks
+    # Training pictures need no masks.
+    assert len(MVTecAD(mvtec, "bottle", "train")) == 3
 
 
 def test_without_ground_truth_all_defective_pictures_are_named(mvtec):
@@ -318,9 +304,8 @@ def test_folders_of_normal_and_abnormal_pictures(tmp_path):
         "10.png",
         "5.jpg",
     ]
-    assert [item.label for item in items] == [0, 0, 0, 1] and all(
-        item.mask is None for item in items
-    )
+    assert [item.label for item in items] == [0, 0, 0, 1]
+    assert all(item.mask is None for item in items)
     for item in items:
         expected = TF.to_tensor(
             TF.resize(Image.open(item.path), [64, 64], InterpolationMode.BICUBIC)
@@ -380,51 +365,32 @@ def campus(tmp_path):
 
 
 def test_shanghaitech_campus_is_read_with_labels_and_masks(campus):
-    train, test = (
-        folder(campus / "training", size=16),
-        folder(campus / "testing", size=16),
-    )
+    train = folder(campus / "training", size=16)
+    test = folder(campus / "testing", size=16)
     assert len(train) == len(test) == 7
     assert all(item.label == 0 and item.mask is None for item in train)
     assert [item.label for item in test] == [0, 1, 0, 0, 1, 0, 0]
-    assert [bool(item.mask.any()) for item in test] == [
-        False,
-        True,
-        False,
-        False,
-        True,
-        False,
-        False,
-    ]
+    assert [int(item.mask.any()) for item in test] == [0, 1, 0, 0, 1, 0, 0]
     expected = torch.zeros(16, 16, dtype=torch.bool)
     expected[4:8, 4:12] = True
     assert torch.equal(test[1].mask, expected)
     assert len(folder(campus / "training/frames", size=16)) == 7
-    assert [
-        item.path.split("frames/")[1]
-        for item in folder(campus / "testing", videos="02_*")
-    ][:2] == ["02_0128/000.jpg", "02_0128/001.jpg"]
+    items = folder(campus / "testing", videos="02_*")
+    names = [item.path.split("frames/")[1] for item in items]
+    assert names[:2] == ["02_0128/000.jpg", "02_0128/001.jpg"]
     assert len(folder(campus / "training/frames", videos="01_*")) == 3
 
 
 def test_shanghaitech_campus_without_one_kind_of_truth(campus):
     testing = campus / "testing"
     (testing / "test_frame_mask").rename(testing / "elsewhere")
-    assert [item.label for item in folder(testing, size=16)] == [
-        0,
-        1,
-        0,
-        0,
-        1,
-        0,
-        0,
-    ]  # from the masks
+    # From the masks.
+    assert [item.label for item in folder(testing, size=16)] == [0, 1, 0, 0, 1, 0, 0]
     (testing / "elsewhere").rename(testing / "test_frame_mask")
     (testing / "test_pixel_mask").rename(testing / "elsewhere")
     items = list(folder(testing, size=16))
-    assert [item.label for item in items] == [0, 1, 0, 0, 1, 0, 0] and all(
-        item.mask is None for item in items
-    )
+    assert [item.label for item in items] == [0, 1, 0, 0, 1, 0, 0]
+    assert all(item.mask is None for item in items)
     with pytest.raises(ValueError, match="has labels beside it in .*testing; pass"):
         folder(testing / "frames")
     (testing / "test_frame_mask").rename(testing / "gone")
@@ -467,8 +433,5 @@ def test_no_pickle_is_ever_loaded(campus):
 
 def test_a_sample_reads_a_mask_of_the_pictures_size(tmp_path):
     save(square(10, 20), tmp_path / "mask.png")
-    assert (
-        Sample(tmp_path / "a.png", 1, tmp_path / "mask.png")
-        .read_mask((SIDE, SIDE))[10:70, 20:80]
-        .all()
-    )
+    mask = Sample(tmp_path / "a.png", 1, tmp_path / "mask.png").read_mask((SIDE, SIDE))
+    assert mask[10:70, 20:80].all()

@@ -80,10 +80,8 @@ def transparent_grey(path):
 def transparent_palette(path):
     picture = Image.fromarray(CAT).quantize(16)
     picture.save(path, transparency=0)
-    colours, indices = (
-        np.array(picture.getpalette()).reshape(-1, 3),
-        np.asarray(picture),
-    )
+    colours = np.array(picture.getpalette()).reshape(-1, 3)
+    indices = np.asarray(picture)
     colours[0] = 255
     return colours[indices]
 
@@ -141,9 +139,8 @@ def test_every_kind_of_file_reads_as_independent_readers_do(tmp_path, ending, wr
 def test_lossy_files_read_as_opencv_reads_them(tmp_path, ending):
     path = tmp_path / f"picture{ending}"
     Image.fromarray(CAT).save(path, quality=90)
-    assert (
-        np.abs(pixels(path) - by_cv2(path)).max() <= 3
-    )  # two decoders round differently
+    # Two decoders round differently.
+    assert np.abs(pixels(path) - by_cv2(path)).max() <= 3
     Image.fromarray(CAT[..., 0]).save(path, quality=90)
     assert np.abs(pixels(path) - by_cv2(path)).max() <= 3
 
@@ -257,11 +254,12 @@ MARKED[1:3, 2:6] = True
                 [MARKED * np.uint8(0), MARKED * np.uint8(0), MARKED * np.uint8(1)]
             )
         ),
+        # opaque.
         Image.fromarray(
             np.dstack(
                 [MARKED.astype(np.uint8)] * 3 + [np.full_like(MARKED, 255, np.uint8)]
             )
-        ),  # opaque
+        ),
         Image.fromarray(
             np.dstack([MARKED.astype(np.uint8), np.full_like(MARKED, 255, np.uint8)]),
             "LA",
@@ -278,33 +276,16 @@ def test_masks_of_any_kind_are_boolean(tmp_path, picture):
 
 def test_files_are_in_natural_order(tmp_path):
     names = [
-        "a",
-        "1.png",
-        "2.PNG",
-        "10.jpg",
-        "a1b.png",
-        "a1.png",
-        "b.txt",
-        ".hidden.png",
-        "010.png",
-        "10.png",
+        *"a 1.png 2.PNG 10.jpg a1b.png a1.png b.txt .hidden.png 010.png".split(),
+        *"10.png".split(),
     ]
     for name in names:
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     found = [path.name for path in list_image_files(tmp_path)]
-    assert found == [
-        "1.png",
-        "2.PNG",
-        "10.jpg",
-        "010.png",
-        "10.png",
-        "a1.png",
-        "a1b.png",
-    ]
-    assert sorted(
-        map(natural_sort_key, tmp_path.iterdir())
-    )  # any two names can be compared
+    assert found == "1.png 2.PNG 10.jpg 010.png 10.png a1.png a1b.png".split()
+    # Any two names can be compared.
+    assert sorted(map(natural_sort_key, tmp_path.iterdir()))
 
 
 def test_one_error_names_ten_problems():
@@ -315,11 +296,9 @@ def test_one_error_names_ten_problems():
     with pytest.raises(ValueError, match="12 problems in here") as error:
         raise_problems([f"{n}.png: damaged" for n in range(12)], "here")
     lines = str(error.value).splitlines()
-    assert (
-        len(lines) == 12
-        and lines[10].endswith("9.png: damaged")
-        and lines[11].endswith("… and 2 more")
-    )
+    assert len(lines) == 12
+    assert lines[10].endswith("9.png: damaged")
+    assert lines[11].endswith("… and 2 more")
 
 
 def test_a_tiff_that_ends_before_its_height_is_refused(tmp_path):
@@ -330,9 +309,8 @@ def test_a_tiff_that_ends_before_its_height_is_refused(tmp_path):
     Image.fromarray(pixels).save(path)
     assert np.array_equal(read_image(path), pixels)
     whole = bytearray(path.read_bytes())
-    place = (
-        whole.index(struct.pack("<HHII", 257, 4, 1, 40)) + 8
-    )  # the tag ImageLength, one number of 32 bits
+    # The tag ImageLength, one number of 32 bits.
+    place = whole.index(struct.pack("<HHII", 257, 4, 1, 40)) + 8
     for height in (41, 40 + (1 << 16)):
         path.write_bytes(whole[:place] + struct.pack("<I", height) + whole[place + 4 :])
         with pytest.raises(
@@ -341,6 +319,5 @@ def test_a_tiff_that_ends_before_its_height_is_refused(tmp_path):
         ):
             read_image(path)
     path.write_bytes(whole[:place] + struct.pack("<I", 39) + whole[place + 4 :])
-    assert np.array_equal(
-        read_image(path), pixels[:39]
-    )  # all that it announces is there
+    # All that it announces is there.
+    assert np.array_equal(read_image(path), pixels[:39])

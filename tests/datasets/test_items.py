@@ -44,12 +44,8 @@ def test_batches_keep_order_and_stop_at_the_end(masks):
     )
     assert torch.stack(whole.labels).tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert whole.paths == [f"number {n}" for n in range(7)]
-    assert found[0].images.shape == (3, 3, 2, 3) and found[-1].images.shape == (
-        1,
-        3,
-        2,
-        3,
-    )
+    assert found[0].images.shape == (3, 3, 2, 3)
+    assert found[-1].images.shape == (1, 3, 2, 3)
     if masks:
         assert [bool(mask.all()) for mask in whole.masks] == [False, True] * 3 + [False]
     else:
@@ -94,16 +90,8 @@ def test_an_error_while_reading_comes_through():
 
 def test_batches_that_cannot_be_put_together_are_refused():
     with pytest.raises(ValueError, match="number 0 has a mask and image 0 has none"):
-        list(
-            batches(
-                ConcatDataset(
-                    [
-                        Numbered(1, masks=True),
-                        TensorItems(torch.zeros(1, 2, 3, dtype=torch.uint8)),
-                    ]
-                )
-            )
-        )
+        unmasked = TensorItems(torch.zeros(1, 2, 3, dtype=torch.uint8))
+        list(batches(ConcatDataset([Numbered(1, masks=True), unmasked])))
     sizes = ConcatDataset(
         [
             TensorItems(torch.zeros(1, 2, 3).byte()),
@@ -123,15 +111,11 @@ def test_pictures_in_memory_become_items():
     grey = torch.arange(2 * 4 * 6, dtype=torch.uint8).view(2, 4, 6) * 5
     items = TensorItems(grey, label=1, name="cell")
     item = items[1]
-    assert (
-        torch.equal(item.image, (grey[1].float() / 255).expand(3, 4, 6))
-        and item.image.is_contiguous()
-    )
-    assert (
-        item[1:] == (1, None, "cell 1")
-        and len(items) == 2
-        and items[-1].path == "cell 1"
-    )
+    assert torch.equal(item.image, (grey[1].float() / 255).expand(3, 4, 6))
+    assert item.image.is_contiguous()
+    assert item[1:] == (1, None, "cell 1")
+    assert len(items) == 2
+    assert items[-1].path == "cell 1"
     colour = torch.stack([grey, grey + 1, grey + 2], -1)
     assert torch.equal(
         TensorItems(colour)[0].image, colour[0].movedim(-1, 0).float() / 255

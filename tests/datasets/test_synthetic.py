@@ -36,9 +36,8 @@ def test_contrast_goes_from_invisible_to_strong(bricks, kind):
     assert changes[0] == 0 and changes[1] < 0.06 and changes[3] > 0.25
     assert changes == sorted(changes)
     assert changes[2] == pytest.approx(0.3 * changes[3], rel=1e-3)
-    assert all(
-        torch.equal(mask, masks[0]) for mask in masks
-    )  # the same places at every contrast
+    # The same places at every contrast.
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
     assert 0.0005 < masks[0].float().mean() < 0.1 and masks[0].flatten(1).any(1).all()
 
 
@@ -83,11 +82,9 @@ def test_seed_and_number_decide_and_nothing_else(bricks):
     order = [7, 0, 3]
     for index in order:  # in any order, and by negative numbers
         a, b, c = first[index], again[index], again[index - len(again)]
-        assert (
-            torch.equal(a.image, b.image)
-            and torch.equal(a.mask, c.mask)
-            and a.path == b.path == c.path
-        )
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.mask, c.mask)
+        assert a.path == b.path == c.path
     masks = stacked(items(first))[1]
     assert not torch.equal(masks, stacked(items(synthetic_defects(bricks, seed=6)))[1])
     assert len({mask.numpy().tobytes() for mask in masks}) == len(masks)
@@ -96,14 +93,10 @@ def test_seed_and_number_decide_and_nothing_else(bricks):
 
 def test_they_are_called_synthetic_wherever_they_appear(bricks):
     item = synthetic_defects(bricks, kinds=["crack"], contrast=0.25)[2]
-    assert (
-        item.path == f"synthetic crack of contrast 0.25 on {bricks[2].path}"
-        and item.label == 1
-    )
-    assert (
-        "synthetic" in synthetic_defects.__doc__
-        and "Synthetic" in type(synthetic_defects(bricks)).__name__
-    )
+    assert item.path == f"synthetic crack of contrast 0.25 on {bricks[2].path}"
+    assert item.label == 1
+    assert "synthetic" in synthetic_defects.__doc__
+    assert "Synthetic" in type(synthetic_defects(bricks)).__name__
 
 
 def test_real_cells_are_painted_on_at_a_size():
@@ -113,21 +106,17 @@ def test_real_cells_are_painted_on_at_a_size():
     )
     assert len(painted) == 3
     for index, item in enumerate(items(painted)):
-        assert (
-            item.image.shape == (3, 128, 128)
-            and item.mask.shape == (128, 128)
-            and item.mask.any()
-        )
+        assert item.image.shape == (3, 128, 128)
+        assert item.mask.shape == (128, 128)
+        assert item.mask.any()
         assert item.path.endswith(f"on image {index}")
 
 
 def test_a_mask_that_is_there_is_kept(bricks):
     twice = synthetic_defects(synthetic_defects(bricks, seed=1), seed=2)
     for index in range(3):
-        once, other = (
-            synthetic_defects(bricks, seed=1)[index].mask,
-            synthetic_defects(bricks, seed=2)[index].mask,
-        )
+        once = synthetic_defects(bricks, seed=1)[index].mask
+        other = synthetic_defects(bricks, seed=2)[index].mask
         assert torch.equal(twice[index].mask, once | other)
 
 

@@ -75,19 +75,16 @@ def assert_check(chapter: str, name: str, case: tuple[list, dict], capsys) -> No
     """A check accepts what is right, turns down what is wrong with a hint that gives
     nothing away, and knows a stub.
     """
-    check, (right, wrong) = (
-        getattr(importlib.import_module(f"paperlib.exercises.{chapter}"), name),
-        case,
-    )
+    check = getattr(importlib.import_module(f"paperlib.exercises.{chapter}"), name)
+    right, wrong = case
     solutions = cells(chapter, "solution")
     assert right and len(wrong) >= FEWEST_WRONG
     for answer in right:
         assert check(answer) is True
         assert capsys.readouterr().out.startswith("right: ")
         if not callable(answer) and not isinstance(answer, list | tuple):
-            assert (
-                check(torch.tensor(answer, dtype=torch.float64)) is True
-            )  # a tensor is a number, too
+            # A tensor is a number, too.
+            assert check(torch.tensor(answer, dtype=torch.float64)) is True
     for answer, hint in [*wrong.items(), *_of_another_kind(right[0])]:
         capsys.readouterr()
         assert check(answer) is False

@@ -65,10 +65,8 @@ def gap_as_a_class(features, channels, classes):
     class Network(nn.Module):
         def __init__(self):
             super().__init__()
-            self.features, self.added = (
-                features,
-                nn.Conv2d(channels, 1024, 3, padding="same"),
-            )
+            self.features = features
+            self.added = nn.Conv2d(channels, 1024, 3, padding="same")
             self.scores = nn.Linear(1024, classes, bias=False)
 
         def forward(self, x):

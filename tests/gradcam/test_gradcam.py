@@ -32,9 +32,7 @@ from paperlib.gradcam import (
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU"),
-    pytest.mark.filterwarnings(
-        "ignore:Input Tensor 0 did not already require gradients"
-    ),
+    pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require grad"),
 ]
 
 
@@ -60,10 +58,8 @@ class Small(nn.Module):
 def small(seed=0, **options):
     torch.manual_seed(seed)
     model = Small(**options)
-    for norm in (
-        model.stem[1],
-        model.body[1],
-    ):  # statistics as after training, not the initial 0 and 1
+    # Statistics as after training, not the initial 0 and 1.
+    for norm in (model.stem[1], model.body[1]):
         nn.init.normal_(norm.running_mean, std=0.2)
         nn.init.uniform_(norm.running_var, 0.1, 0.5)
         nn.init.uniform_(norm.weight, 0.5, 2)
@@ -80,38 +76,29 @@ def distance(a, b):
 
 def state(model):
     """Everything about a model that a call might leave changed."""
-    return (
-        {name: value.clone() for name, value in model.state_dict().items()},
-        [
-            (
-                id(module),
-                type(module),
-                module.training,
-                getattr(module, "inplace", None),
-            )
-            for module in model.modules()
-        ],
-        [
-            (p.requires_grad, None if p.grad is None else p.grad.clone())
-            for p in model.parameters()
-        ],
-        sum(
-            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
-            for m in model.modules()
-        ),
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    modules = [
+        (id(m), type(m), m.training, getattr(m, "inplace", None))
+        for m in model.modules()
+    ]
+    gradients = [
+        (p.requires_grad, None if p.grad is None else p.grad.clone())
+        for p in model.parameters()
+    ]
+    hooks = sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+        for m in model.modules()
     )
+    return values, modules, gradients, hooks
 
 
 def same_state(a, b):
-    return (
-        all(torch.equal(value, b[0][name]) for name, value in a[0].items())
-        and a[1] == b[1]
-        and all(
-            p[0] == q[0] and (p[1] is q[1] or torch.equal(p[1], q[1]))
-            for p, q in zip(a[2], b[2], strict=True)
-        )
-        and a[3] == b[3] == 0
+    same_values = all(torch.equal(value, b[0][name]) for name, value in a[0].items())
+    same_gradients = all(
+        p[0] == q[0] and (p[1] is q[1] or torch.equal(p[1], q[1]))
+        for p, q in zip(a[2], b[2], strict=True)
     )
+    return same_values and a[1] == b[1] and same_gradients and a[3] == b[3] == 0
 
 
 # ---- the equations ----
@@ -158,13 +145,11 @@ def test_weights_are_finite_differences():
     found = grad_cam(model, images, "body.0", [0, 3, 4])
     z = found.maps[0].numel()
     with torch.no_grad():
-        for channel in range(8):
+        for channel, unit in enumerate(torch.eye(8).view(8, 8, 1, 1)):
             scores = []
             for sign in (1, -1):
                 handle = model.body[0].register_forward_hook(
-                    lambda m, i, o, step=sign * epsilon: (
-                        o + step * F.one_hot(torch.tensor(channel), 8).view(1, 8, 1, 1)
-                    )  # noqa: B023
+                    lambda m, i, o, step=sign * epsilon * unit: o + step
                 )
                 scores.append(model(images)[[0, 1, 2], [0, 3, 4]])
                 handle.remove()
@@ -180,15 +165,10 @@ def test_equals_cam_on_gap_linear_head():
     exact = cam(model, images)
     z = exact.maps[0].numel()
     torch.testing.assert_close(z * ours.maps, exact.maps, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(
-        z * ours.weights,
-        model.head.weight[ours.targets].detach(),
-        rtol=1e-12,
-        atol=1e-12,
-    )
-    assert torch.equal(ours.targets, exact.targets) and torch.equal(
-        ours.logits, exact.logits
-    )
+    expected = model.head.weight[ours.targets].detach()
+    torch.testing.assert_close(z * ours.weights, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(ours.targets, exact.targets)
+    assert torch.equal(ours.logits, exact.logits)
 
     gap = model.body(model.stem(images)).requires_grad_()
     score = model.head(gap.mean((2, 3)))[:, 2]
@@ -207,25 +187,17 @@ def test_equals_cam_on_gap_linear_head():
 def test_shapes_follow_images_and_targets(n, height, width, kind):
     model, images = small(), torch.randn(n, 3, height, width)
     classes = torch.arange(2 * n).view(n, 2) % 5
-    targets = {"none": None, "int": 2, "list": classes[:, 0].tolist(), "rows": classes}[
-        kind
-    ]
+    kinds = {"none": None, "int": 2, "list": classes[:, 0].tolist(), "rows": classes}
+    targets = kinds[kind]
     found = grad_cam(model, images, "body", targets)
     t = (2,) if kind == "rows" else ()
     assert found.maps.shape == (n, *t, (height - 1) // 2, (width - 1) // 2)
-    assert (
-        found.weights.shape == (n, *t, 8)
-        and found.targets.shape == (n, *t)
-        and found.logits.shape == (n, 5)
-    )
+    assert found.weights.shape == (n, *t, 8)
+    assert found.targets.shape == (n, *t)
+    assert found.logits.shape == (n, 5)
     assert guided_backprop(model, images, targets).shape == (n, *t, 3, height, width)
-    assert guided_grad_cam(model, images, "body", targets).shape == (
-        n,
-        *t,
-        3,
-        height,
-        width,
-    )
+    product = guided_grad_cam(model, images, "body", targets)
+    assert product.shape == (n, *t, 3, height, width)
 
 
 def test_counterfactual_negates_the_weights():
@@ -234,16 +206,16 @@ def test_counterfactual_negates_the_weights():
         grad_cam(model, images, "body", 1, counterfactual=c, relu=False)
         for c in (False, True)
     )
-    assert torch.equal(counter.weights, -plain.weights) and torch.equal(
-        counter.maps, -plain.maps
-    )
+    assert torch.equal(counter.weights, -plain.weights)
+    assert torch.equal(counter.maps, -plain.maps)
     kept = grad_cam(model, images, "body", 1, counterfactual=True)
     assert torch.equal(kept.maps, counter.maps.clamp_min(0)) and kept.maps.max() > 0
 
 
 # ---- other libraries, where they are right and where they are not ----
 
-NETWORKS = {  # architecture: a layer at the end, and one that an in-place operation follows
+# Architecture: a layer at the end, and one that an in-place operation follows.
+NETWORKS = {
     "alexnet": ("features.12", "features.10"),
     "vgg11": ("features.20", "features.18"),
     "resnet18": ("layer4", "layer4.1.bn2"),
@@ -269,11 +241,8 @@ def build(name):
     torch.manual_seed(0)
     if name.startswith("timm "):
         return timm.create_model(name[5:]).eval()
-    options = (
-        {"init_weights": False}
-        if name in ("googlenet", "inception_v3", "vgg11")
-        else {}
-    )
+    slow = name in ("googlenet", "inception_v3", "vgg11")  # to initialise
+    options = {"init_weights": False} if slow else {}
     return tv.get_model(name, weights=None, **options).eval()
 
 
@@ -282,14 +251,10 @@ def test_equals_captum_on_every_network(name):
     model, targets = build(name), [3, 5]
     images = pictures(2, 96 if name in ("inception_v3", "alexnet") else 64)
     for layer in NETWORKS[name]:
-        ours = grad_cam(
-            model, images, layer, targets, relu=False
-        )  # signed: a ReLU may leave nothing to compare
-        theirs = (
-            LayerGradCam(model, model.get_submodule(layer))
-            .attribute(images, torch.tensor(targets))[:, 0]
-            .detach()
-        )
+        # Signed: a ReLU may leave nothing to compare.
+        ours = grad_cam(model, images, layer, targets, relu=False)
+        peer = LayerGradCam(model, model.get_submodule(layer))
+        theirs = peer.attribute(images, torch.tensor(targets))[:, 0].detach()
         assert distance(ours.maps, theirs) < 1e-5, layer
         with torch.no_grad():
             torch.testing.assert_close(ours.logits, model(images))
@@ -317,46 +282,30 @@ def test_two_more_libraries_agree_where_nothing_happens_in_place():
     model, images, targets = build("resnet18"), pictures(2, 64), [3, 5]
     for name in ("layer4", "layer1.0.conv1", "layer2"):
         ours = grad_cam(model, images, name, targets).maps
-        assert (
-            distance(
-                pytorch_grad_cam(model, model.get_submodule(name), images, targets),
-                ours,
-            )
-            < 1e-5
-        )
+        theirs = pytorch_grad_cam(model, model.get_submodule(name), images, targets)
+        assert distance(theirs, ours) < 1e-5
         assert distance(torchcam(model, name, images, targets), ours) < 1e-5
 
 
 def test_before_an_in_place_relu_two_libraries_are_wrong_and_this_is_not():
-    model, images, targets, layer = (
-        build("resnet18"),
-        pictures(2, 64),
-        [3, 5],
-        "layer4.1.bn2",
-    )
+    model = build("resnet18")
+    images = pictures(2, 64)
+    targets = [3, 5]
+    layer = "layer4.1.bn2"
     ours = grad_cam(model, images, layer, targets).maps
     outplace = copy.deepcopy(model)
     for module in outplace.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
-    outplace.layer4[1].forward = lambda x: (
-        F.relu(  # the residual += of torchvision is in place as well
-            outplace.layer4[1].bn2(
-                outplace.layer4[1].conv2(
-                    F.relu(outplace.layer4[1].bn1(outplace.layer4[1].conv1(x)))
-                )
-            )
-            + x
-        )
+    block = outplace.layer4[1]
+    # The residual += of torchvision is in place as well.
+    block.forward = lambda x: F.relu(
+        block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x))))) + x
     )
-    expected = pytorch_grad_cam(outplace, outplace.layer4[1].bn2, images, targets)
+    expected = pytorch_grad_cam(outplace, block.bn2, images, targets)
     assert distance(ours, expected) < 1e-5
-    assert (
-        distance(
-            pytorch_grad_cam(model, model.layer4[1].bn2, images, targets), expected
-        )
-        > 0.3
-    )
+    theirs = pytorch_grad_cam(model, model.layer4[1].bn2, images, targets)
+    assert distance(theirs, expected) > 0.3
     assert distance(torchcam(model, layer, images, targets), expected) > 0.3
 
 
@@ -390,18 +339,13 @@ def test_guided_backprop_by_hand():
             return (F.relu(x) * torch.tensor(HAND_GRADIENT)).sum((1, 2, 3))[:, None]
 
     images = torch.tensor(HAND_INPUT)[None, None].requires_grad_()
-    assert guided_backprop(OneReLU(), images)[0, 0].tolist() == [
-        [0, 0, 0],
-        [6, 0, 0],
-        [0, 0, 3],
-    ]
+    guided = guided_backprop(OneReLU(), images)[0, 0]
+    assert guided.tolist() == [[0, 0, 0], [6, 0, 0], [0, 0, 3]]
     (plain,) = torch.autograd.grad(OneReLU()(images).sum(), images)
     assert plain[0, 0].tolist() == [[-2, 0, -1], [6, 0, 0], [0, -1, 3]]
-    assert torch.tensor(HAND_GRADIENT).clamp_min(0).tolist() == [
-        [0, 3, 0],
-        [6, 0, 1],
-        [2, 0, 3],
-    ]  # a deconvnet's
+    # A deconvnet's.
+    deconvnet = torch.tensor(HAND_GRADIENT).clamp_min(0)
+    assert deconvnet.tolist() == [[0, 3, 0], [6, 0, 1], [2, 0, 3]]
 
 
 class Rule(torch.autograd.Function):
@@ -434,10 +378,7 @@ def written_out(model, images, targets, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet18",
-        "googlenet",
-        "mobilenet_v2",
-        "densenet121",
+        *"resnet18 googlenet mobilenet_v2 densenet121".split(),
         "timm tf_efficientnet_lite0",
     ],
 )
@@ -449,9 +390,8 @@ def test_guided_backprop_follows_the_rule_on_networks(name, monkeypatch):
     theirs = GuidedBackprop(model).attribute(images, torch.tensor(targets)).detach()
     if name == "resnet18":  # every ReLU is a module
         assert distance(theirs, expected) < 1e-6
-    elif (
-        name != "densenet121"
-    ):  # functional ones, or ReLU6: captum gives the plain gradient
+    elif name != "densenet121":
+        # Functional ReLUs, or ReLU6: captum returns the plain gradient.
         copied = images.clone().requires_grad_()
         (plain,) = torch.autograd.grad(model(copied)[[0, 1], targets].sum(), copied)
         assert distance(theirs, plain) < 1e-6 and distance(theirs, expected) > 0.5
@@ -468,14 +408,12 @@ def test_pytorch_grad_cam_handles_one_image_ignores_relu6_adds_up_and_changes_mo
     twice = torch.from_numpy(peer(once, 3).copy()).permute(2, 0, 1)
     torch.testing.assert_close(twice, 2 * ours[0])
     assert peer.model.body[2] is peer.model.stem[2] and not peer.model.body[2].inplace
-    assert same_state(kept, state(model)) and torch.equal(
-        guided_backprop(model, images, 3), ours
-    )
+    assert same_state(kept, state(model))
+    assert torch.equal(guided_backprop(model, images, 3), ours)
 
     six = small(relu=nn.ReLU6)
-    theirs = torch.from_numpy(
-        GuidedBackpropReLUModel(copy.deepcopy(six))(images.clone(), 3).copy()
-    ).permute(2, 0, 1)
+    peer = GuidedBackpropReLUModel(copy.deepcopy(six))
+    theirs = torch.from_numpy(peer(images.clone(), 3).copy()).permute(2, 0, 1)
     copied = images.clone().requires_grad_()
     (plain,) = torch.autograd.grad(six(copied)[:, 3].sum(), copied)
     torch.testing.assert_close(theirs, plain[0])
@@ -492,14 +430,8 @@ def test_a_network_with_shared_and_functional_relus():
             self.shared = nn.ReLU(inplace=True)
 
         def forward(self, x):
-            ways = [
-                self.shared,
-                F.relu,
-                self.shared,
-                lambda v: v.clamp(min=0),
-                lambda v: v.relu_(),
-                F.relu6,
-            ]
+            clamp, in_place = (lambda v: v.clamp(min=0)), torch.relu_
+            ways = [self.shared, F.relu, self.shared, clamp, in_place, F.relu6]
             for convolution, relu in zip(self.convolutions, ways, strict=True):
                 x = x + relu(convolution(x))
             return x.mean((2, 3))
@@ -538,10 +470,8 @@ def test_guided_grad_cam_is_the_product_of_its_factors():
             calls.clear()
             product = guided_grad_cam(model, images, layer, targets)
             assert len(calls) == 1
-            gradient, maps = (
-                guided_backprop(model, images, targets),
-                grad_cam(model, images, layer, targets).maps,
-            )
+            gradient = guided_backprop(model, images, targets)
+            maps = grad_cam(model, images, layer, targets).maps
             expected = gradient * upsample(maps, 64).unsqueeze(-3)
             assert distance(product, expected) < 1e-6
     handle.remove()
@@ -551,18 +481,11 @@ def test_guided_grad_cam_equals_captums_with_bilinear_maps():
     model, images = build("resnet18"), pictures(2, 64)
     ours = guided_grad_cam(model, images, "layer4", [3, 5])
     peer = GuidedGradCam(model, model.layer4)
-    assert (
-        distance(
-            peer.attribute(
-                images, torch.tensor([3, 5]), interpolate_mode="bilinear"
-            ).detach(),
-            ours,
-        )
-        < 1e-5
-    )
-    assert (
-        distance(peer.attribute(images, torch.tensor([3, 5])).detach(), ours) > 0.1
-    )  # its default is nearest
+    targets = torch.tensor([3, 5])
+    bilinear = peer.attribute(images, targets, interpolate_mode="bilinear")
+    assert distance(bilinear.detach(), ours) < 1e-5
+    # Its default is nearest.
+    assert distance(peer.attribute(images, targets).detach(), ours) > 0.1
 
 
 # ---- targets ----
@@ -572,10 +495,8 @@ def test_several_targets_of_one_image_cost_one_forward_pass():
     model, images, calls = small(), pictures(3), []
     rows = torch.tensor([[0, 1], [2, 2], [4, 0]])
     handle = model.register_forward_hook(lambda *_: calls.append(1))
-    both, guided = (
-        grad_cam(model, images, "stem.1", rows),
-        guided_backprop(model, images, rows),
-    )
+    both = grad_cam(model, images, "stem.1", rows)
+    guided = guided_backprop(model, images, rows)
     handle.remove()
     assert len(calls) == 2
     for t in range(2):
@@ -617,21 +538,15 @@ def test_any_score_of_a_segmentation_network():
         weights=None, weights_backbone=None, num_classes=4
     ).eval()
     images, region = pictures(2, 64), slice(16, 48)
-    found = grad_cam(
-        model,
-        images,
-        "backbone.16",
-        lambda y: y["out"][:, 2, region, region].mean((1, 2)),
-    )
+
+    def score(y):
+        return y["out"][:, 2, region, region].mean((1, 2))
+
+    found = grad_cam(model, images, "backbone.16", score)
     assert found.targets is None and found.maps.shape == (2, 4, 4)
-    assert (
-        found.logits["out"].shape == (2, 4, 64, 64)
-        and not found.logits["out"].requires_grad
-    )
-    theirs = LayerGradCam(
-        lambda x: model(x)["out"][:, 2:3, region, region].mean((2, 3)),
-        model.backbone["16"],
-    )
+    assert found.logits["out"].shape == (2, 4, 64, 64)
+    assert not found.logits["out"].requires_grad
+    theirs = LayerGradCam(lambda x: score(model(x))[:, None], model.backbone["16"])
     expected = theirs.attribute(images, 0, relu_attributions=True)[:, 0].detach()
     assert distance(found.maps, expected) < 1e-5
 
@@ -641,16 +556,15 @@ def test_the_similarity_of_two_embeddings():
     model.fc = nn.Identity()
     with torch.no_grad():
         reference = model(pictures(1, 64, seed=9))
-    found = grad_cam(
-        model, images, "layer4", lambda y: F.cosine_similarity(y, reference)
-    )
+
+    def similarity(y):
+        return F.cosine_similarity(y, reference)
+
+    found = grad_cam(model, images, "layer4", similarity)
     embedding = found.logits.requires_grad_()
-    (slope,) = torch.autograd.grad(
-        F.cosine_similarity(embedding, reference).sum(), embedding
-    )
-    torch.testing.assert_close(
-        found.weights, slope / 4, rtol=1e-4, atol=1e-7
-    )  # pooling over 2×2 cells
+    (slope,) = torch.autograd.grad(similarity(embedding).sum(), embedding)
+    # Pooling over 2×2 cells.
+    torch.testing.assert_close(found.weights, slope / 4, rtol=1e-4, atol=1e-7)
 
 
 def test_a_functions_own_exception_passes_through():
@@ -698,15 +612,9 @@ def test_the_last_call_of_a_layer_counts():
 # ---- the state of model and caller ----
 
 CALLS = {
-    "grad_cam": lambda model, images, targets=1: (
-        grad_cam(model, images, "body", targets).maps
-    ),
-    "guided_backprop": lambda model, images, targets=1: guided_backprop(
-        model, images, targets
-    ),
-    "guided_grad_cam": lambda model, images, targets=1: guided_grad_cam(
-        model, images, "body", targets
-    ),
+    "grad_cam": lambda m, images, t=1: grad_cam(m, images, "body", t).maps,
+    "guided_backprop": lambda m, images, t=1: guided_backprop(m, images, t),
+    "guided_grad_cam": lambda m, images, t=1: guided_grad_cam(m, images, "body", t),
 }
 
 
@@ -745,9 +653,8 @@ def test_callers_without_gradients(call, context):
     with context():
         assert torch.equal(call(model, images), expected)
         made_inside = call(model, images * 1)
-        assert not torch.is_grad_enabled() and torch.is_inference_mode_enabled() == (
-            context is torch.inference_mode
-        )
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() == (context is torch.inference_mode)
     assert torch.equal(made_inside, expected)
     assert not made_inside.is_inference() and not made_inside.requires_grad
 
@@ -1009,11 +916,8 @@ def test_scripts_are_refused():
     )
     with pytest.raises(ValueError, match="layer '0' is a TopLevelTracedModule"):
         grad_cam(part, pictures(), "0")
-    assert grad_cam(part, pictures(), "1").maps.shape == (
-        2,
-        16,
-        16,
-    )  # a scripted part elsewhere does no harm
+    # A scripted part elsewhere does no harm.
+    assert grad_cam(part, pictures(), "1").maps.shape == (2, 16, 16)
     with pytest.raises(ValueError, match="hides its ReLUs"):
         guided_backprop(part, pictures())
 
@@ -1103,9 +1007,8 @@ def test_two_classes_in_one_picture_are_told_apart():
         backbone.transform(picture[None]) for picture in (data.chelsea(), data.coffee())
     )
     scene = torch.cat([cat, cup], 3)  # the cat on the left, the cup on the right
-    found = grad_cam(
-        backbone.model, scene, "conv_head", [[285, 967]]
-    )  # Egyptian cat, espresso
+    # Egyptian cat, espresso.
+    found = grad_cam(backbone.model, scene, "conv_head", [[285, 967]])
     left = found.maps[..., :7].sum((2, 3)) / found.maps.sum((2, 3))
     assert left[0, 0] > 0.8 and left[0, 1] < 0.2
     sharp = guided_grad_cam(backbone.model, scene, "conv_head", [[285, 967]]).abs()

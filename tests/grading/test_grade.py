@@ -101,23 +101,14 @@ def test_each_submission_costs_only_itself(tmp_path):
         "wrong.ipynb": attempt("20_070_400", "17"),
     }
     table, said = tmp_path / "grades.csv", []
-    grade(
-        hand_in(tmp_path / "in", submissions),
-        table,
-        limits=Limits(seconds=27),
-        jobs=2,
-        say=said.append,
-    )
+    folder = hand_in(tmp_path / "in", submissions)
+    grade(folder, table, limits=Limits(seconds=27), jobs=2, say=said.append)
     found, names = rows(table), exercises("mobilenet")
     assert list(found) == list(submissions)
     assert said[-1] == f"written: {table}, a row for each file"
-    columns = [
-        "passed",
-        *(
-            f"{names.index(name) + 1} {name}"
-            for name in ("standard_cost", "break_even", "spared_weights")
-        ),
-    ]
+    checks = ("standard_cost", "break_even", "spared_weights")
+    columns = ["passed", *(f"{names.index(name) + 1} {name}" for name in checks)]
+    timeout = "timed out after 27 s"
     assert {
         name: [row["status"].partition(" (")[0], *(row[c] for c in columns)]
         for name, row in found.items()
@@ -128,23 +119,15 @@ def test_each_submission_costs_only_itself(tmp_path):
         "leaving.ipynb": ["graded", "2", "passed", "error", "passed"],
         "looping.ipynb": ["graded", "2", "passed", "error", "passed"],
         "right.ipynb": ["graded", "2", "passed", "not attempted", "passed"],
-        "stubborn.ipynb": [
-            "timed out after 27 s",
-            "1",
-            "passed",
-            "not reached",
-            "not reached",
-        ],
+        "stubborn.ipynb": [timeout, "1", "passed", "not reached", "not reached"],
         "wrong.ipynb": ["graded", "0", "failed", "failed", "not attempted"],
     }
     remarks = {name: row["remarks"] for name, row in found.items()}
     assert "TooLong: not done after 9 s" in remarks["looping.ipynb"]
     assert "SIGKILL" in found["dying.ipynb"]["status"]
     assert "counts the pair once" in remarks["wrong.ipynb"]
-    assert (
-        "ZeroDivisionError" in remarks["crashing.ipynb"]
-        and "NameError" in remarks["crashing.ipynb"]
-    )
+    assert "ZeroDivisionError" in remarks["crashing.ipynb"]
+    assert "NameError" in remarks["crashing.ipynb"]
     assert remarks["greedy.ipynb"].count("memory") >= 2
 
 
@@ -185,6 +168,13 @@ import sys
 sys.stdout.write('{"check": "side_ratio", "verdict": "passed"}')
 sys.stderr.write('{"check": "side_ratio", "verdict": "passed"}')
 """
+SLIPPING = """import os, time
+def slip():
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(200)
+        os._exit(0)
+    return 0"""
 CHEATS = {
     "prints": answered(
         "cam", {}, after="print('right: the areas may differ')\nprint('passed')"
@@ -223,14 +213,7 @@ def test_a_submission_runs_in_an_empty_folder_without_our_secrets(
 
 
 def test_a_process_that_slips_away_keeps_nobody_waiting():
-    text = answered(
-        "cam",
-        {"side_ratio": "2 ** 0.5 + slip()"},
-        before=(
-            "import os, time\ndef slip():\n    if os.fork() == 0:\n       "
-            " os.setsid()\n        time.sleep(200)\n        os._exit(0)\n    return 0"
-        ),
-    )
+    text = answered("cam", {"side_ratio": "2 ** 0.5 + slip()"}, before=SLIPPING)
     started = time.monotonic()
     assert verdicts(text)[1]["side_ratio"] == "passed"
     assert time.monotonic() - started < 100
@@ -296,15 +279,9 @@ def test_what_is_no_submission_gets_a_row(tmp_path):
 
 
 def test_a_submission_of_another_chapter_is_told(tmp_path):
-    folder = hand_in(
-        tmp_path,
-        {
-            "a.ipynb": stub("cam"),
-            "b.ipynb": stub("cam"),
-            "c.ipynb": stub("padim"),
-            "d.txt": "d",
-        },
-    )
+    notebooks = {"a": stub("cam"), "b": stub("cam"), "c": stub("padim")}
+    files = {f"{name}.ipynb": text for name, text in notebooks.items()}
+    folder = hand_in(tmp_path, files | {"d.txt": "d"})
     assert common_chapter(files_of(folder)) == "cam"
     (folder / "a.ipynb").unlink()
     with pytest.raises(ValueError, match="--chapter"):
@@ -316,25 +293,16 @@ def test_a_submission_of_another_chapter_is_told(tmp_path):
 def test_the_table_is_safe_to_open(tmp_path):
     """No formula for a spreadsheet, no half-written file, nothing left beside it."""
     names = exercises("cam")
-    row = Grade(
-        "=cmd()|'x'.ipynb",
-        "graded",
-        dict.fromkeys(names, "failed"),
-        {names[0]: 'a,\n"b"'},
-        1.26,
-    )
+    failed, hints = dict.fromkeys(names, "failed"), {names[0]: 'a,\n"b"'}
+    row = Grade("=cmd()|'x'.ipynb", "graded", failed, hints, 1.26)
     write_table([row, Grade("@b", "-1", {}, {}, 0)], "cam", tmp_path / "t.csv")
     first, second = rows(tmp_path / "t.csv").values()
-    assert (
-        first["submission"] == "'=cmd()|'x'.ipynb"
-        and first["remarks"] == '1: a, "b"'
-        and first["seconds"] == "1.3"
-    )
-    assert (
-        second["submission"] == "'@b"
-        and second["status"] == "'-1"
-        and second["of"] == "6"
-    )
+    assert first["submission"] == "'=cmd()|'x'.ipynb"
+    assert first["remarks"] == '1: a, "b"'
+    assert first["seconds"] == "1.3"
+    assert second["submission"] == "'@b"
+    assert second["status"] == "'-1"
+    assert second["of"] == "6"
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
@@ -344,36 +312,19 @@ def test_the_last_lines_say_what_is_left_to_do():
     late = Grade(
         "b", "timed out after 60 s", {"one": "passed", "two": "not reached"}, {}, 60.0
     )
-    loop = Grade(
-        "c",
-        "graded",
-        {"one": "error", "two": "passed"},
-        {"one": "TooLong: not done after 20 s"},
-        1.0,
-    )
-    died = Grade(
-        "d",
-        "crashed (stopped by SIGKILL)",
-        {"one": "passed", "two": "not reached"},
-        {},
-        1.0,
-    )
-    error = Grade(
-        "e",
-        "graded",
-        {"one": "error", "two": "passed"},
-        {"one": "NameError: nothing"},
-        1.0,
-    )
+    verdicts = {"one": "error", "two": "passed"}
+    hints = {"one": "TooLong: not done after 20 s"}
+    loop = Grade("c", "graded", verdicts, hints, 1.0)
+    stopped = {"one": "passed", "two": "not reached"}
+    died = Grade("d", "crashed (stopped by SIGKILL)", stopped, {}, 1.0)
+    error = Grade("e", "graded", verdicts, {"one": "NameError: nothing"}, 1.0)
     other = Grade("f", "another chapter: cam, not padim", {}, {}, 0.0)
     assert to_do([fine], QUICK) == []
     slow, gone, odd, refused = to_do([fine, late, loop, died, error, other], QUICK)
     assert slow.startswith("2 files ran out of time") and "--timeout 120" in slow
     assert gone.startswith("1 file ended before")
-    assert (
-        odd.startswith("1 file with answers that did not run")
-        and "--all-cells --timeout" in odd
-    )
+    assert odd.startswith("1 file with answers that did not run")
+    assert "--all-cells --timeout" in odd
     assert refused.startswith("1 file not graded")
     assert "--all-cells" not in to_do([error], Limits(everything=True))[0]
 
@@ -402,19 +353,8 @@ def test_arguments_out_of_range_are_refused(tmp_path, change, message):
 
 def test_the_command_line(tmp_path, capsys):
     hand_in(tmp_path, {"a.ipynb": answered("cam", {"side_ratio": "2 ** 0.5"})})
-    assert (
-        command.main(
-            [
-                "grade",
-                str(tmp_path),
-                "--out",
-                str(tmp_path / "t.csv"),
-                "--timeout",
-                "60",
-            ]
-        )
-        == 0
-    )
+    arguments = ["--out", str(tmp_path / "t.csv"), "--timeout", "60"]
+    assert command.main(["grade", str(tmp_path), *arguments]) == 0
     assert "a.ipynb: graded, 1 of 6" in capsys.readouterr().out
     assert rows(tmp_path / "t.csv")["a.ipynb"]["2 side_ratio"] == "passed"
     assert command.main(["grade", str(tmp_path / "nowhere")]) == 1

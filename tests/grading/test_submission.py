@@ -19,16 +19,8 @@ def sources(text, **options):
 
 def kept(*cells):
     """What is kept of some cells before an exercise that needs `x`."""
-    made = read(
-        notebook(
-            [
-                *cells,
-                "from paperlib.exercises import cam as check",
-                "check.side_ratio(x)",
-                "b = 3",
-            ]
-        )
-    )
+    check = ["from paperlib.exercises import cam as check", "check.side_ratio(x)"]
+    made = read(notebook([*cells, *check, "b = 3"]))
     return [statement.source for statement in made.statements[:-1]]
 
 
@@ -143,20 +135,12 @@ def test_calls_are_found_however_imported():
     ]
     assert found(
         "import paperlib.exercises.cam as c", "c.side_ratio(2), c.box_function(f)"
-    ) == [
-        "side_ratio",
-        "box_function",
-    ]
+    ) == ["side_ratio", "box_function"]
     assert found("from paperlib.exercises.cam import side_ratio", "side_ratio(2)") == [
         "side_ratio"
     ]
-    assert (
-        found(
-            "from paperlib.exercises import cam as check",
-            "side_ratio(2); other.side_ratio(2)",
-        )
-        == []
-    )
+    uses = "side_ratio(2); other.side_ratio(2)"
+    assert found("from paperlib.exercises import cam as check", uses) == []
     tree = ast.parse("check.side_ratio(1)")
     assert len(list(called_checks(tree, {"side_ratio"}, {"check"}, set()))) == 1
 
@@ -172,14 +156,9 @@ def test_a_check_that_is_overwritten_is_the_graders_all_the_same():
 
 
 def test_a_cell_that_is_not_python_keeps_its_exercises():
-    made = read(
-        notebook(
-            [
-                "from paperlib.exercises import cam as check",
-                "done = check.side_ratio(1.4\n",
-            ]
-        )
-    ).statements
+    unclosed = "done = check.side_ratio(1.4\n"
+    cells = ["from paperlib.exercises import cam as check", unclosed]
+    made = read(notebook(cells)).statements
     assert [statement.checks for statement in made] == [["side_ratio"]]
     assert made[0].error.startswith("SyntaxError")
 

@@ -18,14 +18,11 @@ from paperlib.mobilenet import (
 # The paper's rows (Tables 4 to 10) and the exact totals that follow from its Table 1:
 # multiply-adds, and parameters without batch norm. A comment says where the paper
 # prints something else.
+DOGS = dict(width=0.75, num_classes=120)
 PAPER = {
     "1.0-224": (dict(), 224, 568_740_352, 4_210_088),
-    "full convolutions": (
-        dict(separable=False),
-        224,
-        4_867_293_184,
-        29_282_120,
-    ),  # printed: 4866
+    # Printed: 4866.
+    "full convolutions": (dict(separable=False), 224, 4_867_293_184, 29_282_120),
     "shallow": (dict(shallow=True), 224, 307_323_392, 2_876_328),
     "0.75-224": (dict(width=0.75), 224, 325_400_448, 2_569_144),
     "0.5-224": (dict(width=0.5), 224, 149_497_088, 1_320_648),
@@ -34,12 +31,7 @@ PAPER = {
     "1.0-160": (dict(), 160, 290_675_200, 4_210_088),  # printed: 290
     "1.0-128": (dict(), 128, 186_400_768, 4_210_088),
     "0.5-160": (dict(width=0.5), 160, 76_524_800, 1_320_648),  # printed: 76
-    "0.75-192, 120 dogs": (
-        dict(width=0.75, num_classes=120),
-        192,
-        238_597_632,
-        1_892_424,
-    ),  # printed: 239
+    "0.75-192, 120 dogs": (DOGS, 192, 238_597_632, 1_892_424),  # printed: 239
 }
 
 
@@ -77,9 +69,8 @@ def test_last_stride_two_misses_the_papers_total():
 def test_logits_equal_timms():
     torch.manual_seed(0)
     theirs = timm.create_model("mobilenetv1_100")
-    for (
-        module
-    ) in theirs.modules():  # running statistics that differ from their initial values
+    # Running statistics that differ from their initial values.
+    for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
@@ -102,10 +93,8 @@ def test_logits_equal_timms():
 
 def test_names_cover_both_state_dicts_in_order():
     with torch.device("meta"):
-        ours, theirs = (
-            MobileNetV1().state_dict(),
-            timm.create_model("mobilenetv1_100").state_dict(),
-        )
+        ours = MobileNetV1().state_dict()
+        theirs = timm.create_model("mobilenetv1_100").state_dict()
     assert list(timm_names()) == list(ours)
     assert list(timm_names().values()) == list(theirs)
 

@@ -18,12 +18,5 @@ def naive_statistics(x, epsilon=0.01):
 def naive_distance(x, mean, covariance):
     """Equation 2, one image and position after the other, by SciPy, with an inverse."""
     inverses = np.linalg.inv(covariance)
-    return np.array(
-        [
-            [
-                scipy.spatial.distance.mahalanobis(p, m, i)
-                for p, m, i in zip(im, mean, inverses, strict=True)
-            ]
-            for im in x
-        ]
-    )
+    mahalanobis = scipy.spatial.distance.mahalanobis
+    return np.array([list(map(mahalanobis, im, mean, inverses)) for im in x])

@@ -127,10 +127,8 @@ def test_the_seed_turns_the_random_variants_pictures(lite0, settings, monkeypatc
 
 
 def test_examples_are_the_extremes():
-    labels, scores = (
-        torch.tensor([0, 1, 0, 1, 1, 0]),
-        torch.tensor([2.0, 9.0, 1.0, 3.0, 5.0, 6.0]),
-    )
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    scores = torch.tensor([2.0, 9.0, 1.0, 3.0, 5.0, 6.0])
     scored = evaluation.Scored(None, None, labels, scores, None)
     chosen = {
         "clearest defect": 1,
@@ -160,19 +158,14 @@ def test_a_run_writes_rows_and_pictures(tmp_path, lite0, settings, monkeypatch):
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["category"] for row in rows] == ["carpet", "bottle"]
-    assert (
-        float(rows[1]["image_auroc"]) == found[1].image_auroc
-        and rows[0]["dimensions"] == "20"
-    )
+    assert float(rows[1]["image_auroc"]) == found[1].image_auroc
+    assert rows[0]["dimensions"] == "20"
     for name in names:
         picture = np.asarray(Image.open(out / name))
         assert picture.shape[0] > 600 and picture.std() > 20
     (images, maps, masks), options = drawn[0]
-    assert images.shape == (4, 3, 224, 224) and maps.shape == masks.shape == (
-        4,
-        224,
-        224,
-    )
+    assert images.shape == (4, 3, 224, 224)
+    assert maps.shape == masks.shape == (4, 224, 224)
     assert masks.flatten(1).any(1).tolist() == [True, True, False, False]
     assert all(
         f"{float(m.max()):.1f}" in label
@@ -242,9 +235,8 @@ def test_results_come_back_as_they_were_written(tmp_path, settings, monkeypatch)
     )
     with pytest.raises(OSError, match="no space"):
         evaluation.write_results(path, written[:1])
-    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [
-        "results.csv"
-    ]
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["results.csv"]
 
 
 @pytest.mark.parametrize(
@@ -297,10 +289,8 @@ def test_the_report_stands_beside_the_papers_tables(settings):
         result(name, settings, 0.9 + 0.001 * n) for n, name in enumerate(GROUPS["all"])
     ]
     text = evaluation.report(results)
-    assert (
-        text.splitlines()[0]
-        == "efficientnet_lite0, 20 dimensions, seed 3, centred crops; in %"
-    )
+    title = text.splitlines()[0]
+    assert title == "efficientnet_lite0, 20 dimensions, seed 3, centred crops; in %"
     assert max(map(len, text.splitlines())) <= 120
     heading = text.splitlines()[1].split("  ")
     columns = [h.strip() for h in heading if h.strip()]
@@ -363,10 +353,8 @@ def test_the_papers_mean_stands_only_beside_a_complete_one(settings):
     ]
     assert "all_object" not in text
     alone = evaluation.report([result("my own", settings)])
-    assert (
-        alone.splitlines()[-1]
-        == "from Defard, Setkov, Loesch, Audigier: PaDiM, arXiv:2011.08785v1"
-    )
+    source = "from Defard, Setkov, Loesch, Audigier: PaDiM, arXiv:2011.08785v1"
+    assert alone.splitlines()[-1] == source
     with pytest.raises(ValueError, match="no result"):
         evaluation.report([])
 
@@ -377,12 +365,10 @@ def test_the_random_variant_stands_beside_table_vi(settings):
         for name in GROUPS["all"]
     ]
     text = evaluation.report(rows)
-    assert (
-        "all channels" in text
-        and "Rd-MVTec AD" in text
-        and "Table VI" in text
-        and "Table III" not in text
-    )
+    assert "all channels" in text
+    assert "Rd-MVTec AD" in text
+    assert "Table VI" in text
+    assert "Table III" not in text
     assert [c.strip() for c in cells(text, "all (15 of 15)") if c.strip()][
         -1
     ] == "92.2 / 73.1"

@@ -155,9 +155,8 @@ def test_what_a_gaussian_cannot_take_changes_nothing():
         ValueError, match=r"\(2, 4, torch.float32\); expected \(2, 3, torch.float32\)"
     ):
         gaussian.merge(PatchGaussian(2, 4))
-    assert (
-        torch.equal(gaussian.covariance(), fed(x).covariance()) and gaussian.count == 4
-    )
+    assert torch.equal(gaussian.covariance(), fed(x).covariance())
+    assert gaussian.count == 4
     for arguments in ((0, 3), (2, 0), (2, 3, torch.float16)):
         with pytest.raises(ValueError, match="expected"):
             PatchGaussian(*arguments)
@@ -218,10 +217,8 @@ def test_two_processes_share_their_statistics(tmp_path):
     for rank in (0, 1):
         with safe_open(tmp_path / f"{rank}.safetensors", "np") as file:
             assert file.metadata()["counts"] == "11 11"
-            assert (
-                "dimensions" in file.metadata()["message"]
-                and "another process" in file.metadata()["message"]
-            )
+            assert "dimensions" in file.metadata()["message"]
+            assert "another process" in file.metadata()["message"]
             for name in ("uneven", "lonely"):
                 np.testing.assert_allclose(
                     file.get_tensor(f"{name}.mean"), mean, rtol=1e-12
@@ -263,9 +260,8 @@ def test_inverse_factor_equals_lapacks(d):
         3, d, 2 * d, dtype=torch.float64, generator=torch.Generator().manual_seed(d)
     )
     covariance = a @ a.mT / (2 * d) + 0.01 * torch.eye(d)
-    below = covariance.tril() + 1e9 * torch.ones(d, d).triu(
-        1
-    )  # above the diagonal nothing is read
+    # Above the diagonal nothing is read.
+    below = covariance.tril() + 1e9 * torch.ones(d, d).triu(1)
     found = _inverse_cholesky(below)
     torch.testing.assert_close(
         found, torch.linalg.inv(torch.linalg.cholesky(covariance)), rtol=1e-9, atol=1e-9
@@ -274,9 +270,10 @@ def test_inverse_factor_equals_lapacks(d):
 
 
 def test_whitening_is_the_inverse_factor_of_the_covariance():
+    # Few: N - 1 is felt.
     x = torch.randn(
         5, 3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )  # few: N - 1 is felt
+    )
     for epsilon in (0.01, 1):
         lower = torch.linalg.cholesky(fed(x, dtype=torch.float64).covariance(epsilon))
         found = whiten(fed(x, dtype=torch.float64), epsilon)
@@ -316,10 +313,8 @@ def test_distance_runs_where_its_input_lies():
         )
         assert fake.shape == (2, 3) and fake.device.type == "cuda"
         gaussian = fed(torch.rand(5, 3, 4))
-        assert (
-            gaussian.covariance().device.type == "cuda"
-            and gaussian.mean().device.type == "cuda"
-        )
+        assert gaussian.covariance().device.type == "cuda"
+        assert gaussian.mean().device.type == "cuda"
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,8 @@ def test_maps_equal_the_equations_written_out(images, mode):
     assert maps.shape == (10, 32, 24) and maps.dtype == torch.float32
     np.testing.assert_allclose(maps, truth, rtol=2e-4)
     torch.testing.assert_close(model.score(images[30:]), maps.amax((1, 2)))
-    torch.testing.assert_close(
-        model.score(images[30:31]), model.score(images[30:])[:1]
-    )  # a batch of one
+    # A batch of one.
+    torch.testing.assert_close(model.score(images[30:31]), model.score(images[30:])[:1])
     assert (model.count, model.grid, model.size) == (30, (16, 12), (32, 24))
 
 
@@ -87,10 +86,8 @@ def test_channels_are_drawn_by_the_seed(images):
     assert torch.equal(models[0].channels, models[1].channels)
     assert not torch.equal(models[0].channels, models[2].channels)
     for model in models:
-        assert (
-            torch.equal(model.channels, model.channels.unique())
-            and len(model.channels) == 9
-        )
+        assert torch.equal(model.channels, model.channels.unique())
+        assert len(model.channels) == 9
         assert model.mean.shape == (192, 9) and model.whitening.shape == (192, 9, 9)
     extractor = small_extractor()
     chosen = [
@@ -175,9 +172,8 @@ def test_threshold_of_fitted_images_equals_leaving_each_out(images):
         )
     plain = model.normal_threshold(images.split(5), 0.75)
     assert plain == pytest.approx(np.quantile(model.score(images), 0.75), rel=1e-5)
-    assert plain < 0.8 * model.normal_threshold(
-        images.split(5), 0.75, fitted=True
-    )  # fitted images score too low
+    # Fitted images score too low.
+    assert plain < 0.8 * model.normal_threshold(images.split(5), 0.75, fitted=True)
     assert model.normal_threshold(images.split(5)) == model.normal_threshold(
         images.split(5), 0.99
     )
@@ -191,15 +187,11 @@ def test_threshold_of_fitted_images_equals_leaving_each_out(images):
 
 def test_the_defaults_are_the_papers(images):
     model = PaDiM(small_extractor())
-    assert (model.dimensions, model.seed, model.epsilon, model.sigma) == (
-        100,
-        0,
-        0.01,
-        4,
-    )  # Sec. III-B and IV-B
-    assert (
-        PaDiM(small_extractor(), 1).fit([images]).mean.shape[1] == 1
-    )  # the least there is
+    # Sec. III-B and IV-B.
+    assert (model.dimensions, model.seed) == (100, 0)
+    assert (model.epsilon, model.sigma) == (0.01, 4)
+    # The least there is.
+    assert PaDiM(small_extractor(), 1).fit([images]).mean.shape[1] == 1
 
 
 def test_unusable_settings_and_images_are_refused(images):
@@ -309,15 +301,7 @@ def test_a_saved_model_scores_the_same(images, tmp_path, options):
     loaded = PaDiM.load(path, small_extractor())
     assert torch.equal(loaded.anomaly_map(images), model.anomaly_map(images))
     for name in (
-        "dimensions",
-        "seed",
-        "epsilon",
-        "reduction",
-        "mode",
-        "sigma",
-        "count",
-        "grid",
-        "size",
+        *"dimensions seed epsilon reduction mode sigma count grid size".split(),
     ):
         assert getattr(loaded, name) == getattr(model, name)
     assert os.listdir(tmp_path) == ["model.safetensors"]  # no temporary file is left
@@ -440,10 +424,8 @@ def test_unusable_files_are_refused_by_name_before_the_extractor_is_asked_for(
     assert not (tmp_path / "ran").exists()
 
     header = 8 + int.from_bytes(whole[:8], "little")
-    for place in [
-        *range(0, header, 37),
-        *range(header, len(whole), len(whole) // 60),
-    ]:  # one bit anywhere
+    # One bit anywhere.
+    for place in [*range(0, header, 37), *range(header, len(whole), len(whole) // 60)]:
         damaged = bytearray(whole)
         damaged[place] ^= 4
         path.write_bytes(damaged)
@@ -484,9 +466,8 @@ def test_defective_solar_cells_are_told_apart(kind, first, least):
     extractor, cells = FeatureExtractor(*backbone[:2]), elpv(kind)
     good, bad = ((cells.probability == p).nonzero().flatten() for p in (0, 1))
     for seed in range(3):
-        shuffled = good[
-            torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))
-        ]
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = good[torch.randperm(len(good), generator=generator)]
         train, test = shuffled[:200], torch.cat([shuffled[200:], bad[:first]])
         model = PaDiM(extractor, 100, seed).fit(
             backbone.transform(cells.images[i]) for i in train.split(32)

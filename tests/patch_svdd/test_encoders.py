@@ -158,10 +158,8 @@ def test_the_big_encoder_sees_a_patch_through_its_quarters():
     tile=st.sampled_from([64, 67, 1024]),
 )
 def test_one_pass_equals_patch_by_patch(n, height, width, stride, flat, tile):
-    images, model = (
-        pictures(n, height, width, seed=height * width),
-        encoder(FlatEncoder if flat else PatchEncoder),
-    )
+    images = pictures(n, height, width, seed=height * width)
+    model = encoder(FlatEncoder if flat else PatchEncoder)
     found = model.embed(images, stride, tile=tile)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -194,10 +192,8 @@ def test_one_pass_at_small_strides(stride):
     tile=st.sampled_from([64, 71, 1024]),
 )
 def test_both_scales_of_an_image_equal_patch_by_patch(height, width, small, big, tile):
-    model, images = (
-        encoder(dimensions=64),
-        pictures(1, height, width, seed=height + width),
-    )
+    model = encoder(dimensions=64)
+    images = pictures(1, height, width, seed=height + width)
     found = model.embed(images, small, big, tile=tile)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -222,11 +218,9 @@ def test_published_grids_and_training_maps():
     model, images = encoder(dimensions=64), pictures(2, 256, 256)
     found = model.embed(images)
     assert found.small.shape == (2, 57, 57, 64) and found.big.shape == (2, 13, 13, 64)
-    assert (
-        not found.small.requires_grad
-        and found.small.is_contiguous()
-        and found.big.is_contiguous()
-    )
+    assert not found.small.requires_grad
+    assert found.small.is_contiguous()
+    assert found.big.is_contiguous()
     assert found.small.abs().max() < 1
     for row, column in ((0, 0), (12, 7)):
         corner = images[1:, :, 16 * row : 16 * row + 64, 16 * column : 16 * column + 64]
@@ -240,11 +234,9 @@ def test_published_grids_and_training_maps():
             atol=ROUNDING,
         )
     small, big = model.dense(images)
-    assert (
-        small.shape == (2, 64, 113, 113)
-        and big.shape == (2, 64, 97, 97)
-        and big.requires_grad
-    )
+    assert small.shape == (2, 64, 113, 113)
+    assert big.shape == (2, 64, 97, 97)
+    assert big.requires_grad
     torch.testing.assert_close(
         small[:, :, ::2, ::2].permute(0, 2, 3, 1), found.small, rtol=0, atol=ROUNDING
     )
@@ -414,9 +406,8 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
         lambda: torch.save(
             {"conv2.bias": Bomb()}, path, _use_new_zipfile_serialization=False
         ),
-        lambda: torch.save(
-            encoder(), path, _use_new_zipfile_serialization=False
-        ),  # a whole module
+        # A whole module.
+        lambda: torch.save(encoder(), path, _use_new_zipfile_serialization=False),
     ):
         write()
         with pytest.raises(ValueError, match="enchier.pkl can't be read"):
@@ -427,9 +418,8 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
 def test_our_file_is_safetensors_under_the_released_names(tmp_path):
     model, path = encoder(dimensions=64), tmp_path / "encoder.safetensors"
     model.save(path)
-    assert [p.name for p in tmp_path.iterdir()] == [
-        "encoder.safetensors"
-    ] and path.stat().st_size < 2e6
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder.safetensors"]
+    assert path.stat().st_size < 2e6
     assert set(load_file(path)) == set(model.state_dict())
     found, whole = HierarchicalEncoder.load(path), path.read_bytes()
     path.write_bytes(b"")  # nothing stays tied to the file

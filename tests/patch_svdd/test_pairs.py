@@ -35,11 +35,9 @@ def test_position_pairs_are_where_they_say(patch, extra, wider, step, seed):
     )
     limit = torch.tensor(size) - patch
     for corner in (first, second):
-        assert (
-            (corner >= 0).all()
-            and (corner <= limit).all()
-            and (corner % step == 0).all()
-        )
+        assert (corner >= 0).all()
+        assert (corner <= limit).all()
+        assert (corner % step == 0).all()
     move = second - first
     assert torch.equal(move.sign(), torch.tensor(DIRECTIONS)[position])
     along = move.abs()[move != 0]
@@ -51,11 +49,8 @@ def test_position_pairs_take_every_class_move_and_place_alike():
     counts = position.bincount(minlength=8)
     assert (counts - 10_000).abs().max() < 5 * math.sqrt(10_000)
     move = (second - first)[position == 7]  # down and right
-    assert (
-        move[:, 0].unique().tolist()
-        == move[:, 1].unique().tolist()
-        == list(range(48, 64))
-    )
+    down, right = (moves.unique().tolist() for moves in move.T)
+    assert down == right == list(range(48, 64))
     assert abs(move.double().mean() - 55.5) < 0.2
     # Straight up the first patch can be in any column, and in the rows that leave room
     # for the move.
@@ -75,9 +70,8 @@ def test_clipping_as_released_shortens_moves(patch, share):
     wanted = torch.tensor(DIRECTIONS)[position] != 0
     short = ((second - first).abs() < 3 * patch // 4) & wanted
     assert short.any(1).double().mean().item() == pytest.approx(share, abs=0.01)
-    assert (
-        first.min() == second.min() == 0 and first.max() == second.max() == 256 - patch
-    )
+    assert first.min() == second.min() == 0
+    assert first.max() == second.max() == 256 - patch
     assert first.float().mean() == pytest.approx((256 - patch) / 2, rel=0.02)
 
 
@@ -97,9 +91,8 @@ def test_neighbor_pairs_are_moved_a_little(patch, step, moves, clip):
     )
     assert position is None
     for corner in (first, second):
-        assert (corner >= 0).all() and (
-            corner <= torch.tensor([100, 120]) - patch
-        ).all()
+        assert (corner >= 0).all()
+        assert (corner <= torch.tensor([100, 120]) - patch).all()
     move = second - first
     assert move[:, 0].unique().tolist() == move[:, 1].unique().tolist() == moves
     unmoved = (move == 0).all(1)
@@ -107,9 +100,8 @@ def test_neighbor_pairs_are_moved_a_little(patch, step, moves, clip):
     if not clip:
         kinds, counts = move.unique(dim=0, return_counts=True)
         expected = 20_000 / (len(moves) ** 2 - 1)
-        assert len(kinds) == len(moves) ** 2 - 1 and (
-            counts - expected
-        ).abs().max() < 5 * math.sqrt(expected)
+        assert len(kinds) == len(moves) ** 2 - 1
+        assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
 
 
 def test_images_too_small_for_a_pair_are_refused():
@@ -123,37 +115,28 @@ def test_images_too_small_for_a_pair_are_refused():
         ValueError, match="64×64 pixels leave no room .* at least 66×66"
     ):
         neighbor_pairs(1, (64, 64), 64, generator())
-    just = neighbor_pairs(
-        50, (33, 33), 32, generator()
-    )  # by default in steps of one pixel
-    assert {tuple(move) for move in (just.second - just.first).tolist()} >= {
-        (0, 1),
-        (1, 0),
-        (-1, -1),
-    }
+    # By default in steps of one pixel.
+    just = neighbor_pairs(50, (33, 33), 32, generator())
+    moves = set(map(tuple, (just.second - just.first).tolist()))
+    assert moves >= {(0, 1), (1, 0), (-1, -1)}
     assert (just.second - just.first).abs().max() == 1
 
 
 def test_perturbation_is_a_colour_shift_and_noise():
     changed = perturb(torch.zeros(500, 3, 24, 24), generator())
     shift = changed.mean((2, 3))
-    assert (
-        shift.std().item() == pytest.approx(0.02, rel=0.05)
-        and shift.mean().abs() < 0.002
-    )
+    assert shift.std().item() == pytest.approx(0.02, rel=0.05)
+    assert shift.mean().abs() < 0.002
     noise = changed - shift[:, :, None, None]
     assert noise.std().item() == pytest.approx(0.02, rel=0.02)
-    assert (
-        shift.T.corrcoef().fill_diagonal_(0).abs().max() < 0.2
-    )  # each channel by itself
+    # Each channel by itself.
+    assert shift.T.corrcoef().fill_diagonal_(0).abs().max() < 0.2
     assert torch.equal(perturb(changed, generator(1)), perturb(changed, generator(1)))
 
 
 def test_crops_come_from_everywhere():
-    images, mean = (
-        torch.rand(3, 3, 9, 7, generator=generator()),
-        torch.rand(3, 9, 7, generator=generator(1)),
-    )
+    images = torch.rand(3, 3, 9, 7, generator=generator())
+    mean = torch.rand(3, 9, 7, generator=generator(1))
     crops = random_crops(images, mean, 600, (4, 5), generator())
     assert crops.shape == (600, 3, 4, 5)
     corners = {
@@ -163,26 +146,21 @@ def test_crops_come_from_everywhere():
         for x in range(3)
     }
     for n, (y, x) in ((0, (2, 1)), (2, (5, 2))):
-        assert torch.equal(
-            crop_patches(
-                images, mean, torch.tensor([n]), (4, 5), torch.tensor([[y, x]])
-            )[0],
-            corners[n, y, x],
-        )
+        place = torch.tensor([n]), (4, 5), torch.tensor([[y, x]])
+        cut = crop_patches(images, mean, *place)
+        assert torch.equal(cut[0], corners[n, y, x])
     seen = [
         next(key for key, wanted in corners.items() if torch.equal(crop, wanted))
         for crop in crops
     ]
     counts = torch.tensor([seen.count(key) for key in corners])
-    assert (
-        counts.sum() == 600 and counts.min() > 0 and counts.max() < 30
-    )  # 11 of each of the 54 on average
+    # 11 of each of the 54 on average.
+    assert counts.sum() == 600 and counts.min() > 0 and counts.max() < 30
 
 
 def test_the_mean_of_many_images_takes_no_copy_of_them():
-    images = torch.rand(
-        1000, 3, 128, 128
-    )  # 188 MiB; in double precision twice that, as booleans a quarter
+    # 188 MiB; in double precision twice that, as booleans a quarter.
+    images = torch.rand(1000, 3, 128, 128)
     taken = peak_memory(lambda: mean_image(images), torch.device("cpu"))
     if taken is None:
         pytest.skip("the peak of the memory can't be read here")
@@ -196,9 +174,8 @@ def test_equal_images_are_refused_and_a_few_that_repeat_are_not():
     one, other = torch.rand(2, 1, 3, 64, 64)
     with pytest.raises(ValueError, match="the 19 training images are all equal"):
         mean_image(one.expand(19, -1, -1, -1))
-    repeated = torch.cat(
-        [one.expand(8, -1, -1, -1), other]
-    )  # as many as are compared at once
+    # As many as are compared at once.
+    repeated = torch.cat([one.expand(8, -1, -1, -1), other])
     torch.testing.assert_close(mean_image(repeated), (8 * one[0] + other[0]) / 9)
 
 
@@ -206,9 +183,8 @@ def test_images_that_teach_nothing_are_refused():
     images = torch.rand(4, 3, 64, 70)
     expected = images.double().mean(0).float()
     assert torch.equal(mean_image(images), expected)
-    assert torch.equal(
-        mean_image(images[:2]), images[:2].double().mean(0).float()
-    )  # two are enough
+    # Two are enough.
+    assert torch.equal(mean_image(images[:2]), images[:2].double().mean(0).float())
     mean_image(images * 1.0005 - 1e-4)  # as resizing may round past the ends
     one_colour, nan = images.clone(), images.clone()
     one_colour[2] = torch.tensor([0.1, 0.5, 0.2])[:, None, None]

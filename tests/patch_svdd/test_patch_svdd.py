@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 
@@ -32,15 +33,10 @@ def published_maps(model, train, test, patch, stride):
     rows, columns = ((length - patch) // stride + 1 for length in train.shape[-2:])
 
     def embeddings(image):
+        corners = itertools.product(range(rows), range(columns))
         cut = [
-            (image - mean)[
-                None,
-                :,
-                i * stride : i * stride + patch,
-                j * stride : j * stride + patch,
-            ]
-            for i in range(rows)
-            for j in range(columns)
+            (image - mean)[None, :, y : y + patch, x : x + patch]
+            for y, x in ((i * stride, j * stride) for i, j in corners)
         ]
         with torch.no_grad():
             return torch.cat([embed(one) for one in cut]).double().numpy()
@@ -76,9 +72,8 @@ def test_maps_equal_the_published_procedure(strides):
     torch.testing.assert_close(
         maps.scores.double(), (small * big).amax((1, 2)), rtol=1e-4, atol=1e-6
     )
-    assert (maps.small[:, -1] == 0).all() or (100 - 32) % strides[
-        0
-    ] == 0  # no patch reaches the last row
+    # No patch reaches the last row.
+    assert (maps.small[:, -1] == 0).all() or (100 - 32) % strides[0] == 0
 
 
 def test_a_training_image_is_nowhere_anomalous_and_a_scratch_is_where_it_is():
@@ -92,9 +87,8 @@ def test_a_training_image_is_nowhere_anomalous_and_a_scratch_is_where_it_is():
         y, x = divmod(int(image[0].argmax()), 128)
         assert 30 < y < 110 and 5 < x < 75
     far = maps.small[0, :30].sum() + maps.small[0, :, 100:].sum()
-    assert (
-        far == 0
-    )  # patches that do not touch the scratch are those of the training image
+    # Patches that do not touch the scratch are those of the training image.
+    assert far == 0
 
 
 def test_images_are_scored_alike_alone_and_together(monkeypatch):
@@ -116,10 +110,8 @@ def test_the_memory_of_the_banks_is_told():
     detector = PatchSVDD(encoder(64))
     assert repr(detector) == "PatchSVDD, not fitted" and detector.bank_bytes == 0
     assert detector.fit(pictures(3, 256, 256)) is detector
-    assert detector.small.shape == (3 * 57 * 57, 64) and detector.big.shape == (
-        3 * 13 * 13,
-        64,
-    )
+    assert detector.small.shape == (3 * 57 * 57, 64)
+    assert detector.big.shape == (3 * 13 * 13, 64)
     assert detector.bank_bytes == (3 * 57 * 57 + 3 * 13 * 13) * 64 * 4
     assert (
         repr(detector)
@@ -132,10 +124,8 @@ def test_the_memory_of_the_banks_is_told():
 
 def test_a_coreset_errs_by_no_more_than_it_says():
     model, train, test = encoder(), pictures(4), pictures(2, seed=1)
-    full, part = (
-        PatchSVDD(model).fit(train),
-        PatchSVDD(model).fit(train, coreset=0.1, seed=3),
-    )
+    full = PatchSVDD(model).fit(train)
+    part = PatchSVDD(model).fit(train, coreset=0.1, seed=3)
     assert full.coreset_radius == (0, 0)
     for name in ("small", "big"):
         whole, kept, radius = (
@@ -158,19 +148,12 @@ def test_what_is_saved_gives_the_same_maps(tmp_path):
     )
     detector.save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["cells.safetensors"]
-    assert {
-        "encoder.enc.conv8.weight",
-        "encoder.conv2.bias",
-        "mean",
-        "small",
-        "big",
-    } <= set(load_file(path))
+    names = "encoder.enc.conv8.weight encoder.conv2.bias mean small big"
+    assert set(names.split()) <= set(load_file(path))
     found = PatchSVDD.load(path)
     path.write_bytes(b"")  # nothing stays tied to the file
-    assert (
-        repr(found) == repr(detector)
-        and found.coreset_radius == detector.coreset_radius
-    )
+    assert repr(found) == repr(detector)
+    assert found.coreset_radius == detector.coreset_radius
     for ours, theirs in zip(
         found.anomaly_maps(test), detector.anomaly_maps(test), strict=True
     ):
@@ -251,9 +234,8 @@ def test_bad_images_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             detector.anomaly_maps(bad)
-    assert (
-        detector.anomaly_maps(torch.full((1, 3, 100, 90), 0.5)).small > 0
-    ).any()  # a dead cell is a fair question
+    # A dead cell is a fair question.
+    assert (detector.anomaly_maps(torch.full((1, 3, 100, 90), 0.5)).small > 0).any()
     detector.small = detector.small[:, :5]
     with pytest.raises(
         ValueError, match="of one dimension D: are both from the same encoder"
@@ -272,22 +254,16 @@ def test_it_stays_on_the_device_of_its_input():
         detector = PatchSVDD(HierarchicalEncoder(8)).fit(torch.rand(3, 3, 96, 80))
         maps = detector.anomaly_maps(torch.rand(2, 3, 96, 80))
         assert maps.mult.shape == (2, 96, 80)
-        assert (
-            detector.small.device.type
-            == detector.mean.device.type
-            == maps.scores.device.type
-            == "cuda"
-        )
+        tensors = (detector.small, detector.mean, maps.scores)
+        assert all(tensor.is_cuda for tensor in tensors)
 
 
 def test_every_pixel_may_begin_a_patch(tmp_path):
     """A stride of one pixel is the least: fitted, saved and loaded."""
     normal, path = pictures(2, 64, 66), tmp_path / "dense.safetensors"
     detector = PatchSVDD(encoder(), stride_small=1, stride_big=1).fit(normal)
-    assert detector.small.shape == (2 * 33 * 35, 8) and detector.big.shape == (
-        2 * 1 * 3,
-        8,
-    )
+    assert detector.small.shape == (2 * 33 * 35, 8)
+    assert detector.big.shape == (2 * 1 * 3, 8)
     detector.save(path)
     assert torch.equal(
         PatchSVDD.load(path).anomaly_maps(normal).mult,

@@ -55,24 +55,20 @@ def same(a, b):
 
 
 def test_losses_by_hand():
-    a, b = (
-        torch.tensor([[3.0, 4.0], [1.0, 1.0]]),
-        torch.tensor([[0.0, 0.0], [1.0, 3.0]]),
-    )
+    a = torch.tensor([[3.0, 4.0], [1.0, 1.0]])
+    b = torch.tensor([[0.0, 0.0], [1.0, 3.0]])
     assert svdd_loss(a, b).item() == 3.5  # (5 + 2) / 2: distances, not squares
+    # Deep SVDD's centre.
     assert svdd_loss(a, torch.tensor([[1.0, 1.0]])).item() == pytest.approx(
         math.sqrt(13) / 2
-    )  # Deep SVDD's centre
+    )
     equal = torch.ones(2, 2, requires_grad=True)
     svdd_loss(equal, equal.detach()).backward()
-    assert torch.equal(
-        equal.grad, torch.zeros(2, 2)
-    )  # not NaN, where the root has no slope
+    # Not NaN, where the root has no slope.
+    assert torch.equal(equal.grad, torch.zeros(2, 2))
 
-    classifier, (a, b) = (
-        PositionClassifier(5),
-        torch.randn(2, 30, 5, generator=torch.Generator().manual_seed(0)),
-    )
+    classifier = PositionClassifier(5)
+    a, b = torch.randn(2, 30, 5, generator=torch.Generator().manual_seed(0))
     position = torch.arange(30) % 8
     shares = classifier(a, b).softmax(1).detach().double()
     theirs = log_loss(position, shares / shares.sum(1, keepdim=True), labels=range(8))
@@ -135,17 +131,15 @@ def test_training_learns_positions_that_it_has_not_seen():
     options = {"steps": 40, "crops": 3, "side": 127, "pairs": 256, "every": 10}
     training = train(learned, images[:100], **options)
     big, small = position_accuracy(learned, training, images[100:])
-    assert (
-        big > 0.16 and small > 0.14
-    )  # of 20,000 pairs; a guess gets 0.125, give or take 0.0025
+    # Of 20,000 pairs; a guess gets 0.125, give or take 0.0025.
+    assert big > 0.16 and small > 0.14
     assert [record.step for record in training.history] == [10, 20, 30, 40]
     assert training.history[-1].loss < training.history[0].loss - 0.05
     assert training.history[-1].accuracy_big > 0.16
     assert not same(state(learned), state(start))
     big, small = position_accuracy(start, training, images[100:])
-    assert (
-        abs(big - 0.125) < 0.02 and abs(small - 0.125) < 0.02
-    )  # the classifiers mean nothing without their encoder
+    # The classifiers mean nothing without their encoder.
+    assert abs(big - 0.125) < 0.02 and abs(small - 0.125) < 0.02
 
 
 def spied(name, seen, monkeypatch):
@@ -217,15 +211,12 @@ def test_equal_arguments_give_equal_weights_whatever_ran_before():
         training = train(
             model, pictures(), steps=3, crops=1, pairs=16, every=2, seed=seed
         )
-        assert torch.equal(
-            torch.get_rng_state(), before
-        )  # the caller's random numbers are left alone
+        # The caller's random numbers are left alone.
+        assert torch.equal(torch.get_rng_state(), before)
         results.append((state(model), training))
         assert all(parameter.grad is None for parameter in model.parameters())
-    assert (
-        same(results[0][0], results[1][0])
-        and results[0][1].history == results[1][1].history
-    )
+    assert same(results[0][0], results[1][0])
+    assert results[0][1].history == results[1][1].history
     assert same(state(results[0][1].big), state(results[1][1].big))
     assert not same(results[0][0], results[2][0])
 
@@ -307,10 +298,8 @@ def test_muon_takes_filter_banks_as_matrices():
     torch.manual_seed(0)
     weight, gradient = nn.Parameter(torch.randn(6, 4, 3, 3)), torch.randn(6, 4, 3, 3)
     flat = nn.Parameter(weight.detach().flatten(1).clone())
-    ours, theirs = (
-        training_module._MatrixMuon([weight], 0.1),
-        torch.optim.Muon([flat], 0.1, weight_decay=0),
-    )
+    ours = training_module._MatrixMuon([weight], 0.1)
+    theirs = torch.optim.Muon([flat], 0.1, weight_decay=0)
     for scale in (1, -3):
         weight.grad, flat.grad = scale * gradient, scale * gradient.flatten(1)
         ours.step()
@@ -347,9 +336,8 @@ def test_the_order_is_one_of_its_own_for_each_seed_and_epoch(seed):
         for s in (seed, seed - 1)
         for epoch in range(3)
     ]
-    assert len(set(orders)) == 6 and all(
-        sorted(order) == list(range(50)) for order in orders
-    )
+    assert len(set(orders)) == 6
+    assert all(sorted(order) == list(range(50)) for order in orders)
     assert orders[0] == tuple(training_module._order(50, seed, 0).tolist())
 
 
@@ -385,10 +373,11 @@ SCRIPT = textwrap.dedent("""
     images = torch.rand(3, 3, 127, 127, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     encoder = HierarchicalEncoder(4)
+    options = {"every": 1, "checkpoint": path or None}
     if kind == "dense":
-        train(encoder, images, steps=30, crops=1, pairs=16, every=1, checkpoint=path or None)
+        train(encoder, images, steps=30, crops=1, pairs=16, **options)
     else:
-        train_on_patches(encoder, images, epochs=2, repeat=10, batch_size=2, every=1, checkpoint=path or None)
+        train_on_patches(encoder, images, epochs=2, repeat=10, batch_size=2, **options)
     encoder.save(weights)
 """)
 
@@ -416,9 +405,8 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind, 
     for wait in waits:
         process, before = start(), path.stat().st_mtime_ns if path.exists() else 0
         deadline = time.monotonic() + 120
-        while (
-            not path.exists() or path.stat().st_mtime_ns == before
-        ):  # until it has written once more
+        # Until it has written once more.
+        while not path.exists() or path.stat().st_mtime_ns == before:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(wait)
@@ -430,10 +418,8 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind, 
 
 
 def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp_path):
-    path, options = (
-        tmp_path / "run.safetensors",
-        {"steps": 4, "crops": 1, "pairs": 16, "every": 2},
-    )
+    path = tmp_path / "run.safetensors"
+    options = {"steps": 4, "crops": 1, "pairs": 16, "every": 2}
     whole = train(encoder(), pictures(), **options)
 
     class Interrupted(Exception):
@@ -473,7 +459,7 @@ def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp
 
 
 def published_step(model, classifiers, images, seen, rows, weight):
-    """The loss of a step as the released code has it, over the pairs that were drawn."""
+    """The loss of a step as in the released code, over the pairs that were drawn."""
     mean, loss = images.mean(0), 0.0
     for k, (patch, embed) in enumerate(((64, model), (32, model.small))):
 
@@ -493,13 +479,14 @@ def published_step(model, classifiers, images, seen, rows, weight):
             )
         loss = loss + F.cross_entropy(classifiers[k](embed(a), embed(b)), position)
         first, second, _ = seen["neighbor_pairs"][k]
+        # Not perturbed.
         loss = (
             loss
             + weight
             * (embed(crop_patches(first)) - embed(crop_patches(second)))
             .norm(dim=1)
             .mean()
-        )  # not perturbed
+        )
     return loss
 
 
@@ -520,14 +507,8 @@ def test_published_training_takes_the_released_steps(monkeypatch, as_released):
         seed=5,
         as_released=as_released,
     )
-    assert len(training.history) == 2 and sorted((seen["_order"][0] % 3).tolist()) == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-    ]
+    assert len(training.history) == 2
+    assert sorted((seen["_order"][0] % 3).tolist()) == [0, 0, 1, 1, 2, 2]
     rows = (seen["_order"][0] % 3)[:3].tolist()
 
     # Adam's first step moves each weight by the learning rate against its gradient's
@@ -578,10 +559,8 @@ def test_encoders_of_one_size_are_trained_too(kind, has, lacks):
         training = train_it(model, pictures(), every=1, **options)
         assert not same(state(model), before)
         assert math.isnan(getattr(training.history[0], f"svdd_{lacks}"))
-        assert (
-            getattr(training.history[0], f"svdd_{has}") > 0
-            and getattr(training, lacks) is None
-        )
+        assert getattr(training.history[0], f"svdd_{has}") > 0
+        assert getattr(training, lacks) is None
         if "objective" not in options:
             accuracy = dict(
                 zip(
@@ -643,7 +622,5 @@ def test_the_progress_bar_tells_how_far_it_is(capsys):
         show(training_module.Record(step, 1.25, 0.4, math.nan, 0.1, 0.1))
     lines = re.split(r"[\r\n]+", capsys.readouterr().out)
     assert lines[1] == "[#####...............] 50/200  loss 1.250, K=64 40%"
-    assert (
-        lines[2] == "[####################] 200/200  loss 1.250, K=64 40%"
-        and lines[3] == ""
-    )
+    assert lines[2] == "[####################] 200/200  loss 1.250, K=64 40%"
+    assert lines[3] == ""

@@ -61,9 +61,8 @@ def pytest_terminal_summary(terminalreporter):
     )
 
 
-FINISHED: dict[
-    str, list
-] = {}  # test → its counts: on the report of its teardown, which pytest keeps nowhere
+# Test → its counts: on the report of its teardown, which pytest keeps nowhere.
+FINISHED: dict[str, list] = {}
 
 
 def pytest_runtest_logreport(report):

@@ -224,10 +224,8 @@ def main(arguments: list[str] | None = None) -> int:
             path.write_text(changed, encoding="utf-8")
             if tests_pass(copy, module):
                 left += 1
-                survivors.append(
-                    f"{module}.py:{line}  {what} "
-                    f" {source.splitlines()[line - 1].strip()}"
-                )
+                text = source.splitlines()[line - 1].strip()
+                survivors.append(f"{module}.py:{line}  {what}  {text}")
                 print(f"  survives: {survivors[-1]}", flush=True)
         path.write_text(source, encoding="utf-8")
         tried += len(chosen)

@@ -33,9 +33,8 @@ from paperlib.padim.evaluation import Result, Settings, read_results, write_resu
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, load_released_weights
 from paperlib.storage import load_checkpoint, save_checkpoint
 
-MEMORY = (
-    300 * 2**20
-)  # bytes that reading any of these small files may add to the process
+# Bytes that reading any of these small files may add to the process.
+MEMORY = 300 * 2**20
 RECIPE = {"epochs": 5}
 
 
@@ -93,13 +92,8 @@ def write_archive(path):
 
 def write_table(path):
     settings = Settings("cells", "efficientnet_lite0", "default", 100, 0, "centered")
-    write_results(
-        path,
-        [
-            Result(settings, f"kind {n}", 5, 6, 0.9, 0.8, 0.7, 3.5, 0.6, 1.5, 2.5)
-            for n in range(20)
-        ],
-    )
+    measures = (5, 6, 0.9, 0.8, 0.7, 3.5, 0.6, 1.5, 2.5)
+    write_results(path, [Result(settings, f"kind {n}", *measures) for n in range(20)])
 
 
 def write_masks(path):
@@ -146,6 +140,23 @@ def write_picture(path):
 # File → (write, read, whether a checksum tells every change). What has none may read as
 # something else, but never raises anything but a ValueError, and never leaves anything
 # behind.
+def write_encoder(path):
+    encoder().save(path)
+
+
+def save_pickled(value, path):
+    """Save as torch did before 1.6: one pickle, no zip."""
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def read_archive(path):
+    return unpack(path, path.parent / "unpacked")
+
+
+def read_picture(path):
+    return read_image(path), read_mask(path)
+
+
 KINDS = {
     "padim.safetensors": (
         write_padim,
@@ -153,49 +164,27 @@ KINDS = {
         True,
     ),
     "svdd.safetensors": (write_svdd, PatchSVDD.load, True),
-    "encoder.safetensors": (
-        lambda p: encoder().save(p),
-        HierarchicalEncoder.load,
-        True,
-    ),
+    "encoder.safetensors": (write_encoder, HierarchicalEncoder.load, True),
     "run.safetensors": (
         lambda p: save_checkpoint(p, *trained(), RECIPE, {"done": 3}),
         lambda p: load_checkpoint(p, *trained(), RECIPE),
         True,
     ),
     "released.pkl": (
-        lambda p: torch.save(
-            collections.OrderedDict(encoder().state_dict()),
-            p,
-            _use_new_zipfile_serialization=False,
-        ),
+        lambda p: save_pickled(collections.OrderedDict(encoder().state_dict()), p),
         load_released_weights,
         False,
     ),
     "weights.pth": (lambda p: torch.save(network().state_dict(), p), read_state, False),
-    "old.pth": (
-        lambda p: torch.save(
-            network().state_dict(), p, _use_new_zipfile_serialization=False
-        ),
-        read_state,
-        False,
-    ),
+    "old.pth": (lambda p: save_pickled(network().state_dict(), p), read_state, False),
     "masks.npy": (write_masks, read_masks, False),
     "results.csv": (write_table, read_results, False),
     **{
-        f"cells.{ending}": (
-            write_archive,
-            lambda p: unpack(p, p.parent / "unpacked"),
-            False,
-        )
+        f"cells.{ending}": (write_archive, read_archive, False)
         for ending in ("tar", "tar.gz", "tar.bz2", "tar.xz", "zip")
     },
     **{
-        f"cell.{ending}": (
-            write_picture,
-            lambda p: (read_image(p), read_mask(p)),
-            False,
-        )
+        f"cell.{ending}": (write_picture, read_picture, False)
         for ending in ("png", "jpg", "tif", "gif", "bmp", "webp", "ppm")
     },
 }
@@ -273,13 +262,8 @@ def wreck(path, cases, flips, step):
         cut = "flipped" not in what
         # A table that ends with a whole row, and a picture's or archive's unused end,
         # are read rightly when cut.
-        try_it(
-            path,
-            content,
-            read,
-            checked or what == "empty" and path.suffix != ".csv",
-            f"{path.name}, {what}",
-        )
+        must_fail = checked or what == "empty" and path.suffix != ".csv"
+        try_it(path, content, read, must_fail, f"{path.name}, {what}")
         counters["cut short" if cut else "bits flipped"].survive()
     assert peak() - start < MEMORY, f"{(peak() - start) / 2**20:.0f} MiB"
 
@@ -306,10 +290,10 @@ def refused(path, read, counter, what):
     with pytest.raises(ValueError) as error:
         read(path)
     assert path.name in str(error.value), f"{what}: {error.value}"
-    assert (path.stat().st_size, path.stat().st_mtime_ns) == (
-        before.st_size,
-        before.st_mtime_ns,
-    ), what
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns), (
+        what
+    )
     assert not leftovers(path.parent, {path.name}), what
     assert peak() - start < MEMORY, f"{what}: {(peak() - start) / 2**20:.0f} MiB"
     counter.survive()
@@ -328,31 +312,21 @@ HEADERS = {
         struct.pack("<Q", 80_000) + b'{"a":' * 10_000 + b" " * 30_000
     ),
 }
+
+
+def entry(shape=(1,), offsets=(0, 4), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
 ENTRIES = {
-    "a tensor of 2^62 numbers": {
-        "dtype": "F32",
-        "shape": [2**31, 2**31],
-        "data_offsets": [0, 4],
-    },
-    "a shape that overflows": {
-        "dtype": "F32",
-        "shape": [2**40, 2**40],
-        "data_offsets": [0, 4],
-    },
-    "a negative shape": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
-    "offsets beyond the file": {
-        "dtype": "F32",
-        "shape": [1],
-        "data_offsets": [2**40, 2**40 + 4],
-    },
-    "offsets that end before they begin": {
-        "dtype": "F32",
-        "shape": [1],
-        "data_offsets": [4, 0],
-    },
-    "negative offsets": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
-    "offsets of 2^64": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**64]},
-    "an unknown dtype": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]},
+    "a tensor of 2^62 numbers": entry([2**31, 2**31]),
+    "a shape that overflows": entry([2**40, 2**40]),
+    "a negative shape": entry([-1]),
+    "offsets beyond the file": entry(offsets=[2**40, 2**40 + 4]),
+    "offsets that end before they begin": entry(offsets=[4, 0]),
+    "negative offsets": entry(offsets=[-4, 0]),
+    "offsets of 2^64": entry(offsets=[0, 2**64]),
+    "an unknown dtype": entry(dtype="F99"),
     "no dtype": {"shape": [1], "data_offsets": [0, 4]},
 }
 
@@ -375,15 +349,12 @@ def test_absurd_headers(tmp_path, cases, name):
         refused(path, read, counter, what)
     twice = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     for what, entries in (
-        *((what, {"mean": entry}) for what, entry in ENTRIES.items()),
+        *((what, {"mean": odd}) for what, odd in ENTRIES.items()),
         ("two tensors in one place", twice | {"b": twice["a"]}),
         ("metadata of numbers", {"__metadata__": {"paperlib": 1}} | twice),
         (
             "a hundred thousand tensors of nothing",
-            {
-                str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-                for n in range(100_000)
-            },
+            {str(n): entry([0], [0, 0]) for n in range(100_000)},
         ),
     ):
         header = json.dumps({"__metadata__": metadata} | entries).encode()
@@ -402,15 +373,8 @@ def test_other_and_newer_models(tmp_path, cases, name):
             refused(path, read, counter, other)
     write(path)
     kind, _, version = format_of(path).rpartition(".")
-    for found in (
-        f"{kind}.{int(version) + 1}",
-        f"{kind}.999",
-        f"{kind}.x",
-        f"{kind}",
-        "",
-        None,
-        7,
-    ):
+    others = [f"{kind}.{other}" for other in (int(version) + 1, 999, "x")]
+    for found in (*others, kind, "", None, 7):
         path.write_bytes(
             save({"a": torch.ones(1)}, {"paperlib": json.dumps({"format": found})})
         )
@@ -423,7 +387,7 @@ ODD = (None, -1, 1.5, "x", [], [1], {}, [1, 2, 3], {"a": 1})
 
 
 def made_up(about, tensors):
-    """Yield (what, about, tensors): a part missing, or of another type, shape or value."""
+    """Yield (what, about, tensors): a missing part, or a wrong type, shape or value."""
     yield "no tensor", about, {}
     for name, tensor in tensors.items():
         without = {key: value for key, value in tensors.items() if key != name}
@@ -474,12 +438,8 @@ def test_a_made_up_padim_is_refused(tmp_path):
     write(path)
     about, tensors = storage.read_tensors(path, "paperlib.padim.1", "", "")
     for name in ("mean", "whitening", "channels"):
-        for bad in (
-            tensors[name][None],
-            tensors[name][:-1],
-            tensors[name].to(torch.float16),
-            None,
-        ):
+        good = tensors[name]
+        for bad in (good[None], good[:-1], good.to(torch.float16), None):
             held = {key: value for key, value in tensors.items() if key != name} | (
                 {} if bad is None else {name: bad}
             )
@@ -488,12 +448,8 @@ def test_a_made_up_padim_is_refused(tmp_path):
                 ValueError, match="padim.safetensors does not fit together"
             ):
                 read(path)
-    storage.write_tensors(
-        path,
-        tensors | {"mean": tensors["mean"] * float("nan")},
-        about,
-        "paperlib.padim.1",
-    )
+    odd = tensors | {"mean": tensors["mean"] * float("nan")}
+    storage.write_tensors(path, odd, about, "paperlib.padim.1")
     with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
         read(path)
     for name, bad in (
@@ -525,19 +481,9 @@ def test_a_made_up_checkpoint_is_refused_and_changes_nothing(tmp_path):
     about, tensors = storage.read_tensors(path, "paperlib.checkpoint.1", "", "")
     model, optimizers = trained()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for name in (
-        "optimizer.-1.0.a",
-        "optimizer.x.0.a",
-        "optimizer.0.-1.a",
-        "optimizer.0",
-        "optimizer.9.0.a",
-    ):
-        storage.write_tensors(
-            path,
-            tensors | {name: torch.zeros(6, 3, 3, 3)},
-            about,
-            "paperlib.checkpoint.1",
-        )
+    for place in ("-1.0.a", "x.0.a", "0.-1.a", "0", "9.0.a"):
+        odd = tensors | {f"optimizer.{place}": torch.zeros(6, 3, 3, 3)}
+        storage.write_tensors(path, odd, about, "paperlib.checkpoint.1")
         with pytest.raises(
             ValueError, match="run.safetensors is the checkpoint of another optimizer"
         ):
@@ -597,22 +543,20 @@ def test_a_sparse_file_of_gigabytes_takes_no_memory(tmp_path, cases, monkeypatch
     is compared before it is kept.
     """
     path, size, seen = tmp_path / "padim.safetensors", 2 * 2**30, []
-    entry = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
-    metadata = {
-        "paperlib": json.dumps({"format": "paperlib.padim.1"}),
-        "sha256": "0" * 64,
-    }
-    header = json.dumps({"__metadata__": metadata, "mean": entry}).encode()
+    about = json.dumps({"format": "paperlib.padim.1"})
+    metadata = {"paperlib": about, "sha256": "0" * 64}
+    mean = entry([size // 4], [0, size])
+    header = json.dumps({"__metadata__": metadata, "mean": mean}).encode()
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + size)
     digest = storage.digest
-    monkeypatch.setattr(
-        storage,
-        "digest",
-        lambda text, tensors: digest(text, {n: t[:9] for n, t in tensors.items()}),
-    )
+
+    def digest_of_beginnings(text, tensors):
+        return digest(text, {name: tensor[:9] for name, tensor in tensors.items()})
+
+    monkeypatch.setattr(storage, "digest", digest_of_beginnings)
     clone = torch.Tensor.clone
     monkeypatch.setattr(
         torch.Tensor, "clone", lambda *a, **k: (seen.append(1), clone(*a, **k))[1]
@@ -639,11 +583,8 @@ def test_small_files_of_huge_tensors(tmp_path, cases):
         }
         changed = weights | {name: one.expand(shape) for name, shape in huge.items()}
         for zipped in (False, True):
-            torch.save(
-                collections.OrderedDict(changed),
-                path,
-                _use_new_zipfile_serialization=zipped,
-            )
+            save = torch.save if zipped else save_pickled
+            save(collections.OrderedDict(changed), path)
             refused(path, load_released_weights, counter, n)
     path = path.rename(tmp_path / "weights.pth")
     for odd in (
@@ -703,11 +644,7 @@ def test_code_in_files_is_not_run(tmp_path, cases, name):
         lambda: path.write_bytes(pickle.dumps({"0.weight": Payload(ran)}, protocol=0)),
         lambda: torch.save(Payload(ran), path),
         lambda: torch.save(state | {"0.weight": Payload(ran)}, path),
-        lambda: torch.save(
-            state | {"0.weight": Payload(ran)},
-            path,
-            _use_new_zipfile_serialization=False,
-        ),
+        lambda: save_pickled(state | {"0.weight": Payload(ran)}, path),
         lambda: torch.save(network(), path),
         lambda: np.save(path.open("wb"), np.array([Payload(ran)], dtype=object)),
     ):

@@ -73,10 +73,8 @@ def test_sides_of_any_length(tmp_path, cases, size, ending):
     read = np.asarray(read_image(path)).astype(int)
     assert np.abs(read - by_cv2(path)).max() <= 3 and read.shape == (*size, 3)
     item = folder(tmp_path, size=24)[0]
-    assert (
-        item.image.shape == (3, 24, 24)
-        and 0 <= float(item.image.min()) <= float(item.image.max()) <= 1
-    )
+    assert item.image.shape == (3, 24, 24)
+    assert 0 <= float(item.image.min()) <= float(item.image.max()) <= 1
     if ending != "jpg":
         assert abs(float(item.image.mean()) - pixels.mean() / 255) < 0.25
         assert read_mask(path).shape == size
@@ -146,9 +144,8 @@ def test_what_can_not_be_read_is_counted_and_named(tmp_path, cases):
         ValueError, match=rf"{len(bad)} problems in .*(?s:.)*… and {len(bad) - 10} more"
     ):
         folder(tmp_path, size=16)
-    data = folder(
-        tmp_path, size=16, check=False
-    )  # without the check each is named when it is read
+    # Without the check each is named when it is read.
+    data = folder(tmp_path, size=16, check=False)
     assert len(data) == 5 + len(bad)
     named = set()
     for number in range(len(data)):
@@ -173,21 +170,7 @@ def test_thousands_of_files_are_read_in_order_and_each_once(tmp_path, cases, cou
     cases("images: thousands of files").survive(count)
 
 
-MODES = [
-    "1",
-    "L",
-    "LA",
-    "P",
-    "RGB",
-    "RGBA",
-    "CMYK",
-    "YCbCr",
-    "I;16",
-    "I",
-    "F",
-    "LAB",
-    "HSV",
-]
+MODES = "1 L LA P RGB RGBA CMYK YCbCr I;16 I F LAB HSV".split()
 ENDINGS = ["png", "jpg", "tif", "gif", "bmp", "webp", "ppm", "pgm"]
 
 

@@ -75,14 +75,8 @@ def outcome(name: str, folder: Path):
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("kills")
     for number in range(6):
-        small_mvtec.write(
-            root / "data",
-            f"kind{number}",
-            ("brick", "grass", "gravel")[number % 3],
-            4,
-            2,
-            2,
-        )
+        texture = ("brick", "grass", "gravel")[number % 3]
+        small_mvtec.write(root / "data", f"kind{number}", texture, 4, 2, 2)
     return root
 
 
@@ -102,9 +96,8 @@ def killed_again_and_again(name, root, kills, seed, counter):
     while done < kills:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        for _ in range(
-            min(4, kills - done)
-        ):  # of one run; then it is let go to its end
+        # Of one run; then it is let go to its end.
+        for _ in range(min(4, kills - done)):
             process = start(killed_runs.run, name, folder)
             process.join(seconds * rng.uniform(0, 0.6))
             written = (folder / "run.safetensors").exists() or (
@@ -122,9 +115,8 @@ def killed_again_and_again(name, root, kills, seed, counter):
         assert outcome(name, folder) == truth
     shutil.rmtree(inference_state)
     shutil.rmtree(folder)
-    assert kills < 5 or any(
-        moments
-    )  # some of the kills hit a run that had something to go on from
+    # Some of the kills hit a run that had something to go on from.
+    assert kills < 5 or any(moments)
 
 
 @pytest.mark.parametrize("name", ["classifier", "padim_over_categories"])
@@ -160,10 +152,8 @@ def test_a_kill_while_saving_leaves_the_old_file_the_new_one_or_none(
         ready.unlink()
         if path.exists():
             seen.add(PaDiM.load(path, extractor).epsilon)
-        assert {entry.name for entry in tmp_path.iterdir()} <= {
-            path.name,
-            f".{path.name}.tmp",
-        }
+        files = {entry.name for entry in tmp_path.iterdir()}
+        assert files <= {path.name, f".{path.name}.tmp"}
         counter.survive()
     assert seen and seen <= {1.0, 2.0}
 
@@ -174,7 +164,10 @@ sys.path[:0] = [{tests!r}, {tools!r}]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 import test_hostile_files as files, atomic
 path, limit = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-write = files.KINDS[path.name][0] if path.name in files.KINDS else lambda p: atomic.write_text(p, "x" * 9000)
+if path.name in files.KINDS:
+    write = files.KINDS[path.name][0]
+else:
+    write = lambda p: atomic.write_text(p, "x" * 9000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     write(path)
@@ -183,12 +176,8 @@ except Exception as error:
     sys.exit(3)
 """
 SAVED = [
-    "padim.safetensors",
-    "svdd.safetensors",
-    "encoder.safetensors",
-    "run.safetensors",
-    "results.csv",
-    "note.txt",
+    *"padim.safetensors svdd.safetensors encoder.safetensors run.safetensors".split(),
+    *"results.csv note.txt".split(),
 ]
 
 
@@ -301,9 +290,8 @@ def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases, kills):
             process.send_signal(signal.SIGKILL)
             process.wait()
             counter.survive()
-        assert all(
-            found()[name] == truth[name] for name in found()
-        )  # whole, or not there
+        # Whole, or not there.
+        assert all(found()[name] == truth[name] for name in found())
     process = run()
     assert process.wait() == 0 and found() == truth
     assert not list((tmp_path / "notebooks").glob(".*"))

@@ -43,7 +43,7 @@ def make(clone, *arguments):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A clone with a virtual environment of its own: the pins are downloaded once more."""
+    """A clone with its own virtual environment: the pins are downloaded once more."""
     folder = tmp_path_factory.mktemp("clones") / "a book é"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     return folder

@@ -67,12 +67,8 @@ def make_shared():
     svdd = PatchSVDD(HierarchicalEncoder(4).eval(), stride_small=16, stride_big=16).fit(
         pictures(2, 64, 64)
     )
-    return (
-        model,
-        PaDiM(extractor, 9).fit(pictures(20, seed=1).split(5)),
-        svdd,
-        extractor,
-    )
+    padim = PaDiM(extractor, 9).fit(pictures(20, seed=1).split(5))
+    return model, padim, svdd, extractor
 
 
 def calls(shared, tmp_path):
@@ -208,10 +204,8 @@ def test_forked_workers_read_what_the_parent_reads(tmp_path, cases, kind, shared
             found = [item for batch in loader for item in batch]
             assert len(found) == 12
             for item, own in zip(found, (data[n] for n in range(12)), strict=True):
-                assert torch.equal(item.image, own.image) and (
-                    item.label,
-                    item.path,
-                ) == (own.label, own.path)
+                assert torch.equal(item.image, own.image)
+                assert (item.label, item.path) == (own.label, own.path)
                 assert item.mask is own.mask is None or torch.equal(item.mask, own.mask)
                 cases("state: forked workers").survive()
         assert all(
@@ -242,10 +236,8 @@ def repeated(call, times):
     for n in range(times):
         call(n % 5)
     assert living() == tensors
-    assert (
-        threading.active_count() == threads
-        and len(os.listdir("/proc/self/fd")) == files
-    )
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == files
     return memory() - size
 
 

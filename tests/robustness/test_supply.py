@@ -137,12 +137,9 @@ def test_every_declared_package_is_used(cases):
     idle = {
         name for name in USED_OTHERWISE if name in packages and name not in declared([])
     }
-    assert not idle - {
-        "ipykernel",
-        "nbval",
-        "beartype",
-        "elpv-dataset",
-    }, f"{idle} are imported after all"
+    assert not idle - {"ipykernel", "nbval", "beartype", "elpv-dataset"}, (
+        f"{idle} are imported after all"
+    )
 
 
 PINS = dict(
@@ -170,22 +167,19 @@ def test_the_pins_are_complete(cases):
         for requirement in map(Requirement, requires):
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 waiting.append(canonicalize_name(requirement.name))
+    # torch pins its own.
     loose = {
         name
         for name in seen - pinned
-        if not name.startswith(
-            ("nvidia-", "cuda-", "triton", "setuptools")
-        )  # torch pins its own
+        if not name.startswith(("nvidia-", "cuda-", "triton", "setuptools"))
     }
     assert not loose, f"not pinned in constraints.txt: {sorted(loose)}"
     cases("supply: pinned packages").survive(len(seen - loose))
 
 
 def test_what_is_installed_is_what_the_locks_pin(cases):
-    windows = {
-        "opencv-python",
-        "opencv-python-headless",
-    }  # one of the two, by the machine
+    # One of the two, by the machine.
+    windows = {"opencv-python", "opencv-python-headless"}
     for lock in ("book", "test"):
         text = (ROOT / "requirements" / f"{lock}.txt").read_text()
         for requirement in map(
@@ -202,11 +196,7 @@ def test_what_is_installed_is_what_the_locks_pin(cases):
                 f"{requirement} is pinned and {installed} installed: make"
             )
             cases("supply: installed as pinned").survive()
-    assert any(
-        name in windows
-        for found in BRINGS["cv2"]
-        for name in [canonicalize_name(found)]
-    )
+    assert windows & set(map(canonicalize_name, BRINGS["cv2"]))
 
 
 def test_a_file_with_another_hash_is_not_installed(tmp_path, monkeypatch, capfd, cases):
@@ -237,10 +227,8 @@ def test_a_file_with_another_hash_is_not_installed(tmp_path, monkeypatch, capfd,
         (locks / "book.txt").write_text(lines + "\n")
         with pytest.raises(RuntimeError, match="pip refused or failed"):
             set_up.install_locked(Path(sys.executable), "book", options=options)
-        assert (
-            "hash" in capfd.readouterr().err.lower()
-            and not (target / "harmless.py").exists()
-        )
+        assert "hash" in capfd.readouterr().err.lower()
+        assert not (target / "harmless.py").exists()
         cases("supply: hashes that are missing or wrong").survive()
     (locks / "book.txt").write_text(f"harmless==1.0 --hash=sha256:{digest}\n")
     set_up.install_locked(Path(sys.executable), "book", options=options)
