@@ -1,8 +1,7 @@
-"""Write one page for each paper and shared module of paperlib, into book/api, before Sphinx reads the
-table of contents.
+"""Write a page of the API for each paper and shared module, into book/api.
 
-The pages hold nothing but autodoc's directive, so they are made anew at each build and
-not committed.
+It happens before Sphinx reads the table of contents. The pages hold nothing but
+autodoc's directives, so they are made anew at each build and not committed.
 """
 
 import sys
