@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: as on the command line; None takes the command line's own.
 
-    Source: this book. Departures: none. Test:
-    test_main.py::test_padim_prints_rows_beside_the_papers
+    Source: this book. Departures: none.
+    Test: test_main.py::test_padim_prints_rows_beside_the_papers
     """
     options = _parser().parse_args(arguments)
     try:
@@ -46,9 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         "padim",
         help="fit and score PaDiM on MVTec AD, or any data set in its layout",
         description=(
-            "Fit PaDiM to each category's normal images, score its test images, and"
-            " print the results beside the paper's. Each category's row is written to"
-            " results.csv when it is done: the same command run again skips it."
+            "Fit PaDiM to each category's normal images, score its test images,"
+            " and print the results beside the paper's. Each category's row is written"
+            " to results.csv when it is done: the same command run again skips it."
         ),
     )
     padim.set_defaults(run=_padim)

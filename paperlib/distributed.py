@@ -22,8 +22,8 @@ def process_group(group: Any = None) -> tuple[int, int]:
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         raise ValueError(
-            "no process group; start with torchrun and call "
-            "torch.distributed.init_process_group first, in every process"
+            "no process group; start with torchrun and call"
+            " torch.distributed.init_process_group first, in every process"
         )
     return distributed.get_rank(group), distributed.get_world_size(group)
 
@@ -67,8 +67,8 @@ def fail_together(
         raise error
     if failed:
         raise ValueError(
-            f"process {int(failed) - 1} of {world} raised an error, so this one stops "
-            "too; see the error of that process"
+            f"process {int(failed) - 1} of {world} raised an error,"
+            " so this one stops too; see the error of that process"
         )
 
 
@@ -96,6 +96,6 @@ def check_same_size(
     distributed.all_reduce(extremes, distributed.ReduceOp.MAX, group)
     if extremes.tolist() != [height, width, -height, -width]:
         raise ValueError(
-            f"images of {height}×{width} pixels, and of another size in another "
-            "process; expected the same size in every process. Resize them"
+            f"images of {height}×{width} pixels, and of another size in another"
+            " process; expected the same size in every process. Resize them"
         )

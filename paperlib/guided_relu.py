@@ -21,8 +21,8 @@ from paperlib.validation import has_values
 class GuidedReLU:
     """The switch of a `guided_relu` block: while `on` is False, gradients are plain.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_every_way_to_write_a_relu_is_guided
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
     """
 
     def __init__(self):
@@ -49,10 +49,10 @@ class GuidedReLU:
             nodes += [earlier for earlier, _ in node.next_functions]
             if node.name() in _ACTIVATION_NODES and _GUIDED not in node.metadata:
                 raise ValueError(
-                    f"guided backpropagation did not see an activation ({node.name()}) "
-                    "and would return its plain gradient: it ran in another thread or "
-                    "inside a C++ function. Use a model that runs in the calling "
-                    "thread and calls its activations from Python"
+                    f"guided backpropagation did not see an activation ({node.name()})"
+                    " and would return its plain gradient: it ran in another thread"
+                    " or inside a C++ function. Use a model that runs in the calling"
+                    " thread and calls its activations from Python"
                 )
 
 
@@ -90,9 +90,9 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
             runs, whose ReLUs cannot be guided.
 
     Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4, as used in Grad-CAM,
-    arXiv:1610.02391v4, Sec. 3.2. Departures: ReLU6 and, on request, other activations
-    are not in the paper. Test:
-    test_activations.py::test_every_way_to_write_a_relu_is_guided
+        arXiv:1610.02391v4, Sec. 3.2.
+    Departures: ReLU6 and, on request, other activations are not in the paper.
+    Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
     """
     switch, thread = GuidedReLU(), threading.get_ident()
 
@@ -101,9 +101,9 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
             return
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"a {type(module).__name__} hides its ReLUs from Python, and guided "
-                "backpropagation would silently return the plain gradient; run the "
-                "module that it was scripted or traced from"
+                f"a {type(module).__name__} hides its ReLUs from Python,"
+                " and guided backpropagation would silently return the plain gradient;"
+                " run the module that it was scripted or traced from"
             )
         raise_if_threaded(module, "the model")
 
@@ -137,15 +137,13 @@ class _GuidedMode(TorchFunctionMode):
     def __init__(self, switch: GuidedReLU, positive_gradients: bool):
         super().__init__()
         self.switch, self.positive_gradients = switch, positive_gradients
-        self.gates: deque = deque(
-            maxlen=4
-        )  # the last sigmoids: result and argument, weakly
+        # the last sigmoids: result and argument, weakly
+        self.gates: deque = deque(maxlen=4)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        written = getattr(func, "__name__", "").partition(".")[
-            0
-        ]  # an exported network calls relu.default
+        # an exported network calls relu.default
+        written = getattr(func, "__name__", "").partition(".")[0]
         name = written.strip("_")
         found = (
             _RULES[name](*args, **kwargs) if name in _RULES else self._gated(name, args)
@@ -157,10 +155,10 @@ class _GuidedMode(TorchFunctionMode):
             return result
         if found.other and not self.positive_gradients:
             raise ValueError(
-                "guided backpropagation is defined for ReLU, and this network uses"
-                f" {found.other}; explain it with grad_cam, or set"
-                " positive_gradients=True to pass the positive gradients of any"
-                " activation"
+                "guided backpropagation is defined for ReLU,"
+                f" and this network uses {found.other};"
+                " explain it with grad_cam, or set positive_gradients=True to pass"
+                " the positive gradients of any activation"
             )
         x = found.x
         if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
@@ -251,9 +249,8 @@ def _clamp(input, min=None, max=None, *, out=None):
 
 
 def _maximum(input, other=None, *_, **__):
-    if not (
-        isinstance(input, Tensor) and isinstance(other, Tensor)
-    ):  # x.max(0) is a maximum along an axis
+    # x.max(0) is a maximum along an axis
+    if not (isinstance(input, Tensor) and isinstance(other, Tensor)):
         return None
     x = input if _zero(other, input) else other if _zero(input, other) else None
     return None if x is None else _Activation(x, _strict_relu)

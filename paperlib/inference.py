@@ -29,9 +29,9 @@ def raise_if_threaded(module: nn.Module, what: str) -> None:
     """
     if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
         raise ValueError(
-            f"{what} is an nn.DataParallel over {len(module.device_ids)} devices, and "
-            "runs its module in other threads, where hooks of the calling thread do "
-            "not act; pass its .module"
+            f"{what} is an nn.DataParallel over {len(module.device_ids)} devices,"
+            " and runs its module in other threads,"
+            " where hooks of the calling thread do not act; pass its .module"
         )
 
 
@@ -42,8 +42,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Only the flags are set: a module's own `train` method may do more than that.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_evaluating_puts_every_mode_back
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_evaluating_puts_every_mode_back
     """
     training = [module for module in model.modules() if module.training]
     try:
@@ -60,8 +60,8 @@ def inference_state(model: nn.Module) -> Iterator[None]:
     """Run a model as in eval mode, outside inference mode, uncompiled, and without
     leaving casts to autocast.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_the_callers_autocast_keeps_its_gradients
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
     """
     with ExitStack() as stack:
         stack.enter_context(without_compiler())
@@ -77,8 +77,8 @@ def inference_state(model: nn.Module) -> Iterator[None]:
 def override_autocast(**change: bool) -> Iterator[None]:
     """Change autocast on the devices where it is on.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_the_callers_autocast_keeps_its_gradients
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
     """
     with ExitStack() as stack:
         for device in ("cpu", "cuda", "mps", "xpu"):
@@ -104,12 +104,11 @@ def without_compiler() -> Iterator[None]:
     code of all threads runs uncompiled, and slower. Blocks may overlap: the first sets
     it, and the last restores the previous one.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_compiled_networks_are_watched_too
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_compiled_networks_are_watched_too
     """
-    if (
-        "torch._dynamo" not in sys.modules
-    ):  # then nothing is compiled, and importing it would take seconds
+    # then nothing is compiled, and importing it would take seconds
+    if "torch._dynamo" not in sys.modules:
         yield
         return
     with _COMPILER:

@@ -31,8 +31,9 @@ def auroc(
             present, or a score is NaN.
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 1; ties count one half, as in the
-    Mann-Whitney statistic. Departures: none. Test:
-    test_metrics.py::test_auroc_equals_scikit_learn
+        Mann-Whitney statistic.
+    Departures: none.
+    Test: test_metrics.py::test_auroc_equals_scikit_learn
     """
     positive = _positive(labels, scores)
     positives = int(positive.sum())
@@ -101,8 +102,9 @@ def aupro(
             holds NaN, or the limit is not in (0, 1].
 
     Source: PaDiM, arXiv:2011.08785, Sec. IV-A; Bergmann et al., CVPR 2020 (Uninformed
-    Students), Sec. 4.1. Departures: none; computed on the CPU, where the regions are
-    found. Test: test_metrics.py::test_aupro_equals_the_definition
+        Students), Sec. 4.1.
+    Departures: none; computed on the CPU, where the regions are found.
+    Test: test_metrics.py::test_aupro_equals_the_definition
     """
     _check_maps(masks, maps)
     if not 0 < fpr_limit <= 1:
@@ -120,8 +122,8 @@ def aupro(
     normal = maps.flatten()[~inside]
     if not count or not len(normal):
         raise ValueError(
-            f"{int(inside.sum())} defective and {len(normal)} other pixels; expected"
-            " some of each"
+            f"{int(inside.sum())} defective and {len(normal)} other pixels;"
+            " expected some of each"
         )
     limit = fpr_limit * len(normal)  # in pixels
     highest = _highest(normal, math.ceil(limit))
@@ -172,9 +174,8 @@ def best_threshold(
         * hits.double()
         / (torch.arange(1, len(scores) + 1, device=scores.device) + hits[-1])
     )
-    last = torch.cat(
-        [ordered[:-1] != ordered[1:], hits.new_ones(1, dtype=torch.bool)]
-    )  # equal scores go together
+    # equal scores go together
+    last = torch.cat([ordered[:-1] != ordered[1:], hits.new_ones(1, dtype=torch.bool)])
     best = int(f1.where(last, -1).argmax())
     return float(ordered[best]), float(f1[best])
 
@@ -196,14 +197,15 @@ def intersection_over_union(
     Raises:
         ValueError: if a box is not four numbers with bottom > top and right > left.
 
-    Source: ILSVRC, arXiv:1409.0575, Sec. 4.2. Departures: boxes are half-open, so no +1
-    in their sides. Test: test_metrics.py::test_iou_counts_cells
+    Source: ILSVRC, arXiv:1409.0575, Sec. 4.2.
+    Departures: boxes are half-open, so no +1 in their sides.
+    Test: test_metrics.py::test_iou_counts_cells
     """
     for box in (a, b):
         if len(box) != 4 or not (box[2] > box[0] and box[3] > box[1]):
             raise ValueError(
-                f"box {tuple(box)}; expected (top, left, bottom, right) with bottom >"
-                " top and right > left"
+                f"box {tuple(box)}; expected (top, left, bottom,"
+                " right) with bottom > top and right > left"
             )
     height = max(0, min(a[2], b[2]) - max(a[0], b[0]))
     width = max(0, min(a[3], b[3]) - max(a[1], b[1]))
@@ -237,13 +239,14 @@ def localization_error(
             a box is malformed.
 
     Source: Zhou et al., arXiv:1512.04150, Sec. 3.2 (the ILSVRC rule, which Tables 2 and
-        3 use). Departures: one true box an image.
+        3 use).
+    Departures: one true box an image.
     Test: test_metrics.py::test_localization_error_by_hand
     """
     if len(boxes) != len(true_boxes) or not len(boxes):
         raise ValueError(
-            f"{len(boxes)} predictions and {len(true_boxes)} true boxes; expected the"
-            " same number, at least 1"
+            f"{len(boxes)} predictions and {len(true_boxes)} true boxes;"
+            " expected the same number, at least 1"
         )
     if not 0 < iou <= 1:
         raise ValueError(f"iou={iou}; expected a share above 0 and at most 1")
@@ -262,13 +265,13 @@ def _positive(labels: Tensor, scores: Tensor) -> Tensor:
     """Which of the labels are positive, once labels and scores are known to fit."""
     if labels.shape != scores.shape or labels.ndim != 1:
         raise ValueError(
-            f"labels {tuple(labels.shape)} and scores {tuple(scores.shape)}; expected"
-            " two vectors of one length"
+            f"labels {tuple(labels.shape)} and scores {tuple(scores.shape)};"
+            " expected two vectors of one length"
         )
     if torch.isnan(scores).any():
         raise ValueError(
-            f"{int(torch.isnan(scores).sum())} of {len(scores)} scores are NaN; remove"
-            " or mend them first"
+            f"{int(torch.isnan(scores).sum())} of {len(scores)} scores are NaN;"
+            " remove or mend them first"
         )
     positive = labels == 1
     if not (positive | (labels == 0)).all():
@@ -279,8 +282,8 @@ def _positive(labels: Tensor, scores: Tensor) -> Tensor:
     negatives = len(labels) - positives
     if not positives or not negatives:
         raise ValueError(
-            f"{positives} positives and {negatives} negatives; expected at least one of"
-            " each"
+            f"{positives} positives and {negatives} negatives;"
+            " expected at least one of each"
         )
     return positive
 
@@ -289,8 +292,8 @@ def _check_maps(masks: Tensor, maps: Tensor) -> None:
     if masks.shape != maps.shape:
         raise ValueError(
             f"masks of shape {tuple(masks.shape)} and maps of shape"
-            f" {tuple(maps.shape)}; expected one shape (N, H, W). Resize the maps to"
-            " the masks with anomaly_map.upsample"
+            f" {tuple(maps.shape)}; expected one shape (N, H, W)."
+            " Resize the maps to the masks with anomaly_map.upsample"
         )
 
 

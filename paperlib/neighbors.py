@@ -56,9 +56,9 @@ def nearest_distance(
         ValueError: if the bank is empty or of another dimension, dtype or device than
             the queries, `chunk` is below 1, or a value is NaN or infinite.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 8. Departures: none; the released code
-        searches the small patches approximately (NGT) and the large ones with a
-        KD-tree, one query at a time.
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 8.
+    Departures: none; the released code searches the small patches approximately (NGT)
+        and the large ones with a KD-tree, one query at a time.
     Test: test_neighbors.py::test_equals_every_distance_in_double_precision
     """
     _check(queries, bank)
@@ -108,9 +108,8 @@ def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, 
         # them runs along memory.
         lowest = part.new_empty(len(part), len(tiles), lanes)
         for i, (vectors, squares) in enumerate(tiles):
-            torch.addmm(
-                squares, centred, vectors, out=products
-            )  # with `out`, autocast lets it be
+            # with `out`, autocast lets it be
+            torch.addmm(squares, centred, vectors, out=products)
             torch.amin(products.view(-1, members, lanes), 1, out=lowest[:, i])
         value, group = lowest.flatten(1).topk(min(looked_at + 1, groups), largest=False)
         found = group[:, :looked_at]
@@ -128,9 +127,8 @@ def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, 
         distances.append(exact)
         rows.append(candidates.gather(1, best[:, None]).flatten())
         missed = torch.zeros_like(exact, dtype=torch.bool)
-        if (
-            looked_at < groups
-        ):  # the nearest vector of the groups not looked at, at its nearest
+        # the nearest vector of the groups not looked at, at its nearest
+        if looked_at < groups:
             squares = centred.square().sum(1)
             slack = rounding * (squares.sqrt() + spread.sqrt()) * spread.sqrt()
             missed = (exact > 0) & (
@@ -168,15 +166,15 @@ def greedy_coreset(
             values.
 
     Source: Gonzalez, Theoretical Computer Science 38 (1985), 293-306; for banks of
-        patches, PatchCore, arXiv:2106.08265, Alg. 1. Departures: PatchCore projects the
-        vectors to fewer dimensions first.
+        patches, PatchCore, arXiv:2106.08265, Alg. 1.
+    Departures: PatchCore projects the vectors to fewer dimensions first.
     Test: test_neighbors.py::test_greedy_coreset_takes_the_farthest_each_time
     """
     _check(bank, bank)
     if not 0 < fraction <= 1:
         raise ValueError(
-            f"fraction={fraction}; expected a share of the bank above 0 and at most 1"
-            " (0.1 for 10 %)"
+            f"fraction={fraction}; expected a share of the bank above 0 and at most"
+            " 1 (0.1 for 10 %)"
         )
     bank = bank.to(torch.promote_types(bank.dtype, torch.float32))
     wanted = math.ceil(fraction * len(bank) - 1e-9)
@@ -195,9 +193,8 @@ def greedy_coreset(
             compute_mode="donot_use_mm_for_euclid_dist",
         )[:, 0]
         nearest = torch.minimum(nearest, distance, out=nearest)
-        nearest.index_fill_(
-            0, latest, -1
-        )  # among vectors that are all at 0, one is not taken twice
+        # among vectors that are all at 0, one is not taken twice
+        nearest.index_fill_(0, latest, -1)
         latest = nearest.argmax(0, keepdim=True)
     return chosen
 
@@ -231,16 +228,16 @@ def _check(queries: Tensor, bank: Tensor) -> None:
         or bank.shape[1] == 0
     ):
         raise ValueError(
-            f"{came}; expected (Q, D) and (B, D) of one dimension D: are both from the"
-            " same encoder?"
+            f"{came}; expected (Q, D) and (B, D) of one dimension D:"
+            " are both from the same encoder?"
         )
     if len(bank) == 0:
         raise ValueError(f"{came}; expected a bank of at least one vector")
     if queries.dtype != bank.dtype or queries.device != bank.device:
         raise ValueError(
-            f"queries are {queries.dtype} on {queries.device} and the bank is"
-            f" {bank.dtype} on {bank.device}; expected the same. Convert one with"
-            " .to(…)"
+            f"queries are {queries.dtype} on {queries.device} and the bank"
+            f" is {bank.dtype} on {bank.device}; expected the same."
+            " Convert one with .to(…)"
         )
     if len(queries):
         check_finite(queries, "queries")

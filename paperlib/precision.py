@@ -49,8 +49,8 @@ def full_precision() -> Iterator[None]:
     a block runs, that change applies inside the block too, and it remains after the
     block.
 
-    Source: this book. Departures: none. Test:
-    test_gaussian.py::test_no_bfloat16_or_tf32_leaks_in
+    Source: this book. Departures: none.
+    Test: test_gaussian.py::test_no_bfloat16_or_tf32_leaks_in
     """
     with _LOCK:
         if _FULL["blocks"] == 0:
@@ -82,8 +82,8 @@ def product_rounding(dtype: torch.dtype) -> float:
             Inside `full_precision` the settings before the block count, because a block
             of another thread may end, and restore them, before the product is computed.
 
-    Source: this book. Departures: none. Test:
-    test_neighbors.py::test_lower_matmul_precision_costs_no_digit
+    Source: this book. Departures: none.
+    Test: test_neighbors.py::test_lower_matmul_precision_costs_no_digit
     """
     if dtype != torch.float32:
         return torch.finfo(dtype).eps / 2
@@ -114,7 +114,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Give the dtype itself, or float32 in place of a half-precision one: too coarse
     for sums over images.
 
-    Source: this book. Departures: none. Test:
-    test_gaussian.py::test_results_come_in_the_dtype_that_was_fed
+    Source: this book. Departures: none.
+    Test: test_gaussian.py::test_results_come_in_the_dtype_that_was_fed
     """
     return torch.promote_types(dtype, torch.float32)

@@ -49,8 +49,8 @@ def default_profile() -> str:
     Raises:
         ValueError: if `PAPERLIB_PROFILE` is neither `smoke` nor `full`.
 
-    Source: this book. Departures: none. Test:
-    test_runtime.py::test_profile_comes_from_the_environment
+    Source: this book. Departures: none.
+    Test: test_runtime.py::test_profile_comes_from_the_environment
     """
     name = os.environ.get("PAPERLIB_PROFILE", "")
     if not name:
@@ -61,8 +61,8 @@ def default_profile() -> str:
         )
     if name not in PROFILES:
         raise ValueError(
-            f"PAPERLIB_PROFILE is {name!r}; expected one of {', '.join(PROFILES)}. Set"
-            " it to one or unset it."
+            f"PAPERLIB_PROFILE is {name!r}; expected one of {', '.join(PROFILES)}."
+            " Set it to one or unset it."
         )
     return name
 
@@ -80,8 +80,8 @@ def start(seed: int = 0) -> Runtime:
     Raises:
         ValueError: if `PAPERLIB_PROFILE` is neither `smoke` nor `full`.
 
-    Source: this book. Departures: none. Test:
-    test_runtime.py::test_start_seeds_and_prints
+    Source: this book. Departures: none.
+    Test: test_runtime.py::test_start_seeds_and_prints
     """
     run = Runtime(
         default_profile(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,8 +101,8 @@ def versions() -> dict[str, str]:
     Returns:
         name → version, in a fixed order; a package that is not installed is left out.
 
-    Source: this book. Departures: none. Test:
-    test_runtime.py::test_versions_are_the_installed_ones
+    Source: this book. Departures: none.
+    Test: test_runtime.py::test_versions_are_the_installed_ones
     """
     from paperlib import __version__
 
@@ -122,8 +122,8 @@ def device_name(device: torch.device) -> str:
     Args:
         device: a CUDA device or the CPU.
 
-    Source: this book. Departures: none. Test:
-    test_runtime.py::test_device_name_names_the_processor
+    Source: this book. Departures: none.
+    Test: test_runtime.py::test_device_name_names_the_processor
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -142,9 +142,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-DRIVE = Path(
-    "/content/drive/MyDrive"
-)  # where Colab shows a mounted Drive; it stays when the session ends
+# where Colab shows a mounted Drive; it stays when the session ends
+DRIVE = Path("/content/drive/MyDrive")
 SAMPLED = 4096  # numbers of a tensor that tell it from another
 
 
@@ -159,8 +158,8 @@ def checkpoint_folder() -> Path | None:
     Returns:
         the folder; None elsewhere, where nothing is kept.
 
-    Source: this book. Departures: none. Test:
-    test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
+    Source: this book. Departures: none.
+    Test: test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
     """
     named = os.environ.get("PAPERLIB_CHECKPOINTS")
     if not named and "google.colab" not in sys.modules:
@@ -190,8 +189,8 @@ def checkpoint_path(
     Returns:
         the file, for a `checkpoint` argument; None where nothing is kept.
 
-    Source: this book. Departures: none. Test:
-    test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
+    Source: this book. Departures: none.
+    Test: test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
     """
     folder = checkpoint_folder()
     if folder is None:
@@ -214,8 +213,8 @@ def progress_line() -> Callable[[str, int, int], None]:
         a function to call with a word, what is done, and of how much. When all is done
         the line stays.
 
-    Source: this book. Departures: none. Test:
-    test_notebook_runtime.py::test_progress_is_one_line_that_changes
+    Source: this book. Departures: none.
+    Test: test_notebook_runtime.py::test_progress_is_one_line_that_changes
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     handle = None

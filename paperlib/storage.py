@@ -32,16 +32,15 @@ def write_tensors(
         about: what else to keep, as JSON holds it.
         format: what the file is, and its version: "paperlib.padim.1".
 
-    Source: this book. Departures: none. Test:
-    test_storage.py::test_what_is_written_comes_back
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_what_is_written_comes_back
     """
     path, plain, storages = Path(path), {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        plain[name] = (
-            tensor.clone() if storage in storages else tensor
-        )  # safetensors refuses shared memory
+        # safetensors refuses shared memory
+        plain[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     text = json.dumps({**about, "format": format})
     # safetensors writes under a name of its own choice and renames: in a folder of one
@@ -54,9 +53,8 @@ def write_tensors(
         save_file(
             plain, temporary, metadata={"paperlib": text, "sha256": digest(text, plain)}
         )
-        temporary.chmod(
-            folder.stat().st_mode & 0o666
-        )  # what the user's mask allows; safetensors lets only them read
+        # what the user's mask allows; safetensors lets only them read
+        temporary.chmod(folder.stat().st_mode & 0o666)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -83,8 +81,8 @@ def read_tensors(
         ValueError: naming the file, if it is missing, anything else, damaged, or of a
             newer format.
 
-    Source: this book. Departures: none. Test:
-    test_storage.py::test_every_damage_is_noticed
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_every_damage_is_noticed
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -112,14 +110,14 @@ def read_tensors(
     if found != format:
         if _version(found, format) > _version(format, format):
             raise ValueError(
-                f"{path} has the format {found!r}, newer than {format!r}; update"
-                f" paperlib, or {instead}"
+                f"{path} has the format {found!r}, newer than {format!r};"
+                f" update paperlib, or {instead}"
             )
         raise ValueError(f"{path} is no {what} of this version ({format}); {instead}")
     if not whole:
         raise ValueError(
-            f"{path} is damaged: its contents do not match their checksum; copy it"
-            f" again, or {instead}"
+            f"{path} is damaged: its contents do not match their checksum;"
+            f" copy it again, or {instead}"
         )
     return about, tensors
 
@@ -128,8 +126,8 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Give the SHA-256 of a text and of tensors on the CPU with their names, dtypes and
     shapes, in the names' order.
 
-    Source: this book. Departures: none. Test:
-    test_storage.py::test_every_damage_is_noticed
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_every_damage_is_noticed
     """
     found = hashlib.sha256(text.encode())
     for name in sorted(tensors):
@@ -146,8 +144,8 @@ def load_state(path: str | Path) -> Any:
     Raises:
         Exception: of a dozen kinds, if it is no such file.
 
-    Source: this book. Departures: none. Test:
-    test_storage.py::test_what_is_packed_or_only_looks_large_is_told
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_what_is_packed_or_only_looks_large_is_told
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -161,8 +159,8 @@ def is_dense(tensor: Tensor) -> bool:
     """Whether a tensor that was read is as large as it looks: a view of one number may
     be of any shape.
 
-    Source: this book. Departures: none. Test:
-    test_storage.py::test_what_is_packed_or_only_looks_large_is_told
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_what_is_packed_or_only_looks_large_is_told
     """
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return (
@@ -202,8 +200,8 @@ def save_checkpoint(
         recipe: what must be equal for a run to be the same run, as JSON holds it.
         progress: how far it has come, as JSON holds it.
 
-    Source: this book. Departures: none. Test:
-    test_checkpoint.py::test_what_is_saved_comes_back
+    Source: this book. Departures: none.
+    Test: test_checkpoint.py::test_what_is_saved_comes_back
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     scalars = {}
@@ -248,8 +246,8 @@ def load_checkpoint(
         ValueError: naming the file, if it is damaged, no checkpoint, of another recipe,
             model or optimizer.
 
-    Source: this book. Departures: none. Test:
-    test_checkpoint.py::test_what_is_saved_comes_back
+    Source: this book. Departures: none.
+    Test: test_checkpoint.py::test_what_is_saved_comes_back
     """
     about, tensors = read_tensors(
         path, CHECKPOINT_FORMAT, "checkpoint", "delete it to start over"
@@ -265,8 +263,8 @@ def load_checkpoint(
         about["progress"].get("history"), columns
     ):
         raise ValueError(
-            f"{path} does not fit together: its history is missing or no table of"
-            f" {columns} columns; delete it"
+            f"{path} does not fit together:"
+            f" its history is missing or no table of {columns} columns; delete it"
         )
     recipe = json.loads(json.dumps(recipe))
     for name in optional:
@@ -280,8 +278,8 @@ def load_checkpoint(
             for name in changed
         )
         raise ValueError(
-            f"{path} is of another run: {was}. Run with what it was made with, or"
-            " delete it to start over"
+            f"{path} is of another run: {was}."
+            " Run with what it was made with, or delete it to start over"
         )
     own = {
         f"model.{name}": (tensor.shape, tensor.dtype)
@@ -315,15 +313,15 @@ def load_checkpoint(
             )
             if not fits:
                 raise ValueError(
-                    f"{path} is the checkpoint of another optimizer; give another name"
-                    " or delete it"
+                    f"{path} is the checkpoint of another optimizer;"
+                    " give another name or delete it"
                 )
             states[int(k)].setdefault(int(index), {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):
         if len({frozenset(own) for own in state.values()}) > 1:
             raise ValueError(
-                f"{path} does not fit together: a part of an optimizer's state is"
-                " missing; delete it"
+                f"{path} does not fit together:"
+                " a part of an optimizer's state is missing; delete it"
             )
         try:
             optimizer.load_state_dict(

@@ -77,9 +77,10 @@ def train_classifier(
             number, `epochs` or `batch_size` is below 1, or the checkpoint is damaged or
             of another model, optimizer, learning rate or number of epochs.
 
-    Source: this book; the optimizer and decay of MobileNet, arXiv:1704.04861v1,
-    Sec. 3.2, are the caller's choice. Departures: none. Test:
-    test_training.py::test_learns_which_half_is_bright
+    Source: this book; the optimizer and decay of MobileNet, arXiv:1704.04861v1, Sec.
+        3.2, are the caller's choice.
+    Departures: none.
+    Test: test_training.py::test_learns_which_half_is_bright
     """
     count = _count(data)
     if epochs < 1 or batch_size < 1:
@@ -156,8 +157,8 @@ def _count(data: Data) -> int:
         images, labels = data
         if len(images) != len(labels):
             raise ValueError(
-                f"{len(images)} images and {len(labels)} labels; expected the same"
-                " number"
+                f"{len(images)} images and {len(labels)} labels;"
+                " expected the same number"
             )
         data = images
     if len(data) < 2:
@@ -220,13 +221,13 @@ def predict(
     Raises:
         ValueError: if there is no image or `batch_size` is below 1.
 
-    Source: this book. Departures: none. Test:
-    test_training.py::test_predict_equals_one_batch_and_keeps_the_mode
+    Source: this book. Departures: none.
+    Test: test_training.py::test_predict_equals_one_batch_and_keeps_the_mode
     """
     if len(images) == 0 or batch_size < 1:
         raise ValueError(
-            f"{len(images)} images in batches of {batch_size}; expected at least 1 of"
-            " each"
+            f"{len(images)} images in batches of {batch_size};"
+            " expected at least 1 of each"
         )
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

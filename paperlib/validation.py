@@ -12,8 +12,8 @@ def has_values(values: Tensor) -> bool:
     """Whether a tensor's values can be looked at: not on the meta device, not fake, not
     while compiling.
 
-    Source: this book. Departures: none. Test:
-    test_validation.py::test_meta_and_fake_tensors_are_not_read
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_meta_and_fake_tensors_are_not_read
     """
     return (
         values.device.type != "meta"
@@ -35,20 +35,19 @@ def check_finite(values: Tensor, what: str) -> None:
         ValueError: with the number of such values and the first entries that contain
             one.
 
-    Source: this book. Departures: none. Test:
-    test_validation.py::test_bad_images_are_refused
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_bad_images_are_refused
     """
-    if not has_values(values) or torch.isfinite(
-        values.sum()
-    ):  # a finite sum has finite terms; the converse can fail
+    # a finite sum has finite terms; the converse can fail
+    if not has_values(values) or torch.isfinite(values.sum()):
         return
     bad = (~torch.isfinite(values)).reshape(len(values), -1).sum(1)
     rows = bad.nonzero().flatten().tolist()
     if rows:
         shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
         raise ValueError(
-            f"{int(bad.sum())} values of {what} are NaN or infinite, in {what} number"
-            f" {shown}; remove or fix them"
+            f"{int(bad.sum())} values of {what} are NaN or infinite,"
+            f" in {what} number {shown}; remove or fix them"
         )
 
 
@@ -59,17 +58,17 @@ def check_images(images: Any) -> Tensor:
         ValueError: unless it is a floating-point batch (N, C, H, W) with at least one
             image and no NaN.
 
-    Source: this book. Departures: none. Test:
-    test_validation.py::test_bad_images_are_refused
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_bad_images_are_refused
     """
     if not isinstance(images, Tensor):
         raise ValueError(
-            f"images of type {type(images).__name__}; expected a torch.Tensor (N, C,"
-            " H, W)"
+            f"images of type {type(images).__name__};"
+            " expected a torch.Tensor (N, C, H, W)"
         )
     came = (
-        f"images of shape {tuple(images.shape)} and dtype"
-        f" {str(images.dtype).removeprefix('torch.')}"
+        f"images of shape {tuple(images.shape)}"
+        f" and dtype {str(images.dtype).removeprefix('torch.')}"
     )
     if images.ndim != 4:
         hint = ". Add a batch axis with images[None]" if images.ndim == 3 else ""
@@ -101,8 +100,8 @@ def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
         ValueError: if the logits are not (N, classes), or the targets are not one class
             (or T classes) an image.
 
-    Source: this book. Departures: none. Test:
-    test_validation.py::test_targets_that_fit_no_batch_are_refused
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_targets_that_fit_no_batch_are_refused
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n:
         what = (
@@ -111,9 +110,9 @@ def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
             else f"type {type(logits).__name__}"
         )
         raise ValueError(
-            f"the model gives an output of {what}; expected logits ({n}, classes). For"
-            " any other output grad_cam takes targets=<function of the output that"
-            " returns one score an image>"
+            f"the model gives an output of {what}; expected logits ({n}, classes)."
+            " For any other output grad_cam takes targets=<function of the output"
+            " that returns one score an image>"
         )
     classes = logits.shape[1]
     if targets is None:
@@ -122,27 +121,27 @@ def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
         index = torch.as_tensor(targets, device=logits.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"targets {targets!r} can't be read as class indices ({error}); expected"
-            " integers"
+            f"targets {targets!r} can't be read as class indices ({error});"
+            " expected integers"
         ) from None
     if index.ndim == 0:
         index = index.expand(n)
     if index.ndim > 2 or len(index) != n or index.shape[-1] == 0:
         raise ValueError(
             f"targets of shape {tuple(index.shape)} for {n} image{'s' * (n != 1)};"
-            f" expected one class, {n} classes, or ({n}, T) for T classes of each"
-            " image, [[254, 281]] say"
+            f" expected one class, {n} classes, or ({n},"
+            " T) for T classes of each image, [[254, 281]] say"
         )
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise ValueError(
-            f"targets of dtype {str(index.dtype).removeprefix('torch.')}; expected"
-            " integer class indices"
+            f"targets of dtype {str(index.dtype).removeprefix('torch.')};"
+            " expected integer class indices"
         )
     if has_values(index):
         outside = index[(index < 0) | (index >= classes)].unique().tolist()
         if outside:
             raise ValueError(
-                f"targets {outside[:8]} are outside the model's {classes} classes, 0 to"
-                f" {classes - 1}"
+                f"targets {outside[:8]} are outside the model's {classes} classes,"
+                f" 0 to {classes - 1}"
             )
     return index.long()

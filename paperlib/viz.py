@@ -127,9 +127,9 @@ def overlay(
     heat, image = _rgb(heat, "heat"), _rgb(image, "image")
     if heat.shape[-3:] != image.shape[-3:]:
         raise ValueError(
-            f"a heat map of {heat.shape[-3]}×{heat.shape[-2]} over a picture of"
-            f" {image.shape[-3]}×{image.shape[-2]}; make it with heatmap(map,"
-            " size=(height, width))"
+            f"a heat map of {heat.shape[-3]}×{heat.shape[-2]} over"
+            f" a picture of {image.shape[-3]}×{image.shape[-2]};"
+            " make it with heatmap(map, size=(height, width))"
         )
     if min(weights) < 0:
         raise ValueError(f"weights={weights}; expected two numbers of at least 0")
@@ -161,8 +161,8 @@ def gradient_image(gradient: Array) -> np.ndarray:
     ).numpy()
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{int((~np.isfinite(values)).sum())} values of the gradient are NaN or"
-            " infinite"
+            f"{int((~np.isfinite(values)).sum())} values of the gradient are NaN"
+            " or infinite"
         )
     axes = (-3, -2, -1)
     centred = values - values.mean(axes, keepdims=True)
@@ -196,21 +196,20 @@ def panel(
     picture = _rgb(image, "image")
     if picture.ndim != 3:
         raise ValueError(
-            f"pictures of shape {picture.shape}; expected one. Take one of a batch,"
-            " images[0] say"
+            f"pictures of shape {picture.shape}; expected one."
+            " Take one of a batch, images[0] say"
         )
     ax.imshow(picture)
     ax.set(xticks=[], yticks=[], title=title)
     ax.spines[:].set_visible(False)
     ax.grid(False)
+    # a pixel's centre has whole coordinates, so its edge lies half a pixel off
     for (
         top,
         left,
         bottom,
         right,
-    ) in (
-        boxes
-    ):  # a pixel's centre has whole coordinates, so its edge lies half a pixel off
+    ) in boxes:
         edge = Rectangle(
             (left - 0.5, top - 0.5),
             right - left,
@@ -258,8 +257,8 @@ def explanation_figure(
     picture, maps = _rgb(image, "image"), torch.as_tensor(maps).detach().float().cpu()
     if maps.ndim != 3 or picture.ndim != 3:
         raise ValueError(
-            f"image {picture.shape} and maps {tuple(maps.shape)}; expected one picture"
-            " and (rows, h, w)"
+            f"image {picture.shape} and maps {tuple(maps.shape)};"
+            " expected one picture and (rows, h, w)"
         )
     given = {
         "guided": guided,
@@ -366,16 +365,16 @@ def anomaly_figure(
         or not len(maps)
     ):
         raise ValueError(
-            f"images {pictures.shape} and maps {tuple(maps.shape)}; expected (rows, 3,"
-            " H, W) and (rows, h, w)"
+            f"images {pictures.shape} and maps {tuple(maps.shape)};"
+            " expected (rows, 3, H, W) and (rows, h, w)"
         )
     size = pictures.shape[1:3]
     if masks is not None:
         masks = torch.as_tensor(masks).detach().cpu()
         if masks.shape != (len(maps), *size):
             raise ValueError(
-                f"masks {tuple(masks.shape)}; expected {(len(maps), *size)}, one of"
-                " each picture's size"
+                f"masks {tuple(masks.shape)};"
+                f" expected {(len(maps), *size)}, one of each picture's size"
             )
     for name, given in (("labels", labels), ("boxes", boxes)):
         if len(given) not in (0, len(maps)):
@@ -392,9 +391,8 @@ def anomaly_figure(
     columns = {"picture": pictures}
     columns |= {} if masks is None else {"mask": (masks != 0).float().numpy()}
     columns |= {"anomaly map": heats, "overlay": overlay(heats, pictures)}
-    width = min(
-        2.1, (6.4 - 0.9) / len(columns)
-    )  # of a panel, beside 0.9 for labels and colours; 6.4 suits a phone
+    # of a panel, beside 0.9 for labels and colours; 6.4 suits a phone
+    width = min(2.1, (6.4 - 0.9) / len(columns))
     inches = (width * len(columns) + 0.9, width * len(maps) * size[0] / size[1] + 0.4)
     fig, axes = plt.subplots(
         len(maps), len(columns), figsize=inches, squeeze=False, layout="constrained"
@@ -422,8 +420,8 @@ def _rgb(picture: Array, name: str) -> np.ndarray:
         values = values.float() / 255
     elif not values.is_floating_point():
         raise ValueError(
-            f"{name} of dtype {str(values.dtype).removeprefix('torch.')}; expected"
-            " uint8, or float in [0, 1]"
+            f"{name} of dtype {str(values.dtype).removeprefix('torch.')};"
+            " expected uint8, or float in [0, 1]"
         )
     values = _in_range(
         values.float(),

@@ -51,7 +51,8 @@ def bounding_boxes(
             threshold outside [0, 1], or a connectivity other than 4 and 8.
 
     Source: Zhou et al., arXiv:1512.04150, Sec. 3.1; Selvaraju et al.,
-    arXiv:1610.02391v4, Sec. 4.1. Departures: neither paper states the connectivity.
+        arXiv:1610.02391v4, Sec. 4.1.
+    Departures: neither paper states the connectivity.
     Test: test_cam.py::test_boxes_equal_skimage_regions
     """
     from scipy import ndimage
@@ -60,18 +61,18 @@ def bounding_boxes(
     values = values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
     if values.ndim != 2:
         raise ValueError(
-            f"map of shape {values.shape}; expected one map (h, w). Take one of a"
-            " batch, maps[0] say"
+            f"map of shape {values.shape}; expected one map (h, w)."
+            " Take one of a batch, maps[0] say"
         )
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{int((~np.isfinite(values)).sum())} values of the map are NaN or"
-            " infinite; expected finite ones"
+            f"{int((~np.isfinite(values)).sum())} values of the map are NaN"
+            " or infinite; expected finite ones"
         )
     if not 0 <= threshold <= 1:
         raise ValueError(
-            f"threshold={threshold}; expected a share of the maximum, 0 to 1 (0.2 for"
-            " 20 %)"
+            f"threshold={threshold}; expected a share of the maximum,"
+            " 0 to 1 (0.2 for 20 %)"
         )
     if connectivity not in (4, 8):
         raise ValueError(f"connectivity={connectivity}; expected 4 or 8")

@@ -80,9 +80,9 @@ class _Calls(TorchFunctionMode):
         if isinstance(result, Tensor):
             name = getattr(func, "__name__", "").partition(".")[0].strip("_")
             kept = name in _PASSING or name in _POOLING or name == "linear"
-            if (
-                name == "conv2d"
-            ):  # after pooling it is a linear layer; before, its maps would only fill memory
+            # after pooling it is a linear layer; before, its maps would only fill
+            # memory
+            if name == "conv2d":
                 kept = result.shape[-2:] == (1, 1)
             self.last.append(
                 _Call(
@@ -108,9 +108,9 @@ class _Head(NamedTuple):
 
 def _refuse(found: str) -> NoReturn:
     raise ValueError(
-        "CAM needs a network that ends in global average pooling of a feature map and"
-        " one linear layer, with nothing between them that changes numbers; here"
-        f" {found}. Grad-CAM needs none of this: grad_cam(model, images, layer)"
+        "CAM needs a network that ends in global average pooling of a feature map"
+        " and one linear layer, with nothing between them that changes numbers;"
+        f" here {found}. Grad-CAM needs none of this: grad_cam(model, images, layer)"
     )
 
 
@@ -128,8 +128,8 @@ def _find_head(calls: deque[_Call], logits: Tensor) -> _Head:
     channels, classes = head.features.shape[1], logits.shape[1]
     if weight is not None and weight.shape != (classes, channels):
         _refuse(
-            f"{channels} channels are pooled and the last layer's weight is"
-            f" {tuple(weight.shape)}"
+            f"{channels} channels are pooled and the last layer's weight"
+            f" is {tuple(weight.shape)}"
         )
     return head
 
@@ -154,9 +154,8 @@ def _pooled(calls: deque[_Call], call: _Call) -> tuple[Tensor, int]:
     averages).
     """
     x, axes, cells = _axes(call)
-    if x.ndim == 3 and axes == {
-        2
-    }:  # one axis of space went before, or both were flattened into one
+    # one axis of space went before, or both were flattened into one
+    if x.ndim == 3 and axes == {2}:
         while calls:
             earlier = calls.pop()
             if not earlier.gave(x):
@@ -231,8 +230,8 @@ def _check_average(head: _Head, logits: Tensor) -> None:
         expected, size = expected + head.bias, size + head.bias.abs()
     if expected.shape != logits.shape:
         _refuse(
-            f"the pooling leads to {tuple(expected.shape)} and the logits are"
-            f" {tuple(logits.shape)}"
+            f"the pooling leads to {tuple(expected.shape)} and the logits"
+            f" are {tuple(logits.shape)}"
         )
     # Another structure is off by as much as the terms themselves; rounding is far below
     # that.
@@ -246,6 +245,6 @@ def _check_average(head: _Head, logits: Tensor) -> None:
         ((expected - logits).abs() <= rounding * size.amax()).all()
     ):
         _refuse(
-            "the maps do not average to the logits: something else changes the numbers"
-            " on the way"
+            "the maps do not average to the logits:"
+            " something else changes the numbers on the way"
         )

@@ -54,9 +54,8 @@ def class_activation_map(
     dtype = torch.promote_types(features.dtype, torch.float32)
     n, c, h, w = features.shape
     rows = weight[targets].to(dtype).view(n, -1, c)
-    with override_autocast(
-        enabled=False
-    ):  # it would take the sum in half precision again
+    # it would take the sum in half precision again
+    with override_autocast(enabled=False):
         return (rows @ features.flatten(2).to(dtype)).view(*targets.shape, h, w)
 
 
@@ -87,15 +86,15 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
             was found), images that are not a finite batch, targets that do not match
             the batch or the classes, and an nn.DataParallel over several devices.
 
-    Source: Zhou et al., arXiv:1512.04150, Eq. 1. Departures: none in the map. Networks
-        average over space, so its mean and not its sum is the logit; the bias is left
-        out, as in the paper.
+    Source: Zhou et al., arXiv:1512.04150, Eq. 1.
+    Departures: none in the map. Networks average over space, so its mean and not its
+        sum is the logit; the bias is left out, as in the paper.
     Test: test_cam.py::test_maps_average_to_the_logits_of_many_networks
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError(
-            f"a {type(model).__name__} hides the end of its network; pass the module it"
-            " was made from"
+            f"a {type(model).__name__} hides the end of its network;"
+            " pass the module it was made from"
         )
     raise_if_threaded(model, "the model")
     with inference_state(model), torch.no_grad():

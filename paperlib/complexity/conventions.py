@@ -146,10 +146,10 @@ def totals(counts: Mapping[str, int]) -> list[Convention]:
         ValueError: a name that is not in `COUNTS`.
 
     Source: counting conventions of the tools named in each row, each observed in the
-    version named. Departures: sums of residuals, products of gates, the softmax inside
-    fused attention and upsampling cost nothing
-        here, and some of the tools count some of these; tools that know modules only
-        miss calls of functions.
+        version named.
+    Departures: sums of residuals, products of gates, the softmax inside fused attention
+        and upsampling cost nothing here, and some of the tools count some of these;
+        tools that know modules only miss calls of functions.
     Test: test_complexity.py::test_conventions_reproduce_the_peers
     """
     unknown = sorted(set(counts) - set(COUNTS))

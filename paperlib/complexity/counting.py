@@ -29,9 +29,10 @@ class Profile:
             `paperlib.complexity.counting.conventions.COUNTS`.
 
     Source: Howard et al., arXiv:1704.04861v1, Sec. 3 and 4 ("Mult-Adds": convolutions
-    and the fully connected layer). Departures: matrix products and attention, which the
-    paper has none of, are counted as well. Test:
-    test_complexity.py::test_mobilenet_of_timm
+        and the fully connected layer).
+    Departures: matrix products and attention, which the paper has none of, are counted
+        as well.
+    Test: test_complexity.py::test_mobilenet_of_timm
     """
 
     model: str
@@ -64,7 +65,9 @@ class Profile:
                 network.
 
         Source: Howard et al., arXiv:1704.04861v1, Tables 1 and 2, whose columns these
-        are. Departures: none. Test: test_complexity.py::test_table
+            are.
+        Departures: none.
+        Test: test_complexity.py::test_table
         """
         rows = [("layer", "kind", "output", "MACs", "parameters")]
         for layer in self.layers:
@@ -87,9 +90,9 @@ class Profile:
         """Total the same run by every counting convention in circulation.
 
         Source: counting conventions of the paper and of ten tools; see
-        `paperlib.complexity.counting.conventions.totals`. Departures: see
-        `paperlib.complexity.counting.conventions.totals`. Test:
-        test_complexity.py::test_conventions_reproduce_the_peers
+            `paperlib.complexity.counting.conventions.totals`.
+        Departures: see `paperlib.complexity.counting.conventions.totals`.
+        Test: test_complexity.py::test_conventions_reproduce_the_peers
         """
         return totals(self.counts)
 
@@ -98,8 +101,9 @@ class Profile:
         counts so.
 
         Source: counting conventions of the paper and of ten tools; see
-        `paperlib.complexity.counting.conventions.totals`. Departures: none. Test:
-        test_complexity.py::test_conventions_table
+            `paperlib.complexity.counting.conventions.totals`.
+        Departures: none.
+        Test: test_complexity.py::test_conventions_table
         """
         rows = [("convention", "total", "what it counts", "used by")]
         rows += [
@@ -141,9 +145,10 @@ def profile(
             its error message).
 
     Source: counting convention of Howard et al., arXiv:1704.04861v1, Sec. 3.1 (Eq. 2, 4
-    and 5), for every operation. Departures: matrix products and attention count too;
-    `Profile.conventions` totals the run by other conventions. Test:
-    test_complexity.py::test_agrees_with_flop_counter
+        and 5), for every operation.
+    Departures: matrix products and attention count too; `Profile.conventions` totals
+        the run by other conventions.
+    Test: test_complexity.py::test_agrees_with_flop_counter
     """
     modules = _modules(model)
     shapes = _shapes(input_shape)
@@ -170,9 +175,8 @@ def _alone() -> Iterator[None]:
     and all that autograd adds.
     """
     with contextlib.ExitStack() as stack:
-        if (
-            torch._C._len_torch_dispatch_stack()
-        ):  # a FakeTensorMode would refuse our meta tensors
+        # a FakeTensorMode would refuse our meta tensors
+        if torch._C._len_torch_dispatch_stack():
             stack.enter_context(_disable_current_modes())
         # The cache would keep a meta tensor as the half-precision twin of a real
         # weight.
@@ -255,17 +259,17 @@ def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """All modules by name, once it is clear that they can be profiled."""
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"model is {model!r}; expected an nn.Module that has been built, such as"
-            " MobileNetV1()"
+            f"model is {model!r}; expected an nn.Module that has been built,"
+            " such as MobileNetV1()"
         )
     modules = list(model.named_modules())
     for name, module in modules:
         where = f"layer {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"{where} is a ScriptModule, which runs outside Python, where layers"
-                " cannot be told apart; expected an nn.Module: pass the nn.Module that"
-                " it was scripted or traced from"
+                f"{where} is a ScriptModule, which runs outside Python,"
+                " where layers cannot be told apart; expected an nn.Module:"
+                " pass the nn.Module that it was scripted or traced from"
             )
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if isinstance(
@@ -273,8 +277,8 @@ def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
                 (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer),
             ):
                 raise ValueError(
-                    f"{key!r} of {where} is lazy and has no shape yet; expected a model"
-                    " that has run; run it once"
+                    f"{key!r} of {where} is lazy and has no shape yet;"
+                    " expected a model that has run; run it once"
                 )
     return modules
 
@@ -314,9 +318,9 @@ def _dtypes(dtype: Any, inputs: int, model: nn.Module) -> list[torch.dtype]:
         isinstance(kind, torch.dtype) for kind in dtypes
     ):
         raise ValueError(
-            f"dtype = {dtype!r} for {inputs} input(s); expected a torch.dtype for all,"
-            " or a list with one for each; give torch.long for token ids,"
-            " torch.float32 for images"
+            f"dtype = {dtype!r} for {inputs} input(s);"
+            " expected a torch.dtype for all, or a list with one for each;"
+            " give torch.long for token ids, torch.float32 for images"
         )
     return dtypes
 
@@ -337,10 +341,10 @@ def _what_failed(
     shape = ", ".join(map(str, shapes))
     said = f"{type(error).__name__}: {str(error).rstrip('.')}"
     return (
-        f"{type(modules[0][1]).__name__} failed on input of shape {shape}{where}. It"
-        f" said: {said}. Give input_shape as forward expects it, batch first, and"
-        " dtype=torch.long for token ids; a forward that looks at the values of its"
-        " activations, or differentiates them, cannot be profiled"
+        f"{type(modules[0][1]).__name__} failed on input of shape {shape}{where}."
+        f" It said: {said}. Give input_shape as forward expects it, batch first,"
+        " and dtype=torch.long for token ids; a forward that looks at the values"
+        " of its activations, or differentiates them, cannot be profiled"
     )
 
 

@@ -40,9 +40,10 @@ def conv2d_macs(
             does not divide.
 
     Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 2 (groups=1) and Eq. 4
-    (groups=in_channels=out_channels). Departures: $D_F$ is the side of the output, so
-    that strides are right; the paper writes input and output the same. Test:
-    test_complexity.py::test_by_hand
+        (groups=in_channels=out_channels).
+    Departures: $D_F$ is the side of the output, so that strides are right; the paper
+        writes input and output the same.
+    Test: test_complexity.py::test_by_hand
     """
     kernel_height, kernel_width = _pair(kernel, "kernel")
     height, width = _pair(out_size, "out_size")
@@ -94,8 +95,8 @@ def _whole(value: Any, what: str) -> int:
         number = None
     if number is None or isinstance(value, bool):
         raise ValueError(
-            f"{what} = {value!r}; expected a whole number, as 224 // 32 gives and 224 /"
-            " 32 does not"
+            f"{what} = {value!r}; expected a whole number,"
+            " as 224 // 32 gives and 224 / 32 does not"
         )
     if number < 1:
         raise ValueError(

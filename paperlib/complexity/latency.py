@@ -101,8 +101,8 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
         ValueError: if `repeats` is below 1.
 
     Source: this book; arithmetic intensity after Williams et al., CACM 2009.
-    Departures: none. Test:
-    test_latency.py::test_rows_carry_the_profiles_macs_and_their_own_bytes
+    Departures: none.
+    Test: test_latency.py::test_rows_carry_the_profiles_macs_and_their_own_bytes
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}; expected at least 1")
@@ -181,8 +181,9 @@ def measure_machine(
     Raises:
         ValueError: if `side` is below 1 or `seconds` is not above 0.
 
-    Source: Williams, Waterman & Patterson, CACM 52(4), 2009. Departures: counts a
-    multiply-add as one operation. Test: test_latency.py::test_roofline_is_a_minimum
+    Source: Williams, Waterman & Patterson, CACM 52(4), 2009.
+    Departures: counts a multiply-add as one operation.
+    Test: test_latency.py::test_roofline_is_a_minimum
     """
     if side < 1 or not seconds > 0:
         raise ValueError(
@@ -217,8 +218,8 @@ def time_call(
     Raises:
         ValueError: if `seconds` is not above 0.
 
-    Source: this book. Departures: none. Test:
-    test_latency.py::test_a_call_is_timed_by_its_median
+    Source: this book. Departures: none.
+    Test: test_latency.py::test_a_call_is_timed_by_its_median
     """
     if not seconds > 0:
         raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")

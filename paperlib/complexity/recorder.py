@@ -168,9 +168,8 @@ class Tape(TorchDispatchMode):
                 self._constants.append(tensor)
         elif constant:
             self.touch(*constant)
-            if (
-                func._schema.is_mutable
-            ):  # zeros that an activation was written into are constant no more
+            # zeros that an activation was written into are constant no more
+            if func._schema.is_mutable:
                 for tensor in _tensors(out):
                     self._origins.pop(tensor.untyped_storage()._cdata, None)
 
@@ -252,8 +251,9 @@ def innermost_module(
     Reading the stack needs no hook, so other threads that run the same model see
     nothing of us.
 
-    Source: none; our own. Departures: none. Test:
-    test_complexity.py::test_functional_calls_belong_to_the_module_whose_forward_runs
+    Source: none; our own. Departures: none.
+    Test:
+        test_complexity.py::test_functional_calls_belong_to_the_module_whose_forward_runs
     """
     while frame is not None:
         if frame.f_code is _CALL or frame.f_code.co_name == "forward":

@@ -23,13 +23,11 @@ def default_rule(tape: Tape, func: Any, args: tuple, kwargs: dict) -> Any:
     """Run an operation without a rule: look inside if PyTorch builds it from others;
     else it is no product of tensors.
 
-    Source: none; our own.
-    Departures: none.
+    Source: none; our own. Departures: none.
     Test: test_complexity.py::test_every_way_to_multiply
     """
-    if (
-        func.name() == "torchvision::deform_conv2d"
-    ):  # not in aten, and torchvision need not be imported
+    # not in aten, and torchvision need not be imported
+    if func.name() == "torchvision::deform_conv2d":
         return _deformable_convolution(tape, func, args, kwargs)
     if not _composite(func):
         return tape.run(func, args, kwargs)
@@ -116,9 +114,8 @@ def _convolution(tape: Tape, func, args: tuple, kwargs: dict) -> Tensor:
 
 
 def _convolution_kind(x: Tensor, weight: Tensor) -> str:
-    in_channels = x.shape[
-        1 - weight.ndim
-    ]  # counted from the end, as the batch dimension may be missing
+    # counted from the end, as the batch dimension may be missing
+    in_channels = x.shape[1 - weight.ndim]
     groups = in_channels // weight.shape[1]
     if groups > 1:
         return "depthwise conv" if groups == in_channels else "grouped conv"
@@ -138,9 +135,8 @@ def _deformable_convolution(tape: Tape, func, args: tuple, kwargs: dict) -> Tens
         weight,
         bias,
     )
-    tape.counts["conv_bias"] += (
-        out.numel()
-    )  # torchvision adds zeros where there is no bias
+    # torchvision adds zeros where there is no bias
+    tape.counts["conv_bias"] += out.numel()
     return out
 
 
@@ -155,9 +151,8 @@ def _linear(tape: Tape, func, args: tuple, kwargs: dict) -> Tensor:
     )
     if fits and x.is_meta and (bias is None or bias.shape == weight.shape[:1]):
         tape.touch(tape.origin(x))
-        out = x.new_empty(
-            (*x.shape[:-1], weight.shape[0])
-        )  # PyTorch's own way to the shape is 60 times slower
+        # PyTorch's own way to the shape is 60 times slower
+        out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     else:
         args, out = _product(tape, func, args, kwargs, data=1)
     tape.add("linear", out.numel() * weight.shape[-1], out, weight, bias)
@@ -446,10 +441,11 @@ RULES: dict[Any, Rule] = {
                 )
             ),
         ),
+        # what FakeTensors are asked for their device
         (
             _value,
             [torch.ops.prim.device.default],
-        ),  # what FakeTensors are asked for their device
+        ),
         (
             _value,
             _overloads(("item", "is_nonzero", "equal", "resolve_conj", "resolve_neg")),

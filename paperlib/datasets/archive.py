@@ -43,8 +43,8 @@ class Unpacked(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.files:,} files of {self.size / 1e6:,.1f} MB unpacked to"
-            f" {self.folder}"
+            f"{self.files:,} files of {self.size / 1e6:,.1f} MB unpacked"
+            f" to {self.folder}"
         )
 
 
@@ -89,15 +89,16 @@ def unpack(
             encrypted, too large, or holds anything else than files and folders within
             it; if the folder holds something, or its parent is missing.
 
-    Source: this book. Departures: none. Test: test_archive.py::test_no_path_leads_out
+    Source: this book. Departures: none.
+    Test: test_archive.py::test_no_path_leads_out
     """
     archive, folder = Path(archive), Path(folder)
     if not archive.is_file():
         raise ValueError(f"no archive {archive}; check the path")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(
-            f"{folder} is there already, and not empty; give another folder, or"
-            " remove it"
+            f"{folder} is there already, and not empty;"
+            " give another folder, or remove it"
         )
     if not folder.parent.is_dir():
         raise ValueError(f"no folder {folder.parent} to unpack into; make it first")
@@ -139,8 +140,8 @@ def _write(
     for number, member in enumerate(_members(archive), start=1):
         if number > max_members:
             raise ValueError(
-                f"{archive} holds more than {max_members:,} files and folders; raise"
-                " max_members to allow"
+                f"{archive} holds more than {max_members:,} files and folders;"
+                " raise max_members to allow"
             )
         path = target / _inside(archive, member)
         try:
@@ -151,16 +152,16 @@ def _write(
             output = open(path, "xb")  # noqa: SIM115 (closed below)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(
-                f"{archive} holds {member.name!r} twice, or as file and folder; nothing"
-                " done"
+                f"{archive} holds {member.name!r} twice, or as file and folder;"
+                " nothing done"
             ) from error
         with output, member.content:
             while chunk := member.content.read(_CHUNK):
                 size += len(chunk)
                 if size > max_bytes:
                     raise ValueError(
-                        f"{archive} holds more than {max_bytes:,} bytes; raise"
-                        " max_bytes to allow more"
+                        f"{archive} holds more than {max_bytes:,} bytes;"
+                        " raise max_bytes to allow more"
                     )
                 output.write(chunk)
         files += 1
@@ -174,8 +175,8 @@ def _inside(archive: Path, member: _Member) -> str:
     parts = PureWindowsPath(member.name)
     if member.kind:
         raise ValueError(
-            f"{archive} holds the {member.kind} {member.name!r}; expected only files"
-            " and folders"
+            f"{archive} holds the {member.kind} {member.name!r};"
+            " expected only files and folders"
         )
     nameless = member.content is not None and not parts.parts
     if (
@@ -264,8 +265,8 @@ def open_folder(path: str | Path) -> Path:
     Raises:
         ValueError: if there is nothing, or an archive can't be unpacked safely.
 
-    Source: this book. Departures: none. Test:
-    test_notebook_runtime.py::test_a_zip_is_as_good_as_its_folder
+    Source: this book. Departures: none.
+    Test: test_notebook_runtime.py::test_a_zip_is_as_good_as_its_folder
     """
     path = Path(path).expanduser()
     if path.is_dir():

@@ -36,13 +36,11 @@ MVTEC_OBJECTS = (
 RESIZE, CROP = 256, 224  # PaDiM, Sec. IV-B: pixels
 MAX_TURN = 10  # PaDiM, Sec. IV-A: degrees to either side, of Rd-MVTec AD
 VARIANTS = ("centered", "random")
-_FRAMES_FOLDER = re.compile(
-    r"[\d_-]+"
-)  # 01_001: anything else might hold defects, and is never taken for normal
+# 01_001: anything else might hold defects, and is never taken for normal
+_FRAMES_FOLDER = re.compile(r"[\d_-]+")
 _NORMAL_MASK = Path()  # stands for a mask without a file: nothing is marked
-View = Callable[
-    [Image.Image, int, Image.Resampling], Image.Image
-]  # picture, its number, filter → what is shown
+# picture, its number, filter → what is shown
+View = Callable[[Image.Image, int, Image.Resampling], Image.Image]
 
 
 class Sample(NamedTuple):
@@ -68,8 +66,8 @@ class Sample(NamedTuple):
             mask = read_mask(file)
         if mask.shape != size[::-1]:
             raise ValueError(
-                f"{self.path}: the picture has {size[0]}×{size[1]} pixels and its mask "
-                f"{mask.shape[1]}×{mask.shape[0]}, in {file.name}"
+                f"{self.path}: the picture has {size[0]}×{size[1]} pixels and its mask"
+                f" {mask.shape[1]}×{mask.shape[0]}, in {file.name}"
             )
         if not mask.any() and not isinstance(self.mask, tuple):
             raise ValueError(f"{self.path}: its mask {self.mask.name} marks no pixel")
@@ -90,8 +88,8 @@ class FolderDataset(Dataset):
         ValueError: naming up to ten pictures or masks that can't be read or do not fit
             each other.
 
-    Source: this book. Departures: none. Test:
-    test_folders.py::test_damaged_files_are_named_together
+    Source: this book. Departures: none.
+    Test: test_folders.py::test_damaged_files_are_named_together
     """
 
     def __init__(
@@ -99,9 +97,8 @@ class FolderDataset(Dataset):
     ):
         self.samples, self._view = list(samples), view
         if check:
-            with ThreadPoolExecutor(
-                2
-            ) as pool:  # Pillow frees Python's lock while it decodes
+            # Pillow frees Python's lock while it decodes
+            with ThreadPoolExecutor(2) as pool:
                 raise_problems(
                     [
                         problem
@@ -193,8 +190,8 @@ class MVTecAD(FolderDataset):
     ):
         if split not in ("train", "test") or variant not in VARIANTS:
             raise ValueError(
-                f"split={split!r}, variant={variant!r}; expected split 'train' or"
-                f" 'test', variant one of {', '.join(VARIANTS)}"
+                f"split={split!r}, variant={variant!r}; expected split 'train'"
+                f" or 'test', variant one of {', '.join(VARIANTS)}"
             )
         if not 1 <= crop <= resize:
             raise ValueError(
@@ -261,8 +258,8 @@ def categories(root: str | Path) -> list[str]:
             ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
         )
         raise ValueError(
-            f"no category in {root}: expected folders such as bottle/train/good; there"
-            f" is {inside}"
+            f"no category in {root}: expected folders such as bottle/train/good;"
+            f" there is {inside}"
         )
     return found
 
@@ -308,8 +305,8 @@ def _test_samples(folder: Path) -> list[Sample]:
             mask = masks.pop(f"{path.stem}_mask", None)
             if mask is None:
                 problems.append(
-                    f"test/{defect}/{path.name} has no mask"
-                    f" ground_truth/{defect}/{path.stem}_mask.png"
+                    f"test/{defect}/{path.name} has no"
+                    f" mask ground_truth/{defect}/{path.stem}_mask.png"
                 )
             samples.append(Sample(path, 1, mask))
         problems += [
@@ -357,7 +354,8 @@ def folder(
             in number, or if files cannot be read (the error names up to ten).
 
     Source: this book; Liu et al., arXiv:1712.09867 (ShanghaiTech Campus); PaDiM,
-    arXiv:2011.08785, Sec. IV-B. Departures: PaDiM takes ShanghaiTech Campus at 256×256.
+        arXiv:2011.08785, Sec. IV-B.
+    Departures: PaDiM takes ShanghaiTech Campus at 256×256.
     Test: test_folders.py::test_folders_of_normal_and_abnormal_pictures
     """
     root = _existing(root)
@@ -380,8 +378,8 @@ def folder(
         samples = _normal_samples(root, videos)
     if not samples:
         raise ValueError(
-            f"no picture in {root}; expected pictures, or folders {normal} and"
-            f" {abnormal} with pictures"
+            f"no picture in {root};"
+            f" expected pictures, or folders {normal} and {abnormal} with pictures"
         )
     return FolderDataset(
         samples,
@@ -402,9 +400,9 @@ def _normal_samples(root: Path, videos: str) -> list[Sample]:
     )
     if other:
         raise ValueError(
-            f"{root} holds the folders {', '.join(other[:10])}, and what they hold is"
-            " not clear; expected normal and abnormal, or pictures alone. Pass"
-            " normal='good', say, to give the names"
+            f"{root} holds the folders {', '.join(other[:10])},"
+            " and what they hold is not clear; expected normal and abnormal,"
+            " or pictures alone. Pass normal='good', say, to give the names"
         )
     if any(
         (root.parent / name).is_dir() for name in ("test_frame_mask", "test_pixel_mask")

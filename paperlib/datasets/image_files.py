@@ -52,8 +52,8 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
     Raises:
         ValueError: naming the file and what is wrong.
 
-    Source: this book; Pillow decodes. Departures: none. Test:
-    test_image_files.py::test_masks_of_any_kind_are_boolean
+    Source: this book; Pillow decodes. Departures: none.
+    Test: test_image_files.py::test_masks_of_any_kind_are_boolean
     """
     return _read(path, _nonzero)
 
@@ -62,8 +62,8 @@ def list_image_files(folder: Path) -> list[Path]:
     """List the pictures in a folder by the ending of their names, hidden files left
     out, 2 before 10.
 
-    Source: this book. Departures: none. Test:
-    test_image_files.py::test_files_are_in_natural_order
+    Source: this book. Departures: none.
+    Test: test_image_files.py::test_files_are_in_natural_order
     """
     found = (
         path
@@ -76,8 +76,8 @@ def list_image_files(folder: Path) -> list[Path]:
 def natural_sort_key(path: Path) -> tuple:
     """Give the key that sorts names with numbers as people do: frame2 before frame10.
 
-    Source: this book. Departures: none. Test:
-    test_image_files.py::test_files_are_in_natural_order
+    Source: this book. Departures: none.
+    Test: test_image_files.py::test_files_are_in_natural_order
     """
     parts = re.split(r"(\d+)", path.name)
     return [
@@ -92,8 +92,8 @@ def raise_problems(problems: Sequence[str], where: str | Path) -> None:
     Raises:
         ValueError: if there is a problem.
 
-    Source: this book. Departures: none. Test:
-    test_image_files.py::test_one_error_names_ten_problems
+    Source: this book. Departures: none.
+    Test: test_image_files.py::test_one_error_names_ten_problems
     """
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {where}"
@@ -122,9 +122,8 @@ def _read(path: str | Path, convert):
         )
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise many kinds of errors on damaged files
+    # Pillow's decoders raise many kinds of errors on damaged files
+    except Exception as error:
         reason = str(error) or type(error).__name__
     raise ValueError(f"{path}: {reason}")
 
@@ -139,8 +138,8 @@ def _check_whole(picture: Image.Image) -> None:
         )
         if width < picture.width or height < picture.height:
             raise ValueError(
-                f"it announces {picture.width}×{picture.height} pixels and holds"
-                f" {width}×{height}"
+                f"it announces {picture.width}×{picture.height} pixels"
+                f" and holds {width}×{height}"
             )
 
 
@@ -148,15 +147,15 @@ def _rgb(picture: Image.Image) -> Image.Image:
     mode = picture.mode
     if mode == "F":
         raise ValueError(
-            "it holds floating-point numbers; expected 8 or 16 bits a channel. Save it"
-            " as 8-bit PNG"
+            "it holds floating-point numbers; expected 8 or 16 bits a channel."
+            " Save it as 8-bit PNG"
         )
     if mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         values = np.asarray(picture).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(
-                f"its values range from {values.min()} to {values.max()}; expected 8 or"
-                " 16 bits a channel"
+                f"its values range from {values.min()} to {values.max()};"
+                " expected 8 or 16 bits a channel"
             )
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:

@@ -55,8 +55,8 @@ class TensorItems(Dataset):
     Raises:
         ValueError: for another shape or dtype, or values outside [0, 1].
 
-    Source: this book. Departures: none. Test:
-    test_items.py::test_pictures_in_memory_become_items
+    Source: this book. Departures: none.
+    Test: test_items.py::test_pictures_in_memory_become_items
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class TensorItems(Dataset):
         name: str = "image",
     ):
         came = (
-            f"images of shape {tuple(images.shape)} and dtype"
-            f" {str(images.dtype).removeprefix('torch.')}"
+            f"images of shape {tuple(images.shape)}"
+            f" and dtype {str(images.dtype).removeprefix('torch.')}"
         )
         expected = (
-            "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in"
-            " [0, 1]"
+            "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H,"
+            " W) in [0, 1]"
         )
         channels = -1 if images.dtype == torch.uint8 else 1
         if images.dtype == torch.uint8 and images.ndim == 3:
@@ -84,13 +84,13 @@ class TensorItems(Dataset):
                 raise ValueError(f"{came}; {expected}")
             if images.numel() and not (0 <= images.min() and images.max() <= 1):
                 raise ValueError(
-                    f"{came} range from {images.min():g} to {images.max():g};"
-                    f" {expected}"
+                    f"{came} range from {images.min():g}"
+                    f" to {images.max():g}; {expected}"
                 )
         if label not in (0, 1) or (size is not None and size < 1):
             raise ValueError(
-                f"label={label}, size={size}; expected label 0 or 1, and a side of at"
-                " least 1 pixel"
+                f"label={label}, size={size};"
+                " expected label 0 or 1, and a side of at least 1 pixel"
             )
         self.images, self.label, self.size, self.name = images, label, size, name
 
@@ -128,8 +128,8 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
         ValueError: if `size` or `threads` is below 1, the images of a batch differ in
             size, or only some have masks.
 
-    Source: this book. Departures: none. Test:
-    test_items.py::test_batches_keep_order_and_stop_at_the_end
+    Source: this book. Departures: none.
+    Test: test_items.py::test_batches_keep_order_and_stop_at_the_end
     """
     if size < 1 or threads < 1:
         raise ValueError(f"size={size}, threads={threads}; expected at least 1 of each")
@@ -154,8 +154,8 @@ def _batch(items: list[Item]) -> Batch:
     if len(shapes) > 1:
         (a, first), (b, second), *_ = shapes.items()
         raise ValueError(
-            f"{first} is {a} and {second} is {b}; expected one size in a batch. Resize"
-            " them alike"
+            f"{first} is {a} and {second} is {b}; expected one size in a batch."
+            " Resize them alike"
         )
     with_mask = [item for item in items if item.mask is not None]
     if with_mask and len(with_mask) < len(items):

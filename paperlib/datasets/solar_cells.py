@@ -44,8 +44,9 @@ def elpv(kind: str = "all") -> ELPV:
         ValueError: if `kind` is unknown or the package elpv-dataset is not installed.
 
     Source: Deitsch et al., arXiv:1807.02894; Buerhop-Lutz et al., EU PVSEC 2018.
-    Licence: CC BY-NC-SA 4.0. Departures: none. Test:
-    test_datasets.py::test_elpv_counts_are_the_published_ones
+        Licence: CC BY-NC-SA 4.0.
+    Departures: none.
+    Test: test_datasets.py::test_elpv_counts_are_the_published_ones
     """
     if kind not in ELPV_KINDS:
         raise ValueError(
@@ -54,8 +55,8 @@ def elpv(kind: str = "all") -> ELPV:
     found = importlib.util.find_spec(ELPV_PACKAGE.replace("-", "_"))
     if found is None or not found.submodule_search_locations:
         raise ValueError(
-            f"the solar cells come from the package {ELPV_PACKAGE}, which is not"
-            f" installed; run `pip install {ELPV_PACKAGE}`"
+            f"the solar cells come from the package {ELPV_PACKAGE},"
+            f" which is not installed; run `pip install {ELPV_PACKAGE}`"
         )
     root = Path(found.submodule_search_locations[0]) / "data"
     rows = [line.split() for line in (root / "labels.csv").read_text().splitlines()]
@@ -104,9 +105,10 @@ def split_cells(
         ValueError: if `side` is below 1, or the split would leave a class without
             training or test cells.
 
-    Source: this book. Departures: none; cells of one solar module can fall on both
-        sides, since the data does not name the module. Test:
-        test_datasets.py::test_split_is_stratified_disjoint_and_repeatable
+    Source: this book.
+    Departures: none; cells of one solar module can fall on both sides, since the data
+        does not name the module.
+    Test: test_datasets.py::test_split_is_stratified_disjoint_and_repeatable
     """
     if side < 1:
         raise ValueError(f"side={side}; expected at least 1 pixel")
@@ -119,8 +121,8 @@ def split_cells(
         if not 0 < held_out < len(of_class):
             raise ValueError(
                 f"{held_out} of {len(of_class)} cells with defect probability"
-                f" {probability} would be held out (test_share={test_share}); expected"
-                " at least one on each side"
+                f" {probability} would be held out (test_share={test_share});"
+                " expected at least one on each side"
             )
         test.append(of_class[:held_out])
         train.append(of_class[held_out:])

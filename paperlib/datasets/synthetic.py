@@ -52,15 +52,15 @@ def synthetic_defects(
         ValueError: for an unknown kind, a contrast outside [0, 1], or `size` with a
             data set.
 
-    Source: this book. Departures: none. Test:
-    test_synthetic.py::test_contrast_goes_from_invisible_to_strong
+    Source: this book. Departures: none.
+    Test: test_synthetic.py::test_contrast_goes_from_invisible_to_strong
     """
     if isinstance(normal, Tensor):
         normal = TensorItems(normal, size=size)
     elif size is not None:
         raise ValueError(
-            f"size={size} with a data set, whose items have a size; give it to the data"
-            " set instead"
+            f"size={size} with a data set, whose items have a size;"
+            " give it to the data set instead"
         )
     return SyntheticDefects(normal, kinds, contrast, seed)
 
@@ -75,8 +75,8 @@ class SyntheticDefects(Dataset):
     Raises:
         ValueError: for an unknown kind, or a contrast outside [0, 1].
 
-    Source: this book. Departures: none. Test:
-    test_synthetic.py::test_only_the_mask_and_its_soft_edge_are_painted
+    Source: this book. Departures: none.
+    Test: test_synthetic.py::test_only_the_mask_and_its_soft_edge_are_painted
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class SyntheticDefects(Dataset):
             )
         if not 0 <= contrast <= 1:
             raise ValueError(
-                f"contrast={contrast}; expected a number from 0 (invisible) to 1"
-                " (strong)"
+                f"contrast={contrast}; expected a number from 0 (invisible)"
+                " to 1 (strong)"
             )
         self.normal, self.kinds, self.contrast, self.seed = (
             normal,

@@ -45,13 +45,14 @@ def textures(
             if scikit-image is missing.
 
     Source: scikit-image's `data.brick`, `data.grass` (both CC0) and `data.gravel`
-    (CC0). Departures: none. Test:
-    test_datasets.py::test_texture_crops_of_training_and_test_share_no_pixel
+        (CC0).
+    Departures: none.
+    Test: test_datasets.py::test_texture_crops_of_training_and_test_share_no_pixel
     """
     if kind not in ("all", *TEXTURES) or split not in ("train", "test"):
         raise ValueError(
-            f"kind={kind!r}, split={split!r}; expected kind 'all' or one of"
-            f" {', '.join(TEXTURES)}, and split 'train' or 'test'"
+            f"kind={kind!r}, split={split!r}; expected kind 'all' or one"
+            f" of {', '.join(TEXTURES)}, and split 'train' or 'test'"
         )
     return Textures(
         TEXTURES if kind == "all" else (kind,), split, count, side, size, seed
@@ -68,8 +69,8 @@ class Textures(Dataset):
         ValueError: for a number below 1, a side above 192, or if scikit-image is
             missing.
 
-    Source: this book. Departures: none. Test:
-    test_datasets.py::test_texture_crops_are_real_and_repeatable
+    Source: this book. Departures: none.
+    Test: test_datasets.py::test_texture_crops_are_real_and_repeatable
     """
 
     def __init__(
@@ -92,8 +93,8 @@ class Textures(Dataset):
         most = 512 - TRAIN_ROWS
         if count < 1 or size < 1 or not 1 <= side <= most:
             raise ValueError(
-                f"count={count}, side={side}, size={size}; expected at least 1, and a"
-                f" side up to {most}"
+                f"count={count}, side={side}, size={size};"
+                f" expected at least 1, and a side up to {most}"
             )
         self.kinds, self.split, self.count, self.side, self.size, self.seed = (
             kinds,

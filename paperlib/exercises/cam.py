@@ -20,16 +20,16 @@ from paperlib.exercises.verdict import (
 def sum_of_the_map(answer: Any) -> bool:
     """Check what a 7×7 map adds up to for a logit of 12.5 and a bias of 0.5.
 
-    Source: chapter 02, exercise 1. Departures: none. Test:
-    test_exercises_cam.py::test_cam_checks
+    Source: chapter 02, exercise 1. Departures: none.
+    Test: test_exercises_cam.py::test_cam_checks
     """
     if no_number(answer):
         return False
     exact = 7 * 7 * (12.5 - 0.5)
     if abs(answer - exact) < 1e-6:
         return right(
-            "the logit without its bias, times the number of cells, because the network"
-            " averages"
+            "the logit without its bias, times the number of cells,"
+            " because the network averages"
         )
     if abs(answer - exact / 49) < 1e-6:
         return wrong(
@@ -48,8 +48,8 @@ def side_ratio(answer: Any) -> bool:
     """Check how many times longer the sides of a concentric square box may be than the
     true ones, at IoU 0.5.
 
-    Source: chapter 02, exercise 2. Departures: none. Test:
-    test_exercises_cam.py::test_cam_checks
+    Source: chapter 02, exercise 2. Departures: none.
+    Test: test_exercises_cam.py::test_cam_checks
     """
     if no_number(answer):
         return False
@@ -71,8 +71,8 @@ def side_ratio(answer: Any) -> bool:
 def map_function(answer: Any) -> bool:
     """Check the reader's own `f(features, weight, targets)`, Eq. 2 for a batch.
 
-    Source: chapter 02, exercise 3. Departures: none. Test:
-    test_exercises_cam.py::test_cam_checks
+    Source: chapter 02, exercise 3. Departures: none.
+    Test: test_exercises_cam.py::test_cam_checks
     """
     if no_function(answer):
         return False
@@ -86,8 +86,8 @@ def map_function(answer: Any) -> bool:
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         came = shape_of(got)
         return wrong(
-            f"for features (3, 5, 4, 6) and 7 classes f gave {came}; expected one map"
-            " (4, 6) for each image"
+            f"for features (3, 5, 4, 6) and 7 classes f gave {came};"
+            " expected one map (4, 6) for each image"
         )
     if torch.allclose(got, expected, atol=1e-5):
         return right("the row of the class, times the channels, summed over channels")
@@ -101,12 +101,12 @@ def map_function(answer: Any) -> bool:
         )
     if same_but_scaled(got, expected):
         return wrong(
-            "right but for its scale: a sum over the channels, no mean, and not scaled"
-            " to 0…1"
+            "right but for its scale: a sum over the channels, no mean,"
+            " and not scaled to 0…1"
         )
     return wrong(
-        "each image has a class: pick that class's row of weights, and sum over the"
-        " channels only"
+        "each image has a class: pick that class's row of weights,"
+        " and sum over the channels only"
     )
 
 
@@ -114,8 +114,9 @@ def box_function(answer: Any) -> bool:
     """Check the reader's own `f(map)`: the smallest box around all cells above 20 % of
     the maximum.
 
-    Source: chapter 02, exercise 4. Departures: the paper takes the largest region, the
-    exercise all cells. Test: test_exercises_cam.py::test_cam_checks
+    Source: chapter 02, exercise 4.
+    Departures: the paper takes the largest region, the exercise all cells.
+    Test: test_exercises_cam.py::test_cam_checks
     """
     if no_function(answer):
         return False
@@ -133,8 +134,8 @@ def box_function(answer: Any) -> bool:
         got = tuple(int(side) for side in got)
     except (TypeError, ValueError):
         return wrong(
-            f"f gave a {type(got).__name__}; expected four numbers: top, left, bottom,"
-            " right"
+            f"f gave a {type(got).__name__}; expected four numbers:"
+            " top, left, bottom, right"
         )
     hints = {
         (
@@ -143,8 +144,8 @@ def box_function(answer: Any) -> bool:
             4,
             8,
         ): (
-            "right and bottom are one past the last cell (half-open), so that bottom -"
-            " top is the height"
+            "right and bottom are one past the last cell (half-open),"
+            " so that bottom - top is the height"
         ),
         (
             2,
@@ -152,8 +153,8 @@ def box_function(answer: Any) -> bool:
             9,
             5,
         ): (
-            "rows and columns changed places: a map is indexed [row, column], and the"
-            " top comes first"
+            "rows and columns changed places:"
+            " a map is indexed [row, column], and the top comes first"
         ),
         (
             0,
@@ -169,8 +170,8 @@ def box_function(answer: Any) -> bool:
             7,
             10,
         ): (
-            "20 % of the way from the minimum to the maximum is another rule; take 20 %"
-            " of the maximum"
+            "20 % of the way from the minimum to the maximum is another rule;"
+            " take 20 % of the maximum"
         ),
         (0, 0, 6, 9): "0.2 is not 20 % of the maximum: this map goes up to 10",
         (
@@ -184,8 +185,8 @@ def box_function(answer: Any) -> bool:
     if got == (0, 2, 5, 9):
         if tuple(int(side) for side in answer(values.flip(0))) != (3, 2, 8, 9):
             return wrong(
-                "right on one map and not on the same map upside down: work the box out"
-                " from the map"
+                "right on one map and not on the same map upside down:"
+                " work the box out from the map"
             )
         return right("rows 0 to 4 and columns 2 to 8, half-open")
     if len(got) != 4:
@@ -221,19 +222,19 @@ def parameters_saved(answer: Any) -> bool:
     exact, without = 100 * (1 - (features + new) / total), 100 * (1 - features / total)
     if abs(answer - exact) < 0.5:
         return right(
-            "the new convolution and the new linear layer count as well; the paper's 90"
-            " % leaves them out"
+            "the new convolution and the new linear layer count as well;"
+            " the paper's 90 % leaves them out"
         )
     if abs(answer - without) < 0.5:
         return wrong(
-            "that is without the layers that were added: a 3×3 convolution and a"
-            " linear one"
+            "that is without the layers that were added:"
+            " a 3×3 convolution and a linear one"
         )
     if abs(answer - (100 - exact)) < 0.5 or abs(answer * 100 - exact) < 0.5:
         return wrong("give what is saved, in percent of the parameters of VGG-16")
     return wrong(
-        "keep vgg.features, add a 3×3 convolution to 1,024 channels and a linear layer"
-        " to 1,000"
+        "keep vgg.features,"
+        " add a 3×3 convolution to 1,024 channels and a linear layer to 1,000"
     )
 
 
@@ -248,8 +249,8 @@ def gap_network(answer: Any) -> bool:
         return False
     if isinstance(answer, nn.Module):
         return wrong(
-            "a network came; expected the function that builds it: give its name,"
-            " without calling it"
+            "a network came; expected the function that builds it:"
+            " give its name, without calling it"
         )
     torch_state = torch.get_rng_state()
     try:
@@ -260,8 +261,8 @@ def gap_network(answer: Any) -> bool:
         network, images = answer(features, 12, 5), torch.randn(2, 3, 16, 12)
         if not isinstance(network, nn.Module):
             return wrong(
-                f"f gave a {type(network).__name__}; expected a network, an"
-                " nn.Sequential for instance"
+                f"f gave a {type(network).__name__};"
+                " expected a network, an nn.Sequential for instance"
             )
         found = cam(network, images)
     except (ValueError, RuntimeError) as error:
@@ -270,8 +271,8 @@ def gap_network(answer: Any) -> bool:
         torch.set_rng_state(torch_state)
     if found.logits.shape != (2, 5):
         return wrong(
-            f"the network gives {tuple(found.logits.shape)}; expected a score for each"
-            " of 5 classes"
+            f"the network gives {tuple(found.logits.shape)};"
+            " expected a score for each of 5 classes"
         )
     if not any(
         parameter is own
@@ -294,7 +295,7 @@ def gap_network(answer: Any) -> bool:
     if found.maps.shape != (2, 8, 6):
         came = tuple(found.maps.shape[1:])
         return wrong(
-            f"the map is {came} for features of (8, 6): pad the convolution by one, and"
-            " keep its stride at 1"
+            f"the map is {came} for features of (8, 6):"
+            " pad the convolution by one, and keep its stride at 1"
         )
     return right("cam finds the pooled features and the linear layer by itself")

@@ -18,18 +18,19 @@ from paperlib.exercises.verdict import (
 from paperlib.gradcam import grad_cam, grad_cam_map
 
 GRADIENT = ((-2.0, 3.0, -1.0), (6.0, -3.0, 1.0), (2.0, -1.0, 3.0))  # of the 3×3 example
+# what the ReLU got there
 FORWARD = (
     (1.0, -1.0, 5.0),
     (2.0, -5.0, -7.0),
     (-3.0, 2.0, 4.0),
-)  # what the ReLU got there
+)
 
 
 def channel_weight(answer: Any) -> bool:
     """Check the weight of a channel whose gradient is that of the 3×3 example.
 
-    Source: chapter 03, exercise 1. Departures: none. Test:
-    test_exercises_gradcam.py::test_gradcam_checks
+    Source: chapter 03, exercise 1. Departures: none.
+    Test: test_exercises_gradcam.py::test_gradcam_checks
     """
     if no_number(answer):
         return False
@@ -41,8 +42,8 @@ def channel_weight(answer: Any) -> bool:
         return wrong("that is the sum; Eq. 1 divides it by the number of cells")
     if min(abs(answer - positive), abs(answer - positive / 9)) < 0.005:
         return wrong(
-            "no ReLU here: it comes at the end, on the map, and negative gradients"
-            " count"
+            "no ReLU here: it comes at the end, on the map,"
+            " and negative gradients count"
         )
     if abs(answer - max(cells)) < 0.005:
         return wrong("that is the maximum; Grad-CAM pools gradients by their average")
@@ -57,20 +58,20 @@ def largest_value(answer: Any) -> bool:
     """Check Grad-CAM's largest value where CAM's is 24.5, on a network with 7×7 cells,
     average pooling and a bias.
 
-    Source: chapter 03, exercise 2. Departures: none. Test:
-    test_exercises_gradcam.py::test_gradcam_checks
+    Source: chapter 03, exercise 2. Departures: none.
+    Test: test_exercises_gradcam.py::test_gradcam_checks
     """
     if no_number(answer):
         return False
     if abs(answer - 0.5) < 1e-6:
         return right(
-            "CAM's map over the number of cells; a positive value passes the ReLU, and"
-            " the bias is in neither"
+            "CAM's map over the number of cells;"
+            " a positive value passes the ReLU, and the bias is in neither"
         )
     if abs(answer - 24.5) < 1e-6:
         return wrong(
-            "the shapes are equal, the units are not: the average in the network"
-            " divides every gradient"
+            "the shapes are equal, the units are not:"
+            " the average in the network divides every gradient"
         )
     if abs(answer - 3.5) < 1e-6:
         return wrong("the map has two sides: count its cells")
@@ -83,8 +84,8 @@ def guided_relu6(answer: Any) -> bool:
     """Check what Guided Backpropagation hands back through a ReLU6: inputs -1, 2, 3, 7
     and gradients 4, -5, 6, 8.
 
-    Source: chapter 03, exercise 3. Departures: none. Test:
-    test_exercises_gradcam.py::test_gradcam_checks
+    Source: chapter 03, exercise 3. Departures: none.
+    Test: test_exercises_gradcam.py::test_gradcam_checks
     """
     if unanswered(answer):
         return False
@@ -92,8 +93,8 @@ def guided_relu6(answer: Any) -> bool:
         got = tuple(float(value) for value in answer)
     except (TypeError, ValueError):
         return wrong(
-            f"an answer of type {type(answer).__name__} came; expected four numbers,"
-            " [1, 2, 3, 4] say"
+            f"an answer of type {type(answer).__name__} came;"
+            " expected four numbers, [1, 2, 3, 4] say"
         )
     if len(got) != 4:
         return wrong(f"{len(got)} numbers came; expected four, one for each input")
@@ -104,8 +105,8 @@ def guided_relu6(answer: Any) -> bool:
             6,
             8,
         ): (
-            "that is the rule for a ReLU; a ReLU6 is flat above 6 as well, so no"
-            " gradient passes there"
+            "that is the rule for a ReLU; a ReLU6 is flat above 6 as well,"
+            " so no gradient passes there"
         ),
         (
             0,
@@ -119,8 +120,8 @@ def guided_relu6(answer: Any) -> bool:
             6,
             8,
         ): (
-            "the plain gradient of a ReLU: look at the 7, and at the sign of the second"
-            " gradient"
+            "the plain gradient of a ReLU:"
+            " look at the 7, and at the sign of the second gradient"
         ),
         (4, 0, 6, 8): "that is the deconvnet's rule, which does not look at the inputs",
     }
@@ -131,8 +132,8 @@ def guided_relu6(answer: Any) -> bool:
     return wrong(
         hints.get(
             got,
-            "a gradient passes unchanged or becomes 0; ask two questions of each of the"
-            " four",
+            "a gradient passes unchanged or becomes 0;"
+            " ask two questions of each of the four",
         )
     )
 
@@ -140,8 +141,8 @@ def guided_relu6(answer: Any) -> bool:
 def map_function(answer: Any) -> bool:
     """Check the reader's own `f(activations, gradients)`, Eq. 1 and 2 for a batch.
 
-    Source: chapter 03, exercise 4. Departures: none. Test:
-    test_exercises_gradcam.py::test_gradcam_checks
+    Source: chapter 03, exercise 4. Departures: none.
+    Test: test_exercises_gradcam.py::test_gradcam_checks
     """
     if no_function(answer):
         return False
@@ -155,8 +156,8 @@ def map_function(answer: Any) -> bool:
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         came = shape_of(got)
         return wrong(
-            f"for activations (3, 5, 4, 6) f gave {came}; expected one map (4, 6) for"
-            " each image"
+            f"for activations (3, 5, 4, 6) f gave {came};"
+            " expected one map (4, 6) for each image"
         )
 
     def equals(other):
@@ -175,8 +176,8 @@ def map_function(answer: Any) -> bool:
         return wrong("the weights are sums; Eq. 1 takes the average")
     if equals((gradients * activations).sum(1).clamp_min(0)):
         return wrong(
-            "you multiplied cell by cell; Grad-CAM first averages each channel's"
-            " gradient over its cells"
+            "you multiplied cell by cell;"
+            " Grad-CAM first averages each channel's gradient over its cells"
         )
     if equals((weights[:, :, None, None] * activations).clamp_min(0).sum(1)):
         return wrong("the ReLU comes after the sum over the channels, not before it")
@@ -190,17 +191,17 @@ def map_function(answer: Any) -> bool:
         )
     if equals(grad_cam_map(activations.mean((2, 3)), gradients)):
         return wrong(
-            "the two changed places: gradients become weights, and weigh the"
-            " activations"
+            "the two changed places: gradients become weights,"
+            " and weigh the activations"
         )
     if same_but_scaled(got, expected) or same_but_scaled(got, signed):
         return wrong(
-            "right but for its scale: a sum over the channels, no mean, and not scaled"
-            " to 0…1"
+            "right but for its scale: a sum over the channels, no mean,"
+            " and not scaled to 0…1"
         )
     return wrong(
-        "weights (3, 5): the gradients' average over the two axes of space; then sum"
-        " weights × channels"
+        "weights (3, 5): the gradients' average over the two axes of space;"
+        " then sum weights × channels"
     )
 
 
@@ -208,8 +209,8 @@ def contrast_score(answer: Any) -> bool:
     """Check the reader's own `score(logits)`: why class 2 rather than class 0, for
     every image.
 
-    Source: chapter 03, exercise 5. Departures: none. Test:
-    test_exercises_gradcam.py::test_gradcam_checks
+    Source: chapter 03, exercise 5. Departures: none.
+    Test: test_exercises_gradcam.py::test_gradcam_checks
     """
     if no_function(answer):
         return False
@@ -225,9 +226,8 @@ def contrast_score(answer: Any) -> bool:
             nn.Linear(6, 4),
         )
         images = torch.randn(3, 3, 8, 8, generator=generator)
-        with (
-            torch.no_grad()
-        ):  # class 2 is ahead of class 0 in some images and not in all
+        # class 2 is ahead of class 0 in some images and not in all
+        with torch.no_grad():
             logits = network(images)
             network[-1].bias[2] -= (logits[:, 2] - logits[:, 0]).mean()
             logits = network(images)
@@ -244,8 +244,8 @@ def contrast_score(answer: Any) -> bool:
         torch.set_rng_state(state)
     if torch.allclose(got, expected, atol=1e-6):
         return right(
-            "the difference of two scores is a score; its map is the difference of the"
-            " two maps"
+            "the difference of two scores is a score;"
+            " its map is the difference of the two maps"
         )
     if torch.allclose(got, -expected, atol=1e-6):
         return wrong(
@@ -253,8 +253,8 @@ def contrast_score(answer: Any) -> bool:
         )
     if torch.allclose(got, found(2), atol=1e-6):
         return wrong(
-            "that is class 2 alone; what class 0 has as well is no reason to prefer"
-            " class 2"
+            "that is class 2 alone;"
+            " what class 0 has as well is no reason to prefer class 2"
         )
     if torch.allclose(got, found(lambda logits: logits.softmax(1)[:, 2]), atol=1e-6):
         return wrong(
@@ -270,8 +270,8 @@ def contrast_score(answer: Any) -> bool:
         )
     if torch.allclose(got[ahead], expected[ahead], atol=1e-6):
         return wrong(
-            "right where class 2 is ahead; where class 0 is, the number should be"
-            " negative and count as well"
+            "right where class 2 is ahead;"
+            " where class 0 is, the number should be negative and count as well"
         )
     return wrong(
         "when is class 2 preferred to class 0? When this number is positive: which?"
@@ -281,15 +281,16 @@ def contrast_score(answer: Any) -> bool:
 def deconvnet_relu(answer: Any) -> bool:
     """Check the reader's own `f(x)`: forward a ReLU, backward the deconvnet's rule.
 
-    Source: chapter 03, exercise 6; Zeiler and Fergus, arXiv:1311.2901. Departures:
-    none. Test: test_exercises_gradcam.py::test_gradcam_checks
+    Source: chapter 03, exercise 6; Zeiler and Fergus, arXiv:1311.2901.
+    Departures: none.
+    Test: test_exercises_gradcam.py::test_gradcam_checks
     """
     if no_function(answer):
         return False
     if isinstance(answer, type):
         return wrong(
-            "a class came; expected a function: a torch.autograd.Function is called"
-            " through its .apply"
+            "a class came; expected a function:"
+            " a torch.autograd.Function is called through its .apply"
         )
     x, above = torch.tensor(FORWARD, requires_grad=True), torch.tensor(GRADIENT)
     try:
@@ -305,17 +306,17 @@ def deconvnet_relu(answer: Any) -> bool:
         )
     if torch.equal(got, above * (x > 0)):
         return wrong(
-            "that is the plain gradient, which asks what went in; the deconvnet asks"
-            " for the gradient's sign"
+            "that is the plain gradient, which asks what went in;"
+            " the deconvnet asks for the gradient's sign"
         )
     if torch.equal(got, above.clamp_min(0) * (x > 0)):
         return wrong(
-            "that is guided backpropagation, which asks both questions; the deconvnet"
-            " asks one"
+            "that is guided backpropagation, which asks both questions;"
+            " the deconvnet asks one"
         )
     if torch.equal(got, above):
         return wrong("everything passes: the deconvnet drops negative gradients")
     return wrong(
-        "backward, each gradient passes unchanged or not at all, and only its own sign"
-        " decides"
+        "backward, each gradient passes unchanged or not at all,"
+        " and only its own sign decides"
     )

@@ -42,8 +42,8 @@ def stored_megabytes(answer: Any) -> bool:
         return wrong("the number is right, its unit is not: give millions of bytes")
     if abs(answer - cells * (d * (d + 1) / 2 + d) * 4 / 1e6) < 0.01:
         return wrong(
-            "one triangle of a symmetric matrix would do, but PaDiM keeps the whole"
-            " matrix"
+            "one triangle of a symmetric matrix would do,"
+            " but PaDiM keeps the whole matrix"
         )
     if abs(answer - exact * 1e6 / cells / 1e6) < 1e-4:
         return wrong("that is one cell: there are 28 · 28 of them")
@@ -64,20 +64,20 @@ def distance_by_hand(answer: Any) -> bool:
     hints = {
         8.0: "that is the square of the distance",
         17**0.5: (
-            "either Σ is left out (that is the Euclidean distance), or x - μ was"
-            " divided before it was squared"
+            "either Σ is left out (that is the Euclidean distance),"
+            " or x - μ was divided before it was squared"
         ),
         10**0.5: (
-            "divide by variances: the diagonal of Σ already holds them, so take no root"
-            " of it"
+            "divide by variances: the diagonal of Σ already holds them,"
+            " so take no root of it"
         ),
         64.25**0.5: "multiply by the inverse of Σ, not by Σ",
         4.0: "add the squares of the two parts before you take the root",
     }
     if abs(answer - 8**0.5) < 0.005:
         return right(
-            "two standard deviations in each direction, though one step is four times"
-            " as long as the other"
+            "two standard deviations in each direction,"
+            " though one step is four times as long as the other"
         )
     for value, hint in hints.items():
         if abs(answer - value) < 0.005:
@@ -85,8 +85,8 @@ def distance_by_hand(answer: Any) -> bool:
     if abs(answer - 8**0.5) < 0.05:
         return wrong("nearly: give three digits, or the root itself")
     return wrong(
-        "the inverse of a diagonal matrix is diagonal: sum (x - μ)² / variance, then"
-        " take the root"
+        "the inverse of a diagonal matrix is diagonal:"
+        " sum (x - μ)² / variance, then take the root"
     )
 
 
@@ -125,24 +125,24 @@ def embedding_function(answer: Any) -> bool:
         return right("each coarse cell is repeated over the fine cells that it covers")
     if torch.allclose(got, stacked(lambda m, times: m.repeat(1, 1, times, times))):
         return wrong(
-            "the coarse maps are laid side by side like tiles: each cell must be"
-            " repeated, not the map"
+            "the coarse maps are laid side by side like tiles:"
+            " each cell must be repeated, not the map"
         )
     if torch.allclose(got[:, 3:], expected[:, :-3]) or torch.allclose(
         got.sum(1), expected.sum(1), atol=1e-5
     ):
         return wrong(
-            "the values are right and the order of the channels is not: the first map"
-            " comes first"
+            "the values are right and the order of the channels is not:"
+            " the first map comes first"
         )
     if torch.allclose(got[:, :3], expected[:, :3]):
         return wrong(
-            "the coarse maps hold other values than they came with: enlarge by"
-            " repeating, without blending"
+            "the coarse maps hold other values than they came with:"
+            " enlarge by repeating, without blending"
         )
     return wrong(
-        "keep the first map as it is, repeat the cells of the others, and stack the"
-        " channels"
+        "keep the first map as it is, repeat the cells of the others,"
+        " and stack the channels"
     )
 
 
@@ -162,8 +162,8 @@ def covariance_function(answer: Any) -> bool:
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         came = shape_of(got)
         return wrong(
-            f"for x (7, 3, 4) f gave {came}; expected a 4×4 matrix for each of 3"
-            " positions"
+            f"for x (7, 3, 4) f gave {came};"
+            " expected a 4×4 matrix for each of 3 positions"
         )
 
     def is_near(other: Tensor) -> bool:
@@ -185,8 +185,8 @@ def covariance_function(answer: Any) -> bool:
         return wrong("ε is added after the division")
     if is_near(expected * torch.eye(d)):
         return wrong(
-            "these are variances alone: how two dimensions vary together belongs to Σ"
-            " as well"
+            "these are variances alone:"
+            " how two dimensions vary together belongs to Σ as well"
         )
     if is_near(torch.linalg.inv(expected)):
         return wrong("that is the inverse of Σ")
@@ -198,8 +198,8 @@ def covariance_function(answer: Any) -> bool:
     ):
         return wrong("each position has a mean of its own")
     return wrong(
-        "c = x - its mean over the images; then sum c cᵀ over the images, for each"
-        " position"
+        "c = x - its mean over the images;"
+        " then sum c cᵀ over the images, for each position"
     )
 
 
@@ -207,16 +207,15 @@ def threshold_function(answer: Any) -> bool:
     """Check the reader's own `f(scores, rate)`: a threshold that a share `rate` of
     normal scores exceeds.
 
-    Source: chapter 05, exercise 5. Departures: none. Test:
-    test_exercises_padim.py::test_padim_checks
+    Source: chapter 05, exercise 5. Departures: none.
+    Test: test_exercises_padim.py::test_padim_checks
     """
     if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     for rate in (0.05, 0.2):
-        scores = (
-            torch.rand(200, generator=generator) ** 3 * 9 + 10
-        )  # skewed: a mean and a deviation do not describe it
+        # skewed: a mean and a deviation do not describe it
+        scores = torch.rand(200, generator=generator) ** 3 * 9 + 10
         try:
             threshold = float(answer(scores, rate))
         except (TypeError, ValueError, RuntimeError) as error:
@@ -226,17 +225,17 @@ def threshold_function(answer: Any) -> bool:
             continue
         if abs(above - (1 - rate)) <= 2 / len(scores):
             return wrong(
-                f"{above:.0%} of the normal scores are above it: you took the quantile"
-                " from the other end"
+                f"{above:.0%} of the normal scores are above it:"
+                " you took the quantile from the other end"
             )
         if above == 0:
             return wrong(
-                "no normal score is above it: a maximum depends on one picture, and"
-                " allows no false alarm"
+                "no normal score is above it:"
+                " a maximum depends on one picture, and allows no false alarm"
             )
         return wrong(
-            f"at a rate of {rate:.0%}, {above:.1%} of 200 normal scores are above your"
-            " threshold"
+            f"at a rate of {rate:.0%},"
+            f" {above:.1%} of 200 normal scores are above your threshold"
         )
     return right("the quantile 1 - rate of normal scores, whatever their distribution")
 
@@ -259,19 +258,19 @@ def crossover(answer: Any) -> bool:
         )
     if abs(answer - exact) < 1:
         return wrong(
-            "nearly: a Gaussian has a mean, too, and the whole number is the first at"
-            " which k-NN stores more"
+            "nearly: a Gaussian has a mean, too,"
+            " and the whole number is the first at which k-NN stores more"
         )
     if abs(answer - gaussians / (448 * 56 * 56)) < 1:
         return wrong(
-            "k-NN can keep each layer on its own grid: 28×28 and 14×14 for the"
-            " later two"
+            "k-NN can keep each layer on its own grid:"
+            " 28×28 and 14×14 for the later two"
         )
     if abs(answer - 56 * 56 * 200 / an_image) < 1:
         return wrong("a covariance has d · d numbers, not d")
     return wrong(
-        "numbers of the Gaussians, 56 · 56 · (d² + d), over the numbers that three"
-        " layers of one image hold"
+        "numbers of the Gaussians, 56 · 56 · (d² + d),"
+        " over the numbers that three layers of one image hold"
     )
 
 
@@ -282,7 +281,9 @@ def merge_function(answer: Any) -> bool:
     A scatter is the sum of (x - mean)(x - mean)ᵀ, not divided.
 
     Source: chapter 05, exercise 7; Chan, Golub & LeVeque, The American Statistician 37
-    (1983). Departures: none. Test: test_exercises_padim.py::test_padim_checks
+        (1983).
+    Departures: none.
+    Test: test_exercises_padim.py::test_padim_checks
     """
     if no_function(answer):
         return False
@@ -314,8 +315,8 @@ def merge_function(answer: Any) -> bool:
     ]
     if shapes != [(3,), (3, 3)]:
         return wrong(
-            f"mean and scatter came as {shapes[0]} and {shapes[1]}; expected (3,) and"
-            " (3, 3)"
+            f"mean and scatter came as {shapes[0]} and {shapes[1]};"
+            " expected (3,) and (3, 3)"
         )
     if torch.allclose(got[1], (mean1 + mean2) / 2):
         return wrong("seven images weigh more than three: weigh the means")
@@ -325,8 +326,8 @@ def merge_function(answer: Any) -> bool:
         return right("the two scatters, and what the distance of the two means adds")
     if torch.allclose(got[2], scatter1 + scatter2):
         return wrong(
-            "each scatter is around its own mean: what is missing comes from the"
-            " distance between the means"
+            "each scatter is around its own mean:"
+            " what is missing comes from the distance between the means"
         )
     between, rest = (
         torch.outer(mean2 - mean1, mean2 - mean1),
@@ -335,12 +336,12 @@ def merge_function(answer: Any) -> bool:
     factor = (rest[0, 0] / between[0, 0]).item()
     if torch.allclose(rest, factor * between):
         return wrong(
-            "the outer product of the difference of the means is right, its factor is"
-            f" not {factor:.3g}"
+            "the outer product of the difference of the means is right,"
+            f" its factor is not {factor:.3g}"
         )
     if torch.allclose(got[2], scatter / n) or torch.allclose(got[2], scatter / (n - 1)):
         return wrong("a scatter is a sum: do not divide it")
     return wrong(
-        "the mean is right; to the two scatters comes a part that grows with the"
-        " distance between the means"
+        "the mean is right; to the two scatters comes a part that grows"
+        " with the distance between the means"
     )

@@ -33,12 +33,12 @@ def patches_of_a_picture(answer: Any) -> bool:
             columns - 1
         ): "a patch starts at pixel 0, too: count the steps, and one more",
         (400 // 16) * (300 // 16): (
-            "the last patch must fit: its corner lies at most 64 pixels before the"
-            " border"
+            "the last patch must fit:"
+            " its corner lies at most 64 pixels before the border"
         ),
         rows * (columns + 1): (
-            "the steps along the short side do not come out even: a patch that sticks"
-            " out is none"
+            "the steps along the short side do not come out even:"
+            " a patch that sticks out is none"
         ),
         (400 // 64)
         * (300 // 64): "that is without overlap: a new patch starts every 16 pixels",
@@ -47,13 +47,14 @@ def patches_of_a_picture(answer: Any) -> bool:
     }
     if answer == rows * columns:
         return right(
-            "22 along the long side times 15 along the short one, whose last 12 pixels"
-            " belong to no patch"
+            "22 along the long side times 15 along the short one,"
+            " whose last 12 pixels belong to no patch"
         )
     hint = hints.get(float(answer))
     return wrong(
         hint
-        or "along a side: how many steps of 16 fit into what a patch leaves free, plus one"
+        or "along a side: how many steps of 16 fit into what a patch leaves free,"
+        " plus one"
     )
 
 
@@ -85,9 +86,9 @@ def class_of_a_pair(answer: Any) -> bool:
 def loss_function(answer: Any) -> bool:
     """Check the reader's own `f(a, b)`, the loss of Eq. 4 for a batch of pairs.
 
-    Source: chapter 04, exercise 3; arXiv:2006.16067, Eq. 4. Departures: the mean over
-    the pairs, as in the released code. Test:
-    test_exercises_patch_svdd.py::test_patch_svdd_checks
+    Source: chapter 04, exercise 3; arXiv:2006.16067, Eq. 4.
+    Departures: the mean over the pairs, as in the released code.
+    Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
     if no_function(answer):
         return False
@@ -98,8 +99,8 @@ def loss_function(answer: Any) -> bool:
     if not isinstance(got, Tensor) or got.numel() != 1:
         came = shape_of(got)
         return wrong(
-            f"for six pairs f gave {came}; expected one number, a tensor that can be"
-            " differentiated"
+            f"for six pairs f gave {came};"
+            " expected one number, a tensor that can be differentiated"
         )
     got = like(got, norms)
     hints = (
@@ -110,8 +111,8 @@ def loss_function(answer: Any) -> bool:
         (
             (a - b).square().mean(),
             (
-                "sum the squares over the dimensions, take the root, then average over"
-                " the pairs"
+                "sum the squares over the dimensions, take the root,"
+                " then average over the pairs"
             ),
         ),
         (
@@ -126,8 +127,8 @@ def loss_function(answer: Any) -> bool:
         (
             (a - b).mean(0).norm(),
             (
-                "the norm of the mean lets differences cancel: first the norm, then the"
-                " mean"
+                "the norm of the mean lets differences cancel:"
+                " first the norm, then the mean"
             ),
         ),
     )
@@ -156,8 +157,8 @@ def spread_function(answer: Any) -> bool:
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         came = shape_of(got)
         return wrong(
-            f"for 3×4 scores and a picture of 8×11 pixels f gave {came}; expected a map"
-            " (8, 11)"
+            f"for 3×4 scores and a picture of 8×11 pixels f gave {came};"
+            " expected a map (8, 11)"
         )
     if torch.allclose(got, expected):
         return right(
@@ -175,8 +176,8 @@ def spread_function(answer: Any) -> bool:
         )
     if got[0, 0] > 0 and torch.allclose(got / got[0, 0], sums / sums[0, 0]):
         return wrong(
-            "a corner is covered once: divide by the pixel's own count, not all pixels"
-            " by the same number"
+            "a corner is covered once: divide by the pixel's own count,"
+            " not all pixels by the same number"
         )
     for other, given, hint in (
         (scores.mT, stride, "rows and columns of the scores changed places"),
@@ -189,12 +190,12 @@ def spread_function(answer: Any) -> bool:
             return wrong(hint)
     if torch.allclose(got[:2, :2], expected[:2, :2]):
         return wrong(
-            "the first corner is right; a pixel that several patches cover takes their"
-            " mean, not one of them"
+            "the first corner is right;"
+            " a pixel that several patches cover takes their mean, not one of them"
         )
     return wrong(
-        "patch (i, j) covers rows i·stride to i·stride + patch - 1, and columns the"
-        " same way with j"
+        "patch (i, j) covers rows i·stride to i·stride + patch - 1,"
+        " and columns the same way with j"
     )
 
 
@@ -215,13 +216,13 @@ def nearest_function(answer: Any) -> bool:
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         came = shape_of(got)
         return wrong(
-            f"for 9 queries and a bank of 40 f gave {came}; expected one distance for"
-            " each query, (9,)"
+            f"for 9 queries and a bank of 40 f gave {came};"
+            " expected one distance for each query, (9,)"
         )
     if got.isnan().any():
         return wrong(
-            "nan: rounding leaves a squared distance of 0 just below it; lift it to 0"
-            " before the root"
+            "nan: rounding leaves a squared distance of 0 just below it;"
+            " lift it to 0 before the root"
         )
     if torch.equal(got, every.argmin(1).to(got)):
         return wrong(
@@ -229,16 +230,16 @@ def nearest_function(answer: Any) -> bool:
         )
     if torch.allclose(got, expected, atol=2e-3):
         return right(
-            "the smallest of the distances to all vectors of the bank; 0 for a query"
-            " that is in it"
+            "the smallest of the distances to all vectors of the bank;"
+            " 0 for a query that is in it"
         )
     hints = (
         (expected.square(), "the distance, not its square"),
         (
             every.mean(1),
             (
-                "the nearest one, not the mean over the bank: a patch needs only one"
-                " that is like it"
+                "the nearest one, not the mean over the bank:"
+                " a patch needs only one that is like it"
             ),
         ),
         (every.max(1).values, "that is the farthest vector"),
@@ -259,8 +260,8 @@ def nearest_function(answer: Any) -> bool:
         if torch.allclose(got, value, atol=2e-3):
             return wrong(hint)
     return wrong(
-        "for each query: its distance to every vector of the bank, and of these the"
-        " smallest"
+        "for each query: its distance to every vector of the bank,"
+        " and of these the smallest"
     )
 
 
@@ -273,9 +274,8 @@ def hierarchy_function(answer: Any) -> bool:
     """
     if no_function(answer):
         return False
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the reader's random numbers stay as they are
+    # the reader's random numbers stay as they are
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, patches = HierarchicalEncoder(8), torch.rand(3, 3, 64, 64) - 0.5
 
@@ -298,18 +298,16 @@ def hierarchy_function(answer: Any) -> bool:
             [encoder.small(patches[..., rows, columns]) for columns in halves]
             for rows in halves
         ]
-        grid = torch.stack(
-            [torch.stack(row, -1) for row in quarters], -2
-        )  # (N, D, 2, 2), rows before columns
+        # (N, D, 2, 2), rows before columns
+        grid = torch.stack([torch.stack(row, -1) for row in quarters], -2)
         hidden = encoder.conv1(grid)
         bent = F.leaky_relu(hidden, 0.1)
 
         def head(grid: Tensor) -> Tensor:
             return torch.tanh(encoder.conv2(F.leaky_relu(encoder.conv1(grid), 0.1)))
 
-        in_one_row = grid.flatten(2).mT.reshape(
-            3, 8, 2, 2
-        )  # the four as (N, 4, D), in memory
+        # the four as (N, 4, D), in memory
+        in_one_row = grid.flatten(2).mT.reshape(3, 8, 2, 2)
         hints = (
             (head(grid.mT), "rows and columns of the 2×2 grid changed places"),
             (
@@ -332,22 +330,22 @@ def hierarchy_function(answer: Any) -> bool:
             (
                 grid.mean((2, 3)),
                 (
-                    "the four are not averaged: g_big (conv1, LeakyReLU, conv2, tanh)"
-                    " puts them together"
+                    "the four are not averaged:"
+                    " g_big (conv1, LeakyReLU, conv2, tanh) puts them together"
                 ),
             ),
         )
         if torch.allclose(got, torch.tanh(encoder.conv2(bent)).flatten(1), atol=1e-5):
             return right(
-                "four quarters through one small encoder, then the head over their 2×2"
-                " grid"
+                "four quarters through one small encoder,"
+                " then the head over their 2×2 grid"
             )
         for value, hint in hints:
             if torch.allclose(got, value.flatten(1), atol=1e-5):
                 return wrong(hint)
     return wrong(
-        "embed the four quarters with encoder.small, arrange them as (N, D, 2, 2), then"
-        " conv1 and conv2"
+        "embed the four quarters with encoder.small, arrange them as (N, D, 2, 2),"
+        " then conv1 and conv2"
     )
 
 
@@ -368,18 +366,18 @@ def distances_of_an_evaluation(answer: Any) -> bool:
 
     if near(exact):
         return right(
-            "it grows with the product of both sets, and with the fourth power of a"
-            " picture's side"
+            "it grows with the product of both sets,"
+            " and with the fourth power of a picture's side"
         )
     if near(3000 * 1000 * patches):
         return wrong(
-            "each test patch is compared with the patches of the training pictures, not"
-            " with the pictures"
+            "each test patch is compared with the patches of the training pictures,"
+            " not with the pictures"
         )
     if near(4000 * patches):
         return wrong(
-            "that is how many patches there are in all; each test patch meets each"
-            " training patch"
+            "that is how many patches there are in all;"
+            " each test patch meets each training patch"
         )
     if near(3000 * 1000 * 3249**2):
         return wrong("3,249 patches are in a picture of 256×256; these have 1024×1024")
@@ -391,8 +389,8 @@ def distances_of_an_evaluation(answer: Any) -> bool:
         )
     if near(3000 * 1000 * 248**4):
         return wrong(
-            "close: a patch starts at pixel 0, too: count the steps along a side, and"
-            " one more"
+            "close: a patch starts at pixel 0, too:"
+            " count the steps along a side, and one more"
         )
     if near(exact * (4 * 57 / 249) ** 4):
         return wrong(

@@ -28,8 +28,8 @@ def no_number(answer) -> bool:
         return True
     if callable(answer):
         wrong(
-            "a function came; expected a number: call the function and give what it"
-            " returns"
+            "a function came; expected a number:"
+            " call the function and give what it returns"
         )
     else:
         wrong(f"an answer of type {type(answer).__name__} came; expected a number")
@@ -43,8 +43,8 @@ def no_function(answer) -> bool:
     if callable(answer):
         return False
     wrong(
-        f"an answer of type {type(answer).__name__} came; expected a function: give its"
-        " name, without calling it"
+        f"an answer of type {type(answer).__name__} came; expected a function:"
+        " give its name, without calling it"
     )
     return True
 

@@ -52,8 +52,9 @@ def guided_backprop(
             ReLU6, and for activations that run in other threads or inside C++
             functions.
 
-    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4. Departures: ReLU6 is not in
-    the paper. Test: test_gradcam.py::test_guided_backprop_by_hand
+    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4.
+    Departures: ReLU6 is not in the paper.
+    Test: test_gradcam.py::test_guided_backprop_by_hand
     """
     return _guided(model, images, None, targets, positive_gradients)[0]
 
@@ -119,9 +120,8 @@ def _guided(
     ):
         source = images.requires_grad_()
         with on_output(layer[0], keep) if layer else nullcontext() as other_threads:
-            output = model(
-                source.clone()
-            )  # a network may change its input in place, and a leaf must not change
+            # a network may change its input in place, and a leaf must not change
+            output = model(source.clone())
         scores, _ = _scores(output, targets, len(images))
         guide.check(scores)
         if layer:

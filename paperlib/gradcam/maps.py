@@ -98,9 +98,8 @@ def grad_cam_map(
     dtype = torch.promote_types(activations.dtype, torch.float32)
     channels = activations.flatten(2).to(dtype)
     n, c, h, w = activations.shape
-    with override_autocast(
-        enabled=False
-    ):  # it would take the sum in half precision again
+    # it would take the sum in half precision again
+    with override_autocast(enabled=False):
         maps = (weights.reshape(n, -1, c).to(dtype) @ channels).view(
             *weights.shape[:-1], h, w
         )
@@ -194,9 +193,9 @@ def _ready(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
             tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())
         ):
             raise ValueError(
-                "the model was made inside torch.inference_mode(), and torch takes no"
-                " gradient through its tensors; build or load it outside, or pass"
-                " copy.deepcopy(model)"
+                "the model was made inside torch.inference_mode(),"
+                " and torch takes no gradient through its tensors;"
+                " build or load it outside, or pass copy.deepcopy(model)"
             )
         yield check_images(images)
 
@@ -207,18 +206,18 @@ def _spatial(name: str, output: Any, images: Tensor) -> Tensor:
     gives = f"layer {name!r} gives {tuple(output.shape)}"
     if output.ndim == 3:
         raise ValueError(
-            f"{gives}, the token map of a transformer: there is no (h, w) to draw a map"
-            " on. Choose a layer that gives (N, C, h, w)"
+            f"{gives}, the token map of a transformer: there is no (h,"
+            " w) to draw a map on. Choose a layer that gives (N, C, h, w)"
         )
     if output.ndim != 4 or len(output) != n or output.numel() == 0:
         raise ValueError(
-            f"{gives} for {n} image{'s' * (n != 1)}; expected ({n}, C, h, w). Choose a"
-            " convolutional layer"
+            f"{gives} for {n} image{'s' * (n != 1)}; expected ({n}, C, h, w)."
+            " Choose a convolutional layer"
         )
     if not output.is_floating_point():
         raise ValueError(
-            f"{gives} of dtype {output.dtype}; expected floating point, which has a"
-            " gradient"
+            f"{gives} of dtype {output.dtype};"
+            " expected floating point, which has a gradient"
         )
     # Channels that come last would be taken for a width, and a picture come out all the
     # same. They show in the shape: its first two axes have the image's proportions, its
@@ -228,9 +227,9 @@ def _spatial(name: str, output: Any, images: Tensor) -> Tensor:
         b * width - c * height
     ) and c > max(a, b):
         raise ValueError(
-            f"{gives}, which for images of {height}×{width} is (N, h, w, C): channels"
-            " last. Choose a layer that gives (N, C, h, w), the one that permutes the"
-            " axes before pooling say"
+            f"{gives}, which for images of {height}×{width} is (N, h, w, C):"
+            " channels last. Choose a layer that gives (N, C, h, w),"
+            " the one that permutes the axes before pooling say"
         )
     return output
 
@@ -241,8 +240,8 @@ def _last(held: list[Tensor], name: str, other_threads: list[int]) -> Tensor:
     if other_threads:
         raise ValueError(f"layer {name!r} {IN_OTHER_THREADS}")
     raise ValueError(
-        f"layer {name!r} did not run: the model does not use it in eval mode, "
-        "or calls its parts but not it. Choose a layer inside or after it"
+        f"layer {name!r} did not run: the model does not use it in eval mode,"
+        " or calls its parts but not it. Choose a layer inside or after it"
     )
 
 
@@ -263,8 +262,8 @@ def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | Non
             else f"a {type(scores).__name__}"
         )
         raise ValueError(
-            f"the function given as targets returned {came}; expected a floating-point"
-            f" tensor ({n},)"
+            f"the function given as targets returned {came};"
+            f" expected a floating-point tensor ({n},)"
         )
     return scores, None
 
@@ -288,9 +287,9 @@ def _gradients(
                 )
         if gradient is None:
             raise ValueError(
-                f"the score does not depend on {what}, or the model cuts the gradient"
-                " on the way (no_grad, detach, argmax, rounding); explain another"
-                " score or another layer"
+                f"the score does not depend on {what},"
+                " or the model cuts the gradient on the way (no_grad, detach, argmax,"
+                " rounding); explain another score or another layer"
             )
         gradients.append(gradient)
     return gradients

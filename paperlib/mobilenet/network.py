@@ -30,13 +30,11 @@ BLOCKS = (  # MobileNet, Table 1, the 13 pairs of depthwise and pointwise rows
     Block(256, 512, 2),
     *[Block(512, 512, 1)] * 5,
     Block(512, 1024, 2),
-    Block(
-        1024, 1024, 1
-    ),  # printed "s2", but its input and its output are both 7×7: see `last_stride`
+    # printed "s2", but its input and its output are both 7×7: see `last_stride`
+    Block(1024, 1024, 1),
 )
-SHALLOW_BLOCKS = (
-    BLOCKS[:6] + BLOCKS[11:]
-)  # MobileNet, Table 5: without the five 14×14×512 blocks
+# MobileNet, Table 5: without the five 14×14×512 blocks
+SHALLOW_BLOCKS = BLOCKS[:6] + BLOCKS[11:]
 
 
 class MobileNetV1(nn.Module):
@@ -65,9 +63,10 @@ class MobileNetV1(nn.Module):
             1, or `last_stride` is neither 1 nor 2.
 
     Source: Howard et al., arXiv:1704.04861v1, Table 1 and Sec. 3.2-3.3 (variants:
-    Tables 4-10). Departures: padding is symmetric, as in timm; TensorFlow's original
-    pads the bottom and the right more. Test:
-    test_mobilenet.py::test_macs_and_parameters_are_the_papers
+        Tables 4-10).
+    Departures: padding is symmetric, as in timm; TensorFlow's original pads the bottom
+        and the right more.
+    Test: test_mobilenet.py::test_macs_and_parameters_are_the_papers
     """
 
     def __init__(
@@ -88,8 +87,8 @@ class MobileNetV1(nn.Module):
             )
         if num_classes < 1:
             raise ValueError(
-                f"num_classes={num_classes}; expected at least 1. Give the number of"
-                " classes to tell apart"
+                f"num_classes={num_classes}; expected at least 1."
+                " Give the number of classes to tell apart"
             )
         if last_stride not in (1, 2):
             raise ValueError(
@@ -116,9 +115,9 @@ class MobileNetV1(nn.Module):
         """Return the logits of images of shape (N, 3, H, W), of any H and W."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
-                f"images of shape {tuple(images.shape)}; expected (N, 3, H, W). Add a"
-                " batch axis with images[None], or repeat a grey image's single"
-                " channel three times"
+                f"images of shape {tuple(images.shape)};"
+                " expected (N, 3, H, W). Add a batch axis with images[None],"
+                " or repeat a grey image's single channel three times"
             )
         return self.classifier(self.pool(self.features(images)).flatten(1))
 
@@ -183,8 +182,8 @@ def timm_names() -> dict[str, str]:
         our name → timm's name. Use it both ways:
         `{ours: timm_state[theirs] for ours, theirs in ...}`.
 
-    Source: timm's `mobilenetv1_100`. Departures: none. Test:
-    test_mobilenet.py::test_logits_equal_timms
+    Source: timm's `mobilenetv1_100`. Departures: none.
+    Test: test_mobilenet.py::test_logits_equal_timms
     """
     modules = {"features.stem.conv": "conv_stem", "features.stem.norm": "bn1"}
     positions = [
@@ -228,28 +227,28 @@ def load_timm_state(model: MobileNetV1, state: dict[str, Tensor]) -> MobileNetV1
         ValueError: if a tensor is missing, unknown, or of another shape; the model is
             then unchanged.
 
-    Source: timm's `mobilenetv1_100`. Departures: none. Test:
-    test_mobilenet.py::test_logits_equal_timms
+    Source: timm's `mobilenetv1_100`. Departures: none.
+    Test: test_mobilenet.py::test_logits_equal_timms
     """
     names, own = timm_names(), model.state_dict()
     if names.keys() != own.keys():
         raise ValueError(
-            "this MobileNetV1 has other layers than timm's mobilenetv1_100; build it"
-            " separable and not shallow"
+            "this MobileNetV1 has other layers than timm's mobilenetv1_100;"
+            " build it separable and not shallow"
         )
     missing, unknown = names.values() - state.keys(), state.keys() - set(names.values())
     if missing or unknown:
         raise ValueError(
-            f"not a state dict of mobilenetv1_100: missing {sorted(missing)[:3]},"
-            f" unknown {sorted(unknown)[:3]}; pass"
-            " timm.create_model('mobilenetv1_100').state_dict()"
+            "not a state dict of mobilenetv1_100:"
+            f" missing {sorted(missing)[:3]}, unknown {sorted(unknown)[:3]};"
+            " pass timm.create_model('mobilenetv1_100').state_dict()"
         )
     for ours, theirs in names.items():
         if own[ours].shape != state[theirs].shape:
             raise ValueError(
-                f"{theirs} has shape {tuple(state[theirs].shape)}; expected"
-                f" {tuple(own[ours].shape)}. Build MobileNetV1 with the same width and"
-                " num_classes"
+                f"{theirs} has shape {tuple(state[theirs].shape)};"
+                f" expected {tuple(own[ours].shape)}."
+                " Build MobileNetV1 with the same width and num_classes"
             )
     with torch.no_grad():
         model.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})

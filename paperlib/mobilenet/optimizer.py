@@ -22,8 +22,9 @@ def parameter_groups(model: nn.Module, weight_decay: float | int) -> list[dict]:
     Raises:
         ValueError: if `weight_decay` is negative.
 
-    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.2. Departures: "very little or no"
-    is taken as none. Test: test_mobilenet.py::test_depthwise_filters_are_not_decayed
+    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.2.
+    Departures: "very little or no" is taken as none.
+    Test: test_mobilenet.py::test_depthwise_filters_are_not_decayed
     """
     if weight_decay < 0:
         raise ValueError(

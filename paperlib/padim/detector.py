@@ -79,9 +79,10 @@ class PaDiM:
     Raises:
         ValueError: for settings outside of what is said above.
 
-    Source: Defard et al., arXiv:2011.08785, Sec. III and IV-B. Departures: maps are
-    enlarged bilinearly by default, the paper says bicubic (`mode="bicubic"`). Test:
-    test_padim.py::test_maps_equal_the_equations_written_out
+    Source: Defard et al., arXiv:2011.08785, Sec. III and IV-B.
+    Departures: maps are enlarged bilinearly by default, the paper says bicubic
+        (`mode="bicubic"`).
+    Test: test_padim.py::test_maps_equal_the_equations_written_out
     """
 
     def __init__(
@@ -98,20 +99,20 @@ class PaDiM:
         _check_extractor(extractor)
         if dimensions is not None and dimensions < 1:
             raise ValueError(
-                f"dimensions={dimensions}; expected at least 1, or None for all"
-                " channels"
+                f"dimensions={dimensions}; expected at least 1,"
+                " or None for all channels"
             )
         if not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon={epsilon}; expected a variance to add, above 0")
         if reduction not in REDUCTIONS or mode not in MODES:
             raise ValueError(
-                f"reduction={reduction!r}, mode={mode!r}; expected one of {REDUCTIONS}"
-                f" and of {MODES}"
+                f"reduction={reduction!r}, mode={mode!r};"
+                f" expected one of {REDUCTIONS} and of {MODES}"
             )
         if reduction == "pca" and dimensions is None:
             raise ValueError(
-                "dimensions=None keeps all channels, which leaves nothing to PCA; give"
-                " their number"
+                "dimensions=None keeps all channels, which leaves nothing to PCA;"
+                " give their number"
             )
         if not 0 <= sigma < math.inf:
             raise ValueError(
@@ -221,8 +222,8 @@ class PaDiM:
         """
         if not 0 <= quantile <= 1:
             raise ValueError(
-                f"quantile={quantile}; expected a share of the normal images, between 0"
-                " and 1"
+                f"quantile={quantile}; expected a share of the normal images,"
+                " between 0 and 1"
             )
         scores = []
         for images in batches:
@@ -285,14 +286,14 @@ class PaDiM:
         about, tensors = read_tensors(path, FORMAT, "saved PaDiM", "fit and save again")
         if not _fit_together(about, tensors):
             raise ValueError(
-                f"{path} does not fit together: what it holds is missing or of other"
-                " shapes; fit and save again"
+                f"{path} does not fit together:"
+                " what it holds is missing or of other shapes; fit and save again"
             )
         if extractor is None:
             if not isinstance(about["backbone"], str):
                 raise ValueError(
-                    f"{path} was fitted with a network of your own; pass"
-                    " extractor=FeatureExtractor(…)"
+                    f"{path} was fitted with a network of your own;"
+                    " pass extractor=FeatureExtractor(…)"
                 )
             try:
                 extractor = FeatureExtractor(
@@ -305,14 +306,14 @@ class PaDiM:
         _check_extractor(extractor)
         if list(extractor.layers) != about["layers"]:
             raise ValueError(
-                f"{path} was fitted on layers {about['layers']}; the extractor has"
-                f" {extractor.layers}"
+                f"{path} was fitted on layers {about['layers']};"
+                f" the extractor has {extractor.layers}"
             )
         if _fingerprint(extractor.model) != about["weights"]:
             name = about["backbone"] or "a network of your own"
             raise ValueError(
-                f"{path} was fitted with {name}, with other weights than these; pass"
-                " its own extractor"
+                f"{path} was fitted with {name}, with other weights than these;"
+                " pass its own extractor"
             )
         try:
             model = cls(extractor, **about["settings"])
@@ -345,8 +346,8 @@ class PaDiM:
         x = _embed(self._maps(images), self.channels, self.basis)
         if x.shape[1:] != self.mean.shape:
             raise ValueError(
-                f"embeddings {tuple(x.shape[1:])} a position; expected"
-                f" {tuple(self.mean.shape)} as fitted"
+                f"embeddings {tuple(x.shape[1:])} a position;"
+                f" expected {tuple(self.mean.shape)} as fitted"
             )
         return whitened_norm(x.to(self.mean.dtype), self.mean, self.whitening).view(
             -1, *self.grid
@@ -366,9 +367,9 @@ class PaDiM:
             return torch.arange(total)
         if self.dimensions > total:
             raise ValueError(
-                f"dimensions={self.dimensions} of {total} channels that layers"
-                f" {', '.join(self.extractor.layers)} give together; expected no more,"
-                " or None for all"
+                f"dimensions={self.dimensions} of {total} channels that"
+                f" layers {', '.join(self.extractor.layers)} give together;"
+                " expected no more, or None for all"
             )
         return (
             torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[
@@ -404,9 +405,8 @@ class PaDiM:
         if device is not None:
             check_same_size(size, device)
             pooled.all_reduce()
-        _, vectors = torch.linalg.eigh(
-            pooled.covariance(0)[0].double()
-        )  # in ascending order
+        # in ascending order
+        _, vectors = torch.linalg.eigh(pooled.covariance(0)[0].double())
         return (
             vectors.flip(1)[:, : self.dimensions].to(pooled.result_dtype).contiguous()
         )
@@ -418,8 +418,8 @@ class PaDiM:
     def _check_fitted(self) -> None:
         if not self.count:
             raise ValueError(
-                "this PaDiM is not fitted; call fit(batches) with normal images, or"
-                " PaDiM.load(path)"
+                "this PaDiM is not fitted; call fit(batches) with normal images,"
+                " or PaDiM.load(path)"
             )
 
 
@@ -525,8 +525,8 @@ def _fit_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
 def _check_extractor(extractor: Any) -> None:
     if not isinstance(extractor, FeatureExtractor):
         raise ValueError(
-            f"an extractor of type {type(extractor).__name__}; expected a"
-            " FeatureExtractor. From a backbone: FeatureExtractor(*load(name)[:2])"
+            f"an extractor of type {type(extractor).__name__}; expected"
+            " a FeatureExtractor. From a backbone: FeatureExtractor(*load(name)[:2])"
         )
 
 
@@ -543,14 +543,14 @@ def _check_size(images: Any, size: tuple[int, int] | None) -> tuple[int, int]:
     """
     if isinstance(images, (tuple, list)):
         raise ValueError(
-            f"a batch of type {type(images).__name__}; expected a tensor of images"
-            " alone, without labels"
+            f"a batch of type {type(images).__name__};"
+            " expected a tensor of images alone, without labels"
         )
     found = tuple(check_images(images).shape[2:])
     if size is not None and found != size:
         raise ValueError(
-            f"images of {found[0]}×{found[1]} pixels; expected {size[0]}×{size[1]}, as"
-            " fitted"
+            f"images of {found[0]}×{found[1]} pixels;"
+            f" expected {size[0]}×{size[1]}, as fitted"
         )
     return found
 

@@ -185,8 +185,8 @@ def examples(scored: Scored) -> dict[str, int]:
     Returns:
         words that say why it was chosen → number of the image.
 
-    Source: this book. Departures: none. Test:
-    test_evaluation.py::test_examples_are_the_extremes
+    Source: this book. Departures: none.
+    Test: test_evaluation.py::test_examples_are_the_extremes
     """
     chosen = {}
     for label, highest, lowest in (
@@ -210,8 +210,8 @@ def save_pictures(scored: Scored, path: Path) -> None:
     Raises:
         ValueError: if matplotlib is missing.
 
-    Source: this book. Departures: none. Test:
-    test_evaluation.py::test_a_run_writes_rows_and_pictures
+    Source: this book. Departures: none.
+    Test: test_evaluation.py::test_a_run_writes_rows_and_pictures
     """
     try:
         import matplotlib.pyplot as plt
@@ -219,8 +219,8 @@ def save_pictures(scored: Scored, path: Path) -> None:
         from paperlib import viz
     except ImportError as error:
         raise ValueError(
-            "pictures need matplotlib; run `pip install matplotlib`, or pass"
-            " --no-pictures"
+            "pictures need matplotlib; run `pip install matplotlib`,"
+            " or pass --no-pictures"
         ) from error
     chosen = examples(scored)
     numbers = list(chosen.values())
@@ -276,8 +276,8 @@ def run(
         ValueError: if the layout of any category is wrong, before the first is run; as
             `evaluate`; and for a results.csv that this did not write.
 
-    Source: this book. Departures: none. Test:
-    test_evaluation.py::test_a_killed_run_goes_on_where_it_was
+    Source: this book. Departures: none.
+    Test: test_evaluation.py::test_a_killed_run_goes_on_where_it_was
     """
     if out.exists() and not out.is_dir():
         raise ValueError(
@@ -320,8 +320,8 @@ def read_results(path: Path) -> list[Result]:
     Raises:
         ValueError: naming the file, if it is something else.
 
-    Source: this book. Departures: none. Test:
-    test_evaluation.py::test_results_come_back_as_they_were_written
+    Source: this book. Departures: none.
+    Test: test_evaluation.py::test_results_come_back_as_they_were_written
     """
     if not path.exists():
         return []
@@ -333,8 +333,8 @@ def read_results(path: Path) -> list[Result]:
             return [_result(row) for row in rows]
     except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
         raise ValueError(
-            f"{path} is no table of results ({error}); move it away, or give another"
-            " folder"
+            f"{path} is no table of results ({error});"
+            " move it away, or give another folder"
         ) from error
 
 
@@ -359,8 +359,8 @@ def _result(row: dict[str, str]) -> Result:
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write results as CSV, a row each, whole or not at all; numbers come back exactly.
 
-    Source: this book. Departures: none. Test:
-    test_evaluation.py::test_results_come_back_as_they_were_written
+    Source: this book. Departures: none.
+    Test: test_evaluation.py::test_results_come_back_as_they_were_written
     """
     text = io.StringIO(newline="")
     rows = csv.writer(text)

@@ -50,8 +50,9 @@ class PatchGaussian:
         ValueError: for sizes below 1, or another dtype than float32 and float64.
 
     Source: PaDiM, arXiv:2011.08785, Sec. III-B, Eq. 1; the update is Chan, Golub &
-    LeVeque's, COMPSTAT 1982. Departures: none. Test:
-    test_gaussian.py::test_batches_give_numpys_mean_and_covariance
+        LeVeque's, COMPSTAT 1982.
+    Departures: none.
+    Test: test_gaussian.py::test_batches_give_numpys_mean_and_covariance
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class PatchGaussian:
     ):
         if positions < 1 or dimensions < 1:
             raise ValueError(
-                f"positions={positions}, dimensions={dimensions}; expected at least 1"
-                " of each"
+                f"positions={positions}, dimensions={dimensions};"
+                " expected at least 1 of each"
             )
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype}; expected torch.float32 or torch.float64")
@@ -92,15 +93,15 @@ class PatchGaussian:
             or not len(x)
         ):
             raise ValueError(
-                f"x of shape {tuple(x.shape)}; expected (N, {self.positions},"
-                f" {self.dimensions}), N ≥ 1"
+                f"x of shape {tuple(x.shape)};"
+                f" expected (N, {self.positions}, {self.dimensions}), N ≥ 1"
             )
         check_finite(x, "x")
         self._allocate(x.device)
         if x.device != self._mean.device:
             raise ValueError(
-                f"x on {x.device}; the sums are on {self._mean.device}. Move one of"
-                " them"
+                f"x on {x.device}; the sums are on {self._mean.device}."
+                " Move one of them"
             )
         n, total = len(x), self.count + len(x)
         x = x.detach().transpose(0, 1)
@@ -145,16 +146,16 @@ class PatchGaussian:
         kinds = [(g.positions, g.dimensions, g.dtype) for g in (self, other)]
         if kinds[0] != kinds[1]:
             raise ValueError(
-                f"(positions, dimensions, dtype) {kinds[1]}; expected {kinds[0]} as"
-                " here"
+                f"(positions, dimensions, dtype) {kinds[1]};"
+                f" expected {kinds[0]} as here"
             )
         if not other.count:
             return self
         self._allocate(other._mean.device)
         if other._mean.device != self._mean.device:
             raise ValueError(
-                f"a PatchGaussian on {other._mean.device}; this one is on"
-                f" {self._mean.device}. Move one"
+                f"a PatchGaussian on {other._mean.device};"
+                f" this one is on {self._mean.device}. Move one"
             )
         total = self.count + other.count
         apart = (other._mean - self._mean) * math.sqrt(self.count * other.count / total)
@@ -184,8 +185,8 @@ class PatchGaussian:
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             raise ValueError(
-                "no process group; call torch.distributed.init_process_group first, in"
-                " every process"
+                "no process group; call torch.distributed.init_process_group first,"
+                " in every process"
             )
         self._allocate(torch.device("cpu"))
         with fail_together(self._mean.device, group):
@@ -197,13 +198,12 @@ class PatchGaussian:
         )
         distributed.all_reduce(most, distributed.ReduceOp.MAX, group)
         *most, fed = most.tolist()
-        if (
-            most[:3] != kind or [-k for k in most[3:]] != kind
-        ):  # then the largest and the smallest differ, for everyone
+        # then the largest and the smallest differ, for everyone
+        if most[:3] != kind or [-k for k in most[3:]] != kind:
             raise ValueError(
                 f"positions {self.positions}, dimensions {self.dimensions},"
-                f" {self.dtype}: another process has others; expected the same in all"
-                " of them"
+                f" {self.dtype}: another process has others;"
+                " expected the same in all of them"
             )
         total = torch.tensor(self.count, device=self._mean.device)
         distributed.all_reduce(total, group=group)
@@ -247,8 +247,8 @@ class PatchGaussian:
     def _check_not_consumed(self) -> None:
         if self._consumed:
             raise ValueError(
-                "this PatchGaussian was consumed by whiten, which overwrites its sums; "
-                "fit a new one, or call its methods before whiten"
+                "this PatchGaussian was consumed by whiten, which overwrites its sums;"
+                " fit a new one, or call its methods before whiten"
             )
 
     def _check_enough(self, epsilon: float | int) -> None:
@@ -268,9 +268,8 @@ class PatchGaussian:
             p, d, device = self.positions, self.dimensions, self.device or device
             with torch.inference_mode(False):
                 self._mean = torch.zeros(p, d, dtype=torch.float64, device=device)
-                self._products = torch.zeros(
-                    p, d, d, dtype=self.dtype, device=device
-                )  # right up to the diagonal only
+                # right up to the diagonal only
+                self._products = torch.zeros(p, d, d, dtype=self.dtype, device=device)
 
     def _add_products(self, rows: slice, vectors: Float[Tensor, "p n d"]) -> None:
         """Add the sum of outer products of vectors (P', N, D), band by band."""
@@ -324,8 +323,8 @@ def mahalanobis_distance(
         torch.float64,
     ):
         raise ValueError(
-            f"x {x.dtype}, mean {mean.dtype}, cholesky {cholesky.dtype}; expected one,"
-            " float32 or float64"
+            f"x {x.dtype}, mean {mean.dtype}, cholesky {cholesky.dtype};"
+            " expected one, float32 or float64"
         )
     check_finite(x, "x")
     distances = []
@@ -357,8 +356,9 @@ def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
     Raises:
         ValueError: for a count below 3.
 
-    Source: this book. Departures: ε counts as ε(N-1)/(N-2) in the Gaussian left with N
-    - 1 images. Test: test_gaussian.py::test_leaving_out_equals_fitting_again
+    Source: this book.
+    Departures: ε counts as ε(N-1)/(N-2) in the Gaussian left with N - 1 images.
+    Test: test_gaussian.py::test_leaving_out_equals_fitting_again
     """
     if count < 3:
         raise ValueError(f"{count} images; leaving one out takes at least 3")

@@ -95,9 +95,9 @@ class PatchSVDD:
     was left out of each bank (0 for all kept). `distributed` says whether the banks are
     shards, spread over the processes of `torch.distributed`.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2. Departures: none in the
-        maps; Alg. 1 and 2 have one stride for both sizes, the released code has these
-        two.
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2.
+    Departures: none in the maps; Alg. 1 and 2 have one stride for both sizes, the
+        released code has these two.
     Test: test_patch_svdd.py::test_maps_equal_the_published_procedure
     """
 
@@ -110,13 +110,13 @@ class PatchSVDD:
     ):
         if not isinstance(encoder, HierarchicalEncoder):
             raise ValueError(
-                f"a {type(encoder).__name__}; expected a HierarchicalEncoder, which"
-                " embeds both sizes"
+                f"a {type(encoder).__name__};"
+                " expected a HierarchicalEncoder, which embeds both sizes"
             )
         if stride_small < 1 or stride_big < 1:
             raise ValueError(
-                f"stride_small={stride_small}, stride_big={stride_big}; expected at"
-                " least 1 pixel each"
+                f"stride_small={stride_small}, stride_big={stride_big};"
+                " expected at least 1 pixel each"
             )
         self.encoder, self.stride_small, self.stride_big = (
             encoder,
@@ -133,9 +133,9 @@ class PatchSVDD:
             return "PatchSVDD, not fitted"
         height, width = self.mean.shape[1:]
         return (
-            f"PatchSVDD of {height}×{width} images: {len(self.small):,} small and"
-            f" {len(self.big):,} big patches of {self.small.shape[1]} numbers,"
-            f" {self.bank_bytes / 2**20:,.1f} MiB"
+            f"PatchSVDD of {height}×{width} images:"
+            f" {len(self.small):,} small and {len(self.big):,} big patches"
+            f" of {self.small.shape[1]} numbers, {self.bank_bytes / 2**20:,.1f} MiB"
         )
 
     @property
@@ -229,16 +229,16 @@ class PatchSVDD:
         """
         if self.mean is None:
             raise ValueError(
-                "not fitted yet; call .fit(normal_images) first, or"
-                " PatchSVDD.load(path)"
+                "not fitted yet; call .fit(normal_images) first,"
+                " or PatchSVDD.load(path)"
             )
         images = check_images(images)
         check_range(images)
         if images.shape[1:] != self.mean.shape:
             raise ValueError(
-                f"images of shape {tuple(images.shape)}; expected"
-                f" {tuple(self.mean.shape)} each, as in training, since the mean of"
-                " those images is subtracted. Resize them"
+                f"images of shape {tuple(images.shape)};"
+                f" expected {tuple(self.mean.shape)} each, as in training,"
+                " since the mean of those images is subtracted. Resize them"
             )
         maps = []
         for part in images.split(TOGETHER):
@@ -271,8 +271,8 @@ class PatchSVDD:
         """
         if self.mean is None:
             raise ValueError(
-                "not fitted yet, there is nothing to save; call .fit(normal_images)"
-                " first"
+                "not fitted yet, there is nothing to save;"
+                " call .fit(normal_images) first"
             )
         if self.distributed:
             raise ValueError(
@@ -339,8 +339,8 @@ class PatchSVDD:
             or not all(isinstance(stride, int) and stride > 0 for stride in strides)
         ):
             raise ValueError(
-                f"{path} does not fit together: mean image, banks or strides are"
-                " missing or of other shapes"
+                f"{path} does not fit together:"
+                " mean image, banks or strides are missing or of other shapes"
             )
         found = cls(encoder, stride_small=strides[0], stride_big=strides[1])
         found.mean, found.small, found.big, found.coreset_radius = (

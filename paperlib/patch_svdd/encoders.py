@@ -20,10 +20,11 @@ from paperlib.storage import is_dense, load_state, read_tensors, write_tensors
 from paperlib.validation import check_images
 
 SMALL_PATCH, BIG_PATCH = 32, 64  # Patch SVDD, Sec. 4: K in pixels
+# Patch SVDD, Sec. 4: S in pixels, for K = 32 and K = 64
 SMALL_STRIDE, BIG_STRIDE = (
     4,
     16,
-)  # Patch SVDD, Sec. 4: S in pixels, for K = 32 and K = 64
+)
 SLOPE = 0.1  # Patch SVDD, Sec. 4: of the LeakyReLU below zero
 TILE = 1024  # side in pixels of the piece of an image that is run at once
 ENCODER_FORMAT = "paperlib.patch_encoder.1"
@@ -111,9 +112,9 @@ class PatchEncoder(_DenseEncoder):
     Args:
         dimensions: of an embedding, D.
 
-    Source: Patch SVDD, arXiv:2006.16067, Sec. 4 and its released code. Departures:
-    initial weights, see `initialize`. Test:
-    test_encoders.py::test_one_pass_equals_patch_by_patch
+    Source: Patch SVDD, arXiv:2006.16067, Sec. 4 and its released code.
+    Departures: initial weights, see `initialize`.
+    Test: test_encoders.py::test_one_pass_equals_patch_by_patch
     """
 
     side, step = SMALL_PATCH, 2
@@ -137,8 +138,8 @@ class FlatEncoder(_DenseEncoder):
         dimensions: of an embedding, D.
 
     Source: Patch SVDD, arXiv:2006.16067, Sec. 3.3 (the ablation) and its released code.
-    Departures: initial weights, see `initialize`. Test:
-    test_encoders.py::test_one_pass_equals_patch_by_patch
+    Departures: initial weights, see `initialize`.
+    Test: test_encoders.py::test_one_pass_equals_patch_by_patch
     """
 
     side, step = BIG_PATCH, 8
@@ -162,9 +163,9 @@ class HierarchicalEncoder(nn.Module):
     Args:
         dimensions: of an embedding, D.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 7 and Sec. 4. Departures: initial weights,
-    see `initialize`. Test:
-    test_encoders.py::test_the_big_encoder_sees_a_patch_through_its_quarters
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 7 and Sec. 4.
+    Departures: initial weights, see `initialize`.
+    Test: test_encoders.py::test_the_big_encoder_sees_a_patch_through_its_quarters
     """
 
     side, step = BIG_PATCH, PatchEncoder.step
@@ -191,8 +192,8 @@ class HierarchicalEncoder(nn.Module):
         """Embed patches of 64×64 pixels."""
         if patches.shape[-2:] != (BIG_PATCH, BIG_PATCH):
             raise ValueError(
-                f"patches of shape {tuple(patches.shape)}; expected (N, 3, 64, 64). For"
-                " 32×32 patches there is .small, for whole images .embed(images)"
+                f"patches of shape {tuple(patches.shape)}; expected (N, 3, 64, 64)."
+                " For 32×32 patches there is .small, for whole images .embed(images)"
             )
         n, half = len(patches), SMALL_PATCH
         quarters = (
@@ -270,8 +271,9 @@ class HierarchicalEncoder(nn.Module):
                 batch (N, 3, H, W), of another dtype or device; a stride below 1, or a
                 tile smaller than a patch.
 
-        Source: Patch SVDD, arXiv:2006.16067, Alg. 2. Departures: the released code cuts
-            out each patch, 3,249 + 169 for an image, and runs it by itself.
+        Source: Patch SVDD, arXiv:2006.16067, Alg. 2.
+        Departures: the released code cuts out each patch, 3,249 + 169 for an image, and
+            runs it by itself.
         Test: test_encoders.py::test_both_scales_of_an_image_equal_patch_by_patch
         """
         images = _checked(images, self, BIG_PATCH, (stride_small, stride_big), tile)
@@ -328,8 +330,8 @@ def initialize(encoder: nn.Module, *, as_released: bool = False) -> None:
             signal then fades to a thousandth, and training starts slowly.
 
     Source: He et al., arXiv:1502.01852, Eq. 15, for a LeakyReLU of slope 0.1.
-    Departures: see `as_released`. Test:
-    test_encoders.py::test_the_signal_keeps_its_size_through_the_layers
+    Departures: see `as_released`.
+    Test: test_encoders.py::test_the_signal_keeps_its_size_through_the_layers
     """
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -378,8 +380,8 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
     Raises:
         ValueError: naming the file and what does not fit.
 
-    Source: this book. Departures: none. Test:
-    test_encoders.py::test_any_other_file_is_refused_by_name
+    Source: this book. Departures: none.
+    Test: test_encoders.py::test_any_other_file_is_refused_by_name
     """
     expected = f"expected the float32 weights of a Patch SVDD encoder in {path}"
     if not isinstance(tensors, dict) or not all(
@@ -393,8 +395,8 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
     if set(tensors) != names:
         odd = ", ".join(sorted(map(str, set(tensors) ^ names))[:4])
         raise ValueError(
-            f"{expected}, named enc.conv1.weight to conv2.bias; missing or unknown:"
-            f" {odd}"
+            f"{expected}, named enc.conv1.weight to conv2.bias;"
+            f" missing or unknown: {odd}"
         )
     if not all(is_dense(tensor) for tensor in tensors.values()):
         raise ValueError(
@@ -409,8 +411,8 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
         tensor = tensors[name]
         if tensor.shape != own.shape or tensor.dtype != torch.float32:
             raise ValueError(
-                f"{expected}; {name} is {tuple(tensor.shape)} of {tensor.dtype}, not"
-                f" {tuple(own.shape)} of float32"
+                f"{expected}; {name} is {tuple(tensor.shape)} of {tensor.dtype},"
+                f" not {tuple(own.shape)} of float32"
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{expected}; {name} holds NaN or infinite values")
@@ -442,15 +444,15 @@ def _checked(
         )
     if min(strides) < 1 or tile < side:
         raise ValueError(
-            f"strides {strides} and tile={tile}; expected strides of at least 1, a tile"
-            f" of at least {side}"
+            f"strides {strides} and tile={tile};"
+            f" expected strides of at least 1, a tile of at least {side}"
         )
     weight = next(encoder.parameters())
     if images.dtype != weight.dtype or images.device != weight.device:
         raise ValueError(
-            f"images are {images.dtype} on {images.device} and the encoder is"
-            f" {weight.dtype} on {weight.device}; expected the same. Convert one with"
-            " .to(…)"
+            f"images are {images.dtype} on {images.device} and the encoder"
+            f" is {weight.dtype} on {weight.device}; expected the same."
+            " Convert one with .to(…)"
         )
     return images
 

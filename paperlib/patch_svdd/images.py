@@ -52,13 +52,13 @@ def mean_image(
         total, count, differ = _combine(images, total.to(group_device))
     if count < 2:
         raise ValueError(
-            "1 training image; expected at least 2, since their mean is subtracted and "
-            "nothing would be left of a single one"
+            "1 training image; expected at least 2,"
+            " since their mean is subtracted and nothing would be left of a single one"
         )
     if not differ:
         raise ValueError(
-            f"the {count} training images are all equal, and nothing is left of them "
-            "without their mean; expected different ones"
+            f"the {count} training images are all equal,"
+            " and nothing is left of them without their mean; expected different ones"
         )
     return (total / count).to(images)
 
@@ -69,21 +69,21 @@ def check_range(images: Tensor) -> None:
     Raises:
         ValueError: saying what came and what to do.
 
-    Source: this book. Departures: none. Test:
-    test_pairs.py::test_images_that_teach_nothing_are_refused
+    Source: this book. Departures: none.
+    Test: test_pairs.py::test_images_that_teach_nothing_are_refused
     """
     if images.shape[1] != 3 or min(images.shape[-2:]) < BIG_PATCH:
         raise ValueError(
-            f"images of shape {tuple(images.shape)}; expected RGB (N, 3, H, W) of at"
-            f" least {BIG_PATCH}×{BIG_PATCH} pixels. Resize them, to 256×256 as in the"
-            " paper say, and repeat grey with .expand(-1, 3, -1, -1)"
+            f"images of shape {tuple(images.shape)}; expected RGB (N, 3, H,"
+            f" W) of at least {BIG_PATCH}×{BIG_PATCH} pixels. Resize them, to 256×256"
+            " as in the paper say, and repeat grey with .expand(-1, 3, -1, -1)"
         )
     if has_values(images):
         low, high = float(images.amin()), float(images.amax())
         if low < -1e-3 or high > 1 + 1e-3:  # resizing may round past the ends
             raise ValueError(
-                f"images go from {low:.3g} to {high:.3g}; expected 0 to 1. Bytes are"
-                " divided by 255"
+                f"images go from {low:.3g} to {high:.3g}; expected 0 to 1."
+                " Bytes are divided by 255"
             )
 
 

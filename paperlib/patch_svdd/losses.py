@@ -22,9 +22,9 @@ class PositionClassifier(nn.Module):
         train_last_weight: False keeps the last layer's weights as drawn, as the
             released code does.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 5 and Sec. 4. Departures: in the released
-        code the normalisation sits under `no_grad`, so that of the last layer only the
-        bias is trained; here the weights are trained too.
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 5 and Sec. 4.
+    Departures: in the released code the normalisation sits under `no_grad`, so that of
+        the last layer only the bias is trained; here the weights are trained too.
     Test: test_patch_training.py::test_the_classifier_looks_at_the_difference
     """
 
@@ -61,8 +61,9 @@ def svdd_loss(a: Float[Tensor, "n d"], b: Float[Tensor, "#n d"]) -> Float[Tensor
     Returns:
         the mean distance, not squared.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 2 and 4. Departures: the mean, as in the
-    released code, for the sum. Test: test_patch_training.py::test_losses_by_hand
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 2 and 4.
+    Departures: the mean, as in the released code, for the sum.
+    Test: test_patch_training.py::test_losses_by_hand
     """
     return torch.linalg.vector_norm(a - b, dim=1).mean()
 
@@ -88,8 +89,8 @@ def position_loss(
     Returns:
         the mean over the pairs; ln 8 = 2.08 for a guess.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 5. Departures: none. Test:
-    test_patch_training.py::test_losses_by_hand
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 5. Departures: none.
+    Test: test_patch_training.py::test_losses_by_hand
     """
     return F.cross_entropy(classifier(a, b), position)
 

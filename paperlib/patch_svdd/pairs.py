@@ -66,15 +66,15 @@ def position_pairs(
             wide (K with `clip`).
 
     Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2; the moves are the released code's.
-        Departures: the released code clips; on 256×256 images 34.2 % (K = 64) and 15.4
-        % (K = 32) of its pairs are then closer than the move, some equal.
+    Departures: the released code clips; on 256×256 images 34.2 % (K = 64) and 15.4 % (K
+        = 32) of its pairs are then closer than the move, some equal.
     Test: test_pairs.py::test_position_pairs_are_where_they_say
     """
     needed = patch if clip else 2 * patch - 1
     if min(size) < needed:
         raise ValueError(
-            f"images of {size[0]}×{size[1]} pixels can't hold two patches of"
-            f" {patch}×{patch} side by side; expected at least {needed}×{needed}"
+            f"images of {size[0]}×{size[1]} pixels can't hold two patches"
+            f" of {patch}×{patch} side by side; expected at least {needed}×{needed}"
         )
     position = torch.randint(len(DIRECTIONS), (count,), generator=generator)
     move = 3 * patch // 4 + step * torch.randint(
@@ -117,16 +117,17 @@ def neighbor_pairs(
         ValueError: if an image is too small to move a patch in.
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 4 and Alg. 1; the range is the released
-    code's. Departures: the first patch is uniform among the places that keep both
-    inside; the released code clips. Test:
-    test_pairs.py::test_neighbor_pairs_are_moved_a_little
+        code's.
+    Departures: the first patch is uniform among the places that keep both inside; the
+        released code clips.
+    Test: test_pairs.py::test_neighbor_pairs_are_moved_a_little
     """
     reach = max(1, patch // 32 // step)
     needed = patch if clip else patch + reach * step
     if min(size) < needed:
         raise ValueError(
-            f"images of {size[0]}×{size[1]} pixels leave no room to move a patch of"
-            f" {patch}×{patch}; expected at least {needed}×{needed}"
+            f"images of {size[0]}×{size[1]} pixels leave no room to move a patch"
+            f" of {patch}×{patch}; expected at least {needed}×{needed}"
         )
     moves = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 2)
     moves = moves[moves.abs().sum(1) > 0] * step
@@ -161,8 +162,9 @@ def perturb(
         images: in units where white is 1.
         generator: on the images' device.
 
-    Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2 and the released code. Departures:
-    none. Test: test_pairs.py::test_perturbation_is_a_colour_shift_and_noise
+    Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2 and the released code.
+    Departures: none.
+    Test: test_pairs.py::test_perturbation_is_a_colour_shift_and_noise
     """
     draw = functools.partial(
         torch.randn, generator=generator, device=images.device, dtype=images.dtype
@@ -186,8 +188,8 @@ def random_crops(
         size: of a crop, height and width in pixels, at most the images'.
         generator: on the CPU.
 
-    Source: this book. Departures: none. Test:
-    test_pairs.py::test_crops_come_from_everywhere
+    Source: this book. Departures: none.
+    Test: test_pairs.py::test_crops_come_from_everywhere
     """
     rows = torch.randint(len(images), (count,), generator=generator)
     room = torch.tensor(images.shape[-2:]) - torch.tensor(size)
@@ -213,8 +215,8 @@ def crop_patches(
         size: height and width in pixels; one number for a square.
         corners: top left, row and column, in pixels.
 
-    Source: this book. Departures: none. Test:
-    test_pairs.py::test_crops_come_from_everywhere
+    Source: this book. Departures: none.
+    Test: test_pairs.py::test_crops_come_from_everywhere
     """
     height, width = (size, size) if isinstance(size, int) else size
     return torch.stack(

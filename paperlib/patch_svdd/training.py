@@ -43,17 +43,19 @@ SVDD_WEIGHT = (
     1e-3  # λ of Eq. 6, in the README of the released code; the code's default is 1
 )
 LEARNING_RATE = 1e-4  # released code: of Adam
+# released code: pairs a step, pairs of an image an epoch, epochs
 BATCH, REPEAT, EPOCHS = (
     64,
     100,
     300,
-)  # released code: pairs a step, pairs of an image an epoch, epochs
+)
 LEARNING_RATES = {"muon": 0.02, "adam": 0.003}  # of `train`, found on solar cells
+# L_SVDD' + L_SSL, L_SVDD' alone, L_SVDD alone
 OBJECTIVES = (
     "patch_svdd",
     "neighbors",
     "centre",
-)  # L_SVDD' + L_SSL, L_SVDD' alone, L_SVDD alone
+)
 
 
 class Record(NamedTuple):
@@ -99,8 +101,8 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """Choose the dtype in which convolutions are fast: bfloat16 where the processor
     multiplies it, else float32.
 
-    Source: this book. Departures: none. Test:
-    test_patch_training.py::test_bfloat16_is_chosen_where_it_is_fast
+    Source: this book. Departures: none.
+    Test: test_patch_training.py::test_bfloat16_is_chosen_where_it_is_fast
     """
     if device.type == "cuda":
         return (
@@ -204,9 +206,9 @@ def _optimise(
         most, least = of_all.tolist()
         if most != -least:
             raise ValueError(
-                f"the processes would go on from step {-least} to {most}, this one from"
-                f" {taken}; the checkpoint {checkpoint} has to be the same file for"
-                " all: give a folder that every machine sees, or delete it"
+                f"the processes would go on from step {-least} to {most}, this one"
+                f" from {taken}; the checkpoint {checkpoint} has to be the same file"
+                " for all: give a folder that every machine sees, or delete it"
             )
     call = (
         step_loss
@@ -234,9 +236,8 @@ def _optimise(
                 ]
             )
         )
-        if (
-            (step + 1) % every == 0 or step + 1 == steps
-        ):  # read once a record: reading waits for a GPU
+        # read once a record: reading waits for a GPU
+        if (step + 1) % every == 0 or step + 1 == steps:
             means = torch.stack(rows).mean(0)
             if world > 1:
                 distributed.all_reduce(means.div_(world))
@@ -244,8 +245,8 @@ def _optimise(
             rows = []
             if not math.isfinite(history[-1].loss):
                 raise ValueError(
-                    f"the loss is {history[-1].loss} at step {step + 1}; expected a"
-                    " number. Lower the learning rate"
+                    f"the loss is {history[-1].loss} at step {step + 1};"
+                    " expected a number. Lower the learning rate"
                 )
             if checkpoint is not None and (world == 1 or distributed.get_rank() == 0):
                 told = [
@@ -260,9 +261,8 @@ def _optimise(
     return history
 
 
-class _MatrixMuon(
-    getattr(torch.optim, "Muon", torch.optim.Optimizer)
-):  # PyTorch has it from 2.9 on
+# PyTorch has it from 2.9 on
+class _MatrixMuon(getattr(torch.optim, "Muon", torch.optim.Optimizer)):
     """Muon for convolutions: weights (out, in, k, k) are taken as the matrix (out,
     in·k·k) that shares their memory.
     """
@@ -360,13 +360,14 @@ def train(
             group is initialised, the crops can't be shared out evenly, or only some
             processes find the checkpoint.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 3-6 and Alg. 1. Departures: pairs are
-        drawn on the map of one pass, so that corners and moves are even (neighbours of
-        small patches move by 2 pixels, not 1; for the flat encoder all are multiples of
-        8); the patches of a crop share its perturbation, noise included, in both
-        losses; pairs stay inside; Kaiming weights, Muon (Jordan et al., 2024) and a
-        learning-rate cycle where the released code has PyTorch's default, Adam and
-        1e-4; Deep SVDD's centres are the means over the first 32 images.
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 3-6 and Alg. 1.
+    Departures: pairs are drawn on the map of one pass, so that corners and moves are
+        even (neighbours of small patches move by 2 pixels, not 1; for the flat encoder
+        all are multiples of 8); the patches of a crop share its perturbation, noise
+        included, in both losses; pairs stay inside; Kaiming weights, Muon (Jordan et
+        al., 2024) and a learning-rate cycle where the released code has PyTorch's
+        default, Adam and 1e-4; Deep SVDD's centres are the means over the first 32
+        images.
     Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen,
         test_patch_training.py::test_the_centre_is_the_mean_embedding_before_training
     """
@@ -397,9 +398,8 @@ def train(
         slice(rank * share * each, (rank + 1) * share * each) for each in (1, pairs)
     )
     size = tuple(min(side, length) for length in images.shape[-2:])
-    encoder.to(
-        memory_format=torch.contiguous_format
-    )  # Muon's matrices share the memory
+    # Muon's matrices share the memory
+    encoder.to(memory_format=torch.contiguous_format)
     run = _Run(encoder, seed, objective)
     if objective == "centre":
         with torch.no_grad():
@@ -543,9 +543,9 @@ def train_on_patches(
     Raises:
         ValueError: as `train`.
 
-    Source: Patch SVDD, arXiv:2006.16067, Alg. 1, and the released code. Departures:
-        without `as_released` pairs stay inside the image, the classifiers' last layers
-        are trained and start from Kaiming weights; the default λ is that of the
+    Source: Patch SVDD, arXiv:2006.16067, Alg. 1, and the released code.
+    Departures: without `as_released` pairs stay inside the image, the classifiers' last
+        layers are trained and start from Kaiming weights; the default λ is that of the
         released README (1e-3), not that of its code (1).
     Test: test_patch_training.py::test_published_training_takes_the_released_steps
     """
@@ -654,8 +654,8 @@ def position_accuracy(
     check_range(images)
     if images.shape[1:] != training.mean.shape:
         raise ValueError(
-            f"images of shape {tuple(images.shape)}; expected"
-            f" {tuple(training.mean.shape)} each, as in training"
+            f"images of shape {tuple(images.shape)};"
+            f" expected {tuple(training.mean.shape)} each, as in training"
         )
     generator, size = torch.Generator().manual_seed(seed), tuple(images.shape[-2:])
     right = {"big": [], "small": []}
@@ -687,8 +687,8 @@ def progress_bar(steps: int) -> Callable[[Record], None]:
     Args:
         steps: of the whole run.
 
-    Source: this book. Departures: none. Test:
-    test_patch_training.py::test_the_progress_bar_tells_how_far_it_is
+    Source: this book. Departures: none.
+    Test: test_patch_training.py::test_the_progress_bar_tells_how_far_it_is
     """
 
     def show(record: Record) -> None:
@@ -703,8 +703,8 @@ def progress_bar(steps: int) -> Callable[[Record], None]:
         )
         end = "\n" if record.step >= steps else ""
         print(
-            f"\r[{'#' * done}{'.' * (20 - done)}] {record.step}/{steps}  loss"
-            f" {record.loss:.3f}{told}",
+            f"\r[{'#' * done}{'.' * (20 - done)}] {record.step}/{steps}"
+            f"  loss {record.loss:.3f}{told}",
             end=end,
             flush=True,
         )
@@ -763,9 +763,9 @@ def _matching(images: Tensor, encoder: nn.Module) -> Tensor:
     weight = next(encoder.parameters())
     if images.dtype != weight.dtype or images.device != weight.device:
         raise ValueError(
-            f"images are {images.dtype} on {images.device} and the encoder is"
-            f" {weight.dtype} on {weight.device}; expected the same. Convert one with"
-            " .to(…)"
+            f"images are {images.dtype} on {images.device} and the encoder"
+            f" is {weight.dtype} on {weight.device}; expected the same."
+            " Convert one with .to(…)"
         )
     return check_images(images)
 
