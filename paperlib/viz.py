@@ -204,12 +204,7 @@ def panel(
     ax.spines[:].set_visible(False)
     ax.grid(False)
     # a pixel's centre has whole coordinates, so its edge lies half a pixel off
-    for (
-        top,
-        left,
-        bottom,
-        right,
-    ) in boxes:
+    for top, left, bottom, right in boxes:
         edge = Rectangle(
             (left - 0.5, top - 0.5),
             right - left,

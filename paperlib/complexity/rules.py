@@ -442,10 +442,7 @@ RULES: dict[Any, Rule] = {
             ),
         ),
         # what FakeTensors are asked for their device
-        (
-            _value,
-            [torch.ops.prim.device.default],
-        ),
+        (_value, [torch.ops.prim.device.default]),
         (
             _value,
             _overloads(("item", "is_nonzero", "equal", "resolve_conj", "resolve_neg")),

@@ -138,21 +138,11 @@ def box_function(answer: Any) -> bool:
             " top, left, bottom, right"
         )
     hints = {
-        (
-            0,
-            2,
-            4,
-            8,
-        ): (
+        (0, 2, 4, 8): (
             "right and bottom are one past the last cell (half-open),"
             " so that bottom - top is the height"
         ),
-        (
-            2,
-            0,
-            9,
-            5,
-        ): (
+        (2, 0, 9, 5): (
             "rows and columns changed places:"
             " a map is indexed [row, column], and the top comes first"
         ),
@@ -164,12 +154,7 @@ def box_function(answer: Any) -> bool:
         ): "the four are right and their order is not: top, left, bottom, right",
         (0, 2, 5, 7): "bottom and right are asked for, not height and width",
         (0, 2, 6, 9): "a cell at exactly 20 % is not above 20 %",
-        (
-            0,
-            0,
-            7,
-            10,
-        ): (
+        (0, 0, 7, 10): (
             "20 % of the way from the minimum to the maximum is another rule;"
             " take 20 % of the maximum"
         ),

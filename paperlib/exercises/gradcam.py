@@ -19,11 +19,7 @@ from paperlib.gradcam import grad_cam, grad_cam_map
 
 GRADIENT = ((-2.0, 3.0, -1.0), (6.0, -3.0, 1.0), (2.0, -1.0, 3.0))  # of the 3×3 example
 # what the ReLU got there
-FORWARD = (
-    (1.0, -1.0, 5.0),
-    (2.0, -5.0, -7.0),
-    (-3.0, 2.0, 4.0),
-)
+FORWARD = ((1.0, -1.0, 5.0), (2.0, -5.0, -7.0), (-3.0, 2.0, 4.0))
 
 
 def channel_weight(answer: Any) -> bool:
@@ -99,12 +95,7 @@ def guided_relu6(answer: Any) -> bool:
     if len(got) != 4:
         return wrong(f"{len(got)} numbers came; expected four, one for each input")
     hints = {
-        (
-            0,
-            0,
-            6,
-            8,
-        ): (
+        (0, 0, 6, 8): (
             "that is the rule for a ReLU; a ReLU6 is flat above 6 as well,"
             " so no gradient passes there"
         ),
@@ -114,12 +105,7 @@ def guided_relu6(answer: Any) -> bool:
             6,
             0,
         ): "that is the plain gradient; the guided one drops negative gradients, too",
-        (
-            0,
-            -5,
-            6,
-            8,
-        ): (
+        (0, -5, 6, 8): (
             "the plain gradient of a ReLU:"
             " look at the 7, and at the sign of the second gradient"
         ),

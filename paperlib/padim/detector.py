@@ -380,9 +380,7 @@ class PaDiM:
         )
 
     def _principal_components(
-        self,
-        batches: Iterable,
-        device: torch.device | None,
+        self, batches: Iterable, device: torch.device | None
     ) -> Float[Tensor, "total d"]:
         """Find the directions of largest variance of the embeddings at all positions.
 

@@ -186,11 +186,7 @@ class PatchSVDD:
         return self
 
     def _banks(
-        self,
-        images: Tensor,
-        mean: Tensor,
-        coreset: float | int,
-        seed: int,
+        self, images: Tensor, mean: Tensor, coreset: float | int, seed: int
     ) -> tuple[list[Tensor], Embeddings]:
         """Return both banks, and the covering radius of each."""
         if not 0 < coreset <= 1:

@@ -21,10 +21,7 @@ from paperlib.validation import check_images
 
 SMALL_PATCH, BIG_PATCH = 32, 64  # Patch SVDD, Sec. 4: K in pixels
 # Patch SVDD, Sec. 4: S in pixels, for K = 32 and K = 64
-SMALL_STRIDE, BIG_STRIDE = (
-    4,
-    16,
-)
+SMALL_STRIDE, BIG_STRIDE = (4, 16)
 SLOPE = 0.1  # Patch SVDD, Sec. 4: of the LeakyReLU below zero
 TILE = 1024  # side in pixels of the piece of an image that is run at once
 ENCODER_FORMAT = "paperlib.patch_encoder.1"

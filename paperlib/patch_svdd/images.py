@@ -17,9 +17,7 @@ TOGETHER = 8
 
 
 def mean_image(
-    images: Tensor,
-    *,
-    group_device: torch.device | None = None,
+    images: Tensor, *, group_device: torch.device | None = None
 ) -> Float[Tensor, "3 h w"]:
     """Average the training images, pixel by pixel, after checking that there is
     something to learn from them.

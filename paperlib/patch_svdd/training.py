@@ -44,18 +44,10 @@ SVDD_WEIGHT = (
 )
 LEARNING_RATE = 1e-4  # released code: of Adam
 # released code: pairs a step, pairs of an image an epoch, epochs
-BATCH, REPEAT, EPOCHS = (
-    64,
-    100,
-    300,
-)
+BATCH, REPEAT, EPOCHS = (64, 100, 300)
 LEARNING_RATES = {"muon": 0.02, "adam": 0.003}  # of `train`, found on solar cells
 # L_SVDD' + L_SSL, L_SVDD' alone, L_SVDD alone
-OBJECTIVES = (
-    "patch_svdd",
-    "neighbors",
-    "centre",
-)
+OBJECTIVES = ("patch_svdd", "neighbors", "centre")
 
 
 class Record(NamedTuple):
