@@ -1,4 +1,4 @@
-"""What `distribute=True` needs: the process group, and errors in every process."""
+"""Helpers for `distribute=True`: the process group, and errors in every process."""
 
 import contextlib
 from collections.abc import Iterator
@@ -32,13 +32,13 @@ def process_group(group: Any = None) -> tuple[int, int]:
 def fail_together(device: torch.device | None, group: Any = None) -> Iterator[None]:
     """Raise in every process if the block raises in one of them.
 
-    For what precedes a collective operation: if a process raised alone, the others
-    would wait for it in that operation until they time out. The block itself must hold
-    no collective operation.
+    Use it for checks before a collective operation: if one process raised alone, the
+    others would wait for it until they time out. The block itself must not contain a
+    collective operation.
 
     Args:
-        device: where the processes communicate; None for a process that works alone, in
-            which the block runs as it would without this function.
+        device: where the processes communicate; None for a single process, where the
+            block runs unchanged.
         group: of processes; None for the default group.
 
     Raises:

@@ -29,23 +29,22 @@ class LayerTime(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What a device reaches at best: multiply-adds a second, and bytes a second to and
-    from memory.
-    """
+    """A device's peak rates per second: multiply-adds, and bytes moved in memory."""
 
     macs_per_second: float
     bytes_per_second: float
 
     @property
     def ridge(self) -> float:
-        """The intensity, in MACs per byte, above which arithmetic and not memory is the
+        """The intensity in MACs per byte above which arithmetic, not memory, is the
         limit.
         """
         return self.macs_per_second / self.bytes_per_second
 
     def attainable(self, intensity: float | int) -> float:
-        r"""Bound a layer's speed:
-        $\min(\text{peak}, \text{intensity} \times \text{bandwidth})$, in MACs a second.
+        r"""Bound a layer's speed in MACs per second.
+
+        $$\min(\text{peak}, \text{intensity} \times \text{bandwidth})$$
         """
         return min(self.macs_per_second, intensity * self.bytes_per_second)
 
@@ -146,7 +145,7 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
     rows = []
     for name, pairs in readings.items():
         seconds = [clock.seconds(*pair) for pair in pairs]
-        each = [
+        passes = [
             sum(seconds[i : i + calls[name]])
             for i in range(0, len(seconds), calls[name])
         ]
@@ -155,7 +154,7 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
             LayerTime(
                 name,
                 kind,
-                statistics.median(each),
+                statistics.median(passes),
                 macs[name],
                 moved[name] * calls[name],
             )
@@ -193,8 +192,8 @@ def measure_machine(
     a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
     source = torch.ones(64 * side * side, device=device)
     target = torch.empty_like(source)
-    product = min(_readings(lambda: torch.mm(a, b), device, seconds))
-    copy = min(_readings(lambda: target.copy_(source), device, seconds))
+    product = min(_measure_calls(lambda: torch.mm(a, b), device, seconds))
+    copy = min(_measure_calls(lambda: target.copy_(source), device, seconds))
     return Machine(side**3 / product, 2 * source.numel() * source.element_size() / copy)
 
 
@@ -203,8 +202,7 @@ def time_call(
     device: torch.device | str = "cpu",
     seconds: float | int = 0.2,
 ) -> float:
-    """Time one call of a function: the median over as many calls as fit into `seconds`,
-    at least three.
+    """Time a function: the median over the calls that fit into `seconds`, at least 3.
 
     Args:
         run: called without arguments; one warm-up call precedes the timed calls.
@@ -223,10 +221,10 @@ def time_call(
     """
     if not seconds > 0:
         raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")
-    return statistics.median(_readings(run, torch.device(device), seconds))
+    return statistics.median(_measure_calls(run, torch.device(device), seconds))
 
 
-def _readings(
+def _measure_calls(
     run: Callable[[], object], device: torch.device, seconds: float
 ) -> list[float]:
     clock, pairs = _Clock(device), []

@@ -8,9 +8,7 @@ from torch.utils.data import Dataset
 from paperlib.datasets.items import Item
 
 TEXTURES = ("brick", "grass", "gravel")
-TRAIN_ROWS = (
-    320  # of a texture's 512: crops for training lie above, crops for testing below
-)
+TRAIN_ROWS = 320  # of 512: training crops lie above, test crops below
 
 
 def textures(
@@ -22,23 +20,22 @@ def textures(
     size: int = 224,
     seed: int = 0,
 ) -> "Textures":
-    """Cut crops out of the photographs of brick, grass and gravel that scikit-image
-    carries.
+    """Cut crops from scikit-image's photographs of brick, grass and gravel.
 
-    Training crops come from the upper 320 rows of each 512×512 photograph and test
+    Training crops are cut from the upper 320 rows of each 512×512 photograph and test
     crops from the lower 192, so no pixel is in both. Crops of one split may overlap.
 
     Args:
-        kind: "brick", "grass", "gravel", or "all" for the three by turns.
+        kind: "brick", "grass", "gravel", or "all" for the three in turn.
         split: "train" or "test".
         count: number of crops.
         side: of a crop in pixels of the photograph, at most 192.
         size: side in pixels that a crop is resized to (bicubic).
-        seed: of the places.
+        seed: of the positions.
 
     Returns:
-        a data set of normal items, grey as the photographs are, with masks that mark
-        nothing.
+        a data set of normal items, grey like the photographs, with masks that are all
+        False.
 
     Raises:
         ValueError: for an unknown kind or split, a number below 1, a side above 192, or
@@ -60,7 +57,7 @@ def textures(
 
 
 class Textures(Dataset):
-    """What `textures` returns: crops, cut when they are asked for.
+    """Crops of textures, cut on access.
 
     Args:
         kinds, split, count, side, size, seed: as for `textures`.
@@ -86,7 +83,7 @@ class Textures(Dataset):
             from skimage import data
         except ImportError as error:
             raise ValueError(
-                "the textures come with scikit-image; run `pip install scikit-image`"
+                "the textures are part of scikit-image; run `pip install scikit-image`"
             ) from error
         rows = slice(0, TRAIN_ROWS) if split == "train" else slice(TRAIN_ROWS, None)
         self.photographs = {kind: getattr(data, kind)()[rows] for kind in kinds}

@@ -12,8 +12,7 @@ from paperlib.mobilenet import MobileNetV1
 
 
 def standard_cost(answer: Any) -> bool:
-    """Check the multiply-adds of a 5×5 convolution from 16 to 32 channels with a 28×28
-    output.
+    """Check the MACs of a 5×5 convolution, 16 to 32 channels, 28×28 output.
 
     Source: chapter 01, exercise 1. Departures: none.
     Test: test_exercises_mobilenet.py::test_mobilenet_checks
@@ -25,7 +24,7 @@ def standard_cost(answer: Any) -> bool:
         return right("kernel area × channels in × channels out × output area")
     if answer == 2 * exact:
         return wrong(
-            "you counted the multiplication and the addition apart;"
+            "you counted the multiplication and the addition separately;"
             " the paper counts the pair once"
         )
     for factor, name in ((5, "kernel"), (28, "output")):
@@ -43,8 +42,7 @@ def standard_cost(answer: Any) -> bool:
 
 
 def break_even(answer: Any) -> bool:
-    """Check the number of output channels at which a 3×3 separable layer costs exactly
-    six times less.
+    """Check the output channels for which a 3×3 separable layer costs six times less.
 
     Source: chapter 01, exercise 2. Departures: none.
     Test: test_exercises_mobilenet.py::test_mobilenet_checks
@@ -64,8 +62,7 @@ def break_even(answer: Any) -> bool:
 
 
 def separable_function(answer: Any) -> bool:
-    """Check the reader's own `f(kernel, in_channels, out_channels, out_size)` for a
-    separable layer's cost.
+    """Check the reader's `f(kernel, in_channels, out_channels, out_size)`.
 
     Source: chapter 01, exercise 3. Departures: none.
     Test: test_exercises_mobilenet.py::test_mobilenet_checks
@@ -76,7 +73,7 @@ def separable_function(answer: Any) -> bool:
         got, expected = answer(*case), depthwise_separable_macs(*case)
         if got != expected:
             kernel, m, n, side = case
-            where = f"f{case} gave {got}"
+            where = f"f{case} returned {got}"
             if got == kernel**2 * m * side**2 or got == m * n * side**2:
                 return wrong(f"{where}: that is one of the two steps; add the other")
             return wrong(f"{where}: compare with Eq. 5, depthwise plus pointwise")
@@ -84,8 +81,9 @@ def separable_function(answer: Any) -> bool:
 
 
 def largest_width(answer: Any) -> bool:
-    """Check the largest width, a multiple of 0.05, whose MobileNet costs at most 200
-    million MACs at 192×192.
+    """Check the largest width (in steps of 0.05) with at most 200 million MACs.
+
+    The input has 192×192 pixels.
 
     Source: chapter 01, exercise 4. Departures: none.
     Test: test_exercises_mobilenet.py::test_mobilenet_checks
@@ -96,7 +94,7 @@ def largest_width(answer: Any) -> bool:
         return wrong("even a network of width 10 costs more than 200 million")
     steps = round(float(answer) / 0.05)
     if steps < 1 or abs(steps * 0.05 - answer) > 1e-9:
-        return wrong("give a positive multiple of 0.05")
+        return wrong("the answer is a positive multiple of 0.05")
     here, above = (_macs(s * 0.05, 192) for s in (steps, steps + 1))
     if here > 200e6:
         return wrong(f"that network costs {here / 1e6:.1f} million, more than 200")
@@ -110,8 +108,7 @@ def largest_width(answer: Any) -> bool:
 
 
 def spared_weights(answer: Any) -> bool:
-    """Check how many weights `parameter_groups` spares from weight decay in the full
-    MobileNet.
+    """Check the number of weights without decay in the full MobileNet.
 
     Source: chapter 01, exercise 5. Departures: none.
     Test: test_exercises_mobilenet.py::test_mobilenet_checks
@@ -131,9 +128,7 @@ def spared_weights(answer: Any) -> bool:
             " nine weights for each channel of the 13 depthwise layers"
         )
     if answer == 13:
-        return wrong(
-            "that is the number of filters' tensors; count the weights in them"
-        )
+        return wrong("that is the number of weight tensors; count the weights in them")
     return wrong(
         "look at the two groups it returns:"
         " which one has no decay, and how many numbers are in its tensors?"
@@ -141,8 +136,7 @@ def spared_weights(answer: Any) -> bool:
 
 
 def depthwise_function(answer: Any) -> bool:
-    """Check the reader's own depthwise convolution `f(images, filters)`, written
-    without `groups`.
+    """Check the reader's depthwise convolution `f(images, filters)`.
 
     Source: chapter 01, exercise 6. Departures: none.
     Test: test_exercises_mobilenet.py::test_mobilenet_checks
@@ -158,7 +152,7 @@ def depthwise_function(answer: Any) -> bool:
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         return wrong(
-            f"f gave {shape}; expected a tensor of shape {tuple(expected.shape)}:"
+            f"f returned {shape}; expected a tensor of shape {tuple(expected.shape)}:"
             " pad by one, keep the channels"
         )
     if torch.allclose(got, expected, atol=1e-5):
@@ -168,14 +162,9 @@ def depthwise_function(answer: Any) -> bool:
         F.conv2d(images, filters.flip(1, 2)[:, None], padding=1, groups=3),
         atol=1e-5,
     ):
-        return wrong(
-            "your kernel is turned round:"
-            " networks do not flip it (they compute a cross-correlation)"
-        )
+        return wrong("your kernel is flipped: networks compute a cross-correlation")
     if torch.allclose(got.sum(1), expected.sum(1), atol=1e-5):
-        return wrong(
-            "the sum over channels is right, so channels were mixed up on the way"
-        )
+        return wrong("the sum over channels is right, but channels are mixed up")
     return wrong(
         "channel m of the output must depend on channel m of the input and on filter"
         " m alone"

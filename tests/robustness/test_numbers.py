@@ -335,7 +335,7 @@ def test_chunks_change_no_map(monkeypatch, cases):
     counter, images = cases("numbers: chunk and thread count"), pictures(9)
     whole = PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images)
     for chunk, band, leaf in itertools.product((1, 50, 1000), (1, 5, 128), (1, 3, 16)):
-        for name, value in (("CHUNK", chunk), ("BAND", band), ("LEAF", leaf)):
+        for name, value in (("CHUNK_ELEMENTS", chunk), ("BAND", band), ("LEAF", leaf)):
             monkeypatch.setattr(gaussian_module, name, value)
         assert same(
             PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images),
