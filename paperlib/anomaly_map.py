@@ -133,8 +133,8 @@ def spread_patch_scores(
     stride: int,
     size: int | tuple[int, int],
 ) -> Float[Tensor, "*batch_H_W"]:
-    r"""Average, for each pixel, the scores of the patches that cover it; 0 where none
-    does.
+    r"""Average, per pixel, the scores of the patches that cover it; 0 if there are
+    none.
 
     Patch (i, j) covers rows i·stride to i·stride + patch - 1 and the same columns for
     j. The patches over a pixel form a rectangle of the grid, and the mean over a

@@ -89,9 +89,7 @@ class Transform:
         return (x - mean) / std
 
     def resize(self, images: Tensor | np.ndarray) -> Float[Tensor, "n 3 size size"]:
-        """Resize only: RGB in [0, 1], the network's input before normalisation, for
-        plots.
-        """
+        """Resize only: return RGB in [0, 1], without normalisation, for plots."""
         x = _float_nchw(torch.as_tensor(images))
         return F.interpolate(
             x,
@@ -142,7 +140,7 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
     """Load a network by name, in eval mode on the CPU.
 
     Its inputs are prepared by its `transform`. Its filters are in channels-last layout,
-    and so are its feature maps: on a CPU a batch then runs 1.2 to 1.8 times as fast as
+    and so are its feature maps: a batch then runs 1.2 to 1.8 times as fast on a CPU as
     in PyTorch's default layout. Shapes and values do not depend on it. To write the
     weights as safetensors, use `safetensors.torch.save_model`, which packs them.
 
@@ -303,8 +301,7 @@ class FeatureExtractor:
         self.model, self.layers = model, tuple(names)
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Return the layers' outputs for images (N, C, H, W), prepared as the model
-        expects.
+        """Return the layers' outputs for prepared images (N, C, H, W).
 
         Raises:
             ValueError: for images that are not a finite batch, and a layer that does
@@ -347,9 +344,7 @@ class FeatureExtractor:
 
 
 class _AllRecorded(BaseException):
-    """Ends a forward pass; not an Exception, so that a network that catches those does
-    not catch it.
-    """
+    """Ends a forward pass; not an Exception, so that no network catches it."""
 
 
 def _feature_maps(name: str, output: object, n: int) -> Tensor:
@@ -457,9 +452,7 @@ def project_embeddings(
 
 
 def _write_rows(target: Tensor, source: Tensor, add: bool = False) -> None:
-    """Copy or add (h, w, n, c) into a target of at least its size, upsampling
-    (nearest).
-    """
+    """Copy or add (h, w, n, c) into a target, upsampled (nearest) to its size."""
     if target.shape[:2] == source.shape[:2]:
         target.add_(source) if add else target.copy_(source)
         return
@@ -475,9 +468,7 @@ def _write_rows(target: Tensor, source: Tensor, add: bool = False) -> None:
 
 
 def _nearest_indices(small: int, large: int) -> list[int]:
-    """Return the source index of each target position, in float32 like torch (for a few
-    sizes not the exact floor).
-    """
+    """Return the source index per target position, with torch's float32 rounding."""
     positions = np.arange(large, dtype=np.float32) * (
         np.float32(small) / np.float32(large)
     )

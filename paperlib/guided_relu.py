@@ -127,9 +127,7 @@ class _Activation(NamedTuple):
 
 
 class _GuidedMode(TorchFunctionMode):
-    """Intercepts the thread's torch functions; registers the rule on activations'
-    results.
-    """
+    """Adds the rule to the results of activations that run in this thread."""
 
     def __init__(self, switch: GuidedReLU, positive_gradients: bool):
         super().__init__()
@@ -181,9 +179,7 @@ class _GuidedMode(TorchFunctionMode):
         return x.copy_(self._hooked(run(x.clone())))
 
     def _gated(self, name: str, args: tuple) -> _Activation | None:
-        """Recognise x * sigmoid(x), the SiLU of older networks, by its factors'
-        identity.
-        """
+        """Recognise x * sigmoid(x), the SiLU of older networks, by identity."""
         if name in ("mul", "imul", "rmul") and len(args) > 1:
             for result, argument in self.gates:
                 sigmoid, x = result(), argument()

@@ -57,8 +57,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def inference_state(model: nn.Module) -> Iterator[None]:
-    """Run a model as in eval mode, uncompiled, outside inference mode, without a cast
-    cache.
+    """Run a model as in eval mode, uncompiled, and outside inference mode.
 
     Source: this book. Departures: none.
     Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients

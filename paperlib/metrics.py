@@ -301,9 +301,7 @@ def _to_searchable(scores: Tensor) -> Tensor:
 
 
 def _sorted(values: Tensor) -> Tensor:
-    """Sort ascending; on a CPU NumPy is three times as fast as torch, which also sorts
-    indices.
-    """
+    """Sort ascending; on a CPU NumPy is three times as fast as torch."""
     return (
         torch.from_numpy(np.sort(values.numpy()))
         if values.device.type == "cpu"

@@ -118,17 +118,10 @@ def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, 
             min(n_searched + 1, n_groups), largest=False
         )
         searched_groups = group[:, :n_searched]
-        candidates = (
-            (
-                (
-                    searched_groups // groups_per_tile * tile
-                    + searched_groups % groups_per_tile
-                )[..., None]
-                + member_offsets
-            )
-            .flatten(1)
-            .clamp_max(count - 1)
-        )
+        tile_index = searched_groups // groups_per_tile
+        first_rows = tile_index * tile + searched_groups % groups_per_tile
+        candidates = (first_rows[..., None] + member_offsets).flatten(1)
+        candidates = candidates.clamp_max(count - 1)
         differences = bank.index_select(0, candidates.flatten()).view(
             *candidates.shape, dimensions
         )

@@ -1,6 +1,4 @@
-"""Figures of images and maps: one style, and colours that survive colour blindness and
-print.
-"""
+"""Figures of images and maps, in one style, readable with colour blindness."""
 
 import difflib
 from collections.abc import Sequence
@@ -19,18 +17,16 @@ from torch import Tensor
 from paperlib.anomaly_map import minmax, upsample
 
 Array = Tensor | np.ndarray
-Number = float | int  # the run-time checks of the tests do not take an int for a float
+Number = float | int  # the type checks in the tests reject int for float
 
-# Okabe and Ito's colours: told apart with any common colour blindness, and of different
-# greys in print.
+# Okabe and Ito's colours: distinguishable with all common forms of colour blindness,
+# and different greys in print.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILION, YELLOW, GREY = "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F"
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for the book: readable at phone width, light grid
-    behind the data.
-    """
+    """Set matplotlib's defaults for the book, readable at the width of a phone."""
     plt.rcParams.update(
         {
             "figure.figsize": (6.4, 3.6),
@@ -55,7 +51,7 @@ def use_style() -> None:
     )
 
 
-# ---- pictures of explanations: RGB throughout, floats in [0, 1], (H, W, 3) -------------------------------------------
+# ---- images are RGB floats in [0, 1], (H, W, 3) ----
 
 
 def heatmap(
@@ -67,8 +63,8 @@ def heatmap(
         map: (h, w), or any number of leading axes; `anomaly_map.minmax` scales a raw
             one.
         colormap: a name that matplotlib knows; the default is perceptually uniform.
-            "jet" is the one of the papers, by OpenCV, in RGB; it shows edges where the
-            map has none.
+            "jet" is the papers' (OpenCV's, in RGB); it shows edges where the map has
+            none.
         size: height and width to resize to first, bilinearly; one number for a square.
 
     Returns:
@@ -106,14 +102,14 @@ def overlay(
     weights: tuple[Number, Number] = (0.5, 0.5),
     divide_by_maximum: bool = False,
 ) -> np.ndarray:
-    """Lay a heat map over the picture it belongs to.
+    """Blend a heat map with its image.
 
     Args:
-        heat: as `heatmap` gives it, at the picture's size.
+        heat: from `heatmap`, at the image's size.
         image: RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W), also in
             batches.
-        weights: of heat map and picture. A sum above 1 is clipped; (0.7, 0.5) is a
-            common script's.
+        weights: of heat map and image. A sum above 1 is clipped; common scripts use
+            (0.7, 0.5).
         divide_by_maximum: divide by the brightest value instead of clipping, as
             Grad-CAM scripts do.
 
@@ -121,15 +117,15 @@ def overlay(
         float32 (…, H, W, 3), RGB in [0, 1].
 
     Raises:
-        ValueError: for pictures of different sizes, values outside [0, 1], or a
-            negative weight.
+        ValueError: for images of different sizes, values outside [0, 1], or a negative
+            weight.
     """
     heat, image = _rgb(heat, "heat"), _rgb(image, "image")
     if heat.shape[-3:] != image.shape[-3:]:
         raise ValueError(
             f"a heat map of {heat.shape[-3]}×{heat.shape[-2]} over"
-            f" a picture of {image.shape[-3]}×{image.shape[-2]};"
-            " make it with heatmap(map, size=(height, width))"
+            f" an image of {image.shape[-3]}×{image.shape[-2]};"
+            " create it with heatmap(map, size=(height, width))"
         )
     if min(weights) < 0:
         raise ValueError(f"weights={weights}; expected two numbers of at least 0")
@@ -143,18 +139,18 @@ def overlay(
 
 
 def gradient_image(gradient: Array) -> np.ndarray:
-    """Make an input gradient visible: centre it, scale it to a standard deviation of
-    0.1, add 0.5, clip to [0, 1].
+    """Convert an input gradient to an image of mean 0.5 and standard deviation 0.1.
 
     Args:
-        gradient: (3, H, W) or (H, W, 3), of any scale, also in batches; each picture is
-            scaled on its own.
+        gradient: (3, H, W) or (H, W, 3), of any scale, also in batches; each image is
+            scaled separately.
 
     Returns:
-        float32 (…, H, W, 3); a constant gradient gives grey, 0.5.
+        float32 (…, H, W, 3); a constant gradient is grey, 0.5. Values are clipped to
+        [0, 1].
 
     Raises:
-        ValueError: if it is no RGB picture, or holds NaN or infinite values.
+        ValueError: if it is not an RGB image, or contains NaN or infinite values.
     """
     values = _channels_last(
         torch.as_tensor(gradient).detach().double().cpu(), "gradient"
@@ -180,30 +176,30 @@ def panel(
     boxes: Sequence[tuple[int, int, int, int]] = (),
     color: str = VERMILION,
 ) -> None:
-    """Show one picture on axes without ticks, with boxes if there are any.
+    """Show one image on axes without ticks, with optional boxes.
 
     Args:
         ax: where to draw.
         image: RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W).
-        title: above the picture.
-        boxes: (top, left, bottom, right), half-open, in the picture's pixels; what
-            `cam.bounding_boxes` gives.
+        title: above the image.
+        boxes: (top, left, bottom, right), half-open, in the image's pixels, as from
+            `cam.bounding_boxes`.
         color: of the boxes.
 
     Raises:
-        ValueError: for several pictures at once, or values outside [0, 1].
+        ValueError: for a batch of images, or values outside [0, 1].
     """
     picture = _rgb(image, "image")
     if picture.ndim != 3:
         raise ValueError(
-            f"pictures of shape {picture.shape}; expected one."
-            " Take one of a batch, images[0] say"
+            f"images of shape {picture.shape}; expected one."
+            " Select one of a batch, for example images[0]"
         )
     ax.imshow(picture)
     ax.set(xticks=[], yticks=[], title=title)
     ax.spines[:].set_visible(False)
     ax.grid(False)
-    # a pixel's centre has whole coordinates, so its edge lies half a pixel off
+    # Pixel centres have integer coordinates, so edges are offset by half a pixel.
     for top, left, bottom, right in boxes:
         edge = Rectangle(
             (left - 0.5, top - 0.5),
@@ -226,49 +222,47 @@ def explanation_figure(
     boxes: Sequence[Sequence[tuple[int, int, int, int]]] = (),
     colormap: str = "viridis",
 ) -> Figure:
-    """Rebuild Grad-CAM's Figure 1: a row a class, with picture, heat map, overlay and,
-    if given, the guided pictures.
+    """Draw Grad-CAM's Figure 1: one row per class with image, heat map and overlay.
 
-    With guided pictures a class takes two lines of the figure, so that none is too
-    small on a phone.
+    Guided images, if passed, are drawn in a second line per class, so that no panel is
+    too small on a phone.
 
     Args:
-        image: one picture, RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H,
-            W).
-        maps: (rows, h, w), raw: each is scaled to [0, 1] by its own extremes and
-            resized to the picture.
-        guided: (rows, 3, H, W), what `guided_backprop` gave.
-        guided_cams: (rows, 3, H, W), what `guided_grad_cam` gave.
-        labels: one a row.
-        boxes: one list of boxes a row, in the picture's pixels, drawn on the overlay.
+        image: one image, RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W).
+        maps: (rows, h, w), raw: each is scaled to [0, 1] by its minimum and maximum and
+            resized to the image.
+        guided: (rows, 3, H, W), from `guided_backprop`.
+        guided_cams: (rows, 3, H, W), from `guided_grad_cam`.
+        labels: one per row.
+        boxes: one list of boxes per row, in the image's pixels, drawn on the overlay.
         colormap: as in `heatmap`.
 
     Returns:
         the figure; its axes are in reading order.
 
     Raises:
-        ValueError: if the numbers of rows differ, or a picture is not one.
+        ValueError: if the numbers of rows differ, or `image` is not one image.
     """
     picture, maps = _rgb(image, "image"), torch.as_tensor(maps).detach().float().cpu()
     if maps.ndim != 3 or picture.ndim != 3:
         raise ValueError(
             f"image {picture.shape} and maps {tuple(maps.shape)};"
-            " expected one picture and (rows, h, w)"
+            " expected one image and (rows, h, w)"
         )
-    given = {
+    inputs = {
         "guided": guided,
         "guided_cams": guided_cams,
         "labels": labels,
         "boxes": boxes,
     }
-    wrong = [
+    mismatches = [
         f"{name} {len(value)}"
-        for name, value in given.items()
+        for name, value in inputs.items()
         if value is not None and len(value) not in (0, len(maps))
     ]
-    if wrong:
+    if mismatches:
         raise ValueError(
-            f"{len(maps)} maps, but {', '.join(wrong)}; expected one for each row"
+            f"{len(maps)} maps, but {', '.join(mismatches)}; expected one per row"
         )
     heats = heatmap(minmax(upsample(maps, picture.shape[:2])), colormap)
     columns = {
@@ -286,7 +280,7 @@ def explanation_figure(
         if guided_cams is not None
         else {}
     )
-    lines = -(-len(columns) // 3)  # of at most three panels, for each class
+    lines = -(-len(columns) // 3)  # per class, of at most three panels
     across = -(-len(columns) // lines)
     size = (
         1.6 * across,
@@ -323,31 +317,30 @@ def anomaly_figure(
     scale: str = "anomaly score",
     colormap: str = "viridis",
 ) -> Figure:
-    """Show anomaly maps beside their pictures: a row an image, with picture, mask if
-    there is one, map and overlay.
+    """Draw one row per image, with image, mask (if passed), anomaly map and overlay.
 
-    All maps share one colour scale, shown at the side, so that a normal image does not
-    look as hot as a defective one.
+    All maps share one colour scale, so that the colours of normal and defective images
+    are comparable.
 
     Args:
         images: (rows, 3, H, W) or (rows, H, W, 3), RGB or grey, uint8 or float in [0,
             1].
-        maps: (rows, h, w), raw; resized to the pictures.
+        maps: (rows, h, w), raw; resized to the images.
         masks: (rows, H, W), True where the defect is.
-        labels: one a row.
-        boxes: one list of boxes (top, left, bottom, right) a row, half-open, in the
-            picture's pixels, drawn on picture and overlay.
-        limits: scores at the two ends of the colours, beyond which they stay the same;
-            None for the extremes of maps.
-        scale: what the colours mean, with its unit.
+        labels: one per row.
+        boxes: one list of boxes (top, left, bottom, right) per row, half-open, in the
+            image's pixels, drawn on image and overlay.
+        limits: scores at the two ends of the colour scale; None for the minimum and
+            maximum of maps.
+        scale: label of the colour scale, with its unit.
         colormap: as in `heatmap`.
 
     Returns:
         the figure; its axes are in reading order, the colour scale's last.
 
     Raises:
-        ValueError: if the numbers of rows differ, sizes of masks and pictures differ,
-            or maps or limits are not finite.
+        ValueError: if the numbers of rows differ, sizes of masks and images differ, or
+            maps or limits are not finite.
     """
     pictures, maps = (
         _rgb(images, "images"),
@@ -369,12 +362,12 @@ def anomaly_figure(
         if masks.shape != (len(maps), *size):
             raise ValueError(
                 f"masks {tuple(masks.shape)};"
-                f" expected {(len(maps), *size)}, one of each picture's size"
+                f" expected {(len(maps), *size)}, one per image, of its size"
             )
-    for name, given in (("labels", labels), ("boxes", boxes)):
-        if len(given) not in (0, len(maps)):
+    for name, values in (("labels", labels), ("boxes", boxes)):
+        if len(values) not in (0, len(maps)):
             raise ValueError(
-                f"{len(maps)} maps, but {name} {len(given)}; expected one for each row"
+                f"{len(maps)} maps, but {name} {len(values)}; expected one per row"
             )
     low, high = (float(v) for v in (torch.aminmax(maps) if limits is None else limits))
     if not (np.isfinite([low, high]).all() and low <= high):
@@ -386,7 +379,8 @@ def anomaly_figure(
     columns = {"picture": pictures}
     columns |= {} if masks is None else {"mask": (masks != 0).float().numpy()}
     columns |= {"anomaly map": heats, "overlay": overlay(heats, pictures)}
-    # of a panel, beside 0.9 for labels and colours; 6.4 suits a phone
+    # Inches per panel; 0.9 are for labels and colour scale, and 6.4 is readable on a
+    # phone.
     width = min(2.1, (6.4 - 0.9) / len(columns))
     inches = (width * len(columns) + 0.9, width * len(maps) * size[0] / size[1] + 0.4)
     fig, axes = plt.subplots(
@@ -409,7 +403,7 @@ def anomaly_figure(
 
 
 def _rgb(picture: Array, name: str) -> np.ndarray:
-    """Bring a picture, or a batch of them, to float32 (…, H, W, 3) in [0, 1]."""
+    """Convert an image or a batch to float32 (…, H, W, 3) in [0, 1]."""
     values = torch.as_tensor(picture).detach().cpu()
     if values.dtype == torch.uint8:
         values = values.float() / 255
@@ -434,7 +428,7 @@ def _channels_last(values: Tensor, name: str) -> Tensor:
     )
     if last == first:
         what = (
-            "which axis holds the colours is not clear"
+            "the axis of the colours is ambiguous"
             if last
             else "expected (H, W, 3) or (3, H, W), alone or in batches"
         )

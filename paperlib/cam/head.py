@@ -34,35 +34,11 @@ class _Call(NamedTuple):
 
 
 # Functions that only rearrange, copy or convert numbers in eval mode.
-_PASSING = {
-    "flatten",
-    "view",
-    "view_as",
-    "reshape",
-    "reshape_as",
-    "squeeze",
-    "unsqueeze",
-    "getitem",
-    "contiguous",
-    "clone",
-    "detach",
-    "dropout",
-    "dropout1d",
-    "dropout2d",
-    "feature_dropout",
-    "alpha_dropout",
-    "to",
-    "float",
-    "double",
-    "type",
-    "type_as",
-    "permute",
-    "transpose",
-    "ravel",
-    "unflatten",
-    "identity",
-    "alias",
-}
+_PASSING = frozenset(
+    "flatten view view_as reshape reshape_as squeeze unsqueeze getitem contiguous clone"
+    " detach dropout dropout1d dropout2d feature_dropout alpha_dropout to float double"
+    " type type_as permute transpose ravel unflatten identity alias".split()
+)
 _POOLING = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "sum"}
 
 
@@ -147,9 +123,7 @@ def _linear_arguments(input, weight, bias=None, *_, **__):
 
 
 def _find_pooled(calls: deque[_Call], call: _Call) -> tuple[Tensor, int]:
-    """Return the feature map (N, C, h, w) of a pooling, and the divisor of a sum
-    pooling.
-    """
+    """Return a pooling's feature map (N, C, h, w), and the divisor if it sums."""
     x, axes, divisor = _axes(call)
     # One spatial axis was reduced before, or both were flattened into one.
     if x.ndim == 3 and axes == {2}:

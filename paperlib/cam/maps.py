@@ -31,8 +31,7 @@ def class_activation_map(
     weight: Float[Tensor, "classes c"],
     targets: Int[Tensor, "*n_t"],
 ) -> Float[Tensor, "*n_t h w"]:
-    r"""Weight the channels of the last feature map by one class's row of the linear
-    layer.
+    r"""Sum the channels of the last feature map, weighted for one class.
 
     $$M_c(x, y) = \sum_k w_k^c f_k(x, y)$$
     with $f_k$ = `features[:, k]`, $w_k^c$ = `weight[c, k]`.

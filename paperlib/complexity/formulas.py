@@ -49,11 +49,8 @@ def conv2d_macs(
     """
     kernel_height, kernel_width = _pair(kernel, "kernel")
     height, width = _pair(out_size, "out_size")
-    m, n, g = (
-        _check_size(in_channels, "in_channels"),
-        _check_size(out_channels, "out_channels"),
-        _check_size(groups, "groups"),
-    )
+    m = _check_size(in_channels, "in_channels")
+    n, g = _check_size(out_channels, "out_channels"), _check_size(groups, "groups")
     if m % g or n % g:
         raise ValueError(
             f"groups = {g} with in_channels = {m} and out_channels = {n}; expected"

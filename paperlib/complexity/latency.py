@@ -36,9 +36,7 @@ class Machine(NamedTuple):
 
     @property
     def ridge(self) -> float:
-        """The intensity in MACs per byte above which arithmetic, not memory, is the
-        limit.
-        """
+        """Intensity in MACs per byte above which arithmetic is the limit."""
         return self.macs_per_second / self.bytes_per_second
 
     def attainable(self, intensity: float | int) -> float:

@@ -53,8 +53,7 @@ class Layer(NamedTuple):
 
 
 class MacRecorder(TorchDispatchMode):
-    """The dispatch mode that counts: `rows` in execution order, and `counts` for
-    conventions.
+    """The dispatch mode that collects `rows`, in execution order, and `counts`.
 
     A tensor is constant if it is a parameter, a buffer or computed from nothing else; a
     layer's output never is. `origin` returns the parameters that a constant was

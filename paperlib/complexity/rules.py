@@ -19,8 +19,7 @@ aten = torch.ops.aten
 
 
 def default_rule(recorder: MacRecorder, func: Any, args: tuple, kwargs: dict) -> Any:
-    """Run an operation without a rule: decompose composite ones, count nothing for
-    others.
+    """Run an operation without a rule: decompose it if composite, else count nothing.
 
     Source: none; our own. Departures: none.
     Test: test_complexity.py::test_every_way_to_multiply
@@ -50,19 +49,17 @@ def _run_composite(recorder: MacRecorder, func, args: tuple, kwargs: dict) -> An
 
 
 def _read_value(recorder: MacRecorder, func, args: tuple, kwargs: dict) -> Any:
-    """Read a value or device: works for weights and buffers, PyTorch raises for
-    activations.
-    """
+    """Read a value or device; for values of activations PyTorch raises."""
     return func(*args, **kwargs)
 
 
 def _product(
     recorder: MacRecorder, func, args: tuple, kwargs: dict, data: int
 ) -> tuple[list, Tensor]:
-    """Run a product; return its arguments on meta, too. The first `data` are no
-    weights.
+    """Run a product, and return its arguments on meta and its result.
 
-    Its operands may differ in precision: autocast casts weights, but not meta tensors.
+    The first `data` operands are not weights. Operands may differ in precision, because
+    autocast casts weights, but not meta tensors.
     """
     tensors: list[Tensor] = []
     meta_args = [recorder.to_meta(arg, tensors) for arg in args]
@@ -178,9 +175,7 @@ def _matmul(recorder: MacRecorder, func, args: tuple, kwargs: dict) -> Tensor:
 
 
 def _matmul_and_add(recorder: MacRecorder, func, args: tuple, kwargs: dict) -> Tensor:
-    """Count addmm and its variants: the first argument plus the product of the next
-    two.
-    """
+    """Count addmm and its variants: argument 0 plus the product of the next two."""
     args, out = _product(recorder, func, args, kwargs, data=0)
     columns = args[2].shape[-1] if args[2].ndim > 1 else 1
     recorder.add(_matmul_kind(recorder), args[1].numel() * columns, out, *args[:3])

@@ -45,9 +45,7 @@ class Unpacked(NamedTuple):
 
 
 class _Member(NamedTuple):
-    """A file (with content) or folder of an archive; `kind` is "link" or "device" or
-    "".
-    """
+    """A file (with content) or folder; `kind` is "" unless it is another kind."""
 
     name: str
     content: IO[bytes] | None

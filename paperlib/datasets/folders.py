@@ -184,12 +184,8 @@ class MVTecAD(FolderDataset):
             raise ValueError(
                 f"resize={resize}, crop={crop}; expected 1 ≤ crop ≤ resize, in pixels"
             )
-        self.root, self.category, self.split, self.variant = (
-            Path(root),
-            category,
-            split,
-            variant,
-        )
+        self.root, self.category, self.split = Path(root), category, split
+        self.variant = variant
         known = categories(root)
         if category not in known:
             raise ValueError(

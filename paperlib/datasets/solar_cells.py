@@ -69,9 +69,7 @@ def elpv(kind: str = "all") -> ELPV:
 
 
 class CellSplit(NamedTuple):
-    """Functional (0) and defective (1) cells as network inputs, in training and test
-    sets.
-    """
+    """Functional (0) and defective (1) cells, split into training and test."""
 
     train: Float[Tensor, "n_train 3 side side"]
     train_labels: Int[Tensor, " n_train"]

@@ -90,12 +90,8 @@ class SyntheticDefects(Dataset):
                 f"contrast={contrast}; expected a number from 0 (invisible)"
                 " to 1 (strong)"
             )
-        self.normal, self.kinds, self.contrast, self.seed = (
-            normal,
-            tuple(kinds),
-            contrast,
-            seed,
-        )
+        self.normal, self.kinds, self.contrast = normal, tuple(kinds), contrast
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.normal)
@@ -187,9 +183,7 @@ def _walk(
     length: float,
     bend: float,
 ) -> np.ndarray:
-    """Return the points (y, x) of a path of 16 steps with normally distributed turns of
-    standard deviation `bend` radians.
-    """
+    """Return points (y, x) of 16 steps, whose turns have deviation `bend` (radians)."""
     angles = direction + random.normal(0, bend, 16)
     steps = np.stack([np.sin(angles), np.cos(angles)], 1) * (length / 16)
     return np.concatenate([start[None], start + steps.cumsum(0)])

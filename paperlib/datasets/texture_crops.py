@@ -93,14 +93,8 @@ class Textures(Dataset):
                 f"count={count}, side={side}, size={size};"
                 f" expected at least 1, and a side up to {most}"
             )
-        self.kinds, self.split, self.count, self.side, self.size, self.seed = (
-            kinds,
-            split,
-            count,
-            side,
-            size,
-            seed,
-        )
+        self.kinds, self.split, self.count, self.side = kinds, split, count, side
+        self.size, self.seed = size, seed
 
     def __len__(self) -> int:
         return self.count

@@ -330,10 +330,8 @@ def merge_function(answer: Any) -> bool:
             "each scatter is around its own mean:"
             " a term for the distance between the means is missing"
         )
-    between, rest = (
-        torch.outer(mean2 - mean1, mean2 - mean1),
-        got[2] - scatter1 - scatter2,
-    )
+    between = torch.outer(mean2 - mean1, mean2 - mean1)
+    rest = got[2] - scatter1 - scatter2
     factor = (rest[0, 0] / between[0, 0]).item()
     if torch.allclose(rest, factor * between):
         return wrong(

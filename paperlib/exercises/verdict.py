@@ -68,9 +68,7 @@ def shape_of(answer: Any) -> str:
 
 
 def same_but_scaled(maps: Tensor, expected: Tensor) -> bool:
-    """Return whether each map equals the expected one up to a positive scale and an
-    offset.
-    """
+    """Return whether maps equal the expected ones up to a scale and an offset."""
     standardised, standardised_expected = (
         (m - m.mean((-2, -1), keepdim=True)) / m.std((-2, -1), keepdim=True)
         for m in (maps, expected)

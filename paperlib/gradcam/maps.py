@@ -22,8 +22,7 @@ Targets = Any
 
 
 class GradCAM(NamedTuple):
-    r"""The result of `grad_cam`. For T targets per image, maps, weights and targets
-    have an axis T after N.
+    r"""The result of `grad_cam`; T targets per image add an axis T after N.
 
     Fields:
         maps: (N, h, w), Eq. 2, at the layer's resolution, not scaled; positive where
@@ -187,7 +186,7 @@ def grad_cam(
 
 @contextmanager
 def _gradient_state(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
-    """Yield checked, detached images; set model and torch to the state for a gradient."""
+    """Yield checked, detached images, with model and torch ready for a gradient."""
     with inference_state(model), torch.enable_grad():
         if any(
             tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())
@@ -273,9 +272,7 @@ def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | Non
 def _gradients(
     scores: Tensor, source: Tensor, what: str, retain_graph: bool = False
 ) -> list[Tensor]:
-    """Differentiate the scores of each target by `source`; `what` is its name in
-    errors.
-    """
+    """Differentiate the scores of each target by `source`, called `what` in errors."""
     columns = scores.unbind(1) if scores.ndim == 2 else (scores,)
     gradients: list[Tensor] = []
     for i, column in enumerate(columns):

@@ -114,12 +114,8 @@ class PaDiM:
             raise ValueError(
                 f"sigma={sigma}; expected a standard deviation in pixels, at least 0"
             )
-        self.extractor, self.dimensions, self.seed, self.epsilon = (
-            extractor,
-            dimensions,
-            seed,
-            epsilon,
-        )
+        self.extractor, self.dimensions, self.seed = extractor, dimensions, seed
+        self.epsilon = epsilon
         self.reduction, self.mode, self.sigma = reduction, mode, sigma
         self.count = 0
 
@@ -166,18 +162,13 @@ class PaDiM:
             check_same_size(size, device)
             gaussian.all_reduce()
         mean, whitening = gaussian.mean(), whiten(gaussian, self.epsilon)
-        self.mean, self.whitening, self.channels, self.basis = (
-            mean,
-            whitening,
-            channels,
-            basis,
-        )
+        self.mean, self.whitening, self.channels = mean, whitening, channels
+        self.basis = basis
         self.grid, self.size, self.count = grid, size, gaussian.count
         return self
 
     def anomaly_map(self, images: Tensor) -> Float[Tensor, "n h w"]:
-        """Return one anomaly map per image, of its size: upsampled and smoothed
-        distances.
+        """Return one anomaly map per image: upsampled and smoothed distances.
 
         Raises:
             ValueError: before `fit`, or if the images are not a finite batch of the
@@ -319,17 +310,12 @@ class PaDiM:
                 f"{path} has settings that can't be used ({error}); fit and save again"
             ) from error
         device = model._device()
-        model.mean, model.whitening = (
-            tensors["mean"].to(device),
-            tensors["whitening"].to(device),
-        )
+        model.mean = tensors["mean"].to(device)
+        model.whitening = tensors["whitening"].to(device)
         model.channels = tensors.get("channels")
         model.basis = tensors["basis"].to(device) if "basis" in tensors else None
-        model.grid, model.size, model.count = (
-            tuple(about["grid"]),
-            tuple(about["size"]),
-            about["count"],
-        )
+        model.grid, model.size = tuple(about["grid"]), tuple(about["size"])
+        model.count = about["count"]
         return model
 
     def _distances(self, images: Tensor) -> Float[Tensor, "n h w"]:
@@ -457,9 +443,7 @@ _SETTINGS = ("dimensions", "seed", "epsilon", "reduction", "mode", "sigma")
 
 
 def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
-    """Whether `save` may have written a file: its checksum detects corruption, not
-    forgery.
-    """
+    """Whether `save` may have written a file (the checksum detects no forgery)."""
     if not set("backbone layers weights settings grid size count".split()) <= set(
         about
     ):

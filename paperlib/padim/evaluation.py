@@ -194,8 +194,7 @@ def examples(scored: Scored) -> dict[str, int]:
 
 
 def save_pictures(scored: Scored, path: Path) -> None:
-    """Draw the examples with mask, map and overlay into a PNG file, in one colour
-    scale.
+    """Draw the examples with mask, map and overlay into a PNG file.
 
     Args:
         scored: from `evaluate`.

@@ -69,12 +69,8 @@ class PatchGaussian:
             )
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype}; expected torch.float32 or torch.float64")
-        self.positions, self.dimensions, self.dtype, self.device = (
-            positions,
-            dimensions,
-            dtype,
-            device,
-        )
+        self.positions, self.dimensions, self.dtype = positions, dimensions, dtype
+        self.device = device
         self.count = 0  # images
         self.result_dtype: torch.dtype | None = None  # dtype of the results
         self._consumed = False  # True once `whiten` has overwritten the sums
@@ -106,10 +102,10 @@ class PatchGaussian:
         n, total = len(x), self.count + len(x)
         x = x.detach().transpose(0, 1)
         for rows in _chunks(self.positions, (n + 1) * self.dimensions):
-            part, mean_before = (
-                x[rows].to(torch.promote_types(at_least_float32(x.dtype), self.dtype)),
-                self._mean[rows],
+            part = x[rows].to(
+                torch.promote_types(at_least_float32(x.dtype), self.dtype)
             )
+            mean_before = self._mean[rows]
             centred = torch.empty(
                 len(part), n + 1, self.dimensions, dtype=self.dtype, device=x.device
             )

@@ -118,11 +118,8 @@ class PatchSVDD:
                 f"stride_small={stride_small}, stride_big={stride_big};"
                 " expected at least 1 pixel each"
             )
-        self.encoder, self.stride_small, self.stride_big = (
-            encoder,
-            stride_small,
-            stride_big,
-        )
+        self.encoder, self.stride_small = encoder, stride_small
+        self.stride_big = stride_big
         self.mean = self.small = self.big = None
         self.coreset_radius = Embeddings(0.0, 0.0)
         self.distributed = False
@@ -151,9 +148,10 @@ class PatchSVDD:
         seed: int = 0,
         distribute: bool = False,
     ) -> "PatchSVDD":
-        """Embed all patches of normal images and store the embeddings. Printing the
-        result shows the memory of the banks (also `bank_bytes`): for 256×256 images and
-        D = 64, 0.83 MiB per image.
+        """Embed all patches of normal images and store the embeddings.
+
+        Printing the result shows the memory of the banks (also `bank_bytes`): for
+        256×256 images and D = 64, 0.83 MiB per image.
 
         Args:
             images: normal ones only, (N, 3, H, W), RGB in [0, 1], of the encoder's
@@ -257,8 +255,8 @@ class PatchSVDD:
         return PatchMaps(small, big, small + big, small * big)
 
     def save(self, path: str | Path) -> None:
-        """Write encoder, mean image and banks as a safetensors file, atomically, in
-        float32.
+        """Write encoder, mean image and banks as a float32 safetensors file,
+        atomically.
 
         Raises:
             ValueError: before `fit`, or for banks that are shards.
@@ -336,10 +334,6 @@ class PatchSVDD:
                 " mean image, banks or strides are missing or of wrong shapes"
             )
         model = cls(encoder, stride_small=strides[0], stride_big=strides[1])
-        model.mean, model.small, model.big, model.coreset_radius = (
-            mean,
-            small,
-            big,
-            Embeddings(*radius),
-        )
+        model.mean, model.small, model.big = mean, small, big
+        model.coreset_radius = Embeddings(*radius)
         return model

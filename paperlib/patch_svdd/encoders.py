@@ -26,8 +26,7 @@ ENCODER_FORMAT = "paperlib.patch_encoder.1"
 
 
 class Embeddings(NamedTuple):
-    """Embeddings of all patches; [n, i, j] is the patch at pixel (i, j) times the
-    stride.
+    """Embeddings of all patches; [n, i, j] is the patch at (i, j) times the stride.
 
     Fields:
         small: (N, h, w, D), patches of 32×32 pixels.
@@ -97,8 +96,7 @@ class _DenseEncoder(nn.Module):
 
 
 class PatchEncoder(_DenseEncoder):
-    """The small encoder, f_small: eight 3×3 convolutions, from 32×32 patches to D
-    numbers.
+    """The small encoder, f_small: eight 3×3 convolutions, for 32×32 patches.
 
     Channels 3 → 32 → 64 → 128 → 128 → 64 → 32 → 32 → D, the first at stride 2,
     LeakyReLU 0.1 between them, tanh at the end. `forward(patches)` maps (N, 3, 32, 32)
@@ -210,7 +208,7 @@ class HierarchicalEncoder(nn.Module):
         *,
         exact: bool = True,
     ) -> Float[Tensor, "n d i j"]:
-        """Compute big embeddings, at every `skip`-th position, from a map of small ones.
+        """Compute big embeddings, at every `skip`-th position, from small ones.
 
         The map's stride divides 32. The quarters of a big patch lie 32 pixels apart, so
         the 2×2 convolution has a dilation of 32 / stride. `exact` sums in double
@@ -292,9 +290,7 @@ class HierarchicalEncoder(nn.Module):
         return Embeddings(small, big.contiguous())
 
     def save(self, path: str | Path) -> None:
-        """Write the weights as a safetensors file, atomically, under the released
-        code's names.
-        """
+        """Write the weights as a safetensors file, atomically."""
         write_tensors(path, self.state_dict(), {}, ENCODER_FORMAT)
 
     @classmethod
@@ -455,9 +451,7 @@ def _check_input(
 def _embed_grid(
     encoder: _DenseEncoder, images: Tensor, stride: int, tile: int
 ) -> Tensor:
-    """Embed patches at a stride: (N, h, w, D), in one pass per tile if the stride
-    allows.
-    """
+    """Embed patches at a stride, (N, h, w, D): one pass per tile, if possible."""
     if stride % encoder.step:
         return _embed_separately(encoder, images, stride)
     n, _, height, width = images.shape
@@ -471,10 +465,8 @@ def _embed_grid(
     for first in range(0, n, n_images):
         for top in range(0, rows, tile_positions):
             for left in range(0, columns, tile_positions):
-                bottom, right = (
-                    min(rows, top + tile_positions),
-                    min(columns, left + tile_positions),
-                )
+                bottom = min(rows, top + tile_positions)
+                right = min(columns, left + tile_positions)
                 image_tile = images[
                     first : first + n_images,
                     :,
@@ -489,9 +481,7 @@ def _embed_grid(
 
 
 def _embed_separately(encoder: nn.Module, images: Tensor, stride: int) -> Tensor:
-    """Embed patches at a stride without sharing: (N, h, w, D), a row of the grid at
-    once.
-    """
+    """Embed patches at a stride, (N, h, w, D), each separately."""
     patches = images.unfold(2, encoder.side, stride).unfold(3, encoder.side, stride)
     rows = [
         [encoder(row.transpose(0, 1)) for row in image.unbind(1)] for image in patches

@@ -29,11 +29,8 @@ class PositionClassifier(nn.Module):
 
     def __init__(self, dimensions: int = 64, *, train_last_weight: bool = True):
         super().__init__()
-        self.fc1, self.fc2, self.fc3 = (
-            nn.Linear(dimensions, 128),
-            nn.Linear(128, 128),
-            nn.Linear(128, len(DIRECTIONS)),
-        )
+        self.fc1, self.fc2 = nn.Linear(dimensions, 128), nn.Linear(128, 128)
+        self.fc3 = nn.Linear(128, len(DIRECTIONS))
         initialize(self)
         self.fc3.weight.requires_grad_(train_last_weight)
 

@@ -1,4 +1,4 @@
-"""Sample the pairs of patches that Patch SVDD learns from, and perturb and crop them."""
+"""Draw, perturb and crop the pairs of patches that Patch SVDD learns from."""
 
 import functools
 from typing import NamedTuple
@@ -172,8 +172,7 @@ def random_crops(
     size: tuple[int, int],
     generator: torch.Generator,
 ) -> Float[Tensor, "count 3 height width"]:
-    """Crop rectangles at random positions of random images, and subtract the mean
-    image.
+    """Crop random rectangles of random images, and subtract the mean image.
 
     Args:
         images: RGB in [0, 1].
