@@ -1,8 +1,7 @@
 """MobileNetV1, CAM, Grad-CAM, Patch SVDD and PaDiM in PyTorch.
 
 Each folder implements one paper; the files hold what several papers share. The names
-below can be imported from here. Each is loaded at its first use, which keeps `import
-paperlib` fast.
+below can be imported from here. Each is loaded at its first use.
 """
 
 from importlib import import_module

@@ -181,27 +181,20 @@ def spread_patch_scores(
     block = math.gcd(patch, stride)
 
     def average_weights(positions: int, length: int) -> Tensor:
-        block_start = (
-            block
-            * torch.arange(math.ceil(length / block), device=scores.device)[:, None]
-        )
+        n_blocks = math.ceil(length / block)
+        block_start = block * torch.arange(n_blocks, device=scores.device)[:, None]
         patch_start = stride * torch.arange(positions, device=scores.device)
-        covers = (
-            (patch_start <= block_start) & (block_start < patch_start + patch)
-        ).double()
-        return covers / covers.sum(1, keepdim=True).clamp_min(1)
+        covers = (patch_start <= block_start) & (block_start < patch_start + patch)
+        return covers / covers.double().sum(1, keepdim=True).clamp_min(1)
 
     blocks = (
         average_weights(flat.shape[1], height)
         @ flat.double()
         @ average_weights(flat.shape[2], width).T
     )
-    maps = (
-        blocks.to(scores.dtype)
-        .repeat_interleave(block, 1)
-        .repeat_interleave(block, 2)[:, :height, :width]
-    )
-    return maps.reshape(*scores.shape[:-2], height, width)
+    blocks = blocks.to(scores.dtype)
+    maps = blocks.repeat_interleave(block, 1).repeat_interleave(block, 2)
+    return maps[:, :height, :width].reshape(*scores.shape[:-2], height, width)
 
 
 def _flatten_leading_axes(maps: Tensor) -> Tensor:

@@ -366,10 +366,10 @@ def _feature_maps(name: str, output: object, n: int) -> Tensor:
 def concatenate_embeddings(
     maps: Sequence[Tensor], channels: Sequence[int] | Tensor | None = None
 ) -> Float[Tensor, "n d h w"]:
-    """Upsample the layers' maps to the first (nearest neighbour) and concatenate them.
+    """Concatenate the layers' maps, upsampled to the first (nearest neighbour).
 
-    Channels are selected before anything is upsampled, so unselected ones cost nothing.
-    The result is stored position by position (like channels-last for one image): the
+    Channels are selected before anything is upsampled, so the others cost nothing. The
+    result is stored position by position (like channels-last for one image): the
     embeddings of one position in all images are adjacent, which is the order in which a
     Gaussian per position reads them.
 

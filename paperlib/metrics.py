@@ -131,9 +131,8 @@ def aupro(
         for rank in reversed(_count_below(maps.flatten()[is_defective], top_normal))
     )
     full_area = limit - (first + last) / 2
-    partial_area = (limit - first).clamp_min(0).square() / (
-        2 * (last - first)
-    ).clamp_min(1)
+    double_width = (2 * (last - first)).clamp_min(1)
+    partial_area = (limit - first).clamp_min(0).square() / double_width
     area = torch.where(last <= limit, full_area, partial_area)
     region_areas = torch.zeros(count, dtype=torch.float64).index_add_(0, regions, area)
     return float(

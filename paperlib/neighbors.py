@@ -183,21 +183,20 @@ def greedy_coreset(
         )
     bank = bank.to(torch.promote_types(bank.dtype, torch.float32))
     size = math.ceil(fraction * len(bank) - 1e-9)
-    latest = torch.randint(
-        len(bank), (1,), generator=torch.Generator().manual_seed(seed)
-    ).to(bank.device)
+    generator = torch.Generator().manual_seed(seed)
+    latest = torch.randint(len(bank), (1,), generator=generator).to(bank.device)
     nearest = bank.new_full((len(bank),), math.inf)
     # Do not allocate tensors in this loop that outlive an iteration: they fragment the
     # heap.
     chosen = latest.new_empty(size)
     for number in range(size):
         chosen[number] = latest[0]
-        distance = torch.cdist(
+        distances = torch.cdist(
             bank,
             bank.index_select(0, latest),
             compute_mode="donot_use_mm_for_euclid_dist",
-        )[:, 0]
-        nearest = torch.minimum(nearest, distance, out=nearest)
+        )
+        nearest = torch.minimum(nearest, distances[:, 0], out=nearest)
         # So no vector is chosen twice, even if all distances are 0.
         nearest.index_fill_(0, latest, -1)
         latest = nearest.argmax(0, keepdim=True)

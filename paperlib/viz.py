@@ -120,7 +120,7 @@ def overlay(
         ValueError: for images of different sizes, values outside [0, 1], or a negative
             weight.
     """
-    heat, image = _rgb(heat, "heat"), _rgb(image, "image")
+    heat, image = _to_rgb(heat, "heat"), _to_rgb(image, "image")
     if heat.shape[-3:] != image.shape[-3:]:
         raise ValueError(
             f"a heat map of {heat.shape[-3]}×{heat.shape[-2]} over"
@@ -189,13 +189,13 @@ def panel(
     Raises:
         ValueError: for a batch of images, or values outside [0, 1].
     """
-    picture = _rgb(image, "image")
-    if picture.ndim != 3:
+    rgb = _to_rgb(image, "image")
+    if rgb.ndim != 3:
         raise ValueError(
-            f"images of shape {picture.shape}; expected one."
+            f"images of shape {rgb.shape}; expected one."
             " Select one of a batch, for example images[0]"
         )
-    ax.imshow(picture)
+    ax.imshow(rgb)
     ax.set(xticks=[], yticks=[], title=title)
     ax.spines[:].set_visible(False)
     ax.grid(False)
@@ -243,10 +243,10 @@ def explanation_figure(
     Raises:
         ValueError: if the numbers of rows differ, or `image` is not one image.
     """
-    picture, maps = _rgb(image, "image"), torch.as_tensor(maps).detach().float().cpu()
-    if maps.ndim != 3 or picture.ndim != 3:
+    rgb, maps = _to_rgb(image, "image"), torch.as_tensor(maps).detach().float().cpu()
+    if maps.ndim != 3 or rgb.ndim != 3:
         raise ValueError(
-            f"image {picture.shape} and maps {tuple(maps.shape)};"
+            f"image {rgb.shape} and maps {tuple(maps.shape)};"
             " expected one image and (rows, h, w)"
         )
     inputs = {
@@ -264,11 +264,11 @@ def explanation_figure(
         raise ValueError(
             f"{len(maps)} maps, but {', '.join(mismatches)}; expected one per row"
         )
-    heats = heatmap(minmax(upsample(maps, picture.shape[:2])), colormap)
+    heats = heatmap(minmax(upsample(maps, rgb.shape[:2])), colormap)
     columns = {
-        "original": [picture] * len(maps),
+        "original": [rgb] * len(maps),
         "heat map": heats,
-        "overlay": [overlay(heat, picture) for heat in heats],
+        "overlay": [overlay(heat, rgb) for heat in heats],
     }
     columns |= (
         {"Guided\nBackpropagation": gradient_image(guided)}
@@ -284,7 +284,7 @@ def explanation_figure(
     across = -(-len(columns) // lines)
     size = (
         1.6 * across,
-        lines * len(maps) * (1.5 * picture.shape[0] / picture.shape[1] + 0.4),
+        lines * len(maps) * (1.5 * rgb.shape[0] / rgb.shape[1] + 0.4),
     )
     fig, axes = plt.subplots(
         lines * len(maps), across, figsize=size, squeeze=False, layout="constrained"
@@ -293,11 +293,11 @@ def explanation_figure(
     for spare in axes[:, len(columns) :].flat:
         spare.remove()
     for row in range(len(maps)):
-        for ax, (title, pictures) in zip(axes[row], columns.items(), strict=False):
+        for ax, (title, panels) in zip(axes[row], columns.items(), strict=False):
             named = row == 0 or lines > 1
             panel(
                 ax,
-                pictures[row],
+                panels[row],
                 title if named else "",
                 boxes[row] if boxes and title == "overlay" else (),
             )
@@ -342,21 +342,16 @@ def anomaly_figure(
         ValueError: if the numbers of rows differ, sizes of masks and images differ, or
             maps or limits are not finite.
     """
-    pictures, maps = (
-        _rgb(images, "images"),
+    rgb, maps = (
+        _to_rgb(images, "images"),
         torch.as_tensor(maps).detach().float().cpu(),
     )
-    if (
-        maps.ndim != 3
-        or pictures.ndim != 4
-        or len(maps) != len(pictures)
-        or not len(maps)
-    ):
+    if maps.ndim != 3 or rgb.ndim != 4 or len(maps) != len(rgb) or not len(maps):
         raise ValueError(
-            f"images {pictures.shape} and maps {tuple(maps.shape)};"
+            f"images {rgb.shape} and maps {tuple(maps.shape)};"
             " expected (rows, 3, H, W) and (rows, h, w)"
         )
-    size = pictures.shape[1:3]
+    size = rgb.shape[1:3]
     if masks is not None:
         masks = torch.as_tensor(masks).detach().cpu()
         if masks.shape != (len(maps), *size):
@@ -376,9 +371,9 @@ def anomaly_figure(
         )
     high = high if high > low else low + 1  # constant maps
     heats = heatmap(((upsample(maps, size) - low) / (high - low)).clamp(0, 1), colormap)
-    columns = {"picture": pictures}
+    columns = {"image": rgb}
     columns |= {} if masks is None else {"mask": (masks != 0).float().numpy()}
-    columns |= {"anomaly map": heats, "overlay": overlay(heats, pictures)}
+    columns |= {"anomaly map": heats, "overlay": overlay(heats, rgb)}
     # Inches per panel; 0.9 are for labels and colour scale, and 6.4 is readable on a
     # phone.
     width = min(2.1, (6.4 - 0.9) / len(columns))
@@ -388,7 +383,7 @@ def anomaly_figure(
     )
     for row in range(len(maps)):
         for ax, (title, shown) in zip(axes[row], columns.items(), strict=True):
-            drawn = boxes[row] if boxes and title in ("picture", "overlay") else ()
+            drawn = boxes[row] if boxes and title in ("image", "overlay") else ()
             panel(ax, shown[row], title if row == 0 else "", drawn)
         if labels:
             axes[row, 0].set_ylabel(labels[row])
@@ -402,9 +397,9 @@ def anomaly_figure(
     return fig
 
 
-def _rgb(picture: Array, name: str) -> np.ndarray:
+def _to_rgb(image: Array, name: str) -> np.ndarray:
     """Convert an image or a batch to float32 (…, H, W, 3) in [0, 1]."""
-    values = torch.as_tensor(picture).detach().cpu()
+    values = torch.as_tensor(image).detach().cpu()
     if values.dtype == torch.uint8:
         values = values.float() / 255
     elif not values.is_floating_point():

@@ -207,13 +207,10 @@ def _restored(
         items = dict(vars(module))
         snapshots.append((vars(module), items))
         for container in items.values():
-            if isinstance(container, (dict, list)):
-                snapshots.append(
-                    (
-                        container,
-                        (dict if isinstance(container, dict) else list)(container),
-                    )
-                )
+            if isinstance(container, dict):
+                snapshots.append((container, dict(container)))
+            elif isinstance(container, list):
+                snapshots.append((container, list(container)))
     try:
         for _, module in modules:
             if module.training:

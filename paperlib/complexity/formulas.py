@@ -35,7 +35,7 @@ def conv2d_macs(
         in_channels: number of input channels.
         out_channels: number of output channels.
         out_size: side of the output feature map, or (height, width).
-        groups: number of groups of channels, which are convolved separately.
+        groups: number of groups of channels, each with its own filters.
 
     Raises:
         ValueError: if a number is not a positive integer, or `groups` does not divide

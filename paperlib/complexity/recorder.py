@@ -168,7 +168,7 @@ class MacRecorder(TorchDispatchMode):
                     self._origins.pop(tensor.untyped_storage()._cdata, None)
 
     def touch(self, *origins: frozenset[str] | None) -> None:
-        """Store where parameters are first used; unowned ones are listed there."""
+        """Store where parameters are first used, for those without a row of a layer."""
         for origin in origins:
             for name in origin or ():
                 self._touched.setdefault(name, len(self.rows))
@@ -237,8 +237,7 @@ def innermost_module(
     Reading the stack needs no hook, so other threads that run the same model are not
     affected.
 
-    Source: none; our own. Departures: none.
-    Test:
+    Source: none; our own. Departures: none. Test:
         test_complexity.py::test_functional_calls_belong_to_the_module_whose_forward_runs
     """
     while frame is not None:

@@ -276,8 +276,9 @@ def _activation(recorder: MacRecorder, func, args: tuple, kwargs: dict) -> Tenso
 
 
 def _elementwise(recorder: MacRecorder, func, args: tuple, kwargs: dict) -> Tensor:
-    """Run an elementwise operation on one tensor, or on two of which one has the
-    result's shape, without PyTorch's slow meta kernel.
+    """Run an operation on each element without PyTorch's slow meta kernel.
+
+    It has one tensor argument, or two of which one has the result's shape.
     """
     x, y = args[0], args[1] if len(args) > 1 else None
     if (
@@ -313,7 +314,7 @@ def _broadcasts_to(small: Tensor, big: Tensor) -> bool:
 
 
 def _empty_result(func, x: Tensor) -> Tensor:
-    """Return the result of an elementwise operation on x."""
+    """Return the result of an operation on each element of x."""
     if func._schema.is_mutable:
         return x
     return x.detach() if _is_contiguous(x) else torch.empty_like(x)

@@ -1,4 +1,4 @@
-"""Unpack untrusted archives: atomically, and never outside the target folder."""
+"""Unpack archives safely: atomically, and never outside the target folder."""
 
 import errno
 import lzma
@@ -259,7 +259,7 @@ def open_folder(path: str | Path) -> Path:
         return path
     if not path.is_file():
         raise ValueError(
-            f"no folder or archive {path} (relative to {Path.cwd()}); on Colab,"
+            f"no folder or archive {path} (looked for it from {Path.cwd()}); on Colab,"
             " drop a zip onto the Files panel at the left or mount your Drive there,"
             " and copy the path from the menu of the file"
         )

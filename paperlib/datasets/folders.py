@@ -85,14 +85,8 @@ class FolderDataset(Dataset):
         if check:
             # Pillow releases the GIL while it decodes.
             with ThreadPoolExecutor(2) as pool:
-                raise_problems(
-                    [
-                        problem
-                        for problem in pool.map(_find_problem, self.samples)
-                        if problem
-                    ],
-                    where,
-                )
+                problems = pool.map(_find_problem, self.samples)
+                raise_problems([text for text in problems if text], where)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -198,25 +192,25 @@ class MVTecAD(FolderDataset):
             if split == "train"
             else _test_samples(self._folder)
         )
-        super().__init__(samples, self._shown, self._folder, check)
+        super().__init__(samples, self._transform, self._folder, check)
 
     @property
     def _folder(self) -> Path:
         return self.root / self.category
 
-    def _view(
-        self, picture: Image.Image, number: int, resampling: Image.Resampling
+    def _transform(
+        self, image: Image.Image, number: int, resampling: Image.Resampling
     ) -> Image.Image:
-        picture = picture.resize((self._resize, self._resize), resampling)
+        image = image.resize((self._resize, self._resize), resampling)
         margin = self._resize - self._crop
         left = top = round(margin / 2)
         if self.variant == "random":
             random = np.random.default_rng(
                 (self._seed, ("train", "test").index(self.split), number)
             )
-            picture = picture.rotate(random.uniform(-MAX_TURN, MAX_TURN), resampling)
+            image = image.rotate(random.uniform(-MAX_TURN, MAX_TURN), resampling)
             left, top = random.integers(0, margin, size=2, endpoint=True).tolist()
-        return picture.crop((left, top, left + self._crop, top + self._crop))
+        return image.crop((left, top, left + self._crop, top + self._crop))
 
 
 def categories(root: str | Path) -> list[str]:
@@ -365,7 +359,7 @@ def folder(
         )
     return FolderDataset(
         samples,
-        lambda picture, _, filter: picture.resize((size, size), filter),
+        lambda image, _, filter: image.resize((size, size), filter),
         root,
         check,
     )

@@ -1,4 +1,4 @@
-"""Read image files as 8-bit RGB in their EXIF orientation, and masks as booleans."""
+"""Read image files as 8-bit RGB in their EXIF orientation, and masks as bool."""
 
 import re
 from collections.abc import Sequence
@@ -105,11 +105,11 @@ def raise_problems(problems: Sequence[str], where: str | Path) -> None:
 
 def _decode(path: str | Path, convert):
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as picture:
-            _check_complete(picture)
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-            return convert(picture)
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            _check_complete(image)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return convert(image)
     except FileNotFoundError:
         reason = "there is no such file"
     except UnidentifiedImageError:
@@ -125,46 +125,46 @@ def _decode(path: str | Path, convert):
     raise ValueError(f"{path}: {reason}")
 
 
-def _check_complete(picture: Image.Image) -> None:
+def _check_complete(image: Image.Image) -> None:
     """Raise for a TIFF with missing strips, which Pillow would fill with black."""
-    if picture.format == "TIFF":
+    if image.format == "TIFF":
         width, height = (
-            max((tile[1][side] for tile in picture.tile), default=0) for side in (2, 3)
+            max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3)
         )
-        if width < picture.width or height < picture.height:
+        if width < image.width or height < image.height:
             raise ValueError(
-                f"its header states {picture.width}×{picture.height} pixels,"
+                f"its header states {image.width}×{image.height} pixels,"
                 f" its data hold {width}×{height}"
             )
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    mode = picture.mode
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
     if mode == "F":
         raise ValueError(
             "it contains floating-point numbers; expected 8 or 16 bits per channel."
             " Save it as 8-bit PNG"
         )
     if mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        values = np.asarray(picture).astype(np.int64)
+        values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(
                 f"its values range from {values.min()} to {values.max()};"
                 " expected 8 or 16 bits per channel"
             )
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
         return Image.alpha_composite(
-            Image.new("RGBA", picture.size, "white"), picture
+            Image.new("RGBA", image.size, "white"), image
         ).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
-def _to_mask(picture: Image.Image) -> np.ndarray:
-    if picture.mode in ("P", "PA", "CMYK", "YCbCr"):
-        picture = picture.convert("RGB")
-    values = np.asarray(picture)
+def _to_mask(image: Image.Image) -> np.ndarray:
+    if image.mode in ("P", "PA", "CMYK", "YCbCr"):
+        image = image.convert("RGB")
+    values = np.asarray(image)
     if values.ndim == 3:
-        return (values[..., : 1 if picture.mode == "LA" else 3] != 0).any(-1)
+        return (values[..., : 1 if image.mode == "LA" else 3] != 0).any(-1)
     return values != 0

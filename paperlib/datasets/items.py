@@ -99,9 +99,8 @@ class TensorItems(Dataset):
             image = image.movedim(-1, 0).float() / 255
         if self.size is not None:
             size = (self.size, self.size)
-            image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[
-                0
-            ].clamp(0, 1)
+            batch = F.interpolate(image[None], size, mode="bilinear", antialias=True)
+            image = batch[0].clamp(0, 1)
         number = index % len(self.images)
         return Item(
             image.expand(3, -1, -1).contiguous(),

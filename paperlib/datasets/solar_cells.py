@@ -26,7 +26,7 @@ class ELPV(NamedTuple):
 def elpv(kind: str = "all") -> ELPV:
     """Read the ELPV data set: 2,624 images of solar cells, 300×300 pixels each.
 
-    In electroluminescence a healthy cell glows; cracks and inactive parts stay dark.
+    With a current applied, a healthy cell glows; cracks and inactive parts stay dark.
     Experts assigned each cell a probability of a defect: 0, 1/3, 2/3 or 1.
 
     Args:
@@ -60,8 +60,8 @@ def elpv(kind: str = "all") -> ELPV:
     rows = [row for row in rows if kind in ("all", row[2])]
     images = np.empty((len(rows), 300, 300), dtype=np.uint8)
     for target, (path, _, _) in zip(images, rows, strict=True):
-        with Image.open(root / path) as picture:
-            target[:] = picture
+        with Image.open(root / path) as image:
+            target[:] = image
     probability = torch.tensor([float(p) for _, p, _ in rows], dtype=torch.float64)
     return ELPV(
         torch.from_numpy(images), probability, np.array([k for _, _, k in rows])

@@ -120,11 +120,8 @@ class Textures(Dataset):
             photograph[top : top + self.side, left : left + self.side]
         )
         crop = crop.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        image = (
-            (torch.from_numpy(np.array(crop)).float() / 255)
-            .expand(3, -1, -1)
-            .contiguous()
-        )
+        grey = torch.from_numpy(np.array(crop)).float() / 255
+        image = grey.expand(3, -1, -1).contiguous()
         row = top + (TRAIN_ROWS if self.split == "test" else 0)
         return Item(
             image,

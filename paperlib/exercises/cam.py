@@ -146,12 +146,9 @@ def box_function(answer: Any) -> bool:
             "rows and columns are exchanged:"
             " a map is indexed [row, column], and the top is first"
         ),
-        (
-            0,
-            5,
-            2,
-            9,
-        ): "the four numbers are right, but not their order: top, left, bottom, right",
+        (0, 5, 2, 9): (
+            "the four numbers are right, but not their order: top, left, bottom, right"
+        ),
         (0, 2, 5, 7): "bottom and right are asked for, not height and width",
         (0, 2, 6, 9): "a position at exactly 20 % is not above 20 %",
         (0, 0, 7, 10): (
@@ -159,12 +156,9 @@ def box_function(answer: Any) -> bool:
             " use 20 % of the maximum"
         ),
         (0, 0, 6, 9): "0.2 is not 20 % of the maximum: this map's maximum is 10",
-        (
-            2,
-            3,
-            5,
-            9,
-        ): "all positions above the threshold, not only the largest region",
+        (2, 3, 5, 9): (
+            "all positions above the threshold, not only the largest region"
+        ),
         (3, 4, 4, 8): "your threshold is too high: 3 is more than 20 % of 10",
     }
     if got == (0, 2, 5, 9):

@@ -99,12 +99,9 @@ def guided_relu6(answer: Any) -> bool:
             "that is the rule for a ReLU; a ReLU6 is flat above 6 as well,"
             " so no gradient passes there"
         ),
-        (
-            0,
-            -5,
-            6,
-            0,
-        ): "that is the plain gradient; the guided one drops negative gradients, too",
+        (0, -5, 6, 0): (
+            "that is the plain gradient; the guided one drops negative gradients, too"
+        ),
         (0, -5, 6, 8): (
             "the plain gradient of a ReLU:"
             " look at the 7, and at the sign of the second gradient"

@@ -177,12 +177,8 @@ def spread_function(answer: Any) -> bool:
         (scores.mT, stride, "rows and columns of the scores are exchanged"),
         (scores, patch, "a new patch starts every `stride` pixels: they overlap"),
     ):
-        if torch.allclose(
-            got,
-            spread_patch_scores(wrong_scores, patch, wrong_stride, (16, 16))[
-                : size[0], : size[1]
-            ],
-        ):
+        wrong_map = spread_patch_scores(wrong_scores, patch, wrong_stride, (16, 16))
+        if torch.allclose(got, wrong_map[: size[0], : size[1]]):
             return wrong(hint)
     if torch.allclose(got[:2, :2], expected[:2, :2]):
         return wrong(

@@ -95,9 +95,8 @@ def guided_grad_cam(
         model, images, find_layer(model, layer), targets, positive_gradients
     )
     with torch.inference_mode(False):
-        return gradients * upsample(maps, tuple(images.shape[-2:])).to(
-            gradients.dtype
-        ).unsqueeze(-3)
+        maps = upsample(maps, tuple(images.shape[-2:])).to(gradients.dtype)
+        return gradients * maps.unsqueeze(-3)
 
 
 def _guided(

@@ -222,9 +222,8 @@ def _check_spatial(name: str, output: Any, images: Tensor) -> Tensor:
     # recognised by the shape: the first two axes have the image's proportions, the last
     # two do not, and the last is the longest.
     a, b, c = output.shape[1:]
-    if abs(a * width - b * height) <= max(height, width) < abs(
-        b * width - c * height
-    ) and c > max(a, b):
+    first_error, last_error = abs(a * width - b * height), abs(b * width - c * height)
+    if first_error <= max(height, width) < last_error and c > max(a, b):
         raise ValueError(
             f"{description}, which for images of {height}×{width} is (N, h, w, C):"
             " channels last. Choose a layer that returns (N, C, h, w),"

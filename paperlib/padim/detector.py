@@ -174,7 +174,7 @@ class PaDiM:
             ValueError: before `fit`, or if the images are not a finite batch of the
                 fitted size on the fitted device.
         """
-        return self._enlarge(self._distances(images))
+        return self._upsample_and_smooth(self._distances(images))
 
     def score(self, images: Tensor) -> Float[Tensor, " n"]:
         """Return one score per image, the maximum of its anomaly map.
@@ -215,7 +215,7 @@ class PaDiM:
             distances = self._distances(images)
             if fitted:
                 distances = leave_one_out_distance(distances, self.count)
-            scores.append(self._enlarge(distances).amax((1, 2)))
+            scores.append(self._upsample_and_smooth(distances).amax((1, 2)))
         if not scores:
             raise ValueError(
                 "no batch received; a generator yields its batches only once"
@@ -354,13 +354,9 @@ class PaDiM:
                 f" of layers {', '.join(self.extractor.layers)};"
                 " expected no more, or None for all"
             )
-        return (
-            torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[
-                : self.dimensions
-            ]
-            .sort()
-            .values
-        )
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(total, generator=generator)
+        return order[: self.dimensions].sort().values
 
     def _principal_components(
         self, batches: Iterable, device: torch.device | None

@@ -133,7 +133,7 @@ class PatchGaussian:
         return self
 
     def merge(self, other: "PatchGaussian") -> "PatchGaussian":
-        """Merge the statistics of another PatchGaussian, which is not changed.
+        """Merge the statistics of another `PatchGaussian`, which is not changed.
 
         Raises:
             ValueError: if its sizes, dtype or device differ.

@@ -38,7 +38,7 @@ class Embeddings(NamedTuple):
 
 
 class _DenseEncoder(nn.Module):
-    """Unpadded convolutions that map a patch of `side` pixels to D numbers in (-1, 1).
+    """Convolutions without padding, from a patch of `side` pixels to D numbers.
 
     A subclass sets `side`, the `step` in pixels between neighbouring positions of its
     last feature map, and its layers, the last of which returns the embedding.
@@ -196,9 +196,8 @@ class HierarchicalEncoder(nn.Module):
             .permute(0, 2, 4, 1, 3, 5)
             .reshape(-1, 3, half, half)
         )
-        return self.aggregate(
-            self.enc(quarters).view(n, 2, 2, -1).permute(0, 3, 1, 2), SMALL_PATCH
-        ).flatten(1)
+        small = self.enc(quarters).view(n, 2, 2, -1).permute(0, 3, 1, 2)
+        return self.aggregate(small, SMALL_PATCH).flatten(1)
 
     def aggregate(
         self,
@@ -220,9 +219,8 @@ class HierarchicalEncoder(nn.Module):
         if exact:
             x, weights = small.double(), [weight.double() for weight in weights]
         hidden = F.conv2d(x, *weights[:2], skip, dilation=SMALL_PATCH // stride)
-        return torch.tanh(
-            F.conv2d(F.leaky_relu(hidden, SLOPE, inplace=True), *weights[2:])
-        ).to(small.dtype)
+        hidden = F.leaky_relu(hidden, SLOPE, inplace=True)
+        return torch.tanh(F.conv2d(hidden, *weights[2:])).to(small.dtype)
 
     def dense(
         self, images: Float[Tensor, "n 3 h w"]

@@ -398,9 +398,8 @@ def train(
     run = _Run(encoder, seed, objective)
     if objective == "centre":
         with torch.no_grad():
-            for name, embeddings in _by_size(
-                encoder, encoder.dense(images[:32] - mean)
-            ).items():
+            maps = encoder.dense(images[:32] - mean)
+            for name, embeddings in _by_size(encoder, maps).items():
                 getattr(run, f"centre_{name}").copy_(embeddings.mean((0, 2, 3)))
     dtype = fast_dtype(images.device) if dtype is None else dtype
 

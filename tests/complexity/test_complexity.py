@@ -157,19 +157,19 @@ def test_profile_of_the_hand_example():
     [
         (
             dict(kernel=0, in_channels=1, out_channels=1, out_size=1),
-            "kernel = 0; expected 1 or more",
+            "kernel = 0; expected at least 1",
         ),
         (
             dict(kernel=3, in_channels=-4, out_channels=1, out_size=1),
-            "in_channels = -4; expected 1 or more",
+            "in_channels = -4; expected at least 1",
         ),
         (
             dict(kernel=3, in_channels=4, out_channels=8, out_size=7.0),
-            "out_size = 7.0; expected a whole number",
+            "out_size = 7.0; expected an integer",
         ),
         (
             dict(kernel=3, in_channels=4, out_channels=True, out_size=7),
-            "out_channels = True; expected a whole number",
+            "out_channels = True; expected an integer",
         ),
         (
             dict(kernel=(3, 3, 3), in_channels=4, out_channels=8, out_size=7),
@@ -553,7 +553,7 @@ def test_counts_by_hand():
 def test_unknown_count_is_refused():
     with pytest.raises(
         ValueError,
-        match="counts has flips; expected names from macs, .*; give Profile.counts",
+        match="counts has flips; expected names from macs, .*; pass Profile.counts",
     ):
         totals({"macs": 1, "flips": 2})
 
@@ -1418,13 +1418,13 @@ def test_plain_tensors_and_values_of_buffers():
             nn.Linear(4, 4),
             (0, 4),
             None,
-            "a size in input_shape = 0; expected 1 or more",
+            "a size in input_shape = 0; expected at least 1",
         ),
         (
             nn.Linear(4, 4),
             (224 / 32, 4),
             None,
-            "a size in input_shape = 7.0; expected a whole number",
+            "a size in input_shape = 7.0; expected an integer",
         ),
         (
             nn.Linear(4, 4),
@@ -1472,7 +1472,7 @@ def test_plain_tensors_and_values_of_buffers():
             nn.Sequential(nn.Conv2d(3, 4, 3)),
             (1, 5, 9, 9),
             None,
-            r"shape \(1, 5, 9, 9\) in layer '0', Conv2d\(3, 4.*It said",
+            r"shape \(1, 5, 9, 9\) in layer '0', Conv2d\(3, 4.*The error was",
         ),
         (
             nn.Sequential(nn.BatchNorm2d(9)),
@@ -1493,7 +1493,7 @@ def test_plain_tensors_and_values_of_buffers():
             Calls(lambda m, x: x if x.sum() > 0 else -x),
             (1, 4),
             None,
-            "looks at the values of its activations",
+            "reads the values of its activations",
         ),
         (
             Calls(lambda m, q, k: F.scaled_dot_product_attention(q, k, k)),

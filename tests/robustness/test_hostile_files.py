@@ -484,9 +484,7 @@ def test_a_made_up_padim_is_refused(tmp_path):
                 {} if bad is None else {name: bad}
             )
             storage.write_tensors(path, held, about, "paperlib.padim.1")
-            with pytest.raises(
-                ValueError, match="padim.safetensors does not fit together"
-            ):
+            with pytest.raises(ValueError, match="padim.safetensors is inconsistent"):
                 read(path)
     storage.write_tensors(
         path,
@@ -494,7 +492,7 @@ def test_a_made_up_padim_is_refused(tmp_path):
         about,
         "paperlib.padim.1",
     )
-    with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
+    with pytest.raises(ValueError, match="padim.safetensors is inconsistent"):
         read(path)
     for name, bad in (
         ("layers", 5),
@@ -506,7 +504,7 @@ def test_a_made_up_padim_is_refused(tmp_path):
         ("settings", {}),
     ):
         storage.write_tensors(path, tensors, about | {name: bad}, "paperlib.padim.1")
-        with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
+        with pytest.raises(ValueError, match="padim.safetensors is inconsistent"):
             read(path)
     settings = about["settings"] | {"epsilon": -1}
     storage.write_tensors(
@@ -556,9 +554,7 @@ def test_a_made_up_checkpoint_is_refused_and_changes_nothing(tmp_path):
             storage.write_tensors(
                 path, tensors, about | {name: bad}, "paperlib.checkpoint.1"
             )
-            with pytest.raises(
-                ValueError, match="run.safetensors does not fit together"
-            ):
+            with pytest.raises(ValueError, match="run.safetensors is inconsistent"):
                 load_checkpoint(path, model, optimizers, RECIPE)
     for bad in (
         None,
@@ -576,7 +572,7 @@ def test_a_made_up_checkpoint_is_refused_and_changes_nothing(tmp_path):
         )
         with pytest.raises(
             ValueError,
-            match="run.safetensors does not fit together: its history is missing",
+            match="run.safetensors is inconsistent: its history is missing",
         ):
             load_checkpoint(path, model, optimizers, RECIPE, 3)
     assert all(
@@ -618,7 +614,7 @@ def test_a_sparse_file_of_gigabytes_takes_no_memory(tmp_path, cases, monkeypatch
         torch.Tensor, "clone", lambda *a, **k: (seen.append(1), clone(*a, **k))[1]
     )
     before = anonymous()
-    with pytest.raises(ValueError, match="padim.safetensors is damaged"):
+    with pytest.raises(ValueError, match="padim.safetensors is corrupt"):
         PaDiM.load(path)
     assert not seen and anonymous() - before < MEMORY
     cases("files: bombs").survive()
@@ -736,7 +732,7 @@ def test_postscript_under_a_pictures_name_is_not_run(tmp_path, cases, monkeypatc
         path.write_text(source)
         for read in (read_image, read_mask):
             with pytest.raises(
-                ValueError, match=f"cell.{ending}: it is no picture that can be read"
+                ValueError, match=f"cell.{ending}: it is not an image that can be read"
             ):
                 read(path)
             cases("files: PostScript as a picture").survive()
