@@ -1,7 +1,7 @@
 """MobileNetV1, CAM, Grad-CAM, Patch SVDD and PaDiM in PyTorch.
 
-A folder is a paper, a file is what papers share. The names below can be imported from
-here; each is loaded at its first use, so that `import paperlib` is quick.
+Each folder implements one paper; the files hold what several papers share. The names
+below can be imported from here. Each is loaded at its first use.
 """
 
 from importlib import import_module
@@ -38,7 +38,7 @@ _PACKAGES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name of `__all__`, or a module, when it is first asked for."""
+    """Load a name of `__all__`, or a module, at its first use."""
     if name in _PACKAGES:
         value = getattr(import_module(_PACKAGES[name]), name)
     else:

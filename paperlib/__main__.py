@@ -1,6 +1,4 @@
-"""The command line: `python -m paperlib padim` evaluates PaDiM on a data set,
-`… unpack` unpacks an archive.
-"""
+"""The command line: evaluate PaDiM on a data set, or unpack an archive."""
 
 import argparse
 import sys
@@ -15,14 +13,15 @@ from paperlib.padim import evaluation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 for a mistake that is explained,
-    130 when interrupted.
+    """Run one command and return its exit status.
+
+    The status is 0 for success, 1 after an error message, and 130 after an interrupt.
 
     Args:
-        arguments: as on the command line; None takes the command line's own.
+        arguments: as on the command line; None for `sys.argv`.
 
-    Source: this book. Departures: none. Test:
-    test_main.py::test_padim_prints_rows_beside_the_papers
+    Source: this book. Departures: none.
+    Test: test_main.py::test_padim_prints_rows_beside_the_papers
     """
     options = _parser().parse_args(arguments)
     try:
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "\nstopped; the same command goes on with the next category",
+            "\nstopped; run the same command again to resume with the next category",
             file=sys.stderr,
         )
         return 130
@@ -46,24 +45,24 @@ def _parser() -> argparse.ArgumentParser:
         "padim",
         help="fit and score PaDiM on MVTec AD, or any data set in its layout",
         description=(
-            "Fit PaDiM to each category's normal images, score its test images, and"
-            " print the results beside the paper's. Each category's row is written to"
-            " results.csv when it is done: the same command run again skips it."
+            "Fit PaDiM to each category's normal images, score its test images,"
+            " and print the results next to the paper's. Each category's row is written"
+            " to results.csv when it is done: the same command run again skips it."
         ),
     )
-    padim.set_defaults(run=_padim)
+    padim.set_defaults(run=_run_padim)
     padim.add_argument(
         "--data",
         required=True,
         type=Path,
         metavar="FOLDER",
-        help="holds the categories' folders",
+        help="folder that contains one folder per category",
     )
     padim.add_argument(
         "--category",
         nargs="+",
         metavar="NAME",
-        help="some categories (default: all that are there)",
+        help="categories to evaluate (default: all in FOLDER)",
     )
     padim.add_argument(
         "--backbone",
@@ -78,13 +77,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     padim.add_argument(
         "--dimensions",
-        type=_dimensions,
+        type=_parse_dimensions,
         default=0,
         metavar="N",
         help="or 'all' (default: the paper's: 100, 550 or all)",
     )
     padim.add_argument(
-        "--seed", type=int, default=0, help="of channels, turns and crops (default: 0)"
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of channels, rotations and crops (default: 0)",
     )
     padim.add_argument(
         "--variant", default="centered", choices=VARIANTS, help="random: Rd-MVTec AD"
@@ -103,17 +105,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     padim.add_argument(
         "--batch-size",
-        type=_positive,
+        type=_parse_count,
         default=32,
         metavar="N",
         help="default: %(default)s",
     )
     padim.add_argument(
         "--threads",
-        type=_positive,
+        type=_parse_count,
         default=2,
         metavar="N",
-        help="that read pictures (default: 2)",
+        help="threads that read images (default: 2)",
     )
     padim.add_argument(
         "--no-pictures",
@@ -123,21 +125,21 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     archive = commands.add_parser("unpack", help="unpack a downloaded archive safely")
-    archive.set_defaults(run=_unpack)
+    archive.set_defaults(run=_run_unpack)
     archive.add_argument("archive", type=Path, help="tar.xz, tar.gz, tar or zip")
-    archive.add_argument("folder", type=Path, help="to unpack to: new, or empty")
+    archive.add_argument(
+        "folder", type=Path, help="folder to unpack into: new or empty"
+    )
     return parser
 
 
-def _dimensions(text: str) -> int | None:
-    return None if text == "all" else _positive(text)
+def _parse_dimensions(text: str) -> int | None:
+    return None if text == "all" else _parse_count(text)
 
 
-def _positive(text: str) -> int:
+def _parse_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}; expected a whole number of at least 1"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}; expected an integer of at least 1")
     return int(text)
 
 
@@ -156,7 +158,7 @@ def _usable_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _padim(options: argparse.Namespace) -> None:
+def _run_padim(options: argparse.Namespace) -> None:
     device = _usable_device(options.device)
     names = options.category or categories(options.data)
     dimensions = (
@@ -192,14 +194,12 @@ def _padim(options: argparse.Namespace) -> None:
     print(f"Rows of all runs: {options.out / 'results.csv'}")
 
 
-def _unpack(options: argparse.Namespace) -> None:
+def _run_unpack(options: argparse.Namespace) -> None:
     print(unpack(options.archive, options.folder))
 
 
 class _Progress:
-    """Say how far a run is: on a terminal in one line that changes, elsewhere a line
-    when a part is finished.
-    """
+    """Print progress: one updated line on a terminal, else a line per finished part."""
 
     def __init__(self, stream):
         self.stream, self.terminal = stream, stream.isatty()

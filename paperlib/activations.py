@@ -49,29 +49,29 @@ def record_activations(
             model, a ScriptModule, a layer inside an nn.DataParallel over several
             devices, or a layer that returns something other than a tensor.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_records_survive_in_place_operations
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_records_survive_in_place_operations
     """
-    kept: dict[Any, Tensor] = {}
+    records: dict[Any, Tensor] = {}
 
-    def keeper(layer, name):
-        def keep(output):
-            # Two copies: an Identity gives its input, which the network may change as
-            # well as its output.
-            kept[layer] = feature_map(name, output).clone()
-            return kept[layer].clone()
+    def make_recorder(layer, name):
+        def record(output):
+            # Two copies: nn.Identity returns its input, and the network may change both
+            # in place.
+            records[layer] = feature_map(name, output).clone()
+            return records[layer].clone()
 
-        return keep
+        return record
 
-    found = [(layer, *find_layer(model, layer)) for layer in layers]
+    modules = [(layer, *find_layer(model, layer)) for layer in layers]
     with ExitStack() as stack:
         stack.enter_context(without_compiler())
-        for layer, module, name in found:
-            stack.enter_context(on_output(module, keeper(layer, name)))
-        yield kept
+        for layer, module, name in modules:
+            stack.enter_context(on_output(module, make_recorder(layer, name)))
+        yield records
 
 
-# ---- running a network without a trace: shared by CAM and Grad-CAM ----
+# ---- layers and hooks, shared by CAM, Grad-CAM and feature extractors ----
 
 
 def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str]:
@@ -85,12 +85,12 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str
             model, a ScriptModule, or a layer inside an nn.DataParallel over several
             devices.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_an_unknown_layer_offers_the_closest_names
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_an_unknown_layer_offers_the_closest_names
     """
     names = {
-        name: module
-        for name, module in model.named_modules(remove_duplicate=False)
+        name: submodule
+        for name, submodule in model.named_modules(remove_duplicate=False)
         if name
     }
     if isinstance(layer, str):
@@ -110,32 +110,33 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str
                 or [n for n in names if "." not in n][:8]
             )
             raise ValueError(
-                f"no layer {layer!r} in this {type(model).__name__}; did you mean one"
-                f" of: {', '.join(close)}?"
+                f"no layer {layer!r} in this {type(model).__name__};"
+                f" did you mean one of: {', '.join(close)}?"
             )
-        found = names[name]
+        module = names[name]
     else:
         name = next(
-            (name for name, module in model.named_modules() if module is layer), None
+            (name for name, submodule in model.named_modules() if submodule is layer),
+            None,
         )
         if name is None:
             kind = type(layer).__name__
             raise ValueError(
-                f"the layer, a {kind}, is not part of this model; pass one of its"
-                " modules, or a dotted name"
+                f"the layer, a {kind}, is not part of this model;"
+                " pass one of its modules, or a dotted name"
             )
-        found = layer
-    for module, what in ((model, "model"), (found, f"layer {name!r}")):
-        if isinstance(module, torch.jit.ScriptModule):
+        module = layer
+    for submodule, what in ((model, "model"), (module, f"layer {name!r}")):
+        if isinstance(submodule, torch.jit.ScriptModule):
             raise ValueError(
-                f"the {what} is a {type(module).__name__}, which hides its layers; pass"
-                " the module it was made from"
+                f"the {what} is a {type(submodule).__name__}, which hides its layers;"
+                " pass the module it was made from"
             )
     raise_if_threaded(model, "the model")
-    for prefix, module in names.items():
+    for prefix, submodule in names.items():
         if name == prefix or name.startswith(f"{prefix}."):
-            raise_if_threaded(module, f"layer {prefix!r}")
-    return found, name
+            raise_if_threaded(submodule, f"layer {prefix!r}")
+    return module, name
 
 
 def feature_map(name: str, output: Any) -> Tensor:
@@ -144,20 +145,20 @@ def feature_map(name: str, output: Any) -> Tensor:
     Raises:
         ValueError: if it is anything else.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_a_layer_that_gives_no_tensor_is_refused
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_a_layer_that_gives_no_tensor_is_refused
     """
     if not isinstance(output, Tensor):
         raise ValueError(
-            f"layer {name!r} gives a {type(output).__name__}; expected a tensor. Choose"
-            " a layer inside it"
+            f"layer {name!r} returns a {type(output).__name__}; expected a tensor."
+            " Choose a layer inside it"
         )
     return output
 
 
 IN_OTHER_THREADS = (  # the end of an error message about a layer
-    "ran only in other threads, where hooks of the calling thread do not act: the "
-    "model starts threads of its own. Use a model that runs in the calling thread"
+    "ran only in other threads, where hooks of the calling thread do not act:"
+    " the model starts threads of its own. Use a model that runs in the calling thread"
 )
 
 
@@ -171,8 +172,8 @@ def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[list[int
         a list, to which every call of the module in another thread appends that
         thread's identifier.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_threads_keep_their_own_records
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_threads_keep_their_own_records
     """
     thread, others = threading.get_ident(), []
 
@@ -182,7 +183,7 @@ def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[list[int
         others.append(threading.get_ident())
         return None
 
-    hook.thread = thread  # whose it is: see complexity's _put_back
+    hook.thread = thread  # the owner: complexity.counting does not remove it
     with HOOK_NUMBERS:
         handle = module.register_forward_hook(hook)
     try:

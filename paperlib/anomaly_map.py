@@ -1,6 +1,4 @@
-"""From a coarse map to a picture-sized one: resizing and scaling, the same for every
-method of the book.
-"""
+"""Resize, scale and smooth anomaly maps, the same way for every method of the book."""
 
 import math
 
@@ -19,9 +17,9 @@ def upsample(
     size: int | tuple[int, int],
     mode: str = "bilinear",
 ) -> Float[Tensor, "*batch_H_W"]:
-    """Resize maps to the size of the picture they belong to.
+    """Resize maps to the size of their image.
 
-    A map's cell covers the patch of pixels that it stands for: corners are not aligned
+    A position of the map stands for a patch of pixels, so corners are not aligned
     (`align_corners=False`).
 
     Args:
@@ -37,7 +35,8 @@ def upsample(
             resize.
 
     Source: Grad-CAM, arXiv:1610.02391v4, Sec. 3.2 (bilinear); PaDiM, arXiv:2011.08785,
-    Sec. V-A (bicubic). Departures: none; neither paper says how corners are treated.
+        Sec. V-A (bicubic).
+    Departures: none; neither paper says how corners are treated.
     Test: test_anomaly_map.py::test_bilinear_is_a_weighted_mean_of_the_nearest_cells
     """
     height, width = (size, size) if isinstance(size, int) else size
@@ -47,7 +46,7 @@ def upsample(
         raise ValueError(
             f"size={size}; expected a height and a width of at least 1 pixel"
         )
-    flat = _one_axis(maps).unsqueeze(1)
+    flat = _flatten_leading_axes(maps).unsqueeze(1)
     corners = None if mode == "nearest" else False
     return F.interpolate(flat, (height, width), mode=mode, align_corners=corners).view(
         *maps.shape[:-2], height, width
@@ -55,23 +54,23 @@ def upsample(
 
 
 def minmax(maps: Float[Tensor, "*batch_h_w"]) -> Float[Tensor, "*batch_h_w"]:
-    r"""Scale each map to [0, 1] by its own extremes; a constant map becomes 0.
+    r"""Scale each map to [0, 1] by its minimum and maximum; a constant map becomes 0.
 
     $$m' = \frac{m - \min m}{\max m - \min m}$$
 
-    For a picture, never for a score: the extremes differ from image to image.
+    Use it for display, not for scores: the extremes differ between images.
 
     Args:
-        maps: one map, or any number of leading axes; each (h, w) is scaled on its own.
+        maps: one map, or any number of leading axes; each (h, w) is scaled separately.
 
     Raises:
-        ValueError: if a map holds NaN or infinite values, or has no cell.
+        ValueError: if a map contains NaN or infinite values, or is empty.
 
-    Source: the released code of CAM, arXiv:1512.04150. Departures: 0 instead of 0/0 for
-    a constant map. Test:
-    test_anomaly_map.py::test_minmax_spans_zero_to_one_and_a_constant_map_is_zero
+    Source: the released code of CAM, arXiv:1512.04150.
+    Departures: 0 instead of 0/0 for a constant map.
+    Test: test_anomaly_map.py::test_minmax_spans_zero_to_one_and_a_constant_map_is_zero
     """
-    check_finite(_one_axis(maps), "maps")
+    check_finite(_flatten_leading_axes(maps), "maps")
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     span = high - low
     return (maps - low) / torch.where(span > 0, span, 1)
@@ -80,12 +79,11 @@ def minmax(maps: Float[Tensor, "*batch_h_w"]) -> Float[Tensor, "*batch_h_w"]:
 def gaussian_blur(
     maps: Float[Tensor, "*batch_h_w"], sigma: float | int = 4.0
 ) -> Float[Tensor, "*batch_h_w"]:
-    r"""Smooth maps with a Gaussian, as SciPy does: one axis after the other, mirrored
-    at the border.
+    r"""Smooth maps with a Gaussian filter, as SciPy does.
 
-    $$m'_i = \sum_{t=-r}^{r} g_t\, m_{i+t}$$   along each axis, with $g_t \propto e^{-t^2/2\sigma^2}$ of sum 1 and
-    r = 4σ rounded. Beyond the border the map is its mirror image, the border cell
-    repeated (d c b a | a b c d).
+    $$m'_i = \sum_{t=-r}^{r} g_t\, m_{i+t}$$
+    along each axis, with $g_t \propto e^{-t^2/2\sigma^2}$ of sum 1 and r = 4σ rounded.
+    The map is reflected at the border, the border value repeated (d c b a | a b c d).
 
     Args:
         maps: one map, or any number of leading axes.
@@ -97,16 +95,18 @@ def gaussian_blur(
     Raises:
         ValueError: if sigma is negative or not finite, or maps are without an (h, w).
 
-    Source: PaDiM, arXiv:2011.08785, Sec. IV-B (σ = 4). Departures: the paper says
-        nothing of the border or of where the Gaussian is cut off; both are
-        `scipy.ndimage.gaussian_filter`'s.
+    Source: PaDiM, arXiv:2011.08785, Sec. IV-B (σ = 4).
+    Departures: the paper states neither the border nor the truncation; both are those
+        of `scipy.ndimage.gaussian_filter`.
     Test: test_anomaly_map.py::test_blur_equals_scipy_at_the_border_too
     """
     if not 0 <= sigma < math.inf:
         raise ValueError(
             f"sigma={sigma}; expected a standard deviation in pixels, at least 0"
         )
-    blurred = _one_axis(maps).to(torch.promote_types(maps.dtype, torch.float32))
+    blurred = _flatten_leading_axes(maps).to(
+        torch.promote_types(maps.dtype, torch.float32)
+    )
     radius = int(4 * sigma + 0.5)
     if radius == 0:
         return maps
@@ -115,11 +115,11 @@ def gaussian_blur(
         # A sum of shifted maps: exact in any matmul precision, and faster on a CPU than
         # a convolution of one channel.
         length = blurred.shape[axis]
-        cells = torch.arange(-radius, length + radius, device=maps.device) % (
+        positions = torch.arange(-radius, length + radius, device=maps.device) % (
             2 * length
         )
         padded = blurred.index_select(
-            axis, torch.minimum(cells, 2 * length - 1 - cells)
+            axis, torch.minimum(positions, 2 * length - 1 - positions)
         )
         blurred = torch.zeros_like(blurred)
         for t, tap in enumerate(taps):
@@ -133,82 +133,74 @@ def spread_patch_scores(
     stride: int,
     size: int | tuple[int, int],
 ) -> Float[Tensor, "*batch_H_W"]:
-    r"""Give each pixel the mean score of the patches that cover it, and 0 to a pixel
-    that none covers.
+    r"""Average, per pixel, the scores of the patches that cover it; 0 if there are
+    none.
 
     Patch (i, j) covers rows i·stride to i·stride + patch - 1 and the same columns for
-    j. The patches over a pixel are thus a rectangle of the grid, and a mean over a
-    rectangle is a mean over its rows, then over its columns:
+    j. The patches over a pixel form a rectangle of the grid, and the mean over a
+    rectangle is the mean over its rows, then over its columns:
 
-    $$M = A\,S\,B^\top$$   with $S$ = `scores`, $A_{yi}$ = 1 / (number of grid rows over pixel row y) if grid row i is
-    one of them, else 0; $B$ the same for columns. Pixels that the same patches cover
-    are computed once.
+    $$M = A\,S\,B^\top$$
+    with $S$ = `scores`, $A_{yi}$ = 1 / (number of grid rows over pixel row y) if grid
+    row i is one of them, else 0; $B$ the same for columns. Pixels covered by the same
+    patches are computed once.
 
     Args:
         scores: one grid, or any number of leading axes.
         patch: side of a patch in pixels.
         stride: pixels from one patch to the next.
-        size: height and width of the picture in pixels; one number for a square.
+        size: height and width of the image in pixels; one number for a square.
 
     Returns:
-        maps with the same leading axes, dtype and device. The sums are taken in double
-        precision.
+        maps with the same leading axes, dtype and device. The sums are computed in
+        double precision.
 
     Raises:
         ValueError: for a patch or stride below 1, scores without an (h, w), or patches
-            that reach beyond the picture.
+            that extend beyond the image.
 
     Source: Patch SVDD, arXiv:2006.16067, Alg. 2; the mean and the 0 are the released
-    code's. Departures: none. Test:
-    test_anomaly_map.py::test_spreading_equals_the_loop_over_patches
+        code's.
+    Departures: none.
+    Test: test_anomaly_map.py::test_spreading_equals_the_loop_over_patches
     """
     height, width = (size, size) if isinstance(size, int) else size
     if patch < 1 or stride < 1:
         raise ValueError(
             f"patch={patch}, stride={stride}; expected at least 1 pixel each"
         )
-    flat = _one_axis(scores)
-    reach = [(cells - 1) * stride + patch for cells in flat.shape[1:]]
-    if reach[0] > height or reach[1] > width:
+    flat = _flatten_leading_axes(scores)
+    extent = [(positions - 1) * stride + patch for positions in flat.shape[1:]]
+    if extent[0] > height or extent[1] > width:
         raise ValueError(
             f"{flat.shape[1]}×{flat.shape[2]} patches of {patch} pixels at stride"
-            f" {stride} cover {reach[0]}×{reach[1]} pixels; expected at most the"
-            f" picture's {height}×{width}. Give the stride that the scores were made"
-            " with"
+            f" {stride} cover {extent[0]}×{extent[1]} pixels; expected at most"
+            f" the image's {height}×{width}. Pass the stride of the scores"
         )
-    block = math.gcd(
-        patch, stride
-    )  # which patches cover a pixel changes at its multiples only
+    # The set of patches that cover a pixel changes only at multiples of this block.
+    block = math.gcd(patch, stride)
 
-    def averaging(cells: int, length: int) -> Tensor:
-        block_start = (
-            block
-            * torch.arange(math.ceil(length / block), device=scores.device)[:, None]
-        )
-        patch_start = stride * torch.arange(cells, device=scores.device)
-        covers = (
-            (patch_start <= block_start) & (block_start < patch_start + patch)
-        ).double()
-        return covers / covers.sum(1, keepdim=True).clamp_min(1)
+    def average_weights(positions: int, length: int) -> Tensor:
+        n_blocks = math.ceil(length / block)
+        block_start = block * torch.arange(n_blocks, device=scores.device)[:, None]
+        patch_start = stride * torch.arange(positions, device=scores.device)
+        covers = (patch_start <= block_start) & (block_start < patch_start + patch)
+        return covers / covers.double().sum(1, keepdim=True).clamp_min(1)
 
     blocks = (
-        averaging(flat.shape[1], height)
+        average_weights(flat.shape[1], height)
         @ flat.double()
-        @ averaging(flat.shape[2], width).T
+        @ average_weights(flat.shape[2], width).T
     )
-    maps = (
-        blocks.to(scores.dtype)
-        .repeat_interleave(block, 1)
-        .repeat_interleave(block, 2)[:, :height, :width]
-    )
-    return maps.reshape(*scores.shape[:-2], height, width)
+    blocks = blocks.to(scores.dtype)
+    maps = blocks.repeat_interleave(block, 1).repeat_interleave(block, 2)
+    return maps[:, :height, :width].reshape(*scores.shape[:-2], height, width)
 
 
-def _one_axis(maps: Tensor) -> Tensor:
+def _flatten_leading_axes(maps: Tensor) -> Tensor:
     """Join all leading axes into one: (n, h, w)."""
     if maps.ndim < 2 or 0 in maps.shape[-2:]:
         raise ValueError(
-            f"maps of shape {tuple(maps.shape)}; expected (…, h, w) with at least one"
-            " cell"
+            f"maps of shape {tuple(maps.shape)}; expected (…, h, w), not empty"
         )
     return maps.reshape(math.prod(maps.shape[:-2]), *maps.shape[-2:])

@@ -1,4 +1,4 @@
-"""What `distribute=True` needs: the process group, and errors in every process."""
+"""Helpers for `distribute=True`: the process group, and errors in every process."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,26 +22,23 @@ def process_group(group: Any = None) -> tuple[int, int]:
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         raise ValueError(
-            "no process group; start with torchrun and call "
-            "torch.distributed.init_process_group first, in every process"
+            "no process group; start with torchrun and call"
+            " torch.distributed.init_process_group first, in every process"
         )
     return distributed.get_rank(group), distributed.get_world_size(group)
 
 
 @contextlib.contextmanager
-def fail_together(
-    device: torch.device | None,
-    group: Any = None,
-) -> Iterator[None]:
+def fail_together(device: torch.device | None, group: Any = None) -> Iterator[None]:
     """Raise in every process if the block raises in one of them.
 
-    For what precedes a collective operation: if a process raised alone, the others
-    would wait for it in that operation until they time out. The block itself must hold
-    no collective operation.
+    Use it for checks before a collective operation: if one process raised alone, the
+    others would wait for it until they time out. The block itself must not contain a
+    collective operation.
 
     Args:
-        device: where the processes communicate; None for a process that works alone, in
-            which the block runs as it would without this function.
+        device: where the processes communicate; None for a single process, where the
+            block runs unchanged.
         group: of processes; None for the default group.
 
     Raises:
@@ -67,15 +64,13 @@ def fail_together(
         raise error
     if failed:
         raise ValueError(
-            f"process {int(failed) - 1} of {world} raised an error, so this one stops "
-            "too; see the error of that process"
+            f"process {int(failed) - 1} of {world} raised an error,"
+            " so this one stops too; see the error of that process"
         )
 
 
 def check_same_size(
-    size: tuple[int, int],
-    device: torch.device,
-    group: Any = None,
+    size: tuple[int, int], device: torch.device, group: Any = None
 ) -> None:
     """Raise in every process unless the images of all of them have the same size.
 
@@ -96,6 +91,6 @@ def check_same_size(
     distributed.all_reduce(extremes, distributed.ReduceOp.MAX, group)
     if extremes.tolist() != [height, width, -height, -width]:
         raise ValueError(
-            f"images of {height}×{width} pixels, and of another size in another "
-            "process; expected the same size in every process. Resize them"
+            f"images of {height}×{width} pixels, and of another size in another"
+            " process; expected the same size in every process. Resize them"
         )

@@ -1,4 +1,4 @@
-"""Guided backpropagation's rule for ReLUs, for every form in which a network calls one."""
+"""Guided backpropagation's rule for ReLUs, in every form that a network calls."""
 
 import threading
 import weakref
@@ -21,8 +21,8 @@ from paperlib.validation import has_values
 class GuidedReLU:
     """The switch of a `guided_relu` block: while `on` is False, gradients are plain.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_every_way_to_write_a_relu_is_guided
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
     """
 
     def __init__(self):
@@ -49,10 +49,10 @@ class GuidedReLU:
             nodes += [earlier for earlier, _ in node.next_functions]
             if node.name() in _ACTIVATION_NODES and _GUIDED not in node.metadata:
                 raise ValueError(
-                    f"guided backpropagation did not see an activation ({node.name()}) "
-                    "and would return its plain gradient: it ran in another thread or "
-                    "inside a C++ function. Use a model that runs in the calling "
-                    "thread and calls its activations from Python"
+                    f"guided backpropagation did not see an activation ({node.name()})"
+                    " and would return its plain gradient: it ran in another thread"
+                    " or inside a C++ function. Use a model that runs in the calling"
+                    " thread and calls its activations from Python"
                 )
 
 
@@ -90,9 +90,9 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
             runs, whose ReLUs cannot be guided.
 
     Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4, as used in Grad-CAM,
-    arXiv:1610.02391v4, Sec. 3.2. Departures: ReLU6 and, on request, other activations
-    are not in the paper. Test:
-    test_activations.py::test_every_way_to_write_a_relu_is_guided
+        arXiv:1610.02391v4, Sec. 3.2.
+    Departures: ReLU6 and, on request, other activations are not in the paper.
+    Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
     """
     switch, thread = GuidedReLU(), threading.get_ident()
 
@@ -101,9 +101,9 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
             return
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"a {type(module).__name__} hides its ReLUs from Python, and guided "
-                "backpropagation would silently return the plain gradient; run the "
-                "module that it was scripted or traced from"
+                f"a {type(module).__name__} hides its ReLUs from Python,"
+                " and guided backpropagation would silently return the plain gradient;"
+                " run the module that it was scripted or traced from"
             )
         raise_if_threaded(module, "the model")
 
@@ -118,77 +118,68 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
 
 
 class _Activation(NamedTuple):
-    """A call recognised as an activation: its argument, another way to make it, its
-    name if it is not a ReLU.
-    """
+    """An activation: its argument, a replacement, and its name if it is not a ReLU."""
 
     x: Any
-    instead: Callable[[Tensor, bool], Tensor] | None = (
-        None  # argument, in place → result
-    )
+    # argument, in place → result
+    replacement: Callable[[Tensor, bool], Tensor] | None = None
     other: str = ""
 
 
 class _GuidedMode(TorchFunctionMode):
-    """Sees every torch function of its thread, and hooks the rule onto the results of
-    activations.
-    """
+    """Adds the rule to the results of activations that run in this thread."""
 
     def __init__(self, switch: GuidedReLU, positive_gradients: bool):
         super().__init__()
         self.switch, self.positive_gradients = switch, positive_gradients
-        self.gates: deque = deque(
-            maxlen=4
-        )  # the last sigmoids: result and argument, weakly
+        # Weak references to result and argument of the last sigmoids.
+        self.gates: deque = deque(maxlen=4)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        written = getattr(func, "__name__", "").partition(".")[
-            0
-        ]  # an exported network calls relu.default
-        name = written.strip("_")
-        found = (
+        # An exported network calls relu.default.
+        full_name = getattr(func, "__name__", "").partition(".")[0]
+        name = full_name.strip("_")
+        activation = (
             _RULES[name](*args, **kwargs) if name in _RULES else self._gated(name, args)
         )
-        if found is None:
+        if activation is None:
             result = func(*args, **kwargs)
             if name == "sigmoid" and args and result is not args[0]:
                 self.gates.append((weakref.ref(result), weakref.ref(args[0])))
             return result
-        if found.other and not self.positive_gradients:
+        if activation.other and not self.positive_gradients:
             raise ValueError(
-                "guided backpropagation is defined for ReLU, and this network uses"
-                f" {found.other}; explain it with grad_cam, or set"
-                " positive_gradients=True to pass the positive gradients of any"
-                " activation"
+                "guided backpropagation is defined for ReLU,"
+                f" and this network uses {activation.other};"
+                " explain it with grad_cam, or set positive_gradients=True to pass"
+                " the positive gradients of any activation"
             )
-        x = found.x
+        x = activation.x
         if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
             return func(*args, **kwargs)
         in_place = bool(
-            written.endswith("_")
+            full_name.endswith("_")
             or kwargs.get("inplace")
             or any(a is True for a in args[1:])
         )
 
         def run(argument):
-            if found.instead is not None:
-                return found.instead(argument, in_place)
-            given = {
+            if activation.replacement is not None:
+                return activation.replacement(argument, in_place)
+            new_kwargs = {
                 key: argument if value is x else value for key, value in kwargs.items()
             }
-            return func(*(argument if a is x else a for a in args), **given)
+            return func(*(argument if a is x else a for a in args), **new_kwargs)
 
         if not (in_place and x._is_view()):
             return self._hooked(run(x))
-        # The gradient of a view that is changed in place comes through its base, past
-        # any hook on the view.
+        # The gradient of a view that is changed in place passes through its base, not
+        # through hooks on the view.
         return x.copy_(self._hooked(run(x.clone())))
 
     def _gated(self, name: str, args: tuple) -> _Activation | None:
-        """Recognise x * sigmoid(x), the SiLU of older networks, by the identity of its
-        factors.
-        """
+        """Recognise x * sigmoid(x), the SiLU of older networks, by identity."""
         if name in ("mul", "imul", "rmul") and len(args) > 1:
             for result, argument in self.gates:
                 sigmoid, x = result(), argument()
@@ -208,10 +199,10 @@ class _GuidedMode(TorchFunctionMode):
         return result
 
 
-# What a call is, by its arguments; the keys are torch's names without underscores.
-# Where torch's own gradient differs from a ReLU's at the kink (clamp passes it at 0,
-# maximum halves it), a threshold is called instead; unlike F.relu it does not need its
-# result for the backward pass, so the network may go on to change it in place.
+# Classify a call by its arguments; the keys are torch's names without underscores.
+# Where torch's gradient differs from a ReLU's at the kink (clamp passes it at 0,
+# maximum halves it), a threshold is called instead. Unlike F.relu it does not need its
+# result for the backward pass, so the network may change it in place.
 def _strict_relu(x: Tensor, in_place: bool) -> Tensor:
     return F.threshold(x, 0.0, 0.0, in_place)
 
@@ -239,7 +230,7 @@ def _threshold(input, threshold=0, value=0, *_, **__):
 
 
 def _clamp(input, min=None, max=None, *, out=None):
-    if out is not None or not _zero(min, input):
+    if out is not None or not _is_zero(min, input):
         return None
     if max is None:
         return _Activation(input, _strict_relu)
@@ -251,11 +242,10 @@ def _clamp(input, min=None, max=None, *, out=None):
 
 
 def _maximum(input, other=None, *_, **__):
-    if not (
-        isinstance(input, Tensor) and isinstance(other, Tensor)
-    ):  # x.max(0) is a maximum along an axis
+    # x.max(0) is a maximum along an axis.
+    if not (isinstance(input, Tensor) and isinstance(other, Tensor)):
         return None
-    x = input if _zero(other, input) else other if _zero(input, other) else None
+    x = input if _is_zero(other, input) else other if _is_zero(input, other) else None
     return None if x is None else _Activation(x, _strict_relu)
 
 
@@ -263,10 +253,8 @@ def _other(name, input, *_, **__):
     return _Activation(input, other=name)
 
 
-def _zero(value: Any, x: Tensor) -> bool:
-    """Whether a bound is the constant zero: a number, or a tensor that stretches
-    nothing.
-    """
+def _is_zero(value: Any, x: Tensor) -> bool:
+    """Whether a bound is constant zero: a number, or a tensor that broadcasts to x."""
     if not isinstance(value, Tensor):
         return value is not None and not isinstance(value, bool) and value == 0
     if (
@@ -282,26 +270,10 @@ def _zero(value: Any, x: Tensor) -> bool:
     )
 
 
-_OTHERS = (
-    "celu",
-    "elu",
-    "gelu",
-    "hardshrink",
-    "hardswish",
-    "leaky_relu",
-    "log_sigmoid",
-    "logsigmoid",
-    "mish",
-    "prelu",
-    "rrelu",
-    "selu",
-    "silu",
-    "softplus",
-    "softshrink",
-    "softsign",
-    "tanh",
-    "tanhshrink",
-)
+_OTHER_ACTIVATIONS = (
+    "celu elu gelu hardshrink hardswish leaky_relu log_sigmoid logsigmoid mish prelu"
+    " rrelu selu silu softplus softshrink softsign tanh tanhshrink"
+).split()
 _RULES: dict[str, Callable[..., _Activation | None]] = {
     "relu": _relu,
     "relu6": _relu,
@@ -312,28 +284,15 @@ _RULES: dict[str, Callable[..., _Activation | None]] = {
     "clamp_min": _clamp,
     "maximum": _maximum,
     "max": _maximum,
-    **{name: partial(_other, name) for name in _OTHERS},
+    **{name: partial(_other, name) for name in _OTHER_ACTIVATIONS},
 }
 # Autograd's names of activations. Gates (tanh and sigmoid of an LSTM) and clamps, which
 # need not be activations, are not in the list.
 _ACTIVATION_NODES = {
     f"{name}Backward0"
     for name in (
-        "Relu",
-        "Hardtanh",
-        "Threshold",
-        "Celu",
-        "Elu",
-        "Gelu",
-        "Hardshrink",
-        "Hardswish",
-        "LeakyRelu",
-        "Mish",
-        "PreluKernel",
-        "RreluWithNoise",
-        "Silu",
-        "Softplus",
-        "Softshrink",
-    )
+        "Relu Hardtanh Threshold Celu Elu Gelu Hardshrink Hardswish LeakyRelu Mish"
+        " PreluKernel RreluWithNoise Silu Softplus Softshrink"
+    ).split()
 }
 _GUIDED = "paperlib.guided"  # key in the metadata of autograd nodes that have the rule

@@ -1,4 +1,4 @@
-"""Run a model as in inference, and restore it: eval mode, uncompiled code."""
+"""Run a model in eval mode, uncompiled, and restore its state."""
 
 import sys
 import threading
@@ -29,21 +29,21 @@ def raise_if_threaded(module: nn.Module, what: str) -> None:
     """
     if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
         raise ValueError(
-            f"{what} is an nn.DataParallel over {len(module.device_ids)} devices, and "
-            "runs its module in other threads, where hooks of the calling thread do "
-            "not act; pass its .module"
+            f"{what} is an nn.DataParallel over {len(module.device_ids)} devices,"
+            " and runs its module in other threads,"
+            " where hooks of the calling thread do not act; pass its .module"
         )
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a model as in eval mode, and put every module's mode back; a model in eval
-    mode is not touched.
+    """Run a model as in eval mode, and restore every module's mode.
 
-    Only the flags are set: a module's own `train` method may do more than that.
+    Only the `training` flags are set, because a module's `train` method may do more. A
+    model in eval mode is not modified.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_evaluating_puts_every_mode_back
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_evaluating_puts_every_mode_back
     """
     training = [module for module in model.modules() if module.training]
     try:
@@ -57,28 +57,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def inference_state(model: nn.Module) -> Iterator[None]:
-    """Run a model as in eval mode, outside inference mode, uncompiled, and without
-    leaving casts to autocast.
+    """Run a model as in eval mode, uncompiled, and outside inference mode.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_the_callers_autocast_keeps_its_gradients
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
     """
     with ExitStack() as stack:
         stack.enter_context(without_compiler())
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.inference_mode(False))
-        # Autocast keeps the weights that it casts. Cast without a graph, they would
-        # cost the caller's next step its gradients.
+        # Autocast caches the weights that it casts. Cast without a graph, they would
+        # have no gradients in the caller's next step.
         stack.enter_context(override_autocast(cache_enabled=False))
         yield
 
 
 @contextmanager
 def override_autocast(**change: bool) -> Iterator[None]:
-    """Change autocast on the devices where it is on.
+    """Change autocast on the devices where it is enabled.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_the_callers_autocast_keeps_its_gradients
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
     """
     with ExitStack() as stack:
         for device in ("cpu", "cuda", "mps", "xpu"):
@@ -104,12 +103,11 @@ def without_compiler() -> Iterator[None]:
     code of all threads runs uncompiled, and slower. Blocks may overlap: the first sets
     it, and the last restores the previous one.
 
-    Source: this book. Departures: none. Test:
-    test_activations.py::test_compiled_networks_are_watched_too
+    Source: this book. Departures: none.
+    Test: test_activations.py::test_compiled_networks_are_watched_too
     """
-    if (
-        "torch._dynamo" not in sys.modules
-    ):  # then nothing is compiled, and importing it would take seconds
+    # Then nothing is compiled, and the import would take seconds.
+    if "torch._dynamo" not in sys.modules:
         yield
         return
     with _COMPILER:

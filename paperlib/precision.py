@@ -1,4 +1,4 @@
-"""Precision of matrix products: full in a block, and the rounding to expect outside.
+"""The precision of matrix products: a context for full precision, and rounding.
 
 PyTorch may compute float32 products in TF32 or bfloat16, by a setting of the process.
 Since version 2.9 each backend also has its own setting, and reading the common one
@@ -49,17 +49,19 @@ def full_precision() -> Iterator[None]:
     a block runs, that change applies inside the block too, and it remains after the
     block.
 
-    Source: this book. Departures: none. Test:
-    test_gaussian.py::test_no_bfloat16_or_tf32_leaks_in
+    Source: this book. Departures: none.
+    Test: test_gaussian.py::test_no_bfloat16_or_tf32_leaks_in
     """
     with _LOCK:
         if _FULL["blocks"] == 0:
-            common, own = _settings()
-            lowered = common != "highest" or not {"ieee", "none"}.issuperset(own)
-            _FULL["before"] = (common, own) if lowered else None
+            common, backend_settings = _read_settings()
+            lowered = common != "highest" or not {"ieee", "none"}.issuperset(
+                backend_settings
+            )
+            _FULL["before"] = (common, backend_settings) if lowered else None
             if lowered:
-                torch.set_float32_matmul_precision("highest")  # of the backends, too
-                _FULL["inside"] = _settings()
+                torch.set_float32_matmul_precision("highest")  # also sets the backends
+                _FULL["inside"] = _read_settings()
         _FULL["blocks"] += 1
     try:
         with override_autocast(enabled=False):
@@ -68,8 +70,8 @@ def full_precision() -> Iterator[None]:
         with _LOCK:
             _FULL["blocks"] -= 1
             if _FULL["blocks"] == 0 and _FULL["before"]:
-                # Other settings come from another thread, and are newer.
-                if _settings() == _FULL["inside"]:
+                # Other settings were made by another thread, and are newer.
+                if _read_settings() == _FULL["inside"]:
                     _restore(*_FULL["before"])
                 _FULL["before"] = None
 
@@ -82,26 +84,26 @@ def product_rounding(dtype: torch.dtype) -> float:
             Inside `full_precision` the settings before the block count, because a block
             of another thread may end, and restore them, before the product is computed.
 
-    Source: this book. Departures: none. Test:
-    test_neighbors.py::test_lower_matmul_precision_costs_no_digit
+    Source: this book. Departures: none.
+    Test: test_neighbors.py::test_lower_matmul_precision_costs_no_digit
     """
     if dtype != torch.float32:
         return torch.finfo(dtype).eps / 2
     with _LOCK:
-        common, own = _FULL["before"] or _settings()
-    return max(_ROUNDING[setting] for setting in (common, *own))
+        common, backend_settings = _FULL["before"] or _read_settings()
+    return max(_ROUNDING[setting] for setting in (common, *backend_settings))
 
 
-def _restore(common: str | None, own: list[str]) -> None:
+def _restore(common: str | None, backend_settings: list[str]) -> None:
     """Set what `_settings` returned."""
     if common:
         torch.set_float32_matmul_precision(common)
-    for backend, precision in zip(_BACKENDS, own, strict=True):
+    for backend, precision in zip(_BACKENDS, backend_settings, strict=True):
         if backend.fp32_precision != precision:
             backend.fp32_precision = precision
 
 
-def _settings() -> tuple[str | None, list[str]]:
+def _read_settings() -> tuple[str | None, list[str]]:
     """Return the common setting (None where it cannot be read) and the backends'."""
     try:
         common = torch.get_float32_matmul_precision()
@@ -111,10 +113,9 @@ def _settings() -> tuple[str | None, list[str]]:
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Give the dtype itself, or float32 in place of a half-precision one: too coarse
-    for sums over images.
+    """Return the dtype, or float32 for half precision, which is too coarse for sums.
 
-    Source: this book. Departures: none. Test:
-    test_gaussian.py::test_results_come_in_the_dtype_that_was_fed
+    Source: this book. Departures: none.
+    Test: test_gaussian.py::test_results_come_in_the_dtype_that_was_fed
     """
     return torch.promote_types(dtype, torch.float32)

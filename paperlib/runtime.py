@@ -1,6 +1,4 @@
-"""Where a notebook runs: its profile, device and versions, its checkpoints and its
-progress lines.
-"""
+"""A notebook's environment: profile, device, versions, checkpoints, progress lines."""
 
 import hashlib
 import os
@@ -22,7 +20,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "matplotlib")
 
 
 class Runtime(NamedTuple):
-    """What `start` chose: the profile's name and the torch device."""
+    """The result of `start`: the profile's name and the torch device."""
 
     profile: str
     device: torch.device
@@ -33,24 +31,21 @@ class Runtime(NamedTuple):
         return self.profile == "full"
 
     def choose(self, *, smoke, full):
-        """Return `full` in the full profile, `smoke` otherwise:
-        `epochs = run.choose(smoke=2, full=30)`.
-        """
+        """Return `full` in the full profile, else `smoke`."""
         return full if self.full else smoke
 
 
 def default_profile() -> str:
-    """Name the profile to run in: `PAPERLIB_PROFILE` if it is set, else full on a Colab
-    GPU, else smoke.
+    """Return `PAPERLIB_PROFILE` if it is set, else full on a Colab GPU, else smoke.
 
-    Smoke runs offline on two CPU cores in about a minute and a half a chapter; full may
+    Smoke runs offline, on two CPU cores in about 90 seconds per chapter; full may
     download weights and train for longer.
 
     Raises:
         ValueError: if `PAPERLIB_PROFILE` is neither `smoke` nor `full`.
 
-    Source: this book. Departures: none. Test:
-    test_runtime.py::test_profile_comes_from_the_environment
+    Source: this book. Departures: none.
+    Test: test_runtime.py::test_profile_comes_from_the_environment
     """
     name = os.environ.get("PAPERLIB_PROFILE", "")
     if not name:
@@ -61,18 +56,17 @@ def default_profile() -> str:
         )
     if name not in PROFILES:
         raise ValueError(
-            f"PAPERLIB_PROFILE is {name!r}; expected one of {', '.join(PROFILES)}. Set"
-            " it to one or unset it."
+            f"PAPERLIB_PROFILE is {name!r}; expected one of {', '.join(PROFILES)}."
+            " Set it to one of them or unset it."
         )
     return name
 
 
 def start(seed: int = 0) -> Runtime:
-    """Choose profile and device, seed every generator, and print what a reader needs to
-    compare numbers.
+    """Choose profile and device, seed all generators, and print the environment.
 
     Args:
-        seed: the seed given to `random`, `numpy.random` and `torch`.
+        seed: of `random`, `numpy.random` and `torch`.
 
     Returns:
         the profile and the device: the first CUDA device if there is one, else the CPU.
@@ -80,8 +74,8 @@ def start(seed: int = 0) -> Runtime:
     Raises:
         ValueError: if `PAPERLIB_PROFILE` is neither `smoke` nor `full`.
 
-    Source: this book. Departures: none. Test:
-    test_runtime.py::test_start_seeds_and_prints
+    Source: this book. Departures: none.
+    Test: test_runtime.py::test_start_seeds_and_prints
     """
     run = Runtime(
         default_profile(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,41 +83,41 @@ def start(seed: int = 0) -> Runtime:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    print(f"profile {run.profile}, seed {seed}, on {device_name(run.device)}\n{found}")
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    print(
+        f"profile {run.profile}, seed {seed}, on {device_name(run.device)}\n{packages}"
+    )
     return run
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of Python, paperlib and the packages whose versions can change
-    a number in the book.
+    """Return the versions of Python, paperlib and the packages that affect results.
 
     Returns:
         name → version, in a fixed order; a package that is not installed is left out.
 
-    Source: this book. Departures: none. Test:
-    test_runtime.py::test_versions_are_the_installed_ones
+    Source: this book. Departures: none.
+    Test: test_runtime.py::test_versions_are_the_installed_ones
     """
     from paperlib import __version__
 
-    found = {"python": platform.python_version(), "paperlib": __version__}
+    installed = {"python": platform.python_version(), "paperlib": __version__}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def device_name(device: torch.device) -> str:
-    """Describe a device for a reader: the card's name, or the processor's model and the
-    threads torch uses.
+    """Return the name of a GPU, or the processor's model and torch's threads.
 
     Args:
         device: a CUDA device or the CPU.
 
-    Source: this book. Departures: none. Test:
-    test_runtime.py::test_device_name_names_the_processor
+    Source: this book. Departures: none.
+    Test: test_runtime.py::test_device_name_names_the_processor
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -132,8 +126,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _cpu_model() -> str:
-    # platform.processor() is empty on many Linux systems, where the kernel tells
-    # instead.
+    # platform.processor() is empty on many Linux systems.
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():
@@ -142,32 +135,30 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-DRIVE = Path(
-    "/content/drive/MyDrive"
-)  # where Colab shows a mounted Drive; it stays when the session ends
-SAMPLED = 4096  # numbers of a tensor that tell it from another
+# A Drive mounted in Colab; its files remain when the session ends.
+DRIVE = Path("/content/drive/MyDrive")
+SAMPLED = 4096  # elements of a tensor that identify it
 
 
 def checkpoint_folder() -> Path | None:
-    """Make the folder for what should outlive a cell that is stopped, and where
-    possible the session.
+    """Create and return the folder for checkpoints.
 
     It is `PAPERLIB_CHECKPOINTS` if that is set. Else, on Colab, it is `paperlib` on
-    your Drive if that is mounted, and `paperlib` in the working folder if not (which a
-    restarted kernel finds again, and a new session does not).
+    your Drive if that is mounted, or `paperlib` in the working folder (which survives a
+    restart of the kernel, but not the end of the session).
 
     Returns:
-        the folder; None elsewhere, where nothing is kept.
+        the folder; None elsewhere, where no checkpoint is stored.
 
-    Source: this book. Departures: none. Test:
-    test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
+    Source: this book. Departures: none.
+    Test: test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
     """
-    named = os.environ.get("PAPERLIB_CHECKPOINTS")
-    if not named and "google.colab" not in sys.modules:
+    name = os.environ.get("PAPERLIB_CHECKPOINTS")
+    if not name and "google.colab" not in sys.modules:
         return None
     folder = (
-        Path(named)
-        if named
+        Path(name)
+        if name
         else DRIVE / "paperlib"
         if DRIVE.is_dir()
         else Path("paperlib")
@@ -179,19 +170,18 @@ def checkpoint_folder() -> Path | None:
 def checkpoint_path(
     name: str, *made_from: Tensor | str | int | float | bool
 ) -> Path | None:
-    """Name the file in `checkpoint_folder()` for a training, so that a run that was
-    stopped or cut off goes on where it was.
+    """Return the checkpoint file of a training, from which an interrupted run resumes.
 
     Args:
         name: of the training.
-        made_from: what would make it another training: its data, the number of steps.
-            Each set has a file of its own.
+        made_from: what distinguishes this training from others: its data, the number of
+            steps. Each combination has its own file.
 
     Returns:
-        the file, for a `checkpoint` argument; None where nothing is kept.
+        the file, for a `checkpoint` argument; None if there is no folder.
 
-    Source: this book. Departures: none. Test:
-    test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
+    Source: this book. Departures: none.
+    Test: test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
     """
     folder = checkpoint_folder()
     if folder is None:
@@ -203,19 +193,19 @@ def checkpoint_path(
             sample = flat[:: max(1, len(flat) // SAMPLED)].cpu().tolist()
             part = f"{tuple(part.shape)} {part.dtype} {sample}"
         digest.update(f"{part}\0".encode())
-    plain = re.sub(r"[^\w.-]+", "-", name)
-    return folder / f"{plain}-{digest.hexdigest()[:8]}.safetensors"
+    file_name = re.sub(r"[^\w.-]+", "-", name)
+    return folder / f"{file_name}-{digest.hexdigest()[:8]}.safetensors"
 
 
 def progress_line() -> Callable[[str, int, int], None]:
-    """Make a line that tells how far a long cell is; in a notebook it changes in place.
+    """Return a function that shows progress as one line, updated in place in notebooks.
 
     Returns:
-        a function to call with a word, what is done, and of how much. When all is done
-        the line stays.
+        a function of a label, the number done, and the total. The line remains when all
+        is done.
 
-    Source: this book. Departures: none. Test:
-    test_notebook_runtime.py::test_progress_is_one_line_that_changes
+    Source: this book. Departures: none.
+    Test: test_notebook_runtime.py::test_progress_is_one_line_that_changes
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     handle = None
@@ -234,6 +224,6 @@ def progress_line() -> Callable[[str, int, int], None]:
         else:
             handle.update(bundle, raw=True)
         if done == total:
-            handle = None  # the next part gets a line of its own
+            handle = None  # the next part has its own line
 
     return show

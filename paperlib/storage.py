@@ -1,6 +1,4 @@
-"""Save tensors and training states atomically in safetensors files, and load only
-intact ones.
-"""
+"""Save tensors and training states atomically, and load only intact files."""
 
 import hashlib
 import json
@@ -23,40 +21,39 @@ def write_tensors(
     about: Mapping[str, Any],
     format: str,
 ) -> None:
-    """Write tensors with a checksum: killed at any moment, the old file or the new one
-    is there, whole.
+    """Write tensors with a checksum as a safetensors file, atomically.
 
     Args:
         path: of the file.
-        tensors: by name; of any device, and they may share memory.
-        about: what else to keep, as JSON holds it.
-        format: what the file is, and its version: "paperlib.padim.1".
+        tensors: by name; on any device; they may share memory.
+        about: metadata that can be written as JSON.
+        format: kind and version of the file: "paperlib.padim.1".
 
-    Source: this book. Departures: none. Test:
-    test_storage.py::test_what_is_written_comes_back
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_what_is_written_comes_back
     """
-    path, plain, storages = Path(path), {}, set()
+    path, prepared, storages = Path(path), {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        plain[name] = (
-            tensor.clone() if storage in storages else tensor
-        )  # safetensors refuses shared memory
+        # safetensors rejects shared memory.
+        prepared[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     text = json.dumps({**about, "format": format})
-    # safetensors writes under a name of its own choice and renames: in a folder of one
-    # fixed name, so that what a killed run leaves there, the next one removes.
+    # safetensors writes to a temporary name of its own choice. The folder has a fixed
+    # name, so that the next run removes what a killed run left.
     folder = path.with_name(f".{path.name}.tmp")
     folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     temporary = folder / path.name
     try:
         save_file(
-            plain, temporary, metadata={"paperlib": text, "sha256": digest(text, plain)}
+            prepared,
+            temporary,
+            metadata={"paperlib": text, "sha256": digest(text, prepared)},
         )
-        temporary.chmod(
-            folder.stat().st_mode & 0o666
-        )  # what the user's mask allows; safetensors lets only them read
+        # The permissions of the user's umask; safetensors sets them to the owner only.
+        temporary.chmod(folder.stat().st_mode & 0o666)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -71,112 +68,110 @@ def read_tensors(
 
     Args:
         path: of the file.
-        format: that it must have.
-        what: it is to be, in words for messages: "saved PaDiM".
-        instead: what to do if it can't be used: "fit and save again".
+        format: the expected format.
+        what: kind of file, for errors: "saved PaDiM".
+        instead: advice for errors: "fit and save again".
 
     Returns:
-        what was said about the tensors, and the tensors, on the CPU and in memory of
-        their own.
+        the metadata, and the tensors, on the CPU and in their own memory.
 
     Raises:
-        ValueError: naming the file, if it is missing, anything else, damaged, or of a
-            newer format.
+        ValueError: naming the file, if it is missing, another kind of file, corrupt, or
+            of a newer format.
 
-    Source: this book. Departures: none. Test:
-    test_storage.py::test_every_damage_is_noticed
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_every_damage_is_noticed
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             text = metadata.get("paperlib", "null")
             about = json.loads(text)
-            found = about.get("format") if isinstance(about, dict) else None
+            file_format = about.get("format") if isinstance(about, dict) else None
             mapped = {
                 name: file.get_tensor(name)
-                for name in (file.keys() if found == format else ())
+                for name in (file.keys() if file_format == format else ())
             }
-            whole = metadata.get("sha256") == digest(text, mapped)
-            # Copied: what stays mapped to a file would crash the process when the file
-            # is cut short. Only once it is known to be whole: a file of a few blocks
-            # may say that it has any size.
+            is_intact = metadata.get("sha256") == digest(text, mapped)
+            # Copy, because reading memory mapped to a truncated file would crash the
+            # process. Copy only intact files, because a small sparse file may claim any
+            # size.
             tensors = (
                 {name: tensor.clone() for name, tensor in mapped.items()}
-                if whole
+                if is_intact
                 else {}
             )
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} can't be read as a {what} ({error}); {instead}"
         ) from error
-    if found != format:
-        if _version(found, format) > _version(format, format):
+    if file_format != format:
+        if _version(file_format, format) > _version(format, format):
             raise ValueError(
-                f"{path} has the format {found!r}, newer than {format!r}; update"
-                f" paperlib, or {instead}"
+                f"{path} has the format {file_format!r}, newer than {format!r};"
+                f" update paperlib, or {instead}"
             )
-        raise ValueError(f"{path} is no {what} of this version ({format}); {instead}")
-    if not whole:
         raise ValueError(
-            f"{path} is damaged: its contents do not match their checksum; copy it"
-            f" again, or {instead}"
+            f"{path} is not a {what} of this version ({format}); {instead}"
+        )
+    if not is_intact:
+        raise ValueError(
+            f"{path} is corrupt: its contents do not match their checksum;"
+            f" copy it again, or {instead}"
         )
     return about, tensors
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Give the SHA-256 of a text and of tensors on the CPU with their names, dtypes and
-    shapes, in the names' order.
+    """Return the SHA-256 of a text and of CPU tensors, sorted by name.
 
-    Source: this book. Departures: none. Test:
-    test_storage.py::test_every_damage_is_noticed
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_every_damage_is_noticed
     """
-    found = hashlib.sha256(text.encode())
+    sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def load_state(path: str | Path) -> Any:
-    """Read tensors that `torch.save` wrote; no code that a pickle may carry is run, and
-    nothing packed is unpacked.
+    """Read tensors written by `torch.save`, without executing or decompressing.
 
     Raises:
-        Exception: of a dozen kinds, if it is no such file.
+        Exception: of many kinds, for any other file.
 
-    Source: this book. Departures: none. Test:
-    test_storage.py::test_what_is_packed_or_only_looks_large_is_told
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_what_is_packed_or_only_looks_large_is_told
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
-        if size > Path(path).stat().st_size:  # torch.save packs nothing
-            raise ValueError(f"it is packed, and unpacks to {size:,} bytes")
+        if size > Path(path).stat().st_size:  # torch.save does not compress
+            raise ValueError(f"it is compressed, and decompresses to {size:,} bytes")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor that was read is as large as it looks: a view of one number may
-    be of any shape.
+    """Return whether the storage holds all elements of a tensor (no expanded view).
 
-    Source: this book. Departures: none. Test:
-    test_storage.py::test_what_is_packed_or_only_looks_large_is_told
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_what_is_packed_or_only_looks_large_is_told
     """
-    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    is_strided_cpu = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return (
-        plain
+        is_strided_cpu
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
 
 
-def _version(found: Any, format: str) -> int:
-    """The number at the end of a format of the same kind; 0 for anything else."""
+def _version(file_format: Any, format: str) -> int:
+    """Return the version number of a format of the same kind, else 0."""
     kind = format.rpartition(".")[0]
     number = (
-        found.removeprefix(f"{kind}.")
-        if isinstance(found, str) and found.startswith(f"{kind}.")
+        file_format.removeprefix(f"{kind}.")
+        if isinstance(file_format, str) and file_format.startswith(f"{kind}.")
         else ""
     )
     return int(number) if number.isdecimal() and len(number) < 10 else 0
@@ -192,26 +187,25 @@ def save_checkpoint(
     recipe: Mapping[str, Any],
     progress: Mapping[str, Any],
 ) -> None:
-    """Write model, optimizers, recipe and progress: killed at any moment, the old file
-    or the new one is there, whole.
+    """Write the state of a training as a file, atomically.
 
     Args:
         path: of the file.
-        model: whose state dict is kept.
-        optimizers: whose moments are kept; their learning rates follow from the step.
-        recipe: what must be equal for a run to be the same run, as JSON holds it.
-        progress: how far it has come, as JSON holds it.
+        model: whose state dict is stored.
+        optimizers: whose moments are stored; their learning rates depend on the step.
+        recipe: settings that must be equal to resume the run; can be written as JSON.
+        progress: state of the run; can be written as JSON.
 
-    Source: this book. Departures: none. Test:
-    test_checkpoint.py::test_what_is_saved_comes_back
+    Source: this book. Departures: none.
+    Test: test_checkpoint.py::test_what_is_saved_comes_back
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     scalars = {}
     for k, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
-                kept = tensors if isinstance(value, Tensor) else scalars
-                kept[f"optimizer.{k}.{index}.{name}"] = value
+                target = tensors if isinstance(value, Tensor) else scalars
+                target[f"optimizer.{k}.{index}.{name}"] = value
     write_tensors(
         path,
         tensors,
@@ -235,9 +229,9 @@ def load_checkpoint(
     if one is found incomplete, those before it have already changed.
 
     Args:
-        path, model, optimizers, recipe: as `save_checkpoint` had them.
+        path, model, optimizers, recipe: as for `save_checkpoint`.
         columns: of the progress's `history`, a list of rows: a step or epoch, then
-            numbers or None. None here: not looked at.
+            numbers or None. If `columns` is None, the history is not checked.
         optional: names of `recipe` that are not compared if the file lacks them, for
             what earlier versions did not store.
 
@@ -245,11 +239,11 @@ def load_checkpoint(
         the progress that was saved.
 
     Raises:
-        ValueError: naming the file, if it is damaged, no checkpoint, of another recipe,
-            model or optimizer.
+        ValueError: naming the file, if it is corrupt, not a checkpoint, or of another
+            recipe, model or optimizer.
 
-    Source: this book. Departures: none. Test:
-    test_checkpoint.py::test_what_is_saved_comes_back
+    Source: this book. Departures: none.
+    Test: test_checkpoint.py::test_what_is_saved_comes_back
     """
     about, tensors = read_tensors(
         path, CHECKPOINT_FORMAT, "checkpoint", "delete it to start over"
@@ -258,15 +252,15 @@ def load_checkpoint(
         isinstance(about.get(name), dict) for name in ("recipe", "progress", "scalars")
     ):
         raise ValueError(
-            f"{path} does not fit together: recipe, progress or scalars are missing;"
+            f"{path} is inconsistent: recipe, progress or scalars are missing;"
             " delete it"
         )
     if columns is not None and not _is_history(
         about["progress"].get("history"), columns
     ):
         raise ValueError(
-            f"{path} does not fit together: its history is missing or no table of"
-            f" {columns} columns; delete it"
+            f"{path} is inconsistent:"
+            f" its history is missing or not a table of {columns} columns; delete it"
         )
     recipe = json.loads(json.dumps(recipe))
     for name in optional:
@@ -275,15 +269,15 @@ def load_checkpoint(
     names = dict.fromkeys([*recipe, *about["recipe"]])
     changed = [name for name in names if recipe.get(name) != about["recipe"].get(name)]
     if changed:
-        was = ", ".join(
+        differences = ", ".join(
             f"{name}={about['recipe'].get(name)!r} (now {recipe.get(name)!r})"
             for name in changed
         )
         raise ValueError(
-            f"{path} is of another run: {was}. Run with what it was made with, or"
-            " delete it to start over"
+            f"{path} is of another run: {differences}."
+            " Use the settings it was created with, or delete it to start over"
         )
-    own = {
+    expected = {
         f"model.{name}": (tensor.shape, tensor.dtype)
         for name, tensor in model.state_dict().items()
     }
@@ -291,9 +285,9 @@ def load_checkpoint(
         name: (t.shape, t.dtype)
         for name, t in tensors.items()
         if name.startswith("model.")
-    } != own:
+    } != expected:
         raise ValueError(
-            f"{path} is the checkpoint of another model; give another name or delete it"
+            f"{path} is the checkpoint of another model; pass another name or delete it"
         )
     states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
     for name, value in [*tensors.items(), *about["scalars"].items()]:
@@ -304,7 +298,7 @@ def load_checkpoint(
             parameters = [
                 parameter for group in groups for parameter in group["params"]
             ]
-            fits = (
+            is_consistent = (
                 known
                 and int(index) < len(parameters)
                 and (
@@ -313,17 +307,17 @@ def load_checkpoint(
                     or value.shape == parameters[int(index)].shape
                 )
             )
-            if not fits:
+            if not is_consistent:
                 raise ValueError(
-                    f"{path} is the checkpoint of another optimizer; give another name"
-                    " or delete it"
+                    f"{path} is the checkpoint of another optimizer;"
+                    " pass another name or delete it"
                 )
             states[int(k)].setdefault(int(index), {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):
-        if len({frozenset(own) for own in state.values()}) > 1:
+        if len({frozenset(values) for values in state.values()}) > 1:
             raise ValueError(
-                f"{path} does not fit together: a part of an optimizer's state is"
-                " missing; delete it"
+                f"{path} is inconsistent: a part of an optimizer's state is missing;"
+                " delete it"
             )
         try:
             optimizer.load_state_dict(
@@ -331,7 +325,7 @@ def load_checkpoint(
             )
         except KeyError as error:
             raise ValueError(
-                f"{path} does not fit together: no {error} of an optimizer; delete it"
+                f"{path} is inconsistent: no {error} of an optimizer; delete it"
             ) from error
     model.load_state_dict(
         {

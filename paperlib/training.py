@@ -1,6 +1,4 @@
-"""Train an image classifier, from tensors or a folder: cross-entropy, a cosine learning
-rate, a checkpoint an epoch.
-"""
+"""Train an image classifier: cosine learning rate, one checkpoint per epoch."""
 
 import contextlib
 import functools
@@ -21,9 +19,7 @@ Data = tuple[Float[Tensor, "n c h w"], Int[Tensor, " m"]] | Dataset
 
 
 class Epoch(NamedTuple):
-    """What one pass over the training images gave: its number from 1, mean loss, and
-    share of right answers.
-    """
+    """The result of an epoch: its number from 1, mean loss, and training accuracy."""
 
     number: int
     loss: float
@@ -43,43 +39,43 @@ def train_classifier(
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> list[Epoch]:
-    """Train in place with cross-entropy; the learning rate falls from the optimizer's
-    to zero along a cosine.
+    """Train in place with cross-entropy and a cosine learning rate down to zero.
 
-    All randomness of an epoch (order, flips, dropout) follows from `seed` and the
-    epoch's number, so equal seeds give equal runs whatever ran before, and a run
-    resumed from its checkpoint ends like one that was never interrupted. The
-    optimizer's learning rates are restored at the end, also after an exception.
+    All randomness of an epoch (order, flips, dropout) depends only on `seed` and the
+    epoch's number, so equal seeds result in equal runs, and a run resumed from its
+    checkpoint ends like one that was never interrupted. The optimizer's learning rates
+    are restored at the end, also after an exception.
 
     Args:
-        model: maps a batch of images to logits (N, classes); left in eval mode.
-        data: (images, labels) as the model takes them, or a map-style dataset of such
+        model: maps a batch of images to logits (N, classes); afterwards in eval mode.
+        data: (images, labels) as the model expects them, or a map-style dataset of such
             pairs, such as torchvision's `ImageFolder`. Batches are moved to the model's
             device.
         optimizer: built over the model's parameters, `parameter_groups` included.
-        epochs: passes over the images; a last batch of a single image is dropped, batch
-            norm can't use it.
-        batch_size: images a step.
+        epochs: passes over the images; a last batch of a single image is dropped
+            because of batch norm.
+        batch_size: images per step.
         mirror: flip each batch's images left-right and up-down, each with probability
             one half.
         seed: of the order, the flips and the model's own randomness.
         workers: processes that read a dataset; tensors need none.
-        checkpoint: a file that is written after each epoch, and continued from where it
-            exists.
-        on_epoch: called after each epoch, to show progress.
+        checkpoint: a file that is written after each epoch, and from which the run
+            resumes if it exists.
+        on_epoch: called after each epoch.
 
     Returns:
-        one record an epoch, those before a resumption included; the accuracy is
-        measured while training.
+        one record per epoch, including those before a resumption; the accuracy is
+        measured during training.
 
     Raises:
         ValueError: if there are fewer than two images, images and labels disagree in
-            number, `epochs` or `batch_size` is below 1, or the checkpoint is damaged or
+            number, `epochs` or `batch_size` is below 1, or the checkpoint is corrupt or
             of another model, optimizer, learning rate or number of epochs.
 
-    Source: this book; the optimizer and decay of MobileNet, arXiv:1704.04861v1,
-    Sec. 3.2, are the caller's choice. Departures: none. Test:
-    test_training.py::test_learns_which_half_is_bright
+    Source: this book; the optimizer and decay of MobileNet, arXiv:1704.04861v1, Sec.
+        3.2, are the caller's choice.
+    Departures: none.
+    Test: test_training.py::test_learns_which_half_is_bright
     """
     count = _count(data)
     if epochs < 1 or batch_size < 1:
@@ -108,7 +104,7 @@ def train_classifier(
             draw = functools.partial(torch.rand, (), generator=generator)
             loader = _batches(data, order, batch_size, workers)
             model.train()
-            totals, seen = torch.zeros(2, device=device), 0
+            totals, n_images = torch.zeros(2, device=device), 0
             with _seeded(device, _epoch_seed(seed, number)):
                 for step, (images, labels) in enumerate(loader):
                     if len(images) == 1 < batch_size:
@@ -120,9 +116,9 @@ def train_classifier(
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
                     totals += _step(model, optimizer, images, labels)
-                    seen += len(images)
-            loss, right = totals.tolist()  # once per epoch: reading waits for a GPU
-            history.append(Epoch(number, loss / seen, right / seen))
+                    n_images += len(images)
+            loss, n_correct = totals.tolist()  # per epoch: reading waits for a GPU
+            history.append(Epoch(number, loss / n_images, n_correct / n_images))
             if checkpoint:
                 progress = {"history": history}
                 save_checkpoint(checkpoint, model, [optimizer], recipe, progress)
@@ -138,9 +134,7 @@ def train_classifier(
 def _step(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> Tensor:
-    """Take one step; return the summed loss and the number of right answers, on the
-    device.
-    """
+    """Run one step; return the summed loss and the number correct, on the device."""
     logits = model(images)
     loss = F.cross_entropy(logits, labels)
     optimizer.zero_grad(set_to_none=True)
@@ -156,8 +150,8 @@ def _count(data: Data) -> int:
         images, labels = data
         if len(images) != len(labels):
             raise ValueError(
-                f"{len(images)} images and {len(labels)} labels; expected the same"
-                " number"
+                f"{len(images)} images and {len(labels)} labels;"
+                " expected the same number"
             )
         data = images
     if len(data) < 2:
@@ -208,25 +202,24 @@ def _epoch_seed(seed: int, number: int) -> int:
 def predict(
     model: nn.Module, images: Float[Tensor, "n c h w"], batch_size: int = 64
 ) -> Float[Tensor, "n classes"]:
-    """Return the logits of many images, batch by batch, with the model in eval mode;
-    its mode is put back.
+    """Return the logits of many images, in batches, with the model in eval mode.
 
     Args:
-        model: maps a batch of images to logits.
+        model: maps a batch of images to logits; its mode is restored.
         images: on the model's device.
-        batch_size: images a step; it bounds the memory and does not change the result
+        batch_size: images per step; it bounds the memory and does not change the result
             beyond rounding.
 
     Raises:
         ValueError: if there is no image or `batch_size` is below 1.
 
-    Source: this book. Departures: none. Test:
-    test_training.py::test_predict_equals_one_batch_and_keeps_the_mode
+    Source: this book. Departures: none.
+    Test: test_training.py::test_predict_equals_one_batch_and_keeps_the_mode
     """
     if len(images) == 0 or batch_size < 1:
         raise ValueError(
-            f"{len(images)} images in batches of {batch_size}; expected at least 1 of"
-            " each"
+            f"{len(images)} images in batches of {batch_size};"
+            " expected at least 1 of each"
         )
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -1,6 +1,4 @@
-"""What users hand in, checked at the door: images, maps and class indices, refused with
-what to do about it.
-"""
+"""Input validation for images and class indices."""
 
 from typing import Any
 
@@ -9,11 +7,10 @@ from torch import Tensor
 
 
 def has_values(values: Tensor) -> bool:
-    """Whether a tensor's values can be looked at: not on the meta device, not fake, not
-    while compiling.
+    """Return whether a tensor's values can be read: not if meta, fake or compiled.
 
-    Source: this book. Departures: none. Test:
-    test_validation.py::test_meta_and_fake_tensors_are_not_read
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_meta_and_fake_tensors_are_not_read
     """
     return (
         values.device.type != "meta"
@@ -35,74 +32,72 @@ def check_finite(values: Tensor, what: str) -> None:
         ValueError: with the number of such values and the first entries that contain
             one.
 
-    Source: this book. Departures: none. Test:
-    test_validation.py::test_bad_images_are_refused
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_bad_images_are_refused
     """
-    if not has_values(values) or torch.isfinite(
-        values.sum()
-    ):  # a finite sum has finite terms; the converse can fail
+    # A finite sum has finite terms. The converse can fail.
+    if not has_values(values) or torch.isfinite(values.sum()):
         return
     bad = (~torch.isfinite(values)).reshape(len(values), -1).sum(1)
     rows = bad.nonzero().flatten().tolist()
     if rows:
         shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
         raise ValueError(
-            f"{int(bad.sum())} values of {what} are NaN or infinite, in {what} number"
-            f" {shown}; remove or fix them"
+            f"{int(bad.sum())} values of {what} are NaN or infinite,"
+            f" in {what} number {shown}; remove or fix them"
         )
 
 
 def check_images(images: Any) -> Tensor:
-    """Return a batch of images cut off from any graph, usable outside inference mode.
+    """Return a detached batch of images, usable outside inference mode.
 
     Raises:
         ValueError: unless it is a floating-point batch (N, C, H, W) with at least one
             image and no NaN.
 
-    Source: this book. Departures: none. Test:
-    test_validation.py::test_bad_images_are_refused
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_bad_images_are_refused
     """
     if not isinstance(images, Tensor):
         raise ValueError(
-            f"images of type {type(images).__name__}; expected a torch.Tensor (N, C,"
-            " H, W)"
+            f"images of type {type(images).__name__};"
+            " expected a torch.Tensor (N, C, H, W)"
         )
-    came = (
-        f"images of shape {tuple(images.shape)} and dtype"
-        f" {str(images.dtype).removeprefix('torch.')}"
+    received = (
+        f"images of shape {tuple(images.shape)}"
+        f" and dtype {str(images.dtype).removeprefix('torch.')}"
     )
     if images.ndim != 4:
         hint = ". Add a batch axis with images[None]" if images.ndim == 3 else ""
-        raise ValueError(f"{came}; expected a batch (N, C, H, W){hint}")
+        raise ValueError(f"{received}; expected a batch (N, C, H, W){hint}")
     if not images.is_floating_point():
         raise ValueError(
-            f"{came}; expected floating point, scaled as the model was trained"
+            f"{received}; expected floating point, scaled as the model was trained"
         )
     if images.numel() == 0:
-        raise ValueError(f"{came}; expected at least one image, and no empty axis")
+        raise ValueError(f"{received}; expected at least one image, and no empty axis")
     check_finite(images, "images")
     return images.clone() if images.is_inference() else images.detach()
 
 
 def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
-    """Turn the ways to name classes into indices.
+    """Convert targets to class indices.
 
     Args:
         targets: None for the class of the largest logit, one class for all images, N
             classes, or N rows of T classes.
-        logits: what the model gave.
+        logits: the model's output.
         n: number of images.
 
     Returns:
-        int64 of shape (N,), or (N, T) where T classes were given for each image, on the
-        logits' device.
+        int64 of shape (N,), or (N, T) for T classes per image, on the logits' device.
 
     Raises:
         ValueError: if the logits are not (N, classes), or the targets are not one class
-            (or T classes) an image.
+            (or T classes) per image.
 
-    Source: this book. Departures: none. Test:
-    test_validation.py::test_targets_that_fit_no_batch_are_refused
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_targets_that_fit_no_batch_are_refused
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n:
         what = (
@@ -111,9 +106,9 @@ def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
             else f"type {type(logits).__name__}"
         )
         raise ValueError(
-            f"the model gives an output of {what}; expected logits ({n}, classes). For"
-            " any other output grad_cam takes targets=<function of the output that"
-            " returns one score an image>"
+            f"the model returns an output of {what}; expected logits ({n}, classes)."
+            " For any other output pass grad_cam targets=<function of the output that"
+            " returns one score per image>"
         )
     classes = logits.shape[1]
     if targets is None:
@@ -122,27 +117,27 @@ def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
         index = torch.as_tensor(targets, device=logits.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"targets {targets!r} can't be read as class indices ({error}); expected"
-            " integers"
+            f"targets {targets!r} can't be read as class indices ({error});"
+            " expected integers"
         ) from None
     if index.ndim == 0:
         index = index.expand(n)
     if index.ndim > 2 or len(index) != n or index.shape[-1] == 0:
         raise ValueError(
             f"targets of shape {tuple(index.shape)} for {n} image{'s' * (n != 1)};"
-            f" expected one class, {n} classes, or ({n}, T) for T classes of each"
-            " image, [[254, 281]] say"
+            f" expected one class, {n} classes, or ({n}, T) for T classes per image,"
+            " for example [[254, 281]]"
         )
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise ValueError(
-            f"targets of dtype {str(index.dtype).removeprefix('torch.')}; expected"
-            " integer class indices"
+            f"targets of dtype {str(index.dtype).removeprefix('torch.')};"
+            " expected integer class indices"
         )
     if has_values(index):
         outside = index[(index < 0) | (index >= classes)].unique().tolist()
         if outside:
             raise ValueError(
-                f"targets {outside[:8]} are outside the model's {classes} classes, 0 to"
-                f" {classes - 1}"
+                f"targets {outside[:8]} are outside the model's {classes} classes,"
+                f" 0 to {classes - 1}"
             )
     return index.long()

@@ -1,6 +1,4 @@
-"""Figures of images and maps: one style, and colours that survive colour blindness and
-print.
-"""
+"""Figures of images and maps, in one style, readable with colour blindness."""
 
 import difflib
 from collections.abc import Sequence
@@ -19,18 +17,16 @@ from torch import Tensor
 from paperlib.anomaly_map import minmax, upsample
 
 Array = Tensor | np.ndarray
-Number = float | int  # the run-time checks of the tests do not take an int for a float
+Number = float | int  # the type checks in the tests reject int for float
 
-# Okabe and Ito's colours: told apart with any common colour blindness, and of different
-# greys in print.
+# Okabe and Ito's colours: distinguishable with all common forms of colour blindness,
+# and different greys in print.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILION, YELLOW, GREY = "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F"
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for the book: readable at phone width, light grid
-    behind the data.
-    """
+    """Set matplotlib's defaults for the book, readable at the width of a phone."""
     plt.rcParams.update(
         {
             "figure.figsize": (6.4, 3.6),
@@ -55,7 +51,7 @@ def use_style() -> None:
     )
 
 
-# ---- pictures of explanations: RGB throughout, floats in [0, 1], (H, W, 3) -------------------------------------------
+# ---- images are RGB floats in [0, 1], (H, W, 3) ----
 
 
 def heatmap(
@@ -67,8 +63,8 @@ def heatmap(
         map: (h, w), or any number of leading axes; `anomaly_map.minmax` scales a raw
             one.
         colormap: a name that matplotlib knows; the default is perceptually uniform.
-            "jet" is the one of the papers, by OpenCV, in RGB; it shows edges where the
-            map has none.
+            "jet" is the papers' (OpenCV's, in RGB); it shows edges where the map has
+            none.
         size: height and width to resize to first, bilinearly; one number for a square.
 
     Returns:
@@ -106,14 +102,14 @@ def overlay(
     weights: tuple[Number, Number] = (0.5, 0.5),
     divide_by_maximum: bool = False,
 ) -> np.ndarray:
-    """Lay a heat map over the picture it belongs to.
+    """Blend a heat map with its image.
 
     Args:
-        heat: as `heatmap` gives it, at the picture's size.
+        heat: from `heatmap`, at the image's size.
         image: RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W), also in
             batches.
-        weights: of heat map and picture. A sum above 1 is clipped; (0.7, 0.5) is a
-            common script's.
+        weights: of heat map and image. A sum above 1 is clipped; common scripts use
+            (0.7, 0.5).
         divide_by_maximum: divide by the brightest value instead of clipping, as
             Grad-CAM scripts do.
 
@@ -121,15 +117,15 @@ def overlay(
         float32 (…, H, W, 3), RGB in [0, 1].
 
     Raises:
-        ValueError: for pictures of different sizes, values outside [0, 1], or a
-            negative weight.
+        ValueError: for images of different sizes, values outside [0, 1], or a negative
+            weight.
     """
-    heat, image = _rgb(heat, "heat"), _rgb(image, "image")
+    heat, image = _to_rgb(heat, "heat"), _to_rgb(image, "image")
     if heat.shape[-3:] != image.shape[-3:]:
         raise ValueError(
-            f"a heat map of {heat.shape[-3]}×{heat.shape[-2]} over a picture of"
-            f" {image.shape[-3]}×{image.shape[-2]}; make it with heatmap(map,"
-            " size=(height, width))"
+            f"a heat map of {heat.shape[-3]}×{heat.shape[-2]} over"
+            f" an image of {image.shape[-3]}×{image.shape[-2]};"
+            " create it with heatmap(map, size=(height, width))"
         )
     if min(weights) < 0:
         raise ValueError(f"weights={weights}; expected two numbers of at least 0")
@@ -143,26 +139,26 @@ def overlay(
 
 
 def gradient_image(gradient: Array) -> np.ndarray:
-    """Make an input gradient visible: centre it, scale it to a standard deviation of
-    0.1, add 0.5, clip to [0, 1].
+    """Convert an input gradient to an image of mean 0.5 and standard deviation 0.1.
 
     Args:
-        gradient: (3, H, W) or (H, W, 3), of any scale, also in batches; each picture is
-            scaled on its own.
+        gradient: (3, H, W) or (H, W, 3), of any scale, also in batches; each image is
+            scaled separately.
 
     Returns:
-        float32 (…, H, W, 3); a constant gradient gives grey, 0.5.
+        float32 (…, H, W, 3); a constant gradient is grey, 0.5. Values are clipped to
+        [0, 1].
 
     Raises:
-        ValueError: if it is no RGB picture, or holds NaN or infinite values.
+        ValueError: if it is not an RGB image, or contains NaN or infinite values.
     """
     values = _channels_last(
         torch.as_tensor(gradient).detach().double().cpu(), "gradient"
     ).numpy()
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{int((~np.isfinite(values)).sum())} values of the gradient are NaN or"
-            " infinite"
+            f"{int((~np.isfinite(values)).sum())} values of the gradient are NaN"
+            " or infinite"
         )
     axes = (-3, -2, -1)
     centred = values - values.mean(axes, keepdims=True)
@@ -180,37 +176,31 @@ def panel(
     boxes: Sequence[tuple[int, int, int, int]] = (),
     color: str = VERMILION,
 ) -> None:
-    """Show one picture on axes without ticks, with boxes if there are any.
+    """Show one image on axes without ticks, with optional boxes.
 
     Args:
         ax: where to draw.
         image: RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W).
-        title: above the picture.
-        boxes: (top, left, bottom, right), half-open, in the picture's pixels; what
-            `cam.bounding_boxes` gives.
+        title: above the image.
+        boxes: (top, left, bottom, right), half-open, in the image's pixels, as from
+            `cam.bounding_boxes`.
         color: of the boxes.
 
     Raises:
-        ValueError: for several pictures at once, or values outside [0, 1].
+        ValueError: for a batch of images, or values outside [0, 1].
     """
-    picture = _rgb(image, "image")
-    if picture.ndim != 3:
+    rgb = _to_rgb(image, "image")
+    if rgb.ndim != 3:
         raise ValueError(
-            f"pictures of shape {picture.shape}; expected one. Take one of a batch,"
-            " images[0] say"
+            f"images of shape {rgb.shape}; expected one."
+            " Select one of a batch, for example images[0]"
         )
-    ax.imshow(picture)
+    ax.imshow(rgb)
     ax.set(xticks=[], yticks=[], title=title)
     ax.spines[:].set_visible(False)
     ax.grid(False)
-    for (
-        top,
-        left,
-        bottom,
-        right,
-    ) in (
-        boxes
-    ):  # a pixel's centre has whole coordinates, so its edge lies half a pixel off
+    # Pixel centres have integer coordinates, so edges are offset by half a pixel.
+    for top, left, bottom, right in boxes:
         edge = Rectangle(
             (left - 0.5, top - 0.5),
             right - left,
@@ -232,55 +222,53 @@ def explanation_figure(
     boxes: Sequence[Sequence[tuple[int, int, int, int]]] = (),
     colormap: str = "viridis",
 ) -> Figure:
-    """Rebuild Grad-CAM's Figure 1: a row a class, with picture, heat map, overlay and,
-    if given, the guided pictures.
+    """Draw Grad-CAM's Figure 1: one row per class with image, heat map and overlay.
 
-    With guided pictures a class takes two lines of the figure, so that none is too
-    small on a phone.
+    Guided images, if passed, are drawn in a second line per class, so that no panel is
+    too small on a phone.
 
     Args:
-        image: one picture, RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H,
-            W).
-        maps: (rows, h, w), raw: each is scaled to [0, 1] by its own extremes and
-            resized to the picture.
-        guided: (rows, 3, H, W), what `guided_backprop` gave.
-        guided_cams: (rows, 3, H, W), what `guided_grad_cam` gave.
-        labels: one a row.
-        boxes: one list of boxes a row, in the picture's pixels, drawn on the overlay.
+        image: one image, RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W).
+        maps: (rows, h, w), raw: each is scaled to [0, 1] by its minimum and maximum and
+            resized to the image.
+        guided: (rows, 3, H, W), from `guided_backprop`.
+        guided_cams: (rows, 3, H, W), from `guided_grad_cam`.
+        labels: one per row.
+        boxes: one list of boxes per row, in the image's pixels, drawn on the overlay.
         colormap: as in `heatmap`.
 
     Returns:
         the figure; its axes are in reading order.
 
     Raises:
-        ValueError: if the numbers of rows differ, or a picture is not one.
+        ValueError: if the numbers of rows differ, or `image` is not one image.
     """
-    picture, maps = _rgb(image, "image"), torch.as_tensor(maps).detach().float().cpu()
-    if maps.ndim != 3 or picture.ndim != 3:
+    rgb, maps = _to_rgb(image, "image"), torch.as_tensor(maps).detach().float().cpu()
+    if maps.ndim != 3 or rgb.ndim != 3:
         raise ValueError(
-            f"image {picture.shape} and maps {tuple(maps.shape)}; expected one picture"
-            " and (rows, h, w)"
+            f"image {rgb.shape} and maps {tuple(maps.shape)};"
+            " expected one image and (rows, h, w)"
         )
-    given = {
+    inputs = {
         "guided": guided,
         "guided_cams": guided_cams,
         "labels": labels,
         "boxes": boxes,
     }
-    wrong = [
+    mismatches = [
         f"{name} {len(value)}"
-        for name, value in given.items()
+        for name, value in inputs.items()
         if value is not None and len(value) not in (0, len(maps))
     ]
-    if wrong:
+    if mismatches:
         raise ValueError(
-            f"{len(maps)} maps, but {', '.join(wrong)}; expected one for each row"
+            f"{len(maps)} maps, but {', '.join(mismatches)}; expected one per row"
         )
-    heats = heatmap(minmax(upsample(maps, picture.shape[:2])), colormap)
+    heats = heatmap(minmax(upsample(maps, rgb.shape[:2])), colormap)
     columns = {
-        "original": [picture] * len(maps),
+        "original": [rgb] * len(maps),
         "heat map": heats,
-        "overlay": [overlay(heat, picture) for heat in heats],
+        "overlay": [overlay(heat, rgb) for heat in heats],
     }
     columns |= (
         {"Guided\nBackpropagation": gradient_image(guided)}
@@ -292,11 +280,11 @@ def explanation_figure(
         if guided_cams is not None
         else {}
     )
-    lines = -(-len(columns) // 3)  # of at most three panels, for each class
+    lines = -(-len(columns) // 3)  # per class, of at most three panels
     across = -(-len(columns) // lines)
     size = (
         1.6 * across,
-        lines * len(maps) * (1.5 * picture.shape[0] / picture.shape[1] + 0.4),
+        lines * len(maps) * (1.5 * rgb.shape[0] / rgb.shape[1] + 0.4),
     )
     fig, axes = plt.subplots(
         lines * len(maps), across, figsize=size, squeeze=False, layout="constrained"
@@ -305,11 +293,11 @@ def explanation_figure(
     for spare in axes[:, len(columns) :].flat:
         spare.remove()
     for row in range(len(maps)):
-        for ax, (title, pictures) in zip(axes[row], columns.items(), strict=False):
+        for ax, (title, panels) in zip(axes[row], columns.items(), strict=False):
             named = row == 0 or lines > 1
             panel(
                 ax,
-                pictures[row],
+                panels[row],
                 title if named else "",
                 boxes[row] if boxes and title == "overlay" else (),
             )
@@ -329,58 +317,52 @@ def anomaly_figure(
     scale: str = "anomaly score",
     colormap: str = "viridis",
 ) -> Figure:
-    """Show anomaly maps beside their pictures: a row an image, with picture, mask if
-    there is one, map and overlay.
+    """Draw one row per image, with image, mask (if passed), anomaly map and overlay.
 
-    All maps share one colour scale, shown at the side, so that a normal image does not
-    look as hot as a defective one.
+    All maps share one colour scale, so that the colours of normal and defective images
+    are comparable.
 
     Args:
         images: (rows, 3, H, W) or (rows, H, W, 3), RGB or grey, uint8 or float in [0,
             1].
-        maps: (rows, h, w), raw; resized to the pictures.
+        maps: (rows, h, w), raw; resized to the images.
         masks: (rows, H, W), True where the defect is.
-        labels: one a row.
-        boxes: one list of boxes (top, left, bottom, right) a row, half-open, in the
-            picture's pixels, drawn on picture and overlay.
-        limits: scores at the two ends of the colours, beyond which they stay the same;
-            None for the extremes of maps.
-        scale: what the colours mean, with its unit.
+        labels: one per row.
+        boxes: one list of boxes (top, left, bottom, right) per row, half-open, in the
+            image's pixels, drawn on image and overlay.
+        limits: scores at the two ends of the colour scale; None for the minimum and
+            maximum of maps.
+        scale: label of the colour scale, with its unit.
         colormap: as in `heatmap`.
 
     Returns:
         the figure; its axes are in reading order, the colour scale's last.
 
     Raises:
-        ValueError: if the numbers of rows differ, sizes of masks and pictures differ,
-            or maps or limits are not finite.
+        ValueError: if the numbers of rows differ, sizes of masks and images differ, or
+            maps or limits are not finite.
     """
-    pictures, maps = (
-        _rgb(images, "images"),
+    rgb, maps = (
+        _to_rgb(images, "images"),
         torch.as_tensor(maps).detach().float().cpu(),
     )
-    if (
-        maps.ndim != 3
-        or pictures.ndim != 4
-        or len(maps) != len(pictures)
-        or not len(maps)
-    ):
+    if maps.ndim != 3 or rgb.ndim != 4 or len(maps) != len(rgb) or not len(maps):
         raise ValueError(
-            f"images {pictures.shape} and maps {tuple(maps.shape)}; expected (rows, 3,"
-            " H, W) and (rows, h, w)"
+            f"images {rgb.shape} and maps {tuple(maps.shape)};"
+            " expected (rows, 3, H, W) and (rows, h, w)"
         )
-    size = pictures.shape[1:3]
+    size = rgb.shape[1:3]
     if masks is not None:
         masks = torch.as_tensor(masks).detach().cpu()
         if masks.shape != (len(maps), *size):
             raise ValueError(
-                f"masks {tuple(masks.shape)}; expected {(len(maps), *size)}, one of"
-                " each picture's size"
+                f"masks {tuple(masks.shape)};"
+                f" expected {(len(maps), *size)}, one per image, of its size"
             )
-    for name, given in (("labels", labels), ("boxes", boxes)):
-        if len(given) not in (0, len(maps)):
+    for name, values in (("labels", labels), ("boxes", boxes)):
+        if len(values) not in (0, len(maps)):
             raise ValueError(
-                f"{len(maps)} maps, but {name} {len(given)}; expected one for each row"
+                f"{len(maps)} maps, but {name} {len(values)}; expected one per row"
             )
     low, high = (float(v) for v in (torch.aminmax(maps) if limits is None else limits))
     if not (np.isfinite([low, high]).all() and low <= high):
@@ -389,19 +371,19 @@ def anomaly_figure(
         )
     high = high if high > low else low + 1  # constant maps
     heats = heatmap(((upsample(maps, size) - low) / (high - low)).clamp(0, 1), colormap)
-    columns = {"picture": pictures}
+    columns = {"image": rgb}
     columns |= {} if masks is None else {"mask": (masks != 0).float().numpy()}
-    columns |= {"anomaly map": heats, "overlay": overlay(heats, pictures)}
-    width = min(
-        2.1, (6.4 - 0.9) / len(columns)
-    )  # of a panel, beside 0.9 for labels and colours; 6.4 suits a phone
+    columns |= {"anomaly map": heats, "overlay": overlay(heats, rgb)}
+    # Inches per panel; 0.9 are for labels and colour scale, and 6.4 is readable on a
+    # phone.
+    width = min(2.1, (6.4 - 0.9) / len(columns))
     inches = (width * len(columns) + 0.9, width * len(maps) * size[0] / size[1] + 0.4)
     fig, axes = plt.subplots(
         len(maps), len(columns), figsize=inches, squeeze=False, layout="constrained"
     )
     for row in range(len(maps)):
         for ax, (title, shown) in zip(axes[row], columns.items(), strict=True):
-            drawn = boxes[row] if boxes and title in ("picture", "overlay") else ()
+            drawn = boxes[row] if boxes and title in ("image", "overlay") else ()
             panel(ax, shown[row], title if row == 0 else "", drawn)
         if labels:
             axes[row, 0].set_ylabel(labels[row])
@@ -415,15 +397,15 @@ def anomaly_figure(
     return fig
 
 
-def _rgb(picture: Array, name: str) -> np.ndarray:
-    """Bring a picture, or a batch of them, to float32 (…, H, W, 3) in [0, 1]."""
-    values = torch.as_tensor(picture).detach().cpu()
+def _to_rgb(image: Array, name: str) -> np.ndarray:
+    """Convert an image or a batch to float32 (…, H, W, 3) in [0, 1]."""
+    values = torch.as_tensor(image).detach().cpu()
     if values.dtype == torch.uint8:
         values = values.float() / 255
     elif not values.is_floating_point():
         raise ValueError(
-            f"{name} of dtype {str(values.dtype).removeprefix('torch.')}; expected"
-            " uint8, or float in [0, 1]"
+            f"{name} of dtype {str(values.dtype).removeprefix('torch.')};"
+            " expected uint8, or float in [0, 1]"
         )
     values = _in_range(
         values.float(),
@@ -441,7 +423,7 @@ def _channels_last(values: Tensor, name: str) -> Tensor:
     )
     if last == first:
         what = (
-            "which axis holds the colours is not clear"
+            "the axis of the colours is ambiguous"
             if last
             else "expected (H, W, 3) or (3, H, W), alone or in batches"
         )

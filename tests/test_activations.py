@@ -503,7 +503,7 @@ def test_an_unknown_layer_offers_the_closest_names(layer, message):
 def test_a_layer_that_gives_no_tensor_is_refused():
     model = nn.Sequential(nn.LSTM(3, 3))
     with (
-        pytest.raises(ValueError, match="layer '0' gives a tuple; expected a tensor"),
+        pytest.raises(ValueError, match="layer '0' returns a tuple; expected a tensor"),
         record_activations(model, "0"),
     ):
         model(torch.zeros(1, 2, 3))

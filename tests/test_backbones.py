@@ -169,7 +169,7 @@ def test_resize_is_the_picture_before_normalising(lite0):
             torch.zeros(1, 3, 8, 8, dtype=torch.int64),
             r"dtype int64; .*\(N, 1 or 3, H, W\)",
         ),
-        (torch.zeros(0, 8, 8, 3, dtype=torch.uint8), "hold no pixel"),
+        (torch.zeros(0, 8, 8, 3, dtype=torch.uint8), "are empty"),
     ],
 )
 def test_bad_images_are_refused(lite0, images, message):
@@ -394,7 +394,7 @@ def test_unusable_layers_are_refused():
             FeatureExtractor(model, layers)
     with pytest.raises(
         ValueError,
-        match=r"layer '1' gives \(1, 4\).*expected floating-point maps \(1, C, h, w\)",
+        match=r"layer '1' returns \(1, 4\).*expected floating-point maps \(1, C, h, w\)",
     ):
         FeatureExtractor(model, ["1"])(torch.randn(1, 3, 3, 3))
     with pytest.raises(ValueError, match=r"images\[None\]"):

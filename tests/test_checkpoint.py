@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
         refused("can't be read")
         assert path.read_bytes() == damaged
     save_file({"a": torch.zeros(1)}, path)
-    refused("is no checkpoint")
+    refused("is not a checkpoint")
     assert all(
         torch.equal(value, state[name]) for name, value in other.state_dict().items()
     )
@@ -147,6 +147,6 @@ def test_a_state_of_more_parameters_or_with_a_part_missing_is_refused(tmp_path):
     save_checkpoint(path, model, optimizers, RECIPE, {})
     with pytest.raises(
         ValueError,
-        match="run.safetensors does not fit together: a part of an optimizer's state",
+        match="run.safetensors is inconsistent: a part of an optimizer's state",
     ):
         load_checkpoint(path, *model_and_optimizers(), RECIPE)

@@ -378,7 +378,7 @@ EXEMPT = {
     "precision.*": "a setting of the process, and a number that follows from it",
     "patch_svdd.train_on_patches": TRAINS,
     "runtime.*": "says where a notebook runs, and names its files",
-    "complexity.Tape.*": "counts for complexity.profile, on the meta device",
+    "complexity.MacRecorder.*": "counts for complexity.profile, on the meta device",
     "complexity.innermost_module": "looks at frames",
     "viz.*": "draws, on the host",
 }

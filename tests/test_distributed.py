@@ -110,7 +110,7 @@ def _of_process(rank: int, folder: str) -> None:
         alone = f"{folder}/checkpoint" if rank == 0 else f"{folder}/nothing"
         train(encoder(), images, **TRAINING, distribute=True, checkpoint=alone)
     except ValueError as error:
-        assert f"would go on from step 0 to 3, this one from {3 * (1 - rank)}" in str(
+        assert f"would resume from step 0 to 3, this one from {3 * (1 - rank)}" in str(
             error
         )
     else:
@@ -273,7 +273,7 @@ REFUSALS: dict[str, tuple[Callable, Callable, str, str]] = {
         lambda: fit_padim([IMAGES]),
         lambda: fit_padim([]),
         STOPPED,
-        "no batch came",
+        "no batch received",
     ),
     "PaDiM: one tensor": (
         lambda: fit_padim([IMAGES]),
@@ -291,7 +291,7 @@ REFUSALS: dict[str, tuple[Callable, Callable, str, str]] = {
         lambda: fit_padim([IMAGES], "pca"),
         lambda: fit_padim(iter([IMAGES]), "pca"),
         STOPPED,
-        "a generator gives them once",
+        "a generator yields them once",
     ),
     "PCA: NaN": (
         lambda: fit_padim([IMAGES], "pca"),

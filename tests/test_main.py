@@ -127,7 +127,7 @@ def test_an_interrupted_run_says_how_to_go_on(root, tmp_path, capsys, monkeypatc
 
     monkeypatch.setattr("paperlib.padim.evaluation.evaluate", interrupted)
     assert padim(root, tmp_path) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
 
 
 def test_progress_is_one_line_on_a_terminal():

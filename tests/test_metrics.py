@@ -49,7 +49,7 @@ def test_auroc_of_perfect_reversed_and_constant_scores():
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
-        ([0, 1], [0.1, 0.2, 0.3], "two vectors of one length"),
+        ([0, 1], [0.1, 0.2, 0.3], "two vectors of the same length"),
         ([0, 2], [0.1, 0.2], "other than 0 and 1"),
         ([1, 1], [0.1, 0.2], "2 positives and 0 negatives"),
         ([0, 1], [0.1, float("nan")], "1 of 2 scores are NaN"),

@@ -249,10 +249,10 @@ def test_covering_radius_bounds_the_error_of_a_coreset():
             (4, 3),
             (5, 2),
             {},
-            r"queries \(4, 3\) and a bank \(5, 2\); expected .* of one dimension",
+            r"queries \(4, 3\) and a bank \(5, 2\); expected .* with the same D",
         ),
         ((4, 3), (0, 3), {}, "a bank of at least one vector"),
-        ((4, 0), (5, 0), {}, "of one dimension"),
+        ((4, 0), (5, 0), {}, "with the same D"),
         ((4, 3), (5, 3), {"chunk": 0}, "chunk=0"),
     ],
 )

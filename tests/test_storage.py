@@ -75,8 +75,8 @@ def test_every_damage_is_noticed(tmp_path):
     )
     whole = path.read_bytes()
     refused = (
-        "thing.safetensors (can't be read as a saved thing|is damaged|is no saved"
-        " thing|has the format)"
+        "thing.safetensors (can't be read as a saved thing|is corrupt"
+        "|is not a saved thing|has the format)"
     )
     for place in range(len(whole)):
         for damaged in (
@@ -110,7 +110,7 @@ def test_other_files_are_refused_by_name(tmp_path):
         with pytest.raises(
             ValueError,
             match=(
-                r"is no saved thing of this version \(paperlib.thing.2\); make it again"
+                r"is not a saved thing of this version \(paperlib.thing.2\); make it again"
             ),
         ):
             read(path)
@@ -164,7 +164,7 @@ def test_what_is_packed_or_only_looks_large_is_told(tmp_path):
     ):
         for name in source.namelist():
             target.writestr(name, source.read(name) + bytes(10_000))
-    with pytest.raises(ValueError, match="it is packed, and unpacks to"):
+    with pytest.raises(ValueError, match="it is compressed, and decompresses to"):
         load_state(packed)
     one = torch.ones(1)
     assert all(is_dense(tensor) for tensor in tensors().values())

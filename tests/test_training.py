@@ -301,7 +301,7 @@ def test_unusable_checkpoints_are_refused_by_name_and_change_nothing(tmp_path):
             run(path, epochs=2)
         assert path.read_bytes() == damaged  # nothing is overwritten
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="no checkpoint of this version"):
+    with pytest.raises(ValueError, match="not a checkpoint of this version"):
         run(path, epochs=2)
 
 

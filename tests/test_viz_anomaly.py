@@ -36,7 +36,7 @@ def test_the_anomaly_figure_has_a_row_an_image_and_one_scale_for_all(colormap):
     *axes, scale = figure.axes
     axes = np.reshape(axes, (2, 4))
     assert [ax.get_title() for ax in axes[0]] == [
-        "picture",
+        "image",
         "mask",
         "anomaly map",
         "overlay",
@@ -81,7 +81,7 @@ def test_boxes_stand_for_masks_and_limits_for_extremes():
         limits=(0, 5),
     )
     *axes, scale = figure.axes
-    assert [ax.get_title() for ax in axes[:3]] == ["picture", "anomaly map", "overlay"]
+    assert [ax.get_title() for ax in axes[:3]] == ["image", "anomaly map", "overlay"]
     assert [len(ax.patches) for ax in axes] == [1, 0, 1, 0, 0, 0]
     assert axes[0].patches[0].get_xy() == (1.5, 0.5)
     assert scale.get_ylim() == (0, 5)

@@ -153,7 +153,7 @@ def test_the_two_scripts_overlays():
             picture(),
             picture(8, 6),
             (
-                r"a heat map of 4×6 over a picture of 8×6; make it with heatmap\(map,"
+                r"a heat map of 4×6 over an image of 8×6; create it with heatmap\(map,"
                 r" size="
             ),
         ),
@@ -162,7 +162,7 @@ def test_the_two_scripts_overlays():
             np.zeros((4, 6, 4)),
             r"image of shape \(4, 6, 4\); expected \(H, W, 3\)",
         ),
-        (picture(), np.zeros((3, 6, 3)), "which axis holds the colours is not clear"),
+        (picture(), np.zeros((3, 6, 3)), "the axis of the colours is ambiguous"),
         (2 * picture(), picture(), "heat with values"),
     ],
 )
@@ -211,7 +211,7 @@ def test_a_panel_shows_the_picture_and_its_boxes():
     # Rows 1 to 3 and columns 2 to 5, with the edge of a pixel half a pixel from its
     # centre.
     assert (box.get_xy(), box.get_width(), box.get_height()) == ((1.5, 0.5), 4, 3)
-    with pytest.raises(ValueError, match="expected one. Take one of a batch"):
+    with pytest.raises(ValueError, match="expected one. Select one of a batch"):
         viz.panel(ax, np.stack([picture(), picture()]))
 
 
@@ -256,8 +256,8 @@ def test_the_explanation_figure_has_a_row_a_class():
 def test_the_explanation_figure_counts_its_rows():
     image, maps = picture(), torch.rand(2, 3, 3)
     with pytest.raises(
-        ValueError, match="2 maps, but guided 1, labels 3; expected one for each row"
+        ValueError, match="2 maps, but guided 1, labels 3; expected one per row"
     ):
         viz.explanation_figure(image, maps, torch.zeros(1, 3, 4, 6), labels="abc")
-    with pytest.raises(ValueError, match=r"expected one picture and \(rows, h, w\)"):
+    with pytest.raises(ValueError, match=r"expected one image and \(rows, h, w\)"):
         viz.explanation_figure(image, maps[0])

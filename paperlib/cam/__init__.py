@@ -1,6 +1,4 @@
-"""CAM: class activation maps of networks that end in global average pooling and a
-linear layer.
-"""
+"""CAM: class activation maps, for networks that end in GAP and a linear layer."""
 
 from paperlib.cam.boxes import (
     CODE_REVIEW_THRESHOLD,

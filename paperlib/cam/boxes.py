@@ -1,4 +1,4 @@
-"""Bounding boxes around the regions of a map above a share of its maximum (Sec. 3.1)."""
+"""Bounding boxes around the high regions of a map (CAM, Sec. 3.1)."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is kept
+# CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is returned
 LOCALIZATION_THRESHOLD = 0.20
 # a common script: share of the maximum after min-max scaling; every 4-connected region
 CODE_REVIEW_THRESHOLD = 0.60
 
 
 class Box(NamedTuple):
-    """A half-open rectangle of cells: rows top to bottom - 1, columns left to right -
-    1.
-    """
+    """A half-open rectangle: rows top to bottom - 1, columns left to right - 1."""
 
     top: int
     left: int
@@ -29,29 +27,29 @@ def bounding_boxes(
     connectivity: int = 8,
     largest: bool = False,
 ) -> list[Box]:
-    """Draw a box around each connected region of a map that lies above a share of its
-    maximum.
+    """Find the bounding box of each connected region above a share of the maximum.
 
     The papers resize the map to the image first (`anomaly_map.upsample`), so that boxes
-    are in pixels, and keep the largest region.
+    are in pixels, and use the largest region.
 
     Args:
         map: (h, w), of any scale; min-max scale it first for the 60 % rule
             (`CODE_REVIEW_THRESHOLD`).
-        threshold: share of the maximum; cells strictly above it count.
-        connectivity: 8 joins cells that touch at a corner, 4 does not.
-        largest: True keeps only the region with the most cells (the first of equals).
+        threshold: share of the maximum; positions strictly above it count.
+        connectivity: 8 joins positions that touch at a corner, 4 does not.
+        largest: True returns only the box of the largest region (the first of equals).
 
     Returns:
         half-open boxes in reading order of their regions; none for a map without a
         positive value.
 
     Raises:
-        ValueError: for a map that is not (h, w) or holds NaN or infinite values, a
+        ValueError: for a map that is not (h, w) or contains NaN or infinite values, a
             threshold outside [0, 1], or a connectivity other than 4 and 8.
 
     Source: Zhou et al., arXiv:1512.04150, Sec. 3.1; Selvaraju et al.,
-    arXiv:1610.02391v4, Sec. 4.1. Departures: neither paper states the connectivity.
+        arXiv:1610.02391v4, Sec. 4.1.
+    Departures: neither paper states the connectivity.
     Test: test_cam.py::test_boxes_equal_skimage_regions
     """
     from scipy import ndimage
@@ -60,18 +58,18 @@ def bounding_boxes(
     values = values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
     if values.ndim != 2:
         raise ValueError(
-            f"map of shape {values.shape}; expected one map (h, w). Take one of a"
-            " batch, maps[0] say"
+            f"map of shape {values.shape}; expected one map (h, w)."
+            " Select one of a batch, for example maps[0]"
         )
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{int((~np.isfinite(values)).sum())} values of the map are NaN or"
-            " infinite; expected finite ones"
+            f"{int((~np.isfinite(values)).sum())} values of the map are NaN"
+            " or infinite; expected finite ones"
         )
     if not 0 <= threshold <= 1:
         raise ValueError(
-            f"threshold={threshold}; expected a share of the maximum, 0 to 1 (0.2 for"
-            " 20 %)"
+            f"threshold={threshold}; expected a share of the maximum,"
+            " 0 to 1 (0.2 for 20 %)"
         )
     if connectivity not in (4, 8):
         raise ValueError(f"connectivity={connectivity}; expected 4 or 8")

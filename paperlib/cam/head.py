@@ -1,6 +1,6 @@
 """Find the global average pooling and the linear layer that end a network.
 
-The calls of one forward pass are recorded, and followed back from the logits.
+The torch functions of one forward pass are recorded and followed back from the logits.
 """
 
 import math
@@ -17,8 +17,9 @@ from paperlib.validation import has_values
 
 
 class _Call(NamedTuple):
-    """One torch function: its name, what it gave (weakly unless CAM may need it), and
-    its arguments in that case.
+    """A call of a torch function: name, result, arguments.
+
+    Calls that CAM cannot use hold a weak reference to the result and no arguments.
     """
 
     name: str
@@ -26,49 +27,23 @@ class _Call(NamedTuple):
     args: tuple
     kwargs: dict
 
-    def gave(self, tensor: Tensor) -> bool:
+    def returned(self, tensor: Tensor) -> bool:
         return (
             self.result() if isinstance(self.result, weakref.ref) else self.result
         ) is tensor
 
 
-# What only rearranges, copies or converts numbers in eval mode.
-_PASSING = {
-    "flatten",
-    "view",
-    "view_as",
-    "reshape",
-    "reshape_as",
-    "squeeze",
-    "unsqueeze",
-    "getitem",
-    "contiguous",
-    "clone",
-    "detach",
-    "dropout",
-    "dropout1d",
-    "dropout2d",
-    "feature_dropout",
-    "alpha_dropout",
-    "to",
-    "float",
-    "double",
-    "type",
-    "type_as",
-    "permute",
-    "transpose",
-    "ravel",
-    "unflatten",
-    "identity",
-    "alias",
-}
+# Functions that only rearrange, copy or convert numbers in eval mode.
+_PASSING = frozenset(
+    "flatten view view_as reshape reshape_as squeeze unsqueeze getitem contiguous clone"
+    " detach dropout dropout1d dropout2d feature_dropout alpha_dropout to float double"
+    " type type_as permute transpose ravel unflatten identity alias".split()
+)
 _POOLING = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "sum"}
 
 
-class _Calls(TorchFunctionMode):
-    """Remembers the last torch functions of this thread, enough of them to lead from
-    the logits to the pooling.
-    """
+class _CallRecorder(TorchFunctionMode):
+    """Records the last torch functions of this thread: enough to reach the pooling."""
 
     def __init__(self):
         super().__init__()
@@ -79,115 +54,110 @@ class _Calls(TorchFunctionMode):
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             name = getattr(func, "__name__", "").partition(".")[0].strip("_")
-            kept = name in _PASSING or name in _POOLING or name == "linear"
-            if (
-                name == "conv2d"
-            ):  # after pooling it is a linear layer; before, its maps would only fill memory
-                kept = result.shape[-2:] == (1, 1)
+            is_needed = name in _PASSING or name in _POOLING or name == "linear"
+            # After the pooling it is a linear layer; before it, its maps would only
+            # fill memory.
+            if name == "conv2d":
+                is_needed = result.shape[-2:] == (1, 1)
             self.last.append(
                 _Call(
                     name,
-                    result if kept else weakref.ref(result),
-                    args if kept else (),
-                    kwargs if kept else {},
+                    result if is_needed else weakref.ref(result),
+                    args if is_needed else (),
+                    kwargs if is_needed else {},
                 )
             )
         return result
 
 
 class _Head(NamedTuple):
-    """The end of a network: what is pooled, (N, C, h, w), how many cells it sums, and
-    the layer after it.
-    """
+    """The end of a network: the pooled feature map (N, C, h, w) and linear layer."""
 
     features: Tensor
-    cells: int  # 1 where the pooling averages
+    divisor: int  # positions that a sum pooling adds up; 1 where it averages
     weight: Tensor | None
     bias: Tensor | None
 
 
-def _refuse(found: str) -> NoReturn:
+def _raise_unsupported(reason: str) -> NoReturn:
     raise ValueError(
-        "CAM needs a network that ends in global average pooling of a feature map and"
-        " one linear layer, with nothing between them that changes numbers; here"
-        f" {found}. Grad-CAM needs none of this: grad_cam(model, images, layer)"
+        "CAM needs a network that ends in global average pooling of a feature map"
+        " and one linear layer, with nothing between them that changes numbers; here"
+        f" {reason}. Grad-CAM has no such restriction: grad_cam(model, images, layer)"
     )
 
 
 def _find_head(calls: deque[_Call], logits: Tensor) -> _Head:
-    """Follow the logits back to what was pooled."""
+    """Follow the logits back to the pooled feature map."""
     calls, weight, bias, what = calls.copy(), None, None, "the logits come"
     call = _source(calls, logits, what)
     if call.name in ("linear", "conv2d"):
-        pooled, weight, bias = _linear(*call.args, **call.kwargs)
+        pooled, weight, bias = _linear_arguments(*call.args, **call.kwargs)
         what = "what goes into the last linear layer comes"
         call = _source(calls, pooled, what)
     if call.name not in _POOLING:
-        _refuse(f"{what} from {call.name}")
-    head = _Head(*_pooled(calls, call), weight, bias)
+        _raise_unsupported(f"{what} from {call.name}")
+    head = _Head(*_find_pooled(calls, call), weight, bias)
     channels, classes = head.features.shape[1], logits.shape[1]
     if weight is not None and weight.shape != (classes, channels):
-        _refuse(
-            f"{channels} channels are pooled and the last layer's weight is"
-            f" {tuple(weight.shape)}"
+        _raise_unsupported(
+            f"{channels} channels are pooled and the last layer's weight"
+            f" is {tuple(weight.shape)}"
         )
     return head
 
 
 def _source(calls: deque[_Call], tensor: Tensor, what: str) -> _Call:
-    """Find the call that made a tensor's numbers, and drop it and all later ones."""
+    """Find the call that computed a tensor, and drop it and all later ones."""
     while calls:
         call = calls.pop()
-        if call.gave(tensor):
+        if call.returned(tensor):
             if call.name not in _PASSING:
                 return call
             tensor = call.args[0] if call.args else call.kwargs["input"]
-    _refuse(f"{what} from something other than a torch function")
+    _raise_unsupported(f"{what} from something other than a torch function")
 
 
-def _linear(input, weight, bias=None, *_, **__):
+def _linear_arguments(input, weight, bias=None, *_, **__):
     return input, weight.flatten(1), bias
 
 
-def _pooled(calls: deque[_Call], call: _Call) -> tuple[Tensor, int]:
-    """Say what a pooling pools, as (N, C, h, w), and over how many cells it sums (1: it
-    averages).
-    """
-    x, axes, cells = _axes(call)
-    if x.ndim == 3 and axes == {
-        2
-    }:  # one axis of space went before, or both were flattened into one
+def _find_pooled(calls: deque[_Call], call: _Call) -> tuple[Tensor, int]:
+    """Return a pooling's feature map (N, C, h, w), and the divisor if it sums."""
+    x, axes, divisor = _axes(call)
+    # One spatial axis was reduced before, or both were flattened into one.
+    if x.ndim == 3 and axes == {2}:
         while calls:
             earlier = calls.pop()
-            if not earlier.gave(x):
+            if not earlier.returned(x):
                 continue
             if earlier.name in ("mean", "sum"):
-                before, earlier_axes, earlier_cells = _axes(earlier)
-                if before.ndim == 4 and earlier_axes in ({2}, {3}):
-                    return before, cells * earlier_cells
+                features, earlier_axes, earlier_divisor = _axes(earlier)
+                if features.ndim == 4 and earlier_axes in ({2}, {3}):
+                    return features, divisor * earlier_divisor
             elif (
                 earlier.name in _PASSING
-                and isinstance(before := earlier.args[0], Tensor)
-                and before.ndim == 4
+                and isinstance(features := earlier.args[0], Tensor)
+                and features.ndim == 4
             ):
-                if before.flatten(2).shape == x.shape:
-                    return before, cells
+                if features.flatten(2).shape == x.shape:
+                    return features, divisor
             break
     if x.ndim == 4 and axes == {2, 3}:
-        return x, cells
+        return x, divisor
     if x.ndim == 4 and axes == {1, 2}:  # (N, h, w, C)
-        return x.permute(0, 3, 1, 2), cells
+        return x.permute(0, 3, 1, 2), divisor
     if x.ndim == 3 and axes == {1}:
-        _refuse("tokens are pooled, which have no (h, w)")
-    _refuse(f"{call.name} turns {tuple(x.shape)} into {tuple(call.result.shape)}")
+        _raise_unsupported("tokens are pooled, which have no spatial positions")
+    _raise_unsupported(
+        f"{call.name} turns {tuple(x.shape)} into {tuple(call.result.shape)}"
+    )
 
 
 def _axes(call: _Call) -> tuple[Tensor, set[int], int]:
-    """Say what a pooling takes, the axes that it reduces to one number, and over how
-    many cells it sums.
-    """
+    """Return a pooling's input, the axes that it reduces, and the divisor of a sum."""
 
-    def reduced(input, dim=None, keepdim=False, *_, **__):
+    def reduction_axes(input, dim=None, keepdim=False, *_, **__):
         dims = (
             range(input.ndim)
             if dim is None
@@ -203,7 +173,7 @@ def _axes(call: _Call) -> tuple[Tensor, set[int], int]:
             math.prod(input.shape[axis] for axis in axes) if summed else 1,
         )
 
-    def windowed(input, *_, **__):
+    def window_axes(input, *_, **__):
         axes = {
             axis
             for axis in (2, 3)
@@ -211,17 +181,15 @@ def _axes(call: _Call) -> tuple[Tensor, set[int], int]:
         }
         return input, axes, 1
 
-    return (reduced if call.name in ("mean", "sum") else windowed)(
+    return (reduction_axes if call.name in ("mean", "sum") else window_axes)(
         *call.args, **call.kwargs
     )
 
 
 def _check_average(head: _Head, logits: Tensor) -> None:
-    """Refuse unless the maps' mean over space is the logits without their bias, in this
-    very run.
-    """
+    """Raise unless the maps of this run average to the logits without their bias."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    pooled = head.features.mean((2, 3), dtype=dtype) * head.cells
+    pooled = head.features.mean((2, 3), dtype=dtype) * head.divisor
     expected, size = pooled, pooled.abs()
     if head.weight is not None:
         weight = head.weight.to(dtype)
@@ -230,12 +198,12 @@ def _check_average(head: _Head, logits: Tensor) -> None:
     if head.bias is not None:
         expected, size = expected + head.bias, size + head.bias.abs()
     if expected.shape != logits.shape:
-        _refuse(
-            f"the pooling leads to {tuple(expected.shape)} and the logits are"
-            f" {tuple(logits.shape)}"
+        _raise_unsupported(
+            f"the pooling leads to {tuple(expected.shape)} and the logits"
+            f" are {tuple(logits.shape)}"
         )
-    # Another structure is off by as much as the terms themselves; rounding is far below
-    # that.
+    # For another structure the difference is as large as the terms themselves; rounding
+    # is far smaller.
     rounding = (
         0.05
         if torch.finfo(logits.dtype).bits == 16
@@ -245,7 +213,7 @@ def _check_average(head: _Head, logits: Tensor) -> None:
     if has_values(logits) and not bool(
         ((expected - logits).abs() <= rounding * size.amax()).all()
     ):
-        _refuse(
-            "the maps do not average to the logits: something else changes the numbers"
-            " on the way"
+        _raise_unsupported(
+            "the maps do not average to the logits:"
+            " another operation changes the numbers"
         )

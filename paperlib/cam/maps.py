@@ -1,6 +1,4 @@
-"""CAM: put the weights of the last linear layer back on the feature map that was
-pooled, and draw boxes around it.
-"""
+"""CAM: weight the pooled feature map by the last linear layer's weights."""
 
 from typing import Any, NamedTuple
 
@@ -8,14 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from paperlib.cam.head import _Calls, _check_average, _find_head
+from paperlib.cam.head import _CallRecorder, _check_average, _find_head
 from paperlib.inference import inference_state, override_autocast, raise_if_threaded
 from paperlib.validation import check_images, target_classes
 
 
 class CAM(NamedTuple):
-    """What `cam` found. With T targets an image, maps and targets have an axis T after
-    N.
+    """The result of `cam`. For T targets per image, maps and targets are (N, T, …).
 
     Fields:
         maps: (N, h, w), signed, in units of the logit: their mean over space (their
@@ -34,15 +31,15 @@ def class_activation_map(
     weight: Float[Tensor, "classes c"],
     targets: Int[Tensor, "*n_t"],
 ) -> Float[Tensor, "*n_t h w"]:
-    r"""Weigh the channels of the last feature map by one class's row of the linear
-    layer.
+    r"""Sum the channels of the last feature map, weighted for one class.
 
-    $$M_c(x, y) = \sum_k w_k^c f_k(x, y)$$   with $f_k$ = `features[:, k]`, $w_k^c$ = `weight[c, k]`.
+    $$M_c(x, y) = \sum_k w_k^c f_k(x, y)$$
+    with $f_k$ = `features[:, k]`, $w_k^c$ = `weight[c, k]`.
 
     Args:
-        features: what global average pooling pools.
+        features: the input of global average pooling.
         weight: of the linear layer that follows the pooling.
-        targets: one class an image, or T classes an image for T maps.
+        targets: one class per image, or T classes per image for T maps.
 
     Returns:
         signed maps: no ReLU, no scaling, no bias; float32 where the features are half
@@ -54,9 +51,8 @@ def class_activation_map(
     dtype = torch.promote_types(features.dtype, torch.float32)
     n, c, h, w = features.shape
     rows = weight[targets].to(dtype).view(n, -1, c)
-    with override_autocast(
-        enabled=False
-    ):  # it would take the sum in half precision again
+    # Autocast would compute the sum in half precision.
+    with override_autocast(enabled=False):
         return (rows @ features.flatten(2).to(dtype)).view(*targets.shape, h, w)
 
 
@@ -87,20 +83,20 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
             was found), images that are not a finite batch, targets that do not match
             the batch or the classes, and an nn.DataParallel over several devices.
 
-    Source: Zhou et al., arXiv:1512.04150, Eq. 1. Departures: none in the map. Networks
-        average over space, so its mean and not its sum is the logit; the bias is left
-        out, as in the paper.
+    Source: Zhou et al., arXiv:1512.04150, Eq. 1.
+    Departures: none in the map. Networks average over space, so its mean and not its
+        sum is the logit; the bias is left out, as in the paper.
     Test: test_cam.py::test_maps_average_to_the_logits_of_many_networks
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError(
-            f"a {type(model).__name__} hides the end of its network; pass the module it"
-            " was made from"
+            f"a {type(model).__name__} hides the end of its network;"
+            " pass the module it was made from"
         )
     raise_if_threaded(model, "the model")
     with inference_state(model), torch.no_grad():
         images = check_images(images)
-        with _Calls() as calls:
+        with _CallRecorder() as calls:
             logits = model(images.clone())  # a network may change its input in place
         classes = target_classes(targets, logits, len(images))
         head = _find_head(calls.last, logits)

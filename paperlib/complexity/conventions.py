@@ -1,34 +1,34 @@
-"""Why two counters rarely agree: one run, totalled by every convention in circulation.
+"""Counting conventions: one run, totalled as different FLOP counters do.
 
 A counter of "the FLOPs of a network" chooses whether a multiplication with its addition
-is one operation or two, and whether biases, normalisation, activations and pooling cost
-anything, and how much. For one MobileNet-224 this gives anything from 569 M to 1,153 M.
-A convention here is a set of weights on what `paperlib.complexity.counting.profile`
-counted. The tools named beside it were run on MobileNetV1, ResNet-50 and VGG-16, in the
-version named, and gave exactly its total.
+is one operation or two, and whether (and how much) biases, normalisation, activations
+and pooling cost. For one MobileNet-224 the totals range from 569 M to 1,153 M. A
+convention is a set of weights on what `paperlib.complexity.counting.profile` counted.
+The tools named with it were run on MobileNetV1, ResNet-50 and VGG-16, in the version
+named, and returned exactly its total.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# What a run counts, by name. An element is one number of a tensor.
+# The counts of a run, by name. An element is one number of a tensor.
 COUNTS = {
     "macs": (
         "multiply-adds of convolutions, linear layers, matrix products and attention"
     ),
     "conv_bias": "outputs of convolutions with a bias",
     "linear_bias": "outputs of linear layers with a bias",
-    "batch_norm": "elements that a batch norm takes in",
+    "batch_norm": "input elements of batch norms",
     "batch_norm_affine": "those of them that are scaled and shifted too",
-    "other_norm": "elements that a layer, group, instance or RMS norm takes in",
+    "other_norm": "input elements of layer, group, instance and RMS norms",
     "other_norm_affine": "those of them that are scaled and shifted too",
     "norm_params": "learned scales and shifts of all norms",
-    "activation": "elements that an activation function takes in",
-    "max_pool_in": "elements that a max pooling takes in",
-    "avg_pool_in": "elements that an average pooling with a kernel takes in",
-    "avg_pool_out": "elements that it gives out",
-    "adaptive_avg_pool_in": "elements that an average pooling to a given size takes in",
-    "adaptive_avg_pool_out": "elements that it gives out",
+    "activation": "input elements of activation functions",
+    "max_pool_in": "input elements of max pooling",
+    "avg_pool_in": "input elements of average pooling with a kernel",
+    "avg_pool_out": "its output elements",
+    "adaptive_avg_pool_in": "input elements of average pooling to a given size",
+    "adaptive_avg_pool_out": "its output elements",
 }
 _BIAS = {"conv_bias": 1, "linear_bias": 1}
 _NORM = {
@@ -45,9 +45,7 @@ _AVG_POOLS_OUT = {"avg_pool_out": 1, "adaptive_avg_pool_out": 1}
 
 
 class Convention(NamedTuple):
-    """One way to total a run: what it is called here, what it adds up, the total, and
-    who counts so.
-    """
+    """One way to total a run: its name, what it counts, the total, and who uses it."""
 
     name: str
     counts: str
@@ -55,7 +53,7 @@ class Convention(NamedTuple):
     used_by: str
 
 
-# Name, what it adds up, who counts so, weights; in ascending order for MobileNetV1.
+# Name, what it counts, who uses it, weights; in ascending order for MobileNetV1.
 _CONVENTIONS: tuple[tuple[str, str, str, dict[str, int]], ...] = (
     (
         "MACs",
@@ -136,27 +134,27 @@ def totals(counts: Mapping[str, int]) -> list[Convention]:
     """Total one run by every convention.
 
     Args:
-        counts: how often each thing in `COUNTS` happened, as in
+        counts: the counts named in `COUNTS`, as in
             `paperlib.complexity.counting.Profile.counts`; 0 if missing.
 
     Returns:
-        One row a convention, in ascending order for MobileNetV1.
+        one row per convention, in ascending order for MobileNetV1.
 
     Raises:
         ValueError: a name that is not in `COUNTS`.
 
     Source: counting conventions of the tools named in each row, each observed in the
-    version named. Departures: sums of residuals, products of gates, the softmax inside
-    fused attention and upsampling cost nothing
-        here, and some of the tools count some of these; tools that know modules only
-        miss calls of functions.
+        version named.
+    Departures: sums of residuals, products of gates, the softmax inside fused attention
+        and upsampling cost nothing here, and some of the tools count some of these;
+        tools that know modules only miss calls of functions.
     Test: test_complexity.py::test_conventions_reproduce_the_peers
     """
     unknown = sorted(set(counts) - set(COUNTS))
     if unknown:
         raise ValueError(
             f"counts has {', '.join(unknown)}; expected names from {', '.join(COUNTS)};"
-            " give Profile.counts"
+            " pass Profile.counts"
         )
     return [
         Convention(

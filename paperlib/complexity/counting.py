@@ -11,27 +11,28 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from paperlib.complexity.conventions import Convention, totals
-from paperlib.complexity.formulas import _whole
-from paperlib.complexity.recorder import Layer, Tape, innermost_module
+from paperlib.complexity.formulas import _check_size
+from paperlib.complexity.recorder import Layer, MacRecorder, innermost_module
 from paperlib.complexity.rules import RULES, default_rule
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What one forward pass costs.
+    """The cost of one forward pass.
 
     Attributes:
         model: class name of the network.
-        input_shapes: one shape for each input.
-        layers: one row for each counted operation or norm, and for parameters that
-            belong to none of them.
-        counts: what counting conventions disagree about, by the names in
-            `paperlib.complexity.counting.conventions.COUNTS`.
+        input_shapes: one shape per input.
+        layers: one row per counted operation or norm, and for parameters that belong to
+            none of them.
+        counts: the counts on which conventions differ, by the names in
+            `paperlib.complexity.conventions.COUNTS`.
 
     Source: Howard et al., arXiv:1704.04861v1, Sec. 3 and 4 ("Mult-Adds": convolutions
-    and the fully connected layer). Departures: matrix products and attention, which the
-    paper has none of, are counted as well. Test:
-    test_complexity.py::test_mobilenet_of_timm
+        and the fully connected layer).
+    Departures: matrix products and attention, which are not in the paper, are counted
+        as well.
+    Test: test_complexity.py::test_mobilenet_of_timm
     """
 
     model: str
@@ -41,9 +42,7 @@ class Profile:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of convolutions, linear layers, matrix products and attention;
-        nothing else counts.
-        """
+        """Multiply-adds of convolutions, linear layers, products and attention."""
         return sum(layer.macs for layer in self.layers)
 
     @property
@@ -57,14 +56,16 @@ class Profile:
         return sum(layer.params for layer in self.layers)
 
     def table(self, costly_only: bool = False) -> str:
-        """Lay the layers out as text, one a line and the totals last, columns aligned.
+        """Format the layers as a table, one per line and the totals last.
 
         Args:
-            costly_only: leave out rows without MACs; the totals stay those of the whole
+            costly_only: omit rows without MACs; the totals remain those of the whole
                 network.
 
         Source: Howard et al., arXiv:1704.04861v1, Tables 1 and 2, whose columns these
-        are. Departures: none. Test: test_complexity.py::test_table
+            are.
+        Departures: none.
+        Test: test_complexity.py::test_table
         """
         rows = [("layer", "kind", "output", "MACs", "parameters")]
         for layer in self.layers:
@@ -81,32 +82,32 @@ class Profile:
                 )
         rows.append(("total", "", "", f"{self.macs:,}", f"{self.params:,}"))
         shapes = ", ".join("×".join(map(str, shape)) for shape in self.input_shapes)
-        return f"{self.model}, input {shapes}\n" + _columns(rows, "<<<>>")
+        return f"{self.model}, input {shapes}\n" + _align_columns(rows, "<<<>>")
 
     def conventions(self) -> list[Convention]:
-        """Total the same run by every counting convention in circulation.
+        """Total the same run by every counting convention.
 
         Source: counting conventions of the paper and of ten tools; see
-        `paperlib.complexity.counting.conventions.totals`. Departures: see
-        `paperlib.complexity.counting.conventions.totals`. Test:
-        test_complexity.py::test_conventions_reproduce_the_peers
+            `paperlib.complexity.conventions.totals`.
+        Departures: see `paperlib.complexity.conventions.totals`.
+        Test: test_complexity.py::test_conventions_reproduce_the_peers
         """
         return totals(self.counts)
 
     def conventions_table(self) -> str:
-        """Lay the conventions out as text, one a line: total, what it adds up, who
-        counts so.
+        """Format the conventions as a table: total, what it counts, who uses it.
 
         Source: counting conventions of the paper and of ten tools; see
-        `paperlib.complexity.counting.conventions.totals`. Departures: none. Test:
-        test_complexity.py::test_conventions_table
+            `paperlib.complexity.conventions.totals`.
+        Departures: none.
+        Test: test_complexity.py::test_conventions_table
         """
         rows = [("convention", "total", "what it counts", "used by")]
         rows += [
             (row.name, f"{row.total:,}", row.counts, row.used_by)
             for row in self.conventions()
         ]
-        return _columns(rows, "<><<")
+        return _align_columns(rows, "<><<")
 
 
 def profile(
@@ -141,41 +142,39 @@ def profile(
             its error message).
 
     Source: counting convention of Howard et al., arXiv:1704.04861v1, Sec. 3.1 (Eq. 2, 4
-    and 5), for every operation. Departures: matrix products and attention count too;
-    `Profile.conventions` totals the run by other conventions. Test:
-    test_complexity.py::test_agrees_with_flop_counter
+        and 5), for every operation.
+    Departures: matrix products and attention count too; `Profile.conventions` totals
+        the run by other conventions.
+    Test: test_complexity.py::test_agrees_with_flop_counter
     """
-    modules = _modules(model)
-    shapes = _shapes(input_shape)
-    dtypes = _dtypes(dtype, len(shapes), model)
-    tape = Tape(modules, RULES, default_rule)
-    with _alone(), _as_it_was(modules, tape):
+    modules = _check_modules(model)
+    shapes = _parse_shapes(input_shape)
+    dtypes = _parse_dtypes(dtype, len(shapes), model)
+    recorder = MacRecorder(modules, RULES, default_rule)
+    with _isolated(), _restored(modules, recorder):
         inputs = [
             torch.empty(shape, dtype=kind, device="meta")
             for shape, kind in zip(shapes, dtypes, strict=True)
         ]
         try:
-            with tape:
+            with recorder:
                 model(*inputs)
         except Exception as error:
-            raise ValueError(_what_failed(error, modules, shapes)) from error
-    layers = tape.finish()
-    counts = {**tape.counts, "macs": sum(layer.macs for layer in layers)}
+            raise ValueError(_failure_message(error, modules, shapes)) from error
+    layers = recorder.finish()
+    counts = {**recorder.counts, "macs": sum(layer.macs for layer in layers)}
     return Profile(type(model).__name__, shapes, layers, counts)
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Set aside, on this thread, the modes and the autocast that the caller may be in,
-    and all that autograd adds.
-    """
+def _isolated() -> Iterator[None]:
+    """Disable the caller's dispatch modes and autocast on this thread, and autograd."""
     with contextlib.ExitStack() as stack:
-        if (
-            torch._C._len_torch_dispatch_stack()
-        ):  # a FakeTensorMode would refuse our meta tensors
+        # A FakeTensorMode would reject our meta tensors.
+        if torch._C._len_torch_dispatch_stack():
             stack.enter_context(_disable_current_modes())
-        # The cache would keep a meta tensor as the half-precision twin of a real
-        # weight.
+        # Autocast's cache would store a meta tensor as the half-precision copy of a
+        # real weight.
         stack.enter_context(torch.autocast("cpu", enabled=False, cache_enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -184,12 +183,14 @@ def _alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_it_was(modules: list[tuple[str, nn.Module]], tape: Tape) -> Iterator[None]:
+def _restored(
+    modules: list[tuple[str, nn.Module]], recorder: MacRecorder
+) -> Iterator[None]:
     """Run in eval mode, and afterwards restore modes and attributes that changed.
 
-    Attributes that are lists or dictionaries get their old items. A change by another
-    thread meanwhile cannot be distinguished from one by the forward pass, and is undone
-    too, except for hooks of this library.
+    The items of lists and dictionaries are restored too. A change by another thread
+    meanwhile cannot be distinguished from one by the forward pass, and is undone too,
+    except for hooks of this library.
     """
     tensors = [
         t
@@ -201,71 +202,69 @@ def _as_it_was(modules: list[tuple[str, nn.Module]], tape: Tape) -> Iterator[Non
         for tensor in tensors
         if tensor is not None and not tensor.is_meta
     ]
-    kept = []
+    snapshots = []
     for _, module in modules:
-        before = dict(vars(module))
-        kept.append((vars(module), before))
-        for holder in before.values():
-            if isinstance(holder, (dict, list)):
-                kept.append(
-                    (holder, (dict if isinstance(holder, dict) else list)(holder))
-                )
+        items = dict(vars(module))
+        snapshots.append((vars(module), items))
+        for container in items.values():
+            if isinstance(container, dict):
+                snapshots.append((container, dict(container)))
+            elif isinstance(container, list):
+                snapshots.append((container, list(container)))
     try:
         for _, module in modules:
             if module.training:
                 module.training = False
         yield
     finally:
-        for holder, before in kept:
-            if holder or before:
-                _put_back(holder, before)
-        for tensor, real in data:
-            # a forward that clips its weights, `weight.data = ...`, has given them up
-            # for meta ones
+        for container, items in snapshots:
+            if container or items:
+                _restore_items(container, items)
+        for tensor, original in data:
+            # A forward that assigns `weight.data = ...` has replaced the data by a meta
+            # tensor. The recorder's mode allows swapping it back.
             if tensor.is_meta:
-                with tape:  # which also vouches that the two can be exchanged
-                    tensor.data = real
+                with recorder:
+                    tensor.data = original
 
 
-def _put_back(holder: dict | list, before: dict | list) -> None:
-    """Give a container its old items, touching only what differs; tensors are compared
-    by identity, not by value.
-    """
+def _restore_items(container: dict | list, items: dict | list) -> None:
+    """Restore a container's items, changing only those that differ (by identity)."""
     new, old = (
-        (holder, before)
-        if isinstance(holder, list)
-        else (holder.values(), before.values())
+        (container, items)
+        if isinstance(container, list)
+        else (container.values(), items.values())
     )
     if len(new) == len(old) and all(map(operator.is_, new, old)):
         return
-    if isinstance(holder, list):
-        holder[:] = before
+    if isinstance(container, list):
+        container[:] = items
         return
-    # Hooks of this library come and go with calls in other threads, which may use the
-    # model as well: they stay theirs.
-    for name in holder.keys() - before.keys():
-        if not hasattr(holder.get(name), "thread"):
-            holder.pop(name, None)
-    for name, value in before.items():
-        if holder.get(name, holder) is not value and not hasattr(value, "thread"):
-            holder[name] = value
+    # Hooks of this library belong to calls in other threads, which may use the model at
+    # the same time.
+    for name in container.keys() - items.keys():
+        if not hasattr(container.get(name), "thread"):
+            container.pop(name, None)
+    for name, value in items.items():
+        if container.get(name, container) is not value and not hasattr(value, "thread"):
+            container[name] = value
 
 
-def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules by name, once it is clear that they can be profiled."""
+def _check_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return all modules by name, or raise if one can't be profiled."""
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"model is {model!r}; expected an nn.Module that has been built, such as"
-            " MobileNetV1()"
+            f"model is {model!r}; expected an nn.Module that has been built,"
+            " such as MobileNetV1()"
         )
     modules = list(model.named_modules())
     for name, module in modules:
         where = f"layer {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"{where} is a ScriptModule, which runs outside Python, where layers"
-                " cannot be told apart; expected an nn.Module: pass the nn.Module that"
-                " it was scripted or traced from"
+                f"{where} is a ScriptModule, which runs outside Python,"
+                " where layers cannot be distinguished; expected an nn.Module:"
+                " pass the nn.Module that it was scripted or traced from"
             )
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if isinstance(
@@ -273,13 +272,13 @@ def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
                 (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer),
             ):
                 raise ValueError(
-                    f"{key!r} of {where} is lazy and has no shape yet; expected a model"
-                    " that has run; run it once"
+                    f"{key!r} of {where} is lazy and has no shape yet;"
+                    " expected a model that has run; run it once"
                 )
     return modules
 
 
-def _shapes(input_shape: Sequence) -> list[tuple[int, ...]]:
+def _parse_shapes(input_shape: Sequence) -> list[tuple[int, ...]]:
     if (
         not isinstance(input_shape, Sequence)
         or isinstance(input_shape, str)
@@ -287,21 +286,21 @@ def _shapes(input_shape: Sequence) -> list[tuple[int, ...]]:
     ):
         raise ValueError(
             f"input_shape = {input_shape!r}; expected a shape such as (1, 3, 224, 224);"
-            " give a list of shapes for several inputs"
+            " pass a list of shapes for several inputs"
         )
     several = any(isinstance(item, Sequence) for item in input_shape)
     if several and not all(isinstance(item, Sequence) for item in input_shape):
         raise ValueError(
-            f"input_shape = {input_shape!r} mixes numbers and shapes; expected one"
-            " shape or a list of shapes; give every input a shape of its own"
+            f"input_shape = {input_shape!r} mixes numbers and shapes;"
+            " expected one shape or a list of shapes; pass one shape per input"
         )
     return [
-        tuple(_whole(side, "a size in input_shape") for side in shape)
+        tuple(_check_size(side, "a size in input_shape") for side in shape)
         for shape in (input_shape if several else [input_shape])
     ]
 
 
-def _dtypes(dtype: Any, inputs: int, model: nn.Module) -> list[torch.dtype]:
+def _parse_dtypes(dtype: Any, inputs: int, model: nn.Module) -> list[torch.dtype]:
     if dtype is None:
         weights = (
             parameter.dtype
@@ -314,37 +313,37 @@ def _dtypes(dtype: Any, inputs: int, model: nn.Module) -> list[torch.dtype]:
         isinstance(kind, torch.dtype) for kind in dtypes
     ):
         raise ValueError(
-            f"dtype = {dtype!r} for {inputs} input(s); expected a torch.dtype for all,"
-            " or a list with one for each; give torch.long for token ids,"
-            " torch.float32 for images"
+            f"dtype = {dtype!r} for {inputs} input(s);"
+            " expected a torch.dtype for all, or a list with one per input;"
+            " pass torch.long for token ids, torch.float32 for images"
         )
     return dtypes
 
 
-def _what_failed(
+def _failure_message(
     error: Exception,
     modules: list[tuple[str, nn.Module]],
     shapes: list[tuple[int, ...]],
 ) -> str:
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
+    frame = error.__traceback__
+    while frame.tb_next is not None:
+        frame = frame.tb_next
     names = {id(module): name for name, module in modules}
-    module = innermost_module(last.tb_frame, names)
+    module = innermost_module(frame.tb_frame, names)
     where = f" in layer {names[id(module)]!r}" if names.get(id(module)) else ""
     if module is not None and not any(module.children()):
         where += f", {module!r}"
     shape = ", ".join(map(str, shapes))
-    said = f"{type(error).__name__}: {str(error).rstrip('.')}"
+    reason = f"{type(error).__name__}: {str(error).rstrip('.')}"
     return (
-        f"{type(modules[0][1]).__name__} failed on input of shape {shape}{where}. It"
-        f" said: {said}. Give input_shape as forward expects it, batch first, and"
-        " dtype=torch.long for token ids; a forward that looks at the values of its"
-        " activations, or differentiates them, cannot be profiled"
+        f"{type(modules[0][1]).__name__} failed on input of shape {shape}{where}."
+        f" The error was: {reason}. Pass input_shape as forward expects it,"
+        " batch first, and dtype=torch.long for token ids; a forward that reads"
+        " the values of its activations, or differentiates them, cannot be profiled"
     )
 
 
-def _columns(rows: list[tuple[str, ...]], align: str) -> str:
+def _align_columns(rows: list[tuple[str, ...]], align: str) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(align))]
     lines = (
         "  ".join(

@@ -13,7 +13,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-# Floats are let in to be refused in words: 224 / 32 is a float, and a likely slip.
+# Floats are accepted only to be rejected with a clear message: 224 / 32 is a common
+# mistake.
 Size = int | float | Sequence[int | float]
 
 
@@ -24,33 +25,32 @@ def conv2d_macs(
     out_size: Size,
     groups: int | float = 1,
 ) -> int:
-    r"""Multiply-adds of a 2-d convolution on one image.
+    r"""Count the multiply-adds of a 2-d convolution on one image.
 
-    $$D_K \cdot D_K \cdot \frac{M}{g} \cdot N \cdot D_F \cdot D_F$$   with $g$ = `groups`; $g = M = N$: depthwise.
+    $$D_K \cdot D_K \cdot \frac{M}{g} \cdot N \cdot D_F \cdot D_F$$
+    with $g$ = `groups`; $g = M = N$ is depthwise.
 
     Args:
         kernel: side of the kernel, or (height, width).
-        in_channels: channels that enter.
-        out_channels: channels that leave.
+        in_channels: number of input channels.
+        out_channels: number of output channels.
         out_size: side of the output feature map, or (height, width).
-        groups: groups of channels that do not see each other.
+        groups: number of groups of channels, each with its own filters.
 
     Raises:
-        ValueError: a number that is no whole number above 0, or channels that `groups`
-            does not divide.
+        ValueError: if a number is not a positive integer, or `groups` does not divide
+            the channels.
 
     Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 2 (groups=1) and Eq. 4
-    (groups=in_channels=out_channels). Departures: $D_F$ is the side of the output, so
-    that strides are right; the paper writes input and output the same. Test:
-    test_complexity.py::test_by_hand
+        (groups=in_channels=out_channels).
+    Departures: $D_F$ is the side of the output, so that strides are counted correctly;
+        the paper assumes equal input and output.
+    Test: test_complexity.py::test_by_hand
     """
     kernel_height, kernel_width = _pair(kernel, "kernel")
     height, width = _pair(out_size, "out_size")
-    m, n, g = (
-        _whole(in_channels, "in_channels"),
-        _whole(out_channels, "out_channels"),
-        _whole(groups, "groups"),
-    )
+    m = _check_size(in_channels, "in_channels")
+    n, g = _check_size(out_channels, "out_channels"), _check_size(groups, "groups")
     if m % g or n % g:
         raise ValueError(
             f"groups = {g} with in_channels = {m} and out_channels = {n}; expected"
@@ -62,22 +62,21 @@ def conv2d_macs(
 def depthwise_separable_macs(
     kernel: Size, in_channels: int | float, out_channels: int | float, out_size: Size
 ) -> int:
-    r"""Multiply-adds of a depthwise convolution and the 1×1 convolution after it, on
-    one image.
+    r"""Count the multiply-adds of a depthwise separable convolution on one image.
 
     $$D_K \cdot D_K \cdot M \cdot D_F \cdot D_F + M \cdot N \cdot D_F \cdot D_F$$
 
     Args:
         kernel: side of the depthwise kernel, or (height, width).
-        in_channels: channels that enter, and pass through the depthwise part.
-        out_channels: channels that leave.
+        in_channels: number of input channels, and of the depthwise filters.
+        out_channels: number of output channels.
         out_size: side of the output feature map, or (height, width).
 
     Raises:
-        ValueError: a number that is no whole number above 0.
+        ValueError: if a number is not a positive integer.
 
-    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 5; with channels and side
-        multiplied, arXiv:1704.04861v1, Eq. 6 and 7 and Table 3.
+    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 5; with multipliers for
+        channels and side, arXiv:1704.04861v1, Eq. 6 and 7 and Table 3.
     Departures: as `conv2d_macs`.
     Test: test_complexity.py::test_by_hand
     """
@@ -87,29 +86,26 @@ def depthwise_separable_macs(
     return depthwise + conv2d_macs(1, in_channels, out_channels, out_size)
 
 
-def _whole(value: Any, what: str) -> int:
+def _check_size(value: Any, what: str) -> int:
     try:
         number = operator.index(value)
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
         raise ValueError(
-            f"{what} = {value!r}; expected a whole number, as 224 // 32 gives and 224 /"
-            " 32 does not"
+            f"{what} = {value!r}; expected an integer:"
+            " 224 // 32 is one, 224 / 32 is a float"
         )
     if number < 1:
-        raise ValueError(
-            f"{what} = {number}; expected 1 or more; give a size or count above 0"
-        )
+        raise ValueError(f"{what} = {number}; expected at least 1")
     return number
 
 
 def _pair(value: Any, what: str) -> tuple[int, int]:
     if not isinstance(value, Sequence):
-        return (_whole(value, what),) * 2
+        return (_check_size(value, what),) * 2
     if len(value) != 2:
         raise ValueError(
-            f"{what} = {value!r}; expected one number for a square, or (height, width);"
-            " give one or two numbers"
+            f"{what} = {value!r}; expected one number for a square, or (height, width)"
         )
-    return _whole(value[0], what), _whole(value[1], what)
+    return _check_size(value[0], what), _check_size(value[1], what)

@@ -29,23 +29,20 @@ class LayerTime(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What a device reaches at best: multiply-adds a second, and bytes a second to and
-    from memory.
-    """
+    """A device's peak rates per second: multiply-adds, and bytes moved in memory."""
 
     macs_per_second: float
     bytes_per_second: float
 
     @property
     def ridge(self) -> float:
-        """The intensity, in MACs per byte, above which arithmetic and not memory is the
-        limit.
-        """
+        """Intensity in MACs per byte above which arithmetic is the limit."""
         return self.macs_per_second / self.bytes_per_second
 
     def attainable(self, intensity: float | int) -> float:
-        r"""Bound a layer's speed:
-        $\min(\text{peak}, \text{intensity} \times \text{bandwidth})$, in MACs a second.
+        r"""Bound a layer's speed in MACs per second.
+
+        $$\min(\text{peak}, \text{intensity} \times \text{bandwidth})$$
         """
         return min(self.macs_per_second, intensity * self.bytes_per_second)
 
@@ -101,8 +98,8 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
         ValueError: if `repeats` is below 1.
 
     Source: this book; arithmetic intensity after Williams et al., CACM 2009.
-    Departures: none. Test:
-    test_latency.py::test_rows_carry_the_profiles_macs_and_their_own_bytes
+    Departures: none.
+    Test: test_latency.py::test_rows_carry_the_profiles_macs_and_their_own_bytes
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}; expected at least 1")
@@ -146,7 +143,7 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
     rows = []
     for name, pairs in readings.items():
         seconds = [clock.seconds(*pair) for pair in pairs]
-        each = [
+        passes = [
             sum(seconds[i : i + calls[name]])
             for i in range(0, len(seconds), calls[name])
         ]
@@ -155,7 +152,7 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
             LayerTime(
                 name,
                 kind,
-                statistics.median(each),
+                statistics.median(passes),
                 macs[name],
                 moved[name] * calls[name],
             )
@@ -181,8 +178,9 @@ def measure_machine(
     Raises:
         ValueError: if `side` is below 1 or `seconds` is not above 0.
 
-    Source: Williams, Waterman & Patterson, CACM 52(4), 2009. Departures: counts a
-    multiply-add as one operation. Test: test_latency.py::test_roofline_is_a_minimum
+    Source: Williams, Waterman & Patterson, CACM 52(4), 2009.
+    Departures: counts a multiply-add as one operation.
+    Test: test_latency.py::test_roofline_is_a_minimum
     """
     if side < 1 or not seconds > 0:
         raise ValueError(
@@ -192,8 +190,8 @@ def measure_machine(
     a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
     source = torch.ones(64 * side * side, device=device)
     target = torch.empty_like(source)
-    product = min(_readings(lambda: torch.mm(a, b), device, seconds))
-    copy = min(_readings(lambda: target.copy_(source), device, seconds))
+    product = min(_measure_calls(lambda: torch.mm(a, b), device, seconds))
+    copy = min(_measure_calls(lambda: target.copy_(source), device, seconds))
     return Machine(side**3 / product, 2 * source.numel() * source.element_size() / copy)
 
 
@@ -202,8 +200,7 @@ def time_call(
     device: torch.device | str = "cpu",
     seconds: float | int = 0.2,
 ) -> float:
-    """Time one call of a function: the median over as many calls as fit into `seconds`,
-    at least three.
+    """Time a function: the median over the calls that fit into `seconds`, at least 3.
 
     Args:
         run: called without arguments; one warm-up call precedes the timed calls.
@@ -217,15 +214,15 @@ def time_call(
     Raises:
         ValueError: if `seconds` is not above 0.
 
-    Source: this book. Departures: none. Test:
-    test_latency.py::test_a_call_is_timed_by_its_median
+    Source: this book. Departures: none.
+    Test: test_latency.py::test_a_call_is_timed_by_its_median
     """
     if not seconds > 0:
         raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")
-    return statistics.median(_readings(run, torch.device(device), seconds))
+    return statistics.median(_measure_calls(run, torch.device(device), seconds))
 
 
-def _readings(
+def _measure_calls(
     run: Callable[[], object], device: torch.device, seconds: float
 ) -> list[float]:
     clock, pairs = _Clock(device), []

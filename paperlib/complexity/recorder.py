@@ -1,16 +1,14 @@
-"""Run a network on tensors without data and write down every operation that costs
-multiply-adds.
+"""Record every operation of a network that costs multiply-adds, without data.
 
-The network runs as it is, on inputs that live on the meta device. A dispatch mode,
-which acts on its own thread only, sees each operation before any device does, puts a
-meta stand-in in the place of each real tensor (a weight, a buffer or any attribute) and
-hands back a tensor of the right shape. So nothing is computed, no weight is copied,
-moved or exchanged, and a model on a GPU stays there, untouched. What each operation
-counts is in `rules`.
+The network runs unchanged, on inputs on the meta device. A dispatch mode, which acts on
+its own thread only, intercepts each operation, replaces each real tensor (a weight, a
+buffer or any attribute) by a meta tensor and returns a meta tensor of the right shape.
+So nothing is computed, no weight is copied or moved, and a model on a GPU stays there.
+What each operation counts is in `rules`.
 
-Below autograd, where `paperlib.complexity.counting.profile` runs this, the mode sees
-`linear`, `conv2d`, `batch_norm` or `scaled_dot_product_attention` whole, before PyTorch
-takes them apart.
+`paperlib.complexity.counting.profile` runs this below autograd, where the mode receives
+`linear`, `conv2d`, `batch_norm` or `scaled_dot_product_attention` before PyTorch
+decomposes them.
 """
 
 import math
@@ -31,19 +29,20 @@ _CALL: CodeType = nn.Module._call_impl.__code__
 class Layer(NamedTuple):
     """One row of a profile, in execution order.
 
-    name: dotted name of the module in whose forward the operation ran ("" for the model
-        itself); for the kind "parameter" the parameter's own name.
-    kind: "conv", "pointwise conv" (1×1, ungrouped, in any number of dimensions),
-        "depthwise conv" (one group a channel, whatever the kernel), "grouped conv" (any
-        other groups, 1×1 too), "transposed conv", "deformable conv", "linear",
-        "bilinear", "matmul", "attention" (scaled_dot_product_attention, and the
-        products inside nn.MultiheadAttention; attention written out by hand is two
-        "matmul"), "recurrent", and without MACs "norm", "parameter" (used outside all
-        of these, as a class token or a position embedding) and "unused" (by this
-        forward, as an auxiliary head in eval mode).
-    output_shape: with the batch dimension.
-    macs: multiply-adds of this call.
-    params: elements of the parameters that it uses and no earlier row did.
+    Fields:
+        name: dotted name of the module in whose forward the operation ran ("" for the
+            model itself); for the kind "parameter" the parameter's own name.
+        kind: "conv", "pointwise conv" (1×1, ungrouped, in any number of dimensions),
+            "depthwise conv" (one group per channel, any kernel), "grouped conv" (any
+            other groups, also 1×1), "transposed conv", "deformable conv", "linear",
+            "bilinear", "matmul", "attention" (scaled_dot_product_attention, and the
+            products inside nn.MultiheadAttention; attention written as products is two
+            "matmul"), "recurrent", and without MACs "norm", "parameter" (used outside
+            all of these, as a class token or a position embedding) and "unused" (by
+            this forward, as an auxiliary head in eval mode).
+        output_shape: with the batch dimension.
+        macs: multiply-adds of this call.
+        params: elements of its parameters that no earlier row used.
     """
 
     name: str
@@ -53,16 +52,15 @@ class Layer(NamedTuple):
     params: int
 
 
-class Tape(TorchDispatchMode):
-    """The mode that counts: `rows` in execution order, and `counts` of what conventions
-    disagree about.
+class MacRecorder(TorchDispatchMode):
+    """The dispatch mode that collects `rows`, in execution order, and `counts`.
 
     A tensor is constant if it is a parameter, a buffer or computed from nothing else; a
-    layer's output never is. `origin` tells from which parameters a constant comes. So a
-    convolution whose weight was standardised or multiplied by a gain still owns its
-    parameters, and a norm over a weight is not taken for a layer.
+    layer's output never is. `origin` returns the parameters that a constant was
+    computed from. So a convolution whose weight was standardised or multiplied by a
+    gain still owns its parameters, and a norm over a weight does not count as a layer.
 
-    Source: this book; it counts as `paperlib.complexity.counting.profile` says.
+    Source: this book; it counts as `paperlib.complexity.counting.profile` documents.
     Departures: none.
     Test: test_complexity.py::test_parameters_belong_to_the_layer_that_uses_them
     """
@@ -71,18 +69,18 @@ class Tape(TorchDispatchMode):
         self,
         modules: list[tuple[str, nn.Module]],
         rules: Mapping[Any, "Rule"],
-        other: "Rule",
+        default_rule: "Rule",
     ):
         super().__init__()
-        self._rules, self._other = rules, other
+        self._rules, self._default_rule = rules, default_rule
         self.rows: list[Layer] = []
         self.counts: Counter[str] = Counter()
         self._names = {id(module): name for name, module in modules}
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._real: dict[tuple[int, int], frozenset[str]] = {}
         self._origins: dict[int, frozenset[str]] = {}
-        # Stand-ins and constants are held to the end: a freed storage's address, used
-        # again, would inherit its origin.
+        # References to stand-ins and constants are stored to the end: a new storage at
+        # a freed address would inherit its origin.
         self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
         self._constants: list[Tensor] = []
         self._claimed: set[str] = set()
@@ -103,31 +101,27 @@ class Tape(TorchDispatchMode):
             self._real[storage, parameter.storage_offset()] = frozenset({name})
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return self._rules.get(func, self._other)(self, func, args, kwargs or {})
+        return self._rules.get(func, self._default_rule)(self, func, args, kwargs or {})
 
     def origin(self, tensor: Tensor) -> frozenset[str] | None:
-        """The parameters that a constant was computed from; None for what depends on
-        the network's inputs.
-        """
+        """Return the parameters that a constant depends on; None for an activation."""
         if tensor.is_meta:
             return self._origins.get(tensor.untyped_storage()._cdata)
         return self._real.get(
             (tensor.untyped_storage()._cdata, tensor.storage_offset()), frozenset()
         )
 
-    def to_meta(self, value: Any, found: list[Tensor]) -> Any:
-        """Put stand-ins for real tensors, and meta for any device, into an argument;
-        append its tensors to `found`.
-        """
+    def to_meta(self, value: Any, tensors: list[Tensor]) -> Any:
+        """Replace tensors and devices in an argument by meta ones; collect tensors."""
         if isinstance(value, Tensor):
             if not value.is_meta:
                 value = self._stand_in(value)
-            found.append(value)
+            tensors.append(value)
             return value
         if isinstance(value, (list, tuple)):
             return type(value)(
                 [
-                    item if isinstance(item, int) else self.to_meta(item, found)
+                    item if isinstance(item, int) else self.to_meta(item, tensors)
                     for item in value
                 ]
             )
@@ -143,19 +137,19 @@ class Tape(TorchDispatchMode):
         return self._stand_ins[id(real)][1]
 
     def run(self, func, args: tuple, kwargs: dict) -> Any:
-        """Run one operation on the meta device, and follow which results are constant."""
-        found: list[Tensor] = []
-        meta_args = [self.to_meta(arg, found) for arg in args]
+        """Run an operation on the meta device; track which results are constant."""
+        tensors: list[Tensor] = []
+        meta_args = [self.to_meta(arg, tensors) for arg in args]
         meta_kwargs = (
-            {name: self.to_meta(value, found) for name, value in kwargs.items()}
+            {name: self.to_meta(value, tensors) for name, value in kwargs.items()}
             if kwargs
             else {}
         )
         out = func(*meta_args, **meta_kwargs)
-        self._follow(func, [self.origin(tensor) for tensor in found], out)
+        self._follow(func, [self.origin(tensor) for tensor in tensors], out)
         for real, stand_in in zip(args, meta_args, strict=True):
             if out is stand_in:
-                # an in-place operation returns the very tensor that it was given
+                # An in-place operation returns its argument itself.
                 return real
         return out
 
@@ -168,24 +162,19 @@ class Tape(TorchDispatchMode):
                 self._constants.append(tensor)
         elif constant:
             self.touch(*constant)
-            if (
-                func._schema.is_mutable
-            ):  # zeros that an activation was written into are constant no more
+            # Writing an activation into a constant makes it non-constant.
+            if func._schema.is_mutable:
                 for tensor in _tensors(out):
                     self._origins.pop(tensor.untyped_storage()._cdata, None)
 
     def touch(self, *origins: frozenset[str] | None) -> None:
-        """Remember where parameters met an activation; those that no row claims are
-        listed there.
-        """
+        """Store where parameters are first used, for those without a row of a layer."""
         for origin in origins:
             for name in origin or ():
                 self._touched.setdefault(name, len(self.rows))
 
     def add(self, kind: str, macs: int, out: Tensor, *constants: Tensor | None) -> None:
-        """Write a row for the module whose forward runs; it owns what parameters of
-        `constants` none owned before.
-        """
+        """Add a row for the running module; it owns all parameters not owned before."""
         names = {
             name
             for tensor in constants
@@ -200,17 +189,15 @@ class Tape(TorchDispatchMode):
         )
 
     def module(self) -> nn.Module | None:
-        """The innermost module of the model whose forward is running on this thread."""
+        """Return the innermost module whose forward is running on this thread."""
         return innermost_module(sys._getframe(1), self._names)
 
     def module_name(self) -> str:
-        """That module's dotted name, "" for the model itself."""
+        """Return that module's dotted name, "" for the model itself."""
         return self._names.get(id(self.module()), "")
 
     def finish(self) -> list[Layer]:
-        """All rows: those written, and parameters that belong to none, where first used
-        or else at the end.
-        """
+        """Return all rows, with those of parameters that no operation owns."""
         before: dict[int, list[str]] = {}
         unused: Counter[str] = Counter()
         for name, size in self._sizes.items():
@@ -238,22 +225,20 @@ class Tape(TorchDispatchMode):
         ]
 
 
-# What to do with an operation: takes the tape, the operation and its arguments, and
-# returns its result.
-Rule = Callable[[Tape, Any, tuple, dict], Any]
+# How an operation runs and counts: recorder, operation and arguments → its result.
+Rule = Callable[[MacRecorder, Any, tuple, dict], Any]
 
 
 def innermost_module(
     frame: FrameType | None, names: dict[int, str]
 ) -> nn.Module | None:
-    """Walk a stack outwards to the first `forward` of, or call to, a module that is in
-    `names`.
+    """Find the innermost module in `names` whose forward or call is on a stack.
 
-    Reading the stack needs no hook, so other threads that run the same model see
-    nothing of us.
+    Reading the stack needs no hook, so other threads that run the same model are not
+    affected.
 
     Source: none; our own. Departures: none. Test:
-    test_complexity.py::test_functional_calls_belong_to_the_module_whose_forward_runs
+        test_complexity.py::test_functional_calls_belong_to_the_module_whose_forward_runs
     """
     while frame is not None:
         if frame.f_code is _CALL or frame.f_code.co_name == "forward":

@@ -1,4 +1,4 @@
-"""Images with labels and masks, read from packages and folders, never from the network."""
+"""Images with labels and masks, from installed packages and from folders."""
 
 from paperlib.datasets.archive import Unpacked, open_folder, unpack
 from paperlib.datasets.folders import (

@@ -1,6 +1,4 @@
-"""Unpack an archive that came from somewhere else, so that nothing lands outside the
-folder and nothing half done.
-"""
+"""Unpack archives safely: atomically, and never outside the target folder."""
 
 import errno
 import lzma
@@ -18,9 +16,9 @@ from typing import IO, NamedTuple
 
 MAX_BYTES = 20 * 1024**3  # unpacked; MVTec AD takes about 5 GiB
 MAX_MEMBERS = 200_000  # MVTec AD has fewer than 7,000
-_CHUNK = 1024 * 1024
-_MAX_NAME = 1024 * 1024  # bytes of what a tar says about one member
-_DAMAGE = (
+_READ_BYTES = 1024 * 1024
+_MAX_NAME_BYTES = 1024 * 1024  # of one member's extended header in a tar
+_CORRUPTION_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
     lzma.LZMAError,
@@ -33,9 +31,7 @@ _DAMAGE = (
 
 
 class Unpacked(NamedTuple):
-    """What `unpack` did: where the files lie, how many there are, and their bytes
-    together.
-    """
+    """The result of `unpack`: the folder, the number of files, and their total size."""
 
     folder: Path
     files: int
@@ -43,15 +39,13 @@ class Unpacked(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.files:,} files of {self.size / 1e6:,.1f} MB unpacked to"
-            f" {self.folder}"
+            f"{self.files:,} files of {self.size / 1e6:,.1f} MB unpacked"
+            f" to {self.folder}"
         )
 
 
 class _Member(NamedTuple):
-    """A file (with what it holds) or a folder (without) of an archive; `kind` is what
-    else it may be.
-    """
+    """A file (with content) or folder; `kind` is "" unless it is another kind."""
 
     name: str
     content: IO[bytes] | None
@@ -65,42 +59,40 @@ def unpack(
     max_bytes: int = MAX_BYTES,
     max_members: int = MAX_MEMBERS,
 ) -> Unpacked:
-    """Unpack a tar (plain, gz, bz2 or xz) or zip into a folder that does not exist yet,
-    or is empty.
+    """Unpack a tar (plain, gz, bz2 or xz) or zip into a new or empty folder.
 
-    Files go to a temporary folder beside it, which gets its name when all are there;
-    after any error nothing is left. Only files and folders are unpacked, with the
-    user's own permissions: a link, a device, a name that leads out of the folder, or a
-    name that comes twice ends it.
+    Files are written to a temporary folder next to it, which is renamed when complete;
+    after an error nothing remains. Only files and folders are unpacked, with the user's
+    default permissions: a link, a device, a duplicate name, or a name that leads out of
+    the folder raises.
 
     Args:
         archive: the file, such as mvtec_anomaly_detection.tar.xz as downloaded.
         folder: to unpack to; its parent must exist.
-        max_bytes: most bytes that all files may take together, counted as they are
-            written.
-        max_members: most files and folders.
+        max_bytes: limit on the total size of all files, counted as they are written.
+        max_members: limit on the number of files and folders.
 
     Returns:
-        the folder, the number of files and their bytes; `print` it to say what was
-        done.
+        the folder, the number of files and their bytes; printing it reports them.
 
     Raises:
-        ValueError: if the archive is missing, damaged, cut short, of another kind,
-            encrypted, too large, or holds anything else than files and folders within
-            it; if the folder holds something, or its parent is missing.
+        ValueError: if the archive is missing, corrupt, truncated, of another kind,
+            encrypted, too large, or contains anything but files and folders within it;
+            if the folder is not empty, or its parent is missing.
 
-    Source: this book. Departures: none. Test: test_archive.py::test_no_path_leads_out
+    Source: this book. Departures: none.
+    Test: test_archive.py::test_no_path_leads_out
     """
     archive, folder = Path(archive), Path(folder)
     if not archive.is_file():
         raise ValueError(f"no archive {archive}; check the path")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(
-            f"{folder} is there already, and not empty; give another folder, or"
-            " remove it"
+            f"{folder} already exists and is not empty;"
+            " pass another folder, or remove it"
         )
     if not folder.parent.is_dir():
-        raise ValueError(f"no folder {folder.parent} to unpack into; make it first")
+        raise ValueError(f"no folder {folder.parent} to unpack into; create it first")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
@@ -108,22 +100,23 @@ def unpack(
         if folder.exists():
             folder.rmdir()  # Windows renames onto no folder, not even an empty one
         temporary.replace(folder)
-    except _DAMAGE as error:
+    except _CORRUPTION_ERRORS as error:
         raise ValueError(
-            f"{archive} is damaged or not complete ({error}); download it again"
+            f"{archive} is corrupt or incomplete ({error}); download it again"
         ) from error
     except RecursionError as error:
         raise ValueError(
-            f"{archive} holds folders or names nested too deep; nothing was unpacked"
+            f"{archive} contains names nested too deep; nothing was unpacked"
         ) from error
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(
-                f"{archive} holds a name that is too long here; nothing was unpacked"
+                f"{archive} contains a name too long for this file system;"
+                " nothing was unpacked"
             ) from error
-        if error.errno is None:  # gzip and bz2 say so of damaged data
+        if error.errno is None:  # raised by gzip and bz2 for corrupt data
             raise ValueError(
-                f"{archive} is damaged or not complete ({error}); download it again"
+                f"{archive} is corrupt or incomplete ({error}); download it again"
             ) from error
         raise
     finally:
@@ -139,10 +132,10 @@ def _write(
     for number, member in enumerate(_members(archive), start=1):
         if number > max_members:
             raise ValueError(
-                f"{archive} holds more than {max_members:,} files and folders; raise"
-                " max_members to allow"
+                f"{archive} contains more than {max_members:,} files and folders;"
+                " raise max_members to allow more"
             )
-        path = target / _inside(archive, member)
+        path = target / _check_member(archive, member)
         try:
             if member.content is None:
                 path.mkdir(parents=True, exist_ok=True)
@@ -151,31 +144,29 @@ def _write(
             output = open(path, "xb")  # noqa: SIM115 (closed below)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(
-                f"{archive} holds {member.name!r} twice, or as file and folder; nothing"
-                " done"
+                f"{archive} contains {member.name!r} twice, or as file and folder;"
+                " nothing was unpacked"
             ) from error
         with output, member.content:
-            while chunk := member.content.read(_CHUNK):
+            while chunk := member.content.read(_READ_BYTES):
                 size += len(chunk)
                 if size > max_bytes:
                     raise ValueError(
-                        f"{archive} holds more than {max_bytes:,} bytes; raise"
-                        " max_bytes to allow more"
+                        f"{archive} contains more than {max_bytes:,} bytes;"
+                        " raise max_bytes to allow more"
                     )
                 output.write(chunk)
         files += 1
     return files, size
 
 
-def _inside(archive: Path, member: _Member) -> str:
-    """The member's path, once it is a plain one: read as Windows does, both kinds of
-    slashes part names.
-    """
+def _check_member(archive: Path, member: _Member) -> str:
+    """Return the member's path, or raise if it is unsafe, also on Windows."""
     parts = PureWindowsPath(member.name)
     if member.kind:
         raise ValueError(
-            f"{archive} holds the {member.kind} {member.name!r}; expected only files"
-            " and folders"
+            f"{archive} contains the {member.kind} {member.name!r};"
+            " expected only files and folders"
         )
     nameless = member.content is not None and not parts.parts
     if (
@@ -186,7 +177,7 @@ def _inside(archive: Path, member: _Member) -> str:
         or nameless
     ):
         raise ValueError(
-            f"{archive} holds {member.name!r}, which may lead out of the folder;"
+            f"{archive} contains {member.name!r}, which may lead out of the folder;"
             " nothing was unpacked"
         )
     return member.name
@@ -200,7 +191,7 @@ def _members(archive: Path) -> Iterator[_Member]:
         opened = tarfile.open(archive, tarinfo=_TarInfo)  # noqa: SIM115 (closed below)
     except tarfile.ReadError as error:
         raise ValueError(
-            f"{archive} is no tar or zip archive that is whole; download it again"
+            f"{archive} is not a complete tar or zip archive; download it again"
         ) from error
     with opened as tar:
         for info in tar:
@@ -217,21 +208,20 @@ def _members(archive: Path) -> Iterator[_Member]:
 
 
 class _TarInfo(tarfile.TarInfo):
-    """Refuses long names of no length that a name has, which tarfile would read into
-    memory whole.
-    """
+    """Rejects extended headers above 1 MiB, which tarfile would read into memory."""
 
     def _proc_member(self, tar):
-        about = (
+        header_types = (
             tarfile.GNUTYPE_LONGNAME,
             tarfile.GNUTYPE_LONGLINK,
             tarfile.XHDTYPE,
             tarfile.XGLTYPE,
             tarfile.SOLARIS_XHDTYPE,
         )
-        if self.type in about and self.size > _MAX_NAME:
+        if self.type in header_types and self.size > _MAX_NAME_BYTES:
             raise ValueError(
-                f"{tar.name} holds a name of {self.size:,} bytes; nothing was unpacked"
+                f"{tar.name} contains a name of {self.size:,} bytes;"
+                " nothing was unpacked"
             )
         return super()._proc_member(tar)
 
@@ -250,22 +240,19 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
 
 
 def open_folder(path: str | Path) -> Path:
-    """Give the folder of your pictures: itself, or what is in its archive, unpacked to
-    a temporary folder.
+    """Return a folder of images, or unpack its archive into a temporary folder.
 
-    Each call unpacks the archive again; the copies are not removed.
-
-    Folders can't be dropped onto Colab, and a zip can. A zip of one folder gives what
-    is in that folder.
+    Each call unpacks the archive again; the copies are not removed. Colab accepts
+    uploads of a zip, not of a folder. For a zip of one folder that folder is returned.
 
     Args:
         path: of a folder, or of a zip or tar.
 
     Raises:
-        ValueError: if there is nothing, or an archive can't be unpacked safely.
+        ValueError: if nothing is there, or an archive can't be unpacked safely.
 
-    Source: this book. Departures: none. Test:
-    test_notebook_runtime.py::test_a_zip_is_as_good_as_its_folder
+    Source: this book. Departures: none.
+    Test: test_notebook_runtime.py::test_a_zip_is_as_good_as_its_folder
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -279,13 +266,15 @@ def open_folder(path: str | Path) -> Path:
     folder = unpack(path, Path(tempfile.mkdtemp(), "pictures")).folder
     shutil.rmtree(folder / "__MACOSX", ignore_errors=True)  # macOS adds it to each zip
     while True:
-        inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-        # A single folder of pictures is a kind, such as `normal`; a single folder of
-        # folders is a wrapping.
+        entries = [
+            entry for entry in folder.iterdir() if not entry.name.startswith(".")
+        ]
+        # A single folder of images is a class, such as `normal`; a single folder of
+        # folders is the wrapper that zip programs add.
         if (
-            len(inside) != 1
-            or not inside[0].is_dir()
-            or not any(entry.is_dir() for entry in inside[0].iterdir())
+            len(entries) != 1
+            or not entries[0].is_dir()
+            or not any(entry.is_dir() for entry in entries[0].iterdir())
         ):
             return folder
-        folder = inside[0]
+        folder = entries[0]

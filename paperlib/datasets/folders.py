@@ -1,4 +1,4 @@
-"""Data sets that lie in folders: MVTec AD as it is published, and anyone's pictures."""
+"""Data sets in folders: MVTec AD as published, and the user's own images."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -21,55 +21,41 @@ from paperlib.datasets.image_files import (
 from paperlib.datasets.items import Item
 
 MVTEC_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
-MVTEC_OBJECTS = (
-    "bottle",
-    "cable",
-    "capsule",
-    "hazelnut",
-    "metal_nut",
-    "pill",
-    "screw",
-    "toothbrush",
-    "transistor",
-    "zipper",
+MVTEC_OBJECTS = tuple(
+    "bottle cable capsule hazelnut metal_nut pill screw toothbrush transistor"
+    " zipper".split()
 )
 RESIZE, CROP = 256, 224  # PaDiM, Sec. IV-B: pixels
-MAX_TURN = 10  # PaDiM, Sec. IV-A: degrees to either side, of Rd-MVTec AD
+MAX_TURN = 10  # PaDiM, Sec. IV-A: degrees in either direction, of Rd-MVTec AD
 VARIANTS = ("centered", "random")
-_FRAMES_FOLDER = re.compile(
-    r"[\d_-]+"
-)  # 01_001: anything else might hold defects, and is never taken for normal
-_NORMAL_MASK = Path()  # stands for a mask without a file: nothing is marked
-View = Callable[
-    [Image.Image, int, Image.Resampling], Image.Image
-]  # picture, its number, filter → what is shown
+# For example 01_001. Any other folder may contain defects, and is never assumed normal.
+_FRAMES_FOLDER = re.compile(r"[\d_-]+")
+_NORMAL_MASK = Path()  # stands for a mask without a file: no defect
+# Image, its index, filter → the transformed image.
+View = Callable[[Image.Image, int, Image.Resampling], Image.Image]
 
 
 class Sample(NamedTuple):
-    """A picture's file, its label, and its mask: a file, a frame of a file of masks,
-    nothing marked, or not known.
-    """
+    """An image file, its label, and its mask: a file, a frame of a file, or None."""
 
     path: Path
     label: int
     mask: Path | tuple[Path, int] | None
 
     def read_mask(self, size: tuple[int, int]) -> np.ndarray:
-        """Read the mask, bool of shape (height, width); `size` is (width, height) of
-        the picture.
-        """
+        """Read the mask, bool (h, w), of an image of `size` (width, height)."""
         if self.mask == _NORMAL_MASK:
             return np.zeros(size[::-1], dtype=bool)
         if isinstance(self.mask, tuple):
             file, frame = self.mask
-            mask = _array(file)[frame] != 0
+            mask = _map_array(file)[frame] != 0
         else:
             file = self.mask
             mask = read_mask(file)
         if mask.shape != size[::-1]:
             raise ValueError(
-                f"{self.path}: the picture has {size[0]}×{size[1]} pixels and its mask "
-                f"{mask.shape[1]}×{mask.shape[0]}, in {file.name}"
+                f"{self.path}: the image has {size[0]}×{size[1]} pixels and its mask"
+                f" {mask.shape[1]}×{mask.shape[0]}, in {file.name}"
             )
         if not mask.any() and not isinstance(self.mask, tuple):
             raise ValueError(f"{self.path}: its mask {self.mask.name} marks no pixel")
@@ -77,21 +63,19 @@ class Sample(NamedTuple):
 
 
 class FolderDataset(Dataset):
-    """Items read from files as they are asked for. `MVTecAD` and `folder` make it.
+    """Items read from files on access. `MVTecAD` and `folder` create it.
 
     Args:
-        samples: what there is.
-        view: resizes, turns and crops a picture and, in the same way, its mask.
+        samples: files, labels and masks.
+        view: resizes, rotates and crops an image and, in the same way, its mask.
         where: the folder, for messages.
-        check: read every picture and mask once, so that all damaged ones are named
-            together and at once.
+        check: read every image and mask once, so that one error names all corrupt ones.
 
     Raises:
-        ValueError: naming up to ten pictures or masks that can't be read or do not fit
-            each other.
+        ValueError: naming up to ten images or masks that can't be read or do not match.
 
-    Source: this book. Departures: none. Test:
-    test_folders.py::test_damaged_files_are_named_together
+    Source: this book. Departures: none.
+    Test: test_folders.py::test_damaged_files_are_named_together
     """
 
     def __init__(
@@ -99,17 +83,10 @@ class FolderDataset(Dataset):
     ):
         self.samples, self._view = list(samples), view
         if check:
-            with ThreadPoolExecutor(
-                2
-            ) as pool:  # Pillow frees Python's lock while it decodes
-                raise_problems(
-                    [
-                        problem
-                        for problem in pool.map(_problem, self.samples)
-                        if problem
-                    ],
-                    where,
-                )
+            # Pillow releases the GIL while it decodes.
+            with ThreadPoolExecutor(2) as pool:
+                problems = pool.map(_find_problem, self.samples)
+                raise_problems([text for text in problems if text], where)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -117,25 +94,27 @@ class FolderDataset(Dataset):
     def __getitem__(self, index: int) -> Item:
         sample = self.samples[index]
         number = index % len(self.samples)
-        picture = read_image(sample.path)
+        original = read_image(sample.path)
         mask = None
         if sample.mask is not None:
-            full = Image.fromarray(sample.read_mask(picture.size).astype(np.uint8))
+            mask_image = Image.fromarray(
+                sample.read_mask(original.size).astype(np.uint8)
+            )
             mask = torch.from_numpy(
-                np.array(self._view(full, number, Image.Resampling.NEAREST))
+                np.array(self._view(mask_image, number, Image.Resampling.NEAREST))
             ).bool()
-        shown = torch.from_numpy(
-            np.array(self._view(picture, number, Image.Resampling.BICUBIC))
+        image = torch.from_numpy(
+            np.array(self._view(original, number, Image.Resampling.BICUBIC))
         )
         return Item(
-            shown.movedim(-1, 0).contiguous().float() / 255,
+            image.movedim(-1, 0).contiguous().float() / 255,
             sample.label,
             mask,
             str(sample.path),
         )
 
 
-def _problem(sample: Sample) -> str | None:
+def _find_problem(sample: Sample) -> str | None:
     try:
         size = read_image(sample.path).size
         if sample.mask is not None:
@@ -149,33 +128,32 @@ class MVTecAD(FolderDataset):
 
     The layout is the published one: category/train/good, category/test/good,
     category/test/(defect) and category/ground_truth/(defect)/(name)_mask.png. The
-    fifteen categories are `MVTEC_TEXTURES` and `MVTEC_OBJECTS`. Pictures are resized
-    (bicubic; masks nearest) and then cropped in the middle; greyscale ones get three
-    equal channels. The variant "random" makes Rd-MVTec AD: each picture, of training
-    and test alike, is turned by up to 10° to either side and cropped anywhere, and its
-    mask with it, as `seed` and its number say.
+    fifteen categories are `MVTEC_TEXTURES` and `MVTEC_OBJECTS`. Images are resized
+    (bicubic; masks nearest) and then cropped at the centre; greyscale ones get three
+    equal channels. The variant "random" creates Rd-MVTec AD: each training and test
+    image is rotated by up to 10° in either direction and cropped at random, and its
+    mask with it; the draw depends on `seed` and the image's index.
 
     Args:
-        root: the folder of the categories; `archive.unpack` makes it from the published
-            archive.
+        root: the folder of the categories; `archive.unpack` creates it from the
+            published archive.
         category: its name.
-        split: "train" (normal pictures only) or "test".
+        split: "train" (normal images only) or "test".
         variant: "centered" or "random".
-        resize: side in pixels of the square that the picture is resized to first.
+        resize: side in pixels of the square that the image is resized to first.
         crop: side in pixels of the square cut out of that.
-        seed: of the turns and crops of the variant "random".
-        check: read every file once now, so that all damaged ones are named together.
+        seed: of the rotations and crops of the variant "random".
+        check: read every file once now, so that one error names all corrupt ones.
 
     Raises:
-        ValueError: if a folder is missing, a mask has no picture or a defective picture
-            no mask, or files can't be read or do not fit each other: one error that
-            names up to ten.
+        ValueError: if a folder is missing, a mask has no image or a defective image no
+            mask, or files can't be read or do not match: one error that names up to
+            ten.
 
     Source: PaDiM, arXiv:2011.08785, Sec. IV-A and IV-B; Bergmann et al., CVPR 2019.
         Licence of the data: CC BY-NC-SA 4.0.
-    Departures: the paper does not say what fills the corners of a turned picture; here
-        black, and not a defect. It does not say how masks are resized; here each pixel
-        takes the nearest one.
+    Departures: the paper does not say what fills the corners of a rotated image (here
+        black, and not a defect), nor how masks are resized (here nearest neighbour).
     Test: test_folders.py::test_the_official_layout_is_read
     """
 
@@ -193,23 +171,20 @@ class MVTecAD(FolderDataset):
     ):
         if split not in ("train", "test") or variant not in VARIANTS:
             raise ValueError(
-                f"split={split!r}, variant={variant!r}; expected split 'train' or"
-                f" 'test', variant one of {', '.join(VARIANTS)}"
+                f"split={split!r}, variant={variant!r}; expected split 'train'"
+                f" or 'test', variant one of {', '.join(VARIANTS)}"
             )
         if not 1 <= crop <= resize:
             raise ValueError(
                 f"resize={resize}, crop={crop}; expected 1 ≤ crop ≤ resize, in pixels"
             )
-        self.root, self.category, self.split, self.variant = (
-            Path(root),
-            category,
-            split,
-            variant,
-        )
+        self.root, self.category, self.split = Path(root), category, split
+        self.variant = variant
         known = categories(root)
         if category not in known:
             raise ValueError(
-                f"no category {category!r} in {root}; there are {', '.join(known)}"
+                f"no category {category!r} in {root};"
+                f" expected one of {', '.join(known)}"
             )
         self._resize, self._crop, self._seed = resize, crop, seed
         samples = (
@@ -217,30 +192,29 @@ class MVTecAD(FolderDataset):
             if split == "train"
             else _test_samples(self._folder)
         )
-        super().__init__(samples, self._shown, self._folder, check)
+        super().__init__(samples, self._transform, self._folder, check)
 
     @property
     def _folder(self) -> Path:
         return self.root / self.category
 
-    def _shown(
-        self, picture: Image.Image, number: int, resampling: Image.Resampling
+    def _transform(
+        self, image: Image.Image, number: int, resampling: Image.Resampling
     ) -> Image.Image:
-        picture = picture.resize((self._resize, self._resize), resampling)
+        image = image.resize((self._resize, self._resize), resampling)
         margin = self._resize - self._crop
         left = top = round(margin / 2)
         if self.variant == "random":
             random = np.random.default_rng(
                 (self._seed, ("train", "test").index(self.split), number)
             )
-            picture = picture.rotate(random.uniform(-MAX_TURN, MAX_TURN), resampling)
+            image = image.rotate(random.uniform(-MAX_TURN, MAX_TURN), resampling)
             left, top = random.integers(0, margin, size=2, endpoint=True).tolist()
-        return picture.crop((left, top, left + self._crop, top + self._crop))
+        return image.crop((left, top, left + self._crop, top + self._crop))
 
 
 def categories(root: str | Path) -> list[str]:
-    """Name the categories in a folder of MVTec AD's layout: those of its folders that
-    have a folder `train`.
+    """List the categories in MVTec AD's layout: the folders that contain `train`.
 
     Args:
         root: the folder.
@@ -254,37 +228,38 @@ def categories(root: str | Path) -> list[str]:
     Source: Bergmann et al., CVPR 2019. Departures: none.
     Test: test_folders.py::test_missing_folders_are_named
     """
-    root = _existing(root)
-    found = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
-    if not found:
-        inside = (
+    root = _check_folder(root)
+    names = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
+    if not names:
+        entries = (
             ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
         )
         raise ValueError(
-            f"no category in {root}: expected folders such as bottle/train/good; there"
-            f" is {inside}"
+            f"no category in {root}: expected folders such as bottle/train/good,"
+            f" found {entries}"
         )
-    return found
+    return names
 
 
 def _train_samples(folder: Path) -> list[Sample]:
-    others = [
+    unexpected = [
         path.name
         for path in sorted((folder / "train").iterdir())
         if path.is_dir() and path.name != "good"
     ]
     raise_problems(
-        [f"{name}: only 'good' belongs here" for name in others], folder / "train"
+        [f"{name}: expected only the folder 'good'" for name in unexpected],
+        folder / "train",
     )
     return [
         Sample(path, 0, _NORMAL_MASK)
-        for path in _pictures_in(folder / "train" / "good")
+        for path in _list_images(folder / "train" / "good")
     ]
 
 
 def _test_samples(folder: Path) -> list[Sample]:
     samples = [
-        Sample(path, 0, _NORMAL_MASK) for path in _pictures_in(folder / "test" / "good")
+        Sample(path, 0, _NORMAL_MASK) for path in _list_images(folder / "test" / "good")
     ]
     truth, problems = folder / "ground_truth", []
     defects = {path.name for path in (folder / "test").iterdir() if path.is_dir()} - {
@@ -296,24 +271,22 @@ def _test_samples(folder: Path) -> list[Sample]:
         else set()
     )
     for defect in sorted(defects | masked):
-        pictures = (
-            list_image_files(folder / "test" / defect) if defect in defects else []
-        )
+        images = list_image_files(folder / "test" / defect) if defect in defects else []
         masks = (
             {path.stem: path for path in list_image_files(truth / defect)}
             if defect in masked
             else {}
         )
-        for path in pictures:
+        for path in images:
             mask = masks.pop(f"{path.stem}_mask", None)
             if mask is None:
                 problems.append(
-                    f"test/{defect}/{path.name} has no mask"
-                    f" ground_truth/{defect}/{path.stem}_mask.png"
+                    f"test/{defect}/{path.name} has no"
+                    f" mask ground_truth/{defect}/{path.stem}_mask.png"
                 )
             samples.append(Sample(path, 1, mask))
         problems += [
-            f"ground_truth/{defect}/{path.name} has no picture in test/{defect}"
+            f"ground_truth/{defect}/{path.name} has no image in test/{defect}"
             for path in masks.values()
         ]
     raise_problems(problems, folder)
@@ -357,22 +330,23 @@ def folder(
             in number, or if files cannot be read (the error names up to ten).
 
     Source: this book; Liu et al., arXiv:1712.09867 (ShanghaiTech Campus); PaDiM,
-    arXiv:2011.08785, Sec. IV-B. Departures: PaDiM takes ShanghaiTech Campus at 256×256.
+        arXiv:2011.08785, Sec. IV-B.
+    Departures: PaDiM resizes ShanghaiTech Campus to 256×256.
     Test: test_folders.py::test_folders_of_normal_and_abnormal_pictures
     """
-    root = _existing(root)
+    root = _check_folder(root)
     if size < 1:
         raise ValueError(
             f"size={size}; expected the side of a square in pixels, at least 1"
         )
     labels = {normal: 0, abnormal: 1}
-    inside = {name for name in labels if (root / name).is_dir()}
-    if inside:
+    present = {name for name in labels if (root / name).is_dir()}
+    if present:
         samples = [
             Sample(path, labels[name], None)
             for name in (normal, abnormal)
-            if name in inside
-            for path in _pictures_in(root / name)
+            if name in present
+            for path in _list_images(root / name)
         ]
     elif (root / "frames").is_dir():
         samples = _video_samples(root, videos)
@@ -380,12 +354,12 @@ def folder(
         samples = _normal_samples(root, videos)
     if not samples:
         raise ValueError(
-            f"no picture in {root}; expected pictures, or folders {normal} and"
-            f" {abnormal} with pictures"
+            f"no image in {root};"
+            f" expected images, or folders {normal} and {abnormal} with images"
         )
     return FolderDataset(
         samples,
-        lambda picture, _, filter: picture.resize((size, size), filter),
+        lambda image, _, filter: image.resize((size, size), filter),
         root,
         check,
     )
@@ -402,15 +376,15 @@ def _normal_samples(root: Path, videos: str) -> list[Sample]:
     )
     if other:
         raise ValueError(
-            f"{root} holds the folders {', '.join(other[:10])}, and what they hold is"
-            " not clear; expected normal and abnormal, or pictures alone. Pass"
-            " normal='good', say, to give the names"
+            f"{root} contains the folders {', '.join(other[:10])},"
+            " whose labels are not known; expected normal and abnormal, or only images."
+            " Pass the names, for example normal='good'"
         )
     if any(
         (root.parent / name).is_dir() for name in ("test_frame_mask", "test_pixel_mask")
     ):
         raise ValueError(
-            f"{root} has labels beside it in {root.parent}; pass {root.parent} instead"
+            f"{root} has its labels in {root.parent}; pass {root.parent} instead"
         )
     frames = sorted(
         (path for path in folders if path.match(videos)), key=natural_sort_key
@@ -422,9 +396,7 @@ def _normal_samples(root: Path, videos: str) -> list[Sample]:
 
 
 def _video_samples(root: Path, videos: str) -> list[Sample]:
-    """Frames with ShanghaiTech Campus's labels and masks; without either, all normal
-    (its training part).
-    """
+    """List ShanghaiTech Campus's frames with labels and masks (0 without files)."""
     label_folder, mask_folder = root / "test_frame_mask", root / "test_pixel_mask"
     if (
         root.name.startswith("test")
@@ -432,45 +404,45 @@ def _video_samples(root: Path, videos: str) -> list[Sample]:
         and not mask_folder.is_dir()
     ):
         raise ValueError(
-            f"{root} has no test_frame_mask and no test_pixel_mask beside frames;"
+            f"{root} has frames but neither test_frame_mask nor test_pixel_mask;"
             " expected one or both"
         )
     samples, problems = [], []
-    found = (
+    videos_found = (
         path
         for path in (root / "frames").iterdir()
         if path.is_dir() and path.match(videos)
     )
-    for video in sorted(found, key=natural_sort_key):
+    for video in sorted(videos_found, key=natural_sort_key):
         paths = list_image_files(video)
         labels, masks = [0] * len(paths), [None] * len(paths)
         try:
             if mask_folder.is_dir():
                 file = mask_folder / f"{video.name}.npy"
-                marked = _array(file, (len(paths), None, None))
+                frame_masks = _map_array(file, (len(paths), None, None))
                 masks = [(file, number) for number in range(len(paths))]
                 if not label_folder.is_dir():
-                    labels = [int(frame.any()) for frame in marked]
+                    labels = [int(frame.any()) for frame in frame_masks]
             if label_folder.is_dir():
-                values = _array(label_folder / f"{video.name}.npy", (len(paths),))
+                values = _map_array(label_folder / f"{video.name}.npy", (len(paths),))
                 labels = [int(value) for value in values != 0]
         except ValueError as error:
             problems.append(str(error))
-        samples += [Sample(*one) for one in zip(paths, labels, masks, strict=True)]
+        samples += [Sample(*row) for row in zip(paths, labels, masks, strict=True)]
     raise_problems(problems, root)
     return samples
 
 
-def _array(path: Path, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
+def _map_array(path: Path, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
     """Map an array file into memory; a length of None in `shape` is not checked."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    # NumPy reads the header with Python's parser, whose errors come through
+    # NumPy reads the header with Python's parser and passes on its errors.
     except Exception as error:
         raise ValueError(f"{path} can't be read as an array ({error})") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(
-            f"{path} holds several arrays; expected one, as numpy.save writes it"
+            f"{path} contains several arrays; expected one, as numpy.save writes it"
         )
     if shape and (
         array.ndim != len(shape)
@@ -478,12 +450,12 @@ def _array(path: Path, shape: tuple[int | None, ...] | None = None) -> np.ndarra
     ):
         expected = " × ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(
-            f"{path} is of shape {array.shape}; expected {expected}, one for each frame"
+            f"{path} is of shape {array.shape}; expected {expected}, one per frame"
         )
     return array
 
 
-def _existing(root: str | Path) -> Path:
+def _check_folder(root: str | Path) -> Path:
     root = Path(root)
     if not root.is_dir():
         raise ValueError(
@@ -493,11 +465,11 @@ def _existing(root: str | Path) -> Path:
     return root
 
 
-def _pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder that must have some."""
+def _list_images(folder: Path) -> list[Path]:
+    """List the images of a folder; raise if there is none."""
     if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; expected one with pictures")
-    found = list_image_files(folder)
-    if not found:
-        raise ValueError(f"no picture in {folder}; expected files such as 000.png")
-    return found
+        raise ValueError(f"no folder {folder}; expected one with images")
+    paths = list_image_files(folder)
+    if not paths:
+        raise ValueError(f"no image in {folder}; expected files such as 000.png")
+    return paths

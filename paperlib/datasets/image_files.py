@@ -1,6 +1,4 @@
-"""Picture files, whatever they hold, as 8-bit RGB the right way up; masks as True and
-False.
-"""
+"""Read image files as 8-bit RGB in their EXIF orientation, and masks as bool."""
 
 import re
 from collections.abc import Sequence
@@ -11,19 +9,19 @@ from jaxtyping import Bool
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 ENDINGS = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split())
-# What a file may hold, whatever its name: of the other kinds that Pillow opens, EPS
-# runs a PostScript interpreter.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-LISTED = 10  # problems that one error names
+# The formats that are opened, whatever the file's name: others are unsafe, for example
+# EPS, which runs a PostScript interpreter.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MAX_LISTED = 10  # problems that one error lists
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read a picture as 8-bit RGB, turned as its EXIF data say.
+    """Read an image as 8-bit RGB, rotated as its EXIF data require.
 
     16-bit values are scaled to 8 bits, grey is repeated three times, palettes and CMYK
-    are converted, and transparent parts are laid on white. Of several frames the first
-    is taken. Colour profiles are not applied: networks are trained on the file's own
-    numbers.
+    are converted, and transparent parts become white. Of several frames the first is
+    read. Colour profiles are not applied: networks are trained on the numbers in the
+    file.
 
     Args:
         path: of the file.
@@ -32,52 +30,49 @@ def read_image(path: str | Path) -> Image.Image:
         a Pillow image of mode RGB.
 
     Raises:
-        ValueError: naming the file and what is wrong, if it is missing, damaged, cut
-            short, or holds numbers whose range is not known (floating point, or
+        ValueError: naming the file and the reason, if it is missing, corrupt,
+            truncated, or contains numbers whose range is not known (floating point, or
             integers above 65,535).
 
     Source: this book; Pillow decodes. Departures: none.
     Test: test_image_files.py::test_every_kind_of_file_reads_as_independent_readers_do
     """
-    return _read(path, _rgb)
+    return _decode(path, _to_rgb)
 
 
 def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
-    """Read a mask: True where any colour is not zero, so that marks of 1 and of 255
-    both count.
+    """Read a mask: True where any channel is not zero.
 
     Args:
         path: of the file.
 
     Raises:
-        ValueError: naming the file and what is wrong.
-
-    Source: this book; Pillow decodes. Departures: none. Test:
-    test_image_files.py::test_masks_of_any_kind_are_boolean
+        ValueError: naming the file and the reason. Source: this book; Pillow decodes.
+            Departures: none.
+    Test: test_image_files.py::test_masks_of_any_kind_are_boolean
     """
-    return _read(path, _nonzero)
+    return _decode(path, _to_mask)
 
 
 def list_image_files(folder: Path) -> list[Path]:
-    """List the pictures in a folder by the ending of their names, hidden files left
-    out, 2 before 10.
+    """List the image files in a folder, without hidden ones, in natural order.
 
-    Source: this book. Departures: none. Test:
-    test_image_files.py::test_files_are_in_natural_order
+    Source: this book. Departures: none.
+    Test: test_image_files.py::test_files_are_in_natural_order
     """
-    found = (
+    candidates = (
         path
         for path in folder.iterdir()
         if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
     )
-    return sorted((path for path in found if path.is_file()), key=natural_sort_key)
+    return sorted((path for path in candidates if path.is_file()), key=natural_sort_key)
 
 
 def natural_sort_key(path: Path) -> tuple:
-    """Give the key that sorts names with numbers as people do: frame2 before frame10.
+    """Return a sort key for natural order: frame2 before frame10.
 
-    Source: this book. Departures: none. Test:
-    test_image_files.py::test_files_are_in_natural_order
+    Source: this book. Departures: none.
+    Test: test_image_files.py::test_files_are_in_natural_order
     """
     parts = re.split(r"(\d+)", path.name)
     return [
@@ -86,91 +81,90 @@ def natural_sort_key(path: Path) -> tuple:
 
 
 def raise_problems(problems: Sequence[str], where: str | Path) -> None:
-    """Raise one error for all problems of a data set, naming the first ten; do nothing
-    where there is none.
+    """Raise one error that lists the first ten problems of a data set, if there is any.
 
     Raises:
         ValueError: if there is a problem.
 
-    Source: this book. Departures: none. Test:
-    test_image_files.py::test_one_error_names_ten_problems
+    Source: this book. Departures: none.
+    Test: test_image_files.py::test_one_error_names_ten_problems
     """
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {where}"
         more = (
-            [f"… and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+            [f"… and {len(problems) - MAX_LISTED} more"]
+            if len(problems) > MAX_LISTED
+            else []
         )
         raise ValueError(
             "\n  ".join(
-                [f"{count}; mend or remove these files:", *problems[:LISTED], *more]
+                [f"{count}; fix or remove these files:", *problems[:MAX_LISTED], *more]
             )
         )
 
 
-def _read(path: str | Path, convert):
+def _decode(path: str | Path, convert):
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            _check_whole(picture)
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-            return convert(picture)
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            _check_complete(image)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return convert(image)
     except FileNotFoundError:
         reason = "there is no such file"
     except UnidentifiedImageError:
         reason = (
-            f"it is no picture that can be read; expected one of {', '.join(FORMATS)}"
+            "it is not an image that can be read;"
+            f" expected one of {', '.join(IMAGE_FORMATS)}"
         )
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise many kinds of errors on damaged files
+    # Pillow's decoders raise many kinds of errors for corrupt files.
+    except Exception as error:
         reason = str(error) or type(error).__name__
     raise ValueError(f"{path}: {reason}")
 
 
-def _check_whole(picture: Image.Image) -> None:
-    """Refuse a TIFF whose strips end before its height does: Pillow would take any
-    memory, and leave the rest black.
-    """
-    if picture.format == "TIFF":
+def _check_complete(image: Image.Image) -> None:
+    """Raise for a TIFF with missing strips, which Pillow would fill with black."""
+    if image.format == "TIFF":
         width, height = (
-            max((tile[1][side] for tile in picture.tile), default=0) for side in (2, 3)
+            max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3)
         )
-        if width < picture.width or height < picture.height:
+        if width < image.width or height < image.height:
             raise ValueError(
-                f"it announces {picture.width}×{picture.height} pixels and holds"
-                f" {width}×{height}"
+                f"its header states {image.width}×{image.height} pixels,"
+                f" its data hold {width}×{height}"
             )
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    mode = picture.mode
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
     if mode == "F":
         raise ValueError(
-            "it holds floating-point numbers; expected 8 or 16 bits a channel. Save it"
-            " as 8-bit PNG"
+            "it contains floating-point numbers; expected 8 or 16 bits per channel."
+            " Save it as 8-bit PNG"
         )
     if mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        values = np.asarray(picture).astype(np.int64)
+        values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(
-                f"its values range from {values.min()} to {values.max()}; expected 8 or"
-                " 16 bits a channel"
+                f"its values range from {values.min()} to {values.max()};"
+                " expected 8 or 16 bits per channel"
             )
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
         return Image.alpha_composite(
-            Image.new("RGBA", picture.size, "white"), picture
+            Image.new("RGBA", image.size, "white"), image
         ).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
-def _nonzero(picture: Image.Image) -> np.ndarray:
-    if picture.mode in ("P", "PA", "CMYK", "YCbCr"):
-        picture = picture.convert("RGB")
-    values = np.asarray(picture)
+def _to_mask(image: Image.Image) -> np.ndarray:
+    if image.mode in ("P", "PA", "CMYK", "YCbCr"):
+        image = image.convert("RGB")
+    values = np.asarray(image)
     if values.ndim == 3:
-        return (values[..., : 1 if picture.mode == "LA" else 3] != 0).any(-1)
+        return (values[..., : 1 if image.mode == "LA" else 3] != 0).any(-1)
     return values != 0

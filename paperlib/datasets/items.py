@@ -1,6 +1,4 @@
-"""What a data set of the book hands out: a picture with its label and mask, and batches
-of them.
-"""
+"""The items of a data set (an image with its label and mask), and batches of them."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -15,14 +13,14 @@ from torch.utils.data import Dataset
 
 
 class Item(NamedTuple):
-    """A picture, and what is known of its defects.
+    """An image with its label and its mask.
 
     Fields:
         image: (3, H, W), RGB in [0, 1].
         label: 0 normal, 1 defective.
-        mask: True where the defect is; all False for a normal picture; None where the
-            data set has no masks.
-        path: of its file, or words that say where the picture comes from.
+        mask: True where the defect is; all False for a normal image; None if the data
+            set has no masks.
+        path: of its file, or a description of the image's origin.
     """
 
     image: Float[Tensor, "3 h w"]
@@ -32,9 +30,7 @@ class Item(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Several items in one: images (N, 3, H, W), labels (N,), masks (N, H, W) or None,
-    and N paths.
-    """
+    """N items: images (N, 3, H, W), labels (N,), masks (N, H, W) or None, and paths."""
 
     images: Float[Tensor, "n 3 h w"]
     labels: Int[Tensor, " n"]
@@ -43,20 +39,20 @@ class Batch(NamedTuple):
 
 
 class TensorItems(Dataset):
-    """Pictures that are already in memory, as items without masks.
+    """Images in memory, as items without masks.
 
     Args:
         images: uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in [0, 1].
         label: of all of them, 0 normal or 1 defective.
         size: side in pixels of the square that they are resized to (bilinear with
-            antialiasing); None keeps theirs.
-        name: what the paths begin with.
+            antialiasing); None for no resizing.
+        name: prefix of the paths.
 
     Raises:
         ValueError: for another shape or dtype, or values outside [0, 1].
 
-    Source: this book. Departures: none. Test:
-    test_items.py::test_pictures_in_memory_become_items
+    Source: this book. Departures: none.
+    Test: test_items.py::test_pictures_in_memory_become_items
     """
 
     def __init__(
@@ -66,31 +62,31 @@ class TensorItems(Dataset):
         size: int | None = None,
         name: str = "image",
     ):
-        came = (
-            f"images of shape {tuple(images.shape)} and dtype"
-            f" {str(images.dtype).removeprefix('torch.')}"
+        received = (
+            f"images of shape {tuple(images.shape)}"
+            f" and dtype {str(images.dtype).removeprefix('torch.')}"
         )
         expected = (
-            "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in"
-            " [0, 1]"
+            "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H,"
+            " W) in [0, 1]"
         )
         channels = -1 if images.dtype == torch.uint8 else 1
         if images.dtype == torch.uint8 and images.ndim == 3:
             images = images[..., None]
         if images.ndim != 4 or images.shape[channels] not in (1, 3):
-            raise ValueError(f"{came}; {expected}")
+            raise ValueError(f"{received}; {expected}")
         if images.dtype != torch.uint8:
             if not images.is_floating_point():
-                raise ValueError(f"{came}; {expected}")
+                raise ValueError(f"{received}; {expected}")
             if images.numel() and not (0 <= images.min() and images.max() <= 1):
                 raise ValueError(
-                    f"{came} range from {images.min():g} to {images.max():g};"
-                    f" {expected}"
+                    f"{received} range from {images.min():g}"
+                    f" to {images.max():g}; {expected}"
                 )
         if label not in (0, 1) or (size is not None and size < 1):
             raise ValueError(
-                f"label={label}, size={size}; expected label 0 or 1, and a side of at"
-                " least 1 pixel"
+                f"label={label}, size={size};"
+                " expected label 0 or 1, and a size of at least 1 pixel"
             )
         self.images, self.label, self.size, self.name = images, label, size, name
 
@@ -103,9 +99,8 @@ class TensorItems(Dataset):
             image = image.movedim(-1, 0).float() / 255
         if self.size is not None:
             size = (self.size, self.size)
-            image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[
-                0
-            ].clamp(0, 1)
+            batch = F.interpolate(image[None], size, mode="bilinear", antialias=True)
+            image = batch[0].clamp(0, 1)
         number = index % len(self.images)
         return Item(
             image.expand(3, -1, -1).contiguous(),
@@ -116,20 +111,19 @@ class TensorItems(Dataset):
 
 
 def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batch]:
-    """Read a data set in its order, a batch at a time; the next batch is read while the
-    caller works on this one.
+    """Read a data set in batches, in order; the next batch is read in the background.
 
     Args:
-        dataset: gives `Item` tuples.
-        size: items in a batch; the last may be smaller.
-        threads: that read pictures; Pillow frees Python's lock while it decodes.
+        dataset: of `Item` tuples.
+        size: items per batch; the last may be smaller.
+        threads: that read images; Pillow releases the GIL while it decodes.
 
     Raises:
         ValueError: if `size` or `threads` is below 1, the images of a batch differ in
             size, or only some have masks.
 
-    Source: this book. Departures: none. Test:
-    test_items.py::test_batches_keep_order_and_stop_at_the_end
+    Source: this book. Departures: none.
+    Test: test_items.py::test_batches_keep_order_and_stop_at_the_end
     """
     if size < 1 or threads < 1:
         raise ValueError(f"size={size}, threads={threads}; expected at least 1 of each")
@@ -142,27 +136,27 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
                 [pool.submit(dataset.__getitem__, number) for number in numbers]
             )
             if len(ahead) == 2:
-                yield _batch([reading.result() for reading in ahead.popleft()])
+                yield _collate([reading.result() for reading in ahead.popleft()])
         if ahead:
-            yield _batch([reading.result() for reading in ahead.popleft()])
+            yield _collate([reading.result() for reading in ahead.popleft()])
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _batch(items: list[Item]) -> Batch:
+def _collate(items: list[Item]) -> Batch:
     shapes = {tuple(item.image.shape): item.path for item in items}
     if len(shapes) > 1:
-        (a, first), (b, second), *_ = shapes.items()
+        (first_shape, first_path), (second_shape, second_path), *_ = shapes.items()
         raise ValueError(
-            f"{first} is {a} and {second} is {b}; expected one size in a batch. Resize"
-            " them alike"
+            f"{first_path} is {first_shape} and {second_path} is {second_shape};"
+            " expected one size per batch. Resize them"
         )
     with_mask = [item for item in items if item.mask is not None]
     if with_mask and len(with_mask) < len(items):
         without = next(item.path for item in items if item.mask is None)
         raise ValueError(
             f"{with_mask[0].path} has a mask and {without} has none; expected masks for"
-            " all items of a batch or for none. A normal picture's mask is all False"
+            " all items of a batch or for none. The mask of a normal image is all False"
         )
     return Batch(
         torch.stack([item.image for item in items]),

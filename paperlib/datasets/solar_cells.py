@@ -16,9 +16,7 @@ ELPV_KINDS = ("all", "mono", "poly")
 
 
 class ELPV(NamedTuple):
-    """Electroluminescence pictures of solar cells, the probability of a defect, and
-    each cell's kind.
-    """
+    """Images of solar cells, their probability of a defect, and their kind."""
 
     images: UInt8[Tensor, "n 300 300"]
     probability: Float[Tensor, " n"]
@@ -26,44 +24,44 @@ class ELPV(NamedTuple):
 
 
 def elpv(kind: str = "all") -> ELPV:
-    """Read the ELPV pictures of solar cells: 2,624 cells of 300×300 pixels, in the
-    order of the package.
+    """Read the ELPV data set: 2,624 images of solar cells, 300×300 pixels each.
 
-    Under a current a healthy cell glows; cracks and dead parts stay dark. Experts gave
-    each cell the probability that it is defective: 0, 1/3, 2/3 or 1.
+    With a current applied, a healthy cell glows; cracks and inactive parts stay dark.
+    Experts assigned each cell a probability of a defect: 0, 1/3, 2/3 or 1.
 
     Args:
         kind: "mono" (1,074 monocrystalline cells), "poly" (1,550 polycrystalline
             cells), or "all".
 
     Returns:
-        images (grey, 0 to 255), probability (float64), and kind ("mono" or "poly" for
-        each cell).
+        images (grey, 0 to 255), probability (float64), and kind ("mono" or "poly" per
+        cell), in the order of the package.
 
     Raises:
         ValueError: if `kind` is unknown or the package elpv-dataset is not installed.
 
     Source: Deitsch et al., arXiv:1807.02894; Buerhop-Lutz et al., EU PVSEC 2018.
-    Licence: CC BY-NC-SA 4.0. Departures: none. Test:
-    test_datasets.py::test_elpv_counts_are_the_published_ones
+        Licence: CC BY-NC-SA 4.0.
+    Departures: none.
+    Test: test_datasets.py::test_elpv_counts_are_the_published_ones
     """
     if kind not in ELPV_KINDS:
         raise ValueError(
             f"unknown kind {kind!r}; expected one of {', '.join(ELPV_KINDS)}"
         )
-    found = importlib.util.find_spec(ELPV_PACKAGE.replace("-", "_"))
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(ELPV_PACKAGE.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
         raise ValueError(
-            f"the solar cells come from the package {ELPV_PACKAGE}, which is not"
-            f" installed; run `pip install {ELPV_PACKAGE}`"
+            f"the solar cells are in the package {ELPV_PACKAGE},"
+            f" which is not installed; run `pip install {ELPV_PACKAGE}`"
         )
-    root = Path(found.submodule_search_locations[0]) / "data"
+    root = Path(spec.submodule_search_locations[0]) / "data"
     rows = [line.split() for line in (root / "labels.csv").read_text().splitlines()]
     rows = [row for row in rows if kind in ("all", row[2])]
     images = np.empty((len(rows), 300, 300), dtype=np.uint8)
     for target, (path, _, _) in zip(images, rows, strict=True):
-        with Image.open(root / path) as picture:
-            target[:] = picture
+        with Image.open(root / path) as image:
+            target[:] = image
     probability = torch.tensor([float(p) for _, p, _ in rows], dtype=torch.float64)
     return ELPV(
         torch.from_numpy(images), probability, np.array([k for _, _, k in rows])
@@ -71,9 +69,7 @@ def elpv(kind: str = "all") -> ELPV:
 
 
 class CellSplit(NamedTuple):
-    """Functional (0) and defective (1) solar cells as a network takes them, split into
-    training and test.
-    """
+    """Functional (0) and defective (1) cells, split into training and test."""
 
     train: Float[Tensor, "n_train 3 side side"]
     train_labels: Int[Tensor, " n_train"]
@@ -84,29 +80,29 @@ class CellSplit(NamedTuple):
 def split_cells(
     cells: ELPV, side: int = 128, test_share: float | int = 0.25, seed: int = 0
 ) -> CellSplit:
-    """Split the cells on which the experts agree into training and test, resized and
-    standardised.
+    """Split the cells on which the experts agree into training and test sets.
 
-    Cells with a defect probability of 1/3 or 2/3 are left out. The pictures are resized
-    to side × side, centred and scaled by the mean and standard deviation of the
-    training pixels, and the grey channel is repeated three times.
+    Cells with a defect probability of 1/3 or 2/3 are left out. The images are resized
+    to side × side, standardised by the mean and standard deviation of the training
+    pixels, and the grey channel is repeated three times.
 
     Args:
-        cells: what `elpv` returned.
-        side: in pixels, of the resized pictures.
+        cells: from `elpv`.
+        side: of the resized images, in pixels.
         test_share: share of each class that is held out, rounded down.
         seed: of the split.
 
     Returns:
-        training and test pictures and labels, each in random order.
+        training and test images and labels, each in random order.
 
     Raises:
         ValueError: if `side` is below 1, or the split would leave a class without
             training or test cells.
 
-    Source: this book. Departures: none; cells of one solar module can fall on both
-        sides, since the data does not name the module. Test:
-        test_datasets.py::test_split_is_stratified_disjoint_and_repeatable
+    Source: this book.
+    Departures: none; cells of one solar module can fall on both sides, since the data
+        does not name the module.
+    Test: test_datasets.py::test_split_is_stratified_disjoint_and_repeatable
     """
     if side < 1:
         raise ValueError(f"side={side}; expected at least 1 pixel")
@@ -119,8 +115,8 @@ def split_cells(
         if not 0 < held_out < len(of_class):
             raise ValueError(
                 f"{held_out} of {len(of_class)} cells with defect probability"
-                f" {probability} would be held out (test_share={test_share}); expected"
-                " at least one on each side"
+                f" {probability} would be held out (test_share={test_share});"
+                " expected at least one on each side"
             )
         test.append(of_class[:held_out])
         train.append(of_class[held_out:])
@@ -130,8 +126,8 @@ def split_cells(
     )
 
     def resized(indices: Tensor) -> Tensor:
-        pictures = cells.images[indices, None].float() / 255
-        return F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
+        images = cells.images[indices, None].float() / 255
+        return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
     train_images, test_images = resized(train), resized(test)
     mean, std = train_images.mean(), train_images.std()

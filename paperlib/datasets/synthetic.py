@@ -1,8 +1,7 @@
-"""Synthetic defects: cracks, scratches and stains painted on real pictures, with their
-masks.
+"""Synthetic defects: cracks, scratches and stains painted on real images, with masks.
 
-They are drawn, not found: they show how a method behaves as a defect fades, and no
-more. Every docstring, path and caption calls them synthetic.
+They show only how a method behaves as the contrast of a defect decreases. Every
+docstring, path and caption calls them synthetic.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from torch.utils.data import Dataset
 from paperlib.datasets.items import Item, TensorItems
 
 DEFECTS = ("crack", "scratch", "stain")
-_FINER = 4  # lines are drawn this many times larger and averaged down, for smooth edges
+_SUPERSAMPLING = 4  # lines are drawn this much larger and averaged
 
 
 def synthetic_defects(
@@ -27,22 +26,22 @@ def synthetic_defects(
     seed: int = 0,
     size: int | None = None,
 ) -> "SyntheticDefects":
-    """Paint one synthetic defect on each of some real pictures.
+    """Paint one synthetic defect on each real image.
 
     A crack is a jagged dark line that may branch, a scratch a straight or slightly bent
-    bright line, a stain a soft blot, dark on bright ground and bright on dark. Kind,
-    place and shape follow from the seed and the picture's number alone, so the same
-    masks come back at every contrast.
+    bright line, a stain a soft blot, dark on a bright background and bright on a dark
+    one. Kind, position and shape depend only on the seed and the image's index, so the
+    masks are the same at every contrast.
 
     Args:
-        normal: pictures without defects: a data set of items,
-            `textures("brick", "test")` say, or a tensor as `TensorItems` takes it,
-            `elpv("mono").images[:50]` say.
+        normal: images without defects: a data set of items, for example
+            `textures("brick", "test")`, or a tensor as for `TensorItems`, for example
+            `elpv("mono").images[:50]`.
         kinds: those to choose from, of "crack", "scratch" and "stain".
-        contrast: 0 paints nothing that can be seen, 1 covers what is under the defect.
-        seed: of kinds, places and shapes.
-        size: side in pixels to which a tensor's pictures are resized before they are
-            painted on; None keeps theirs.
+        contrast: 0 is invisible, 1 is opaque.
+        seed: of kinds, positions and shapes.
+        size: side in pixels to which a tensor's images are resized before painting;
+            None for no resizing.
 
     Returns:
         a data set of items with label 1, a mask, and a path that begins with
@@ -52,22 +51,21 @@ def synthetic_defects(
         ValueError: for an unknown kind, a contrast outside [0, 1], or `size` with a
             data set.
 
-    Source: this book. Departures: none. Test:
-    test_synthetic.py::test_contrast_goes_from_invisible_to_strong
+    Source: this book. Departures: none.
+    Test: test_synthetic.py::test_contrast_goes_from_invisible_to_strong
     """
     if isinstance(normal, Tensor):
         normal = TensorItems(normal, size=size)
     elif size is not None:
         raise ValueError(
-            f"size={size} with a data set, whose items have a size; give it to the data"
-            " set instead"
+            f"size={size} with a data set, whose items have a size;"
+            " pass it to the data set instead"
         )
     return SyntheticDefects(normal, kinds, contrast, seed)
 
 
 class SyntheticDefects(Dataset):
-    """What `synthetic_defects` returns: real pictures, each with one synthetic defect,
-    painted when it is asked for.
+    """Real images, each with one synthetic defect that is painted on access.
 
     Args:
         normal, kinds, contrast, seed: as for `synthetic_defects`.
@@ -75,8 +73,8 @@ class SyntheticDefects(Dataset):
     Raises:
         ValueError: for an unknown kind, or a contrast outside [0, 1].
 
-    Source: this book. Departures: none. Test:
-    test_synthetic.py::test_only_the_mask_and_its_soft_edge_are_painted
+    Source: this book. Departures: none.
+    Test: test_synthetic.py::test_only_the_mask_and_its_soft_edge_are_painted
     """
 
     def __init__(
@@ -89,15 +87,11 @@ class SyntheticDefects(Dataset):
             )
         if not 0 <= contrast <= 1:
             raise ValueError(
-                f"contrast={contrast}; expected a number from 0 (invisible) to 1"
-                " (strong)"
+                f"contrast={contrast}; expected a number from 0 (invisible)"
+                " to 1 (strong)"
             )
-        self.normal, self.kinds, self.contrast, self.seed = (
-            normal,
-            tuple(kinds),
-            contrast,
-            seed,
-        )
+        self.normal, self.kinds, self.contrast = normal, tuple(kinds), contrast
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.normal)
@@ -128,7 +122,7 @@ class SyntheticDefects(Dataset):
 
 
 def _crack(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A random walk that turns a little at each step, now and then with a branch."""
+    """Draw a random walk with small turns, sometimes with a branch."""
     side = min(height, width)
     start = random.uniform(0.25, 0.75, 2) * (height, width)
     direction = random.uniform(0, 2 * np.pi)
@@ -151,7 +145,7 @@ def _crack(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _scratch(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A line that hardly bends."""
+    """Draw a nearly straight line."""
     side = min(height, width)
     start = random.uniform(0.25, 0.75, 2) * (height, width)
     line = _walk(
@@ -167,7 +161,7 @@ def _scratch(random: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _stain(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A few discs in one place, blurred."""
+    """Draw a cluster of blurred discs."""
     side = min(height, width)
     canvas = Image.new("L", (width, height))
     draw = ImageDraw.Draw(canvas)
@@ -189,9 +183,7 @@ def _walk(
     length: float,
     bend: float,
 ) -> np.ndarray:
-    """Points (y, x) of a path of 16 steps, each off the direction by a normal angle of
-    deviation `bend` radians.
-    """
+    """Return points (y, x) of 16 steps, whose turns have deviation `bend` (radians)."""
     angles = direction + random.normal(0, bend, 16)
     steps = np.stack([np.sin(angles), np.cos(angles)], 1) * (length / 16)
     return np.concatenate([start[None], start + steps.cumsum(0)])
@@ -200,9 +192,11 @@ def _walk(
 def _draw(
     height: int, width: int, lines: Sequence[np.ndarray], thickness: float
 ) -> np.ndarray:
-    canvas = Image.new("L", (width * _FINER, height * _FINER))
+    canvas = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     draw = ImageDraw.Draw(canvas)
     for line in lines:
-        points = [(x * _FINER, y * _FINER) for y, x in line]
-        draw.line(points, fill=255, width=round(thickness * _FINER), joint="curve")
+        points = [(x * _SUPERSAMPLING, y * _SUPERSAMPLING) for y, x in line]
+        draw.line(
+            points, fill=255, width=round(thickness * _SUPERSAMPLING), joint="curve"
+        )
     return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))

@@ -8,9 +8,7 @@ from torch.utils.data import Dataset
 from paperlib.datasets.items import Item
 
 TEXTURES = ("brick", "grass", "gravel")
-TRAIN_ROWS = (
-    320  # of a texture's 512: crops for training lie above, crops for testing below
-)
+TRAIN_ROWS = 320  # of 512: training crops lie above, test crops below
 
 
 def textures(
@@ -22,36 +20,36 @@ def textures(
     size: int = 224,
     seed: int = 0,
 ) -> "Textures":
-    """Cut crops out of the photographs of brick, grass and gravel that scikit-image
-    carries.
+    """Cut crops from scikit-image's photographs of brick, grass and gravel.
 
-    Training crops come from the upper 320 rows of each 512×512 photograph and test
+    Training crops are cut from the upper 320 rows of each 512×512 photograph and test
     crops from the lower 192, so no pixel is in both. Crops of one split may overlap.
 
     Args:
-        kind: "brick", "grass", "gravel", or "all" for the three by turns.
+        kind: "brick", "grass", "gravel", or "all" for the three in turn.
         split: "train" or "test".
         count: number of crops.
         side: of a crop in pixels of the photograph, at most 192.
         size: side in pixels that a crop is resized to (bicubic).
-        seed: of the places.
+        seed: of the positions.
 
     Returns:
-        a data set of normal items, grey as the photographs are, with masks that mark
-        nothing.
+        a data set of normal items, grey like the photographs, with masks that are all
+        False.
 
     Raises:
         ValueError: for an unknown kind or split, a number below 1, a side above 192, or
             if scikit-image is missing.
 
     Source: scikit-image's `data.brick`, `data.grass` (both CC0) and `data.gravel`
-    (CC0). Departures: none. Test:
-    test_datasets.py::test_texture_crops_of_training_and_test_share_no_pixel
+        (CC0).
+    Departures: none.
+    Test: test_datasets.py::test_texture_crops_of_training_and_test_share_no_pixel
     """
     if kind not in ("all", *TEXTURES) or split not in ("train", "test"):
         raise ValueError(
-            f"kind={kind!r}, split={split!r}; expected kind 'all' or one of"
-            f" {', '.join(TEXTURES)}, and split 'train' or 'test'"
+            f"kind={kind!r}, split={split!r}; expected kind 'all' or one"
+            f" of {', '.join(TEXTURES)}, and split 'train' or 'test'"
         )
     return Textures(
         TEXTURES if kind == "all" else (kind,), split, count, side, size, seed
@@ -59,7 +57,7 @@ def textures(
 
 
 class Textures(Dataset):
-    """What `textures` returns: crops, cut when they are asked for.
+    """Crops of textures, cut on access.
 
     Args:
         kinds, split, count, side, size, seed: as for `textures`.
@@ -68,8 +66,8 @@ class Textures(Dataset):
         ValueError: for a number below 1, a side above 192, or if scikit-image is
             missing.
 
-    Source: this book. Departures: none. Test:
-    test_datasets.py::test_texture_crops_are_real_and_repeatable
+    Source: this book. Departures: none.
+    Test: test_datasets.py::test_texture_crops_are_real_and_repeatable
     """
 
     def __init__(
@@ -85,24 +83,18 @@ class Textures(Dataset):
             from skimage import data
         except ImportError as error:
             raise ValueError(
-                "the textures come with scikit-image; run `pip install scikit-image`"
+                "the textures are part of scikit-image; run `pip install scikit-image`"
             ) from error
         rows = slice(0, TRAIN_ROWS) if split == "train" else slice(TRAIN_ROWS, None)
         self.photographs = {kind: getattr(data, kind)()[rows] for kind in kinds}
         most = 512 - TRAIN_ROWS
         if count < 1 or size < 1 or not 1 <= side <= most:
             raise ValueError(
-                f"count={count}, side={side}, size={size}; expected at least 1, and a"
-                f" side up to {most}"
+                f"count={count}, side={side}, size={size};"
+                f" expected at least 1, and a side up to {most}"
             )
-        self.kinds, self.split, self.count, self.side, self.size, self.seed = (
-            kinds,
-            split,
-            count,
-            side,
-            size,
-            seed,
-        )
+        self.kinds, self.split, self.count, self.side = kinds, split, count, side
+        self.size, self.seed = size, seed
 
     def __len__(self) -> int:
         return self.count
@@ -128,11 +120,8 @@ class Textures(Dataset):
             photograph[top : top + self.side, left : left + self.side]
         )
         crop = crop.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        image = (
-            (torch.from_numpy(np.array(crop)).float() / 255)
-            .expand(3, -1, -1)
-            .contiguous()
-        )
+        grey = torch.from_numpy(np.array(crop)).float() / 255
+        image = grey.expand(3, -1, -1).contiguous()
         row = top + (TRAIN_ROWS if self.split == "test" else 0)
         return Item(
             image,

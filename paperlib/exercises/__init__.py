@@ -1,7 +1,6 @@
-"""Checks for the exercises: each says what is off in an answer without giving the
-answer away.
+"""Checks for the exercises: each explains what is wrong, without the solution.
 
-A check takes the reader's answer (a number, or a function they wrote), prints one line,
-and returns whether the answer is right. `None` or `...` means that there is no answer
-yet.
+A check accepts the reader's answer (a number, or a function they wrote), prints one
+line, and returns whether the answer is right. `None` or `...` means that there is no
+answer yet.
 """

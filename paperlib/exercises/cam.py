@@ -18,38 +18,37 @@ from paperlib.exercises.verdict import (
 
 
 def sum_of_the_map(answer: Any) -> bool:
-    """Check what a 7×7 map adds up to for a logit of 12.5 and a bias of 0.5.
+    """Check the sum of a 7×7 map for a logit of 12.5 and a bias of 0.5.
 
-    Source: chapter 02, exercise 1. Departures: none. Test:
-    test_exercises_cam.py::test_cam_checks
+    Source: chapter 02, exercise 1. Departures: none.
+    Test: test_exercises_cam.py::test_cam_checks
     """
     if no_number(answer):
         return False
     exact = 7 * 7 * (12.5 - 0.5)
     if abs(answer - exact) < 1e-6:
         return right(
-            "the logit without its bias, times the number of cells, because the network"
-            " averages"
+            "the logit without its bias, times the number of positions,"
+            " because the network averages"
         )
     if abs(answer - exact / 49) < 1e-6:
         return wrong(
-            "that holds for the paper's sum; this network averages over the cells"
+            "that holds for the paper's sum; this network averages over the positions"
         )
     if abs(answer - 49 * 12.5) < 1e-6:
-        return wrong("the bias belongs to no cell: take it off first")
+        return wrong("the bias belongs to no position: subtract it first")
     if abs(answer - 49 * 13) < 1e-6:
-        return wrong("the bias is already inside the logit: it has to come off, not on")
+        return wrong("the logit already includes the bias: subtract it, do not add it")
     if abs(answer - exact / 7) < 1e-6:
-        return wrong("the map has two sides: count its cells")
+        return wrong("the map has two sides: count its positions")
     return wrong("start from S = (1/Z) ΣM + b and solve it for ΣM")
 
 
 def side_ratio(answer: Any) -> bool:
-    """Check how many times longer the sides of a concentric square box may be than the
-    true ones, at IoU 0.5.
+    """Check the ratio of the sides of two concentric squares with an IoU of 0.5.
 
-    Source: chapter 02, exercise 2. Departures: none. Test:
-    test_exercises_cam.py::test_cam_checks
+    Source: chapter 02, exercise 2. Departures: none.
+    Test: test_exercises_cam.py::test_cam_checks
     """
     if no_number(answer):
         return False
@@ -69,10 +68,10 @@ def side_ratio(answer: Any) -> bool:
 
 
 def map_function(answer: Any) -> bool:
-    """Check the reader's own `f(features, weight, targets)`, Eq. 2 for a batch.
+    """Check the reader's `f(features, weight, targets)`, Eq. 2 for a batch.
 
-    Source: chapter 02, exercise 3. Departures: none. Test:
-    test_exercises_cam.py::test_cam_checks
+    Source: chapter 02, exercise 3. Departures: none.
+    Test: test_exercises_cam.py::test_cam_checks
     """
     if no_function(answer):
         return False
@@ -84,38 +83,40 @@ def map_function(answer: Any) -> bool:
     expected = class_activation_map(features, weight, targets)
     got = like(answer(features.clone(), weight.clone(), targets), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        came = shape_of(got)
+        received = shape_of(got)
         return wrong(
-            f"for features (3, 5, 4, 6) and 7 classes f gave {came}; expected one map"
-            " (4, 6) for each image"
+            f"for features (3, 5, 4, 6) and 7 classes f returned {received};"
+            " expected one map (4, 6) per image"
         )
     if torch.allclose(got, expected, atol=1e-5):
         return right("the row of the class, times the channels, summed over channels")
     if torch.allclose(got, expected.clamp_min(0), atol=1e-5):
-        return wrong("a CAM is signed: leave what speaks against the class in")
+        return wrong(
+            "a CAM is signed: keep the positions that decrease the class score"
+        )
     if torch.allclose(got, expected / 24, atol=1e-5):
         return wrong("Eq. 2 has no 1/Z; it belongs to the pooling")
     if torch.allclose(got[:1], expected[:1], atol=1e-5):
         return wrong(
-            "the first image is right: every image must take the row of its own class"
+            "the first image is right: every image needs the row of its own class"
         )
     if same_but_scaled(got, expected):
         return wrong(
-            "right but for its scale: a sum over the channels, no mean, and not scaled"
-            " to 0…1"
+            "right but for its scale: a sum over the channels, no mean,"
+            " and not scaled to 0…1"
         )
     return wrong(
-        "each image has a class: pick that class's row of weights, and sum over the"
-        " channels only"
+        "each image has a class: pick that class's row of weights,"
+        " and sum over the channels only"
     )
 
 
 def box_function(answer: Any) -> bool:
-    """Check the reader's own `f(map)`: the smallest box around all cells above 20 % of
-    the maximum.
+    """Check `f(map)`: the smallest box around all positions above 20 % of the maximum.
 
-    Source: chapter 02, exercise 4. Departures: the paper takes the largest region, the
-    exercise all cells. Test: test_exercises_cam.py::test_cam_checks
+    Source: chapter 02, exercise 4.
+    Departures: the paper selects the largest region, the exercise all positions.
+    Test: test_exercises_cam.py::test_cam_checks
     """
     if no_function(answer):
         return False
@@ -133,75 +134,53 @@ def box_function(answer: Any) -> bool:
         got = tuple(int(side) for side in got)
     except (TypeError, ValueError):
         return wrong(
-            f"f gave a {type(got).__name__}; expected four numbers: top, left, bottom,"
-            " right"
+            f"f returned a {type(got).__name__}; expected four numbers:"
+            " top, left, bottom, right"
         )
     hints = {
-        (
-            0,
-            2,
-            4,
-            8,
-        ): (
-            "right and bottom are one past the last cell (half-open), so that bottom -"
-            " top is the height"
+        (0, 2, 4, 8): (
+            "right and bottom are one past the last position (half-open),"
+            " so that bottom - top is the height"
         ),
-        (
-            2,
-            0,
-            9,
-            5,
-        ): (
-            "rows and columns changed places: a map is indexed [row, column], and the"
-            " top comes first"
+        (2, 0, 9, 5): (
+            "rows and columns are exchanged:"
+            " a map is indexed [row, column], and the top is first"
         ),
-        (
-            0,
-            5,
-            2,
-            9,
-        ): "the four are right and their order is not: top, left, bottom, right",
+        (0, 5, 2, 9): (
+            "the four numbers are right, but not their order: top, left, bottom, right"
+        ),
         (0, 2, 5, 7): "bottom and right are asked for, not height and width",
-        (0, 2, 6, 9): "a cell at exactly 20 % is not above 20 %",
-        (
-            0,
-            0,
-            7,
-            10,
-        ): (
-            "20 % of the way from the minimum to the maximum is another rule; take 20 %"
-            " of the maximum"
+        (0, 2, 6, 9): "a position at exactly 20 % is not above 20 %",
+        (0, 0, 7, 10): (
+            "20 % of the way from the minimum to the maximum is another rule;"
+            " use 20 % of the maximum"
         ),
-        (0, 0, 6, 9): "0.2 is not 20 % of the maximum: this map goes up to 10",
-        (
-            2,
-            3,
-            5,
-            9,
-        ): "all cells above the threshold, not only the largest group of them",
+        (0, 0, 6, 9): "0.2 is not 20 % of the maximum: this map's maximum is 10",
+        (2, 3, 5, 9): (
+            "all positions above the threshold, not only the largest region"
+        ),
         (3, 4, 4, 8): "your threshold is too high: 3 is more than 20 % of 10",
     }
     if got == (0, 2, 5, 9):
         if tuple(int(side) for side in answer(values.flip(0))) != (3, 2, 8, 9):
             return wrong(
-                "right on one map and not on the same map upside down: work the box out"
-                " from the map"
+                "right on one map, but not on the same map upside down:"
+                " compute the box from the map"
             )
         return right("rows 0 to 4 and columns 2 to 8, half-open")
     if len(got) != 4:
         return wrong(
-            f"f gave {len(got)} numbers; expected four: top, left, bottom, right"
+            f"f returned {len(got)} numbers; expected four: top, left, bottom, right"
         )
     return wrong(
         hints.get(
-            got, "take the first and the last row, and column, of map > 0.2 * map.max()"
+            got, "find the first and the last row, and column, of map > 0.2 * map.max()"
         )
     )
 
 
 def parameters_saved(answer: Any) -> bool:
-    """Check how many percent fewer parameters VGG-16 has once GAP replaces its fully
-    connected layers.
+    """Check the percentage of parameters that GAP saves in VGG-16.
 
     Source: chapter 02, exercise 5; arXiv:1512.04150, Sec. 3.1. Departures: none.
     Test: test_exercises_cam.py::test_cam_checks
@@ -221,25 +200,21 @@ def parameters_saved(answer: Any) -> bool:
     exact, without = 100 * (1 - (features + new) / total), 100 * (1 - features / total)
     if abs(answer - exact) < 0.5:
         return right(
-            "the new convolution and the new linear layer count as well; the paper's 90"
-            " % leaves them out"
+            "the new convolution and the new linear layer count as well;"
+            " the paper's 90 % leaves them out"
         )
     if abs(answer - without) < 0.5:
-        return wrong(
-            "that is without the layers that were added: a 3×3 convolution and a"
-            " linear one"
-        )
+        return wrong("that omits the added layers: a 3×3 convolution and a linear one")
     if abs(answer - (100 - exact)) < 0.5 or abs(answer * 100 - exact) < 0.5:
-        return wrong("give what is saved, in percent of the parameters of VGG-16")
+        return wrong("the answer is the saving, in percent of the parameters of VGG-16")
     return wrong(
-        "keep vgg.features, add a 3×3 convolution to 1,024 channels and a linear layer"
-        " to 1,000"
+        "keep vgg.features,"
+        " add a 3×3 convolution to 1,024 channels and a linear layer to 1,000"
     )
 
 
 def gap_network(answer: Any) -> bool:
-    """Check the reader's own `f(features, channels, classes)`, which gives a network
-    that CAM accepts.
+    """Check the reader's `f(features, channels, classes)`: a network that CAM accepts.
 
     Source: chapter 02, exercise 6; arXiv:1512.04150, Sec. 3.1. Departures: none.
     Test: test_exercises_cam.py::test_cam_checks
@@ -248,8 +223,8 @@ def gap_network(answer: Any) -> bool:
         return False
     if isinstance(answer, nn.Module):
         return wrong(
-            "a network came; expected the function that builds it: give its name,"
-            " without calling it"
+            "received a network; expected the function that builds it:"
+            " pass its name, without calling it"
         )
     torch_state = torch.get_rng_state()
     try:
@@ -260,25 +235,25 @@ def gap_network(answer: Any) -> bool:
         network, images = answer(features, 12, 5), torch.randn(2, 3, 16, 12)
         if not isinstance(network, nn.Module):
             return wrong(
-                f"f gave a {type(network).__name__}; expected a network, an"
-                " nn.Sequential for instance"
+                f"f returned a {type(network).__name__};"
+                " expected a network, for example an nn.Sequential"
             )
-        found = cam(network, images)
+        result = cam(network, images)
     except (ValueError, RuntimeError) as error:
-        return wrong(f"it does not run through cam: {error}")
+        return wrong(f"cam raises an error for it: {error}")
     finally:
         torch.set_rng_state(torch_state)
-    if found.logits.shape != (2, 5):
+    if result.logits.shape != (2, 5):
         return wrong(
-            f"the network gives {tuple(found.logits.shape)}; expected a score for each"
-            " of 5 classes"
+            f"the network returns {tuple(result.logits.shape)};"
+            " expected a score for each of 5 classes"
         )
     if not any(
-        parameter is own
+        parameter is parameter_of_features
         for parameter in network.parameters()
-        for own in features.parameters()
+        for parameter_of_features in features.parameters()
     ):
-        return wrong("the features that were given are not part of the network")
+        return wrong("the network does not contain the given features")
     convolutions = [
         m
         for m in network.modules()
@@ -291,10 +266,10 @@ def gap_network(answer: Any) -> bool:
         return wrong(
             "the paper adds a 3×3 convolution with 1,024 channels before the pooling"
         )
-    if found.maps.shape != (2, 8, 6):
-        came = tuple(found.maps.shape[1:])
+    if result.maps.shape != (2, 8, 6):
+        received = tuple(result.maps.shape[1:])
         return wrong(
-            f"the map is {came} for features of (8, 6): pad the convolution by one, and"
-            " keep its stride at 1"
+            f"the map is {received} for features of (8, 6):"
+            " pad the convolution by one, and keep its stride at 1"
         )
     return right("cam finds the pooled features and the linear layer by itself")

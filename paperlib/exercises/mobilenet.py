@@ -12,11 +12,10 @@ from paperlib.mobilenet import MobileNetV1
 
 
 def standard_cost(answer: Any) -> bool:
-    """Check the multiply-adds of a 5×5 convolution from 16 to 32 channels with a 28×28
-    output.
+    """Check the MACs of a 5×5 convolution, 16 to 32 channels, 28×28 output.
 
-    Source: chapter 01, exercise 1. Departures: none. Test:
-    test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 1. Departures: none.
+    Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_number(answer):
         return False
@@ -25,29 +24,28 @@ def standard_cost(answer: Any) -> bool:
         return right("kernel area × channels in × channels out × output area")
     if answer == 2 * exact:
         return wrong(
-            "you counted the multiplication and the addition apart; the paper counts"
-            " the pair once"
+            "you counted the multiplication and the addition separately;"
+            " the paper counts the pair once"
         )
     for factor, name in ((5, "kernel"), (28, "output")):
         if answer * factor == exact:
             return wrong(f"the {name} is a square: both of its sides count")
     if answer == exact // 32 or answer == exact // 16:
         return wrong(
-            "every output channel sums over every input channel: both numbers of"
-            " channels count"
+            "every output channel sums over every input channel:"
+            " both numbers of channels count"
         )
     return wrong(
-        "write the four factors of Eq. 2 down one by one: kernel area, channels in,"
-        " channels out, output area"
+        "write the four factors of Eq. 2 down one by one:"
+        " kernel area, channels in, channels out, output area"
     )
 
 
 def break_even(answer: Any) -> bool:
-    """Check the number of output channels at which a 3×3 separable layer costs exactly
-    six times less.
+    """Check the output channels for which a 3×3 separable layer costs six times less.
 
-    Source: chapter 01, exercise 2. Departures: none. Test:
-    test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 2. Departures: none.
+    Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_number(answer):
         return False
@@ -57,18 +55,17 @@ def break_even(answer: Any) -> bool:
     if abs(saving - 6) < 1e-9:
         return right("1/N + 1/9 = 1/6")
     return wrong(
-        f"with N = {answer} the saving is {saving:.3f}; it"
-        f" {'falls' if saving > 6 else 'rises'} towards 6 for"
-        f" {'smaller' if saving > 6 else 'larger'} N"
+        f"with N = {answer} the saving is {saving:.3f};"
+        f" it {'falls' if saving > 6 else 'rises'} towards 6"
+        f" for {'smaller' if saving > 6 else 'larger'} N"
     )
 
 
 def separable_function(answer: Any) -> bool:
-    """Check the reader's own `f(kernel, in_channels, out_channels, out_size)` for a
-    separable layer's cost.
+    """Check the reader's `f(kernel, in_channels, out_channels, out_size)`.
 
-    Source: chapter 01, exercise 3. Departures: none. Test:
-    test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 3. Departures: none.
+    Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_function(answer):
         return False
@@ -76,7 +73,7 @@ def separable_function(answer: Any) -> bool:
         got, expected = answer(*case), depthwise_separable_macs(*case)
         if got != expected:
             kernel, m, n, side = case
-            where = f"f{case} gave {got}"
+            where = f"f{case} returned {got}"
             if got == kernel**2 * m * side**2 or got == m * n * side**2:
                 return wrong(f"{where}: that is one of the two steps; add the other")
             return wrong(f"{where}: compare with Eq. 5, depthwise plus pointwise")
@@ -84,11 +81,12 @@ def separable_function(answer: Any) -> bool:
 
 
 def largest_width(answer: Any) -> bool:
-    """Check the largest width, a multiple of 0.05, whose MobileNet costs at most 200
-    million MACs at 192×192.
+    """Check the largest width (in steps of 0.05) with at most 200 million MACs.
 
-    Source: chapter 01, exercise 4. Departures: none. Test:
-    test_exercises_mobilenet.py::test_mobilenet_checks
+    The input has 192×192 pixels.
+
+    Source: chapter 01, exercise 4. Departures: none.
+    Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_number(answer):
         return False
@@ -96,7 +94,7 @@ def largest_width(answer: Any) -> bool:
         return wrong("even a network of width 10 costs more than 200 million")
     steps = round(float(answer) / 0.05)
     if steps < 1 or abs(steps * 0.05 - answer) > 1e-9:
-        return wrong("give a positive multiple of 0.05")
+        return wrong("the answer is a positive multiple of 0.05")
     here, above = (_macs(s * 0.05, 192) for s in (steps, steps + 1))
     if here > 200e6:
         return wrong(f"that network costs {here / 1e6:.1f} million, more than 200")
@@ -110,11 +108,10 @@ def largest_width(answer: Any) -> bool:
 
 
 def spared_weights(answer: Any) -> bool:
-    """Check how many weights `parameter_groups` spares from weight decay in the full
-    MobileNet.
+    """Check the number of weights without decay in the full MobileNet.
 
-    Source: chapter 01, exercise 5. Departures: none. Test:
-    test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 5. Departures: none.
+    Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_number(answer):
         return False
@@ -127,25 +124,22 @@ def spared_weights(answer: Any) -> bool:
     )
     if answer == exact:
         return right(
-            "about 1 % of the network: nine weights for each channel of the 13"
-            " depthwise layers"
+            "about 1 % of the network:"
+            " nine weights for each channel of the 13 depthwise layers"
         )
     if answer == 13:
-        return wrong(
-            "that is the number of filters' tensors; count the weights in them"
-        )
+        return wrong("that is the number of weight tensors; count the weights in them")
     return wrong(
-        "look at the two groups it returns: which one has no decay, and how many"
-        " numbers are in its tensors?"
+        "look at the two groups it returns:"
+        " which one has no decay, and how many numbers are in its tensors?"
     )
 
 
 def depthwise_function(answer: Any) -> bool:
-    """Check the reader's own depthwise convolution `f(images, filters)`, written
-    without `groups`.
+    """Check the reader's depthwise convolution `f(images, filters)`.
 
-    Source: chapter 01, exercise 6. Departures: none. Test:
-    test_exercises_mobilenet.py::test_mobilenet_checks
+    Source: chapter 01, exercise 6. Departures: none.
+    Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
     if no_function(answer):
         return False
@@ -158,8 +152,8 @@ def depthwise_function(answer: Any) -> bool:
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         return wrong(
-            f"f gave {shape}; expected a tensor of shape {tuple(expected.shape)}: pad"
-            " by one, keep the channels"
+            f"f returned {shape}; expected a tensor of shape {tuple(expected.shape)}:"
+            " pad by one, keep the channels"
         )
     if torch.allclose(got, expected, atol=1e-5):
         return right("equal to F.conv2d with groups = channels")
@@ -168,17 +162,12 @@ def depthwise_function(answer: Any) -> bool:
         F.conv2d(images, filters.flip(1, 2)[:, None], padding=1, groups=3),
         atol=1e-5,
     ):
-        return wrong(
-            "your kernel is turned round: networks do not flip it (they compute a"
-            " cross-correlation)"
-        )
+        return wrong("your kernel is flipped: networks compute a cross-correlation")
     if torch.allclose(got.sum(1), expected.sum(1), atol=1e-5):
-        return wrong(
-            "the sum over channels is right, so channels were mixed up on the way"
-        )
+        return wrong("the sum over channels is right, but channels are mixed up")
     return wrong(
-        "channel m of the output must depend on channel m of the input and on filter m"
-        " alone"
+        "channel m of the output must depend on channel m of the input and on filter"
+        " m alone"
     )
 
 

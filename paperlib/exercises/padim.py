@@ -16,40 +16,41 @@ from paperlib.exercises.verdict import (
 
 
 def stored_megabytes(answer: Any) -> bool:
-    """Check the megabytes that PaDiM stores for 50 dimensions on a 28×28 grid, in
-    float32.
+    """Check PaDiM's storage in megabytes: 50 dimensions, 28×28 positions, float32.
 
     Source: chapter 05, exercise 1; arXiv:2011.08785, Sec. V-D. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
     """
     if no_number(answer):
         return False
-    cells, d = 28 * 28, 50
-    exact = cells * (d * d + d) * 4 / 1e6
+    positions, d = 28 * 28, 50
+    exact = positions * (d * d + d) * 4 / 1e6
     if abs(answer - exact) < 0.01:
-        return right("a covariance and a mean for each cell, 4 bytes a number")
-    if abs(answer - cells * d * d * 4 / 1e6) < 0.01:
-        return wrong("that is the covariances alone: each cell has a mean as well")
+        return right("a covariance and a mean per position, 4 bytes per number")
+    if abs(answer - positions * d * d * 4 / 1e6) < 0.01:
+        return wrong("that is the covariances alone: each position has a mean as well")
     if abs(answer - 2 * exact) < 0.01:
-        return wrong("a float32 number takes 4 bytes, not 8")
+        return wrong("a float32 number has 4 bytes, not 8")
     if abs(answer - exact / 4) < 0.01:
         return wrong(
-            "that is how many million numbers there are: how many bytes does each take?"
+            "that is the number of values in millions: how many bytes has each?"
         )
     if abs(answer - exact * 1e6 / 2**20) < 0.01:
         return wrong("that is in MiB (1,048,576 bytes); a megabyte is a million bytes")
     if any(abs(answer / exact / unit - 1) < 1e-3 for unit in (1e3, 1e6)):
-        return wrong("the number is right, its unit is not: give millions of bytes")
-    if abs(answer - cells * (d * (d + 1) / 2 + d) * 4 / 1e6) < 0.01:
         return wrong(
-            "one triangle of a symmetric matrix would do, but PaDiM keeps the whole"
-            " matrix"
+            "the number is right, its unit is not: the answer is in millions of bytes"
         )
-    if abs(answer - exact * 1e6 / cells / 1e6) < 1e-4:
-        return wrong("that is one cell: there are 28 · 28 of them")
+    if abs(answer - positions * (d * (d + 1) / 2 + d) * 4 / 1e6) < 0.01:
+        return wrong(
+            "one triangle of a symmetric matrix would be enough,"
+            " but PaDiM stores the whole matrix"
+        )
+    if abs(answer - exact * 1e6 / positions / 1e6) < 1e-4:
+        return wrong("that is one position: there are 28 · 28 of them")
     return wrong(
-        "count the numbers of one cell (a d × d matrix and a vector), times the cells,"
-        " times the bytes"
+        "count the numbers of one position (a d × d matrix and a vector),"
+        " times the positions, times the bytes"
     )
 
 
@@ -64,35 +65,33 @@ def distance_by_hand(answer: Any) -> bool:
     hints = {
         8.0: "that is the square of the distance",
         17**0.5: (
-            "either Σ is left out (that is the Euclidean distance), or x - μ was"
-            " divided before it was squared"
+            "either Σ is left out (that is the Euclidean distance),"
+            " or x - μ was divided before it was squared"
         ),
         10**0.5: (
-            "divide by variances: the diagonal of Σ already holds them, so take no root"
-            " of it"
+            "divide by variances: they are the diagonal of Σ, so do not take its root"
         ),
         64.25**0.5: "multiply by the inverse of Σ, not by Σ",
         4.0: "add the squares of the two parts before you take the root",
     }
     if abs(answer - 8**0.5) < 0.005:
         return right(
-            "two standard deviations in each direction, though one step is four times"
-            " as long as the other"
+            "two standard deviations in each direction,"
+            " though one step is four times as long as the other"
         )
     for value, hint in hints.items():
         if abs(answer - value) < 0.005:
             return wrong(hint)
     if abs(answer - 8**0.5) < 0.05:
-        return wrong("nearly: give three digits, or the root itself")
+        return wrong("nearly: three digits are expected, or the root itself")
     return wrong(
-        "the inverse of a diagonal matrix is diagonal: sum (x - μ)² / variance, then"
-        " take the root"
+        "the inverse of a diagonal matrix is diagonal:"
+        " sum (x - μ)² / variance, then take the root"
     )
 
 
 def embedding_function(answer: Any) -> bool:
-    """Check the reader's own `f(maps)`, which stacks feature maps on the grid of the
-    first.
+    """Check the reader's `f(maps)`: feature maps concatenated on the grid of the first.
 
     Source: chapter 05, exercise 3; arXiv:2011.08785, Sec. III-A. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
@@ -116,38 +115,39 @@ def embedding_function(answer: Any) -> bool:
     expected = stacked(repeated)
     got = like(answer([m.clone() for m in maps]), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        came = shape_of(got)
+        received = shape_of(got)
         return wrong(
-            f"for maps (2, 3, 8, 8), (2, 4, 4, 4) and (2, 5, 2, 2) f gave {came};"
-            " expected (2, 12, 8, 8)"
+            "for maps (2, 3, 8, 8), (2, 4, 4, 4) and (2, 5, 2,"
+            f" 2) f returned {received}; expected (2, 12, 8, 8)"
         )
     if torch.allclose(got, expected):
-        return right("each coarse cell is repeated over the fine cells that it covers")
+        return right(
+            "each coarse position is repeated over the fine positions that it covers"
+        )
     if torch.allclose(got, stacked(lambda m, times: m.repeat(1, 1, times, times))):
         return wrong(
-            "the coarse maps are laid side by side like tiles: each cell must be"
-            " repeated, not the map"
+            "the coarse maps are tiled: each position must be repeated, not the map"
         )
     if torch.allclose(got[:, 3:], expected[:, :-3]) or torch.allclose(
         got.sum(1), expected.sum(1), atol=1e-5
     ):
         return wrong(
-            "the values are right and the order of the channels is not: the first map"
-            " comes first"
+            "the values are right, but not the order of the channels:"
+            " the first map is first"
         )
     if torch.allclose(got[:, :3], expected[:, :3]):
         return wrong(
-            "the coarse maps hold other values than they came with: enlarge by"
-            " repeating, without blending"
+            "the coarse maps have new values:"
+            " upsample by repeating, without interpolation"
         )
     return wrong(
-        "keep the first map as it is, repeat the cells of the others, and stack the"
-        " channels"
+        "use the first map unchanged, repeat the positions of the others,"
+        " and concatenate the channels"
     )
 
 
 def covariance_function(answer: Any) -> bool:
-    """Check the reader's own `f(x, epsilon)`, Eq. 1 for all positions at once.
+    """Check the reader's `f(x, epsilon)`, Eq. 1 for all positions at once.
 
     Source: chapter 05, exercise 4; arXiv:2011.08785, Eq. 1. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
@@ -160,10 +160,10 @@ def covariance_function(answer: Any) -> bool:
     expected = sample + epsilon * torch.eye(d)
     got = like(answer(x.clone(), epsilon), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        came = shape_of(got)
+        received = shape_of(got)
         return wrong(
-            f"for x (7, 3, 4) f gave {came}; expected a 4×4 matrix for each of 3"
-            " positions"
+            f"for x (7, 3, 4) f returned {received};"
+            " expected a 4×4 matrix for each of 3 positions"
         )
 
     def is_near(other: Tensor) -> bool:
@@ -174,76 +174,75 @@ def covariance_function(answer: Any) -> bool:
     if is_near(sample):
         return wrong("εI is missing")
     if is_near(sample + epsilon):
-        return wrong("ε goes on the diagonal only")
+        return wrong("ε is added to the diagonal only")
     if is_near(sample * (n - 1) / n + epsilon * torch.eye(d)):
         return wrong("Eq. 1 divides by N - 1, not by N")
     if is_near(expected * (n - 1)) or is_near(
         sample * (n - 1) + epsilon * torch.eye(d)
     ):
-        return wrong("the sum has to be divided")
+        return wrong("the sum must be divided")
     if is_near(sample + epsilon / (n - 1) * torch.eye(d)):
         return wrong("ε is added after the division")
     if is_near(expected * torch.eye(d)):
         return wrong(
-            "these are variances alone: how two dimensions vary together belongs to Σ"
-            " as well"
+            "these are variances alone:"
+            " Σ also contains the covariances of pairs of dimensions"
         )
     if is_near(torch.linalg.inv(expected)):
         return wrong("that is the inverse of Σ")
     if is_near(torch.einsum("npi,npj->pij", x, x) / (n - 1) + epsilon * torch.eye(d)):
-        return wrong("take the mean of each position off first")
+        return wrong("subtract the mean of each position first")
     pooled = x - x.mean((0, 1))
     if is_near(
         torch.einsum("npi,npj->pij", pooled, pooled) / (n - 1) + epsilon * torch.eye(d)
     ):
-        return wrong("each position has a mean of its own")
+        return wrong("each position has its own mean")
     return wrong(
-        "c = x - its mean over the images; then sum c cᵀ over the images, for each"
-        " position"
+        "c = x - its mean over the images;"
+        " then sum c cᵀ over the images, for each position"
     )
 
 
 def threshold_function(answer: Any) -> bool:
-    """Check the reader's own `f(scores, rate)`: a threshold that a share `rate` of
-    normal scores exceeds.
+    """Check `f(scores, rate)`: a threshold that a share `rate` of scores exceeds.
 
-    Source: chapter 05, exercise 5. Departures: none. Test:
-    test_exercises_padim.py::test_padim_checks
+    Source: chapter 05, exercise 5. Departures: none.
+    Test: test_exercises_padim.py::test_padim_checks
     """
     if no_function(answer):
         return False
     generator = torch.Generator().manual_seed(0)
     for rate in (0.05, 0.2):
-        scores = (
-            torch.rand(200, generator=generator) ** 3 * 9 + 10
-        )  # skewed: a mean and a deviation do not describe it
+        # Skewed, so that a mean and a standard deviation do not describe it.
+        scores = torch.rand(200, generator=generator) ** 3 * 9 + 10
         try:
             threshold = float(answer(scores, rate))
         except (TypeError, ValueError, RuntimeError) as error:
-            return wrong(f"f did not give one number for 200 scores ({error})")
+            return wrong(f"f did not return one number for 200 scores ({error})")
         above = (scores > threshold).float().mean().item()
         if abs(above - rate) <= 1 / len(scores) + 1e-6:
             continue
         if abs(above - (1 - rate)) <= 2 / len(scores):
             return wrong(
-                f"{above:.0%} of the normal scores are above it: you took the quantile"
-                " from the other end"
+                f"{above:.0%} of the normal scores are above it:"
+                " you computed the quantile from the other end"
             )
         if above == 0:
             return wrong(
-                "no normal score is above it: a maximum depends on one picture, and"
-                " allows no false alarm"
+                "no normal score is above it:"
+                " a maximum depends on one image, and allows no false alarm"
             )
         return wrong(
-            f"at a rate of {rate:.0%}, {above:.1%} of 200 normal scores are above your"
-            " threshold"
+            f"at a rate of {rate:.0%},"
+            f" {above:.1%} of 200 normal scores are above your threshold"
         )
     return right("the quantile 1 - rate of normal scores, whatever their distribution")
 
 
 def crossover(answer: Any) -> bool:
-    """Check from how many images on k-NN over ResNet-18's three layers stores more than
-    PaDiM with d = 100.
+    """Check the number of images from which k-NN stores more than PaDiM.
+
+    k-NN uses ResNet-18's three layers, PaDiM d = 100.
 
     Source: chapter 05, exercise 6; arXiv:2011.08785, Table VIII. Departures: none.
     Test: test_exercises_padim.py::test_padim_checks
@@ -254,35 +253,34 @@ def crossover(answer: Any) -> bool:
     an_image = 64 * 56 * 56 + 128 * 28 * 28 + 256 * 14 * 14
     exact = gaussians / an_image
     if answer == int(exact) + 1:
-        return right(
-            "from there on each further image costs k-NN more and PaDiM nothing"
-        )
+        return right("each further image adds to the storage of k-NN, but not of PaDiM")
     if abs(answer - exact) < 1:
         return wrong(
-            "nearly: a Gaussian has a mean, too, and the whole number is the first at"
-            " which k-NN stores more"
+            "nearly: a Gaussian also has a mean,"
+            " and the answer is the first integer for which k-NN stores more"
         )
     if abs(answer - gaussians / (448 * 56 * 56)) < 1:
         return wrong(
-            "k-NN can keep each layer on its own grid: 28×28 and 14×14 for the"
-            " later two"
+            "k-NN can store each layer on its own grid:"
+            " 28×28 and 14×14 for the later two"
         )
     if abs(answer - 56 * 56 * 200 / an_image) < 1:
         return wrong("a covariance has d · d numbers, not d")
     return wrong(
-        "numbers of the Gaussians, 56 · 56 · (d² + d), over the numbers that three"
-        " layers of one image hold"
+        "numbers of the Gaussians, 56 · 56 · (d² + d),"
+        " over the numbers of three layers of one image"
     )
 
 
 def merge_function(answer: Any) -> bool:
-    """Check the reader's own `f(n1, mean1, scatter1, n2, mean2, scatter2)`, the
-    statistics of two halves together.
+    """Check the reader's `f(n1, mean1, scatter1, n2, mean2, scatter2)`.
 
-    A scatter is the sum of (x - mean)(x - mean)ᵀ, not divided.
+    It merges the statistics of two sets; a scatter is the sum of (x - mean)(x - mean)ᵀ.
 
     Source: chapter 05, exercise 7; Chan, Golub & LeVeque, The American Statistician 37
-    (1983). Departures: none. Test: test_exercises_padim.py::test_padim_checks
+        (1983).
+    Departures: none.
+    Test: test_exercises_padim.py::test_padim_checks
     """
     if no_function(answer):
         return False
@@ -293,18 +291,20 @@ def merge_function(answer: Any) -> bool:
     x = torch.randn(
         10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    x[7:] += 4  # the second part is another one, of another size
+    x[7:] += 4  # another mean, another size
     (n1, mean1, scatter1), (n2, mean2, scatter2), (n, mean, scatter) = map(
         statistics, (x[:7], x[7:], x)
     )
     got = answer(n1, mean1, scatter1, n2, mean2, scatter2)
     if not isinstance(got, tuple | list) or len(got) != 3:
-        came = (
-            f"{len(got)} things"
+        received = (
+            f"{len(got)} values"
             if isinstance(got, tuple | list)
-            else f"something of type {type(got).__name__}"
+            else f"a {type(got).__name__}"
         )
-        return wrong(f"f gave {came}; expected three things: n, mean and scatter")
+        return wrong(
+            f"f returned {received}; expected three values: n, mean and scatter"
+        )
     if got[0] != n:
         return wrong(f"7 images and 3 images gave n = {got[0]}")
     got = [like(value, mean) for value in got]
@@ -314,33 +314,33 @@ def merge_function(answer: Any) -> bool:
     ]
     if shapes != [(3,), (3, 3)]:
         return wrong(
-            f"mean and scatter came as {shapes[0]} and {shapes[1]}; expected (3,) and"
-            " (3, 3)"
+            f"mean and scatter have shapes {shapes[0]} and {shapes[1]};"
+            " expected (3,) and (3, 3)"
         )
     if torch.allclose(got[1], (mean1 + mean2) / 2):
-        return wrong("seven images weigh more than three: weigh the means")
+        return wrong("seven images have more weight than three: weight the means")
     if not torch.allclose(got[1], mean):
         return wrong("the mean is not that of all ten images")
     if torch.allclose(got[2], scatter):
-        return right("the two scatters, and what the distance of the two means adds")
+        return right(
+            "the two scatters, plus a term for the distance between the two means"
+        )
     if torch.allclose(got[2], scatter1 + scatter2):
         return wrong(
-            "each scatter is around its own mean: what is missing comes from the"
-            " distance between the means"
+            "each scatter is around its own mean:"
+            " a term for the distance between the means is missing"
         )
-    between, rest = (
-        torch.outer(mean2 - mean1, mean2 - mean1),
-        got[2] - scatter1 - scatter2,
-    )
+    between = torch.outer(mean2 - mean1, mean2 - mean1)
+    rest = got[2] - scatter1 - scatter2
     factor = (rest[0, 0] / between[0, 0]).item()
     if torch.allclose(rest, factor * between):
         return wrong(
-            "the outer product of the difference of the means is right, its factor is"
-            f" not {factor:.3g}"
+            "the outer product of the difference of the means is right,"
+            f" but its factor is not {factor:.3g}"
         )
     if torch.allclose(got[2], scatter / n) or torch.allclose(got[2], scatter / (n - 1)):
         return wrong("a scatter is a sum: do not divide it")
     return wrong(
-        "the mean is right; to the two scatters comes a part that grows with the"
-        " distance between the means"
+        "the mean is right;"
+        " add to the two scatters a term that grows with the distance between the means"
     )

@@ -19,7 +19,7 @@ from paperlib.patch_svdd import HierarchicalEncoder
 
 
 def patches_of_a_picture(answer: Any) -> bool:
-    """Check how many 64×64 patches at stride 16 a picture of 400×300 pixels has.
+    """Check the number of 64×64 patches at stride 16 in an image of 400×300 pixels.
 
     Source: chapter 04, exercise 1; arXiv:2006.16067, Alg. 2. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
@@ -27,39 +27,35 @@ def patches_of_a_picture(answer: Any) -> bool:
     if no_number(answer):
         return False
     rows, columns = (400 - 64) // 16 + 1, (300 - 64) // 16 + 1
+    without_first = (rows - 1) * (columns - 1)
+    without_overlap = (400 // 64) * (300 // 64)
+    small_patches = ((400 - 32) // 4 + 1) * ((300 - 32) // 4 + 1)
     hints = {
-        (rows - 1)
-        * (
-            columns - 1
-        ): "a patch starts at pixel 0, too: count the steps, and one more",
+        without_first: "a patch starts at pixel 0, too: count the steps, plus one",
         (400 // 16) * (300 // 16): (
-            "the last patch must fit: its corner lies at most 64 pixels before the"
-            " border"
+            "the last patch must fit:"
+            " its corner lies at most 64 pixels before the border"
         ),
         rows * (columns + 1): (
-            "the steps along the short side do not come out even: a patch that sticks"
-            " out is none"
+            "the steps along the short side leave a remainder:"
+            " a patch must be inside the image"
         ),
-        (400 // 64)
-        * (300 // 64): "that is without overlap: a new patch starts every 16 pixels",
-        ((400 - 32) // 4 + 1)
-        * ((300 - 32) // 4 + 1): "that is for patches of 32 pixels at stride 4",
+        without_overlap: "that is without overlap: a patch starts every 16 pixels",
+        small_patches: "that is for patches of 32 pixels at stride 4",
     }
     if answer == rows * columns:
         return right(
-            "22 along the long side times 15 along the short one, whose last 12 pixels"
-            " belong to no patch"
+            "22 along the long side times 15 along the short one,"
+            " whose last 12 pixels belong to no patch"
         )
-    hint = hints.get(float(answer))
-    return wrong(
-        hint
-        or "along a side: how many steps of 16 fit into what a patch leaves free, plus one"
+    general_hint = (
+        "along a side: the steps of 16 that fit into the length minus 64, plus 1"
     )
+    return wrong(hints.get(float(answer), general_hint))
 
 
 def class_of_a_pair(answer: Any) -> bool:
-    """Check the class of a pair whose second patch starts 27 pixels lower and 30
-    further left.
+    """Check the class of a pair: the second patch is 27 pixels lower, 30 further left.
 
     Source: chapter 04, exercise 2; the released code of Patch SVDD. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
@@ -69,7 +65,7 @@ def class_of_a_pair(answer: Any) -> bool:
     hints = {
         2: "that is where the first patch lies, seen from the second",
         3: "the second patch is lower as well as further left",
-        6: "the centre of the 3×3 grid is no class, so it gets no number",
+        6: "the centre of the 3×3 grid is not a class, so it has no number",
         7: "that is lower and further right",
         0: "that is higher and further left: rows count downwards",
     }
@@ -83,11 +79,11 @@ def class_of_a_pair(answer: Any) -> bool:
 
 
 def loss_function(answer: Any) -> bool:
-    """Check the reader's own `f(a, b)`, the loss of Eq. 4 for a batch of pairs.
+    """Check the reader's `f(a, b)`, the loss of Eq. 4 for a batch of pairs.
 
-    Source: chapter 04, exercise 3; arXiv:2006.16067, Eq. 4. Departures: the mean over
-    the pairs, as in the released code. Test:
-    test_exercises_patch_svdd.py::test_patch_svdd_checks
+    Source: chapter 04, exercise 3; arXiv:2006.16067, Eq. 4.
+    Departures: the mean over the pairs, as in the released code.
+    Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
     if no_function(answer):
         return False
@@ -96,10 +92,10 @@ def loss_function(answer: Any) -> bool:
     norms = (a - b).square().sum(1).sqrt()
     got = answer(a, b)
     if not isinstance(got, Tensor) or got.numel() != 1:
-        came = shape_of(got)
+        received = shape_of(got)
         return wrong(
-            f"for six pairs f gave {came}; expected one number, a tensor that can be"
-            " differentiated"
+            f"for six pairs f returned {received};"
+            " expected one number, a tensor that can be differentiated"
         )
     got = like(got, norms)
     hints = (
@@ -110,15 +106,15 @@ def loss_function(answer: Any) -> bool:
         (
             (a - b).square().mean(),
             (
-                "sum the squares over the dimensions, take the root, then average over"
-                " the pairs"
+                "sum the squares over the dimensions, take the root,"
+                " then average over the pairs"
             ),
         ),
         (
             norms.sum(),
             "average over the pairs, so that the loss does not grow with the batch",
         ),
-        ((a - b).norm(), "a norm for each pair, not one for the whole batch"),
+        ((a - b).norm(), "a norm per pair, not one for the whole batch"),
         (
             (a - b).abs().sum(1).mean(),
             "that is the sum of absolute differences: Eq. 4 has the Euclidean norm",
@@ -126,8 +122,8 @@ def loss_function(answer: Any) -> bool:
         (
             (a - b).mean(0).norm(),
             (
-                "the norm of the mean lets differences cancel: first the norm, then the"
-                " mean"
+                "the norm of the mean lets differences cancel:"
+                " first the norm, then the mean"
             ),
         ),
     )
@@ -142,8 +138,7 @@ def loss_function(answer: Any) -> bool:
 
 
 def spread_function(answer: Any) -> bool:
-    """Check the reader's own `f(scores, patch, stride, size)`: the mean score of the
-    patches over each pixel.
+    """Check `f(scores, patch, stride, size)`: the mean score of the patches per pixel.
 
     Source: chapter 04, exercise 4; arXiv:2006.16067, Alg. 2. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
@@ -154,14 +149,14 @@ def spread_function(answer: Any) -> bool:
     expected = spread_patch_scores(scores, patch, stride, size)
     got = like(answer(scores.clone(), patch, stride, size), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        came = shape_of(got)
+        received = shape_of(got)
         return wrong(
-            f"for 3×4 scores and a picture of 8×11 pixels f gave {came}; expected a map"
-            " (8, 11)"
+            f"for 3×4 scores and an image of 8×11 pixels f returned {received};"
+            " expected a map (8, 11)"
         )
     if torch.allclose(got, expected):
         return right(
-            "every pixel has the mean over its own patches, and 0 where there are none"
+            "every pixel has the mean over its patches, and 0 where there are none"
         )
     if not torch.isfinite(got).all():
         return wrong("a pixel that no patch covers divides 0 by 0: it should score 0")
@@ -171,35 +166,33 @@ def spread_function(answer: Any) -> bool:
     sums = F.pad(covers, (0, 1)) * expected
     if torch.allclose(got, sums):
         return wrong(
-            "you add the scores up: divide by how many patches cover the pixel"
+            "you add the scores: divide by the number of patches that cover the pixel"
         )
     if got[0, 0] > 0 and torch.allclose(got / got[0, 0], sums / sums[0, 0]):
         return wrong(
-            "a corner is covered once: divide by the pixel's own count, not all pixels"
-            " by the same number"
+            "a corner is covered once: divide by the pixel's own count,"
+            " not all pixels by the same number"
         )
-    for other, given, hint in (
-        (scores.mT, stride, "rows and columns of the scores changed places"),
+    for wrong_scores, wrong_stride, hint in (
+        (scores.mT, stride, "rows and columns of the scores are exchanged"),
         (scores, patch, "a new patch starts every `stride` pixels: they overlap"),
     ):
-        if torch.allclose(
-            got,
-            spread_patch_scores(other, patch, given, (16, 16))[: size[0], : size[1]],
-        ):
+        wrong_map = spread_patch_scores(wrong_scores, patch, wrong_stride, (16, 16))
+        if torch.allclose(got, wrong_map[: size[0], : size[1]]):
             return wrong(hint)
     if torch.allclose(got[:2, :2], expected[:2, :2]):
         return wrong(
-            "the first corner is right; a pixel that several patches cover takes their"
-            " mean, not one of them"
+            "the first corner is right;"
+            " a pixel that several patches cover has their mean, not one of them"
         )
     return wrong(
-        "patch (i, j) covers rows i·stride to i·stride + patch - 1, and columns the"
-        " same way with j"
+        "patch (i, j) covers rows i·stride to i·stride + patch - 1,"
+        " and columns the same way with j"
     )
 
 
 def nearest_function(answer: Any) -> bool:
-    """Check the reader's own `f(queries, bank)`, the distances of Eq. 8.
+    """Check the reader's `f(queries, bank)`, the distances of Eq. 8.
 
     Source: chapter 04, exercise 5; arXiv:2006.16067, Eq. 8. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
@@ -210,35 +203,33 @@ def nearest_function(answer: Any) -> bool:
     bank = torch.randn(40, 5, generator=generator)
     queries = torch.cat([torch.randn(8, 5, generator=generator), bank[7:8]])
     every = (queries[:, None] - bank).square().sum(2).sqrt()
-    expected, given = every.min(1).values, answer(queries.clone(), bank.clone())
-    got = like(given, expected)
+    expected = every.min(1).values
+    got = like(answer(queries.clone(), bank.clone()), expected)
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        came = shape_of(got)
+        received = shape_of(got)
         return wrong(
-            f"for 9 queries and a bank of 40 f gave {came}; expected one distance for"
-            " each query, (9,)"
+            f"for 9 queries and a bank of 40 f returned {received};"
+            " expected one distance per query, (9,)"
         )
     if got.isnan().any():
         return wrong(
-            "nan: rounding leaves a squared distance of 0 just below it; lift it to 0"
-            " before the root"
+            "nan: rounding makes a squared distance of 0 negative;"
+            " clamp it at 0 before the root"
         )
     if torch.equal(got, every.argmin(1).to(got)):
-        return wrong(
-            "these are rows of the bank: the distance to that row is asked for"
-        )
+        return wrong("these are rows of the bank: return the distance to that row")
     if torch.allclose(got, expected, atol=2e-3):
         return right(
-            "the smallest of the distances to all vectors of the bank; 0 for a query"
-            " that is in it"
+            "the smallest of the distances to all vectors of the bank;"
+            " 0 for a query that is in it"
         )
     hints = (
         (expected.square(), "the distance, not its square"),
         (
             every.mean(1),
             (
-                "the nearest one, not the mean over the bank: a patch needs only one"
-                " that is like it"
+                "the nearest one, not the mean over the bank:"
+                " a patch needs only one that is similar"
             ),
         ),
         (every.max(1).values, "that is the farthest vector"),
@@ -259,62 +250,61 @@ def nearest_function(answer: Any) -> bool:
         if torch.allclose(got, value, atol=2e-3):
             return wrong(hint)
     return wrong(
-        "for each query: its distance to every vector of the bank, and of these the"
-        " smallest"
+        "for each query: its distance to every vector of the bank,"
+        " and of these the smallest"
     )
 
 
 def hierarchy_function(answer: Any) -> bool:
-    """Check the reader's own `f(encoder, patches)`: the big embedding out of the small
-    ones, Eq. 7.
+    """Check the reader's `f(encoder, patches)`: big embeddings from small ones, Eq. 7.
 
     Source: chapter 04, exercise 6; arXiv:2006.16067, Eq. 7. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
     if no_function(answer):
         return False
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the reader's random numbers stay as they are
+    # The state of the reader's generator does not change.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, patches = HierarchicalEncoder(8), torch.rand(3, 3, 64, 64) - 0.5
 
-    def refuse(*_: Any) -> None:
+    def raise_forward_used(*_: Any) -> None:
         raise ValueError(
-            "the encoder's own forward is what is asked for: use its three parts"
+            "the exercise replaces the encoder's forward: use its three parts"
         )
 
-    encoder.forward = refuse
+    encoder.forward = raise_forward_used
     with torch.no_grad():
         try:
             got = like(answer(encoder, patches.clone()), patches)
         except (RuntimeError, ValueError) as error:
-            return wrong(f"it does not run: {error}")
+            return wrong(f"it raises an error: {error}")
         if not isinstance(got, Tensor) or got.shape != (3, 8):
-            came = shape_of(got)
-            return wrong(f"for 3 patches and D = 8 f gave {came}; expected (3, 8)")
+            received = shape_of(got)
+            return wrong(
+                f"for 3 patches and D = 8 f returned {received}; expected (3, 8)"
+            )
         halves = (slice(None, 32), slice(32, None))
         quarters = [
             [encoder.small(patches[..., rows, columns]) for columns in halves]
             for rows in halves
         ]
-        grid = torch.stack(
-            [torch.stack(row, -1) for row in quarters], -2
-        )  # (N, D, 2, 2), rows before columns
+        # (N, D, 2, 2), rows before columns.
+        grid = torch.stack([torch.stack(row, -1) for row in quarters], -2)
         hidden = encoder.conv1(grid)
-        bent = F.leaky_relu(hidden, 0.1)
+        activated = F.leaky_relu(hidden, 0.1)
 
         def head(grid: Tensor) -> Tensor:
             return torch.tanh(encoder.conv2(F.leaky_relu(encoder.conv1(grid), 0.1)))
 
-        in_one_row = grid.flatten(2).mT.reshape(
-            3, 8, 2, 2
-        )  # the four as (N, 4, D), in memory
+        # The memory of (N, 4, D), reshaped without a transpose.
+        reshaped = grid.flatten(2).mT.reshape(3, 8, 2, 2)
         hints = (
-            (head(grid.mT), "rows and columns of the 2×2 grid changed places"),
+            (head(grid.mT), "rows and columns of the 2×2 grid are exchanged"),
             (
-                head(in_one_row),
-                "a reshape moves no axis: exchange the axes of quarters and of D first",
+                head(reshaped),
+                "a reshape does not transpose:"
+                " exchange the axes of quarters and of D first",
             ),
             (
                 torch.tanh(encoder.conv2(hidden)),
@@ -328,32 +318,35 @@ def hierarchy_function(answer: Any) -> bool:
                 torch.tanh(encoder.conv2(F.relu(hidden))),
                 "a LeakyReLU of slope 0.1, not a ReLU",
             ),
-            (encoder.conv2(bent).flatten(1), "the embedding ends in a tanh"),
+            (encoder.conv2(activated).flatten(1), "the embedding ends in a tanh"),
             (
                 grid.mean((2, 3)),
                 (
-                    "the four are not averaged: g_big (conv1, LeakyReLU, conv2, tanh)"
-                    " puts them together"
+                    "the four are not averaged:"
+                    " g_big (conv1, LeakyReLU, conv2, tanh) combines them"
                 ),
             ),
         )
-        if torch.allclose(got, torch.tanh(encoder.conv2(bent)).flatten(1), atol=1e-5):
+        if torch.allclose(
+            got, torch.tanh(encoder.conv2(activated)).flatten(1), atol=1e-5
+        ):
             return right(
-                "four quarters through one small encoder, then the head over their 2×2"
-                " grid"
+                "four quarters through one small encoder,"
+                " then the head over their 2×2 grid"
             )
         for value, hint in hints:
             if torch.allclose(got, value.flatten(1), atol=1e-5):
                 return wrong(hint)
     return wrong(
-        "embed the four quarters with encoder.small, arrange them as (N, D, 2, 2), then"
-        " conv1 and conv2"
+        "embed the four quarters with encoder.small, arrange them as (N, D, 2, 2),"
+        " then conv1 and conv2"
     )
 
 
 def distances_of_an_evaluation(answer: Any) -> bool:
-    """Check how many distances one evaluation takes: 3,000 and 1,000 pictures of
-    1024×1024, K = 32, stride 4.
+    """Check the number of distances of one evaluation.
+
+    3,000 and 1,000 images of 1024×1024 pixels, K = 32, stride 4.
 
     Source: chapter 04, exercise 7; arXiv:2006.16067, Eq. 8. Departures: none.
     Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
@@ -368,31 +361,33 @@ def distances_of_an_evaluation(answer: Any) -> bool:
 
     if near(exact):
         return right(
-            "it grows with the product of both sets, and with the fourth power of a"
-            " picture's side"
+            "it grows with the product of both sets,"
+            " and with the fourth power of the image's side"
         )
     if near(3000 * 1000 * patches):
         return wrong(
-            "each test patch is compared with the patches of the training pictures, not"
-            " with the pictures"
+            "each test patch is compared with the patches of the training images,"
+            " not with the images"
         )
     if near(4000 * patches):
         return wrong(
-            "that is how many patches there are in all; each test patch meets each"
-            " training patch"
+            "that is the number of patches;"
+            " each test patch is compared with each training patch"
         )
     if near(3000 * 1000 * 3249**2):
-        return wrong("3,249 patches are in a picture of 256×256; these have 1024×1024")
+        return wrong(
+            "an image of 256×256 has 3,249 patches; these have 1024×1024 pixels"
+        )
     if near(exact * 64):
-        return wrong("a distance is one distance, however many dimensions it runs over")
+        return wrong("a distance counts once, for any number of dimensions")
     if near(3000 * 1000 * 256**4):
         return wrong(
             "close: the last patch must fit, so there are not 1024 / 4 along a side"
         )
     if near(3000 * 1000 * 248**4):
         return wrong(
-            "close: a patch starts at pixel 0, too: count the steps along a side, and"
-            " one more"
+            "close: a patch starts at pixel 0, too:"
+            " count the steps along a side, plus one"
         )
     if near(exact * (4 * 57 / 249) ** 4):
         return wrong(
@@ -400,8 +395,8 @@ def distances_of_an_evaluation(answer: Any) -> bool:
             " patches of 256 pixels"
         )
     if abs(answer - exact) < 0.05 * exact:
-        return wrong("close: give three digits, or the product itself")
+        return wrong("close: three digits are expected, or the product itself")
     return wrong(
-        "patches of a picture, times pictures: once for the tests, once for the bank;"
+        "patches per image times images: once for the test set, once for the bank;"
         " then the product"
     )

@@ -1,4 +1,4 @@
-"""What every check prints, in one place."""
+"""Verdicts that the checks print, and tests of the kind of an answer."""
 
 import math
 from numbers import Real
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def unanswered(answer) -> bool:
-    """Tell whether there is no answer yet, and say so."""
+    """Return whether there is no answer yet, and print so."""
     if answer is None or answer is ...:
-        print("no answer yet: put yours in place of the dots and run the cell again")
+        print("no answer yet: replace the dots by your answer and run the cell again")
         return True
     return False
 
@@ -28,56 +28,52 @@ def no_number(answer) -> bool:
         return True
     if callable(answer):
         wrong(
-            "a function came; expected a number: call the function and give what it"
-            " returns"
+            "received a function; expected a number:"
+            " call the function and pass its result"
         )
     else:
-        wrong(f"an answer of type {type(answer).__name__} came; expected a number")
+        wrong(f"received an answer of type {type(answer).__name__}; expected a number")
     return True
 
 
 def no_function(answer) -> bool:
-    """Tell whether there is no answer yet, or one that can't be called, and say so."""
+    """Return whether the answer is missing or not callable, and print which."""
     if unanswered(answer):
         return True
     if callable(answer):
         return False
     wrong(
-        f"an answer of type {type(answer).__name__} came; expected a function: give its"
-        " name, without calling it"
+        f"received an answer of type {type(answer).__name__}; expected a function:"
+        " pass its name, without calling it"
     )
     return True
 
 
 def like(answer: Any, expected: Tensor) -> Any:
-    """Give an array or a tensor in the kind of the expected one: NumPy is as right as
-    PyTorch, 64 bits as 32.
-    """
+    """Convert an array or tensor to the dtype and device of the expected one."""
     if isinstance(answer, np.ndarray) and answer.dtype.kind in "fiu":
         answer = torch.tensor(answer)
     return answer.to(expected) if isinstance(answer, Tensor) else answer
 
 
 def shape_of(answer: Any) -> str:
-    """Say what came where a tensor of another shape was expected."""
+    """Describe an answer that was expected to be a tensor of another shape."""
     if answer is None:
         return "nothing (is there a return?)"
     return (
         str(tuple(answer.shape))
         if isinstance(answer, Tensor)
-        else f"{type(answer).__name__}, no tensor"
+        else f"{type(answer).__name__}, not a tensor"
     )
 
 
 def same_but_scaled(maps: Tensor, expected: Tensor) -> bool:
-    """Tell whether each map is the expected one, but for a positive factor and a number
-    added.
-    """
-    ones, others = (
+    """Return whether maps equal the expected ones up to a scale and an offset."""
+    standardised, standardised_expected = (
         (m - m.mean((-2, -1), keepdim=True)) / m.std((-2, -1), keepdim=True)
         for m in (maps, expected)
     )
-    return torch.allclose(ones, others, atol=1e-4)
+    return torch.allclose(standardised, standardised_expected, atol=1e-4)
 
 
 def right(explanation: str) -> bool:
@@ -87,6 +83,6 @@ def right(explanation: str) -> bool:
 
 
 def wrong(hint: str) -> bool:
-    """Turn an answer down with a hint."""
+    """Reject an answer with a hint."""
     print(f"not yet: {hint}")
     return False

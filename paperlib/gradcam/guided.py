@@ -10,12 +10,12 @@ from paperlib.activations import find_layer, on_output
 from paperlib.anomaly_map import upsample
 from paperlib.gradcam.maps import (
     Targets,
+    _check_spatial,
+    _gradient_state,
     _gradients,
-    _last,
-    _ready,
+    _recorded_output,
     _scores,
-    _spatial,
-    _stacked,
+    _stack_targets,
     _weights,
     grad_cam_map,
 )
@@ -52,8 +52,9 @@ def guided_backprop(
             ReLU6, and for activations that run in other threads or inside C++
             functions.
 
-    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4. Departures: ReLU6 is not in
-    the paper. Test: test_gradcam.py::test_guided_backprop_by_hand
+    Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4.
+    Departures: ReLU6 is not in the paper.
+    Test: test_gradcam.py::test_guided_backprop_by_hand
     """
     return _guided(model, images, None, targets, positive_gradients)[0]
 
@@ -66,7 +67,10 @@ def guided_grad_cam(
     *,
     positive_gradients: bool = False,
 ) -> Float[Tensor, "n *t c h w"]:
-    """Multiply Guided Backpropagation by the Grad-CAM map: sharp, and about one class.
+    """Multiply guided backpropagation by the Grad-CAM map.
+
+    The product has the resolution of the first and the class-discrimination of the
+    second.
 
     One forward pass serves both: a plain backward pass to the layer, then a guided one
     to the image. The map is resized to the image bilinearly (corners not aligned).
@@ -79,7 +83,7 @@ def guided_grad_cam(
         positive_gradients: as in `guided_backprop`.
 
     Returns:
-        of the shape that `guided_backprop` gives.
+        of the shape that `guided_backprop` returns.
 
     Raises:
         ValueError: as `grad_cam` and `guided_backprop`.
@@ -91,9 +95,8 @@ def guided_grad_cam(
         model, images, find_layer(model, layer), targets, positive_gradients
     )
     with torch.inference_mode(False):
-        return gradients * upsample(maps, tuple(images.shape[-2:])).to(
-            gradients.dtype
-        ).unsqueeze(-3)
+        maps = upsample(maps, tuple(images.shape[-2:])).to(gradients.dtype)
+        return gradients * maps.unsqueeze(-3)
 
 
 def _guided(
@@ -103,33 +106,30 @@ def _guided(
     targets: Targets,
     positive_gradients: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Take guided gradients to the images and, with a layer, Grad-CAM maps, from one
-    forward pass.
-    """
-    held: list[Tensor] = []
+    """Compute guided gradients and, with a layer, Grad-CAM maps in one forward pass."""
+    records: list[Tensor] = []
     maps = None
 
-    def keep(output):
-        held[:] = [_spatial(layer[1], output, images).clone()]
-        return held[0].clone()
+    def record(output):
+        records[:] = [_check_spatial(layer[1], output, images).clone()]
+        return records[0].clone()
 
     with (
-        _ready(model, images) as images,
+        _gradient_state(model, images) as images,
         guided_relu(positive_gradients=positive_gradients) as guide,
     ):
-        source = images.requires_grad_()
-        with on_output(layer[0], keep) if layer else nullcontext() as other_threads:
-            output = model(
-                source.clone()
-            )  # a network may change its input in place, and a leaf must not change
+        leaf = images.requires_grad_()
+        with on_output(layer[0], record) if layer else nullcontext() as other_threads:
+            # A network may change its input in place, and a leaf must not change.
+            output = model(leaf.clone())
         scores, _ = _scores(output, targets, len(images))
         guide.check(scores)
         if layer:
             guide.on = False
-            activations = _last(held, layer[1], other_threads)
+            activations = _recorded_output(records, layer[1], other_threads)
             weights = _weights(
                 scores, activations, f"layer {layer[1]!r}", retain_graph=True
             )
             maps = grad_cam_map(weights, activations.detach())
             guide.on = True
-        return _stacked(_gradients(scores, source, "the images"), scores), maps
+        return _stack_targets(_gradients(scores, leaf, "the images"), scores), maps

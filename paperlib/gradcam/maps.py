@@ -1,9 +1,6 @@
-r"""Grad-CAM: weigh a layer's channels by the gradient of a score, and see where the
-score comes from.
+r"""Grad-CAM: a layer's channels, weighted by the gradient of a class score.
 
-Also Guided Backpropagation (the input gradient that only ever took positive steps back
-through ReLUs) and their product, Guided Grad-CAM. Nothing of the model changes: no
-hook, mode, `.grad` or buffer is left behind.
+The model is restored: no hook, mode, `.grad` or buffer changes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,19 +17,18 @@ from paperlib.validation import check_images, target_classes
 
 # Grad-CAM, Sec. 4.1: share of the map's maximum above which a pixel is in the box
 LOCALIZATION_THRESHOLD = 0.15
-# None, a class, N classes, N rows of T classes, or a function of what the model gives
+# None, a class, N classes, N rows of T classes, or a function of the model's output
 Targets = Any
 
 
 class GradCAM(NamedTuple):
-    r"""What `grad_cam` found. With T targets an image, maps, weights and targets have
-    an axis T after N.
+    r"""The result of `grad_cam`; T targets per image add an axis T after N.
 
     Fields:
-        maps: (N, h, w), Eq. 2, at the layer's resolution, not scaled; above zero where
-            the layer argues for the score.
+        maps: (N, h, w), Eq. 2, at the layer's resolution, not scaled; positive where
+            the layer increases the score.
         weights: (N, C), $\alpha_k^c$ of Eq. 1 (negated for a counterfactual, Sec. 3.3).
-        logits: what the model gave, detached: (N, classes) unless `targets` was a
+        logits: the model's output, detached: (N, classes) unless `targets` was a
             function.
         targets: (N,) class indices, or None where `targets` was a function.
     """
@@ -51,13 +47,13 @@ def grad_cam_weights(
 ) -> Float[Tensor, "n c"]:
     r"""Average each channel's gradient over space.
 
-    $$\alpha_k^c = \frac{1}{Z}\sum_{i,j} \frac{\partial y^c}{\partial A^k_{ij}}$$   with $y^c$ = `score`,
-    $A^k$ = `activations[:, k]`, $Z$ = h·w.
+    $$\alpha_k^c = \frac{1}{Z}\sum_{i,j} \frac{\partial y^c}{\partial A^k_{ij}}$$
+    with $y^c$ = `score`, $A^k$ = `activations[:, k]`, $Z$ = h·w.
 
     Args:
-        score: one number an image, before any softmax, computed from `activations`.
+        score: one number per image, before any softmax, computed from `activations`.
         activations: a layer's output inside the graph of `score`.
-        retain_graph: keep the graph for another score.
+        retain_graph: do not free the graph, for another score.
 
     Returns:
         signed weights, in units of the score per unit of activation; float32 where the
@@ -78,15 +74,16 @@ def grad_cam_map(
     *,
     relu: bool = True,
 ) -> Float[Tensor, "n *t h w"]:
-    r"""Combine a layer's channels by their weights, and keep what speaks for the score.
+    r"""Sum a layer's channels with their weights, and apply a ReLU.
 
-    $$L = \mathrm{ReLU}\Big(\sum_k \alpha_k^c A^k\Big)$$   with $\alpha_k^c$ = `weights`, $A^k$ = `activations[:, k]`.
+    $$L = \mathrm{ReLU}\Big(\sum_k \alpha_k^c A^k\Big)$$
+    with $\alpha_k^c$ = `weights`, $A^k$ = `activations[:, k]`.
 
     Args:
-        weights: one weight a channel; an axis T between N and C gives T maps an image.
+        weights: one weight per channel; an axis T between N and C returns T maps per
+            image.
         activations: a layer's output.
-        relu: False leaves out the ReLU, and negative values tell what speaks against
-            the score.
+        relu: False omits the ReLU; negative values decrease the score.
 
     Returns:
         maps at the layer's resolution; float32 where the activations are half
@@ -98,9 +95,8 @@ def grad_cam_map(
     dtype = torch.promote_types(activations.dtype, torch.float32)
     channels = activations.flatten(2).to(dtype)
     n, c, h, w = activations.shape
-    with override_autocast(
-        enabled=False
-    ):  # it would take the sum in half precision again
+    # Autocast would compute the sum in half precision.
+    with override_autocast(enabled=False):
         maps = (weights.reshape(n, -1, c).to(dtype) @ channels).view(
             *weights.shape[:-1], h, w
         )
@@ -164,90 +160,93 @@ def grad_cam(
         test_gradcam.py::test_counterfactual_negates_the_weights
     """
     module, name = find_layer(model, layer)
-    held: list[Tensor] = []
+    records: list[Tensor] = []
 
-    def cut(output):
-        # The graph starts here. The leaf owns its memory and the network goes on with a
-        # copy, so whatever changes in place, before or after, the leaf stays what the
-        # layer gave.
+    def record_leaf(output):
+        # The graph starts here. The leaf owns its memory and the network continues with
+        # a copy, so in-place operations before and after the layer do not change the
+        # leaf.
         torch.set_grad_enabled(True)
-        held[:] = [_spatial(name, output, images).detach().clone().requires_grad_()]
-        return held[0].clone()
+        records[:] = [
+            _check_spatial(name, output, images).detach().clone().requires_grad_()
+        ]
+        return records[0].clone()
 
-    with _ready(model, images) as images:
-        with torch.no_grad(), on_output(module, cut) as other_threads:
+    with _gradient_state(model, images) as images:
+        with torch.no_grad(), on_output(module, record_leaf) as other_threads:
             output = model(images.clone())  # a network may change its input in place
         scores, classes = _scores(output, targets, len(images))
-        weights = _weights(scores, _last(held, name, other_threads), f"layer {name!r}")
+        weights = _weights(
+            scores, _recorded_output(records, name, other_threads), f"layer {name!r}"
+        )
         weights = -weights if counterfactual else weights
-        maps = grad_cam_map(weights, held[0].detach(), relu=relu)
+        maps = grad_cam_map(weights, records[0].detach(), relu=relu)
     return GradCAM(maps, weights, _detached(output), classes)
 
 
 @contextmanager
-def _ready(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
-    """Give the checked images, cut off from the caller's graph, with model and torch in
-    the state a gradient needs.
-    """
+def _gradient_state(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    """Yield checked, detached images, with model and torch ready for a gradient."""
     with inference_state(model), torch.enable_grad():
         if any(
             tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())
         ):
             raise ValueError(
-                "the model was made inside torch.inference_mode(), and torch takes no"
-                " gradient through its tensors; build or load it outside, or pass"
-                " copy.deepcopy(model)"
+                "the model was created inside torch.inference_mode(),"
+                " and torch computes no gradient through its tensors;"
+                " create or load it outside, or pass copy.deepcopy(model)"
             )
         yield check_images(images)
 
 
-def _spatial(name: str, output: Any, images: Tensor) -> Tensor:
-    """Return a layer's output if Grad-CAM has a meaning on it."""
+def _check_spatial(name: str, output: Any, images: Tensor) -> Tensor:
+    """Return a layer's output; raise if Grad-CAM is not defined for it."""
     output, (n, _, height, width) = feature_map(name, output), images.shape
-    gives = f"layer {name!r} gives {tuple(output.shape)}"
+    description = f"layer {name!r} returns {tuple(output.shape)}"
     if output.ndim == 3:
         raise ValueError(
-            f"{gives}, the token map of a transformer: there is no (h, w) to draw a map"
-            " on. Choose a layer that gives (N, C, h, w)"
+            f"{description}, the token map of a transformer:"
+            " it has no spatial axes (h, w). Choose a layer that returns (N, C, h, w)"
         )
     if output.ndim != 4 or len(output) != n or output.numel() == 0:
         raise ValueError(
-            f"{gives} for {n} image{'s' * (n != 1)}; expected ({n}, C, h, w). Choose a"
-            " convolutional layer"
+            f"{description} for {n} image{'s' * (n != 1)}; expected ({n}, C, h, w)."
+            " Choose a convolutional layer"
         )
     if not output.is_floating_point():
         raise ValueError(
-            f"{gives} of dtype {output.dtype}; expected floating point, which has a"
-            " gradient"
+            f"{description} of dtype {output.dtype};"
+            " expected floating point, for a gradient"
         )
-    # Channels that come last would be taken for a width, and a picture come out all the
-    # same. They show in the shape: its first two axes have the image's proportions, its
-    # last two have not, and the last is the longest.
+    # Channels-last outputs would return a wrong map without an error. They are
+    # recognised by the shape: the first two axes have the image's proportions, the last
+    # two do not, and the last is the longest.
     a, b, c = output.shape[1:]
-    if abs(a * width - b * height) <= max(height, width) < abs(
-        b * width - c * height
-    ) and c > max(a, b):
+    first_error, last_error = abs(a * width - b * height), abs(b * width - c * height)
+    if first_error <= max(height, width) < last_error and c > max(a, b):
         raise ValueError(
-            f"{gives}, which for images of {height}×{width} is (N, h, w, C): channels"
-            " last. Choose a layer that gives (N, C, h, w), the one that permutes the"
-            " axes before pooling say"
+            f"{description}, which for images of {height}×{width} is (N, h, w, C):"
+            " channels last. Choose a layer that returns (N, C, h, w),"
+            " for example the one that permutes the axes before pooling"
         )
     return output
 
 
-def _last(held: list[Tensor], name: str, other_threads: list[int]) -> Tensor:
-    if held:
-        return held[0]
+def _recorded_output(
+    records: list[Tensor], name: str, other_threads: list[int]
+) -> Tensor:
+    if records:
+        return records[0]
     if other_threads:
         raise ValueError(f"layer {name!r} {IN_OTHER_THREADS}")
     raise ValueError(
-        f"layer {name!r} did not run: the model does not use it in eval mode, "
-        "or calls its parts but not it. Choose a layer inside or after it"
+        f"layer {name!r} did not run: the model does not use it in eval mode,"
+        " or calls its parts but not it. Choose a layer inside or after it"
     )
 
 
 def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | None]:
-    """Pick the scores to explain, (N,) or (N, T), and say of which classes they are."""
+    """Select the scores to explain, (N,) or (N, T), and their classes."""
     if not callable(targets):
         classes = target_classes(targets, output, n)
         return output.gather(1, classes.view(n, -1)).view(classes.shape), classes
@@ -257,14 +256,14 @@ def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | Non
         or scores.shape != (n,)
         or not scores.is_floating_point()
     ):
-        came = (
+        received = (
             f"{tuple(scores.shape)} of {scores.dtype}"
             if isinstance(scores, Tensor)
             else f"a {type(scores).__name__}"
         )
         raise ValueError(
-            f"the function given as targets returned {came}; expected a floating-point"
-            f" tensor ({n},)"
+            f"the function given as targets returned {received};"
+            f" expected a floating-point tensor ({n},)"
         )
     return scores, None
 
@@ -272,25 +271,23 @@ def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | Non
 def _gradients(
     scores: Tensor, source: Tensor, what: str, retain_graph: bool = False
 ) -> list[Tensor]:
-    """Differentiate the scores of each target by `source`; `what` names it if they do
-    not depend on it.
-    """
+    """Differentiate the scores of each target by `source`, called `what` in errors."""
     columns = scores.unbind(1) if scores.ndim == 2 else (scores,)
     gradients: list[Tensor] = []
     for i, column in enumerate(columns):
         gradient = None
         if scores.requires_grad:
-            keep = retain_graph or i + 1 < len(columns)
+            retain = retain_graph or i + 1 < len(columns)
             with override_autocast(enabled=False):
                 seed = torch.ones_like(column)
                 (gradient,) = torch.autograd.grad(
-                    column, source, seed, retain_graph=keep, allow_unused=True
+                    column, source, seed, retain_graph=retain, allow_unused=True
                 )
         if gradient is None:
             raise ValueError(
-                f"the score does not depend on {what}, or the model cuts the gradient"
-                " on the way (no_grad, detach, argmax, rounding); explain another"
-                " score or another layer"
+                f"the score does not depend on {what},"
+                " or the model has no gradient there (no_grad, detach, argmax,"
+                " rounding); explain another score or another layer"
             )
         gradients.append(gradient)
     return gradients
@@ -300,21 +297,19 @@ def _weights(
     scores: Tensor, activations: Tensor, what: str, retain_graph: bool = False
 ) -> Tensor:
     gradients = _gradients(scores, activations, what, retain_graph)
-    # Half precision would lose what it adds up: a mean over thousands of positions.
+    # Half precision is too coarse for a mean over thousands of positions.
     dtype = torch.promote_types(activations.dtype, torch.float32)
-    return _stacked(
+    return _stack_targets(
         [gradient.mean((2, 3), dtype=dtype) for gradient in gradients], scores
     )
 
 
-def _stacked(parts: list[Tensor], scores: Tensor) -> Tensor:
+def _stack_targets(parts: list[Tensor], scores: Tensor) -> Tensor:
     return torch.stack(parts, 1) if scores.ndim == 2 else parts[0]
 
 
 def _detached(output: Any) -> Any:
-    """Cut what a model gave off its graph: tensors, alone or in dictionaries, lists and
-    tuples.
-    """
+    """Detach a model's output: tensors, alone or in dictionaries, lists and tuples."""
     if isinstance(output, Tensor):
         return output.detach()
     if isinstance(output, Mapping):

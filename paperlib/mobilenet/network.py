@@ -1,6 +1,4 @@
-"""MobileNetV1: a stack of depthwise separable convolutions with two knobs, width and
-resolution.
-"""
+"""MobileNetV1: depthwise separable convolutions, with a width multiplier."""
 
 from collections import OrderedDict
 from typing import NamedTuple
@@ -11,9 +9,7 @@ from torch import Tensor, nn
 
 
 class Block(NamedTuple):
-    """One row pair of the paper's Table 1: channels in, channels out, stride of the
-    spatial convolution.
-    """
+    """A pair of rows of Table 1: input channels, output channels, spatial stride."""
 
     in_channels: int
     out_channels: int
@@ -30,34 +26,31 @@ BLOCKS = (  # MobileNet, Table 1, the 13 pairs of depthwise and pointwise rows
     Block(256, 512, 2),
     *[Block(512, 512, 1)] * 5,
     Block(512, 1024, 2),
-    Block(
-        1024, 1024, 1
-    ),  # printed "s2", but its input and its output are both 7×7: see `last_stride`
+    # Table 1 prints "s2", but input and output are both 7×7: see `last_stride`.
+    Block(1024, 1024, 1),
 )
-SHALLOW_BLOCKS = (
-    BLOCKS[:6] + BLOCKS[11:]
-)  # MobileNet, Table 5: without the five 14×14×512 blocks
+# MobileNet, Table 5: without the five 14×14×512 blocks
+SHALLOW_BLOCKS = BLOCKS[:6] + BLOCKS[11:]
 
 
 class MobileNetV1(nn.Module):
-    r"""Classify images with a MobileNetV1, or with one of the variants that the paper
-    compares it to.
+    r"""MobileNetV1, and the variants that the paper compares it with.
 
     A 3×3 convolution with stride 2 is followed by 13 blocks. In a separable block each
     input channel is filtered by its own 3×3 kernel (depthwise), and a 1×1 convolution
     (pointwise) mixes the channels; batch norm and an activation follow each of the two.
-    Global average pooling and one linear layer give the logits.
+    Global average pooling and one linear layer return the logits.
 
     Args:
         width: $\alpha$, the width multiplier; every layer's channels are multiplied by
-            it and cut to an integer.
+            it and truncated to an integer.
         num_classes: number of logits.
-        separable: False puts one standard 3×3 convolution in place of each depthwise
-            and pointwise pair (Table 4).
-        shallow: True leaves out the five 14×14×512 blocks (Table 5).
+        separable: False replaces each depthwise and pointwise pair by a standard 3×3
+            convolution (Table 4).
+        shallow: True omits the five 14×14×512 blocks (Table 5).
         last_stride: stride of the last depthwise layer. Table 1 prints 2; the 7×7 maps
             around it and the paper's total of 569 million multiply-adds need 1.
-        activation: the module class put after each batch norm; it is called with
+        activation: the module class used after each batch norm; it is called with
             `inplace=True`.
 
     Raises:
@@ -65,9 +58,10 @@ class MobileNetV1(nn.Module):
             1, or `last_stride` is neither 1 nor 2.
 
     Source: Howard et al., arXiv:1704.04861v1, Table 1 and Sec. 3.2-3.3 (variants:
-    Tables 4-10). Departures: padding is symmetric, as in timm; TensorFlow's original
-    pads the bottom and the right more. Test:
-    test_mobilenet.py::test_macs_and_parameters_are_the_papers
+        Tables 4-10).
+    Departures: padding is symmetric, as in timm; TensorFlow's original pads more at the
+        bottom and the right.
+    Test: test_mobilenet.py::test_macs_and_parameters_are_the_papers
     """
 
     def __init__(
@@ -83,13 +77,12 @@ class MobileNetV1(nn.Module):
         super().__init__()
         if not STEM_CHANNELS * width >= 1:
             raise ValueError(
-                f"width={width} leaves the first layer without channels; give a width"
+                f"width={width} leaves the first layer without channels; pass a width"
                 f" of at least 1/{STEM_CHANNELS} (the paper uses 1, 0.75, 0.5 and 0.25)"
             )
         if num_classes < 1:
             raise ValueError(
-                f"num_classes={num_classes}; expected at least 1. Give the number of"
-                " classes to tell apart"
+                f"num_classes={num_classes}; expected at least 1, the number of classes"
             )
         if last_stride not in (1, 2):
             raise ValueError(
@@ -116,9 +109,9 @@ class MobileNetV1(nn.Module):
         """Return the logits of images of shape (N, 3, H, W), of any H and W."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
-                f"images of shape {tuple(images.shape)}; expected (N, 3, H, W). Add a"
-                " batch axis with images[None], or repeat a grey image's single"
-                " channel three times"
+                f"images of shape {tuple(images.shape)};"
+                " expected (N, 3, H, W). Add a batch axis with images[None],"
+                " or repeat a grey image's single channel three times"
             )
         return self.classifier(self.pool(self.features(images)).flatten(1))
 
@@ -173,18 +166,17 @@ _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_t
 
 
 def timm_names() -> dict[str, str]:
-    """Map the names in `MobileNetV1().state_dict()` to those of timm's
-    `mobilenetv1_100`, in order.
+    """Map the names in `MobileNetV1().state_dict()` to those of timm, in order.
 
     The 164 tensors are the same. timm's network uses ReLU6, so equal logits need
     `MobileNetV1(activation=nn.ReLU6)`.
 
     Returns:
-        our name → timm's name. Use it both ways:
-        `{ours: timm_state[theirs] for ours, theirs in ...}`.
+        our name → timm's name, for example `{ours: timm_state[theirs] for ours, theirs
+        in ...}`.
 
-    Source: timm's `mobilenetv1_100`. Departures: none. Test:
-    test_mobilenet.py::test_logits_equal_timms
+    Source: timm's `mobilenetv1_100`. Departures: none.
+    Test: test_mobilenet.py::test_logits_equal_timms
     """
     modules = {"features.stem.conv": "conv_stem", "features.stem.norm": "bn1"}
     positions = [
@@ -218,8 +210,7 @@ def load_timm_state(model: MobileNetV1, state: dict[str, Tensor]) -> MobileNetV1
     Args:
         model: a `MobileNetV1` of width 1 with as many classes as the state;
             `activation=nn.ReLU6` to get timm's logits.
-        state: name → tensor, as `timm.create_model("mobilenetv1_100").state_dict()`
-            gives it.
+        state: name → tensor, from `timm.create_model("mobilenetv1_100").state_dict()`.
 
     Returns:
         the same model.
@@ -228,28 +219,28 @@ def load_timm_state(model: MobileNetV1, state: dict[str, Tensor]) -> MobileNetV1
         ValueError: if a tensor is missing, unknown, or of another shape; the model is
             then unchanged.
 
-    Source: timm's `mobilenetv1_100`. Departures: none. Test:
-    test_mobilenet.py::test_logits_equal_timms
+    Source: timm's `mobilenetv1_100`. Departures: none.
+    Test: test_mobilenet.py::test_logits_equal_timms
     """
-    names, own = timm_names(), model.state_dict()
-    if names.keys() != own.keys():
+    names, tensors = timm_names(), model.state_dict()
+    if names.keys() != tensors.keys():
         raise ValueError(
-            "this MobileNetV1 has other layers than timm's mobilenetv1_100; build it"
-            " separable and not shallow"
+            "this MobileNetV1 has other layers than timm's mobilenetv1_100;"
+            " create it separable and not shallow"
         )
     missing, unknown = names.values() - state.keys(), state.keys() - set(names.values())
     if missing or unknown:
         raise ValueError(
-            f"not a state dict of mobilenetv1_100: missing {sorted(missing)[:3]},"
-            f" unknown {sorted(unknown)[:3]}; pass"
-            " timm.create_model('mobilenetv1_100').state_dict()"
+            "not a state dict of mobilenetv1_100:"
+            f" missing {sorted(missing)[:3]}, unknown {sorted(unknown)[:3]};"
+            " pass timm.create_model('mobilenetv1_100').state_dict()"
         )
     for ours, theirs in names.items():
-        if own[ours].shape != state[theirs].shape:
+        if tensors[ours].shape != state[theirs].shape:
             raise ValueError(
-                f"{theirs} has shape {tuple(state[theirs].shape)}; expected"
-                f" {tuple(own[ours].shape)}. Build MobileNetV1 with the same width and"
-                " num_classes"
+                f"{theirs} has shape {tuple(state[theirs].shape)};"
+                f" expected {tuple(tensors[ours].shape)}."
+                " Create MobileNetV1 with the same width and num_classes"
             )
     with torch.no_grad():
         model.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})

@@ -4,11 +4,10 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float | int) -> list[dict]:
-    """Split a model's parameters for an optimizer: weight decay on everything but
-    depthwise filters.
+    """Split parameters for an optimizer: no weight decay on depthwise filters.
 
-    A depthwise filter has nine weights and sees one channel: there is little to
-    regularise, and the paper reports that "very little or no" decay there is important.
+    A depthwise filter has nine weights for one channel: there is little to regularise,
+    and the paper reports that "very little or no" decay there is important.
 
     Args:
         model: any network; a convolution is depthwise when it has one group per input
@@ -22,12 +21,13 @@ def parameter_groups(model: nn.Module, weight_decay: float | int) -> list[dict]:
     Raises:
         ValueError: if `weight_decay` is negative.
 
-    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.2. Departures: "very little or no"
-    is taken as none. Test: test_mobilenet.py::test_depthwise_filters_are_not_decayed
+    Source: Howard et al., arXiv:1704.04861v1, Sec. 3.2.
+    Departures: "very little or no" is implemented as none.
+    Test: test_mobilenet.py::test_depthwise_filters_are_not_decayed
     """
     if weight_decay < 0:
         raise ValueError(
-            f"weight_decay={weight_decay}; expected 0 or more. Give 4e-5, say"
+            f"weight_decay={weight_decay}; expected 0 or more, for example 4e-5"
         )
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     depthwise = {

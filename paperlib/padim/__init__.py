@@ -1,6 +1,4 @@
-"""PaDiM: one Gaussian of normal embeddings per position, and the Mahalanobis distance
-from it.
-"""
+"""PaDiM: a Gaussian of normal embeddings per position, and distances from it."""
 
 from paperlib.padim.detector import PaDiM, summed_anomaly_map
 from paperlib.padim.gaussian import (

@@ -1,10 +1,9 @@
-r"""PaDiM: a Gaussian of normal features for every position of a picture, and the
-distance from it as anomaly score.
+r"""The PaDiM detector: anomaly maps from Mahalanobis distances of embeddings.
 
-x_ij is the embedding at position (i, j): a pretrained network's feature maps, joined.
-There are P = h·w positions, numbered row by row; D is the embedding's length. The
-Gaussians are estimated batch by batch, so memory does not grow with the number of
-images.
+x_ij is the embedding at position (i, j): a pretrained network's feature maps,
+concatenated. There are P = h·w positions, numbered row by row; D is the embedding's
+length. The Gaussians are estimated batch by batch, so memory does not grow with the
+number of images.
 """
 
 import math
@@ -35,53 +34,51 @@ from paperlib.precision import at_least_float32
 from paperlib.storage import digest, read_tensors, write_tensors
 from paperlib.validation import check_images
 
-SMOOTHING_SIGMA = (
-    4.0  # PaDiM, Sec. IV-B: of the Gaussian filter on anomaly maps, in pixels
-)
+SMOOTHING_SIGMA = 4.0  # PaDiM, Sec. IV-B: Gaussian filter on anomaly maps, in pixels
 REDUCTIONS = ("random", "pca")
-FORMAT = "paperlib.padim.1"
+PADIM_FORMAT = "paperlib.padim.1"
 
 
 class PaDiM:
-    """Detect and localise anomalies after one look at normal images; nothing is
-    trained.
+    """Detect and localise anomalies with Gaussians of pretrained features.
 
     `fit` estimates the Gaussians and factorises them once; scoring is then one product
-    a position with the inverse factor. That is faster than solving triangular systems,
-    by how much depends on the batch (tests/bench). Products and sums are never taken in
-    bfloat16 or TF32, whatever the caller has set.
+    per position with the inverse factor. That is faster than solving triangular
+    systems, by a factor that depends on the batch (tests/bench). Products and sums are
+    never computed in bfloat16 or TF32, whatever the caller has set.
 
     Args:
-        extractor: a FeatureExtractor: of a named backbone,
-            `FeatureExtractor(*load("resnet18")[:2])` say, or of any network. For the
-            paper's single-layer models give it one layer.
-        dimensions: D, how many embedding dimensions are kept (the paper: 100 of 448 for
-            ResNet-18, 550 of 1,792 for Wide ResNet-50-2); None keeps all channels.
-        seed: of the random choice.
+        extractor: a FeatureExtractor, for example
+            `FeatureExtractor(*load("resnet18")[:2])`. For the paper's single-layer
+            models pass one layer.
+        dimensions: D, the number of embedding dimensions (the paper: 100 of 448 for
+            ResNet-18, 550 of 1,792 for Wide ResNet-50-2); None for all channels. seed:
+            of the random choice.
         epsilon: added to the variances.
-        reduction: "random" keeps channels drawn at random; "pca" projects on the
-            leading principal components of all training embeddings, for which `fit`
-            reads the batches twice.
-        mode: how maps are enlarged, "bilinear" or "bicubic".
+        reduction: "random" selects channels at random; "pca" projects on the leading
+            principal components of all training embeddings, for which `fit` reads the
+            batches twice.
+        mode: how maps are upsampled, "bilinear" or "bicubic".
         sigma: of the Gaussian that smooths anomaly maps, in pixels of the image.
 
-    All attributes but the arguments are there after `fit` or `load`.
+    The following attributes exist after `fit` or `load`.
 
     Attributes:
         mean: μ, (P, D).
         whitening: $L^{-1}$, (P, D, D), lower triangular.
-        channels: indices of those kept, ascending, or None with "pca".
+        channels: indices of the selected channels, ascending, or None with "pca".
         basis: (all channels, D) with "pca", else None.
         grid: (h, w).
         size: (H, W) of the images.
-        count: N, the images fitted.
+        count: N, the number of training images.
 
     Raises:
-        ValueError: for settings outside of what is said above.
+        ValueError: for arguments outside these ranges.
 
-    Source: Defard et al., arXiv:2011.08785, Sec. III and IV-B. Departures: maps are
-    enlarged bilinearly by default, the paper says bicubic (`mode="bicubic"`). Test:
-    test_padim.py::test_maps_equal_the_equations_written_out
+    Source: Defard et al., arXiv:2011.08785, Sec. III and IV-B.
+    Departures: maps are upsampled bilinearly by default; in the paper bicubic
+        (`mode="bicubic"`).
+    Test: test_padim.py::test_maps_equal_the_equations_written_out
     """
 
     def __init__(
@@ -98,47 +95,42 @@ class PaDiM:
         _check_extractor(extractor)
         if dimensions is not None and dimensions < 1:
             raise ValueError(
-                f"dimensions={dimensions}; expected at least 1, or None for all"
-                " channels"
+                f"dimensions={dimensions}; expected at least 1,"
+                " or None for all channels"
             )
         if not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon={epsilon}; expected a variance to add, above 0")
         if reduction not in REDUCTIONS or mode not in MODES:
             raise ValueError(
-                f"reduction={reduction!r}, mode={mode!r}; expected one of {REDUCTIONS}"
-                f" and of {MODES}"
+                f"reduction={reduction!r}, mode={mode!r};"
+                f" expected one of {REDUCTIONS} and of {MODES}"
             )
         if reduction == "pca" and dimensions is None:
             raise ValueError(
-                "dimensions=None keeps all channels, which leaves nothing to PCA; give"
-                " their number"
+                "dimensions=None means all channels, with which PCA reduces nothing;"
+                " pass a number"
             )
         if not 0 <= sigma < math.inf:
             raise ValueError(
                 f"sigma={sigma}; expected a standard deviation in pixels, at least 0"
             )
-        self.extractor, self.dimensions, self.seed, self.epsilon = (
-            extractor,
-            dimensions,
-            seed,
-            epsilon,
-        )
+        self.extractor, self.dimensions, self.seed = extractor, dimensions, seed
+        self.epsilon = epsilon
         self.reduction, self.mode, self.sigma = reduction, mode, sigma
         self.count = 0
 
     def fit(self, batches: Iterable, *, distribute: bool = False) -> "PaDiM":
-        """Estimate the Gaussians from batches of normal images (N, 3, H, W), already
-        transformed; returns self.
+        """Estimate the Gaussians from batches of normal images, and return self.
 
-        Batches may come from a generator, of any lengths, and are read once (twice with
-        "pca"). What was fitted before is replaced, and kept if anything fails.
+        Batches may be of any lengths, may come from a generator, and are read once
+        (twice with "pca"). A previous fit is replaced only on success.
 
         Args:
-            batches: of images.
-            distribute: True takes the batches for this process's part of the images:
-                all processes of `torch.distributed` call this, each with a batch at
-                least, and each ends with the Gaussians of all. One image per process is
-                enough. If one process raises, all of them do.
+            batches: of images (N, 3, H, W), already transformed.
+            distribute: True if the batches are this process's part of the images. All
+                processes of `torch.distributed` call this with at least one batch, and
+                each ends with the Gaussians of all. One image per process is enough. If
+                one process raises, all of them do.
 
         Raises:
             ValueError: for batches that are not finite images of one size, fewer than 2
@@ -151,7 +143,7 @@ class PaDiM:
             basis = self._principal_components(batches, device)
         channels = gaussian = size = grid = None
         with fail_together(device):
-            for images in _checked_batches(batches):
+            for images in _check_batches(batches):
                 size = _check_size(images, size)
                 maps = self._maps(images)
                 if gaussian is None:
@@ -165,32 +157,27 @@ class PaDiM:
                 gaussian.update(x)
             if gaussian is None:
                 reason = "a generator yields its batches only once"
-                raise ValueError(f"no batch came; {reason}")
+                raise ValueError(f"no batch received; {reason}")
         if device is not None:
             check_same_size(size, device)
             gaussian.all_reduce()
         mean, whitening = gaussian.mean(), whiten(gaussian, self.epsilon)
-        self.mean, self.whitening, self.channels, self.basis = (
-            mean,
-            whitening,
-            channels,
-            basis,
-        )
+        self.mean, self.whitening, self.channels = mean, whitening, channels
+        self.basis = basis
         self.grid, self.size, self.count = grid, size, gaussian.count
         return self
 
     def anomaly_map(self, images: Tensor) -> Float[Tensor, "n h w"]:
-        """Return an anomaly map of the images' size for each of them: distances,
-        enlarged and smoothed, not scaled.
+        """Return one anomaly map per image: upsampled and smoothed distances.
 
         Raises:
-            ValueError: before `fit`, for images that are no finite batch of the fitted
-                size, or on another device.
+            ValueError: before `fit`, or if the images are not a finite batch of the
+                fitted size on the fitted device.
         """
-        return self._enlarge(self._distances(images))
+        return self._upsample_and_smooth(self._distances(images))
 
     def score(self, images: Tensor) -> Float[Tensor, " n"]:
-        """Return one score an image, the maximum of its anomaly map.
+        """Return one score per image, the maximum of its anomaly map.
 
         Raises:
             ValueError: as `anomaly_map`.
@@ -200,18 +187,17 @@ class PaDiM:
     def normal_threshold(
         self, batches: Iterable, quantile: float | int = 0.99, *, fitted: bool = False
     ) -> float:
-        """Choose the score above which an image counts as anomalous, from normal images
-        alone.
+        """Choose a threshold of the score from normal images alone.
 
-        A share of 1 - `quantile` of normal images will be called anomalous. Give images
-        that were not fitted: those that were fitted score too low, and the lower the
-        fewer they are. Where no others are left, pass them with `fitted=True`: each
-        image is then scored as if it had been left out (see `leave_one_out_distance`).
+        It classifies a share of 1 - `quantile` of normal images as anomalous. Pass
+        images that were not used in `fit`: training images score too low, the more so
+        the fewer there are. If there are no others, pass them with `fitted=True`: each
+        is then scored as if it had been left out (see `leave_one_out_distance`).
 
         Args:
             batches: of normal images, as for `fit`.
-            quantile: share of normal images that shall pass.
-            fitted: whether they are the images of `fit`.
+            quantile: share of normal images below the threshold.
+            fitted: whether these are the training images.
 
         Returns:
             a threshold in the unit of `score`.
@@ -221,17 +207,19 @@ class PaDiM:
         """
         if not 0 <= quantile <= 1:
             raise ValueError(
-                f"quantile={quantile}; expected a share of the normal images, between 0"
-                " and 1"
+                f"quantile={quantile}; expected a share of the normal images,"
+                " between 0 and 1"
             )
         scores = []
         for images in batches:
             distances = self._distances(images)
             if fitted:
                 distances = leave_one_out_distance(distances, self.count)
-            scores.append(self._enlarge(distances).amax((1, 2)))
+            scores.append(self._upsample_and_smooth(distances).amax((1, 2)))
         if not scores:
-            raise ValueError("no batch came; a generator gives its batches only once")
+            raise ValueError(
+                "no batch received; a generator yields its batches only once"
+            )
         return float(torch.cat(scores).double().quantile(quantile))
 
     def to(self, device: torch.device | str) -> "PaDiM":
@@ -243,8 +231,7 @@ class PaDiM:
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write everything but the network's weights as one safetensors file, whole or
-        not at all.
+        """Write one safetensors file, atomically, without the network's weights.
 
         Raises:
             ValueError: before `fit`.
@@ -258,13 +245,13 @@ class PaDiM:
         about = {
             "backbone": getattr(model, "backbone_name", None),
             "layers": self.extractor.layers,
-            "weights": _fingerprint(model),
+            "weights": _digest_weights(model),
             "settings": {name: getattr(self, name) for name in _SETTINGS},
             "grid": self.grid,
             "size": self.size,
             "count": self.count,
         }
-        write_tensors(path, tensors, about, FORMAT)
+        write_tensors(path, tensors, about, PADIM_FORMAT)
 
     @classmethod
     def load(
@@ -278,21 +265,23 @@ class PaDiM:
                 with its default weights.
 
         Raises:
-            ValueError: naming the file, if it is no such file, damaged, of a newer
-                format, or fitted with another network, other weights or other layers;
-                or if its network has no name and no extractor is given.
+            ValueError: naming the file, if it is another kind of file, corrupt, of a
+                newer format, or fitted with another network, other weights or other
+                layers; or if its network has no name and no extractor is passed.
         """
-        about, tensors = read_tensors(path, FORMAT, "saved PaDiM", "fit and save again")
-        if not _fit_together(about, tensors):
+        about, tensors = read_tensors(
+            path, PADIM_FORMAT, "saved PaDiM", "fit and save again"
+        )
+        if not _is_consistent(about, tensors):
             raise ValueError(
-                f"{path} does not fit together: what it holds is missing or of other"
-                " shapes; fit and save again"
+                f"{path} is inconsistent: its tensors or settings are missing"
+                " or of wrong shapes; fit and save again"
             )
         if extractor is None:
             if not isinstance(about["backbone"], str):
                 raise ValueError(
-                    f"{path} was fitted with a network of your own; pass"
-                    " extractor=FeatureExtractor(…)"
+                    f"{path} was fitted with a network of your own;"
+                    " pass extractor=FeatureExtractor(…)"
                 )
             try:
                 extractor = FeatureExtractor(
@@ -305,14 +294,14 @@ class PaDiM:
         _check_extractor(extractor)
         if list(extractor.layers) != about["layers"]:
             raise ValueError(
-                f"{path} was fitted on layers {about['layers']}; the extractor has"
-                f" {extractor.layers}"
+                f"{path} was fitted on layers {about['layers']};"
+                f" the extractor has {extractor.layers}"
             )
-        if _fingerprint(extractor.model) != about["weights"]:
+        if _digest_weights(extractor.model) != about["weights"]:
             name = about["backbone"] or "a network of your own"
             raise ValueError(
-                f"{path} was fitted with {name}, with other weights than these; pass"
-                " its own extractor"
+                f"{path} was fitted with {name}, with other weights than these;"
+                " pass the extractor it was fitted with"
             )
         try:
             model = cls(extractor, **about["settings"])
@@ -321,17 +310,12 @@ class PaDiM:
                 f"{path} has settings that can't be used ({error}); fit and save again"
             ) from error
         device = model._device()
-        model.mean, model.whitening = (
-            tensors["mean"].to(device),
-            tensors["whitening"].to(device),
-        )
+        model.mean = tensors["mean"].to(device)
+        model.whitening = tensors["whitening"].to(device)
         model.channels = tensors.get("channels")
         model.basis = tensors["basis"].to(device) if "basis" in tensors else None
-        model.grid, model.size, model.count = (
-            tuple(about["grid"]),
-            tuple(about["size"]),
-            about["count"],
-        )
+        model.grid, model.size = tuple(about["grid"]), tuple(about["size"])
+        model.count = about["count"]
         return model
 
     def _distances(self, images: Tensor) -> Float[Tensor, "n h w"]:
@@ -345,20 +329,20 @@ class PaDiM:
         x = _embed(self._maps(images), self.channels, self.basis)
         if x.shape[1:] != self.mean.shape:
             raise ValueError(
-                f"embeddings {tuple(x.shape[1:])} a position; expected"
-                f" {tuple(self.mean.shape)} as fitted"
+                f"embeddings of shape {tuple(x.shape[1:])};"
+                f" expected {tuple(self.mean.shape)} as fitted"
             )
         return whitened_norm(x.to(self.mean.dtype), self.mean, self.whitening).view(
             -1, *self.grid
         )
 
-    def _enlarge(self, distances: Tensor) -> Tensor:
+    def _upsample_and_smooth(self, distances: Tensor) -> Tensor:
         return gaussian_blur(upsample(distances, self.size, self.mode), self.sigma)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         maps = self.extractor(images)
-        # A network under autocast gives half precision: too coarse for what is added up
-        # from here on.
+        # A network under autocast returns half precision: too coarse for the sums that
+        # follow.
         return [part.to(at_least_float32(part.dtype)) for part in maps]
 
     def _draw(self, total: int) -> Tensor:
@@ -366,49 +350,44 @@ class PaDiM:
             return torch.arange(total)
         if self.dimensions > total:
             raise ValueError(
-                f"dimensions={self.dimensions} of {total} channels that layers"
-                f" {', '.join(self.extractor.layers)} give together; expected no more,"
-                " or None for all"
+                f"dimensions={self.dimensions} of {total} channels"
+                f" of layers {', '.join(self.extractor.layers)};"
+                " expected no more, or None for all"
             )
-        return (
-            torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[
-                : self.dimensions
-            ]
-            .sort()
-            .values
-        )
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(total, generator=generator)
+        return order[: self.dimensions].sort().values
 
     def _principal_components(
-        self,
-        batches: Iterable,
-        device: torch.device | None,
+        self, batches: Iterable, device: torch.device | None
     ) -> Float[Tensor, "total d"]:
         """Find the directions of largest variance of the embeddings at all positions.
 
         `device` is where the processes communicate, or None for a single process.
         """
-        pooled = size = None
+        gaussian = size = None
         with fail_together(device):
             if isinstance(batches, Iterator):
-                reason = "PCA reads the batches twice and a generator gives them once"
+                reason = "PCA reads the batches twice and a generator yields them once"
                 raise ValueError(f"{reason}; pass a list or a DataLoader")
-            for images in _checked_batches(batches):
+            for images in _check_batches(batches):
                 size = _check_size(images, size)
                 x = _embed(self._maps(images), None, None)
                 total = x.shape[2]
                 self._draw(total)  # raises if there are too few channels
-                pooled = pooled or PatchGaussian(1, total, at_least_float32(x.dtype))
-                pooled.update(x.transpose(0, 1).reshape(-1, 1, total))
-            if pooled is None:
-                raise ValueError("no batch came")
+                gaussian = gaussian or PatchGaussian(
+                    1, total, at_least_float32(x.dtype)
+                )
+                gaussian.update(x.transpose(0, 1).reshape(-1, 1, total))
+            if gaussian is None:
+                raise ValueError("no batch received")
         if device is not None:
             check_same_size(size, device)
-            pooled.all_reduce()
-        _, vectors = torch.linalg.eigh(
-            pooled.covariance(0)[0].double()
-        )  # in ascending order
+            gaussian.all_reduce()
+        # eigh sorts the eigenvalues in ascending order.
+        _, vectors = torch.linalg.eigh(gaussian.covariance(0)[0].double())
         return (
-            vectors.flip(1)[:, : self.dimensions].to(pooled.result_dtype).contiguous()
+            vectors.flip(1)[:, : self.dimensions].to(gaussian.result_dtype).contiguous()
         )
 
     def _device(self) -> torch.device:
@@ -418,19 +397,18 @@ class PaDiM:
     def _check_fitted(self) -> None:
         if not self.count:
             raise ValueError(
-                "this PaDiM is not fitted; call fit(batches) with normal images, or"
-                " PaDiM.load(path)"
+                "this PaDiM is not fitted; call fit(batches) with normal images,"
+                " or PaDiM.load(path)"
             )
 
 
 def summed_anomaly_map(
     models: Sequence[PaDiM], images: Tensor
 ) -> Float[Tensor, "n h w"]:
-    """Add up the maps of several models, one a layer say: the paper's "Layer 1+2+3",
-    which knows no correlations between layers.
+    """Add up the maps of several models, one per layer: the paper's "Layer 1+2+3".
 
     Args:
-        models: fitted, of one image size.
+        models: fitted, with the same image size.
         images: as for `PaDiM.anomaly_map`.
 
     Raises:
@@ -460,19 +438,11 @@ def _embed(
 _SETTINGS = ("dimensions", "seed", "epsilon", "reduction", "mode", "sigma")
 
 
-def _fit_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
-    """Whether a file is one that `save` may have written: its checksum tells damage,
-    not what somebody made up.
-    """
-    if not {
-        "backbone",
-        "layers",
-        "weights",
-        "settings",
-        "grid",
-        "size",
-        "count",
-    } <= set(about):
+def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
+    """Whether `save` may have written a file (the checksum detects no forgery)."""
+    if not set("backbone layers weights settings grid size count".split()) <= set(
+        about
+    ):
         return False
     numbers = (
         [*about["grid"], *about["size"]]
@@ -506,18 +476,18 @@ def _fit_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
     ):
         return False
     if basis is not None:
-        fits = (
+        is_consistent = (
             basis.ndim == 2
             and basis.shape[1] == mean.shape[1]
             and basis.dtype == mean.dtype
         )
     else:
-        fits = (
+        is_consistent = (
             channels is not None
             and channels.shape == mean.shape[1:]
             and channels.dtype == torch.int64
         )
-    return fits and all(
+    return is_consistent and all(
         bool(torch.isfinite(tensor).all()) for tensor in tensors.values()
     )
 
@@ -525,12 +495,12 @@ def _fit_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
 def _check_extractor(extractor: Any) -> None:
     if not isinstance(extractor, FeatureExtractor):
         raise ValueError(
-            f"an extractor of type {type(extractor).__name__}; expected a"
-            " FeatureExtractor. From a backbone: FeatureExtractor(*load(name)[:2])"
+            f"an extractor of type {type(extractor).__name__}; expected"
+            " a FeatureExtractor. From a backbone: FeatureExtractor(*load(name)[:2])"
         )
 
 
-def _checked_batches(batches: Iterable) -> Iterable:
+def _check_batches(batches: Iterable) -> Iterable:
     if isinstance(batches, Tensor):
         expected = "expected an iterable of batches. Pass images.split(32)"
         raise ValueError(f"one tensor of shape {tuple(batches.shape)}; {expected}")
@@ -538,27 +508,23 @@ def _checked_batches(batches: Iterable) -> Iterable:
 
 
 def _check_size(images: Any, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the images' height and width, if they are images and of the size that is
-    given.
-    """
+    """Return the images' height and width; raise unless they have the expected size."""
     if isinstance(images, (tuple, list)):
         raise ValueError(
-            f"a batch of type {type(images).__name__}; expected a tensor of images"
-            " alone, without labels"
+            f"a batch of type {type(images).__name__};"
+            " expected a tensor of images alone, without labels"
         )
-    found = tuple(check_images(images).shape[2:])
-    if size is not None and found != size:
+    received = tuple(check_images(images).shape[2:])
+    if size is not None and received != size:
         raise ValueError(
-            f"images of {found[0]}×{found[1]} pixels; expected {size[0]}×{size[1]}, as"
-            " fitted"
+            f"images of {received[0]}×{received[1]} pixels;"
+            f" expected {size[0]}×{size[1]}, as fitted"
         )
-    return found
+    return received
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """Digest a network's weights, by order and not by name (wrappers put prefixes
-    before names).
-    """
+def _digest_weights(model: nn.Module) -> str:
+    """Digest a network's weights in order, without names (wrappers add prefixes)."""
     state = {
         str(i): tensor.detach().cpu().contiguous()
         for i, tensor in enumerate(model.state_dict().values())

@@ -1,6 +1,4 @@
-"""PaDiM on MVTec AD, or any set in its layout: fit and score category by category,
-beside the paper's tables.
-"""
+"""Evaluate PaDiM on MVTec AD (or data in its layout), next to the paper's results."""
 
 import csv
 import io
@@ -26,8 +24,8 @@ GROUPS = {
     "all_object": MVTEC_OBJECTS,
     "all": (*MVTEC_TEXTURES, *MVTEC_OBJECTS),
 }
-# PaDiM, Sec. IV-B. Of EfficientNet-B5 all 344 channels; for Lite0, which is not in the
-# paper, ResNet-18's number.
+# PaDiM, Sec. IV-B. EfficientNet-B5: all 344 channels. Lite0 is not in the paper; it has
+# ResNet-18's number.
 DIMENSIONS = {
     "resnet18": 100,
     "wide_resnet50_2": 550,
@@ -38,9 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Settings(NamedTuple):
-    """What a result depends on besides its category; `dimensions` None keeps all
-    channels.
-    """
+    """What a result depends on besides its category; `dimensions` may be None (all)."""
 
     data: str
     backbone: str
@@ -54,13 +50,12 @@ class Result(NamedTuple):
     """One category's scores: areas and F1 between 0 and 1, times in seconds.
 
     Fields:
-        settings: what was run.
+        settings: of the run.
         category: its name.
         train, test: numbers of images.
         image_auroc, pixel_auroc, aupro: as in `paperlib.metrics`.
-        threshold, f1: the image score that tells the test images apart best, and its
-            F1.
-        fit_seconds, score_seconds: with reading the files.
+        threshold, f1: the image score that separates the test images best, and its F1.
+        fit_seconds, score_seconds: including reading the files.
     """
 
     settings: Settings
@@ -77,14 +72,12 @@ class Result(NamedTuple):
 
 
 _COLUMNS = (*Settings._fields, *Result._fields[1:])
-_INTEGERS = ("seed", "train", "test")
-_WORDS = ("data", "backbone", "weights", "variant", "category")
+_INTEGER_COLUMNS = ("seed", "train", "test")
+_TEXT_COLUMNS = ("data", "backbone", "weights", "variant", "category")
 
 
 class Scored(NamedTuple):
-    """A category's result, and what its pictures are drawn from: test set, labels,
-    scores (n,), maps (n, H, W).
-    """
+    """A category's result, test set, labels (n,), scores (n,) and maps (n, H, W)."""
 
     result: Result
     test: MVTecAD
@@ -104,20 +97,20 @@ def evaluate(
 ) -> Scored:
     """Fit PaDiM to one category's training images and score its test images.
 
-    Pictures are resized and cropped as in the paper and normalised as the backbone was
-    trained; maps are enlarged bicubically, as in the paper.
+    Images are resized and cropped as in the paper and normalised as the backbone was
+    trained; maps are upsampled bicubically, as in the paper.
 
     Args:
         settings: folder of the categories, dimensions, seed, and variant of the data.
         category: its name.
         backbone: from `backbones.load`, its model on the device to run on.
-        batch_size: images at once.
-        threads: that read pictures.
-        progress: called with a word, the images done and their number, after each
-            batch.
+        batch_size: images per batch.
+        threads: that read images.
+        progress: called after each batch with a label, the images done, and their
+            number.
 
     Raises:
-        ValueError: if the data or the settings can't be used, saying why.
+        ValueError: if the data or the settings can't be used, with the reason.
 
     Source: PaDiM, arXiv:2011.08785, Sec. IV. Departures: none.
     Test: test_evaluation.py::test_one_category_equals_the_steps_written_out
@@ -150,15 +143,17 @@ def evaluate(
             if progress is not None:
                 progress(f"{category}: {word}", done, len(dataset))
 
-    start = time.perf_counter()
+    started = time.perf_counter()
     model.fit(images for images, _, _ in transformed(train, "fit"))
-    middle = time.perf_counter()
-    found = [
+    fitted = time.perf_counter()
+    parts_scored = [
         (model.anomaly_map(images).cpu(), *truth)
         for images, *truth in transformed(test, "score")
     ]
-    end = time.perf_counter()
-    maps, labels, masks = (torch.cat(parts) for parts in zip(*found, strict=True))
+    scored = time.perf_counter()
+    maps, labels, masks = (
+        torch.cat(parts) for parts in zip(*parts_scored, strict=True)
+    )
     scores = maps.amax((1, 2))
     result = Result(
         settings,
@@ -169,24 +164,23 @@ def evaluate(
         pixel_auroc(masks, maps),
         aupro(masks, maps),
         *best_threshold(labels, scores),
-        middle - start,
-        end - middle,
+        fitted - started,
+        scored - fitted,
     )
     return Scored(result, test, labels, scores, maps)
 
 
 def examples(scored: Scored) -> dict[str, int]:
-    """Choose the test images worth a look: the clearest and the faintest defect, the
-    most and least suspicious normal.
+    """Select test images to show: the extremes of the scores of both classes.
 
     Args:
-        scored: what `evaluate` returned.
+        scored: from `evaluate`.
 
     Returns:
-        words that say why it was chosen → number of the image.
+        reason for the choice → index of the image.
 
-    Source: this book. Departures: none. Test:
-    test_evaluation.py::test_examples_are_the_extremes
+    Source: this book. Departures: none.
+    Test: test_evaluation.py::test_examples_are_the_extremes
     """
     chosen = {}
     for label, highest, lowest in (
@@ -200,18 +194,17 @@ def examples(scored: Scored) -> dict[str, int]:
 
 
 def save_pictures(scored: Scored, path: Path) -> None:
-    """Draw the examples with mask, map and overlay, in one colour scale, into a PNG
-    file.
+    """Draw the examples with mask, map and overlay into a PNG file.
 
     Args:
-        scored: what `evaluate` returned.
-        path: of the file; an old one is replaced.
+        scored: from `evaluate`.
+        path: of the file; an existing one is replaced.
 
     Raises:
         ValueError: if matplotlib is missing.
 
-    Source: this book. Departures: none. Test:
-    test_evaluation.py::test_a_run_writes_rows_and_pictures
+    Source: this book. Departures: none.
+    Test: test_evaluation.py::test_a_run_writes_rows_and_pictures
     """
     try:
         import matplotlib.pyplot as plt
@@ -219,16 +212,16 @@ def save_pictures(scored: Scored, path: Path) -> None:
         from paperlib import viz
     except ImportError as error:
         raise ValueError(
-            "pictures need matplotlib; run `pip install matplotlib`, or pass"
-            " --no-pictures"
+            "figures need matplotlib; run `pip install matplotlib`,"
+            " or pass --no-pictures"
         ) from error
-    chosen = examples(scored)
-    numbers = list(chosen.values())
+    reasons = examples(scored)
+    numbers = list(reasons.values())
     items = [scored.test[number] for number in numbers]
     labels = [
         f"{why}\n{Path(item.path).parent.name}/{Path(item.path).stem}:"
         f" {scored.scores[number]:.1f}"
-        for (why, number), item in zip(chosen.items(), items, strict=True)
+        for (why, number), item in zip(reasons.items(), items, strict=True)
     ]
     figure = viz.anomaly_figure(
         torch.stack([item.image for item in items]),
@@ -239,10 +232,10 @@ def save_pictures(scored: Scored, path: Path) -> None:
     )
     for ax in figure.axes:
         ax.yaxis.label.set_size(8)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=160)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160)
     plt.close(figure)
-    _write(path, drawn.getvalue())
+    _write_atomically(path, buffer.getvalue())
 
 
 def run(
@@ -256,41 +249,40 @@ def run(
     pictures: bool = True,
     progress: Progress | None = None,
 ) -> list[Result]:
-    """Evaluate several categories; each result is written at once, and those that are
-    there already are not run again.
+    """Evaluate categories; store each result at once, and skip those stored before.
 
     Args:
-        settings: of all of them.
+        settings: of all categories.
         categories: their names.
         backbone: from `backbones.load`.
-        out: folder that gets results.csv, in which rows of other settings stay, and a
-            picture a category. Two runs at once want two folders: each would write the
-            table without the other's newest row.
+        out: folder for results.csv, in which rows of other settings remain, and for one
+            figure per category. Simultaneous runs need different folders: each would
+            overwrite the other's newest row.
         batch_size, threads, progress: as for `evaluate`.
-        pictures: whether to draw pictures.
+        pictures: whether to draw figures.
 
     Returns:
-        one result a category, in the order given.
+        one result per category, in the order of `categories`.
 
     Raises:
         ValueError: if the layout of any category is wrong, before the first is run; as
-            `evaluate`; and for a results.csv that this did not write.
+            `evaluate`; and for a results.csv that this function did not write.
 
-    Source: this book. Departures: none. Test:
-    test_evaluation.py::test_a_killed_run_goes_on_where_it_was
+    Source: this book. Departures: none.
+    Test: test_evaluation.py::test_a_killed_run_goes_on_where_it_was
     """
     if out.exists() and not out.is_dir():
         raise ValueError(
-            f"{out} is a file; expected a folder for results, or a name that is free"
+            f"{out} is a file; expected a folder for results, or a new name"
         )
     out.mkdir(parents=True, exist_ok=True)
     table = out / "results.csv"
-    done = _of(settings, read_results(table))
-    waiting = [category for category in categories if category not in done]
-    for category in waiting:
+    done = _select_results(settings, read_results(table))
+    remaining = [category for category in categories if category not in done]
+    for category in remaining:
         for split in ("train", "test"):
             MVTecAD(settings.data, category, split, settings.variant, check=False)
-    for category in waiting:
+    for category in remaining:
         scored = evaluate(
             settings,
             category,
@@ -301,27 +293,28 @@ def run(
         )
         if pictures:
             dimensions = "all" if settings.dimensions is None else settings.dimensions
-            name = f"{category}-{settings.backbone}-{dimensions}-{settings.variant}-seed{settings.seed}.png"
+            parts = (category, settings.backbone, dimensions, settings.variant)
+            name = "-".join(map(str, parts)) + f"-seed{settings.seed}.png"
             save_pictures(scored, out / name)
         done[category] = scored.result
         write_results(table, [*read_results(table), scored.result])
     return [done[category] for category in categories]
 
 
-def _of(settings: Settings, results: Iterable[Result]) -> dict[str, Result]:
+def _select_results(settings: Settings, results: Iterable[Result]) -> dict[str, Result]:
     return {
         result.category: result for result in results if result.settings == settings
     }
 
 
 def read_results(path: Path) -> list[Result]:
-    """Read what `write_results` wrote; no file is no result.
+    """Read what `write_results` wrote; return [] if there is no file.
 
     Raises:
-        ValueError: naming the file, if it is something else.
+        ValueError: naming the file, if it is another kind of file.
 
-    Source: this book. Departures: none. Test:
-    test_evaluation.py::test_results_come_back_as_they_were_written
+    Source: this book. Departures: none.
+    Test: test_evaluation.py::test_results_come_back_as_they_were_written
     """
     if not path.exists():
         return []
@@ -330,15 +323,15 @@ def read_results(path: Path) -> list[Result]:
             rows = csv.DictReader(file, strict=True)
             if tuple(rows.fieldnames or ()) != _COLUMNS:
                 raise ValueError(f"its columns are {rows.fieldnames}")
-            return [_result(row) for row in rows]
+            return [_parse_result(row) for row in rows]
     except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
         raise ValueError(
-            f"{path} is no table of results ({error}); move it away, or give another"
-            " folder"
+            f"{path} is not a table of results ({error});"
+            " move it away, or pass another folder"
         ) from error
 
 
-def _result(row: dict[str, str]) -> Result:
+def _parse_result(row: dict[str, str]) -> Result:
     values = {}
     for name in _COLUMNS:
         text = row[name]
@@ -347,9 +340,9 @@ def _result(row: dict[str, str]) -> Result:
         else:
             values[name] = (
                 text
-                if name in _WORDS
+                if name in _TEXT_COLUMNS
                 else int(text)
-                if name in _INTEGERS
+                if name in _INTEGER_COLUMNS
                 else float(text)
             )
     settings = Settings(*(values.pop(name) for name in Settings._fields))
@@ -357,10 +350,10 @@ def _result(row: dict[str, str]) -> Result:
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Write results as CSV, a row each, whole or not at all; numbers come back exactly.
+    """Write results as CSV, one row each, atomically and without rounding.
 
-    Source: this book. Departures: none. Test:
-    test_evaluation.py::test_results_come_back_as_they_were_written
+    Source: this book. Departures: none.
+    Test: test_evaluation.py::test_results_come_back_as_they_were_written
     """
     text = io.StringIO(newline="")
     rows = csv.writer(text)
@@ -370,10 +363,10 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
             dimensions=result.settings.dimensions or "all"
         )
         rows.writerow([*settings, *result[1:]])
-    _write(path, text.getvalue().encode())
+    _write_atomically(path, text.getvalue().encode())
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
@@ -383,11 +376,10 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def report(results: Sequence[Result]) -> str:
-    """Set results in a table, in percent, beside the paper's: Tables III and V, or VI
-    for the random variant.
+    """Format results as a table, in percent, next to the paper's.
 
-    Means are taken over the categories that are there, and the paper's means stand only
-    beside complete ones.
+    The paper's are Tables III and V, or VI for the random variant. Means are over the
+    categories present; the paper's means are shown only next to complete groups.
 
     Args:
         results: of one run, at least one.
@@ -422,28 +414,30 @@ def report(results: Sequence[Result]) -> str:
     lines = [headings]
     rows = [(result.category, [result]) for result in results]
     for group, members in GROUPS.items():
-        there = [result for result in results if result.category in members]
-        rows += [(group, there)] if there else []
-    for name, there in rows:
-        whole = name not in GROUPS or len(there) == len(GROUPS[name])
-        mean = [
-            100 * math.fsum(getattr(r, field) for r in there) / len(there)
+        group_results = [result for result in results if result.category in members]
+        rows += [(group, group_results)] if group_results else []
+    for name, group_results in rows:
+        is_complete = name not in GROUPS or len(group_results) == len(GROUPS[name])
+        means = [
+            100
+            * math.fsum(getattr(r, field) for r in group_results)
+            / len(group_results)
             for field in ("image_auroc", "pixel_auroc", "aupro")
         ]
         title = (
             name
             if name not in GROUPS
-            else f"{name} ({len(there)} of {len(GROUPS[name])})"
+            else f"{name} ({len(group_results)} of {len(GROUPS[name])})"
         )
         lines.append(
             [
                 title,
-                str(sum(r.test for r in there)),
-                *(f"{value:.1f}" for value in mean),
+                str(sum(r.test for r in group_results)),
+                *(f"{value:.1f}" for value in means),
             ]
         )
         lines[-1] += [
-            _quoted(PAPER[table][model].get(name)) if whole else ""
+            _format_quoted(PAPER[table][model].get(name)) if is_complete else ""
             for table, model in quoted
         ]
     widths = [
@@ -455,7 +449,7 @@ def report(results: Sequence[Result]) -> str:
         ).rstrip()
         for line in lines
     ]
-    about = (
+    heading = (
         f"{settings.backbone}, {dimensions}, seed {settings.seed}{weights}, {variant}"
     )
     tables = (
@@ -465,11 +459,11 @@ def report(results: Sequence[Result]) -> str:
     )
     source = PAPER["source"].split(", Tables")[0]
     return "\n".join(
-        [f"{about}; in %", *text, f"right: the paper's {tables}", f"from {source}"]
+        [f"{heading}; in %", *text, f"right: the paper's {tables}", f"from {source}"]
     )
 
 
-def _quoted(value: float | list[float] | None) -> str:
+def _format_quoted(value: float | list[float] | None) -> str:
     if value is None:
         return ""
     return (

@@ -1,9 +1,8 @@
-"""A Gaussian for every position of a picture: estimated batch by batch, far from zero
-too, and the distance from it.
+"""A Gaussian per position, estimated in batches, and Mahalanobis distances.
 
 There are P positions, numbered row by row, with an embedding of length D at each.
-Matrix products are taken in full precision whatever the caller has set, and in chunks
-that fit the processor's cache.
+Estimates are stable for data far from zero. Matrix products are computed in full
+precision whatever the caller has set, and in chunks that fit the processor's cache.
 """
 
 import math
@@ -20,11 +19,11 @@ from paperlib.precision import at_least_float32, full_precision
 from paperlib.validation import check_finite
 
 COVARIANCE_EPSILON = 0.01  # PaDiM, Sec. IV-B: added to the variances
-# Positions are worked on a few at a time, so that what is read twice is still in the
+# Positions are processed in chunks, so that data read twice are still in the
 # processor's cache: about 1.7 times faster than all at once at D = 100.
-CHUNK = 2**20  # elements
-# A symmetric or triangular matrix is cut into bands of this many rows, and a band ends
-# at the diagonal: at D = 550 a quarter less time.
+CHUNK_ELEMENTS = 2**20
+# A symmetric or triangular matrix is computed in bands of this many rows that end at
+# the diagonal: at D = 550 a quarter less time.
 BAND = 128
 # below this size a matrix is factorised by LAPACK, above it by products of its quarters
 LEAF = 16
@@ -33,25 +32,27 @@ LEAF = 16
 class PatchGaussian:
     r"""Mean and covariance of the embeddings at each position, updated batch by batch.
 
-    $$\Sigma_{ij} = \frac{1}{N-1}\sum_{k=1}^{N}(x_{ij}^k-\mu_{ij})(x_{ij}^k-\mu_{ij})^\mathrm{T} + \epsilon I$$
+    $$\Sigma_{ij} = \frac{1}{N-1}\sum_{k=1}^{N}
+      (x_{ij}^k-\mu_{ij})(x_{ij}^k-\mu_{ij})^\mathrm{T} + \epsilon I$$
 
-    A batch is centred by its own mean and joins the sums of squares with one more
-    product, that of the distance between the means (Chan et al.): far from zero no
-    digits cancel. Means are float64.
+    A batch is centred by its mean and added to the scatter matrices with a correction
+    for the distance between the means (Chan et al.), so no digits cancel for data far
+    from zero. Means are float64.
 
     Args:
-        positions: cells of the map, P.
+        positions: of the feature map, P.
         dimensions: of an embedding, D.
-        dtype: of the centred products; float64 makes parts agree with the whole to
+        dtype: of the centred products; with float64 merged parts equal the whole to
             1e-12 instead of 1e-6.
-        device: where the sums are kept; by default that of the first batch.
+        device: of the sums; by default that of the first batch.
 
     Raises:
-        ValueError: for sizes below 1, or another dtype than float32 and float64.
+        ValueError: for sizes below 1, or a dtype other than float32 and float64.
 
     Source: PaDiM, arXiv:2011.08785, Sec. III-B, Eq. 1; the update is Chan, Golub &
-    LeVeque's, COMPSTAT 1982. Departures: none. Test:
-    test_gaussian.py::test_batches_give_numpys_mean_and_covariance
+        LeVeque's, COMPSTAT 1982.
+    Departures: none.
+    Test: test_gaussian.py::test_batches_give_numpys_mean_and_covariance
     """
 
     def __init__(
@@ -63,26 +64,22 @@ class PatchGaussian:
     ):
         if positions < 1 or dimensions < 1:
             raise ValueError(
-                f"positions={positions}, dimensions={dimensions}; expected at least 1"
-                " of each"
+                f"positions={positions}, dimensions={dimensions};"
+                " expected at least 1 of each"
             )
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype}; expected torch.float32 or torch.float64")
-        self.positions, self.dimensions, self.dtype, self.device = (
-            positions,
-            dimensions,
-            dtype,
-            device,
-        )
+        self.positions, self.dimensions, self.dtype = positions, dimensions, dtype
+        self.device = device
         self.count = 0  # images
         self.result_dtype: torch.dtype | None = None  # dtype of the results
         self._consumed = False  # True once `whiten` has overwritten the sums
 
     def update(self, x: Float[Tensor, "*n_p_d"]) -> "PatchGaussian":
-        """Take in one more batch (N, P, D); any N from 1.
+        """Add a batch of embeddings (N, P, D), N ≥ 1.
 
         Raises:
-            ValueError: for another shape or device, no image, or NaN; nothing has
+            ValueError: for another shape or device, an empty batch, or NaN; nothing is
                 changed then.
         """
         self._check_not_consumed()
@@ -92,23 +89,23 @@ class PatchGaussian:
             or not len(x)
         ):
             raise ValueError(
-                f"x of shape {tuple(x.shape)}; expected (N, {self.positions},"
-                f" {self.dimensions}), N ≥ 1"
+                f"x of shape {tuple(x.shape)};"
+                f" expected (N, {self.positions}, {self.dimensions}), N ≥ 1"
             )
         check_finite(x, "x")
         self._allocate(x.device)
         if x.device != self._mean.device:
             raise ValueError(
-                f"x on {x.device}; the sums are on {self._mean.device}. Move one of"
-                " them"
+                f"x on {x.device}; the sums are on {self._mean.device}."
+                " Move one of them"
             )
         n, total = len(x), self.count + len(x)
         x = x.detach().transpose(0, 1)
         for rows in _chunks(self.positions, (n + 1) * self.dimensions):
-            part, own = (
-                x[rows].to(torch.promote_types(at_least_float32(x.dtype), self.dtype)),
-                self._mean[rows],
+            part = x[rows].to(
+                torch.promote_types(at_least_float32(x.dtype), self.dtype)
             )
+            mean_before = self._mean[rows]
             centred = torch.empty(
                 len(part), n + 1, self.dimensions, dtype=self.dtype, device=x.device
             )
@@ -116,15 +113,17 @@ class PatchGaussian:
             torch.sub(part, mean[:, None], out=centred[:, :n])
             mean = mean.double()
             if part.dtype == torch.float32:
-                # A float32 mean is off by its last digit. What is left over is small,
-                # so float32 holds its digits: four times faster than converting all of
+                # A float32 mean has a rounding error. Its remainder is small, so
+                # float32 represents it well: four times faster than converting all of
                 # x.
-                left = centred[:, :n].mean(1)
-                centred[:, :n] -= left[:, None]
-                mean += left
-            torch.mul(mean - own, math.sqrt(self.count * n / total), out=centred[:, n])
+                remainder = centred[:, :n].mean(1)
+                centred[:, :n] -= remainder[:, None]
+                mean += remainder
+            torch.mul(
+                mean - mean_before, math.sqrt(self.count * n / total), out=centred[:, n]
+            )
             self._add_products(rows, centred)
-            own.lerp_(mean, n / total)
+            mean_before.lerp_(mean, n / total)
         self.count = total
         self.result_dtype = (
             x.dtype
@@ -134,33 +133,34 @@ class PatchGaussian:
         return self
 
     def merge(self, other: "PatchGaussian") -> "PatchGaussian":
-        """Take in the images of another one, which stays as it is; as if all of them
-        had come here.
+        """Merge the statistics of another `PatchGaussian`, which is not changed.
 
         Raises:
             ValueError: if its sizes, dtype or device differ.
         """
         self._check_not_consumed()
         other._check_not_consumed()
-        kinds = [(g.positions, g.dimensions, g.dtype) for g in (self, other)]
-        if kinds[0] != kinds[1]:
+        types = [(g.positions, g.dimensions, g.dtype) for g in (self, other)]
+        if types[0] != types[1]:
             raise ValueError(
-                f"(positions, dimensions, dtype) {kinds[1]}; expected {kinds[0]} as"
-                " here"
+                f"(positions, dimensions, dtype) {types[1]};"
+                f" expected {types[0]} as here"
             )
         if not other.count:
             return self
         self._allocate(other._mean.device)
         if other._mean.device != self._mean.device:
             raise ValueError(
-                f"a PatchGaussian on {other._mean.device}; this one is on"
-                f" {self._mean.device}. Move one"
+                f"a PatchGaussian on {other._mean.device};"
+                f" this one is on {self._mean.device}. Move one"
             )
         total = self.count + other.count
-        apart = (other._mean - self._mean) * math.sqrt(self.count * other.count / total)
+        mean_difference = (other._mean - self._mean) * math.sqrt(
+            self.count * other.count / total
+        )
         for rows in _chunks(self.positions, self.dimensions**2):
             self._products[rows] += other._products[rows]
-            self._add_products(rows, apart[rows, None].to(self.dtype))
+            self._add_products(rows, mean_difference[rows, None].to(self.dtype))
         self._mean.lerp_(other._mean, other.count / total)
         self.count = total
         self.result_dtype = (
@@ -171,12 +171,11 @@ class PatchGaussian:
         return self
 
     def all_reduce(self, group: Any = None) -> "PatchGaussian":
-        """Give every process of a `torch.distributed` group the statistics of all their
-        images.
+        """Combine the statistics of all processes of a `torch.distributed` group.
 
-        To be called by all of them, once, after the last update: a second call would
-        count every image again. A process may have had no image; with NCCL it must have
-        been given its `device`.
+        Every process must call this once, after its last update: a second call would
+        count every image again. A process may have no image; with NCCL it then needs
+        its `device`.
 
         Raises:
             ValueError: if no process group is initialised, or sizes or dtypes differ
@@ -184,26 +183,25 @@ class PatchGaussian:
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             raise ValueError(
-                "no process group; call torch.distributed.init_process_group first, in"
-                " every process"
+                "no process group; call torch.distributed.init_process_group first,"
+                " in every process"
             )
         self._allocate(torch.device("cpu"))
         with fail_together(self._mean.device, group):
             self._check_not_consumed()
-        kind = [self.positions, self.dimensions, _DTYPES.index(self.dtype)]
+        sizes = [self.positions, self.dimensions, _DTYPES.index(self.dtype)]
         index = -1 if self.result_dtype is None else _DTYPES.index(self.result_dtype)
-        most = torch.tensor(
-            [*kind, *(-k for k in kind), index], device=self._mean.device
+        maxima = torch.tensor(
+            [*sizes, *(-k for k in sizes), index], device=self._mean.device
         )
-        distributed.all_reduce(most, distributed.ReduceOp.MAX, group)
-        *most, fed = most.tolist()
-        if (
-            most[:3] != kind or [-k for k in most[3:]] != kind
-        ):  # then the largest and the smallest differ, for everyone
+        distributed.all_reduce(maxima, distributed.ReduceOp.MAX, group)
+        *maxima, unused = maxima.tolist()
+        # The largest and the smallest differ in every process.
+        if maxima[:3] != sizes or [-k for k in maxima[3:]] != sizes:
             raise ValueError(
                 f"positions {self.positions}, dimensions {self.dimensions},"
-                f" {self.dtype}: another process has others; expected the same in all"
-                " of them"
+                f" {self.dtype}: another process has other values;"
+                " expected the same in all"
             )
         total = torch.tensor(self.count, device=self._mean.device)
         distributed.all_reduce(total, group=group)
@@ -211,16 +209,16 @@ class PatchGaussian:
         if total:
             mean = self._mean * (self.count / total)
             distributed.all_reduce(mean, group=group)
-            apart = (self._mean - mean) * math.sqrt(self.count)
+            mean_difference = (self._mean - mean) * math.sqrt(self.count)
             for rows in _chunks(self.positions, self.dimensions**2):
-                self._add_products(rows, apart[rows, None].to(self.dtype))
+                self._add_products(rows, mean_difference[rows, None].to(self.dtype))
             distributed.all_reduce(self._products, group=group)
             self._mean.copy_(mean)
             self.count, self.result_dtype = total, _DTYPES[index]
         return self
 
     def mean(self) -> Float[Tensor, "p d"]:
-        """Return μ, in the dtype of the x that was fed.
+        """Return μ, in the dtype of the embeddings.
 
         Raises:
             ValueError: before the first image.
@@ -233,7 +231,7 @@ class PatchGaussian:
     def covariance(
         self, epsilon: float | int = COVARIANCE_EPSILON
     ) -> Float[Tensor, "p d d"]:
-        """Return Σ + εI of Eq. 1, unbiased (N - 1), in the dtype of the x that was fed.
+        """Return Σ + εI of Eq. 1, unbiased (N - 1), in the dtype of the embeddings.
 
         Raises:
             ValueError: for fewer than 2 images, or a negative epsilon.
@@ -247,8 +245,8 @@ class PatchGaussian:
     def _check_not_consumed(self) -> None:
         if self._consumed:
             raise ValueError(
-                "this PatchGaussian was consumed by whiten, which overwrites its sums; "
-                "fit a new one, or call its methods before whiten"
+                "this PatchGaussian was consumed by whiten, which overwrites its sums;"
+                " fit a new one, or call its methods before whiten"
             )
 
     def _check_enough(self, epsilon: float | int) -> None:
@@ -256,7 +254,7 @@ class PatchGaussian:
         if self.count < 2:
             raise ValueError(
                 f"{self.count} image{'s' * (self.count != 1)}; a sample covariance"
-                " divides by N - 1 and takes at least 2. Feed more images"
+                " divides by N - 1 and needs at least 2. Add more images"
             )
         if not 0 <= epsilon < math.inf:
             raise ValueError(
@@ -268,12 +266,11 @@ class PatchGaussian:
             p, d, device = self.positions, self.dimensions, self.device or device
             with torch.inference_mode(False):
                 self._mean = torch.zeros(p, d, dtype=torch.float64, device=device)
-                self._products = torch.zeros(
-                    p, d, d, dtype=self.dtype, device=device
-                )  # right up to the diagonal only
+                # valid up to the diagonal only
+                self._products = torch.zeros(p, d, d, dtype=self.dtype, device=device)
 
     def _add_products(self, rows: slice, vectors: Float[Tensor, "p n d"]) -> None:
-        """Add the sum of outer products of vectors (P', N, D), band by band."""
+        """Add the sums of outer products of vectors (P', N, D), in bands."""
         products = self._products[rows]
         with full_precision():
             for start, stop in _bands(self.dimensions):
@@ -290,25 +287,25 @@ def mahalanobis_distance(
     mean: Float[Tensor, "*p_d"],
     cholesky: Float[Tensor, "*p_d_d"],
 ) -> Float[Tensor, "n p"]:
-    r"""Measure how far embeddings lie from their position's Gaussian, in standard
-    deviations.
+    r"""Compute the Mahalanobis distance of embeddings from their position's Gaussian.
 
-    $$M(x_{ij}) = \sqrt{(x_{ij}-\mu_{ij})^\mathrm{T}\,\Sigma_{ij}^{-1}\,(x_{ij}-\mu_{ij})} = \lVert z_{ij} \rVert$$
-    where $L z = x - \mu$ and $\Sigma = L L^\mathrm{T}$: a triangular system instead of
-    an inverse.
+    $$M(x_{ij}) = \sqrt{(x_{ij}-\mu_{ij})^\mathrm{T}\,\Sigma_{ij}^{-1}\,
+      (x_{ij}-\mu_{ij})} = \lVert z_{ij} \rVert$$
+    where $L z = x - \mu$ and $\Sigma = L L^\mathrm{T}$: a triangular system is solved,
+    without an inverse.
 
     Args:
         x: embeddings (N, P, D).
         mean: μ, (P, D).
-        cholesky: L, (P, D, D), lower triangular, as `torch.linalg.cholesky` of
-            `PatchGaussian.covariance()` gives it.
+        cholesky: L, (P, D, D), lower triangular: `torch.linalg.cholesky` of
+            `PatchGaussian.covariance()`.
 
     Returns:
         the distance, not its square, (N, P).
 
     Raises:
-        ValueError: if shapes do not fit, dtypes differ or are half precision, or x
-            holds NaN.
+        ValueError: if shapes do not match, dtypes differ or are half precision, or x
+            contains NaN.
 
     Source: PaDiM, arXiv:2011.08785, Sec. III-C, Eq. 2. Departures: none.
     Test: test_gaussian.py::test_distance_equals_scipys
@@ -324,8 +321,8 @@ def mahalanobis_distance(
         torch.float64,
     ):
         raise ValueError(
-            f"x {x.dtype}, mean {mean.dtype}, cholesky {cholesky.dtype}; expected one,"
-            " float32 or float64"
+            f"x {x.dtype}, mean {mean.dtype}, cholesky {cholesky.dtype};"
+            " expected the same dtype, float32 or float64"
         )
     check_finite(x, "x")
     distances = []
@@ -337,15 +334,14 @@ def mahalanobis_distance(
 
 
 def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
-    r"""Correct the distances of images that a Gaussian was fitted to: how far each
-    would lie had it been left out.
+    r"""Compute the leave-one-out distances of a Gaussian's training images.
 
     $$M_{-k} = \frac{N}{N-1}\sqrt{\frac{N-2}{N-1}}\;\frac{M}{\sqrt{1 - N M^2/(N-1)^2}}$$
 
-    Images that took part in the fit lie too close to it: M never exceeds
-    $(N-1)/\sqrt{N}$, however strange the image. Leaving one out changes the covariance
-    by one outer product, whose effect on the inverse is known (Sherman & Morrison), so
-    no Gaussian need be fitted again.
+    The distances of training images are too small: M never exceeds $(N-1)/\sqrt{N}$,
+    whatever the image. Leaving one out changes the covariance by one outer product,
+    whose effect on the inverse is known (Sherman & Morrison), so no Gaussian is fitted
+    again.
 
     Args:
         distance: M of images among the N, of any shape.
@@ -357,12 +353,13 @@ def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
     Raises:
         ValueError: for a count below 3.
 
-    Source: this book. Departures: ε counts as ε(N-1)/(N-2) in the Gaussian left with N
-    - 1 images. Test: test_gaussian.py::test_leaving_out_equals_fitting_again
+    Source: this book.
+    Departures: ε counts as ε(N-1)/(N-2) in the Gaussian of N - 1 images.
+    Test: test_gaussian.py::test_leaving_out_equals_fitting_again
     """
     if count < 3:
-        raise ValueError(f"{count} images; leaving one out takes at least 3")
-    # In float64: where N is below D the difference is small.
+        raise ValueError(f"{count} images; expected at least 3 to leave one out")
+    # In float64, because the difference is small where N is below D.
     share = 1 - distance.double().square() * (count / (count - 1) ** 2)
     scale = count / (count - 1) * math.sqrt((count - 2) / (count - 1))
     return (scale * distance / share.clamp_min(1e-12).sqrt()).to(distance.dtype)
@@ -376,14 +373,12 @@ def whitened_norm(
     mean: Float[Tensor, "p d"],
     whitening: Float[Tensor, "p d d"],
 ) -> Float[Tensor, "n p"]:
-    r"""Measure the same distances as `mahalanobis_distance`, with the inverse factor at
-    hand: products, no systems.
+    r"""Compute the Mahalanobis distance with the inverse factor: products only.
 
     Args:
         x: embeddings (N, P, D).
         mean: μ, (P, D).
-        whitening: $L^{-1}$, (P, D, D), as `whiten` gives it; of its rows only the part
-            up to the diagonal is read.
+        whitening: $L^{-1}$, (P, D, D), from `whiten`; only the lower triangle is read.
 
     Returns:
         the distance, not its square, (N, P).
@@ -408,8 +403,7 @@ def whitened_norm(
 
 
 def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d d"]:
-    r"""Turn a Gaussian's sums into the inverse Cholesky factors $L^{-1}$ of its
-    covariances $\Sigma = L L^\mathrm{T}$.
+    r"""Compute the inverse Cholesky factors $L^{-1}$ of $\Sigma = L L^\mathrm{T}$.
 
     The factors overwrite the sums, a few positions at a time, so that no second
     (P, D, D) is allocated. This consumes the Gaussian: each of its methods raises
@@ -420,7 +414,7 @@ def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d 
         epsilon: added to the variances.
 
     Returns:
-        lower triangular matrices (P, D, D), in the dtype of the x that was fed.
+        lower triangular matrices (P, D, D), in the dtype of the embeddings.
 
     Raises:
         ValueError: for fewer than 2 images, a negative epsilon, a Gaussian that is
@@ -475,10 +469,8 @@ def _inverse_cholesky(covariance: Float[Tensor, "p d d"]) -> Float[Tensor, "p d 
 
 
 def _chunks(positions: int, elements: int) -> Iterator[slice]:
-    """Cut the positions into slices of about CHUNK elements, `elements` for each
-    position.
-    """
-    step = max(1, CHUNK // max(1, elements))
+    """Split the positions into slices of about CHUNK_ELEMENTS elements."""
+    step = max(1, CHUNK_ELEMENTS // max(1, elements))
     return (
         slice(start, min(start + step, positions))
         for start in range(0, positions, step)

@@ -1,10 +1,8 @@
-"""Patch SVDD: a patch is as anomalous as its embedding is far from that of every normal
-patch.
+"""The Patch SVDD detector: anomaly scores from the nearest normal patch.
 
-The encoders are in `patch_encoder`, their training in `patch_training`; here is the
-detector. Its maps are those of the published procedure, at a fraction of the cost:
-embeddings of all patches in one pass, exact neighbours by matrix products, and scores
-spread without a loop.
+The encoders are in `encoders`, their training in `training`. The maps equal those of
+the published procedure at a fraction of the cost: embeddings of all patches in one
+pass, exact neighbours by matrix products, and scores spread without a loop.
 """
 
 from pathlib import Path
@@ -51,12 +49,11 @@ __all__ = [
     "train_on_patches",
 ]
 SVDD_FORMAT = "paperlib.patch_svdd.1"
-TOGETHER = 8  # images that are searched at once
+IMAGES_PER_SEARCH = 8
 
 
 class PatchMaps(NamedTuple):
-    r"""Anomaly maps of N images, (N, H, W) each, in pixels; the larger, the further
-    from anything normal.
+    r"""Anomaly maps of N images, (N, H, W) each; larger is more anomalous.
 
     Fields:
         small: mean distance of the 32×32 patches over a pixel, $M_{\text{small}}$.
@@ -73,31 +70,34 @@ class PatchMaps(NamedTuple):
 
     @property
     def scores(self) -> Tensor:
-        """Each image's anomaly score, the maximum of `mult` (Eq. 10); of other maps,
-        `maps.small.amax((1, 2))` say.
-        """
+        """Anomaly scores (N,): the maximum of `mult` per image (Eq. 10)."""
         return self.mult.amax((1, 2))
 
 
 class PatchSVDD:
-    r"""Keep the embeddings of all normal patches, and map how far an image's patches
-    are from them.
+    r"""Detect anomalies by the distance of patches to the nearest normal patch.
 
-    $$\mathcal A^{\text{patch}}(p) = \min_{p_{\text{normal}}} \|f(p) - f(p_{\text{normal}})\|_2$$
+    $$\mathcal A^{\text{patch}}(p) =
+      \min_{p_{\text{normal}}} \|f(p) - f(p_{\text{normal}})\|_2$$
 
     Args:
-        encoder: trained, or random: a strong baseline.
+        encoder: trained, or random, which is a strong baseline.
         stride_small: pixels from one 32×32 patch to the next.
         stride_big: pixels from one 64×64 patch to the next.
 
-    Once fitted it has `mean` (3, H, W), the mean training image; `small` and `big`, the
-    banks (B, D); and `coreset_radius`, by how much a distance can be too large for what
-    was left out of each bank (0 for all kept). `distributed` says whether the banks are
-    shards, spread over the processes of `torch.distributed`.
+    After `fit` it has the following attributes.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2. Departures: none in the
-        maps; Alg. 1 and 2 have one stride for both sizes, the released code has these
-        two.
+    Attributes:
+        mean: (3, H, W), the mean training image.
+        small, big: the banks (B, D).
+        coreset_radius: upper bound, per bank, on the error of a distance that the
+            coreset causes (0 without a coreset).
+        distributed: whether the banks are shards, spread over the processes of
+            `torch.distributed`.
+
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2.
+    Departures: none in the maps; Alg. 1 and 2 have one stride for both sizes, the
+        released code has two.
     Test: test_patch_svdd.py::test_maps_equal_the_published_procedure
     """
 
@@ -110,37 +110,34 @@ class PatchSVDD:
     ):
         if not isinstance(encoder, HierarchicalEncoder):
             raise ValueError(
-                f"a {type(encoder).__name__}; expected a HierarchicalEncoder, which"
-                " embeds both sizes"
+                f"a {type(encoder).__name__};"
+                " expected a HierarchicalEncoder, which embeds both sizes"
             )
         if stride_small < 1 or stride_big < 1:
             raise ValueError(
-                f"stride_small={stride_small}, stride_big={stride_big}; expected at"
-                " least 1 pixel each"
+                f"stride_small={stride_small}, stride_big={stride_big};"
+                " expected at least 1 pixel each"
             )
-        self.encoder, self.stride_small, self.stride_big = (
-            encoder,
-            stride_small,
-            stride_big,
-        )
+        self.encoder, self.stride_small = encoder, stride_small
+        self.stride_big = stride_big
         self.mean = self.small = self.big = None
         self.coreset_radius = Embeddings(0.0, 0.0)
         self.distributed = False
 
     def __repr__(self) -> str:
-        """Say what is kept and how much memory it takes."""
+        """Describe the banks and their memory."""
         if self.mean is None:
             return "PatchSVDD, not fitted"
         height, width = self.mean.shape[1:]
         return (
-            f"PatchSVDD of {height}×{width} images: {len(self.small):,} small and"
-            f" {len(self.big):,} big patches of {self.small.shape[1]} numbers,"
-            f" {self.bank_bytes / 2**20:,.1f} MiB"
+            f"PatchSVDD of {height}×{width} images:"
+            f" {len(self.small):,} small and {len(self.big):,} big patches"
+            f" of {self.small.shape[1]} dimensions, {self.bank_bytes / 2**20:,.1f} MiB"
         )
 
     @property
     def bank_bytes(self) -> int:
-        """Memory that both banks take, in bytes; 0 before `fit`."""
+        """Memory of both banks, in bytes; 0 before `fit`."""
         return 0 if self.mean is None else self.small.nbytes + self.big.nbytes
 
     def fit(
@@ -151,24 +148,24 @@ class PatchSVDD:
         seed: int = 0,
         distribute: bool = False,
     ) -> "PatchSVDD":
-        """Embed all patches of normal images and keep them.
+        """Embed all patches of normal images and store the embeddings.
 
-        The result, printed, says how much memory the banks take (also `bank_bytes`):
-        for 256×256 images and D = 64, 0.83 MiB an image.
+        Printing the result shows the memory of the banks (also `bank_bytes`): for
+        256×256 images and D = 64, 0.83 MiB per image.
 
         Args:
             images: normal ones only, (N, 3, H, W), RGB in [0, 1], of the encoder's
                 dtype and on its device.
-            coreset: share of each bank to keep; less than 1 keeps a greedy coreset, and
-                `coreset_radius` says how far the nearest kept patch can be from one
-                that was left out.
+            coreset: share of each bank to store; below 1 a greedy coreset is selected,
+                and `coreset_radius` is the largest distance from a patch that was left
+                out to the nearest stored one.
             seed: of the coreset.
-            distribute: True takes `images` for this process's part of the normal
-                images. Each process of `torch.distributed` keeps the embeddings of its
-                own, less the mean image of all; `anomaly_maps` is then called by all of
-                them, with the same images, and gives each the distances to the nearest
-                patch of any. One image per process is enough. If one process raises,
-                all of them do.
+            distribute: True if `images` are this process's part of the normal images.
+                Each process of `torch.distributed` stores the embeddings of its images,
+                after subtracting the mean image of all; `anomaly_maps` must then be
+                called by all of them, with the same images, and returns distances to
+                the nearest patch of any process. One image per process is enough. If
+                one process raises, all of them do.
 
         Returns:
             itself.
@@ -186,11 +183,7 @@ class PatchSVDD:
         return self
 
     def _banks(
-        self,
-        images: Tensor,
-        mean: Tensor,
-        coreset: float | int,
-        seed: int,
+        self, images: Tensor, mean: Tensor, coreset: float | int, seed: int
     ) -> tuple[list[Tensor], Embeddings]:
         """Return both banks, and the covering radius of each."""
         if not 0 < coreset <= 1:
@@ -199,7 +192,7 @@ class PatchSVDD:
             )
         parts = [
             self.encoder.embed(part - mean, self.stride_small, self.stride_big)
-            for part in images.split(TOGETHER)
+            for part in images.split(IMAGES_PER_SEARCH)
         ]
         banks = [
             torch.cat([getattr(part, name).flatten(0, 2) for part in parts])
@@ -213,8 +206,7 @@ class PatchSVDD:
         return banks, Embeddings(*radii)
 
     def anomaly_maps(self, images: Tensor) -> PatchMaps:
-        """Map the distance to the nearest normal patch, of both sizes, over the pixels
-        of images.
+        """Compute anomaly maps of images from the nearest normal patches of both sizes.
 
         Args:
             images: (N, 3, H, W), RGB in [0, 1], of the training images' size, dtype and
@@ -229,55 +221,54 @@ class PatchSVDD:
         """
         if self.mean is None:
             raise ValueError(
-                "not fitted yet; call .fit(normal_images) first, or"
-                " PatchSVDD.load(path)"
+                "not fitted yet; call .fit(normal_images) first,"
+                " or PatchSVDD.load(path)"
             )
         images = check_images(images)
         check_range(images)
         if images.shape[1:] != self.mean.shape:
             raise ValueError(
-                f"images of shape {tuple(images.shape)}; expected"
-                f" {tuple(self.mean.shape)} each, as in training, since the mean of"
-                " those images is subtracted. Resize them"
+                f"images of shape {tuple(images.shape)};"
+                f" expected {tuple(self.mean.shape)} each, as in training,"
+                " since the mean of those images is subtracted. Resize them"
             )
         maps = []
-        for part in images.split(TOGETHER):
-            found = self.encoder.embed(
+        for part in images.split(IMAGES_PER_SEARCH):
+            embeddings = self.encoder.embed(
                 part - self.mean, self.stride_small, self.stride_big
             )
-            pair = []
-            for embedded, bank, patch, stride in (
-                (found.small, self.small, SMALL_PATCH, self.stride_small),
-                (found.big, self.big, BIG_PATCH, self.stride_big),
+            image_maps = []
+            for patch_embeddings, bank, patch, stride in (
+                (embeddings.small, self.small, SMALL_PATCH, self.stride_small),
+                (embeddings.big, self.big, BIG_PATCH, self.stride_big),
             ):
-                scores = nearest_distance(embedded.flatten(0, 2), bank).view(
-                    embedded.shape[:3]
+                scores = nearest_distance(patch_embeddings.flatten(0, 2), bank).view(
+                    patch_embeddings.shape[:3]
                 )
                 if self.distributed:
                     distributed.all_reduce(scores, distributed.ReduceOp.MIN)
-                pair.append(
+                image_maps.append(
                     spread_patch_scores(scores, patch, stride, tuple(images.shape[-2:]))
                 )
-            maps.append(pair)
+            maps.append(image_maps)
         small, big = (torch.cat(parts) for parts in zip(*maps, strict=True))
         return PatchMaps(small, big, small + big, small * big)
 
     def save(self, path: str | Path) -> None:
-        """Write encoder, mean image and banks as one safetensors file, in float32,
-        whole or not at all.
+        """Write encoder, mean image and banks as a float32 safetensors file,
+        atomically.
 
         Raises:
             ValueError: before `fit`, or for banks that are shards.
         """
         if self.mean is None:
             raise ValueError(
-                "not fitted yet, there is nothing to save; call .fit(normal_images)"
-                " first"
+                "not fitted yet; call .fit(normal_images) before .save(path)"
             )
         if self.distributed:
             raise ValueError(
                 f"the banks are shards, and this process holds {len(self.small):,}"
-                " small patches of all: loaded alone they would give too large"
+                " small patches of all: loaded alone they would return too large"
                 " distances. To save, fit without distribute"
             )
         tensors = {
@@ -302,8 +293,8 @@ class PatchSVDD:
         """Read what `save` wrote, on the CPU.
 
         Raises:
-            ValueError: naming the file, if it is anything else, damaged, or its parts
-                do not fit together.
+            ValueError: naming the file, if it is another kind of file, corrupt, or
+                inconsistent.
         """
         about, tensors = read_tensors(
             path, SVDD_FORMAT, "saved Patch SVDD", "fit and save again"
@@ -315,7 +306,7 @@ class PatchSVDD:
         }
         encoder = encoder_from_weights(weights, path)
         mean, small, big = (tensors.get(name) for name in ("mean", "small", "big"))
-        fits = (
+        is_consistent = (
             all(
                 tensor is not None and tensor.dtype == torch.float32
                 for tensor in (mean, small, big)
@@ -334,19 +325,15 @@ class PatchSVDD:
         radius = about.get("coreset_radius")
         strides = [about.get(name) for name in ("stride_small", "stride_big")]
         if (
-            not fits
+            not is_consistent
             or not (isinstance(radius, list) and len(radius) == 2)
             or not all(isinstance(stride, int) and stride > 0 for stride in strides)
         ):
             raise ValueError(
-                f"{path} does not fit together: mean image, banks or strides are"
-                " missing or of other shapes"
+                f"{path} is inconsistent:"
+                " mean image, banks or strides are missing or of wrong shapes"
             )
-        found = cls(encoder, stride_small=strides[0], stride_big=strides[1])
-        found.mean, found.small, found.big, found.coreset_radius = (
-            mean,
-            small,
-            big,
-            Embeddings(*radius),
-        )
-        return found
+        model = cls(encoder, stride_small=strides[0], stride_big=strides[1])
+        model.mean, model.small, model.big = mean, small, big
+        model.coreset_radius = Embeddings(*radius)
+        return model

@@ -1,6 +1,4 @@
-"""The pairs of patches that Patch SVDD learns from: where they lie, what disturbs them,
-what they are cut from.
-"""
+"""Draw, perturb and crop the pairs of patches that Patch SVDD learns from."""
 
 import functools
 from typing import NamedTuple
@@ -9,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# released code: standard deviation of the colour shift and of the pixel noise; white is
-# 1
+# released code: standard deviation of the colour shift and of the pixel noise (white is
+# 1)
 PERTURBATION = 0.02
 # Position classes 0 to 7: the 3×3 grid around a patch in reading order, without its
 # centre.
@@ -18,8 +16,7 @@ DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 
 
 
 class Pairs(NamedTuple):
-    """Pairs of patches by their top left corners (row, column) in pixels, and their
-    position class where they have one.
+    """Pairs of patches: their top left corners (row, column) in pixels, and classes.
 
     Fields:
         first: (n, 2).
@@ -42,12 +39,11 @@ def position_pairs(
     step: int = 1,
     clip: bool = False,
 ) -> Pairs:
-    """Draw pairs of patches, the second in one of eight directions at a distance of 3/4
-    to 1 patch.
+    """Draw pairs of patches, the second in one of eight directions from the first.
 
-    The direction is uniform; along each axis in which it points the second patch is
-    moved by 3K/4 + U{0, …, K/4 - 1} pixels, along the other by 0. The first patch is
-    uniform among the places that keep both inside the image.
+    The direction is uniform; along each of its axes the second patch is moved by 3K/4 +
+    U{0, …, K/4 - 1} pixels. The first patch is uniform among the positions with both
+    patches inside the image.
 
     Args:
         count: of pairs.
@@ -55,26 +51,25 @@ def position_pairs(
         patch: side of a patch in pixels, K.
         generator: on the CPU.
         step: corners and moves are multiples of it (it has to divide K/4).
-        clip: True draws the first patch anywhere and moves the second back to the
-            border where it would stick out.
+        clip: True draws the first patch anywhere and clips the second to the image.
 
     Returns:
         corners in pixels and classes.
 
     Raises:
-        ValueError: if an image can't hold a pair: it must be 2K - 1 pixels high and
+        ValueError: if an image is too small for a pair: below 2K - 1 pixels high or
             wide (K with `clip`).
 
     Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2; the moves are the released code's.
-        Departures: the released code clips; on 256×256 images 34.2 % (K = 64) and 15.4
-        % (K = 32) of its pairs are then closer than the move, some equal.
+    Departures: the released code clips; on 256×256 images 34.2 % (K = 64) and 15.4 % (K
+        = 32) of its pairs are then closer than the move, some identical.
     Test: test_pairs.py::test_position_pairs_are_where_they_say
     """
     needed = patch if clip else 2 * patch - 1
     if min(size) < needed:
         raise ValueError(
-            f"images of {size[0]}×{size[1]} pixels can't hold two patches of"
-            f" {patch}×{patch} side by side; expected at least {needed}×{needed}"
+            f"images of {size[0]}×{size[1]} pixels are too small for two patches"
+            f" of {patch}×{patch} side by side; expected at least {needed}×{needed}"
         )
     position = torch.randint(len(DIRECTIONS), (count,), generator=generator)
     move = 3 * patch // 4 + step * torch.randint(
@@ -98,8 +93,7 @@ def neighbor_pairs(
     step: int = 1,
     clip: bool = False,
 ) -> Pairs:
-    """Draw pairs of almost the same patch: the second is moved by up to K/32 pixels in
-    each direction, never by none.
+    """Draw pairs of neighbouring patches, up to K/32 pixels apart per axis, not equal.
 
     Args:
         count: of pairs.
@@ -114,19 +108,20 @@ def neighbor_pairs(
         corners in pixels, without classes.
 
     Raises:
-        ValueError: if an image is too small to move a patch in.
+        ValueError: if an image is too small to move a patch.
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 4 and Alg. 1; the range is the released
-    code's. Departures: the first patch is uniform among the places that keep both
-    inside; the released code clips. Test:
-    test_pairs.py::test_neighbor_pairs_are_moved_a_little
+        code's.
+    Departures: the first patch is uniform among the positions with both patches inside;
+        the released code clips.
+    Test: test_pairs.py::test_neighbor_pairs_are_moved_a_little
     """
     reach = max(1, patch // 32 // step)
     needed = patch if clip else patch + reach * step
     if min(size) < needed:
         raise ValueError(
-            f"images of {size[0]}×{size[1]} pixels leave no room to move a patch of"
-            f" {patch}×{patch}; expected at least {needed}×{needed}"
+            f"images of {size[0]}×{size[1]} pixels are too small to move a patch"
+            f" of {patch}×{patch}; expected at least {needed}×{needed}"
         )
     moves = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 2)
     moves = moves[moves.abs().sum(1) > 0] * step
@@ -142,7 +137,7 @@ def neighbor_pairs(
 def _uniform(
     low: Tensor, high: Tensor, step: int, generator: torch.Generator
 ) -> Tensor:
-    """Draw low, low + step, … up to high, each as often."""
+    """Draw uniformly from low, low + step, … up to high."""
     choices = (high - low) // step + 1
     share = torch.rand(low.shape, generator=generator, dtype=torch.float64)
     return low + step * torch.minimum((share * choices).long(), choices - 1)
@@ -151,18 +146,18 @@ def _uniform(
 def perturb(
     images: Float[Tensor, "n 3 h w"], generator: torch.Generator
 ) -> Float[Tensor, "n 3 h w"]:
-    """Shift each image's colours by one random amount and add noise to each pixel, both
-    normal with deviation 0.02.
+    """Add a random colour shift per image and noise per pixel, both normal (0.02).
 
-    Without it a network can tell where two patches lie from each other by how a lens
-    parts the colours.
+    Without it a network can infer the relative position of patches from the chromatic
+    aberration of the lens.
 
     Args:
         images: in units where white is 1.
         generator: on the images' device.
 
-    Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2 and the released code. Departures:
-    none. Test: test_pairs.py::test_perturbation_is_a_colour_shift_and_noise
+    Source: Patch SVDD, arXiv:2006.16067, Sec. 3.2 and the released code.
+    Departures: none.
+    Test: test_pairs.py::test_perturbation_is_a_colour_shift_and_noise
     """
     draw = functools.partial(
         torch.randn, generator=generator, device=images.device, dtype=images.dtype
@@ -177,17 +172,17 @@ def random_crops(
     size: tuple[int, int],
     generator: torch.Generator,
 ) -> Float[Tensor, "count 3 height width"]:
-    """Cut rectangles out of random images at random places, less the mean image.
+    """Crop random rectangles of random images, and subtract the mean image.
 
     Args:
         images: RGB in [0, 1].
-        mean: what `mean_image` gave.
+        mean: from `mean_image`.
         count: of crops.
         size: of a crop, height and width in pixels, at most the images'.
         generator: on the CPU.
 
-    Source: this book. Departures: none. Test:
-    test_pairs.py::test_crops_come_from_everywhere
+    Source: this book. Departures: none.
+    Test: test_pairs.py::test_crops_come_from_everywhere
     """
     rows = torch.randint(len(images), (count,), generator=generator)
     room = torch.tensor(images.shape[-2:]) - torch.tensor(size)
@@ -204,17 +199,17 @@ def crop_patches(
     size: int | tuple[int, int],
     corners: Int[Tensor, "m 2"],
 ) -> Float[Tensor, "m 3 height width"]:
-    """Cut a rectangle out of each chosen image, less the mean image.
+    """Crop a rectangle from each selected image, and subtract the mean image.
 
     Args:
         images: RGB in [0, 1].
-        mean: what `mean_image` gave.
-        rows: which image each is cut from.
+        mean: from `mean_image`.
+        rows: index of the image per crop.
         size: height and width in pixels; one number for a square.
         corners: top left, row and column, in pixels.
 
-    Source: this book. Departures: none. Test:
-    test_pairs.py::test_crops_come_from_everywhere
+    Source: this book. Departures: none.
+    Test: test_pairs.py::test_crops_come_from_everywhere
     """
     height, width = (size, size) if isinstance(size, int) else size
     return torch.stack(

@@ -1,9 +1,9 @@
-r"""Train Patch SVDD's encoders without a label: where does one patch lie from another,
-and do neighbours lie close?
+r"""Train Patch SVDD's encoders, without labels.
 
-$$\mathcal L = \lambda\,\mathcal L_{\text{SVDD'}} + \mathcal L_{\text{SSL}}$$   summed over both patch sizes. `train`
-draws its pairs on the map that one pass over a large crop gives; `train_on_patches`
-cuts out and runs each patch, as published.
+$$\mathcal L = \lambda\,\mathcal L_{\text{SVDD'}} + \mathcal L_{\text{SSL}}$$
+summed over both patch sizes. `train` draws its pairs from the feature map of a large
+crop, computed in one pass; `train_on_patches` crops and embeds each patch, as
+published.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from paperlib.patch_svdd.encoders import (
     initialize,
 )
 from paperlib.patch_svdd.images import check_range, mean_image
-from paperlib.patch_svdd.losses import PositionClassifier, _svdd_part
+from paperlib.patch_svdd.losses import PositionClassifier, _svdd_term
 from paperlib.patch_svdd.pairs import (
     crop_patches,
     neighbor_pairs,
@@ -43,32 +43,25 @@ SVDD_WEIGHT = (
     1e-3  # λ of Eq. 6, in the README of the released code; the code's default is 1
 )
 LEARNING_RATE = 1e-4  # released code: of Adam
-BATCH, REPEAT, EPOCHS = (
-    64,
-    100,
-    300,
-)  # released code: pairs a step, pairs of an image an epoch, epochs
-LEARNING_RATES = {"muon": 0.02, "adam": 0.003}  # of `train`, found on solar cells
-OBJECTIVES = (
-    "patch_svdd",
-    "neighbors",
-    "centre",
-)  # L_SVDD' + L_SSL, L_SVDD' alone, L_SVDD alone
+# released code: pairs per step, pairs per image and epoch, epochs
+BATCH, REPEAT, EPOCHS = 64, 100, 300
+LEARNING_RATES = {"muon": 0.02, "adam": 0.003}  # of `train`, tuned on solar cells
+# L_SVDD' + L_SSL, L_SVDD' alone, L_SVDD alone
+OBJECTIVES = ("patch_svdd", "neighbors", "centre")
 
 
 class Record(NamedTuple):
-    """Means over the steps since the record before: the loss, and of each patch size
-    what made it up.
+    """Means over the steps since the previous record: the loss and its parts.
 
     Fields:
-        step: number of steps taken so far.
-        loss: what was minimised.
-        accuracy_big, accuracy_small: share of right positions among the training pairs;
+        step: number of steps so far.
+        loss: the minimised loss.
+        accuracy_big, accuracy_small: accuracy of the positions of the training pairs;
             chance is 1/8.
         svdd_big, svdd_small: mean distance between neighbours (to the centre for the
             objective `centre`).
 
-    What the run does not measure is NaN.
+    Quantities not measured are NaN.
     """
 
     step: int
@@ -80,11 +73,11 @@ class Record(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What a training run leaves beside the encoder, which it has changed in place.
+    """The result of a training run, besides the encoder, which is trained in place.
 
     Fields:
-        history: the curves.
-        big, small: the position classifiers of both patch sizes; None where the encoder
+        history: the training curves.
+        big, small: the position classifiers of both patch sizes; None if the encoder
             has no such size.
         mean: (3, H, W), the mean of the training images.
     """
@@ -96,11 +89,10 @@ class Training(NamedTuple):
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """Choose the dtype in which convolutions are fast: bfloat16 where the processor
-    multiplies it, else float32.
+    """Return bfloat16 if the processor has instructions for it, else float32.
 
-    Source: this book. Departures: none. Test:
-    test_patch_training.py::test_bfloat16_is_chosen_where_it_is_fast
+    Source: this book. Departures: none.
+    Test: test_patch_training.py::test_bfloat16_is_chosen_where_it_is_fast
     """
     if device.type == "cuda":
         return (
@@ -108,14 +100,18 @@ def fast_dtype(device: torch.device) -> torch.dtype:
             if torch.cuda.is_bf16_supported(including_emulation=False)
             else torch.float32
         )
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return torch.bfloat16 if device.type == "cpu" and native() else torch.float32
+    has_bf16_instructions = getattr(
+        torch.cpu, "_is_avx512_bf16_supported", lambda: False
+    )
+    return (
+        torch.bfloat16
+        if device.type == "cpu" and has_bf16_instructions()
+        else torch.float32
+    )
 
 
 class _Run(nn.Module):
-    """All that a run trains: encoder, a classifier for each patch size, and for Deep
-    SVDD each size's centre.
-    """
+    """The modules of a run: encoder, and per patch size a classifier or a centre."""
 
     def __init__(
         self,
@@ -134,10 +130,10 @@ class _Run(nn.Module):
         with _seeded_cpu(seed):
             if objective == "patch_svdd":
                 for name in self.sizes:
-                    made = PositionClassifier(
+                    classifier = PositionClassifier(
                         encoder.dimensions, train_last_weight=train_last_weight
                     )
-                    self.add_module(name, made.to(weight))
+                    self.add_module(name, classifier.to(weight))
         if objective == "centre":
             for name in self.sizes:
                 self.register_buffer(
@@ -152,9 +148,7 @@ Step = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
 class _Step(nn.Module):
-    """A step's loss as a module's forward: what DistributedDataParallel takes, to
-    average the gradients behind it.
-    """
+    """A step's loss as a module, for DistributedDataParallel."""
 
     def __init__(self, run: _Run, step_loss: Step):
         super().__init__()
@@ -179,8 +173,10 @@ def _optimise(
     on_record: Callable[[Record], None] | None,
     world: int = 1,
 ) -> list[Record]:
-    """Take the steps that are missing; a step's randomness follows from seed and
-    number, so a run can stop anywhere.
+    """Run the remaining steps.
+
+    Each step seeds its generator from (seed, step), so a run can be stopped and resumed
+    at any step.
     """
     history: list[Record] = []
     device = next(run.parameters()).device
@@ -197,16 +193,16 @@ def _optimise(
     parameters = [
         parameter for parameter in run.parameters() if parameter.requires_grad
     ]
-    taken = history[-1].step if history else 0
+    first_step = history[-1].step if history else 0
     if world > 1:
-        of_all = torch.tensor([taken, -taken], device=parameters[0].device)
-        distributed.all_reduce(of_all, distributed.ReduceOp.MAX)
-        most, least = of_all.tolist()
+        extremes = torch.tensor([first_step, -first_step], device=parameters[0].device)
+        distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
+        most, least = extremes.tolist()
         if most != -least:
             raise ValueError(
-                f"the processes would go on from step {-least} to {most}, this one from"
-                f" {taken}; the checkpoint {checkpoint} has to be the same file for"
-                " all: give a folder that every machine sees, or delete it"
+                f"the processes would resume from step {-least} to {most},"
+                f" this one from {first_step}; the checkpoint {checkpoint} must be the"
+                " same file for all: use a folder shared by all machines, or delete it"
             )
     call = (
         step_loss
@@ -214,29 +210,28 @@ def _optimise(
         else DistributedDataParallel(_Step(run, step_loss), broadcast_buffers=False)
     )
     rows: list[Tensor] = []
-    for step in range(taken, steps):
-        loss, seen = call(
+    for step in range(first_step, steps):
+        loss, measured = call(
             step, torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         )
         for parameter in parameters:
             parameter.grad = None
         loss.backward()
-        for optimizer, own in zip(optimizers, rates, strict=True):
-            for group, value in zip(optimizer.param_groups, own, strict=True):
+        for optimizer, base_rates in zip(optimizers, rates, strict=True):
+            for group, value in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = value * rate(step / steps)
             optimizer.step()
-        nothing = loss.new_tensor(math.nan)
+        not_measured = loss.new_tensor(math.nan)
         rows.append(
             torch.stack(
                 [
                     loss.detach(),
-                    *(seen.get(name, nothing) for name in Record._fields[2:]),
+                    *(measured.get(name, not_measured) for name in Record._fields[2:]),
                 ]
             )
         )
-        if (
-            (step + 1) % every == 0 or step + 1 == steps
-        ):  # read once a record: reading waits for a GPU
+        # Read once per record, because reading waits for the GPU.
+        if (step + 1) % every == 0 or step + 1 == steps:
             means = torch.stack(rows).mean(0)
             if world > 1:
                 distributed.all_reduce(means.div_(world))
@@ -244,15 +239,17 @@ def _optimise(
             rows = []
             if not math.isfinite(history[-1].loss):
                 raise ValueError(
-                    f"the loss is {history[-1].loss} at step {step + 1}; expected a"
-                    " number. Lower the learning rate"
+                    f"the loss is {history[-1].loss} at step {step + 1};"
+                    " expected a finite number. Lower the learning rate"
                 )
             if checkpoint is not None and (world == 1 or distributed.get_rank() == 0):
-                told = [
+                history_rows = [
                     [None if value != value else value for value in row]
                     for row in history
                 ]
-                save_checkpoint(checkpoint, run, optimizers, recipe, {"history": told})
+                save_checkpoint(
+                    checkpoint, run, optimizers, recipe, {"history": history_rows}
+                )
             if on_record is not None:
                 on_record(history[-1])
     for parameter in parameters:
@@ -260,11 +257,11 @@ def _optimise(
     return history
 
 
-class _MatrixMuon(
-    getattr(torch.optim, "Muon", torch.optim.Optimizer)
-):  # PyTorch has it from 2.9 on
-    """Muon for convolutions: weights (out, in, k, k) are taken as the matrix (out,
-    in·k·k) that shares their memory.
+# PyTorch has Muon since 2.9.
+class _MatrixMuon(getattr(torch.optim, "Muon", torch.optim.Optimizer)):
+    """Muon for convolutions: weights (out, in, k, k) as matrices (out, in·k·k).
+
+    The matrices share the memory of the weights.
     """
 
     def __init__(self, weights: list[Tensor], lr: float):
@@ -284,7 +281,7 @@ class _MatrixMuon(
 
 
 def _one_cycle(done: float) -> float:
-    """Rise to 1 in the first 30 % and fall to 0, along cosines."""
+    """Return the learning rate factor: up to 1 in the first 30 %, then down to 0."""
     if done < 0.3:
         return 0.04 + 0.96 * (1 - math.cos(math.pi * done / 0.3)) / 2
     return (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
@@ -309,64 +306,62 @@ def train(
     on_record: Callable[[Record], None] | None = None,
     distribute: bool = False,
 ) -> Training:
-    r"""Train encoders in place on the dense maps of large crops: minutes on a CPU.
+    r"""Train encoders in place on dense embeddings of large crops: minutes on a CPU.
 
     A step perturbs a few crops, embeds all of their patches at stride 2 in one pass
     (the flat encoder's at stride 8), and draws thousands of pairs from the maps.
-    Weights follow Muon, biases and the classifiers' last layers Adam, both with one
-    cycle of the learning rate. Equal arguments give equal weights on a CPU (with equal
-    numbers of threads), also when the run was killed and called again; on a GPU they
-    agree up to rounding.
+    Weights are optimised with Muon, biases and the classifiers' last layers with Adam,
+    both with a one-cycle learning rate. Equal arguments result in equal weights on a
+    CPU (with equal numbers of threads), also if the run was killed and resumed; on a
+    GPU they agree up to rounding.
 
     Args:
-        encoder: hierarchical (both sizes at once), small or flat; fresh, or trained
-            before.
+        encoder: hierarchical (both sizes), small or flat; new or already trained.
         images: normal ones only, (N, 3, H, W), RGB in [0, 1]; their mean image is
             subtracted.
         steps: of the optimizer.
-        crops: random crops a step, each of a random image.
-        side: of a crop in pixels, at least 127; images that are smaller are taken
-            whole.
-        pairs: of each crop, each patch size and each loss.
-        svdd_weight: λ. Larger pulls neighbours closer; far too large and all embeddings
-            become one.
+        crops: random crops per step, each of a random image.
+        side: of a crop in pixels, at least 127; smaller images are not cropped.
+        pairs: per crop, patch size and loss.
+        svdd_weight: λ. A larger value pulls neighbours closer; with a far too large one
+            all embeddings collapse.
         objective: "patch_svdd" (λ L_SVDD' + L_SSL); for comparison "neighbors" (L_SVDD'
-            alone) and "centre" (L_SVDD alone, with one centre a patch size, the mean
+            alone) and "centre" (L_SVDD alone, with one centre per patch size, the mean
             embedding before training).
-        optimizer: "muon", or "adam" for all weights, which is slower to learn here.
-        learning_rate: at the top of the cycle; None for 0.02 with Muon (its vectors get
-            0.15 of that), 0.003 with Adam.
-        dtype: of the convolutions; None for `fast_dtype`. Weights and losses stay
+        optimizer: "muon", or "adam" for all weights, which learns more slowly here.
+        learning_rate: maximum of the cycle; None for 0.02 with Muon (0.15 of that for
+            Adam's parameters), 0.003 with Adam.
+        dtype: of the convolutions; None for `fast_dtype`. Weights and losses are
             float32.
-        seed: of the classifiers' first weights and of all draws.
-        checkpoint: a file that is written at each record, and continued from where it
-            exists.
+        seed: of the classifiers' initial weights and of all draws.
+        checkpoint: a file that is written at each record, and from which the run
+            resumes if it exists.
         every: steps between records.
-        on_record: called with each record, to show progress.
-        distribute: True shares the crops of each step among the processes of
+        on_record: called with each record.
+        distribute: True splits the crops of each step among the processes of
             `torch.distributed`, which all call this with the same arguments, and
-            averages their gradients (DistributedDataParallel): every process ends with
-            what one alone would have trained, up to rounding. The first one writes the
-            checkpoint, and all go on from it: on several machines it has to lie in a
-            folder that each of them sees.
+            averages their gradients (DistributedDataParallel): the result equals that
+            of one process, up to rounding. The first process writes the checkpoint, and
+            all resume from it: on several machines it must be in a shared folder.
 
     Returns:
-        the curves, the classifiers and the mean image.
+        the training curves, the classifiers and the mean image.
 
     Raises:
-        ValueError: for images as `mean_image` refuses them or too small for a pair (127
-            pixels), an unknown objective, numbers below 1, a checkpoint of another run,
-            or a loss that is no longer finite; with `distribute`, where no process
-            group is initialised, the crops can't be shared out evenly, or only some
+        ValueError: for images that `mean_image` rejects or that are too small for a
+            pair (127 pixels), an unknown objective, numbers below 1, a checkpoint of
+            another run, or a loss that is not finite; with `distribute`, if no process
+            group is initialised, the crops can't be split evenly, or only some
             processes find the checkpoint.
 
-    Source: Patch SVDD, arXiv:2006.16067, Eq. 3-6 and Alg. 1. Departures: pairs are
-        drawn on the map of one pass, so that corners and moves are even (neighbours of
-        small patches move by 2 pixels, not 1; for the flat encoder all are multiples of
-        8); the patches of a crop share its perturbation, noise included, in both
-        losses; pairs stay inside; Kaiming weights, Muon (Jordan et al., 2024) and a
-        learning-rate cycle where the released code has PyTorch's default, Adam and
-        1e-4; Deep SVDD's centres are the means over the first 32 images.
+    Source: Patch SVDD, arXiv:2006.16067, Eq. 3-6 and Alg. 1.
+    Departures: pairs are drawn from the map of one pass, so that corners and moves are
+        even (neighbours of small patches move by 2 pixels, not 1; for the flat encoder
+        all are multiples of 8); the patches of a crop share its perturbation, noise
+        included, in both losses; pairs stay inside; Kaiming weights, Muon (Jordan et
+        al., 2024) and a learning-rate cycle where the released code has PyTorch's
+        default, Adam and 1e-4; Deep SVDD's centres are the means over the first 32
+        images.
     Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen,
         test_patch_training.py::test_the_centre_is_the_mean_embedding_before_training
     """
@@ -378,8 +373,8 @@ def train(
             raise ValueError(f"{name}={value!r}; expected one of {', '.join(known)}")
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         raise ValueError(
-            f"optimizer='muon' takes PyTorch 2.9 or newer, this is {torch.__version__};"
-            " pass 'adam'"
+            "optimizer='muon' requires PyTorch 2.9 or newer,"
+            f" this is {torch.__version__}; pass 'adam'"
         )
     learning_rate = (
         LEARNING_RATES[optimizer] if learning_rate is None else learning_rate
@@ -388,84 +383,85 @@ def train(
     rank, world = process_group() if distribute else (0, 1)
     with fail_together(next(encoder.parameters()).device if distribute else None):
         if crops % world:
-            expected = f"expected a multiple of {world}, the same for each"
+            expected = f"expected a multiple of {world}"
             raise ValueError(f"crops={crops} for {world} processes; {expected}")
         mean = mean_image(images)
-        images = _matching(images, encoder)
-    share = crops // world
-    mine, my_pairs = (
-        slice(rank * share * each, (rank + 1) * share * each) for each in (1, pairs)
+        images = _check_dtype_and_device(images, encoder)
+    crops_per_process = crops // world
+    own_crops, own_pairs = (
+        slice(rank * crops_per_process * each, (rank + 1) * crops_per_process * each)
+        for each in (1, pairs)
     )
     size = tuple(min(side, length) for length in images.shape[-2:])
-    encoder.to(
-        memory_format=torch.contiguous_format
-    )  # Muon's matrices share the memory
+    # Muon's matrices share the memory of the weights.
+    encoder.to(memory_format=torch.contiguous_format)
     run = _Run(encoder, seed, objective)
     if objective == "centre":
         with torch.no_grad():
-            for name, found in _by_size(
-                encoder, encoder.dense(images[:32] - mean)
-            ).items():
-                getattr(run, f"centre_{name}").copy_(found.mean((0, 2, 3)))
+            maps = encoder.dense(images[:32] - mean)
+            for name, embeddings in _by_size(encoder, maps).items():
+                getattr(run, f"centre_{name}").copy_(embeddings.mean((0, 2, 3)))
     dtype = fast_dtype(images.device) if dtype is None else dtype
 
     def step_loss(
         step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        # Every process draws the whole step and takes its own share of it, so that
-        # together they do what one would.
+        # Every process draws the whole step and uses its own part of it, so that the
+        # step equals that of a single process.
         crop = perturb(
             random_crops(images, mean, crops, size, generator),
             _on_device(generator, images.device),
-        )[mine]
+        )[own_crops]
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             maps = encoder.dense(crop.contiguous(memory_format=torch.channels_last))
-        loss, seen = images.new_zeros(()), {}
-        for name, embedded in _by_size(encoder, maps).items():
-            rows, patch = embedded.permute(0, 2, 3, 1).flatten(0, 2), run.sizes[name]
+        loss, measured = images.new_zeros(()), {}
+        for name, embeddings in _by_size(encoder, maps).items():
+            rows, patch = embeddings.permute(0, 2, 3, 1).flatten(0, 2), run.sizes[name]
 
-            def pick(corners: Tensor, rows=rows, shape=embedded.shape) -> Tensor:
-                cells = corners[my_pairs] // encoder.step
+            def pick(corners: Tensor, rows=rows, shape=embeddings.shape) -> Tensor:
+                positions = corners[own_pairs] // encoder.step
                 first = (
-                    torch.arange(share).repeat_interleave(pairs) * shape[2] * shape[3]
+                    torch.arange(crops_per_process).repeat_interleave(pairs)
+                    * shape[2]
+                    * shape[3]
                 )
-                index = first + cells[:, 0] * shape[3] + cells[:, 1]
+                index = first + positions[:, 0] * shape[3] + positions[:, 1]
                 return rows.index_select(0, index.to(rows.device)).to(images.dtype)
 
-            near = neighbor_pairs(
+            neighbors = neighbor_pairs(
                 crops * pairs, size, patch, generator, step=encoder.step
             )
-            a = pick(near.first)
+            a = pick(neighbors.first)
             b = (
                 getattr(run, f"centre_{name}")
                 if objective == "centre"
-                else pick(near.second)
+                else pick(neighbors.second)
             )
-            part, seen[f"svdd_{name}"] = _svdd_part(a, b)
-            loss = loss + (svdd_weight if objective == "patch_svdd" else 1) * part
+            svdd_term, measured[f"svdd_{name}"] = _svdd_term(a, b)
+            loss = loss + (svdd_weight if objective == "patch_svdd" else 1) * svdd_term
             if objective == "patch_svdd":
-                drawn = position_pairs(
+                located = position_pairs(
                     crops * pairs, size, patch, generator, step=encoder.step
                 )
-                position = drawn.position[my_pairs].to(rows.device)
-                logits = run.classifier(name)(pick(drawn.first), pick(drawn.second))
+                position = located.position[own_pairs].to(rows.device)
+                logits = run.classifier(name)(pick(located.first), pick(located.second))
                 loss = loss + F.cross_entropy(logits, position)
-                seen[f"accuracy_{name}"] = _accuracy(logits, position)
-        return loss, seen
+                measured[f"accuracy_{name}"] = _accuracy(logits, position)
+        return loss, measured
 
-    # Muon gives all directions of a matrix the same size; that means nothing for a
-    # vector, nor for weights that are normalised before use.
-    last = {
+    # Muon orthogonalises the update of a matrix. That has no meaning for a vector, nor
+    # for weights that are normalised in the forward pass.
+    last_layers = {
         id(run.classifier(name).fc3.weight)
         for name in run.sizes
         if run.classifier(name)
     }
-    matrices = [p for p in run.parameters() if p.ndim > 1 and id(p) not in last]
-    others = [p for p in run.parameters() if p.ndim == 1 or id(p) in last]
+    matrices = [p for p in run.parameters() if p.ndim > 1 and id(p) not in last_layers]
+    vectors = [p for p in run.parameters() if p.ndim == 1 or id(p) in last_layers]
     if optimizer == "muon":
         optimizers = [
             _MatrixMuon(matrices, lr=learning_rate),
-            torch.optim.Adam(others, lr=0.15 * learning_rate),
+            torch.optim.Adam(vectors, lr=0.15 * learning_rate),
         ]
     else:
         optimizers = [torch.optim.Adam(run.parameters(), lr=learning_rate)]
@@ -482,7 +478,7 @@ def train(
         "dtype": str(dtype),
         "seed": seed,
         "every": every,
-        "images": _fingerprint(images),
+        "images": _identify_images(images),
     }
     history = _optimise(
         run,
@@ -515,52 +511,49 @@ def train_on_patches(
     every: int = 25,
     on_record: Callable[[Record], None] | None = None,
 ) -> Training:
-    """Train encoders in place as published: pairs of patches, each cut out, perturbed
-    and run by itself.
+    """Train encoders in place as published, on separately cropped patches.
 
-    A step takes a batch of four sets at once: position pairs of both sizes, perturbed,
-    and neighbours of both sizes, as they are. An encoder of one size is trained on the
+    A step uses a batch of each of four sets: perturbed position pairs of both sizes,
+    and unperturbed neighbours of both sizes. An encoder of one size is trained on the
     two sets of its size. Resumption and seeds are as in `train`.
 
     Args:
         encoder: hierarchical, small or flat.
         images: as in `train`.
-        epochs: an epoch goes over all images `repeat` times in random order.
-        repeat: pairs of an image, of each set, in an epoch.
-        batch_size: pairs of each set in a step.
+        epochs: passes in which each image is drawn `repeat` times, in random order.
+        repeat: pairs per image, set and epoch.
+        batch_size: pairs per set and step.
         svdd_weight: λ.
         learning_rate: Adam's, constant.
-        as_released: True clips pairs at the border and leaves the last layer's weights
-            of the classifiers as PyTorch draws them by default.
-        seed: of the classifiers' first weights and of all draws.
+        as_released: True clips pairs at the border and uses PyTorch's default weights
+            for the classifiers, whose last layers are then not trained.
+        seed: of the classifiers' initial weights and of all draws.
         checkpoint: as in `train`.
         every: steps between records.
-        on_record: called with each record, to show progress.
+        on_record: called with each record.
 
     Returns:
-        the curves, the classifiers and the mean image.
+        the training curves, the classifiers and the mean image.
 
     Raises:
         ValueError: as `train`.
 
-    Source: Patch SVDD, arXiv:2006.16067, Alg. 1, and the released code. Departures:
-        without `as_released` pairs stay inside the image, the classifiers' last layers
-        are trained and start from Kaiming weights; the default λ is that of the
-        released README (1e-3), not that of its code (1).
+    Source: Patch SVDD, arXiv:2006.16067, Alg. 1, and the released code.
+    Departures: without `as_released` pairs stay inside the image, the classifiers' last
+        layers are trained from Kaiming weights; the default λ is that of the released
+        README (1e-3), not that of its code (1).
     Test: test_patch_training.py::test_published_training_takes_the_released_steps
     """
     _check_numbers(epochs=epochs, repeat=repeat, batch_size=batch_size, every=every)
     mean = mean_image(images)
-    images = _matching(images, encoder)
-    run, size = (
-        _Run(encoder, seed, train_last_weight=not as_released),
-        tuple(images.shape[-2:]),
-    )
+    images = _check_dtype_and_device(images, encoder)
+    run = _Run(encoder, seed, train_last_weight=not as_released)
+    size = tuple(images.shape[-2:])
     if as_released:
         with _seeded_cpu(seed):
             for name in run.sizes:
                 initialize(run.classifier(name), as_released=True)
-    order_of = functools.lru_cache(1)(
+    image_order = functools.lru_cache(1)(
         lambda epoch: _order(len(images) * repeat, seed, epoch) % len(images)
     )
     per_epoch = math.ceil(len(images) * repeat / batch_size)
@@ -569,29 +562,33 @@ def train_on_patches(
         step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         epoch, batch = divmod(step, per_epoch)
-        rows = order_of(epoch)[batch * batch_size : (batch + 1) * batch_size]
-        loss, seen = images.new_zeros(()), {}
+        rows = image_order(epoch)[batch * batch_size : (batch + 1) * batch_size]
+        loss, measured = images.new_zeros(()), {}
         for name, patch in run.sizes.items():
             embed = encoder if patch == encoder.side else encoder.small
             patches = functools.partial(crop_patches, images, mean, rows, patch)
-            drawn = position_pairs(len(rows), size, patch, generator, clip=as_released)
+            located = position_pairs(
+                len(rows), size, patch, generator, clip=as_released
+            )
             device_generator = _on_device(generator, images.device)
             first, second = (
                 perturb(patches(corners), device_generator)
-                for corners in (drawn.first, drawn.second)
+                for corners in (located.first, located.second)
             )
-            position = drawn.position.to(images.device)
+            position = located.position.to(images.device)
             logits = run.classifier(name)(embed(first), embed(second))
-            near = neighbor_pairs(len(rows), size, patch, generator, clip=as_released)
-            part, seen[f"svdd_{name}"] = _svdd_part(
-                embed(patches(near.first)), embed(patches(near.second))
+            neighbors = neighbor_pairs(
+                len(rows), size, patch, generator, clip=as_released
             )
-            loss = loss + F.cross_entropy(logits, position) + svdd_weight * part
-            seen[f"accuracy_{name}"] = _accuracy(logits, position)
-        return loss, seen
+            svdd_term, measured[f"svdd_{name}"] = _svdd_term(
+                embed(patches(neighbors.first)), embed(patches(neighbors.second))
+            )
+            loss = loss + F.cross_entropy(logits, position) + svdd_weight * svdd_term
+            measured[f"accuracy_{name}"] = _accuracy(logits, position)
+        return loss, measured
 
-    trained = [parameter for parameter in run.parameters() if parameter.requires_grad]
-    optimizers = [torch.optim.Adam(trained, lr=learning_rate)]
+    trainable = [parameter for parameter in run.parameters() if parameter.requires_grad]
+    optimizers = [torch.optim.Adam(trainable, lr=learning_rate)]
     recipe = {
         "recipe": "patches",
         "epochs": epochs,
@@ -602,7 +599,7 @@ def train_on_patches(
         "as_released": as_released,
         "seed": seed,
         "every": every,
-        "images": _fingerprint(images),
+        "images": _identify_images(images),
     }
     history = _optimise(
         run,
@@ -628,21 +625,20 @@ def position_accuracy(
     pairs: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Measure how often the classifiers tell the position of patches of images that
-    they have not seen.
+    """Measure the classifiers' accuracy on images that were not used in training.
 
     Args:
         encoder: trained.
-        training: what `train` or `train_on_patches` returned with it.
-        images: held out, of the size of the training images, RGB in [0, 1]; they are
+        training: the result of `train` or `train_on_patches` with it.
+        images: test images, of the size of the training images, RGB in [0, 1]; they are
             not perturbed.
-        pairs: drawn of each image, at corners and moves that are multiples of the
-            encoder's step.
+        pairs: per image, with corners and moves that are multiples of the encoder's
+            step.
         seed: of the draw.
 
     Returns:
-        share of right answers for 64×64 and for 32×32 patches, NaN for a size that the
-        encoder has not; chance is 1/8.
+        accuracy for 64×64 and for 32×32 patches, NaN for a size that the encoder does
+        not have; chance is 1/8.
 
     Raises:
         ValueError: for images of another size or range.
@@ -654,46 +650,46 @@ def position_accuracy(
     check_range(images)
     if images.shape[1:] != training.mean.shape:
         raise ValueError(
-            f"images of shape {tuple(images.shape)}; expected"
-            f" {tuple(training.mean.shape)} each, as in training"
+            f"images of shape {tuple(images.shape)};"
+            f" expected {tuple(training.mean.shape)} each, as in training"
         )
     generator, size = torch.Generator().manual_seed(seed), tuple(images.shape[-2:])
-    right = {"big": [], "small": []}
+    accuracies = {"big": [], "small": []}
     for image in images:
-        for name, embedded in _by_size(
+        for name, embeddings in _by_size(
             encoder, encoder.dense(image[None] - training.mean)
         ).items():
             patch = BIG_PATCH if name == "big" else SMALL_PATCH
-            drawn = position_pairs(pairs, size, patch, generator, step=encoder.step)
+            located = position_pairs(pairs, size, patch, generator, step=encoder.step)
             first, second = (
-                embedded[0][:, *(corners // encoder.step).T].T for corners in drawn[:2]
+                embeddings[0][:, *(corners // encoder.step).T].T
+                for corners in located[:2]
             )
-            right[name].append(
+            accuracies[name].append(
                 _accuracy(
                     getattr(training, name)(first, second),
-                    drawn.position.to(embedded.device),
+                    located.position.to(embeddings.device),
                 )
             )
     return tuple(
-        float(torch.stack(found).mean()) if found else math.nan
-        for found in right.values()
+        float(torch.stack(values).mean()) if values else math.nan
+        for values in accuracies.values()
     )
 
 
 def progress_bar(steps: int) -> Callable[[Record], None]:
-    """Make an `on_record` that keeps one line of standard output up to date: steps,
-    loss, accuracies.
+    """Return an `on_record` that updates one line: steps, loss, accuracies.
 
     Args:
         steps: of the whole run.
 
-    Source: this book. Departures: none. Test:
-    test_patch_training.py::test_the_progress_bar_tells_how_far_it_is
+    Source: this book. Departures: none.
+    Test: test_patch_training.py::test_the_progress_bar_tells_how_far_it_is
     """
 
     def show(record: Record) -> None:
         done = round(20 * record.step / steps)
-        told = "".join(
+        accuracies = "".join(
             f", {name} {value:.0%}"
             for name, value in (
                 ("K=64", record.accuracy_big),
@@ -703,8 +699,8 @@ def progress_bar(steps: int) -> Callable[[Record], None]:
         )
         end = "\n" if record.step >= steps else ""
         print(
-            f"\r[{'#' * done}{'.' * (20 - done)}] {record.step}/{steps}  loss"
-            f" {record.loss:.3f}{told}",
+            f"\r[{'#' * done}{'.' * (20 - done)}] {record.step}/{steps}"
+            f"  loss {record.loss:.3f}{accuracies}",
             end=end,
             flush=True,
         )
@@ -715,7 +711,7 @@ def progress_bar(steps: int) -> Callable[[Record], None]:
 def _by_size(
     encoder: nn.Module, maps: Tensor | tuple[Tensor, Tensor]
 ) -> dict[str, Tensor]:
-    """Name what an encoder's `dense` gives by the patches' size."""
+    """Return the output of an encoder's `dense` by patch size."""
     if isinstance(encoder, HierarchicalEncoder):
         small, big = maps
         return {"big": big, "small": small}
@@ -727,7 +723,7 @@ def _accuracy(logits: Tensor, position: Tensor) -> Tensor:
 
 
 def _on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """Give a generator on the images' device that continues the draw."""
+    """Return a generator on the images' device, seeded from this one."""
     if device.type == "cpu":
         return generator
     return torch.Generator(device).manual_seed(
@@ -753,19 +749,19 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     )
 
 
-def _fingerprint(images: Tensor) -> list:
-    """Tell one set of images from another, by number, size and a sample of the pixels."""
+def _identify_images(images: Tensor) -> list:
+    """Identify a set of images by its shape and the checksum of a sample of pixels."""
     sample = images[:, :, ::16, ::16].float().cpu().contiguous()
     return [*images.shape, zlib.crc32(sample.numpy().tobytes())]
 
 
-def _matching(images: Tensor, encoder: nn.Module) -> Tensor:
+def _check_dtype_and_device(images: Tensor, encoder: nn.Module) -> Tensor:
     weight = next(encoder.parameters())
     if images.dtype != weight.dtype or images.device != weight.device:
         raise ValueError(
-            f"images are {images.dtype} on {images.device} and the encoder is"
-            f" {weight.dtype} on {weight.device}; expected the same. Convert one with"
-            " .to(…)"
+            f"images are {images.dtype} on {images.device} and the encoder"
+            f" is {weight.dtype} on {weight.device}; expected the same."
+            " Convert one with .to(…)"
         )
     return check_images(images)
 

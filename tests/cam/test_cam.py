@@ -291,7 +291,7 @@ def test_other_ends_are_refused_with_what_was_found(message):
         ValueError,
         match=(
             f"(?s)CAM needs a network that ends in global average.*{message}.*Grad-CAM"
-            " needs none"
+            " has no such"
         ),
     ):
         cam(model, pictures(2, 16))
@@ -313,7 +313,7 @@ def test_other_ends_are_refused_with_what_was_found(message):
 def test_networks_without_such_an_end_are_refused(name, found):
     model = build(name)
     with pytest.raises(
-        ValueError, match=f"CAM needs .*{found}.*Grad-CAM needs none of this"
+        ValueError, match=f"CAM needs .*{found}.*Grad-CAM has no such restriction"
     ):
         cam(model, pictures(1, 224 if "vit" in name or "mixer" in name else 64))
 

@@ -126,10 +126,10 @@ def test_profile_of_the_hand_example():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((0, 1, 1, 1), "kernel = 0; expected 1 or more"),
-        ((3, -4, 1, 1), "in_channels = -4; expected 1 or more"),
-        ((3, 4, 8, 7.0), "out_size = 7.0; expected a whole number"),
-        ((3, 4, True, 7), "out_channels = True; expected a whole number"),
+        ((0, 1, 1, 1), "kernel = 0; expected at least 1"),
+        ((3, -4, 1, 1), "in_channels = -4; expected at least 1"),
+        ((3, 4, 8, 7.0), "out_size = 7.0; expected an integer"),
+        ((3, 4, True, 7), "out_channels = True; expected an integer"),
         (((3, 3, 3), 4, 8, 7), "expected one number for a square"),
         ((3, 6, 9, 7, 2), "the largest that does here is 3"),
         ((3, 5, 10, 7, 2), "groups = 2 with in_channels = 5"),
@@ -454,7 +454,7 @@ def test_counts_by_hand():
 def test_unknown_count_is_refused():
     with pytest.raises(
         ValueError,
-        match="counts has flips; expected names from macs, .*; give Profile.counts",
+        match="counts has flips; expected names from macs, .*; pass Profile.counts",
     ):
         totals({"macs": 1, "flips": 2})
 
@@ -1216,8 +1216,8 @@ def test_plain_tensors_and_values_of_buffers():
     ("shape", "dtype", "said"),
     [
         ((), None, r"input_shape = \(\); expected a shape such as"),
-        ((0, 4), None, "a size in input_shape = 0; expected 1 or more"),
-        ((7.0, 4), None, "a size in input_shape = 7.0; expected a whole number"),
+        ((0, 4), None, "a size in input_shape = 0; expected at least 1"),
+        ((7.0, 4), None, "a size in input_shape = 7.0; expected an integer"),
         ([(1, 4), 4], None, "mixes numbers and shapes; expected one shape or a list"),
         ((1, 4), [torch.float32] * 2, r"for 1 input\(s\); expected a torch.dtype for"),
         ([(1, 4)] * 2, None, r"shape \(1, 4\), \(1, 4\).*TypeError.*positional arg"),
@@ -1251,7 +1251,7 @@ def test_refused_inputs(shape, dtype, said):
         (
             nn.Sequential(nn.Conv2d(3, 4, 3)),
             (1, 5, 9, 9),
-            r"shape \(1, 5, 9, 9\) in layer '0', Conv2d\(3, 4.*It said",
+            r"shape \(1, 5, 9, 9\) in layer '0', Conv2d\(3, 4.*The error was",
         ),
         (
             nn.Sequential(nn.BatchNorm2d(9)),
@@ -1264,7 +1264,7 @@ def test_refused_inputs(shape, dtype, said):
         (
             Calls(lambda m, x: x if x.sum() > 0 else -x),
             (1, 4),
-            "looks at the values of its activations",
+            "reads the values of its activations",
         ),
         (
             Calls(lambda m, q, k: F.scaled_dot_product_attention(q, k, k)),

@@ -193,14 +193,14 @@ def test_missing_folders_are_named(mvtec, tmp_path):
     with pytest.raises(ValueError, match="no folder .*absent"):
         MVTecAD(tmp_path / "absent", "bottle", "train")
     with pytest.raises(
-        ValueError, match="no category 'cable' in .*; there are bottle, grid"
+        ValueError, match="no category 'cable' in .*; expected one of bottle, grid"
     ):
         MVTecAD(mvtec, "cable", "train")
     with pytest.raises(
         ValueError,
         match=(
-            "no category in .*: expected folders such as bottle/train/good; there is"
-            " bottle, grid, l"
+            "no category in .*: expected folders such as bottle/train/good,"
+            " found bottle, grid, l"
         ),
     ):
         (mvtec / "bottle/train").rename(mvtec / "bottle/old")
@@ -208,13 +208,13 @@ def test_missing_folders_are_named(mvtec, tmp_path):
         categories(mvtec)
     (mvtec / "bottle/old").rename(mvtec / "bottle/train")
     (mvtec / "bottle/train/good").rename(mvtec / "bottle/train/fine")
-    with pytest.raises(ValueError, match="fine: only 'good' belongs here"):
+    with pytest.raises(ValueError, match="fine: expected only the folder 'good'"):
         MVTecAD(mvtec, "bottle", "train")
     (mvtec / "bottle/train/fine").rename(mvtec / "bottle/fine")
     with pytest.raises(ValueError, match="no folder .*train.good"):
         MVTecAD(mvtec, "bottle", "train")
     (mvtec / "bottle/train/good").mkdir()
-    with pytest.raises(ValueError, match="no picture in .*train.good"):
+    with pytest.raises(ValueError, match="no image in .*train.good"):
         MVTecAD(mvtec, "bottle", "train")
     with pytest.raises(ValueError, match="unpack the archive"):
         folder(mvtec / "license.txt")
@@ -230,8 +230,8 @@ def test_masks_and_pictures_that_lack_each_other_are_named_together(mvtec):
         MVTecAD(mvtec, "bottle", "test")
     for part in (
         "test/crack/001.png has no mask ground_truth/crack/001_mask.png",
-        "ground_truth/hole/007_mask.png has no picture in test/hole",
-        "ground_truth/bent/000_mask.png has no picture in test/bent",
+        "ground_truth/hole/007_mask.png has no image in test/hole",
+        "ground_truth/bent/000_mask.png has no image in test/bent",
         "test/dirt/000.png has no mask",
     ):
         assert part in str(error.value)
@@ -258,8 +258,8 @@ def test_damaged_files_are_named_together(mvtec):
     with pytest.raises(ValueError, match="4 problems") as error:
         MVTecAD(mvtec, "bottle", "test")
     text = str(error.value)
-    assert "good/000.png: " in text and "good/001.png: it is no picture" in text
-    assert "crack/000.png: the picture has 300×300 pixels and its mask 100×200" in text
+    assert "good/000.png: " in text and "good/001.png: it is not an image" in text
+    assert "crack/000.png: the image has 300×300 pixels and its mask 100×200" in text
     assert "crack/001.png: its mask 001_mask.png marks no pixel" in text
     unchecked = MVTecAD(mvtec, "bottle", "test", check=False)
     assert unchecked[4].label == 1  # the rest can be read
@@ -322,15 +322,13 @@ def test_a_flat_folder_is_normal_and_unclear_ones_are_refused(tmp_path):
     assert [item.label for item in folder(tmp_path / "flat")] == [0]
     save(picture(1), tmp_path / "flat/broken/a.png")
     with pytest.raises(
-        ValueError, match="holds the folders broken, .* Pass normal='good'"
+        ValueError, match="contains the folders broken, .* example normal='good'"
     ):
         folder(tmp_path / "flat")
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         ValueError,
-        match=(
-            "no picture in .*empty; expected pictures, or folders normal and abnormal"
-        ),
+        match=("no image in .*empty; expected images, or folders normal and abnormal"),
     ):
         folder(tmp_path / "empty")
     with pytest.raises(ValueError, match="size=0"):
@@ -391,10 +389,10 @@ def test_shanghaitech_campus_without_one_kind_of_truth(campus):
     items = list(folder(testing, size=16))
     assert [item.label for item in items] == [0, 1, 0, 0, 1, 0, 0]
     assert all(item.mask is None for item in items)
-    with pytest.raises(ValueError, match="has labels beside it in .*testing; pass"):
+    with pytest.raises(ValueError, match="has its labels in .*testing; pass"):
         folder(testing / "frames")
     (testing / "test_frame_mask").rename(testing / "gone")
-    with pytest.raises(ValueError, match="no test_frame_mask and no test_pixel_mask"):
+    with pytest.raises(ValueError, match="neither test_frame_mask nor test_pixel_mask"):
         folder(testing)
 
 
@@ -403,17 +401,13 @@ def test_frames_and_truth_that_differ_are_named_together(campus):
     (campus / "testing/test_pixel_mask/02_0128.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match="2 problems") as error:
         folder(campus / "testing")
-    assert "01_0014.npy is of shape (2,); expected 3, one for each frame" in str(
-        error.value
-    )
+    assert "01_0014.npy is of shape (2,); expected 3, one per frame" in str(error.value)
     assert "02_0128.npy can't be read as an array" in str(error.value)
     for shape in ((32, 48, 3), (2, 32, 48), (3, 32)):
         np.save(
             campus / "testing/test_pixel_mask/01_0014.npy", np.zeros(shape, np.uint8)
         )
-        with pytest.raises(
-            ValueError, match="; expected 3 × any × any, one for each frame"
-        ):
+        with pytest.raises(ValueError, match="; expected 3 × any × any, one per frame"):
             folder(campus / "testing", videos="01_*")
 
 

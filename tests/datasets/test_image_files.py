@@ -173,7 +173,9 @@ def test_of_several_frames_the_first_is_taken(tmp_path):
 
 def test_numbers_of_unknown_range_are_refused(tmp_path):
     Image.fromarray(CAT[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(ValueError, match=r"float.tif: it holds floating-point numbers"):
+    with pytest.raises(
+        ValueError, match=r"float.tif: it contains floating-point numbers"
+    ):
         read_image(tmp_path / "float.tif")
     Image.fromarray(CAT[..., 0].astype(np.int32) * 1000).save(tmp_path / "int.tif")
     with pytest.raises(
@@ -315,7 +317,7 @@ def test_a_tiff_that_ends_before_its_height_is_refused(tmp_path):
         path.write_bytes(whole[:place] + struct.pack("<I", height) + whole[place + 4 :])
         with pytest.raises(
             ValueError,
-            match=rf"cell.tif: it announces 200×{height} pixels and holds 200×40",
+            match=rf"cell.tif: its header states 200×{height} pixels, its data hold 200×40",
         ):
             read_image(path)
     path.write_bytes(whole[:place] + struct.pack("<I", 39) + whole[place + 4 :])

@@ -106,12 +106,12 @@ CASES = {
         ],
         {
             maps(relu=None): "ReLU of Eq. 2",
-            maps(scale=24): "takes the average",
-            maps(weigh=False): "cell by cell",
+            maps(scale=24): "has the average",
+            maps(weigh=False): "position by position",
             maps(relu="first"): "after the sum",
             maps(gradient_relu=True): "negative gradients count",
             maps(batch=True): "own weights",
-            maps(pool=1): "two axes of space",
+            maps(pool=1): "two spatial axes",
             maps(scale=0.2): "no mean",
             (lambda a, g: minmax(maps()(a, g))): "0…1",
             (lambda a, g: minmax(maps(relu=None)(a, g))): "0…1",
@@ -119,7 +119,7 @@ CASES = {
             (
                 lambda a, g: maps()(a, g.mean((2, 3), keepdim=True).relu())
             ): "negative weight",
-            (lambda a, g: maps()(g, a)): "changed places",
+            (lambda a, g: maps()(g, a)): "are exchanged",
             (lambda a, g: None): "is there a return",
             (lambda a, g: a): "(3, 5, 4, 6)",
             (lambda a, g: 3): "int",
@@ -136,14 +136,18 @@ CASES = {
             (lambda logits: logits.softmax(1)[:, 2]): "a probability",
             (
                 lambda logits: logits.softmax(1)[:, 2] - logits.softmax(1)[:, 0]
-            ): "mixes the other",
-            (lambda logits: (logits[:, 2] - logits[:, 0]).abs()): "class 2 is ahead",
-            (lambda logits: (logits[:, 2] - logits[:, 0]).relu()): "class 2 is ahead",
+            ): "depends on the other",
+            (
+                lambda logits: (logits[:, 2] - logits[:, 0]).abs()
+            ): "class 2 has the higher score",
+            (
+                lambda logits: (logits[:, 2] - logits[:, 0]).relu()
+            ): "class 2 has the higher score",
             (lambda logits: logits[:, 1]): "when is class 2 preferred",
             (
                 lambda logits: (logits[:, 2] - logits[:, 0]).sum()
-            ): "does not run through grad_cam",
-            (lambda logits: logits[:, 9]): "does not run through grad_cam",
+            ): "grad_cam raises an error",
+            (lambda logits: logits[:, 9]): "grad_cam raises an error",
             2.0: "expected a function",
         },
     ),
@@ -151,7 +155,7 @@ CASES = {
         [rule(lambda x, g: g.clamp_min(0)), relu_with_a_hook],
         {
             torch.relu: "plain gradient",
-            rule(lambda x, g: g.clamp_min(0) * (x > 0)): "both questions",
+            rule(lambda x, g: g.clamp_min(0) * (x > 0)): "both conditions",
             rule(lambda x, g: g): "everything passes",
             rule(lambda x, g: g.clamp_min(0), forward=torch.abs): "ordinary ReLU",
             rule(lambda x, g: (g > 0).float()): "unchanged or not at all",

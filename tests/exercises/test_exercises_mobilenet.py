@@ -77,7 +77,7 @@ CASES = {
         [by_hand],
         {
             wrong_side: "pad by one",
-            flipped: "turned round",
+            flipped: "is flipped",
             summed: "filter m alone",
             (lambda x, f: 3): "int",
         },

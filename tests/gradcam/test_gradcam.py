@@ -862,18 +862,21 @@ class Branches(nn.Module):
         ("skipped", "layer 'skipped' did not run"),
         (
             "tokens",
-            r"layer 'tokens' gives \(2, 4, 196\), the token map of a transformer",
+            r"layer 'tokens' returns \(2, 4, 196\), the token map of a transformer",
         ),
-        ("lists", "layer 'lists' gives a tuple"),
-        ("head", r"layer 'head' gives \(2, 5\) for 2 images; expected \(2, C, h, w\)"),
+        ("lists", "layer 'lists' returns a tuple"),
+        (
+            "head",
+            r"layer 'head' returns \(2, 5\) for 2 images; expected \(2, C, h, w\)",
+        ),
         (
             "permuted",
             (
-                r"gives \(2, 4, 4, 40\), which for images of 16×16 is \(N, h, w, C\):"
+                r"returns \(2, 4, 4, 40\), which for images of 16×16 is \(N, h, w, C\):"
                 r" channels last"
             ),
         ),
-        ("folded", r"gives \(28, 4, 2, 7\) for 2 images"),
+        ("folded", r"returns \(28, 4, 2, 7\) for 2 images"),
         ("integers", "of dtype torch.int32; expected floating point"),
         ("usd", "no layer 'usd' in this Branches; did you mean one of: used"),
         (nn.Conv2d(3, 4, 3), "a Conv2d, is not part of this model"),
@@ -949,7 +952,7 @@ def test_a_score_cut_off_from_the_graph_is_refused():
     model = small()
     with pytest.raises(
         ValueError,
-        match="does not depend on layer 'body', or the model cuts the gradient",
+        match="does not depend on layer 'body', or the model has no gradient there",
     ):
         grad_cam(model, pictures(), "body", lambda y: y.detach().sum(1))
     with pytest.raises(ValueError, match="does not depend on the images"):

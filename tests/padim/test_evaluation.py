@@ -254,7 +254,7 @@ def test_a_table_of_something_else_is_refused(tmp_path, settings, damage):
     evaluation.write_results(path, [result("bottle", settings)])
     path.write_text(damage(path.read_text()))
     with pytest.raises(
-        ValueError, match=r"results.csv is no table of results .* move it away"
+        ValueError, match=r"results.csv is not a table of results .* move it away"
     ):
         evaluation.read_results(path)
 

@@ -131,7 +131,7 @@ def test_one_image_has_no_covariance():
     gaussian.mean()
     with pytest.raises(
         ValueError,
-        match="1 image; a sample covariance divides by N - 1 and takes at least 2",
+        match="1 image; a sample covariance divides by N - 1 and needs at least 2",
     ):
         gaussian.covariance()
     gaussian.update(torch.randn(1, 2, 3))
@@ -327,7 +327,11 @@ def test_distance_runs_where_its_input_lies():
         ),
         (((2, 3, 4), (3, 5), (3, 4, 4)), "fff", r"mean \(3, 5\)"),
         (((2, 3, 4), (3, 4), (2, 4, 4)), "fff", r"cholesky \(2, 4, 4\)"),
-        (((2, 3, 4), (3, 4), (3, 4, 4)), "fdf", "mean torch.float64.*expected one"),
+        (
+            ((2, 3, 4), (3, 4), (3, 4, 4)),
+            "fdf",
+            "mean torch.float64.*expected the same",
+        ),
         (((2, 3, 4), (3, 4), (3, 4, 4)), "hhh", "float16.*float32 or float64"),
     ],
 )
@@ -359,7 +363,9 @@ def test_leaving_out_equals_fitting_again(n, d):
         truth = mahalanobis_distance(x[k : k + 1], rest.mean(), cholesky)[0]
         torch.testing.assert_close(corrected[k], truth, rtol=1e-7, atol=0)
     assert fitted.max() < (n - 1) / n**0.5  # however strange the image
-    with pytest.raises(ValueError, match="2 images; leaving one out takes at least 3"):
+    with pytest.raises(
+        ValueError, match="2 images; expected at least 3 to leave one out"
+    ):
         leave_one_out_distance(fitted, 2)
 
 
@@ -400,12 +406,12 @@ def test_no_bfloat16_or_tf32_leaks_in(monkeypatch, lower):
     whitening = _inverse_cholesky(covariance)
     quiet = whitened_norm(seen, fed(x).mean(), whitening)
     inside, bmm, baddbmm = [], torch.bmm, torch.Tensor.baddbmm_
-    note = precision._settings
+    note = precision._read_settings
     monkeypatch.setattr(torch, "bmm", lambda *a: inside.append(note()) or bmm(*a))
     monkeypatch.setattr(
         torch.Tensor,
         "baddbmm_",
-        lambda *a: inside.append(precision._settings()) or baddbmm(*a),
+        lambda *a: inside.append(precision._read_settings()) or baddbmm(*a),
     )
     whitened = whiten(fed(x), 0.01)
     full = {"highest", "ieee", "none"}
@@ -413,13 +419,13 @@ def test_no_bfloat16_or_tf32_leaks_in(monkeypatch, lower):
     inside.clear()
     try:
         LOWERED[lower]()
-        before = precision._settings()
+        before = precision._read_settings()
         assert not {before[0], *before[1]} <= full
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(fed(x).covariance(), covariance)
             assert torch.equal(whitened_norm(seen, fed(x).mean(), whitening), quiet)
             assert torch.equal(whiten(fed(x), 0.01), whitened)
-        assert precision._settings() == before  # as the caller had it
+        assert precision._read_settings() == before  # as the caller had it
     finally:
         torch.set_float32_matmul_precision("highest")
         _new_setting("none")

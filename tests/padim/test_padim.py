@@ -179,7 +179,7 @@ def test_threshold_of_fitted_images_equals_leaving_each_out(images):
     )
     for quantile, batches, message in (
         (1.5, [images], "quantile=1.5"),
-        (0.5, [], "no batch came"),
+        (0.5, [], "no batch received"),
     ):
         with pytest.raises(ValueError, match=message):
             model.normal_threshold(batches, quantile)
@@ -202,12 +202,12 @@ def test_unusable_settings_and_images_are_refused(images):
         ({"reduction": "svd"}, "reduction='svd'"),
         ({"mode": "cubic"}, "mode='cubic'"),
         ({"sigma": -1}, "sigma=-1"),
-        ({"reduction": "pca", "dimensions": None}, "leaves nothing to PCA"),
+        ({"reduction": "pca", "dimensions": None}, "with which PCA reduces nothing"),
     ):
         with pytest.raises(ValueError, match=message):
             PaDiM(extractor, **options)
     for batches, message in (
-        ([], "no batch came"),
+        ([], "no batch received"),
         (images, r"one tensor of shape \(40, 3, 32, 24\).*images.split"),
         ([images[0]], r"images\[None\]"),
         ([(images, torch.zeros(40))], "type tuple; expected a tensor of images alone"),
@@ -218,14 +218,14 @@ def test_unusable_settings_and_images_are_refused(images):
         with pytest.raises(ValueError, match=message):
             PaDiM(extractor, 4).fit(batches)
     with pytest.raises(
-        ValueError, match="dimensions=25 of 24 channels that layers 0, 1, 2 give"
+        ValueError, match="dimensions=25 of 24 channels of layers 0, 1, 2"
     ):
         PaDiM(extractor, 25).fit([images])
     with pytest.raises(
         ValueError, match="type Sequential; expected a FeatureExtractor"
     ):
         PaDiM(small_network())
-    with pytest.raises(ValueError, match="a generator gives them once; pass a list"):
+    with pytest.raises(ValueError, match="a generator yields them once; pass a list"):
         PaDiM(extractor, 4, reduction="pca").fit(iter([images]))
     model = PaDiM(extractor, 4)
     with pytest.raises(ValueError, match="not fitted; call fit"):
@@ -413,7 +413,7 @@ def test_unusable_files_are_refused_by_name_before_the_extractor_is_asked_for(
     for name in (*bad, "torch", "bare", "other", "newer", "changed", "settings"):
         with pytest.raises(
             ValueError,
-            match=f"{name} (can't be read|is no saved PaDiM|has the format|is damaged)",
+            match=f"{name} (can't be read|is not a saved PaDiM|has the format|is corrupt)",
         ):
             PaDiM.load(tmp_path / name)
     with pytest.raises(

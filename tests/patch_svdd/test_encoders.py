@@ -375,12 +375,12 @@ def test_any_other_file_is_refused_by_name(tmp_path):
             {"conv2.bias": torch.zeros(9)},
             r"enc.conv8.weight is \(8, 32, 3, 3\) .* not \(9, 32, 3, 3\)",
         ),
-        ({"conv2.bias": torch.zeros(0)}, "no dimension"),
+        ({"conv2.bias": torch.zeros(0)}, "0 dimensions"),
         (
             {"conv1.bias": weights["conv1.bias"].double()},
             r"conv1.bias is \(128,\) of torch.float64",
         ),
-        ({"conv1.bias": nan}, "conv1.bias holds NaN"),
+        ({"conv1.bias": nan}, "conv1.bias contains NaN"),
     ):
         with pytest.raises(ValueError, match=message) as refused:
             load_released_weights(released_file(path, weights | change))
@@ -434,6 +434,6 @@ def test_our_file_is_safetensors_under_the_released_names(tmp_path):
             HierarchicalEncoder.load(path)
     save_file(model.state_dict(), path)
     with pytest.raises(
-        ValueError, match="encoder.safetensors is no saved encoder of this version"
+        ValueError, match="encoder.safetensors is not a saved encoder of this version"
     ):
         HierarchicalEncoder.load(path)

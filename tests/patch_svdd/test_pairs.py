@@ -107,12 +107,12 @@ def test_neighbor_pairs_are_moved_a_little(patch, step, moves, clip):
 def test_images_too_small_for_a_pair_are_refused():
     with pytest.raises(
         ValueError,
-        match="126×200 pixels can't hold two patches of 64×64 .* at least 127×127",
+        match="126×200 pixels are too small for two patches of 64×64 .* at least 127×127",
     ):
         position_pairs(1, (126, 200), 64, generator())
     assert position_pairs(9, (127, 127), 64, generator()).first.min() >= 0
     with pytest.raises(
-        ValueError, match="64×64 pixels leave no room .* at least 66×66"
+        ValueError, match="64×64 pixels are too small to move a patch .* at least 66×66"
     ):
         neighbor_pairs(1, (64, 64), 64, generator())
     # By default in steps of one pixel.
@@ -196,8 +196,8 @@ def test_images_that_teach_nothing_are_refused():
         (nan, "1 values of images are NaN or infinite, in images number 1"),
         (images[..., :63], r"shape \(4, 3, 64, 63\); expected RGB .* at least 64×64"),
         (images[:, :1], r"shape \(4, 1, 64, 70\); expected RGB"),
-        (255 * images, "images go from .* to 25.*; expected 0 to 1"),
-        (images - 0.5, "images go from -0.5 to 0.5; expected 0 to 1"),
+        (255 * images, "images range from .* to 25.*; expected 0 to 1"),
+        (images - 0.5, "images range from -0.5 to 0.5; expected 0 to 1"),
         ((255 * images).byte(), "dtype uint8; expected floating point"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -94,7 +94,7 @@ def test_a_training_image_is_nowhere_anomalous_and_a_scratch_is_where_it_is():
 def test_images_are_scored_alike_alone_and_together(monkeypatch):
     detector, test = PatchSVDD(encoder()).fit(pictures()), pictures(5, seed=2)
     together = detector.anomaly_maps(test)
-    monkeypatch.setattr("paperlib.patch_svdd.detector.TOGETHER", 2)
+    monkeypatch.setattr("paperlib.patch_svdd.detector.IMAGES_PER_SEARCH", 2)
     for maps in (
         PatchSVDD(encoder()).fit(pictures()).anomaly_maps(test),
         detector.anomaly_maps(test),
@@ -115,7 +115,7 @@ def test_the_memory_of_the_banks_is_told():
     assert detector.bank_bytes == (3 * 57 * 57 + 3 * 13 * 13) * 64 * 4
     assert (
         repr(detector)
-        == "PatchSVDD of 256×256 images: 9,747 small and 507 big patches of 64 numbers,"
+        == "PatchSVDD of 256×256 images: 9,747 small and 507 big patches of 64 dimensions,"
         " 2.5 MiB"
     )
     assert torch.equal(detector.mean, pictures(3, 256, 256).double().mean(0).float())
@@ -162,7 +162,7 @@ def test_what_is_saved_gives_the_same_maps(tmp_path):
 
 def test_unusable_files_are_refused_by_name(tmp_path):
     path = tmp_path / "cells.safetensors"
-    with pytest.raises(ValueError, match="not fitted yet, there is nothing to save"):
+    with pytest.raises(ValueError, match="not fitted yet; call .* before .save"):
         PatchSVDD(encoder()).save(path)
     PatchSVDD(encoder()).fit(pictures()).save(path)
     whole = path.read_bytes()
@@ -177,19 +177,19 @@ def test_unusable_files_are_refused_by_name(tmp_path):
         (
             tensors,
             about | {"format": "paperlib.patch_svdd.0"},
-            "is no saved Patch SVDD of this version",
+            "is not a saved Patch SVDD of this version",
         ),
         (
             {k: v for k, v in tensors.items() if k != "big"},
             about,
-            "does not fit together",
+            "is inconsistent",
         ),
-        (tensors | {"small": torch.zeros(4, 9)}, about, "does not fit together"),
-        (tensors | {"mean": nan}, about, "does not fit together"),
-        (tensors | {"mean": torch.zeros(3, 20, 20)}, about, "does not fit together"),
-        (tensors | {"big": tensors["big"].double()}, about, "does not fit together"),
-        (tensors, about | {"stride_big": 0}, "does not fit together"),
-        (tensors, about | {"coreset_radius": None}, "does not fit together"),
+        (tensors | {"small": torch.zeros(4, 9)}, about, "is inconsistent"),
+        (tensors | {"mean": nan}, about, "is inconsistent"),
+        (tensors | {"mean": torch.zeros(3, 20, 20)}, about, "is inconsistent"),
+        (tensors | {"big": tensors["big"].double()}, about, "is inconsistent"),
+        (tensors, about | {"stride_big": 0}, "is inconsistent"),
+        (tensors, about | {"coreset_radius": None}, "is inconsistent"),
         (
             {k: v for k, v in tensors.items() if k != "encoder.conv1.bias"},
             about,
@@ -238,7 +238,7 @@ def test_bad_images_are_refused():
     assert (detector.anomaly_maps(torch.full((1, 3, 100, 90), 0.5)).small > 0).any()
     detector.small = detector.small[:, :5]
     with pytest.raises(
-        ValueError, match="of one dimension D: are both from the same encoder"
+        ValueError, match="with the same D. Compute both with the same encoder"
     ):
         detector.anomaly_maps(pictures())
     with pytest.raises(

@@ -344,7 +344,7 @@ def test_the_order_is_one_of_its_own_for_each_seed_and_epoch(seed):
 def test_an_older_torch_without_muon_is_told_to_use_adam(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(
-        ValueError, match="optimizer='muon' takes PyTorch 2.9 or newer.*pass 'adam'"
+        ValueError, match="optimizer='muon' requires PyTorch 2.9 or newer.*pass 'adam'"
     ):
         train(HierarchicalEncoder(), torch.rand(2, 3, 96, 96), steps=1)
 
@@ -594,7 +594,7 @@ def test_bad_arguments_are_refused():
     for bad, message in (
         (pictures(1), "1 training image"),
         (pictures(3, 63), "at least 64×64"),
-        (pictures(3, 126), "126×126 pixels can't hold two patches of 64×64"),
+        (pictures(3, 126), "126×126 pixels are too small for two patches of 64×64"),
         (torch.full((3, 3, 127, 127), math.nan), "NaN"),
         (torch.full((3, 3, 127, 127), 0.5), "of one colour"),
     ):

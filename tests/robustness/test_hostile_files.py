@@ -444,13 +444,11 @@ def test_a_made_up_padim_is_refused(tmp_path):
                 {} if bad is None else {name: bad}
             )
             storage.write_tensors(path, held, about, "paperlib.padim.1")
-            with pytest.raises(
-                ValueError, match="padim.safetensors does not fit together"
-            ):
+            with pytest.raises(ValueError, match="padim.safetensors is inconsistent"):
                 read(path)
     odd = tensors | {"mean": tensors["mean"] * float("nan")}
     storage.write_tensors(path, odd, about, "paperlib.padim.1")
-    with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
+    with pytest.raises(ValueError, match="padim.safetensors is inconsistent"):
         read(path)
     for name, bad in (
         ("layers", 5),
@@ -462,7 +460,7 @@ def test_a_made_up_padim_is_refused(tmp_path):
         ("settings", {}),
     ):
         storage.write_tensors(path, tensors, about | {name: bad}, "paperlib.padim.1")
-        with pytest.raises(ValueError, match="padim.safetensors does not fit together"):
+        with pytest.raises(ValueError, match="padim.safetensors is inconsistent"):
             read(path)
     settings = about["settings"] | {"epsilon": -1}
     storage.write_tensors(
@@ -502,9 +500,7 @@ def test_a_made_up_checkpoint_is_refused_and_changes_nothing(tmp_path):
             storage.write_tensors(
                 path, tensors, about | {name: bad}, "paperlib.checkpoint.1"
             )
-            with pytest.raises(
-                ValueError, match="run.safetensors does not fit together"
-            ):
+            with pytest.raises(ValueError, match="run.safetensors is inconsistent"):
                 load_checkpoint(path, model, optimizers, RECIPE)
     for bad in (
         None,
@@ -522,7 +518,7 @@ def test_a_made_up_checkpoint_is_refused_and_changes_nothing(tmp_path):
         )
         with pytest.raises(
             ValueError,
-            match="run.safetensors does not fit together: its history is missing",
+            match="run.safetensors is inconsistent: its history is missing",
         ):
             load_checkpoint(path, model, optimizers, RECIPE, 3)
     assert all(
@@ -562,7 +558,7 @@ def test_a_sparse_file_of_gigabytes_takes_no_memory(tmp_path, cases, monkeypatch
         torch.Tensor, "clone", lambda *a, **k: (seen.append(1), clone(*a, **k))[1]
     )
     before = anonymous()
-    with pytest.raises(ValueError, match="padim.safetensors is damaged"):
+    with pytest.raises(ValueError, match="padim.safetensors is corrupt"):
         PaDiM.load(path)
     assert not seen and anonymous() - before < MEMORY
     cases("files: bombs").survive()
@@ -673,7 +669,7 @@ def test_postscript_under_a_pictures_name_is_not_run(tmp_path, cases, monkeypatc
         path.write_text(source)
         for read in (read_image, read_mask):
             with pytest.raises(
-                ValueError, match=f"cell.{ending}: it is no picture that can be read"
+                ValueError, match=f"cell.{ending}: it is not an image that can be read"
             ):
                 read(path)
             cases("files: PostScript as a picture").survive()

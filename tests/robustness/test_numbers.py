@@ -312,7 +312,7 @@ def test_chunks_change_no_map(monkeypatch, cases):
     counter, images = cases("numbers: chunk and thread count"), pictures(9)
     whole = PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images)
     for chunk, band, leaf in itertools.product((1, 50, 1000), (1, 5, 128), (1, 3, 16)):
-        for name, value in (("CHUNK", chunk), ("BAND", band), ("LEAF", leaf)):
+        for name, value in (("CHUNK_ELEMENTS", chunk), ("BAND", band), ("LEAF", leaf)):
             monkeypatch.setattr(gaussian_module, name, value)
         maps = PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images)
         assert same(maps, whole, scale=10 * whole.max())
@@ -364,7 +364,7 @@ def test_patch_maps_know_no_batches_no_order_and_no_layout(monkeypatch, cases):
         counter.survive()
     detector = PatchSVDD(encoder(), **options).fit(images)
     for together in (1, 3):
-        monkeypatch.setattr("paperlib.patch_svdd.detector.TOGETHER", together)
+        monkeypatch.setattr("paperlib.patch_svdd.detector.IMAGES_PER_SEARCH", together)
         found = detector.anomaly_maps(test)
         assert all(same(a, b) for a, b in zip(found, whole, strict=True))
         counter.survive()
