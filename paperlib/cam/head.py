@@ -89,14 +89,14 @@ def _raise_unsupported(reason: str) -> NoReturn:
 
 def _find_head(calls: deque[_Call], logits: Tensor) -> _Head:
     """Follow the logits back to the pooled feature map."""
-    calls, weight, bias, what = calls.copy(), None, None, "the logits come"
+    calls, weight, bias, what = calls.copy(), None, None, "the logits are"
     call = _source(calls, logits, what)
     if call.name in ("linear", "conv2d"):
         pooled, weight, bias = _linear_arguments(*call.args, **call.kwargs)
-        what = "what goes into the last linear layer comes"
+        what = "the input of the last linear layer is"
         call = _source(calls, pooled, what)
     if call.name not in _POOLING:
-        _raise_unsupported(f"{what} from {call.name}")
+        _raise_unsupported(f"{what} the output of {call.name}")
     head = _Head(*_find_pooled(calls, call), weight, bias)
     channels, classes = head.features.shape[1], logits.shape[1]
     if weight is not None and weight.shape != (classes, channels):
@@ -115,7 +115,7 @@ def _source(calls: deque[_Call], tensor: Tensor, what: str) -> _Call:
             if call.name not in _PASSING:
                 return call
             tensor = call.args[0] if call.args else call.kwargs["input"]
-    _raise_unsupported(f"{what} from something other than a torch function")
+    _raise_unsupported(f"{what} the output of something other than a torch function")
 
 
 def _linear_arguments(input, weight, bias=None, *_, **__):

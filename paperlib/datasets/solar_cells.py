@@ -1,4 +1,4 @@
-"""ELPV: electroluminescence images of solar cells, from the package elpv-dataset."""
+"""Electroluminescence images of solar cells (ELPV), from the package elpv-dataset."""
 
 import importlib.util
 from pathlib import Path
@@ -26,8 +26,8 @@ class ELPV(NamedTuple):
 def elpv(kind: str = "all") -> ELPV:
     """Read the ELPV data set: 2,624 images of solar cells, 300×300 pixels each.
 
-    With a current applied, a healthy cell glows; cracks and inactive parts stay dark.
-    Experts assigned each cell a probability of a defect: 0, 1/3, 2/3 or 1.
+    With a current applied, a functional cell glows; cracks and inactive parts stay
+    dark. Experts assigned each cell a probability of a defect: 0, 1/3, 2/3 or 1.
 
     Args:
         kind: "mono" (1,074 monocrystalline cells), "poly" (1,550 polycrystalline

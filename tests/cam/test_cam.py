@@ -184,7 +184,7 @@ def test_torchcam_agrees_and_cannot_do_a_head_of_convolutions():
         TorchCAM(build("squeezenet1_1"), "features")
     # And in a network with fully connected layers it draws a map that explains nothing.
     alexnet = build("alexnet")
-    with pytest.raises(ValueError, match="comes from relu"):
+    with pytest.raises(ValueError, match="is the output of relu"):
         cam(alexnet, images)
 
 
@@ -250,20 +250,22 @@ def test_the_ways_to_pool_and_classify(name):
 
 
 REFUSED_ENDS = {
-    "comes from layer_norm": lambda m, f: m.classifier(
+    "is the output of layer_norm": lambda m, f: m.classifier(
         nn.functional.layer_norm(f.mean((2, 3)), (8,))
     ),
-    "comes from relu": lambda m, f: m.classifier(f.mean((2, 3)).sub(0.1).relu()),
-    "comes from sub": lambda m, f: m.classifier(f.mean((2, 3)).sub_(0.1)),
-    "comes from cat": lambda m, f: m.classifier(
+    "is the output of relu": lambda m, f: m.classifier(f.mean((2, 3)).sub(0.1).relu()),
+    "is the output of sub": lambda m, f: m.classifier(f.mean((2, 3)).sub_(0.1)),
+    "is the output of cat": lambda m, f: m.classifier(
         torch.cat([f.mean((2, 3))[:, :4], f.amax((2, 3))[:, 4:]], 1)
     ),
-    "comes from adaptive_max_pool2d": lambda m, f: m.classifier(
+    "is the output of adaptive_max_pool2d": lambda m, f: m.classifier(
         nn.functional.adaptive_max_pool2d(f, 1).flatten(1)
     ),
-    "logits come from softmax": lambda m, f: m.classifier(f.mean((2, 3))).softmax(1),
-    "logits come from add": lambda m, f: m.classifier(f.mean((2, 3))) + 1,
-    "logits come from relu": lambda m, f: m.classifier(f.mean((2, 3))).relu_(),
+    "logits are the output of softmax": lambda m, f: m.classifier(
+        f.mean((2, 3))
+    ).softmax(1),
+    "logits are the output of add": lambda m, f: m.classifier(f.mean((2, 3))) + 1,
+    "logits are the output of relu": lambda m, f: m.classifier(f.mean((2, 3))).relu_(),
     "tokens are pooled": lambda m, f: m.classifier(
         f.flatten(2).transpose(1, 2).mean(1)
     ),
@@ -301,12 +303,12 @@ def test_other_ends_are_refused_with_what_was_found(message):
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("vgg11", "comes from relu"),
-        ("alexnet", "comes from relu"),
-        ("vit_b_32", "comes from layer_norm"),
-        ("convnext_tiny", "comes from layer_norm"),
-        ("mobilenet_v3_small", "comes from hardswish"),
-        ("timm vit_tiny_patch16_224", "comes from layer_norm"),
+        ("vgg11", "is the output of relu"),
+        ("alexnet", "is the output of relu"),
+        ("vit_b_32", "is the output of layer_norm"),
+        ("convnext_tiny", "is the output of layer_norm"),
+        ("mobilenet_v3_small", "is the output of hardswish"),
+        ("timm vit_tiny_patch16_224", "is the output of layer_norm"),
         ("timm mixer_s32_224", "tokens are pooled"),
     ],
 )

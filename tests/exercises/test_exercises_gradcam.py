@@ -131,7 +131,7 @@ CASES = {
             lambda y: y[:, [0, 2]] @ y.new_tensor([-1.0, 1]),
         ],
         {
-            (lambda logits: logits[:, 0] - logits[:, 2]): "other way round",
+            (lambda logits: logits[:, 0] - logits[:, 2]): "the sign is wrong",
             (lambda logits: logits[:, 2]): "class 2 alone",
             (lambda logits: logits.softmax(1)[:, 2]): "a probability",
             (
