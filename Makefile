@@ -17,7 +17,7 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make execute    re-run the notebooks whose code changed, and stamp them (FORCE=1: all of them)"
 	@echo "make results    train and measure what is too long for a notebook (hours; RESULTS=padim_cells: one of them)"
-	@echo "make lint       ruff: style and import order"
+	@echo "make lint       ruff (style, import order), and the wording check"
 	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger, and CURVES=1: curves)"
 	@echo "make bench-pages  how heavy the built pages are, how soon they show, how long a warm build takes"
 	@echo "make screenshots  each page at two widths, light and dark, in _build/screenshots"
@@ -80,6 +80,7 @@ student-book: $(VENV)/.ready-book
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python book/tools/wording.py
 
 unit: $(VENV)/.ready-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests --ignore=tests/book $(TWO_PROCESSES)

@@ -394,7 +394,7 @@ def test_unusable_layers_are_refused():
             FeatureExtractor(model, layers)
     with pytest.raises(
         ValueError,
-        match=r"layer '1' returns \(1, 4\).*expected floating-point maps \(1, C, h, w\)",
+        match=r"'1' returns \(1, 4\).*expected floating-point maps \(1, C, h, w\)",
     ):
         FeatureExtractor(model, ["1"])(torch.randn(1, 3, 3, 3))
     with pytest.raises(ValueError, match=r"images\[None\]"):

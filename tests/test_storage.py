@@ -110,7 +110,7 @@ def test_other_files_are_refused_by_name(tmp_path):
         with pytest.raises(
             ValueError,
             match=(
-                r"is not a saved thing of this version \(paperlib.thing.2\); make it again"
+                r"not a saved thing of this version \(paperlib.thing.2\); make it again"
             ),
         ):
             read(path)

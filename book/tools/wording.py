@@ -93,7 +93,7 @@ def read_todo(root: Path) -> set[str]:
 
 
 def check(root: Path) -> list[str]:
-    """Return what is wrong: findings in unlisted files, and lines to take off the list."""
+    """Return what is wrong: findings in unlisted files, and names to be taken off."""
     todo = read_todo(root)
     problems = [
         f"{TODO}: {name} does not exist" for name in sorted(todo - {*files(root)})

@@ -6,8 +6,6 @@ from paperlib.mobilenet.network import (
     STEM_CHANNELS,
     Block,
     MobileNetV1,
-    load_timm_state,
-    timm_names,
 )
 from paperlib.mobilenet.optimizer import parameter_groups
 
@@ -17,7 +15,5 @@ __all__ = [
     "STEM_CHANNELS",
     "Block",
     "MobileNetV1",
-    "load_timm_state",
     "parameter_groups",
-    "timm_names",
 ]

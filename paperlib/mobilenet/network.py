@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -153,95 +152,3 @@ def _full_block(
             act=activation(inplace=True),
         )
     )
-
-
-_TIMM_STAGES = (1, 2, 2, 6, 2)  # timm numbers the 13 blocks by stage
-_TIMM_BLOCK = {
-    "depthwise": "conv_dw",
-    "norm1": "bn1",
-    "pointwise": "conv_pw",
-    "norm2": "bn2",
-}
-_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def timm_names() -> dict[str, str]:
-    """Map the names in `MobileNetV1().state_dict()` to those of timm, in order.
-
-    The 164 tensors are the same. timm's network uses ReLU6, so equal logits need
-    `MobileNetV1(activation=nn.ReLU6)`.
-
-    Returns:
-        our name → timm's name, for example `{ours: timm_state[theirs] for ours, theirs
-        in ...}`.
-
-    Source: timm's `mobilenetv1_100`. Departures: none.
-    Test: test_mobilenet.py::test_logits_equal_timms
-    """
-    modules = {"features.stem.conv": "conv_stem", "features.stem.norm": "bn1"}
-    positions = [
-        (stage, i) for stage, length in enumerate(_TIMM_STAGES) for i in range(length)
-    ]
-    for number, (stage, i) in enumerate(positions, start=1):
-        for ours, theirs in _TIMM_BLOCK.items():
-            modules[f"features.block{number}.{ours}"] = f"blocks.{stage}.{i}.{theirs}"
-    modules["classifier"] = "classifier"
-
-    def tensors(module: str) -> tuple[str, ...]:
-        last = module.rsplit(".", 1)[-1]
-        return (
-            _NORM_TENSORS
-            if last.startswith("norm")
-            else ("weight", "bias")
-            if last == "classifier"
-            else ("weight",)
-        )
-
-    return {
-        f"{ours}.{t}": f"{theirs}.{t}"
-        for ours, theirs in modules.items()
-        for t in tensors(ours)
-    }
-
-
-def load_timm_state(model: MobileNetV1, state: dict[str, Tensor]) -> MobileNetV1:
-    """Load the state dict of timm's `mobilenetv1_100` into our network, strictly.
-
-    Args:
-        model: a `MobileNetV1` of width 1 with as many classes as the state;
-            `activation=nn.ReLU6` to get timm's logits.
-        state: name → tensor, from `timm.create_model("mobilenetv1_100").state_dict()`.
-
-    Returns:
-        the same model.
-
-    Raises:
-        ValueError: if a tensor is missing, unknown, or of another shape; the model is
-            then unchanged.
-
-    Source: timm's `mobilenetv1_100`. Departures: none.
-    Test: test_mobilenet.py::test_logits_equal_timms
-    """
-    names, tensors = timm_names(), model.state_dict()
-    if names.keys() != tensors.keys():
-        raise ValueError(
-            "this MobileNetV1 has other layers than timm's mobilenetv1_100;"
-            " create it separable and not shallow"
-        )
-    missing, unknown = names.values() - state.keys(), state.keys() - set(names.values())
-    if missing or unknown:
-        raise ValueError(
-            "not a state dict of mobilenetv1_100:"
-            f" missing {sorted(missing)[:3]}, unknown {sorted(unknown)[:3]};"
-            " pass timm.create_model('mobilenetv1_100').state_dict()"
-        )
-    for ours, theirs in names.items():
-        if tensors[ours].shape != state[theirs].shape:
-            raise ValueError(
-                f"{theirs} has shape {tuple(state[theirs].shape)};"
-                f" expected {tuple(tensors[ours].shape)}."
-                " Create MobileNetV1 with the same width and num_classes"
-            )
-    with torch.no_grad():
-        model.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})
-    return model

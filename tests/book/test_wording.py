@@ -1,4 +1,4 @@
-"""The check of wording: what it finds, what it leaves alone, and that its list shrinks."""
+"""The check of wording: what it finds, what it leaves alone, how its list shrinks."""
 
 import subprocess
 

@@ -317,7 +317,7 @@ def test_a_tiff_that_ends_before_its_height_is_refused(tmp_path):
         path.write_bytes(whole[:place] + struct.pack("<I", height) + whole[place + 4 :])
         with pytest.raises(
             ValueError,
-            match=rf"cell.tif: its header states 200×{height} pixels, its data hold 200×40",
+            match=rf"its header states 200×{height} pixels, its data hold 200×40",
         ):
             read_image(path)
     path.write_bytes(whole[:place] + struct.pack("<I", 39) + whole[place + 4 :])

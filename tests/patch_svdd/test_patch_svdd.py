@@ -115,7 +115,8 @@ def test_the_memory_of_the_banks_is_told():
     assert detector.bank_bytes == (3 * 57 * 57 + 3 * 13 * 13) * 64 * 4
     assert (
         repr(detector)
-        == "PatchSVDD of 256×256 images: 9,747 small and 507 big patches of 64 dimensions,"
+        == "PatchSVDD of 256×256 images: 9,747 small and 507 big patches of"
+        " 64 dimensions,"
         " 2.5 MiB"
     )
     assert torch.equal(detector.mean, pictures(3, 256, 256).double().mean(0).float())

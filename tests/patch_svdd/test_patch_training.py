@@ -386,13 +386,12 @@ SCRIPT = textwrap.dedent("""
     ("kind", "waits"), [("dense", (0.01, 0.2)), ("patches", (0.1,))]
 )
 def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind, waits):
-    path, weights, inference_state = (
-        tmp_path / f"{name}.safetensors"
-        for name in ("run", "weights", "inference_state")
+    path, weights, undisturbed = (
+        tmp_path / f"{name}.safetensors" for name in ("run", "weights", "undisturbed")
     )
     threads = torch.get_num_threads()
     try:
-        monkeypatch.setattr(sys, "argv", ["", kind, "", str(inference_state)])
+        monkeypatch.setattr(sys, "argv", ["", kind, "", str(undisturbed)])
         exec(SCRIPT, {})
     finally:
         torch.set_num_threads(threads)
@@ -413,7 +412,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind, 
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL and not weights.exists()
     assert start().wait() == 0
-    assert same(load_file(weights), load_file(inference_state))
+    assert same(load_file(weights), load_file(undisturbed))
     assert not list(tmp_path.glob(".*"))
 
 

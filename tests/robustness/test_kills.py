@@ -81,17 +81,17 @@ def root(tmp_path_factory):
 
 
 def killed_again_and_again(name, root, kills, seed, counter):
-    """Let a run go inference_state, then the same one, killed `kills` times at random
+    """Let a run go undisturbed, then the same one, killed `kills` times at random
     moments of what it has to do.
     """
-    inference_state, folder, done = root / "inference_state", root / "killed", 0
+    undisturbed, folder, done = root / "undisturbed", root / "killed", 0
     for _repetition in range(2):  # the first also loads what is loaded once
-        shutil.rmtree(inference_state, ignore_errors=True)
-        inference_state.mkdir()
+        shutil.rmtree(undisturbed, ignore_errors=True)
+        undisturbed.mkdir()
         begun = time.monotonic()
-        finish(start(killed_runs.run, name, inference_state))
+        finish(start(killed_runs.run, name, undisturbed))
         seconds = time.monotonic() - begun
-        truth = outcome(name, inference_state)
+        truth = outcome(name, undisturbed)
     rng, moments = random.Random(f"{name} {seed}"), []
     while done < kills:
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,7 +113,7 @@ def killed_again_and_again(name, root, kills, seed, counter):
             counter.survive()
         finish(start(killed_runs.run, name, folder))
         assert outcome(name, folder) == truth
-    shutil.rmtree(inference_state)
+    shutil.rmtree(undisturbed)
     shutil.rmtree(folder)
     # Some of the kills hit a run that had something to go on from.
     assert kills < 5 or any(moments)
@@ -234,7 +234,7 @@ print({number})
 
 @pytest.mark.parametrize("kills", [1, pytest.param(15, marks=pytest.mark.long)])
 def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases, kills):
-    """The end is that of an inference_state run: same cells, outputs and code stamp."""
+    """The end is that of an undisturbed run: same cells, outputs and code stamp."""
     counter, rng = cases("kills: make execute"), random.Random(kills)
     (tmp_path / "notebooks" / "py").mkdir(parents=True)
     (tmp_path / "paperlib").mkdir()
