@@ -28,7 +28,7 @@
 #   need PyTorch basics and what a convolution without padding does to the size of a
 #   map.
 # - **Time**: 75 minutes to read and run, 35 for the exercises. All cells together run
-#   in two to three minutes on an idle two-core machine, and longer on a busy one or on
+#   in about two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **On a GPU** the same cells use it. In the full profile (the default on a Colab GPU)
 #   the live training is ten times as long and more pictures are scored.
