@@ -942,11 +942,11 @@ plt.show()
 # out, take time as well: they read and write every number once and do almost nothing
 # with it. Expect the pattern, not the numbers, on your machine.
 #
-# Look also at how far each point lies *below* the roof. The best pointwise layers
-# nearly reach it, the others come closer than any depthwise layer. Depthwise layers
-# stay far below even the low roof that their intensity allows: they have no matrix
-# product to hand to the best-tuned routine, and they pay a fixed price for each call.
-# Low intensity is one reason, the routine is the other.
+# Look also at how far each point lies *below* the roof. Among the convolutions, the
+# best pointwise layers come closest to it. Most depthwise layers stay far below even
+# the low roof that their intensity allows: they have no matrix product to hand to the
+# best-tuned routine, and they pay a fixed price for each call. Low intensity is one
+# reason, the routine is the other.
 #
 # Layout and batch size move the numbers too. PyTorch stores pictures channel after
 # channel (NCHW); *channels last* (NHWC) keeps a pixel's channels side by side, which
@@ -979,7 +979,7 @@ for separable, batch_size, layout in itertools.product((True, False), (1, 16), L
     print(f"{milliseconds[0]:7.2f} {milliseconds[1]:12.2f}")
 
 # %% [markdown]
-# At equal width the separable network is faster everywhere, and nowhere by the factor
+# At equal width the separable network is faster in every row, and nowhere by the factor
 # of eight that the multiply-adds promise. Each of its blocks has two batch norms and
 # two ReLUs where its twin has one of each, and each layer's fixed price is paid twice
 # as often, which counts most for a batch of one. A training step reads and writes even

@@ -528,9 +528,9 @@ companion.Slider(draw_layer, sliders, describe_layer, figsize=(2.6, 2.6), dpi=80
 # %% [markdown]
 # :::{dropdown} Answer
 # No. Early maps are fine-grained and hardly about the class: up to `blocks.5` the share
-# in a class's own half is between 18 and 67 %, on average about the 50 % of chance.
-# Edges and colours are there, classes are not yet. Only in the last block (`blocks.6`)
-# and after it (`bn2`) do both maps settle on their own thing.
+# in a class's own half varies from about a fifth to two thirds, on average about the
+# 50 % of chance. Edges and colours are there, classes are not yet. Only in the last
+# block (`blocks.6`) and after it (`bn2`) do both maps settle on their own thing.
 # :::
 #
 # So: the last layer that still has places. The paper found the same. And take channel
@@ -969,7 +969,7 @@ assert run.full or astronaut < 0 < rocket < clock
 #
 # :::{admonition} Predict first
 # :class: tip
-# The probability of the cat goes to less than a millionth. What happens to its *score*,
+# The probability of the cat falls to about a millionth. What happens to its *score*,
 # and to its map?
 # :::
 
@@ -1032,7 +1032,7 @@ cam_before, cam_after = (
 # %% tags=["remove-cell"]
 assert float((images_after - images_before).abs().max()) <= BUDGET + 1e-6
 
-# %% tags=["hide-input", "ledger:gradcam-figure-7:measured"] mystnb={"image": {"alt": "Six panels. The picture of cat and cup before the attack and after it; they look the same. Signed maps, red for and blue against: Egyptian cat before the attack, red on the cat; Egyptian cat after it, the same; espresso after it, red on the cup; space shuttle after it, red on the cup and the saucer, though there is none."}}
+# %% tags=["hide-input", "ledger:gradcam-figure-7:measured"] mystnb={"image": {"alt": "Six panels. The picture of cat and cup before the attack and after it; they look the same. Signed maps, red for and blue against: Egyptian cat before the attack, red on the cat; Egyptian cat after it, red on the same part of the cat; espresso after it, red on the cup; space shuttle after it, red on the cup and the saucer, though there is none."}}
 attack_maps = {
     "cat, before": cam_before.maps[0, 0],
     "cat, after": cam_after.maps[0, 0],
@@ -1105,8 +1105,8 @@ assert run.full or min(cat_share, espresso_share) > 0.7  # after the attack
 # %% [markdown]
 # :::{dropdown} Answer
 # The score falls, but stays well above zero, and the map stays on the cat. A
-# probability of one in a million does not mean that the network no longer sees the cat.
-# It means that another class shouts louder.
+# probability near zero does not mean that the network no longer sees the cat. It means
+# that another class has a much higher score.
 # :::
 #
 # The last three columns compare maps after the attack with the map of the present class
@@ -1471,7 +1471,7 @@ for test_name, (start, end) in PERTURBATIONS.items():
         probability_curves[test_name, name] = curve
         areas[test_name, name] = float(torch.trapezoid(curve) / (len(curve) - 1))
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two line plots of the probability, averaged over four pictures, against the share of cells changed. Deletion starts at 0.7 and falls: fastest in Grad-CAM's order, then centre first, then random. Insertion rises from 0 to 0.7: Grad-CAM and centre first rise early and close together, random late."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two line plots of the probability, averaged over four pictures, against the share of cells changed. Deletion starts at 0.7 and falls: at first fastest in Grad-CAM's order, then centre first, then random. Insertion rises from 0 to 0.7: Grad-CAM and centre first rise early and close together, random late."}}
 percent_changed = torch.linspace(0, 100, len(n_changed))
 fig, axes = plt.subplots(2, 1, figsize=(6.4, 6.6), sharex=True)
 for ax, test_name in zip(axes, PERTURBATIONS, strict=True):

@@ -1258,13 +1258,14 @@ assert run.full or embedding_times["published"] > 8 * embedding_times["ours"]
 assert run.full or spreading_times["published"] > 20 * spreading_times["ours"]
 
 # %% [markdown]
-# Embedding in one pass is some twenty times faster, spreading a few hundred times. The
-# search is another matter: the more pictures are in the bank, the smaller is the gain.
-# With two pictures the products are some ten times faster, with 32 six to eight times.
-# The tree skips most of the bank, because embeddings of overlapping patches fill only
-# few of their 64 dimensions, while products compute every distance. So the tree's time
-# grows more slowly. What follows for large sets? {eq}`eq-time` extrapolates: $q(N)$ as
-# a power of $N$ for the tree, in proportion to $N$ for the products.
+# Embedding in one pass is some twenty times faster, spreading more than a hundred
+# times. The search is another matter: the more images are in the bank, the smaller is
+# the gain. With two images the products are ten times faster or more, with 32 five to
+# eight times. The tree skips most of the bank, because embeddings of overlapping
+# patches fill only few of their 64 dimensions, while products compute every distance.
+# So the tree's time grows more slowly. What follows for large sets? {eq}`eq-time`
+# extrapolates: $q(N)$ as a power of $N$ for the tree, in proportion to $N$ for the
+# products.
 
 # %%
 exponent, offset = np.polyfit(np.log(BANK_SIZES), np.log(search_times["published"]), 1)
@@ -1289,7 +1290,7 @@ def estimate_seconds(n_train, n_test, way, search):
     return (n_train + n_test) * embedding + n_test * per_test_image
 
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Log-log plot of hours for one evaluation against the number of training pictures from 2 to 3,000, the measured range up to 32 shaded. The published way starts twenty times above ours. The line of ours with all vectors is steeper and nearly meets it at 3,000 pictures; with a bank of at most 60 pictures it stays far below."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Log-log plot of hours for one evaluation against the number of training pictures from 2 to 3,000, the measured range up to 32 shaded. The published way starts twenty times above ours. The line of ours with all vectors is steeper and reaches the published one at one to a few thousand pictures; with a bank of at most 60 pictures it stays far below."}}
 WAYS = {
     "published": ("published", search_in_tree),
     "ours, the same maps": ("ours", search_by_products),
@@ -1317,14 +1318,14 @@ plt.show()
 # with 2 or 8 pictures in the bank, the search with 32. In a very large bank the tree
 # wins: its time grows more slowly. The plot says what to do.
 #
-# - **For sets of a few hundred pictures** the exact maps come several times faster than
-#   the published ones, with nothing thinned: 40 training and 20 test pictures take
-#   under a minute.
-# - **For 3,000 + 1,000 pictures** all distances are too many for a processor: hours,
-#   about as many as the tree needs. (Extrapolated a hundredfold, so believe the order,
-#   not the digits. The published way is timed with an exact tree on one core, in place
-#   of the approximate index, so it need not agree with the ten hours.) Keep a part of
-#   the bank: with a bounded one, hours become about half an hour on one core.
+# - **For sets of up to a few hundred images** the exact maps are computed faster than
+#   the published ones, several times faster for a hundred images, with nothing thinned:
+#   40 training and 20 test images take about half a minute.
+# - **For 3,000 + 1,000 images** all distances are too many for a processor: many hours,
+#   of the same order as with the tree. (Extrapolated a hundredfold, so believe the
+#   order, not the digits. The published way is timed with an exact tree on one core, in
+#   place of the approximate index, so it need not agree with the ten hours.) Keep a
+#   part of the bank: with a bounded one, hours become about half an hour on one core.
 #   `fit(images, coreset=0.1)` chooses vectors that leave none of the others far away,
 #   and says by how much a distance may be too large (`coreset_radius`). What is left
 #   out costs something: the table under *Trained against random* has a row with a

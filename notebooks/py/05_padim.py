@@ -422,9 +422,9 @@ np.testing.assert_allclose(batch_distances.cpu(), np.array(loop_distances), rtol
 # in the fit.
 # :::
 #
-# Scoring a picture is several times faster in the batch. Fitting gains little or
-# nothing: most of its time goes to one inversion or factorisation per place, in the
-# batch as in the loop.
+# Scoring an image is several times faster in the batch. Fitting gains less, and on some
+# processors nothing: much of its time goes to one inversion or factorisation per
+# position, in the batch as in the loop.
 #
 # `PaDiM` goes one step further and keeps the inverse factor $L^{-1}$, so that scoring
 # is a matrix product. And it never holds all embeddings: `fit` takes batches, and each
@@ -978,7 +978,7 @@ assert (costs["PaDiM bytes"] == gaussian_bytes).all()
 print(costs.round(3).to_string(index=False))
 print(f"equal memory at {gaussian_bytes / bytes_per_image:.0f} images")
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three line plots against the number of normal images, 20 to 150. Upper left, PaDiM's fit: the seconds for means and covariances rise with the number of images, those for the Cholesky factors stay the same. Upper right, seconds per image to score: PaDiM's are low and flat, those of the search rise in proportion. Below, memory in megabytes: PaDiM's is flat at 127, that of nearest neighbours is a line through zero that is extended to where it crosses, at 246 images."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three line plots against the number of normal images, 20 to 150. Upper left, PaDiM's fit: the seconds for means and covariances rise with the number of images, those for the Cholesky factors stay the same. Upper right, seconds per image to score: PaDiM's are low and flat, those of the search rise with the number of images. Below, memory in megabytes: PaDiM's is flat at 127, that of nearest neighbours is a line through zero that is extended to where it crosses, at 246 images."}}
 companion.draw_costs(costs, gaussian_bytes, bytes_per_image)
 plt.show()
 
