@@ -681,7 +681,7 @@ plt.show()
 # here. Move the sliders.
 
 # %% tags=["hide-input"]
-def draw_costs(ax, width, side):
+def draw_layer_costs(ax, width, side):
     """Draw one bar per kind of layer."""
     network_cost = profiles[width, side]
     for kind, colour in COLOURS.items():
@@ -710,7 +710,7 @@ def describe_costs(width, side):
 
 # %% mystnb={"image": {"alt": "Bar chart with two sliders, described in the text under it."}}
 knobs = {"width multiplier α": WIDTHS, "input side, pixels": SIDES}
-companion.Slider(draw_costs, knobs, describe_costs)
+companion.Slider(draw_layer_costs, knobs, describe_costs)
 
 # %% [markdown]
 # ## Trained here: fewer multiply-adds, the same accuracy

@@ -21,10 +21,13 @@ WORDS = ROOT / "book" / "words.txt"
 DICTIONARY = Hunspell(
     "en_GB-ise", hunspell_data_dir=str(ROOT / "tests" / "book" / "dictionary")
 )
+# Written by a tool; it names whatever processor the notebooks were run on.
+GENERATED = ROOT / "book" / "status.md"
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "LICENSE-text.md",
-    *sorted((ROOT / "book").glob("*.md")),
+    *sorted({*(ROOT / "book").glob("*.md")} - {GENERATED}),
 ]
 TEXTS = sorted((ROOT / "notebooks" / "py").glob("*.py"))
 MODULES = sorted((ROOT / "paperlib").rglob("*.py"))
