@@ -30,9 +30,8 @@ TRAIN, SPARE, TEST, PAINTED = 150, 50, 75, 24
 CONTRAST = {"mono": 0.1, "poly": 0.2}  # of the synthetic defects: where it is hard
 DIMENSIONS = (10, 25, 50, 100)
 DRAWS = 10
-NEAREST_IMAGES = (
-    10  # the training cells in which SPADE's way looks for the nearest embedding
-)
+# the training cells in which SPADE's way looks for the nearest embedding
+NEAREST_IMAGES = 10
 CHUNK = 25
 RECIPE = {
     "backbone": "efficientnet_lite0",

@@ -52,8 +52,8 @@ class PaDiM:
             `FeatureExtractor(*load("resnet18")[:2])`. For the paper's single-layer
             models pass one layer.
         dimensions: D, the number of embedding dimensions (the paper: 100 of 448 for
-            ResNet-18, 550 of 1,792 for Wide ResNet-50-2); None for all channels. seed:
-            of the random choice.
+            ResNet-18, 550 of 1,792 for Wide ResNet-50-2); None for all channels.
+        seed: of the random choice of channels.
         epsilon: added to the variances.
         reduction: "random" selects channels at random; "pca" projects on the leading
             principal components of all training embeddings, for which `fit` reads the

@@ -39,9 +39,8 @@ from paperlib.patch_svdd.pairs import (
 from paperlib.storage import load_checkpoint, save_checkpoint
 from paperlib.validation import check_images
 
-SVDD_WEIGHT = (
-    1e-3  # λ of Eq. 6, in the README of the released code; the code's default is 1
-)
+# λ of Eq. 6, in the README of the released code; the code's default is 1
+SVDD_WEIGHT = 1e-3
 LEARNING_RATE = 1e-4  # released code: of Adam
 # released code: pairs per step, pairs per image and epoch, epochs
 BATCH, REPEAT, EPOCHS = 64, 100, 300

@@ -176,9 +176,8 @@ def compiled(graph: nn.Module) -> Callable[[Tensor], Tensor]:
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
-    torch._inductor.config.force_disable_caches = (
-        True  # what a first compile takes, not a second
-    )
+    # what a first compile takes, not a second
+    torch._inductor.config.force_disable_caches = True
     run = torch.compile(graph)
 
     @torch.no_grad()

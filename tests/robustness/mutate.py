@@ -70,9 +70,8 @@ OPERATORS = {
     ast.BitOr: ast.BitAnd,
     ast.MatMult: ast.Add,
 }
-SECONDS = (
-    120  # for the tests of one change; a change that makes them hang is noticed, too
-)
+# for the tests of one change; a change that makes them hang is noticed, too
+SECONDS = 120
 
 
 def changes(source: str) -> list[tuple[int, str, str]]:
