@@ -35,7 +35,7 @@
 # %%
 import itertools
 
-import companion
+import companion  # stored results and drawings that the notebooks share
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F

@@ -34,7 +34,7 @@
 #   more pictures are measured.
 
 # %%
-import companion
+import companion  # stored results and drawings that the notebooks share
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

@@ -35,7 +35,7 @@
 #   EfficientNet-Lite0 stands in for it offline.
 
 # %%
-import companion
+import companion  # stored results and drawings that the notebooks share
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

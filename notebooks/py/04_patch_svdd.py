@@ -36,7 +36,7 @@
 # %%
 import itertools
 
-import companion
+import companion  # stored results and drawings that the notebooks share
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

@@ -34,7 +34,7 @@
 #   `NETWORK` takes `"wide_resnet50_2"` as well.
 
 # %%
-import companion
+import companion  # stored results and drawings that the notebooks share
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
