@@ -8,7 +8,7 @@ RESULTS ?= $(basename $(notdir $(wildcard book/tools/*_cells.py)))
 TWO_PROCESSES := -n 2 --dist worksteal
 export PAPERLIB_PROFILE ?= smoke
 
-.PHONY: help book html test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench \
+.PHONY: help book html figures test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench \
         bench-pages screenshots colab student student-book lock clean
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test       lint, unit tests, every notebook, the book, the browser"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make execute    re-run the notebooks whose code changed, and stamp them (FORCE=1: all of them)"
+	@echo "make figures    draw the figures of the paper pages whose code changed"
 	@echo "make results    train and measure what is too long for a notebook (hours; RESULTS=padim_cells: one of them)"
 	@echo "make lint       ruff (style, import order), and the wording check"
 	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger, and CURVES=1: curves)"
@@ -54,6 +55,9 @@ book: html
 
 execute: $(VENV)/.ready-book
 	$(BIN)/python book/tools/run_notebooks.py $(if $(FORCE),--force)
+
+figures: $(VENV)/.ready-book
+	$(BIN)/python book/figures/draw.py $(if $(FORCE),--force)
 
 results: $(VENV)/.ready-book
 	for name in $(RESULTS); do $(BIN)/python book/tools/$$name.py $(if $(FORCE),--force) || exit 1; done

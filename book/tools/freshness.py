@@ -20,7 +20,11 @@ from nbformat.v4 import new_code_cell, new_notebook
 LIBRARY = "paperlib"
 COMPANION = "companion"
 # Of the top-level names that are hashed.
-FOLDERS = {LIBRARY: Path(), COMPANION: Path("notebooks")}
+FOLDERS = {
+    LIBRARY: Path(),
+    COMPANION: Path("notebooks"),
+    "drawing": Path("book/figures"),
+}
 RESULTS = Path("book/data/results")
 
 

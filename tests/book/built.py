@@ -19,7 +19,7 @@ SOURCES = (
     "book/**/*",
     "notebooks/*.ipynb",
     "paperlib/**/*.py",
-    "tests/test_*.py",
+    "tests/**/*.py",
 )
 BUILD_IT = "run `make html` (`make test` does it first)"
 

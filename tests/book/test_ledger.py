@@ -323,37 +323,6 @@ def test_every_test_of_the_ledger_is_shown(found, page):
         assert re.search(rf"^ *{line} ?def {name}\(", shown, flags=re.M), name
 
 
-# ---- equation, code and test stand together ----
-SHOWN = re.compile(r"```\{literalinclude\} \.\./(\S+)\n:pyobject: (\S+)")
-
-
-@pytest.mark.parametrize(
-    "chapter", ["01_mobilenet", "02_cam", "03_gradcam", "04_patch_svdd", "05_padim"]
-)
-def test_a_review_shows_an_equations_code_with_its_test(found, chapter):
-    text = (ROOT / "book" / f"{chapter}.md").read_text(encoding="utf-8")
-    shown = SHOWN.findall(text)
-    objects = {(path.removeprefix("tests/"), name) for path, name in shown}
-    (paper,) = (
-        paper for paper, head in found.papers.items() if head["review"] == chapter
-    )
-    for row in found.rows:
-        if row.paper == paper and row.group == "eq" and row.functions:
-            inner = [
-                (f.path, f.name.removeprefix(f"{f.module}.")) for f in row.functions
-            ]
-            assert any(
-                path == at and (name + ".").startswith(whole + ".")
-                for at, whole in inner
-                for path, name in shown
-            ) or (set(row.tests) & objects), (
-                f"{row.item}: neither its code nor its test is in the review"
-            )
-            assert set(row.tests) & objects, (
-                f"{row.item}: none of its tests is in the review"
-            )
-
-
 def test_a_peer_is_what_a_test_compares_with(found):
     peers = {f"{row.paper}-{row.item}": row.peers for row in found.rows}
     assert peers["gradcam-eq-1"] == ["captum"]

@@ -1,0 +1,90 @@
+"""The figures of the paper pages: drawn by today's code, readable, numbered."""
+
+import re
+from xml.etree import ElementTree
+
+import draw
+import drawing
+import matplotlib.pyplot as plt
+import pytest
+from bs4 import BeautifulSoup
+from built import HTML, ROOT
+
+
+@pytest.mark.parametrize("paper", draw.papers())
+def test_the_figures_were_drawn_by_this_code(paper):
+    assert not draw.is_stale(paper), "run `make figures`"
+
+
+@pytest.mark.parametrize("paper", draw.papers())
+def test_every_figure_is_on_a_page(paper):
+    pages = [path.read_text(encoding="utf-8") for path in ROOT.glob("book/*.md")]
+    shown = set(re.findall(r"\{drawn\} (\S+)", "\n".join(pages)))
+    assert {f"{paper}/{name}" for name in draw.names(paper)} <= shown
+
+
+def test_changed_code_makes_figures_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr(draw, "HERE", tmp_path)
+    code = "def dot():\n    return 1\n"
+    (tmp_path / "paper.py").write_text(code)
+    assert draw.papers() == ["paper"] and draw.is_stale("paper")
+    folder = tmp_path / "paper"
+    folder.mkdir()
+    (folder / "stamp.txt").write_text(draw.code_hash("paper"))
+    assert draw.is_stale("paper"), "its file is missing"
+    (folder / "dot-1.svg").write_text("<svg/>")
+    assert not draw.is_stale("paper")
+    (tmp_path / "paper.py").write_text(code.replace("1", "2"))
+    assert draw.is_stale("paper")
+
+
+@pytest.fixture
+def figure():
+    with plt.rc_context():
+        drawing.use_style()
+        figure, ax = plt.subplots(figsize=(3, 2))
+        ax.plot([0, 1], [0, 1], color=drawing.INK)
+        ax.imshow([[0, 1]])
+        ax.set_title("title")
+        yield figure
+    plt.close(figure)
+
+
+def test_a_figure_takes_the_colours_of_the_page(figure):
+    text = drawing.svg(figure, "line")
+    assert "currentColor" in text
+    assert not any(stand_in in text for stand_in in drawing.PAGE_COLOURS)
+    assert "<style" not in text
+    tree = ElementTree.fromstring(text)
+    identifiers = [node.get("id") for node in tree.iter() if node.get("id")]
+    assert identifiers and all(name.startswith("line-") for name in identifiers)
+    targets = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text)
+    assert {a or b for a, b in targets} <= set(identifiers)
+
+
+def test_a_figure_is_the_same_each_time(figure):
+    assert drawing.svg(figure, "line") == drawing.svg(figure, "line")
+
+
+def test_what_a_phone_cannot_show_is_refused(figure):
+    figure.axes[0].set_title("title", fontsize=7)
+    with pytest.raises(ValueError, match="'title' has 7"):
+        drawing.svg(figure, "line")
+    figure.set_size_inches(9, 2)
+    with pytest.raises(ValueError, match="expected at most"):
+        drawing.svg(figure, "line")
+
+
+def test_figures_are_numbered_within_their_chapter():
+    for path in sorted((HTML / "book").glob("0*.html")):
+        soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        figures = soup.select("figure.drawn")
+        numbers = [figure.figcaption.strong.get_text() for figure in figures]
+        chapter = int(path.name[:2])
+        expected = [f"Figure {chapter}.{i}." for i in range(1, len(figures) + 1)]
+        assert numbers == expected
+        for figure in figures:
+            assert figure.get("id") and figure.select_one("[role=img][aria-label]")
+            for link in soup.select(f'a[href="#{figure["id"]}"]'):
+                number = figure.figcaption.strong.get_text()
+                assert f"{link.get_text()}." == number
