@@ -6,10 +6,12 @@
     The caption.
     ```
 
-It is numbered within its chapter (Figure 3.1) and can be referred to by its name:
-`[](#gradcam-data-flow)` becomes "Figure 3.1".
+In a chapter it is numbered (Figure 3.1) and can be referred to by its name:
+`[](#gradcam-data-flow)` becomes "Figure 3.1". Elsewhere it has no number and may have
+no caption.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from html import escape
@@ -47,13 +49,10 @@ class Drawn(SphinxDirective):
             raise self.error(
                 f"no figure {self.arguments[0]!r}; draw it with `make figures`"
             )
-        if not self.options.get("alt") or not self.content:
-            raise self.error(f"{self.arguments[0]}: expected an :alt: and a caption")
+        if not self.options.get("alt"):
+            raise self.error(f"{self.arguments[0]}: expected an :alt:")
         for path in files:
             self.env.note_dependency(str(path))
-        chapter = int(Path(self.env.docname).name.partition("_")[0])
-        number = f"Figure {chapter}.{self.env.new_serialno('drawn') + 1}"
-
         parts = "\n".join(path.read_text(encoding="utf-8") for path in files)
         label = escape(" ".join(self.options["alt"].split()), quote=True)
         image = nodes.raw(
@@ -61,17 +60,23 @@ class Drawn(SphinxDirective):
             f'<div class="drawing" role="img" aria-label="{label}">{parts}</div>',
             format="html",
         )
+        target = f"{paper}-{name}".replace("_", "-")
+        figure = Figure("", image, classes=["drawn"], ids=[target])
+        self.set_source_info(figure)
+        if not self.content:
+            return [figure]
+
+        caption = Caption()
+        if chapter := re.match(r"\d+(?=_)", Path(self.env.docname).name):
+            n = self.env.new_serialno("drawn") + 1
+            number = f"Figure {int(chapter[0])}.{n}"
+            caption += [nodes.strong("", f"{number}."), nodes.Text(" ")]
+            standard = self.env.get_domain("std")
+            standard.note_hyperlink_target(target, self.env.docname, target, number)
         parsed = nodes.Element()
         self.state.nested_parse(self.content, self.content_offset, parsed)
-        caption = Caption("", "", nodes.strong("", f"{number}."), nodes.Text(" "))
         caption += parsed[0].children
-        figure = Figure("", image, caption, classes=["drawn"])
-        self.set_source_info(figure)
-
-        target = f"{paper}-{name}".replace("_", "-")
-        figure["ids"].append(target)
-        standard = self.env.get_domain("std")
-        standard.note_hyperlink_target(target, self.env.docname, target, number)
+        figure += caption
         return [figure]
 
 

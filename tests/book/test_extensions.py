@@ -1,19 +1,12 @@
 """The book's Sphinx extensions: docstrings, buttons, and what keeps a page light."""
 
-import base64
-import io
-import re
 import sys
 
-import nbformat
-import numpy as np
 import pytest
 from built import HTML, ROOT, pages, why_not_built
-from PIL import Image
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 from accessible import mend_body, name_toggles  # noqa: E402
-from chapter_picture import cut, find  # noqa: E402
 from docstrings import to_rst  # noqa: E402
 from selfcontained import BRANCH, FOLDER, colab_url  # noqa: E402
 
@@ -99,85 +92,6 @@ def test_pages_load_neither_the_icon_script_nor_the_search_index():
         assert "fontawesome.js" not in html, page
         assert ("searchindex.js" in html) == (page == "search.html"), page
     assert list((HTML / "_static").rglob("fa-solid-900.woff2"))
-
-
-# ---- pictures of the opening page ----
-
-
-def figure():
-    """A figure of three coloured panels in a row, a thin white gap between any two."""
-    drawn = np.full((60, 320, 3), 255, np.uint8)
-    for place, colour in zip(
-        (10, 112, 214), ((200, 0, 0), (0, 200, 0), (0, 0, 200)), strict=True
-    ):
-        drawn[5:55, place : place + 96] = colour
-    return Image.fromarray(drawn)
-
-
-def notebook(alt="three squares"):
-    buffer = io.BytesIO()
-    figure().save(buffer, "PNG")
-    shown = nbformat.v4.new_output(
-        "display_data", data={"image/png": base64.b64encode(buffer.getvalue()).decode()}
-    )
-    described = {"mystnb": {"image": {"alt": alt}}} if alt else {}
-    return nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_markdown_cell("# Title\n\n## The result first: squares"),
-            nbformat.v4.new_code_cell("compute()"),
-            nbformat.v4.new_code_cell("draw()", outputs=[shown], metadata=described),
-            nbformat.v4.new_markdown_cell(
-                "## What you will be able to do\n\n## By hand"
-            ),
-        ]
-    )
-
-
-def test_the_picture_below_a_heading_is_found_with_its_text():
-    heading, picture, alt = find(notebook(), "The result first")
-    assert (heading, alt) == ("The result first: squares", "three squares")
-    assert np.array_equal(np.asarray(picture), np.asarray(figure()))
-
-
-def test_a_heading_without_picture_or_a_picture_without_text_is_refused():
-    with pytest.raises(ValueError, match="no picture below a heading 'By hand'"):
-        find(notebook(), "By hand")
-    with pytest.raises(ValueError, match="no alt text"):
-        find(notebook(alt=""), "The result first")
-
-
-def test_whole_panels_are_cut_and_trimmed():
-    # 64 % is inside the second gap's reach, not on it.
-    part = np.asarray(cut(figure(), (0, 64), (0, 100)))
-    assert part.shape == (50, 198, 3)
-    assert part[25, 0].tolist() == [200, 0, 0] and part[25, -1].tolist() == [0, 200, 0]
-
-
-def test_a_cut_through_a_panel_is_refused():
-    with pytest.raises(ValueError, match="no white column near 50 % of the figure"):
-        cut(figure(), (0, 50), (0, 100))
-
-
-def test_the_opening_page_shows_what_the_notebooks_hold():
-    """Cut anew, each picture is the one that was built."""
-    text = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```\{chapter-picture\} \.\./(\S+)\n(.*?)```", text, re.S)
-    assert [name for name, _ in blocks] == [
-        f"notebooks/{path.name}" for path in sorted(ROOT.glob("notebooks/*.ipynb"))
-    ]
-    for name, block in blocks:
-        options = dict(re.findall(r":(\w+): (.+)", block))
-        shares = {
-            key: tuple(map(float, options.get(key, "0 100").split()))
-            for key in ("columns", "rows")
-        }
-        expected = cut(
-            find(nbformat.read(ROOT / name, as_version=4), options["below"])[1],
-            **shares,
-        )
-        (built,) = (HTML / "_images").glob(f"{name[10:-6]}.*")
-        shown = np.asarray(Image.open(built).convert("RGB"), dtype=int)
-        assert np.abs(shown - np.asarray(expected, dtype=int)).mean() < 3, name
 
 
 # ---- what a screen reader gets ----
