@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from paperlib.precision import product_rounding
+from paperlib.precision import at_least_float32, full_precision
 from paperlib.validation import check_finite, has_values
 
-# Vectors of the bank per tile: its products with 512 queries, 4 MiB, fit a CPU's cache.
-TILE_VECTORS = 2048
-_CPU_PRODUCTS, _GPU_PRODUCTS = 512 * TILE_VECTORS, 2**25  # in memory at once
+# Vectors of the bank per tile, and products in memory at once. On a CPU the products of
+# a tile with 512 queries, 4 MiB, fit the cache; a GPU wants few, large products.
+_CPU_TILE, _CPU_PRODUCTS = 2048, 512 * 2048
+_GPU_TILE, _GPU_PRODUCTS = 16384, 2**25
 _GROUP_SIZE = 32  # vectors per group, of which only the minimum is stored
 _SEARCHED_GROUPS = 2  # groups per query that are searched exactly
 
@@ -26,7 +27,7 @@ _SEARCHED_GROUPS = 2  # groups per query that are searched exactly
 def nearest_distance(
     queries: Float[Tensor, "q d"],
     bank: Float[Tensor, "b e"],
-    chunk: int = TILE_VECTORS,
+    chunk: int | None = None,
     return_index: bool = False,
 ) -> Float[Tensor, " q"] | tuple[Float[Tensor, " q"], Int[Tensor, " q"]]:
     r"""Compute each query's distance to the nearest vector of the bank.
@@ -36,14 +37,14 @@ def nearest_distance(
     Queries and bank are centred, so that data far from zero lose no precision, and
     multiplied tile by tile. The products select a few candidates per query; the
     candidates' distances are computed from differences, so a query that is in the bank
-    has distance exactly 0. If rounding could have hidden a nearer vector, the query is
-    searched again in double precision.
+    has distance exactly 0. Where rounding could have hidden a nearer vector, as among
+    near-duplicates, that query alone is searched in double precision.
 
     Args:
         queries: one vector per row.
         bank: one vector per row, of the same dtype, on the same device.
-        chunk: vectors of the bank per tile. It bounds the memory and does not change
-            the result.
+        chunk: vectors of the bank per tile; None chooses by device. It bounds the
+            memory and does not change the result.
         return_index: also return the row of the bank that is nearest (any of several
             that are equally near).
 
@@ -61,11 +62,14 @@ def nearest_distance(
     Test: test_neighbors.py::test_equals_every_distance_in_double_precision
     """
     _check_vectors(queries, bank)
+    if chunk is None:
+        chunk = _CPU_TILE if bank.device.type == "cpu" else _GPU_TILE
     if chunk < 1:
         raise ValueError(
-            f"chunk={chunk}; expected at least 1 vector of the bank per tile"
+            f"chunk={chunk}; expected at least 1 vector of the bank per tile, or None"
         )
-    distance, index, unsure = _search(queries, bank, chunk)
+    with full_precision():
+        distance, index, unsure = _search(queries, bank, chunk)
     if distance.dtype == torch.float32 and has_values(unsure) and unsure.any():
         rows = unsure.nonzero().flatten()
         exact_distance, exact_index, _ = _search(
@@ -77,7 +81,7 @@ def nearest_distance(
 
 def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return distances, rows of the bank, and whether a vector may be nearer."""
-    dtype = torch.promote_types(queries.dtype, torch.float32)
+    dtype = at_least_float32(queries.dtype)
     queries, bank = queries.to(dtype), bank.to(dtype)
     count, dimensions = bank.shape
     centre = bank.mean(0)
@@ -98,7 +102,7 @@ def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, 
     n_searched = min(_SEARCHED_GROUPS, n_groups)
     member_offsets = groups_per_tile * torch.arange(group_size, device=bank.device)
     # The error of |b|² - 2 q·b is at most this times (|q| + |b|) |b|; two are compared.
-    rounding = 4 * (dimensions + 4) * product_rounding(dtype)
+    rounding = 2 * (dimensions + 4) * torch.finfo(dtype).eps
     max_products = _CPU_PRODUCTS if bank.device.type == "cpu" else _GPU_PRODUCTS
 
     distances, rows, unsure = [], [], []
@@ -109,7 +113,6 @@ def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, 
         # that the minimum over a group reads contiguous memory.
         minima = part.new_empty(len(part), len(tiles), groups_per_tile)
         for i, (vectors, squares) in enumerate(tiles):
-            # Autocast does not cast a product with `out`.
             torch.addmm(squares, centred, vectors, out=products)
             torch.amin(
                 products.view(-1, group_size, groups_per_tile), 1, out=minima[:, i]
@@ -181,7 +184,7 @@ def greedy_coreset(
             f"fraction={fraction}; expected a share of the bank above 0 and at most"
             " 1 (0.1 for 10 %)"
         )
-    bank = bank.to(torch.promote_types(bank.dtype, torch.float32))
+    bank = bank.to(at_least_float32(bank.dtype))
     size = math.ceil(fraction * len(bank) - 1e-9)
     generator = torch.Generator().manual_seed(seed)
     latest = torch.randint(len(bank), (1,), generator=generator).to(bank.device)

@@ -1,4 +1,4 @@
-"""The precision of matrix products: a context for full precision, and rounding.
+"""Matrix products in full precision.
 
 PyTorch may compute float32 products in TF32 or bfloat16, by a setting of the process.
 Since version 2.9 each backend also has its own setting, and reading the common one
@@ -22,16 +22,6 @@ _BACKENDS = [
     )
     if hasattr(backend, "fp32_precision")
 ]
-_ROUNDING = {
-    None: 0.0,
-    "highest": 2.0**-24,
-    "high": 2.0**-11,
-    "medium": 2.0**-8,
-    "none": 2.0**-24,
-    "ieee": 2.0**-24,
-    "tf32": 2.0**-11,
-    "bf16": 2.0**-8,
-}
 _LOCK = threading.Lock()
 _FULL: dict[str, Any] = {"blocks": 0, "before": None, "inside": None}
 
@@ -74,24 +64,6 @@ def full_precision() -> Iterator[None]:
                 if _read_settings() == _FULL["inside"]:
                     _restore(*_FULL["before"])
                 _FULL["before"] = None
-
-
-def product_rounding(dtype: torch.dtype) -> float:
-    """Return the relative rounding error of a number in a matrix product.
-
-    Args:
-        dtype: of the matrices. For float32 the coarsest setting of any backend counts.
-            Inside `full_precision` the settings before the block count, because a block
-            of another thread may end, and restore them, before the product is computed.
-
-    Source: this book. Departures: none.
-    Test: test_neighbors.py::test_lower_matmul_precision_costs_no_digit
-    """
-    if dtype != torch.float32:
-        return torch.finfo(dtype).eps / 2
-    with _LOCK:
-        common, backend_settings = _FULL["before"] or _read_settings()
-    return max(_ROUNDING[setting] for setting in (common, *backend_settings))
 
 
 def _restore(common: str | None, backend_settings: list[str]) -> None:

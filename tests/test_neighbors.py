@@ -11,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paperlib import neighbors, precision
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
-from paperlib.precision import full_precision, product_rounding
 
 
 def vectors(count, dimensions, seed=0, dtype=torch.float32):
@@ -125,18 +124,19 @@ def owners():
 
 
 @pytest.mark.parametrize("lower", LOWERED)
-def test_lower_matmul_precision_costs_no_digit(owners, lower):
+def test_lower_matmul_precision_costs_no_digit(owners, lower, monkeypatch):
     if lower != "medium" and not owners:
         pytest.skip("one setting for all backends before PyTorch 2.9")
     queries, bank = vectors(50, 64), vectors(3000, 64, 1)
-    assert product_rounding(torch.float32) == 2**-24
     LOWERED[lower]()
-    assert product_rounding(torch.float32) == 2**-8
-    assert product_rounding(torch.float64) == 2**-53
-    with full_precision():  # of another thread, say
-        assert product_rounding(torch.float32) == 2**-8
+    searched, search = [], neighbors._search
+    monkeypatch.setattr(
+        neighbors,
+        "_search",
+        lambda queries, *rest: searched.append(len(queries)) or search(queries, *rest),
+    )
     coarse = nearest_distance(queries, bank)
-    assert product_rounding(torch.float32) == 2**-8
+    assert searched == [len(queries)], "no query needs a second search"
     torch.testing.assert_close(
         coarse.double(), every_distance(queries, bank), rtol=1e-6, atol=0
     )
