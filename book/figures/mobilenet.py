@@ -369,18 +369,16 @@ def accuracy() -> Figure:
     ax.plot(
         costs.values(), values.values(), "X", color=GREY, ms=8, label="other network"
     )
-    below = {"VGG-16", "SqueezeNet"}
+    offsets = {"full convolutions": (0, 8), "VGG-16": (0, -8), "AlexNet": (0, 8)}
     for name, x in costs.items():
-        offset, va = ((0, -8), "top") if name in below else ((0, 8), "bottom")
-        ha = "right" if name == "AlexNet" else "center"
-        ha = "left" if name == "SqueezeNet" else ha
+        right, up = offsets.get(name, (8, -1))
         ax.annotate(
             name,
             (x, values[name]),
-            offset,
+            (right, up),
             textcoords="offset points",
-            ha=ha,
-            va=va,
+            ha="left" if right else "right" if name == "AlexNet" else "center",
+            va={8: "bottom", -8: "top"}.get(up, "center"),
             fontsize=10,
         )
     ax.set(xscale="log", xlim=(18, 42000), ylim=(48, 75))
