@@ -25,7 +25,8 @@ from drawing import (
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Polygon
+from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
+from matplotlib.path import Path as MplPath
 from torch import nn
 from torchvision import models
 
@@ -122,28 +123,31 @@ def _stack(
 ) -> None:
     """Draw square channels behind one another, each as a slice one cell thick."""
     back = 0.45 * cell
+    n, step = (side, cell) if lines else (1, side * cell)
+    edges = [(step * a, step * (a + 1)) for a in range(n)]
+    whole = n * step
+    top = [
+        [(a, whole), (b, whole), (b + back, whole + back), (a + back, whole + back)]
+        for a, b in edges
+    ]
+    right = [
+        [(whole, a), (whole, b), (whole + back, b + back), (whole + back, a + back)]
+        for a, b in edges
+    ]
+    front = [[(a, c), (b, c), (b, d), (a, d)] for a, b in edges for c, d in edges]
     for k in reversed(range(len(colours))):
-        x, y = corner[0] + k * back, corner[1] + k * back
-        n, step = (side, cell) if lines else (1, side * cell)
-        for i in range(n):
-            a, b = i * step, (i + 1) * step
-            top, right = y + n * step, x + n * step
-            faces = [
-                ([(x + a, top), (x + b, top), (x + b + back, top + back)], 0.8),
-                ([(right, y + a), (right, y + b), (right + back, y + b + back)], 0.62),
-            ]
-            for (p, q, r), shade in faces:
-                fourth = (p[0] + r[0] - q[0], p[1] + r[1] - q[1])
-                _polygon(ax, [p, q, r, fourth], colours[k], shade)
-            for j in range(n):
-                p, q = y + j * step, y + (j + 1) * step
-                square = [(x + a, p), (x + b, p), (x + b, q), (x + a, q)]
-                _polygon(ax, square, colours[k], 1)
+        at = np.array(corner) + k * back
+        _face(ax, top, at, colours[k], 0.8)
+        _face(ax, right, at, colours[k], 0.62)
+    _face(ax, front, np.array(corner), colours[0], 1)  # it hides those behind it
 
 
-def _polygon(ax: Axes, points: list, colour: str, shade: float) -> None:
+def _face(ax: Axes, cells: list, at: np.ndarray, colour: str, shade: float) -> None:
+    """Draw the cells of one face as a single path; a long list of paths is heavy."""
+    points = (np.array([*cell, cell[0]]) + at for cell in cells)
+    path = MplPath.make_compound_path(*(MplPath(p, closed=True) for p in points))
     face = [shade * value for value in to_rgb(colour)]
-    ax.add_patch(Polygon(points, facecolor=face, edgecolor=PAPER, lw=0.5))
+    ax.add_patch(PathPatch(path, facecolor=face, edgecolor=PAPER, lw=0.5))
 
 
 def saving() -> Figure:
