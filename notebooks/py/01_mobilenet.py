@@ -221,17 +221,17 @@ assert separable_macs == depthwise_separable_macs(**sizes) == 1280
 # out, and $i, j$ over the kernel:
 #
 # $$
-# G_{k,l,n} = \sum_{i,j,m} K_{i,j,m,n} \cdot F_{k+i-1,\,l+j-1,\,m}
-# $$ (eq-standard)
+# G_{k,l,n} = \sum_{i,j,m} K_{i,j,m,n} \cdot F_{k+i-1,\,l+j-1,\,m} \tag{1}
+# $$
 #
 # Its depthwise version (Eq. 3) loses the sum over $m$: channel $m$ of the output looks
 # at channel $m$ of the input only.
 #
 # $$
-# \hat G_{k,l,m} = \sum_{i,j} \hat K_{i,j,m} \cdot F_{k+i-1,\,l+j-1,\,m}
-# $$ (eq-depthwise)
+# \hat G_{k,l,m} = \sum_{i,j} \hat K_{i,j,m} \cdot F_{k+i-1,\,l+j-1,\,m} \tag{3}
+# $$
 #
-# The cell below is {eq}`eq-standard` with PyTorch's order of axes and counting from 0,
+# The cell below is Eq. 1 with PyTorch's order of axes and counting from 0,
 # which drops the $-1$. It also counts its products. A depthwise convolution is then $M$
 # convolutions with one channel each, and a pointwise one is the standard convolution
 # with a 1×1 kernel.
@@ -289,7 +289,7 @@ assert pointwise_products == pointwise_macs
 #
 # $$
 # \frac{D_K^2 \, M \, D_F^2 + M \, N \, D_F^2}{D_K^2 \, M \, N \, D_F^2} = \frac{1}{N} + \frac{1}{D_K^2}
-# $$ (eq-saving)
+# $$
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -1080,7 +1080,7 @@ assert check.depthwise_function(depthwise_convolution)
 # input channels. What happens to the factor it saves?
 #
 # :::{dropdown} Answer
-# Nothing. {eq}`eq-saving` holds neither $M$ nor $D_F$; both costs double.
+# Nothing. $1/N + 1/D_K^2$ holds neither $M$ nor $D_F$; both costs double.
 # :::
 #
 # **2.** Where do 95 % of MobileNet's multiply-adds sit?
