@@ -284,8 +284,9 @@ def counterfactual() -> Figure:
         shown = companion.draw_signed_map(row[2], signed, pair.image, "both,\nsigned")
         shown.set_clim(-limit, limit)
         row[0].set_ylabel(name)
-    style = {"location": "bottom", "aspect": 30}
-    figure.colorbar(shown, ax=axes, label="signed map, logits", **style)
+    colours = plt.cm.ScalarMappable(plt.Normalize(-limit, limit), "RdBu_r")
+    style = {"location": "bottom", "aspect": 30, "label": "signed map, logits"}
+    figure.colorbar(colours, ax=axes, **style)
     return figure
 
 
