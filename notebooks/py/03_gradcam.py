@@ -164,15 +164,15 @@ assert run.full or correlation > 0.9
 #
 # $A^k$ is channel $k$ of a layer's output, $A^k_{ij}$ its value in row $i$ and column
 # $j$, $Z$ the number of cells, and $y^c$ the score of class $c$ before the softmax.
-# Grad-CAM is two lines (the paper's Eq. 1 and 2):
+# Grad-CAM is two lines, numbered as in the paper:
 #
 # $$
-# \alpha_k^c = \frac1Z \sum_{i,j} \frac{\partial y^c}{\partial A^k_{ij}}
-# $$ (eq-gradcam-weights)
+# \alpha_k^c = \frac1Z \sum_i \sum_j \frac{\partial y^c}{\partial A^k_{ij}} \tag{1}
+# $$
 #
 # $$
-# L^c = \mathrm{ReLU}\Big(\sum_k \alpha_k^c A^k\Big)
-# $$ (eq-gradcam-map)
+# L^c_{\text{Grad-CAM}} = \mathrm{ReLU}\Big(\sum_k \alpha_k^c A^k\Big) \tag{2}
+# $$
 #
 # A channel gets *one* weight: how much the score would rise, on average over the cells,
 # if the channel rose.
@@ -229,9 +229,9 @@ assert torch.equal(weighted_sum, 2 * A[0] - A[1])
 #
 # ## From the paper to code: two loops and a hook
 #
-# {eq}`eq-gradcam-weights` and {eq}`eq-gradcam-map` word for word, on the real network.
-# A *hook* is a function that PyTorch calls with the input and the output of a layer;
-# here it stores the output, which is $A$. Each loop is one equation.
+# Eq. 1 and Eq. 2 word for word, on the real network. A *hook* is a function that
+# PyTorch calls with the input and the output of a layer; here it stores the output,
+# which is $A$. Each loop is one equation.
 
 
 # %%
@@ -283,8 +283,12 @@ print(f"{n_channels} channels of {height}×{width} positions: the maps are equal
 # Write $F^k$ for channel $k$ after pooling, and leave the bias out, as the paper does:
 #
 # $$
-# F^k = \frac1Z \sum_{i,j} A^k_{ij} , \qquad Y^c = \sum_k w_k^c F^k .
-# $$ (eq-gradcam-head)
+# F^k = \frac1Z \sum_i \sum_j A^k_{ij} \tag{4}
+# $$
+#
+# $$
+# Y^c = \sum_k w_k^c \, F^k \tag{5}
+# $$
 #
 # - **(a)** Differentiate the second: $\partial Y^c / \partial F^k = w_k^c$.
 # - **(b)** Differentiate the first: $\partial F^k / \partial A^k_{ij} = 1/Z$, in every
@@ -296,8 +300,8 @@ print(f"{n_channels} channels of {height}×{width} positions: the maps are equal
 # - **(e)** Add this up over the $Z$ cells. The left side does not depend on the cell:
 #   $Z\, w_k^c = Z \sum_{i,j} \partial Y^c / \partial A^k_{ij}$.
 # - **(f)** Divide by $Z$: $w_k^c = \sum_{i,j} \partial Y^c / \partial A^k_{ij}$.
-# - **(g)** Compare with {eq}`eq-gradcam-weights`: $w_k^c = Z \alpha_k^c$. CAM's weights
-#   are Grad-CAM's, up to the factor $Z$.
+# - **(g)** Compare with Eq. 1: $w_k^c = Z \alpha_k^c$. CAM's weights are Grad-CAM's, up
+#   to the factor $Z$.
 # - **(h)** So CAM's map is $Z$ times Grad-CAM's, before the ReLU.
 #
 # Every line is checked below, for both classes, on the picture above.
@@ -539,7 +543,7 @@ companion.Slider(draw_layer, sliders, describe_layer, figsize=(2.6, 2.6), dpi=80
 #
 # ## Counterfactual maps: what would have to go
 #
-# Negate the gradient, and {eq}`eq-gradcam-map` marks what lowers the score: regions
+# Negate the gradient, and Eq. 2 marks what lowers the score: regions
 # whose *absence* would make the network surer (Section 3.3).
 #
 # :::{admonition} Predict first
@@ -1571,8 +1575,8 @@ assert check.guided_relu6([0, 0, 6, 0])
 # %% [markdown]
 # **Core (15 minutes).**
 #
-# **4.** Write `f(activations, gradients)`, {eq}`eq-gradcam-weights` and
-# {eq}`eq-gradcam-map` for a batch, without a loop: both (N, C, h, w), maps (N, h, w).
+# **4.** Write `f(activations, gradients)`, Eq. 1 and Eq. 2 for a batch, without a
+# loop: both (N, C, h, w), maps (N, h, w).
 #
 # **5.** "Why class 2 rather than class 0?" Write the function of the logits (N,
 # classes) that `grad_cam` needs for `targets` to answer that.
