@@ -16,13 +16,7 @@ def auroc(normal_scores, anomalous_scores):
     return points / (len(normal_scores) * len(anomalous_scores))
 
 
-def deep_svdd_loss(encoder, images, c):
-    embeddings = encoder(images)
-    distances = (embeddings - c).square().sum(dim=1).sqrt()
-    return distances.mean()
-
-
-def neighbour_loss(encoder, p, q):
+def svdd_loss(encoder, p, q):
     distances = (encoder(p) - encoder(q)).square().sum(dim=1).sqrt()
     return distances.mean()
 
@@ -58,7 +52,7 @@ def training_loss(encoders, classifiers, position_pairs, neighbour_pairs, weight
         p1, p2, y = position_pairs[K]
         q1, q2 = neighbour_pairs[K]
         loss += position_loss(encoders[K], classifiers[K], p1, p2, y)
-        loss += weight * neighbour_loss(encoders[K], q1, q2)
+        loss += weight * svdd_loss(encoders[K], q1, q2)
     return loss
 
 
