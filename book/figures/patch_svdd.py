@@ -168,7 +168,7 @@ def relative_position() -> list[Figure]:
     moves = pairs.second - pairs.first
     drawn = {n: moves[pairs.position == n][0].tolist() for n in range(len(DIRECTIONS))}
 
-    where, ax = plt.subplots(figsize=(2.2, 2.4))
+    where, ax = plt.subplots(figsize=(2.1, 2.3))
     _show(ax, image).set_title("where they are cut out")
     for number, (down, right) in drawn.items():
         _outline(ax, (top + down, left + right), K, ORANGE, 1.3)
@@ -177,7 +177,7 @@ def relative_position() -> list[Figure]:
     _outline(ax, (top, left), K, BLUE, 2.4)
     _number(ax, left + K / 2, top + K / 2, "$p_1$")
 
-    cut, axes = plt.subplots(3, 3, figsize=(2.2, 2.4))
+    cut, axes = plt.subplots(3, 3, figsize=(2.1, 2.3))
     cut.suptitle("the patches", fontsize=11)
     for ax in axes.flat:
         blank(ax)
@@ -193,7 +193,7 @@ def relative_position() -> list[Figure]:
 
     sizes = moves[moves != 0].abs()
     nearest, farthest = int(sizes.min()), int(sizes.max())
-    ruler, ax = plt.subplots(figsize=(2.2, 2.4))
+    ruler, ax = plt.subplots(figsize=(2.1, 2.3))
     blank(ax).set_title(f"how far apart, $K={K}$")
     ax.set(xlim=(-6, farthest + K + 4), ylim=(0, 10))
     bars = (
@@ -414,7 +414,7 @@ def weight() -> list[Figure]:
     styles = {"mono": ("o", BLUE, "-"), "poly": ("s", ORANGE, "--")}
     parts = []
     for title, measure in panels.items():
-        figure, ax = plt.subplots(figsize=(2.2, 2.5))
+        figure, ax = plt.subplots(figsize=(2.1, 2.4))
         for kind, (marker, colour, line) in styles.items():
             values = [measure(run, kind) for run in runs.values()]
             style = {"marker": marker, "color": colour, "ls": line, "ms": 6}
