@@ -212,7 +212,7 @@ def relative_position() -> list[Figure]:
     return [where, cut, ruler]
 
 
-def hierarchy() -> Figure:
+def hierarchy() -> list[Figure]:
     """A big patch, its quarters, and their embeddings, with shapes."""
     detector, image = _detector(), _cells().defective[1]
     corner, half = (96, 32), SMALL_PATCH
@@ -224,37 +224,40 @@ def hierarchy() -> Figure:
         small = detector.encoder.small(quarters.flatten(0, 1))
         big = detector.encoder(patch)[0]
 
-    figure, ax = plt.subplots(figsize=(5.2, 2.0))
-    blank(ax).set(xlim=(0, 20.8), ylim=(0.3, 8), aspect="equal")
-    y = 5.4
-    pixels = _cut(image, corner)
-    _thumbnail(ax, pixels, (2.2, y), 4.0)
-    for row, column in itertools.product(range(2), range(2)):
-        quarter = pixels[:, half * row : half * (row + 1)]
-        quarter = quarter[..., half * column : half * (column + 1)]
-        x, up = 7.1 + 2.3 * (column - 0.5), y - 2.3 * (row - 0.5)
-        _thumbnail(ax, quarter, (x, up), 2.0)
-        x = 13.6 + 2.3 * (column - 0.5)
-        values = small[2 * row + column].view(8, 8)
-        _thumbnail(ax, values, (x, up), 2.0, **EMBEDDING)
-    _thumbnail(ax, big.view(8, 8), (19.1, y), 3.2, **EMBEDDING)
-    arrow(ax, (4.2, y), (5.0, y))
-    arrow(ax, (9.3, y), (11.5, y))
-    arrow(ax, (15.8, y), (17.4, y))
-    ax.text(10.35, y + 0.7, r"$f_{\mathrm{small}}$", ha="center")
-    ax.text(16.6, y + 0.7, r"$g_{\mathrm{big}}$", ha="center")
-    n, d = small.shape
+    y, n, d = 5.4, *small.shape
     labels = {
         2.2: (r"patch $p$", tuple(patch.shape[1:])),
         7.1: ("quarters", (n, *quarters.shape[2:])),
         13.6: ("embeddings", (n, d)),
         19.1: (r"$f_{\mathrm{big}}(p)$", tuple(big.shape)),
     }
-    for x, (name, shape) in labels.items():
-        text = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
-        ax.text(x, 2.2, name, ha="center", va="center")
-        ax.text(x, 1.0, text, ha="center", va="center", fontsize=10)
-    return figure
+    parts = []
+    for low, high in ((0, 9.3), (9.3, 20.8)):
+        figure, ax = plt.subplots(figsize=((high - low) / 4, 2.0))
+        blank(ax).set(xlim=(low, high), ylim=(0.3, 8), aspect="equal")
+        for x, (name, shape) in labels.items():
+            if low < x < high:
+                ax.text(x, 2.2, name, ha="center", va="center")
+                ax.text(x, 1.0, str(shape), ha="center", va="center", fontsize=10)
+        parts.append((figure, ax))
+    (left, cut), (right, embedded) = parts
+    pixels = _cut(image, corner)
+    _thumbnail(cut, pixels, (2.2, y), 4.0)
+    for row, column in itertools.product(range(2), range(2)):
+        quarter = pixels[:, half * row : half * (row + 1)]
+        quarter = quarter[..., half * column : half * (column + 1)]
+        right_of_middle, above_middle = 2.3 * (column - 0.5), -2.3 * (row - 0.5)
+        _thumbnail(cut, quarter, (7.1 + right_of_middle, y + above_middle), 2.0)
+        values = small[2 * row + column].view(8, 8)
+        place = 13.6 + right_of_middle, y + above_middle
+        _thumbnail(embedded, values, place, 2.0, **EMBEDDING)
+    _thumbnail(embedded, big.view(8, 8), (19.1, y), 3.2, **EMBEDDING)
+    arrow(cut, (4.2, y), (5.0, y))
+    arrow(embedded, (9.3, y), (11.5, y))
+    arrow(embedded, (15.8, y), (17.4, y))
+    embedded.text(10.35, y + 0.7, r"$f_{\mathrm{small}}$", ha="center")
+    embedded.text(16.6, y + 0.7, r"$g_{\mathrm{big}}$", ha="center")
+    return [left, right]
 
 
 def sides() -> Figure:
@@ -423,7 +426,9 @@ def weight() -> list[Figure]:
             ax.set(ylim=(0.5, 1), yticks=(0.5, 0.6, 0.7, 0.8, 0.9, 1))
         else:
             ax.axhline(100 / len(DIRECTIONS), color=MUTED, ls=":")
-            ax.text(0, 100 / len(DIRECTIONS) + 1, "guessing", color=MUTED, fontsize=10)
+            ax.text(
+                0, 100 / len(DIRECTIONS) + 2.5, "guessing", color=MUTED, fontsize=10
+            )
             ax.set(ylim=(0, 65), yticks=(0, 20, 40, 60))
             ax.legend(loc="upper right", frameon=False)
         ax.set_title(title)
