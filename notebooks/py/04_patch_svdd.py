@@ -210,12 +210,12 @@ plt.show()
 # $$
 # \begin{aligned} & \min_\alpha \sum_{i,j} \alpha_i \alpha_j\, k(x_i, x_j) - \sum_i \alpha_i\, k(x_i, x_i) \\
 # & \text{with } \sum_i \alpha_i = 1, \quad 0 \le \alpha_i \le \frac{1}{\nu n} \end{aligned}
-# $$ (eq-svdd-dual)
+# $$
 #
 # The one-class SVM {cite:p}`schoelkopf2001` asks another question, which hyperplane
 # parts the points from the origin, and minimises the first sum alone. With a Gaussian
 # kernel $k(x, x) = 1$, so the second sum is a constant and the two are the same. We
-# solve {eq}`eq-svdd-dual` with a general optimiser and compare with scikit-learn's
+# solve the problem of SVDD with a general optimiser and compare with scikit-learn's
 # `OneClassSVM`.
 
 # %%
@@ -324,14 +324,16 @@ assert np.abs(-svdd_values / 2 - scaled_svm_values).max() < 1e-4
 #
 # ## One centre for all patches: everything collapses into it
 #
-# {eq}`eq-losses` has the two losses that pull: to one centre, and, Patch SVDD's idea,
-# only to a patch $p_{i'}$ close by (Eq. 4). In code both are a mean of norms, not
-# squared.
+# Here are the two losses that pull: to one centre (Eq. 2), and, Patch SVDD's idea, only
+# to a patch $p_{i'}$ close by (Eq. 4). In code both are a mean of norms, not squared.
 #
 # $$
-# \begin{aligned} \mathcal L_{\text{SVDD}} &= \sum_i \lVert f_\theta(p_i) - c \rVert_2 \\
-# \mathcal L_{\text{SVDD'}} &= \sum_{i, i'} \lVert f_\theta(p_i) - f_\theta(p_{i'}) \rVert_2 \end{aligned}
-# $$ (eq-losses)
+# \mathcal L_{\text{SVDD}} = \sum_i \lVert f_\theta(p_i) - c \rVert_2 \tag{2}
+# $$
+#
+# $$
+# \mathcal L_{\text{SVDD'}} = \sum_{i, i'} \lVert f_\theta(p_i) - f_\theta(p_{i'}) \rVert_2 \tag{4}
+# $$
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -558,8 +560,8 @@ for shift in (0, 0.02):
 # with the small one, and puts the four together (Eq. 7):
 #
 # $$
-# f_{\text{big}}(p) = g_{\text{big}}\big(f_{\text{small}}(p_1), \dots, f_{\text{small}}(p_4)\big)
-# $$ (eq-big)
+# f_{\text{big}}(p) = g_{\text{big}}\big(f_{\text{small}}(p_1), \dots, f_{\text{small}}(p_4)\big) \tag{7}
+# $$
 
 # %% tags=["hide-input", "ledger:patch-svdd-figure-5:redrawn"] mystnb={"image": {"alt": "From left to right: a patch of 64 by 64 pixels of a solar cell with a cross that parts it into quarters; an arrow f small; four squares of 8 by 8 coloured cells, the four embeddings of 64 numbers; an arrow g big; one square of 8 by 8 coloured cells, the embedding of the large patch."}}
 large_patch = defective_images[1, :, 96:160, 32:96]
@@ -618,10 +620,16 @@ for K, embeddings in ((32, dense.small), (64, dense.big)):
 # score (Eq. 10):
 #
 # $$
-# \begin{aligned} \mathcal A(p) &= \min_{b \in \text{bank}} \lVert f_\theta(p) - b \rVert_2 \\
-# \mathcal M_{\text{multi}} &= \mathcal M_{\text{small}} \odot \mathcal M_{\text{big}} \\
-# \mathcal A(x) &= \max_{i,j} \mathcal M_{\text{multi}}(x)_{ij} \end{aligned}
-# $$ (eq-score)
+# \mathcal A(p) = \min_{b \in \text{bank}} \lVert f_\theta(p) - b \rVert_2 \tag{8}
+# $$
+#
+# $$
+# \mathcal M_{\text{multi}} = \mathcal M_{\text{small}} \odot \mathcal M_{\text{big}} \tag{9}
+# $$
+#
+# $$
+# \mathcal A(x) = \max_{i,j} \mathcal M_{\text{multi}}(x)_{ij} \tag{10}
+# $$
 #
 # Here is all of it as loops, on the corner of a test picture, with two normal corners
 # for the bank; it must equal the library's maps.
@@ -666,8 +674,8 @@ print(small_detector)
 # Now the whole loss (Eq. 6), for both sizes at once:
 #
 # $$
-# \mathcal L = \lambda\, \mathcal L_{\text{SVDD'}} + \mathcal L_{\text{SSL}}
-# $$ (eq-patch-svdd)
+# \mathcal L = \lambda\, \mathcal L_{\text{SVDD'}} + \mathcal L_{\text{SSL}} \tag{6}
+# $$
 #
 # First its two parts by hand on a few random embeddings, then less than a minute of
 # training. `train` embeds large crops in one pass and draws a thousand pairs of each
@@ -1155,7 +1163,7 @@ assert 0.28 < accuracies["flat"] < accuracies["λ = 0.001"]
 #
 # $$
 # \begin{aligned} T(N, M) = {} & (N + M)\, e \\ & {} + M\, \big(q(N) + s\big) \end{aligned}
-# $$ (eq-time)
+# $$
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -1263,8 +1271,8 @@ assert run.full or spreading_times["published"] > 20 * spreading_times["ours"]
 # the gain. With two images the products are ten times faster or more, with 32 five to
 # eight times. The tree skips most of the bank, because embeddings of overlapping
 # patches fill only few of their 64 dimensions, while products compute every distance.
-# So the tree's time grows more slowly. What follows for large sets? {eq}`eq-time`
-# extrapolates: $q(N)$ as a power of $N$ for the tree, in proportion to $N$ for the
+# So the tree's time grows more slowly. What follows for large sets? The formula for
+# $T(N, M)$ extrapolates: $q(N)$ as a power of $N$ for the tree, in proportion to $N$ for the
 # products.
 
 # %%
@@ -1659,9 +1667,8 @@ assert check.distances_of_an_evaluation(3000 * n_patches * 1000 * n_patches)
 # **1.** With which kernel are OC-SVM and SVDD the same, and why?
 #
 # :::{dropdown} Answer
-# With a Gaussian kernel, or any with $k(x, x)$ constant: the second sum of
-# {eq}`eq-svdd-dual` is then the same for all weights, and what is left is the one-class
-# SVM.
+# With a Gaussian kernel, or any with $k(x, x)$ constant: the second sum in the problem
+# of SVDD is then the same for all weights, and what is left is the one-class SVM.
 # :::
 #
 # **2.** Why does $\mathcal L_{\text{SVDD'}}$ alone not keep patches apart, although it

@@ -10,7 +10,11 @@ import pytest
 from browser import BROWSER_MARKS
 from built import ROOT
 
-CHAPTERS = ["01_mobilenet", "03_gradcam"]  # those that have been revised
+CHAPTERS = [
+    "01_mobilenet",
+    "03_gradcam",
+    "04_patch_svdd",
+]  # those that have been revised
 LISTING = re.compile(r"^```\{literalinclude\} \.\./(\S+)\n:pyobject: (\S+)$", re.M)
 LINES, FIGURES, HEADING = 15, 4, 8  # per listing; per page; words
 
@@ -50,6 +54,12 @@ def names_used(path):
     }
 
 
+def documented_name(function):
+    """The path under which the pages document a function of the ledger."""
+    inner = function.name.removeprefix(f"{function.module}.")
+    return ledger.documented_as(ROOT, function.path, inner)[1]
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_headings_are_short(chapter):
     headings = re.findall(
@@ -79,12 +89,7 @@ def test_an_equation_that_the_library_computes_is_linked_to_it(chapter):
     links = set(re.findall(r"\{py:\w+\}`(?:[^`<]*<)?~?([\w.]+)>?`", text(chapter)))
     for row in found.rows:
         if row.paper == paper and row.group == "eq" and row.functions:
-            names = {
-                ledger.documented_as(ROOT, f.path, f.name.removeprefix(f"{f.module}."))[
-                    1
-                ]
-                for f in row.functions
-            }
+            names = {documented_name(function) for function in row.functions}
             assert names & links, f"{row.item}: the page links to none of {names}"
 
 
