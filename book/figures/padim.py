@@ -402,6 +402,7 @@ def memory() -> Figure:
     ax.set(xscale="log", yscale="log", xlabel="normal images", ylabel="GB")
     companion.log_ticks(ax.xaxis, (10, 100, 1000, 10_000))
     companion.log_ticks(ax.yaxis, (0.1, 1, 10, 100))
+    ax.xaxis.set_major_formatter("{x:,g}")
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 
