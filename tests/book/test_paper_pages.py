@@ -51,7 +51,7 @@ def names_used(path):
 
 
 def documented_name(function):
-    """The dotted path under which the book documents a function; None if it does not."""
+    """The path under which the book documents a function, or None."""
     inner = function.name.removeprefix(f"{function.module}.")
     documented = ledger.documented_as(ROOT, function.path, inner)
     return documented and documented[1]
