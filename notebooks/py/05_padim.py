@@ -146,13 +146,11 @@ assert run.full or example_scores[:4].min() > example_scores[4:].max()
 # gave the vectors $x^1, \dots, x^5$ below. The paper's Eq. 1 and Eq. 2, without
 # $\epsilon$ for now:
 #
-# $$
-# \begin{aligned}
-# \mu &= \frac1N \sum_k x^k \\
-# \Sigma &= \frac{1}{N-1} \sum_k (x^k - \mu)(x^k - \mu)^{\mathsf T} \\
-# M(x) &= \sqrt{(x - \mu)^{\mathsf T}\, \Sigma^{-1} (x - \mu)}
-# \end{aligned}
-# $$ (eq-gauss)
+# $$\mu = \frac1N \sum_k x^k$$
+#
+# $$\Sigma = \frac{1}{N-1} \sum_k (x^k - \mu)(x^k - \mu)^{\mathsf T} \tag{1}$$
+#
+# $$M(x) = \sqrt{(x - \mu)^{\mathsf T}\, \Sigma^{-1} (x - \mu)} \tag{2}$$
 #
 # :::{admonition} Predict first
 # :class: tip

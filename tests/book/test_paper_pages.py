@@ -14,6 +14,7 @@ CHAPTERS = [
     "01_mobilenet",
     "03_gradcam",
     "04_patch_svdd",
+    "05_padim",
 ]  # those that have been revised
 LISTING = re.compile(r"^```\{literalinclude\} \.\./(\S+)\n:pyobject: (\S+)$", re.M)
 LINES, FIGURES, HEADING = 15, 4, 8  # per listing; per page; words
