@@ -79,7 +79,12 @@ def test_an_equation_that_the_library_computes_is_linked_to_it(chapter):
     links = set(re.findall(r"\{py:\w+\}`(?:[^`<]*<)?~?([\w.]+)>?`", text(chapter)))
     for row in found.rows:
         if row.paper == paper and row.group == "eq" and row.functions:
-            names = {ledger.documented_as(f.name) for f in row.functions}
+            names = {
+                ledger.documented_as(ROOT, f.path, f.name.removeprefix(f"{f.module}."))[
+                    1
+                ]
+                for f in row.functions
+            }
             assert names & links, f"{row.item}: the page links to none of {names}"
 
 
