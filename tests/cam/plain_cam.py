@@ -29,9 +29,8 @@ def bounding_box(M, threshold=0.20):
     above = M > threshold * M.max()
     regions, n_regions = ndimage.label(above, structure=np.ones((3, 3)))
     sizes = np.bincount(regions.flatten())[1:]
-    largest = 1 + sizes.argmax()
-    rows, columns = np.nonzero(regions == largest)
-    return rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+    rows, columns = ndimage.find_objects(regions)[sizes.argmax()]
+    return rows.start, columns.start, rows.stop, columns.stop
 
 
 def intersection_over_union(a, b):
