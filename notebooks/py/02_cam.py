@@ -24,7 +24,7 @@
 # exact, trains two classes of its own and maps them, draws boxes, and measures how
 # often the boxes are right.
 #
-# - **Read first**: the [review of the paper](../book/02_cam.md), 20 minutes. You need
+# - **Read first**: the [review of the paper](../book/02_cam.md), 30 minutes. You need
 #   PyTorch basics, and what the feature maps of a convolution are.
 # - **Time**: 60 minutes to read and run, 35 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
