@@ -1,7 +1,7 @@
 """Count the multiply-adds (MACs) and parameters of any network, layer by layer."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from paperlib.complexity.conventions import Convention, totals
 from paperlib.complexity.formulas import _check_size
-from paperlib.complexity.recorder import Layer, MacRecorder, _without_data
+from paperlib.complexity.recorder import Layer, MacRecorder, Originals, _without_data
 from paperlib.inference import HOOK_NUMBERS
 
 
@@ -142,9 +142,12 @@ def profile(
 def _record(
     model: nn.Module, shapes: list[tuple[int, ...]], dtypes: list[torch.dtype]
 ) -> Profile:
-    copied = _copy_without_data(model)
+    copied, originals = _copy_without_data(model)
     copied.eval()
-    recorder = MacRecorder(copied)
+    for module in copied.modules():
+        if isinstance(module, nn.DataParallel):
+            module.device_ids = []  # it then calls its module itself, on any device
+    recorder = MacRecorder(copied, originals)
     inputs = [
         torch.empty(shape, dtype=kind, device="meta")
         for shape, kind in zip(shapes, dtypes, strict=True)
@@ -160,21 +163,15 @@ def _record(
     return Profile(type(model).__name__, shapes, layers, counts)
 
 
-def _copy_without_data(model: nn.Module) -> nn.Module:
-    """Copy the modules: their parameters to the meta device; other tensors share data.
-
-    Shared data can be read, for example a counter in a buffer, but not written: the
-    recorder replaces the tensors before an operation runs.
-    """
-    memo = {
-        id(parameter): nn.Parameter(_without_data(parameter), requires_grad=False)
-        for parameter in model.parameters()
-    }
+def _copy_without_data(model: nn.Module) -> tuple[nn.Module, Originals]:
+    """Copy a model to the meta device; return the original of each tensor as well."""
+    copies = _MetaCopies()
+    memo = {id(p): copies.add(p, nn.Parameter) for p in model.parameters()}
     try:
         # A dictionary cannot be copied while it changes: other threads may add or
         # remove hooks of this library.
-        with HOOK_NUMBERS, _SharedData():
-            return copy.deepcopy(model, memo)
+        with HOOK_NUMBERS, copies:
+            return copy.deepcopy(model, memo), copies.originals
     except Exception as error:
         raise ValueError(
             f"this {type(model).__name__} cannot be copied"
@@ -184,13 +181,22 @@ def _copy_without_data(model: nn.Module) -> nn.Module:
         ) from error
 
 
-class _SharedData(TorchFunctionMode):
-    """Makes copy.deepcopy return tensors that share their data with the original."""
+class _MetaCopies(TorchFunctionMode):
+    """Makes copy.deepcopy copy tensors to the meta device, and stores the originals."""
+
+    def __init__(self):
+        super().__init__()
+        self.originals: Originals = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (Tensor.__deepcopy__, Tensor.clone):
-            return args[0].detach()
+        if func is Tensor.__deepcopy__:
+            return self.add(args[0], Tensor.detach)
         return func(*args, **(kwargs or {}))
+
+    def add(self, tensor: Tensor, wrap: Callable[[Tensor], Tensor]) -> Tensor:
+        copied = wrap(_without_data(tensor))
+        self.originals[id(copied)] = copied, tensor
+        return copied
 
 
 def _check_model(model: nn.Module) -> None:

@@ -20,6 +20,9 @@ from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+# The id of a meta tensor → the tensor (a reference that reserves the id), its original.
+Originals = dict[int, tuple[Tensor, Tensor]]
+
 
 class Layer(NamedTuple):
     """One row of a profile, in execution order.
@@ -50,8 +53,8 @@ class Layer(NamedTuple):
 class MacRecorder(TorchDispatchMode):
     """The dispatch mode that collects the rows of a profile, and `counts`.
 
-    It wraps the forward of each module of the model, which should therefore be a copy,
-    to know which module an operation belongs to. In inference mode it receives
+    The model is a copy on the meta device: the recorder wraps the forward of each
+    module, to know which module an operation belongs to. In inference mode it receives
     operations such as `linear` or `batch_norm` before PyTorch decomposes them.
 
     A tensor is constant if it was computed from parameters and buffers alone, and it
@@ -64,8 +67,9 @@ class MacRecorder(TorchDispatchMode):
     Test: test_complexity.py::test_parameters_belong_to_the_layer_that_uses_them
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, originals: Originals):
         super().__init__()
+        self._originals = originals
         self.counts: Counter[str] = Counter()
         # Names and modules whose forward runs, the innermost last.
         self.running: list[tuple[str, nn.Module]] = [("", model)]
@@ -76,9 +80,10 @@ class MacRecorder(TorchDispatchMode):
         # Constants and the names of their parameters, by id. The reference to the
         # tensor ensures that no other tensor gets the same id.
         self._constants: dict[int, tuple[Tensor, frozenset[str]]] = {
-            id(tensor): (tensor, frozenset({name} & self._shapes.keys()))
-            for name, tensor in (*model.named_buffers(), *model.named_parameters())
+            key: (tensor, frozenset()) for key, (tensor, _) in originals.items()
         }
+        for name, parameter in model.named_parameters():
+            self._constants[id(parameter)] = parameter, frozenset({name})
         for name, module in model.named_modules():
             module.forward = partial(self._forward, name, module, module.forward)
 
@@ -94,7 +99,7 @@ class MacRecorder(TorchDispatchMode):
         # max_pool2d → max_pool, relu_ → relu
         name = _VARIANT.sub("", func.overloadpacket.__name__)
         if name in _READS:
-            return func(*args, **(kwargs or {}))
+            return func(*map_aggregate(args, self._to_original), **(kwargs or {}))
         tensors: list[Tensor] = []
         args, kwargs = map_aggregate(
             (args, kwargs or {}), partial(self._to_meta, tensors)
@@ -119,6 +124,9 @@ class MacRecorder(TorchDispatchMode):
                 for count, tensor in zip(counts, (tensors[0], out), strict=False):
                     self.counts[count] += tensor.numel()
         return out
+
+    def _to_original(self, value: Any) -> Any:
+        return self._originals.get(id(value), (value, value))[1]
 
     def _to_meta(self, tensors: list[Tensor], value: Any) -> Any:
         """Replace tensors and devices in an argument by meta ones; collect tensors."""
@@ -299,8 +307,9 @@ _ELEMENTS = {
     ).split(),
     ("activation",),
 )
-# Operations that read a value or a device, or keep the data of a constant, because the
-# forward may depend on it. Activations have no values: there PyTorch raises.
+# Operations that read a value or a device, on which the forward may depend; buffers and
+# parameters are read from the original model. Activations have no values: PyTorch
+# raises. `lift_fresh` keeps the values of torch.tensor([...]).
 _READS = {
     *"item is_nonzero equal _local_scalar_dense resolve_conj resolve_neg".split(),
     *"lift_fresh device".split(),

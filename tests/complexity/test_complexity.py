@@ -582,6 +582,12 @@ def linear_relu():
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU())
 
 
+def data_parallel():
+    model = nn.DataParallel(nn.Linear(4, 4))
+    model.device_ids = [0, 1]  # as on a computer with two GPUs
+    return model
+
+
 class OwnProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
@@ -597,7 +603,7 @@ class OwnProduct(torch.autograd.Function):
     [
         (lambda: torch.fx.symbolic_trace(linear_relu()), 16),
         (lambda: torch.compile(linear_relu()), 16),
-        (lambda: nn.DataParallel(nn.Linear(4, 4)), 16),
+        (data_parallel, 16),
         (lambda: Calls(lambda m, x: OwnProduct.apply(x, m.w), w=(4, 4)), 16),
         (lambda: torchvision.ops.MLP(4, [4, 4]), 32),
     ],
@@ -1025,22 +1031,22 @@ def test_threads_that_share_a_model_see_nothing_of_each_other():
 def test_hooks_of_others_survive():
     calls = []
 
-    def hook(module, inputs, output):
-        calls.append("hook")
+    def change_hooks(*_):
+        old.remove()
+        model[0].register_forward_hook(lambda *_: calls.append("new"))
 
     def forward(m, x):
         # Another library, in another thread, uses the model that is being profiled.
         with ThreadPoolExecutor(1) as worker:
-            worker.submit(model[0].register_forward_hook, hook).result()
+            worker.submit(change_hooks).result()
         return x
 
     model = nn.Sequential(nn.Linear(4, 4), Calls(forward)).eval()
-    removed = model[0].register_forward_hook(hook)
-    model[1].register_forward_hook(lambda *_: removed.remove())
+    old = model[0].register_forward_hook(lambda *_: calls.append("old"))
     assert profile(model, (2, 4)).macs == 2 * 16
-    assert calls == ["hook"]  # hooks that were there before act on the copy
+    assert calls == ["old"]  # hooks that were there before act on the copy
     model[0](torch.ones(2, 4))
-    assert calls == ["hook"] * 2  # one was removed meanwhile and one was registered
+    assert calls == ["old", "new"]
 
 
 def test_threads_that_profile_one_model_agree():
@@ -1151,6 +1157,12 @@ def test_plain_tensors_and_values_of_buffers():
     # What was zeros is an activation once one is written into it.
     assert counted.layers[-1].kind == "norm"
     assert not model.weight.is_meta and not model.more[0].is_meta
+
+
+def test_views_of_buffers():
+    model = Calls(lambda m, x: x @ torch.stack(m.table.chunk(2, -1)).view(4, 4))
+    model.register_buffer("table", torch.ones(2, 8))
+    assert profile(model, (3, 4)).layers == [("", "matmul", (3, 4), 48, 0)]
 
 
 # What is refused
