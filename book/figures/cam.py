@@ -11,8 +11,9 @@ import torch
 import torchvision
 import yaml
 from drawing import BLUE, FILL, GREY, INK, MUTED, ORANGE, PAPER, arrow, blank
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import ndimage
@@ -47,6 +48,7 @@ CAT = (
     "20 300 45 255 32 190 45 115 60 45 95 0 290 0 345 30 398 0 350 85 362 125 322 225 "
     "285 290 255 300"
 )
+REDS, BLUES = (to_hex(colormaps["RdBu_r"](level)) for level in (0.75, 0.25))
 CENTRED = {"ha": "center", "va": "center"}
 
 
@@ -116,7 +118,7 @@ def score_to_map() -> Figure:
         _inset(figure, (left, 4.1), size).imshow(features[0, k], cmap="viridis", vmin=0)
         page.text(middle, 3.95, f"mean {features[0, k].mean():.2f}", **CENTRED)
         arrow(page, (middle - 0.3, 3.82), (middle - 0.3, 3.24))
-        page.text(middle - 0.22, 3.53, f"× {_signed(weight[k])}", va="center")
+        page.text(middle - 0.22, 3.53, f"× {_signed(weight[k], 3)}", va="center")
         signed = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
         _inset(figure, (left, 2.16), size).imshow(products[k], **signed)
         page.text(middle, 2.01, f"mean {_signed(means[k])}", **CENTRED)
@@ -199,7 +201,7 @@ def box() -> Figure:
 
     figure, axes = plt.subplots(2, 2, figsize=(5.2, 5.5))
     companion.draw_signed_map(axes[0, 0], activation_map, photo)
-    axes[0, 0].set_title("1. map of “Egyptian cat”,\nresized to the image")
+    axes[0, 0].set_title("map of “Egyptian cat”,\nresized to the image")
     grey = photo.mean(-1, keepdims=True).repeat(3, -1)
     kept = regions == largest
     for ax, shown in ((axes[0, 1], above), (axes[1, 0], kept)):
@@ -208,8 +210,8 @@ def box() -> Figure:
         blended[shown] = 0.35 * grey[shown] + 0.65 * np.array(to_rgb(ORANGE))
         blank(ax).imshow(blended)
     percent = f"{LOCALIZATION_THRESHOLD:.0%}".replace("%", " %")
-    axes[0, 1].set_title(f"2. positions above {percent}\nof the maximum")
-    axes[1, 0].set_title(f"3. the larger of the\n{count} connected regions")
+    axes[0, 1].set_title(f"step 1: above {percent}\nof the maximum")
+    axes[1, 0].set_title(f"step 2: the larger of the\n{count} connected regions")
     for label, (row, column) in enumerate(
         ndimage.center_of_mass(above, regions, range(1, count + 1)), 1
     ):
@@ -217,7 +219,7 @@ def box() -> Figure:
         axes[1, 0].text(column, row, name, **CENTRED, color="black", fontweight="bold")
     overlap = intersection_over_union(predicted, true_box)
     blank(axes[1, 1]).imshow(photo)
-    axes[1, 1].set_title(f"4. its box, and the true box:\nIoU {overlap:.2f}")
+    axes[1, 1].set_title(f"step 3: its box (IoU {overlap:.2f}\nwith the true box)")
     _outline(axes[1, 1], true_box, "white", "--")
     _outline(axes[1, 1], predicted, ORANGE, "-")
     return figure
@@ -245,7 +247,7 @@ def overlap() -> Figure:
         _outline(ax, predicted, ORANGE, "-", shift=0)
         both = size[0] * size[1]
         union = round(both / value)
-        verdict = "counts" if value >= 0.5 else "does not count"
+        verdict = "correct" if value >= 0.5 else "not correct"
         ax.set_title(f"IoU {value:.2f}")
         ax.set_xlabel(f"{both} / {union}\n{verdict}")
     return figure
@@ -291,7 +293,7 @@ def errors() -> Figure:
     boxes = [wrong[name] - wrong_class[name] for name in names]
     ax.barh(names, classes, 0.7, color=GREY, label="wrong class")
     style = {"color": ORANGE, "hatch": "//", "edgecolor": PAPER, "lw": 0}
-    ax.barh(names, boxes, 0.7, classes, label="right class, wrong box", **style)
+    ax.barh(names, boxes, 0.7, classes, label="correct class, wrong box", **style)
     for row, (a, b) in enumerate(zip(classes, boxes, strict=True)):
         ax.text(a / 2, row, f"{a:.1f}", **CENTRED, color="black")
         pad = {"facecolor": ORANGE, "edgecolor": "none", "pad": 1.5}
@@ -416,7 +418,7 @@ def _number_grid(
     x, y = corner
     for row, column in itertools.product(range(3), range(3)):
         value = float(grid[row, column])
-        colour = FILL if value == 0 else ORANGE if value < 0 else BLUE
+        colour = FILL if value == 0 else BLUES if value < 0 else REDS
         left, bottom = x + column / 3, y + (2 - row) / 3
         square = {"facecolor": colour, "edgecolor": INK, "lw": 0.8}
         ax.add_patch(Rectangle((left, bottom), 1 / 3, 1 / 3, **square))
@@ -442,7 +444,7 @@ def _outline(ax: Axes, corner: Box, colour: str, line: str, shift: float = 0.5) 
 
 def _stack(title: str, layers: list[tuple]) -> Figure:
     """Draw layers below each other: name, size of the output, parameters."""
-    height = 4.3
+    height, step = 4.3, 2.88 / (len(layers) - 1)
     figure, ax = _canvas(2.45, height)
     ax.text(1.22, height - 0.12, title, **CENTRED, fontweight="bold")
     verbs = {"same": "", "cut": "removed: ", "new": "added: "}
@@ -455,13 +457,13 @@ def _stack(title: str, layers: list[tuple]) -> Figure:
     for row, (name, output, layer, kind) in enumerate(layers):
         n_parameters = sum(p.numel() for p in layer.parameters()) if layer else 0
         total += n_parameters
-        bottom = height - 0.86 - 0.72 * row
+        bottom = height - 0.86 - step * row
         style = {"lw": 1.5} | styles[kind]
         ax.add_patch(Rectangle((0.1, bottom), 2.25, 0.56, **style))
         ax.text(1.22, bottom + 0.4, verbs[kind] + name, **CENTRED)
         amount = f"{n_parameters / 1e6:.1f} M" if n_parameters else "0"
         ax.text(1.22, bottom + 0.16, f"{output}  |  {amount}", **CENTRED, fontsize=10)
         if row:
-            arrow(ax, (1.22, bottom + 0.74), (1.22, bottom + 0.54), lw=1)
+            arrow(ax, (1.22, bottom + step + 0.02), (1.22, bottom + 0.54), lw=1)
     ax.text(1.22, bottom - 0.2, f"{total / 1e6:.1f} M parameters", **CENTRED)
     return figure

@@ -27,9 +27,11 @@ def score_from_map(M, b, c):
 
 def bounding_box(M, threshold=0.20):
     above = M > threshold * M.max()
-    regions, n_regions = ndimage.label(above, structure=np.ones((3, 3)))
+    structure = np.ones((3, 3))
+    regions, _ = ndimage.label(above, structure)
     sizes = np.bincount(regions.flatten())[1:]
-    rows, columns = ndimage.find_objects(regions)[sizes.argmax()]
+    boxes = ndimage.find_objects(regions)
+    rows, columns = boxes[sizes.argmax()]
     return rows.start, columns.start, rows.stop, columns.stop
 
 
@@ -42,9 +44,10 @@ def intersection_over_union(a, b):
     return shared / (area_a + area_b - shared)
 
 
-def localization_error(boxes, true_boxes, is_right):
+def localization_error(boxes, true_boxes, is_correct):
+    overlaps = map(intersection_over_union, boxes, true_boxes)
     localized = [
-        right and intersection_over_union(box, true_box) >= 0.5
-        for box, true_box, right in zip(boxes, true_boxes, is_right, strict=True)
+        correct and overlap >= 0.5
+        for correct, overlap in zip(is_correct, overlaps, strict=True)
     ]
     return 1 - sum(localized) / len(localized)

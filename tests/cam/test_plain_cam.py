@@ -95,11 +95,11 @@ def test_the_plain_error_equals_the_library():
         plain = plain_cam.intersection_over_union(box, true_box)
         assert plain == pytest.approx(metrics.intersection_over_union(box, true_box))
     boxes = boxes[:40] + true_boxes[40:]
-    is_right = [i % 3 > 0 for i in range(200)]
+    is_correct = [i % 3 > 0 for i in range(200)]
     counted = [
-        box if right else None for box, right in zip(boxes, is_right, strict=True)
+        box if correct else None for box, correct in zip(boxes, is_correct, strict=True)
     ]
-    error = plain_cam.localization_error(boxes, true_boxes, is_right)
+    error = plain_cam.localization_error(boxes, true_boxes, is_correct)
     assert error == pytest.approx(metrics.localization_error(counted, true_boxes))
     assert 0.3 < error < 0.6
 
