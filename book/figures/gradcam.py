@@ -148,7 +148,7 @@ def data_flow() -> Figure:
     for y, name, score in zip((9.27, 8.37), CLASSES, scores, strict=True):
         label = f"{name} {score:.1f}".replace(" ", "\n", 1)
         note(8.8, y, label, ha="left", fontsize=10)
-    note(8.8, 7.8, "…", ha="left")
+    note(9.5, 7.8, "…")
     ax.add_patch(Rectangle((8.7, 8.85), 1.6, 0.85, fill=False, ec=ORANGE, lw=1.8))
     for x, text in ((1, "image"), (5.4, "channels $A^k$"), (9.5, "scores $y^c$")):
         note(x, 10.2, text)
