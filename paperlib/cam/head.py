@@ -157,20 +157,33 @@ def _find_pooled(calls: deque[_Call], call: _Call) -> tuple[Tensor, int]:
 def _axes(call: _Call) -> tuple[Tensor, set[int], int]:
     """Return a pooling's input, the axes that it reduces, and the divisor of a sum."""
 
-    x, dims = _pooling_arguments(*call.args, **call.kwargs)
-    if call.name in ("mean", "sum"):
-        if dims is None or isinstance(dims, int):
-            dims = range(x.ndim) if dims is None else (dims,)
-        axes = {axis % x.ndim for axis in dims}
-    else:  # a window that covers an axis leaves one position
-        shape = call.result.shape
-        axes = {axis for axis in (2, 3) if len(shape) == 4 and shape[axis] == 1}
-    divisor = math.prod(x.shape[axis] for axis in axes) if call.name == "sum" else 1
-    return x, axes, divisor
+    def reduction_axes(input, dim=None, keepdim=False, *_, **__):
+        dims = (
+            range(input.ndim)
+            if dim is None
+            else (dim,)
+            if isinstance(dim, int)
+            else tuple(dim)
+        )
+        axes = {axis % input.ndim for axis in dims}
+        summed = call.name == "sum"
+        return (
+            input,
+            axes,
+            math.prod(input.shape[axis] for axis in axes) if summed else 1,
+        )
 
+    def window_axes(input, *_, **__):
+        axes = {
+            axis
+            for axis in (2, 3)
+            if call.result.ndim == 4 and call.result.shape[axis] == 1
+        }
+        return input, axes, 1
 
-def _pooling_arguments(input, dim=None, *_, **__):
-    return input, dim
+    return (reduction_axes if call.name in ("mean", "sum") else window_axes)(
+        *call.args, **call.kwargs
+    )
 
 
 def _check_average(head: _Head, logits: Tensor) -> None:
@@ -191,8 +204,12 @@ def _check_average(head: _Head, logits: Tensor) -> None:
         )
     # For another structure the difference is as large as the terms themselves; rounding
     # is far smaller.
-    bits = min(torch.finfo(x.dtype).bits for x in (logits, head.features))
-    rounding = 0.05 if bits == 16 else 1e-3
+    rounding = (
+        0.05
+        if torch.finfo(logits.dtype).bits == 16
+        or torch.finfo(head.features.dtype).bits == 16
+        else 1e-3
+    )
     if has_values(logits) and not bool(
         ((expected - logits).abs() <= rounding * size.amax()).all()
     ):
