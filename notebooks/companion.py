@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Ellipse, Polygon, Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -24,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from paperlib import viz
-from paperlib.anomaly_map import upsample
+from paperlib.anomaly_map import minmax, upsample
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "data" / "results"
 
@@ -297,6 +298,51 @@ def draw_error_curves(
 
 
 # Chapter 03
+
+
+def explanation_figure(
+    image: np.ndarray,
+    maps: Tensor,
+    guided: Tensor,
+    guided_cams: Tensor,
+    labels: Sequence[str],
+) -> Figure:
+    """Draw Grad-CAM's Figure 1: two lines of panels per class, readable on a phone.
+
+    Args:
+        image: (H, W, 3), RGB, uint8 or float in [0, 1].
+        maps: (rows, h, w), raw: each is scaled to [0, 1] by its minimum and maximum and
+            resized to the image.
+        guided: (rows, 3, H, W), from `guided_backprop`.
+        guided_cams: (rows, 3, H, W), from `guided_grad_cam`.
+        labels: one per row.
+
+    Returns:
+        the figure; its axes are in reading order.
+    """
+    heats = viz.heatmap(minmax(upsample(maps.detach().cpu(), image.shape[:2])))
+    columns = {
+        "original": [image] * len(maps),
+        "heat map": heats,
+        "overlay": [viz.overlay(heat, image) for heat in heats],
+        "Guided\nBackpropagation": viz.gradient_image(guided),
+        "Guided\nGrad-CAM": viz.gradient_image(guided_cams),
+    }
+    size = (1.6 * 3, 2 * len(maps) * (1.5 * image.shape[0] / image.shape[1] + 0.4))
+    style = {"figsize": size, "squeeze": False, "layout": "constrained"}
+    fig, axes = plt.subplots(2 * len(maps), 3, **style)
+    for label, panels, row in zip(
+        labels,
+        zip(*columns.values(), strict=True),
+        axes.reshape(len(maps), 6),
+        strict=True,
+    ):
+        for ax, title, shown in zip(row, columns, panels, strict=False):
+            viz.panel(ax, shown, title)
+        row[0].set_ylabel(label)
+        row[3].set_ylabel(label)
+        row[5].remove()
+    return fig
 
 
 def draw_number_grids(grids: dict[str, Tensor], figsize: tuple[float, float]) -> None:

@@ -174,11 +174,9 @@ def _run_padim(options: argparse.Namespace) -> None:
         options.seed,
         options.variant,
     )
-    if options.weights == "none":
-        torch.manual_seed(options.seed)
-    backbone = backbones.load(
-        options.backbone, None if options.weights == "none" else options.weights
-    )
+    torch.manual_seed(options.seed)  # for random weights
+    weights = None if options.weights == "none" else options.weights
+    backbone = backbones.load(options.backbone, weights)
     backbone.model.to(device)
     results = evaluation.run(
         settings,
@@ -188,7 +186,7 @@ def _run_padim(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         threads=options.threads,
         pictures=options.pictures,
-        progress=_Progress(sys.stderr),
+        progress=_print_progress,
     )
     print(evaluation.report(results))
     print(f"Rows of all runs: {options.out / 'results.csv'}")
@@ -198,18 +196,13 @@ def _run_unpack(options: argparse.Namespace) -> None:
     print(unpack(options.archive, options.folder))
 
 
-class _Progress:
-    """Print progress: one updated line on a terminal, else a line per finished part."""
-
-    def __init__(self, stream):
-        self.stream, self.terminal = stream, stream.isatty()
-
-    def __call__(self, word: str, done: int, total: int) -> None:
-        if self.terminal:
-            end = "\n" if done == total else ""
-            print(f"\r{word} {done}/{total}", end=end, file=self.stream, flush=True)
-        elif done == total:
-            print(f"{word} {done} images", file=self.stream, flush=True)
+def _print_progress(word: str, done: int, total: int) -> None:
+    """Print one updated line on a terminal, else a line per finished part."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{word} {done}/{total}", end=end, file=sys.stderr, flush=True)
+    elif done == total:
+        print(f"{word} {done} images", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

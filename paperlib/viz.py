@@ -1,20 +1,19 @@
 """Figures of images and maps, in one style, readable with colour blindness."""
 
-import difflib
 from collections.abc import Sequence
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from paperlib.anomaly_map import minmax, upsample
+from paperlib.anomaly_map import upsample
+from paperlib.validation import channels_first, check_finite, rgb_batch
 
 Array = Tensor | np.ndarray
 Number = float | int  # the type checks in the tests reject int for float
@@ -63,8 +62,7 @@ def heatmap(
         map: (h, w), or any number of leading axes; `anomaly_map.minmax` scales a raw
             one.
         colormap: a name that matplotlib knows; the default is perceptually uniform.
-            "jet" is the papers' (OpenCV's, in RGB); it shows edges where the map has
-            none.
+            "jet" is the papers'; it shows edges where the map has none.
         size: height and width to resize to first, bilinearly; one number for a square.
 
     Returns:
@@ -76,31 +74,20 @@ def heatmap(
     values = torch.as_tensor(map).detach().float().cpu()
     if values.ndim < 2:
         raise ValueError(f"map of shape {tuple(values.shape)}; expected (h, w)")
-    values = _in_range(values, "map", "scale it with anomaly_map.minmax(map)")
-    values = (values if size is None else upsample(values, size).clamp(0, 1)).numpy()
-    if colormap.lower() == "jet":
-        import cv2
-
-        levels = (255 * values).round().astype(np.uint8)
-        blue_green_red = cv2.applyColorMap(levels.reshape(-1, 1), cv2.COLORMAP_JET)
-        return np.float32(blue_green_red[:, 0, ::-1].reshape(*values.shape, 3) / 255)
-    if colormap not in matplotlib.colormaps:
-        close = difflib.get_close_matches(colormap, matplotlib.colormaps, n=3) or [
-            "viridis",
-            "magma",
-            "jet",
-        ]
+    low, high = (float(value) for value in torch.aminmax(values))
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # resizing rounds
         raise ValueError(
-            f"unknown colormap {colormap!r}; did you mean one of: {', '.join(close)}?"
+            f"map with values from {low:g} to {high:g}; expected [0, 1]:"
+            " scale it with anomaly_map.minmax(map)"
         )
-    return np.float32(matplotlib.colormaps[colormap](values)[..., :3])
+    if size is not None:
+        values = upsample(values, size)
+    colours = plt.get_cmap(colormap)(values.clamp(0, 1).numpy())
+    return np.float32(colours[..., :3])
 
 
 def overlay(
-    heat: Array,
-    image: Array,
-    weights: tuple[Number, Number] = (0.5, 0.5),
-    divide_by_maximum: bool = False,
+    heat: Array, image: Array, weights: tuple[Number, Number] = (0.5, 0.5)
 ) -> np.ndarray:
     """Blend a heat map with its image.
 
@@ -110,8 +97,6 @@ def overlay(
             batches.
         weights: of heat map and image. A sum above 1 is clipped; common scripts use
             (0.7, 0.5).
-        divide_by_maximum: divide by the brightest value instead of clipping, as
-            Grad-CAM scripts do.
 
     Returns:
         float32 (…, H, W, 3), RGB in [0, 1].
@@ -129,13 +114,7 @@ def overlay(
         )
     if min(weights) < 0:
         raise ValueError(f"weights={weights}; expected two numbers of at least 0")
-    mixed = weights[0] * heat + weights[1] * image
-    mixed = (
-        mixed / max(float(mixed.max()), 1e-12)
-        if divide_by_maximum
-        else np.clip(mixed, 0, 1)
-    )
-    return np.float32(mixed)
+    return np.float32(np.clip(weights[0] * heat + weights[1] * image, 0, 1))
 
 
 def gradient_image(gradient: Array) -> np.ndarray:
@@ -152,21 +131,13 @@ def gradient_image(gradient: Array) -> np.ndarray:
     Raises:
         ValueError: if it is not an RGB image, or contains NaN or infinite values.
     """
-    values = _channels_last(
-        torch.as_tensor(gradient).detach().double().cpu(), "gradient"
-    ).numpy()
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"{int((~np.isfinite(values)).sum())} values of the gradient are NaN"
-            " or infinite"
-        )
-    axes = (-3, -2, -1)
-    centred = values - values.mean(axes, keepdims=True)
-    deviation = centred.std(axes, keepdims=True)
-    scaled = np.divide(
-        0.1 * centred, deviation, out=np.zeros_like(centred), where=deviation > 0
-    )
-    return np.float32(np.clip(scaled + 0.5, 0, 1))
+    values = _batch(torch.as_tensor(gradient).detach().double().cpu())
+    values = channels_first(values, "gradient").expand(-1, 3, -1, -1)
+    check_finite(values, "gradients")
+    deviation, mean = torch.std_mean(values, (1, 2, 3), correction=0, keepdim=True)
+    # A constant gradient is 0 after its mean is subtracted.
+    scaled = 0.1 * (values - mean) / torch.where(deviation > 0, deviation, 1)
+    return _channels_last((scaled + 0.5).clamp(0, 1), gradient)
 
 
 def panel(
@@ -210,100 +181,6 @@ def panel(
             linewidth=2,
         )
         ax.add_patch(edge)
-
-
-def explanation_figure(
-    image: Array,
-    maps: Array,
-    guided: Array | None = None,
-    guided_cams: Array | None = None,
-    *,
-    labels: Sequence[str] = (),
-    boxes: Sequence[Sequence[tuple[int, int, int, int]]] = (),
-    colormap: str = "viridis",
-) -> Figure:
-    """Draw Grad-CAM's Figure 1: one row per class with image, heat map and overlay.
-
-    Guided images, if passed, are drawn in a second line per class, so that no panel is
-    too small on a phone.
-
-    Args:
-        image: one image, RGB or grey, uint8 or float in [0, 1], (H, W, 3) or (3, H, W).
-        maps: (rows, h, w), raw: each is scaled to [0, 1] by its minimum and maximum and
-            resized to the image.
-        guided: (rows, 3, H, W), from `guided_backprop`.
-        guided_cams: (rows, 3, H, W), from `guided_grad_cam`.
-        labels: one per row.
-        boxes: one list of boxes per row, in the image's pixels, drawn on the overlay.
-        colormap: as in `heatmap`.
-
-    Returns:
-        the figure; its axes are in reading order.
-
-    Raises:
-        ValueError: if the numbers of rows differ, or `image` is not one image.
-    """
-    rgb, maps = _to_rgb(image, "image"), torch.as_tensor(maps).detach().float().cpu()
-    if maps.ndim != 3 or rgb.ndim != 3:
-        raise ValueError(
-            f"image {rgb.shape} and maps {tuple(maps.shape)};"
-            " expected one image and (rows, h, w)"
-        )
-    inputs = {
-        "guided": guided,
-        "guided_cams": guided_cams,
-        "labels": labels,
-        "boxes": boxes,
-    }
-    mismatches = [
-        f"{name} {len(value)}"
-        for name, value in inputs.items()
-        if value is not None and len(value) not in (0, len(maps))
-    ]
-    if mismatches:
-        raise ValueError(
-            f"{len(maps)} maps, but {', '.join(mismatches)}; expected one per row"
-        )
-    heats = heatmap(minmax(upsample(maps, rgb.shape[:2])), colormap)
-    columns = {
-        "original": [rgb] * len(maps),
-        "heat map": heats,
-        "overlay": [overlay(heat, rgb) for heat in heats],
-    }
-    columns |= (
-        {"Guided\nBackpropagation": gradient_image(guided)}
-        if guided is not None
-        else {}
-    )
-    columns |= (
-        {"Guided\nGrad-CAM": gradient_image(guided_cams)}
-        if guided_cams is not None
-        else {}
-    )
-    lines = -(-len(columns) // 3)  # per class, of at most three panels
-    across = -(-len(columns) // lines)
-    size = (
-        1.6 * across,
-        lines * len(maps) * (1.5 * rgb.shape[0] / rgb.shape[1] + 0.4),
-    )
-    fig, axes = plt.subplots(
-        lines * len(maps), across, figsize=size, squeeze=False, layout="constrained"
-    )
-    axes = axes.reshape(len(maps), lines * across)
-    for spare in axes[:, len(columns) :].flat:
-        spare.remove()
-    for row in range(len(maps)):
-        for ax, (title, panels) in zip(axes[row], columns.items(), strict=False):
-            named = row == 0 or lines > 1
-            panel(
-                ax,
-                panels[row],
-                title if named else "",
-                boxes[row] if boxes and title == "overlay" else (),
-            )
-        for first in axes[row, ::across] if labels else ():
-            first.set_ylabel(labels[row])
-    return fig
 
 
 def anomaly_figure(
@@ -387,9 +264,8 @@ def anomaly_figure(
             panel(ax, shown[row], title if row == 0 else "", drawn)
         if labels:
             axes[row, 0].set_ylabel(labels[row])
-    colours = ListedColormap(heatmap(torch.linspace(0, 1, 256)[None], colormap)[0])
     fig.colorbar(
-        ScalarMappable(Normalize(low, high), colours),
+        ScalarMappable(Normalize(low, high), colormap),
         ax=axes,
         label=scale,
         fraction=0.05,
@@ -399,45 +275,16 @@ def anomaly_figure(
 
 def _to_rgb(image: Array, name: str) -> np.ndarray:
     """Convert an image or a batch to float32 (…, H, W, 3) in [0, 1]."""
-    values = torch.as_tensor(image).detach().cpu()
-    if values.dtype == torch.uint8:
-        values = values.float() / 255
-    elif not values.is_floating_point():
-        raise ValueError(
-            f"{name} of dtype {str(values.dtype).removeprefix('torch.')};"
-            " expected uint8, or float in [0, 1]"
-        )
-    values = _in_range(
-        values.float(),
-        name,
-        "divide 8-bit values by 255, and undo a network's normalisation",
-    )
-    return _channels_last(values, name).numpy()
+    rgb = rgb_batch(_batch(torch.as_tensor(image).detach().cpu()), name)
+    return _channels_last(rgb.clamp(0, 1), image)
 
 
-def _channels_last(values: Tensor, name: str) -> Tensor:
-    if values.ndim == 2:
-        return values[..., None].expand(-1, -1, 3)
-    last, first = (
-        values.ndim in (3, 4) and values.shape[axis] in (1, 3) for axis in (-1, -3)
-    )
-    if last == first:
-        what = (
-            "the axis of the colours is ambiguous"
-            if last
-            else "expected (H, W, 3) or (3, H, W), alone or in batches"
-        )
-        raise ValueError(f"{name} of shape {tuple(values.shape)}; {what}")
-    values = values if last else values.movedim(-3, -1)
-    return values.expand(*values.shape[:-1], 3)
+def _batch(image: Tensor) -> Tensor:
+    """Add a batch axis to a single image."""
+    return image if image.ndim == 4 else image[None]
 
 
-def _in_range(values: Tensor, name: str, advice: str) -> Tensor:
-    low, high = (
-        (float(v) for v in torch.aminmax(values)) if values.numel() else (0.0, 0.0)
-    )
-    if not (low >= -1e-6 and high <= 1 + 1e-6):  # resizing rounds
-        raise ValueError(
-            f"{name} with values from {low:g} to {high:g}; expected [0, 1]: {advice}"
-        )
-    return values.clamp(0, 1)
+def _channels_last(batch: Tensor, image: Array) -> np.ndarray:
+    """Return a batch as float32 arrays, without the axis that `_batch` added."""
+    values = np.float32(batch.movedim(1, -1).numpy())
+    return values if image.ndim == 4 else values[0]

@@ -13,8 +13,10 @@ import pytest
 import torch
 from matplotlib.patches import Ellipse, Rectangle
 from PIL import Image
+from skimage import data
 
 from paperlib import viz
+from paperlib.anomaly_map import minmax, upsample
 
 
 @pytest.fixture
@@ -161,6 +163,31 @@ def test_a_grid_has_a_number_in_each_square(ax):
     assert numbers_in(ax) == {(0, 0): "1", (0, 1): "-2", (0, 2): "3"}
     assert ax.images[0].get_clim() == (-5, 5)
     assert ax.get_title() == "a title" and not ax.axison
+
+
+def test_the_explanation_figure_has_two_lines_per_class(figures):
+    image, maps = data.chelsea()[::4, ::4], torch.randn(2, 7, 7)
+    guided = torch.randn(2, 3, *image.shape[:2])
+    figure = companion.explanation_figure(
+        image, maps, guided, guided * 2 - 1, ["cat", "cup"]
+    )
+    axes = np.reshape(figure.axes, (2, 5))
+    titles = ["original", "heat map", "overlay"]
+    titles += ["Guided\nBackpropagation", "Guided\nGrad-CAM"]
+    assert all([ax.get_title() for ax in row] == titles for row in axes)
+    labels = [[ax.get_ylabel() for ax in row] for row in axes]
+    assert labels == [["cat", "", "", "cat", ""], ["cup", "", "", "cup", ""]]
+    for row in range(2):
+        heat = viz.heatmap(minmax(upsample(maps[row], image.shape[:2])))
+        expected = [
+            image / 255,
+            heat,
+            viz.overlay(heat, image),
+            viz.gradient_image(guided[row]),
+            viz.gradient_image(guided[row] * 2 - 1),
+        ]
+        for ax, wanted in zip(axes[row], expected, strict=True):
+            np.testing.assert_allclose(ax.images[0].get_array(), wanted, atol=1e-5)
 
 
 def test_number_grids_stand_in_a_row_and_have_no_negative_zero(figures):

@@ -234,6 +234,8 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     ),
     "validation.check_finite": lambda at: validation.check_finite(at(2, 3), "x"),
     "validation.check_images": lambda at: validation.check_images(at.pictures()),
+    "validation.channels_first": lambda at: validation.channels_first(at.pictures()),
+    "validation.rgb_batch": lambda at: validation.rgb_batch(at.pictures()),
     "validation.target_classes": lambda at: validation.target_classes(
         None, at(at.n, 5), at.n
     ),
@@ -341,6 +343,7 @@ EXEMPT = {
     "padim.save_pictures": FILES,
     "padim.write_results": FILES,
     "exercises.*": "checks of a reader's answers",
+    "tables.align_columns": "text",
     "validation.has_values": "says whether a tensor can be read",
     "complexity.measure_machine": TIMES,
     "complexity.time_*": TIMES,

@@ -8,7 +8,7 @@ import small_mvtec
 import torch
 from torch.overrides import TorchFunctionMode
 
-from paperlib.__main__ import _Progress, main
+from paperlib.__main__ import _print_progress, main
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +130,12 @@ def test_an_interrupted_run_says_how_to_go_on(root, tmp_path, capsys, monkeypatc
     assert "run the same command again" in capsys.readouterr().err
 
 
-def test_progress_is_one_line_on_a_terminal():
+def test_progress_is_one_line_on_a_terminal(monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: True
-    progress = _Progress(stream)
+    monkeypatch.setattr(sys, "stderr", stream)
     for done in (2, 4, 5):
-        progress("grid: fit", done, 5)
+        _print_progress("grid: fit", done, 5)
     assert stream.getvalue() == "\rgrid: fit 2/5\rgrid: fit 4/5\rgrid: fit 5/5\n"
 
 

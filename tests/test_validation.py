@@ -3,7 +3,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paperlib.validation import check_finite, check_images, has_values, target_classes
+from paperlib.validation import (
+    check_finite,
+    check_images,
+    has_values,
+    rgb_batch,
+    target_classes,
+)
 
 
 def test_good_images_are_cut_off_from_the_graph_but_not_copied():
@@ -120,3 +126,34 @@ def test_an_output_that_is_no_logits_is_refused(output):
         ValueError, match=r"expected logits \(2, classes\).*targets=<function"
     ):
         target_classes(None, output, 2)
+
+
+def test_images_of_every_layout_become_rgb_batches():
+    eight = torch.arange(2 * 4 * 6 * 3, dtype=torch.uint8).view(2, 4, 6, 3)
+    expected = eight.movedim(-1, 1) / 255
+    for same in (eight, eight.movedim(-1, 1), eight / 255, expected):
+        assert torch.equal(rgb_batch(same), expected)
+    grey = expected[:, :1].expand(-1, 3, -1, -1)
+    for same in (eight[..., 0], eight[..., :1], expected[:, :1]):
+        assert torch.equal(rgb_batch(same), grey)
+    assert torch.equal(rgb_batch(expected[:1, 0]), grey[:1])
+    # Grey images of 3 columns have no other layout.
+    assert rgb_batch(eight[..., :3, 0]).shape == (2, 3, 4, 3)
+    doubles = expected.double()
+    assert rgb_batch(doubles).data_ptr() == doubles.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 4, 6), r"photos of shape \(3, 4, 6\) .*images\[None\]"),
+        (torch.zeros(2, 4, 6, 2).byte(), "with 3 channels or 1$"),
+        (torch.zeros(2, 3, 6, 1), "the axis of the colours is ambiguous"),
+        (torch.zeros(2, 3, 0, 6), "are empty"),
+        (torch.zeros(2, 3, 4, 6).int(), "dtype int32; expected uint8"),
+        (torch.full((2, 3, 4, 6), -0.1), "range from -0.1 to -0.1"),
+    ],
+)
+def test_images_of_unknown_layout_or_range_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        rgb_batch(images, "photos")

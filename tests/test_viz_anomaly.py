@@ -105,7 +105,7 @@ def test_constant_maps_are_drawn():
             r"images \(1, 12, 20, 3\) and maps \(2, 3, 5\); expected",
         ),
         (lambda i, m, k: ((i[0], m), {}), r"images \(12, 20, 3\)"),
-        (lambda i, m, k: ((i[:0], m[:0]), {}), r"maps \(0, 3, 5\)"),
+        (lambda i, m, k: ((i[:0], m[:0]), {}), "images of shape .* are empty"),
         (
             lambda i, m, k: ((i, m, k[:, :3]), {}),
             r"masks \(2, 3, 20\); expected \(2, 12, 20\)",

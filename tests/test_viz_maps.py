@@ -4,10 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from skimage import data
 
 from paperlib import viz
-from paperlib.anomaly_map import minmax, upsample
+from paperlib.anomaly_map import upsample
 from paperlib.cam import Box
 
 
@@ -35,17 +34,11 @@ def test_heatmap_is_viridis_in_rgb_by_default():
     assert (np.diff(lightness) > 0).all()  # a higher value is always lighter
 
 
-def test_jet_is_opencvs_in_rgb():
-    heat = viz.heatmap(ramp(), "jet")
+def test_jet_is_not_monotonic_in_lightness():
+    heat = viz.heatmap(ramp(1, 64), "jet")
     blue, red = heat[0, 0], heat[-1, -1]
     assert blue[2] > 0.4 and blue[0] == 0 and red[0] > 0.4 and red[2] == 0
-    levels = (255 * ramp().numpy()).round().astype(np.uint8)
-    expected = cv2.cvtColor(
-        cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB
-    )
-    np.testing.assert_allclose(heat, expected / 255, atol=1e-6)
-    jet = viz.heatmap(ramp(1, 64), "JET")
-    lightness = cv2.cvtColor(jet, cv2.COLOR_RGB2Lab)[0, :, 0]
+    lightness = cv2.cvtColor(heat, cv2.COLOR_RGB2Lab)[0, :, 0]
     assert (np.diff(lightness) < 0).any()  # why it is not the default
 
 
@@ -78,7 +71,7 @@ def test_heatmap_takes_batches_arrays_and_a_size():
         (
             ramp(),
             {"colormap": "virdis"},
-            "unknown colormap 'virdis'; did you mean one of: viridis",
+            "'virdis' is not a valid value for ",
         ),
     ],
 )
@@ -118,7 +111,7 @@ def test_layouts_and_types_give_the_same_overlay():
     np.testing.assert_allclose(batch, [expected, (heat + 1 - image) / 2], atol=1e-6)
 
 
-def test_the_two_scripts_overlays():
+def test_an_overlay_is_clipped():
     image, heat = picture(), viz.heatmap(ramp(), "jet", size=(4, 6))
     np.testing.assert_allclose(
         viz.overlay(heat, image, (0.7, 0.5)),
@@ -127,11 +120,6 @@ def test_the_two_scripts_overlays():
     )
     # The weights sum to 1.2: something is clipped.
     assert (0.7 * heat + 0.5 * image).max() > 1
-    divided = viz.overlay(heat, image, (1, 1), divide_by_maximum=True)
-    np.testing.assert_allclose(
-        divided, (heat + image) / (heat + image).max(), atol=1e-6
-    )
-    assert viz.overlay(0 * heat, 0 * image, divide_by_maximum=True).max() == 0
 
 
 @pytest.mark.parametrize(
@@ -140,14 +128,14 @@ def test_the_two_scripts_overlays():
         (
             picture(),
             255 * picture(),
-            r"image with values from .* to 25\d.*divide 8-bit values by 255",
+            r"image of shape .* range from .* to 25\d.*Divide 8-bit values by 255",
         ),
-        (picture(), picture() - 0.5, "image with values from -0.4"),
-        (picture(), picture() * np.nan, "image with values from nan"),
+        (picture(), picture() - 0.5, "image of .* range from -0.4"),
+        (picture(), picture() * np.nan, "image of .* range from nan"),
         (
             picture(),
             (255 * picture()).astype(np.int32),
-            "image of dtype int32; expected uint8, or float",
+            "dtype int32; expected uint8, or float",
         ),
         (
             picture(),
@@ -160,10 +148,10 @@ def test_the_two_scripts_overlays():
         (
             picture(),
             np.zeros((4, 6, 4)),
-            r"image of shape \(4, 6, 4\); expected \(H, W, 3\)",
+            r"image of shape \(1, 4, 6, 4\) .* with 3 channels or 1$",
         ),
         (picture(), np.zeros((3, 6, 3)), "the axis of the colours is ambiguous"),
-        (2 * picture(), picture(), "heat with values"),
+        (2 * picture(), picture(), "heat of shape .* range from"),
     ],
 )
 def test_an_overlay_that_cannot_be_drawn_is_refused(heat, image, message):
@@ -193,7 +181,7 @@ def test_a_gradient_image_has_mean_one_half_and_deviation_a_tenth():
     assert viz.gradient_image(outlier).max() == 1
     assert viz.gradient_image(-outlier).min() == 0
     assert (viz.gradient_image(torch.full((3, 4, 5), 2.0)) == 0.5).all()
-    with pytest.raises(ValueError, match="1 values of the gradient are NaN"):
+    with pytest.raises(ValueError, match="1 values of gradients are NaN"):
         viz.gradient_image(
             outlier.index_put(
                 (torch.tensor(0), torch.tensor(0), torch.tensor(0)),
@@ -213,51 +201,3 @@ def test_a_panel_shows_the_picture_and_its_boxes():
     assert (box.get_xy(), box.get_width(), box.get_height()) == ((1.5, 0.5), 4, 3)
     with pytest.raises(ValueError, match="expected one. Select one of a batch"):
         viz.panel(ax, np.stack([picture(), picture()]))
-
-
-def test_the_explanation_figure_has_a_row_a_class():
-    image, maps = data.chelsea()[::4, ::4], torch.randn(2, 7, 7)
-    guided = torch.randn(2, 3, *image.shape[:2])
-    figure = viz.explanation_figure(
-        image,
-        maps,
-        guided,
-        guided * 2 - 1,
-        labels=["cat", "cup"],
-        boxes=[[Box(1, 2, 3, 4)], []],
-        colormap="magma",
-    )
-    axes = np.reshape(figure.axes, (2, 5))
-    titles = [
-        "original",
-        "heat map",
-        "overlay",
-        "Guided\nBackpropagation",
-        "Guided\nGrad-CAM",
-    ]
-    assert all([ax.get_title() for ax in row] == titles for row in axes)
-    assert [row[0].get_ylabel() for row in axes] == ["cat", "cup"]
-    for row in range(2):
-        shown = [ax.images[0].get_array() for ax in axes[row]]
-        heat = viz.heatmap(minmax(upsample(maps[row], image.shape[:2])), "magma")
-        expected = [
-            image / 255,
-            heat,
-            viz.overlay(heat, image),
-            viz.gradient_image(guided[row]),
-        ]
-        for found, wanted in zip(shown, expected, strict=False):
-            np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert [len(ax.patches) for ax in axes.flat] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
-    # A map of zeros, and no guided pictures.
-    assert len(viz.explanation_figure(image, maps[:1] * 0).axes) == 3
-
-
-def test_the_explanation_figure_counts_its_rows():
-    image, maps = picture(), torch.rand(2, 3, 3)
-    with pytest.raises(
-        ValueError, match="2 maps, but guided 1, labels 3; expected one per row"
-    ):
-        viz.explanation_figure(image, maps, torch.zeros(1, 3, 4, 6), labels="abc")
-    with pytest.raises(ValueError, match=r"expected one image and \(rows, h, w\)"):
-        viz.explanation_figure(image, maps[0])

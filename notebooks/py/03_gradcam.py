@@ -105,7 +105,7 @@ pair_targets = [[CAT, ESPRESSO]]  # for each image, a row of classes
 pair_cam = grad_cam(model, pair_batch, LAYER, pair_targets)
 pair_guided = guided_backprop(model, pair_batch, pair_targets)
 pair_guided_cam = guided_grad_cam(model, pair_batch, LAYER, pair_targets)
-viz.explanation_figure(
+companion.explanation_figure(
     pair_image,
     pair_cam.maps[0],
     pair_guided[0],
@@ -735,12 +735,6 @@ fig, axes = plt.subplots(2, 2, figsize=(4.2, 3.4))
 for ax, (title, overlay) in zip(axes.flat, overlays.items(), strict=True):
     viz.panel(ax, overlay, title)
 plt.show()
-
-# %% tags=["remove-cell"]
-library_overlay = viz.overlay(
-    heat_rgb / 255, cat_image, weights=(1, 1), divide_by_maximum=True
-)
-np.testing.assert_allclose(mixed / mixed.max(), library_overlay, atol=1e-6)
 
 # %% [markdown]
 # The network is affected by the order of the colours, too.

@@ -106,12 +106,9 @@ def raise_problems(problems: Sequence[str], where: str | Path) -> None:
 def _decode(path: str | Path, convert):
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            _check_complete(image)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return convert(image)
-    except FileNotFoundError:
-        reason = "there is no such file"
     except UnidentifiedImageError:
         reason = (
             "it is not an image that can be read;"
@@ -123,19 +120,6 @@ def _decode(path: str | Path, convert):
     except Exception as error:
         reason = str(error) or type(error).__name__
     raise ValueError(f"{path}: {reason}")
-
-
-def _check_complete(image: Image.Image) -> None:
-    """Raise for a TIFF with missing strips, which Pillow would fill with black."""
-    if image.format == "TIFF":
-        width, height = (
-            max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3)
-        )
-        if width < image.width or height < image.height:
-            raise ValueError(
-                f"its header states {image.width}×{image.height} pixels,"
-                f" its data hold {width}×{height}"
-            )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,8 +1,7 @@
 """The items of a data set (an image with its label and mask), and batches of them."""
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -10,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from paperlib.validation import rgb_batch
 
 
 class Item(NamedTuple):
@@ -42,7 +43,8 @@ class TensorItems(Dataset):
     """Images in memory, as items without masks.
 
     Args:
-        images: uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H, W) in [0, 1].
+        images: uint8, or floating point in [0, 1]; (N, H, W, C) or (N, C, H, W) with 3
+            channels or 1, or uint8 (N, H, W).
         label: of all of them, 0 normal or 1 defective.
         size: side in pixels of the square that they are resized to (bilinear with
             antialiasing); None for no resizing.
@@ -62,27 +64,8 @@ class TensorItems(Dataset):
         size: int | None = None,
         name: str = "image",
     ):
-        received = (
-            f"images of shape {tuple(images.shape)}"
-            f" and dtype {str(images.dtype).removeprefix('torch.')}"
-        )
-        expected = (
-            "expected uint8 (N, H, W) or (N, H, W, 3), or float (N, 1 or 3, H,"
-            " W) in [0, 1]"
-        )
-        channels = -1 if images.dtype == torch.uint8 else 1
-        if images.dtype == torch.uint8 and images.ndim == 3:
-            images = images[..., None]
-        if images.ndim != 4 or images.shape[channels] not in (1, 3):
-            raise ValueError(f"{received}; {expected}")
-        if images.dtype != torch.uint8:
-            if not images.is_floating_point():
-                raise ValueError(f"{received}; {expected}")
-            if images.numel() and not (0 <= images.min() and images.max() <= 1):
-                raise ValueError(
-                    f"{received} range from {images.min():g}"
-                    f" to {images.max():g}; {expected}"
-                )
+        # The numbers of 8-bit images need no check: the first image shows the layout.
+        rgb_batch(images[:1] if images.dtype == torch.uint8 else images)
         if label not in (0, 1) or (size is not None and size < 1):
             raise ValueError(
                 f"label={label}, size={size};"
@@ -94,20 +77,13 @@ class TensorItems(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Item:
-        image = self.images[index]
-        if image.dtype == torch.uint8:
-            image = image.movedim(-1, 0).float() / 255
+        image = rgb_batch(self.images[index][None])
         if self.size is not None:
             size = (self.size, self.size)
-            batch = F.interpolate(image[None], size, mode="bilinear", antialias=True)
-            image = batch[0].clamp(0, 1)
-        number = index % len(self.images)
-        return Item(
-            image.expand(3, -1, -1).contiguous(),
-            self.label,
-            None,
-            f"{self.name} {number}",
-        )
+            image = F.interpolate(image, size, mode="bilinear", antialias=True)
+            image = image.clamp(0, 1)
+        name = f"{self.name} {index % len(self.images)}"
+        return Item(image[0].contiguous(), self.label, None, name)
 
 
 def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batch]:
@@ -127,18 +103,17 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
     """
     if size < 1 or threads < 1:
         raise ValueError(f"size={size}, threads={threads}; expected at least 1 of each")
-    ahead: deque[list] = deque()
     pool = ThreadPoolExecutor(threads)
+
+    def start_reading(first: int) -> list[Future]:
+        numbers = range(first, min(first + size, len(dataset)))
+        return [pool.submit(dataset.__getitem__, number) for number in numbers]
+
     try:
-        for start in range(0, len(dataset), size):
-            numbers = range(start, min(start + size, len(dataset)))
-            ahead.append(
-                [pool.submit(dataset.__getitem__, number) for number in numbers]
-            )
-            if len(ahead) == 2:
-                yield _collate([reading.result() for reading in ahead.popleft()])
-        if ahead:
-            yield _collate([reading.result() for reading in ahead.popleft()])
+        ahead = start_reading(0)
+        for first in range(size, len(dataset) + size, size):
+            current, ahead = ahead, start_reading(first)
+            yield _collate([reading.result() for reading in current])
     finally:
         pool.shutdown(cancel_futures=True)
 

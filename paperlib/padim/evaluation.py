@@ -1,12 +1,12 @@
 """Evaluate PaDiM on MVTec AD (or data in its layout), next to the paper's results."""
 
 import csv
-import io
 import json
-import math
 import os
+import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from paperlib.backbones import Backbone, FeatureExtractor, Transform
 from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, MVTecAD, batches
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
+from paperlib.tables import align_columns
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
 GROUPS = {
@@ -71,9 +72,13 @@ class Result(NamedTuple):
     score_seconds: float
 
 
-_COLUMNS = (*Settings._fields, *Result._fields[1:])
-_INTEGER_COLUMNS = ("seed", "train", "test")
-_TEXT_COLUMNS = ("data", "backbone", "weights", "variant", "category")
+# Column of results.csv → what converts its text.
+_COLUMNS = {
+    **Settings.__annotations__,
+    **Result.__annotations__,
+    "dimensions": lambda text: None if text == "all" else int(text),
+}
+del _COLUMNS["settings"]
 
 
 class Scored(NamedTuple):
@@ -232,10 +237,9 @@ def save_pictures(scored: Scored, path: Path) -> None:
     )
     for ax in figure.axes:
         ax.yaxis.label.set_size(8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
+    with _atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=160)
     plt.close(figure)
-    _write_atomically(path, buffer.getvalue())
 
 
 def run(
@@ -277,11 +281,15 @@ def run(
         )
     out.mkdir(parents=True, exist_ok=True)
     table = out / "results.csv"
-    done = _select_results(settings, read_results(table))
+    done = {
+        result.category: result
+        for result in read_results(table)
+        if result.settings == settings
+    }
     remaining = [category for category in categories if category not in done]
     for category in remaining:
         for split in ("train", "test"):
-            MVTecAD(settings.data, category, split, settings.variant, check=False)
+            MVTecAD(settings.data, category, split, settings.variant)
     for category in remaining:
         scored = evaluate(
             settings,
@@ -301,12 +309,6 @@ def run(
     return [done[category] for category in categories]
 
 
-def _select_results(settings: Settings, results: Iterable[Result]) -> dict[str, Result]:
-    return {
-        result.category: result for result in results if result.settings == settings
-    }
-
-
 def read_results(path: Path) -> list[Result]:
     """Read what `write_results` wrote; return [] if there is no file.
 
@@ -321,7 +323,7 @@ def read_results(path: Path) -> list[Result]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file, strict=True)
-            if tuple(rows.fieldnames or ()) != _COLUMNS:
+            if rows.fieldnames != list(_COLUMNS):
                 raise ValueError(f"its columns are {rows.fieldnames}")
             return [_parse_result(row) for row in rows]
     except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
@@ -332,19 +334,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def _parse_result(row: dict[str, str]) -> Result:
-    values = {}
-    for name in _COLUMNS:
-        text = row[name]
-        if name == "dimensions":
-            values[name] = None if text == "all" else int(text)
-        else:
-            values[name] = (
-                text
-                if name in _TEXT_COLUMNS
-                else int(text)
-                if name in _INTEGER_COLUMNS
-                else float(text)
-            )
+    values = {name: convert(row[name]) for name, convert in _COLUMNS.items()}
     settings = Settings(*(values.pop(name) for name in Settings._fields))
     return Result(settings, **values)
 
@@ -355,21 +345,23 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     Source: this book. Departures: none.
     Test: test_evaluation.py::test_results_come_back_as_they_were_written
     """
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(_COLUMNS)
-    for result in results:
-        settings = result.settings._replace(
-            dimensions=result.settings.dimensions or "all"
-        )
-        rows.writerow([*settings, *result[1:]])
-    _write_atomically(path, text.getvalue().encode())
+    with (
+        _atomic(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        rows = csv.writer(file)
+        rows.writerow(_COLUMNS)
+        for settings, *scores in results:
+            dimensions = settings.dimensions or "all"
+            rows.writerow([*settings._replace(dimensions=dimensions), *scores])
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+@contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a new file, which replaces `path` at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -400,74 +392,51 @@ def report(results: Sequence[Result]) -> str:
     )
     variant = "Rd-MVTec AD" if settings.variant == "random" else "centred crops"
     weights = "" if settings.weights == "default" else f", weights {settings.weights}"
-    image, pixel = (
-        ("table_V", "table_III") if settings.variant == "centered" else ("", "table_VI")
-    )
-    quoted = [
-        (table, model) for table in (image, pixel) if table for model in PAPER[table]
-    ]
-    headings = ["category", "test", "AUROC", "pixel", "PRO"]
-    headings += [
+    is_centered = settings.variant == "centered"
+    tables = ("table_V", "table_III") if is_centered else ("table_VI",)
+    quoted = [(table, model) for table in tables for model in PAPER[table]]
+    headings = (
         f"{model.removeprefix('PaDiM-')} ({table.removeprefix('table_')})"
         for table, model in quoted
-    ]
-    lines = [headings]
-    rows = [(result.category, [result]) for result in results]
-    for group, members in GROUPS.items():
-        group_results = [result for result in results if result.category in members]
-        rows += [(group, group_results)] if group_results else []
-    for name, group_results in rows:
-        is_complete = name not in GROUPS or len(group_results) == len(GROUPS[name])
-        means = [
-            100
-            * math.fsum(getattr(r, field) for r in group_results)
-            / len(group_results)
+    )
+    rows = [("category", "test", "AUROC", "pixel", "PRO", *headings)]
+
+    def add_row(title: str, parts: Sequence[Result], name: str) -> None:
+        """Add the means of some results, and the paper's numbers under a name."""
+        means = (
+            100 * statistics.fmean(getattr(part, field) for part in parts)
             for field in ("image_auroc", "pixel_auroc", "aupro")
-        ]
-        title = (
-            name
-            if name not in GROUPS
-            else f"{name} ({len(group_results)} of {len(GROUPS[name])})"
         )
-        lines.append(
-            [
-                title,
-                str(sum(r.test for r in group_results)),
-                *(f"{value:.1f}" for value in means),
-            ]
-        )
-        lines[-1] += [
-            _format_quoted(PAPER[table][model].get(name)) if is_complete else ""
-            for table, model in quoted
-        ]
-    widths = [
-        max(len(line[column]) for line in lines) for column in range(len(headings))
-    ]
-    text = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
-        ).rstrip()
-        for line in lines
-    ]
+        cells = [title, str(sum(part.test for part in parts))]
+        cells += [f"{mean:.1f}" for mean in means]
+        cells += [_format_quoted(PAPER[t][model].get(name)) for t, model in quoted]
+        rows.append(cells)
+
+    for result in results:
+        add_row(result.category, [result], result.category)
+    for group, members in GROUPS.items():
+        parts = [result for result in results if result.category in members]
+        if parts:
+            title = f"{group} ({len(parts)} of {len(members)})"
+            add_row(title, parts, group if len(parts) == len(members) else "")
     heading = (
         f"{settings.backbone}, {dimensions}, seed {settings.seed}{weights}, {variant}"
     )
-    tables = (
+    legend = (
         "Table V (image AUROC) and Table III (pixel AUROC / PRO)"
-        if image
+        if is_centered
         else "Table VI (pixel AUROC / PRO)"
     )
-    source = PAPER["source"].split(", Tables")[0]
     return "\n".join(
-        [f"{heading}; in %", *text, f"right: the paper's {tables}", f"from {source}"]
+        [
+            f"{heading}; in %",
+            align_columns(rows, "<" + ">" * (len(rows[0]) - 1)),
+            f"right: the paper's {legend}",
+            f"from {PAPER['source'].split(', Tables')[0]}",
+        ]
     )
 
 
 def _format_quoted(value: float | list[float] | None) -> str:
-    if value is None:
-        return ""
-    return (
-        " / ".join(f"{v:.1f}" for v in value)
-        if isinstance(value, list)
-        else f"{value:.1f}"
-    )
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    return " / ".join(f"{number:.1f}" for number in values)

@@ -27,7 +27,7 @@ from torch import nn
 
 from paperlib import backbones, storage
 from paperlib.backbones import FeatureExtractor
-from paperlib.datasets import folder, read_image, read_mask, unpack
+from paperlib.datasets import read_image, read_mask, unpack
 from paperlib.padim import PaDiM
 from paperlib.padim.evaluation import Result, Settings, read_results, write_results
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, load_released_weights
@@ -96,27 +96,6 @@ def write_table(path):
     write_results(path, [Result(settings, f"kind {n}", *measures) for n in range(20)])
 
 
-def write_masks(path):
-    masks = np.random.default_rng(0).integers(0, 2, (3, 40, 30)).astype(np.uint8)
-    np.save(path, masks)
-
-
-def read_masks(path):
-    """ShanghaiTech Campus's masks beside three frames."""
-    root = path.parent / "campus"
-    (root / "frames" / "01_1").mkdir(parents=True, exist_ok=True)
-    (root / "test_pixel_mask").mkdir(exist_ok=True)
-    for number in range(3):
-        Image.new("RGB", (30, 40)).save(root / "frames" / "01_1" / f"{number}.png")
-    target = root / "test_pixel_mask" / "01_1.npy"
-    target.write_bytes(path.read_bytes())
-    try:
-        data = folder(root, size=8)
-        return [data[number] for number in range(3)]
-    except ValueError as error:
-        raise ValueError(str(error).replace("01_1.npy", path.name)) from error
-
-
 def read_state(path):
     """What `backbones.load` does with a file of weights, for a network small enough to
     be read a thousand times.
@@ -177,7 +156,6 @@ KINDS = {
     ),
     "weights.pth": (lambda p: torch.save(network().state_dict(), p), read_state, False),
     "old.pth": (lambda p: save_pickled(network().state_dict(), p), read_state, False),
-    "masks.npy": (write_masks, read_masks, False),
     "results.csv": (write_table, read_results, False),
     **{
         f"cells.{ending}": (write_archive, read_archive, False)
@@ -228,7 +206,7 @@ def try_it(
         for file in sorted(done.rglob("*"), reverse=True):
             file.unlink() if file.is_file() else file.rmdir()
         done.rmdir()
-    assert not leftovers(path.parent, {path.name, "campus"}), what
+    assert not leftovers(path.parent, {path.name}), what
 
 
 def damaged(whole: bytes, name: str, flips: int, step: int):
@@ -632,8 +610,7 @@ def test_code_in_files_is_not_run(tmp_path, cases, name):
     counter, (_, read, _) = cases("files: pickles with code"), KINDS[name]
     (tmp_path / "here").mkdir()
     path, ran = tmp_path / "here" / name, tmp_path / "ran"
-    reads = {"masks.npy": read_masks, "cell.png": read_image}
-    read = reads.get(name, read)
+    read = {"cell.png": read_image}.get(name, read)
     state = network().state_dict()
     for content in (
         lambda: path.write_bytes(pickle.dumps(Payload(ran))),
