@@ -14,6 +14,7 @@ from paperlib.complexity.conventions import Convention, totals
 from paperlib.complexity.formulas import _check_size
 from paperlib.complexity.recorder import Layer, MacRecorder, Originals, _without_data
 from paperlib.inference import HOOK_NUMBERS
+from paperlib.tables import align_columns
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Profile:
         ]
         rows.append(("total", "", "", f"{self.macs:,}", f"{self.params:,}"))
         shapes = ", ".join("×".join(map(str, shape)) for shape in self.input_shapes)
-        return f"{self.model}, input {shapes}\n" + _align_columns(rows, "<<<>>")
+        return f"{self.model}, input {shapes}\n" + align_columns(rows, "<<<>>")
 
     def conventions(self) -> list[Convention]:
         """Total the same run by every counting convention.
@@ -275,15 +276,3 @@ def _failure_message(
         " batch first, and dtype=torch.long for token ids; a forward that reads"
         " the values of its activations, or differentiates them, cannot be profiled"
     )
-
-
-def _align_columns(rows: list[tuple[str, ...]], align: str) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(align))]
-    lines = (
-        "  ".join(
-            f"{cell:{side}{width}}"
-            for cell, side, width in zip(row, align, widths, strict=True)
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)

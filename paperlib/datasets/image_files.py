@@ -106,6 +106,7 @@ def raise_problems(problems: Sequence[str], where: str | Path) -> None:
 def _decode(path: str | Path, convert):
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
+            _check_complete(image)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return convert(image)
@@ -120,6 +121,17 @@ def _decode(path: str | Path, convert):
     except Exception as error:
         reason = str(error) or type(error).__name__
     raise ValueError(f"{path}: {reason}")
+
+
+def _check_complete(image: Image.Image) -> None:
+    """Raise for a TIFF with missing strips, which Pillow would fill with black."""
+    if image.format == "TIFF":
+        right, bottom = (max(tile[1][i] for tile in image.tile) for i in (2, 3))
+        if right < image.width or bottom < image.height:
+            raise ValueError(
+                f"its header states {image.width}×{image.height} pixels,"
+                f" its data hold {right}×{bottom}"
+            )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

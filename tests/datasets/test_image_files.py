@@ -301,3 +301,25 @@ def test_one_error_names_ten_problems():
     assert len(lines) == 12
     assert lines[10].endswith("9.png: damaged")
     assert lines[11].endswith("… and 2 more")
+
+
+def test_a_tiff_that_ends_before_its_height_is_refused(tmp_path):
+    """One flipped bit of the height: Pillow would leave the rows that are not there
+    black, and take their memory.
+    """
+    path, pixels = tmp_path / "cell.tif", data.astronaut()[:40, :200]
+    Image.fromarray(pixels).save(path)
+    assert np.array_equal(read_image(path), pixels)
+    whole = bytearray(path.read_bytes())
+    # The tag ImageLength, one number of 32 bits.
+    place = whole.index(struct.pack("<HHII", 257, 4, 1, 40)) + 8
+    for height in (41, 40 + (1 << 16)):
+        path.write_bytes(whole[:place] + struct.pack("<I", height) + whole[place + 4 :])
+        with pytest.raises(
+            ValueError,
+            match=rf"its header states 200×{height} pixels, its data hold 200×40",
+        ):
+            read_image(path)
+    path.write_bytes(whole[:place] + struct.pack("<I", 39) + whole[place + 4 :])
+    # All that it announces is there.
+    assert np.array_equal(read_image(path), pixels[:39])
