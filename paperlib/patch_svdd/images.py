@@ -34,8 +34,7 @@ def mean_image(
     Test: test_pairs.py::test_images_that_teach_nothing_are_refused
     """
     with fail_together(group_device):
-        images = check_images(images)
-        check_range(images)
+        images = check_range(images)
         _check_colours(images)
     total = images.new_zeros(images.shape[1:], dtype=torch.float64)
     for part in images.split(IMAGES_PER_SUM):
@@ -57,8 +56,12 @@ def mean_image(
     return (total / count).to(images)
 
 
-def check_range(images: Tensor) -> None:
-    """Raise for images that are not RGB in [0, 1] or are smaller than a patch.
+def check_range(images: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Return detached images if they are RGB in [0, 1] and not smaller than a patch.
+
+    Args:
+        images: (N, 3, H, W).
+        mean: the mean training image (3, H, W), which the images must fit; or None.
 
     Raises:
         ValueError: with the received shape or range.
@@ -66,6 +69,7 @@ def check_range(images: Tensor) -> None:
     Source: this book. Departures: none.
     Test: test_pairs.py::test_images_that_teach_nothing_are_refused
     """
+    images = check_images(images)
     if images.shape[1] != 3 or min(images.shape[-2:]) < BIG_PATCH:
         raise ValueError(
             f"images of shape {tuple(images.shape)};"
@@ -80,6 +84,13 @@ def check_range(images: Tensor) -> None:
                 f"images range from {low:.3g} to {high:.3g}; expected 0 to 1."
                 " Divide 8-bit values by 255"
             )
+    if mean is not None and images.shape[1:] != mean.shape:
+        raise ValueError(
+            f"images of shape {tuple(images.shape)};"
+            f" expected {tuple(mean.shape)} each, as in training,"
+            " since the mean of those images is subtracted. Resize them"
+        )
+    return images
 
 
 def _combine(images: Tensor, total: Tensor) -> tuple[Tensor, int, bool]:
