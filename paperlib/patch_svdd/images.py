@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paperlib.distributed import check_same_size, fail_together
-from paperlib.patch_svdd.encoders import BIG_PATCH
-from paperlib.validation import check_images, has_values
+from paperlib.patch_svdd.encoders import check_rgb
+from paperlib.validation import has_values
 
 # Images are summed in batches, so that a memory-mapped file is never copied as a whole.
 IMAGES_PER_SUM = 8
@@ -69,14 +69,7 @@ def check_range(images: Tensor, mean: Tensor | None = None) -> Tensor:
     Source: this book. Departures: none.
     Test: test_pairs.py::test_images_that_teach_nothing_are_refused
     """
-    images = check_images(images)
-    if images.shape[1] != 3 or min(images.shape[-2:]) < BIG_PATCH:
-        raise ValueError(
-            f"images of shape {tuple(images.shape)};"
-            f" expected RGB (N, 3, H, W) of at least {BIG_PATCH}×{BIG_PATCH} pixels."
-            " Resize them, for example to 256×256 as in the paper,"
-            " and repeat a grey channel with .expand(-1, 3, -1, -1)"
-        )
+    images = check_rgb(images)
     if has_values(images):
         low, high = float(images.amin()), float(images.amax())
         if low < -1e-3 or high > 1 + 1e-3:  # resizing may round beyond the limits
@@ -110,16 +103,14 @@ def _combine(images: Tensor, total: Tensor) -> tuple[Tensor, int, bool]:
 
 
 def _any_differs(images: Tensor, reference: Tensor) -> bool:
-    if not has_values(images):
-        return True
-    return any(bool((part != reference).any()) for part in images.split(IMAGES_PER_SUM))
+    return not has_values(images) or any(
+        bool((part != reference).any()) for part in images.split(IMAGES_PER_SUM)
+    )
 
 
 def _check_colours(images: Tensor) -> None:
-    if not has_values(images):
-        return
     spread = (images.amax((2, 3)) - images.amin((2, 3))).amax(1)
-    if (spread == 0).any():
+    if has_values(images) and (spread == 0).any():
         rows = (spread == 0).nonzero().flatten().tolist()
         which = f"training images number {', '.join(map(str, rows[:8]))}"
         raise ValueError(f"{which} are of one colour; remove them")
