@@ -6,6 +6,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from paperlib.validation import check_at_least_one
+
 
 class Block(NamedTuple):
     """A pair of rows of Table 1: input channels, output channels, spatial stride."""
@@ -79,10 +81,7 @@ class MobileNetV1(nn.Module):
                 f"width={width} leaves the first layer without channels; pass a width"
                 f" of at least 1/{STEM_CHANNELS} (the paper uses 1, 0.75, 0.5 and 0.25)"
             )
-        if num_classes < 1:
-            raise ValueError(
-                f"num_classes={num_classes}; expected at least 1, the number of classes"
-            )
+        check_at_least_one(num_classes=num_classes)
         if last_stride not in (1, 2):
             raise ValueError(
                 f"last_stride={last_stride}; expected 1 (what the paper counts) or 2"

@@ -7,7 +7,7 @@ number of images.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from paperlib.padim.gaussian import (
 )
 from paperlib.precision import at_least_float32
 from paperlib.storage import digest, read_tensors, write_tensors
-from paperlib.validation import check_images
+from paperlib.validation import check_choice, check_images
 
 SMOOTHING_SIGMA = 4.0  # PaDiM, Sec. IV-B: Gaussian filter on anomaly maps, in pixels
 REDUCTIONS = ("random", "pca")
@@ -93,6 +93,8 @@ class PaDiM:
         sigma: float | int = SMOOTHING_SIGMA,
     ):
         _check_extractor(extractor)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("mode", mode, MODES)
         if dimensions is not None and dimensions < 1:
             raise ValueError(
                 f"dimensions={dimensions}; expected at least 1,"
@@ -100,11 +102,6 @@ class PaDiM:
             )
         if not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon={epsilon}; expected a variance to add, above 0")
-        if reduction not in REDUCTIONS or mode not in MODES:
-            raise ValueError(
-                f"reduction={reduction!r}, mode={mode!r};"
-                f" expected one of {REDUCTIONS} and of {MODES}"
-            )
         if reduction == "pca" and dimensions is None:
             raise ValueError(
                 "dimensions=None means all channels, with which PCA reduces nothing;"
@@ -141,30 +138,15 @@ class PaDiM:
         basis = None
         if self.reduction == "pca":
             basis = self._principal_components(batches, device)
-        channels = gaussian = size = grid = None
-        with fail_together(device):
-            for images in _check_batches(batches):
-                size = _check_size(images, size)
-                maps = self._maps(images)
-                if gaussian is None:
-                    if basis is None:
-                        channels = self._draw(sum(part.shape[1] for part in maps))
-                    grid = tuple(maps[0].shape[2:])
-                x = _embed(maps, channels, basis)
-                if gaussian is None:
-                    dtype = at_least_float32(x.dtype)
-                    gaussian = PatchGaussian(x.shape[1], x.shape[2], dtype)
-                gaussian.update(x)
-            if gaussian is None:
-                reason = "a generator yields its batches only once"
-                raise ValueError(f"no batch received; {reason}")
-        if device is not None:
-            check_same_size(size, device)
-            gaussian.all_reduce()
+
+        def embed(maps: list[Tensor]) -> Tensor:
+            return _embed(maps, self._draw(maps) if basis is None else None, basis)
+
+        gaussian, maps, size = self._estimate(batches, device, embed)
         mean, whitening = gaussian.mean(), whiten(gaussian, self.epsilon)
-        self.mean, self.whitening, self.channels = mean, whitening, channels
-        self.basis = basis
-        self.grid, self.size, self.count = grid, size, gaussian.count
+        self.mean, self.whitening, self.basis = mean, whitening, basis
+        self.channels = self._draw(maps) if basis is None else None
+        self.grid, self.size, self.count = maps[0].shape[2:], size, gaussian.count
         return self
 
     def anomaly_map(self, images: Tensor) -> Float[Tensor, "n h w"]:
@@ -217,9 +199,7 @@ class PaDiM:
                 distances = leave_one_out_distance(distances, self.count)
             scores.append(self._upsample_and_smooth(distances).amax((1, 2)))
         if not scores:
-            raise ValueError(
-                "no batch received; a generator yields its batches only once"
-            )
+            raise ValueError(_NO_BATCH)
         return float(torch.cat(scores).double().quantile(quantile))
 
     def to(self, device: torch.device | str) -> "PaDiM":
@@ -309,14 +289,11 @@ class PaDiM:
             raise ValueError(
                 f"{path} has settings that can't be used ({error}); fit and save again"
             ) from error
-        device = model._device()
-        model.mean = tensors["mean"].to(device)
-        model.whitening = tensors["whitening"].to(device)
-        model.channels = tensors.get("channels")
-        model.basis = tensors["basis"].to(device) if "basis" in tensors else None
+        model.mean, model.whitening = tensors["mean"], tensors["whitening"]
+        model.channels, model.basis = tensors.get("channels"), tensors.get("basis")
         model.grid, model.size = tuple(about["grid"]), tuple(about["size"])
         model.count = about["count"]
-        return model
+        return model.to(model._device())
 
     def _distances(self, images: Tensor) -> Float[Tensor, "n h w"]:
         self._check_fitted()
@@ -345,7 +322,43 @@ class PaDiM:
         # follow.
         return [part.to(at_least_float32(part.dtype)) for part in maps]
 
-    def _draw(self, total: int) -> Tensor:
+    def _estimate(
+        self,
+        batches: Iterable,
+        device: torch.device | None,
+        embed: Callable[[list[Tensor]], Float[Tensor, "n p d"]],
+    ) -> tuple[PatchGaussian, list[Tensor], tuple[int, int]]:
+        """Estimate the Gaussians of the embeddings of all batches.
+
+        Args:
+            batches: of images.
+            device: where the processes communicate, or None for a single process.
+            embed: maps a batch's feature maps to its embeddings.
+
+        Returns:
+            the Gaussians of all processes, the feature maps of the last batch, and the
+            size of the images.
+        """
+        gaussian = size = None
+        with fail_together(device):
+            for images in _check_batches(batches):
+                size = _check_size(images, size)
+                maps = self._maps(images)
+                x = embed(maps)
+                gaussian = gaussian or PatchGaussian(
+                    *x.shape[1:], at_least_float32(x.dtype)
+                )
+                gaussian.update(x)
+            if gaussian is None:
+                raise ValueError(_NO_BATCH)
+        if device is not None:
+            check_same_size(size, device)
+            gaussian.all_reduce()
+        return gaussian, maps, size
+
+    def _draw(self, maps: list[Tensor]) -> Tensor:
+        """Draw the channels, in ascending order; raise if there are too few."""
+        total = sum(part.shape[1] for part in maps)
         if self.dimensions is None:
             return torch.arange(total)
         if self.dimensions > total:
@@ -365,25 +378,17 @@ class PaDiM:
 
         `device` is where the processes communicate, or None for a single process.
         """
-        gaussian = size = None
+
+        def embed(maps: list[Tensor]) -> Tensor:
+            self._draw(maps)  # raises if there are too few channels
+            x = _embed(maps, None, None)
+            return x.transpose(0, 1).reshape(-1, 1, x.shape[2])
+
         with fail_together(device):
             if isinstance(batches, Iterator):
                 reason = "PCA reads the batches twice and a generator yields them once"
                 raise ValueError(f"{reason}; pass a list or a DataLoader")
-            for images in _check_batches(batches):
-                size = _check_size(images, size)
-                x = _embed(self._maps(images), None, None)
-                total = x.shape[2]
-                self._draw(total)  # raises if there are too few channels
-                gaussian = gaussian or PatchGaussian(
-                    1, total, at_least_float32(x.dtype)
-                )
-                gaussian.update(x.transpose(0, 1).reshape(-1, 1, total))
-            if gaussian is None:
-                raise ValueError("no batch received")
-        if device is not None:
-            check_same_size(size, device)
-            gaussian.all_reduce()
+        gaussian, _, _ = self._estimate(batches, device, embed)
         # eigh sorts the eigenvalues in ascending order.
         _, vectors = torch.linalg.eigh(gaussian.covariance(0)[0].double())
         return (
@@ -402,26 +407,6 @@ class PaDiM:
             )
 
 
-def summed_anomaly_map(
-    models: Sequence[PaDiM], images: Tensor
-) -> Float[Tensor, "n h w"]:
-    """Add up the maps of several models, one per layer: the paper's "Layer 1+2+3".
-
-    Args:
-        models: fitted, with the same image size.
-        images: as for `PaDiM.anomaly_map`.
-
-    Raises:
-        ValueError: for no model, and as `PaDiM.anomaly_map`.
-
-    Source: PaDiM, arXiv:2011.08785, Sec. V-A, Table I. Departures: none.
-    Test: test_padim.py::test_layers_are_summed
-    """
-    if not models:
-        raise ValueError("no model; expected at least one")
-    return sum(model.anomaly_map(images) for model in models)
-
-
 def _embed(
     maps: list[Tensor], channels: Tensor | None, basis: Tensor | None
 ) -> Float[Tensor, "n p d"]:
@@ -435,60 +420,34 @@ def _embed(
 
 # ---- checks and files ----
 
+_NO_BATCH = "no batch received; a generator yields its batches only once"
 _SETTINGS = ("dimensions", "seed", "epsilon", "reduction", "mode", "sigma")
 
 
 def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
     """Whether `save` may have written a file (the checksum detects no forgery)."""
-    if not set("backbone layers weights settings grid size count".split()) <= set(
-        about
-    ):
+    try:
+        (h, w), (height, width) = about["grid"], about["size"]
+        sizes = [h, w, height, width, about["count"]]
+        mean, whitening = tensors["mean"], tensors["whitening"]
+        p, d = mean.shape
+        layers_and_settings = [*about["layers"], *about["settings"]]
+        selection = tensors["basis" if "basis" in tensors else "channels"]
+    except (KeyError, TypeError, ValueError):
         return False
-    numbers = (
-        [*about["grid"], *about["size"]]
-        if isinstance(about["grid"], list) and isinstance(about["size"], list)
-        else []
-    )
-    mean, whitening, channels, basis = (
-        tensors.get(name) for name in ("mean", "whitening", "channels", "basis")
-    )
-    if (
-        not (
-            isinstance(about["layers"], list)
-            and all(isinstance(name, str) for name in about["layers"])
-        )
-        or len(numbers) != 4
-        or len(about["grid"]) != 2
-        or not all(
-            type(number) is int and number > 0 for number in (*numbers, about["count"])
-        )
-        or not (
-            isinstance(about["settings"], dict)
-            and set(about["settings"]) == set(_SETTINGS)
-        )
-        or mean is None
-        or mean.ndim != 2
-        or len(mean) != numbers[0] * numbers[1]
-        or mean.dtype not in (torch.float32, torch.float64)
-        or whitening is None
-        or whitening.shape != (*mean.shape, mean.shape[1])
-        or whitening.dtype != mean.dtype
-    ):
-        return False
-    if basis is not None:
-        is_consistent = (
-            basis.ndim == 2
-            and basis.shape[1] == mean.shape[1]
-            and basis.dtype == mean.dtype
-        )
-    else:
-        is_consistent = (
-            channels is not None
-            and channels.shape == mean.shape[1:]
-            and channels.dtype == torch.int64
-        )
-    return is_consistent and all(
-        bool(torch.isfinite(tensor).all()) for tensor in tensors.values()
+    selection_kind = (2, mean.dtype) if "basis" in tensors else (1, torch.int64)
+    return (
+        (selection.ndim, selection.dtype) == selection_kind
+        and selection.shape[-1] == d
+        and {"backbone", "weights"} <= set(about)
+        and all(isinstance(name, str) for name in layers_and_settings)
+        and set(about["settings"]) == set(_SETTINGS)
+        and all(type(number) is int and number > 0 for number in sizes)
+        and p == h * w
+        and whitening.shape == (p, d, d)
+        and mean.dtype == whitening.dtype
+        and mean.dtype in (torch.float32, torch.float64)
+        and all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     )
 
 
