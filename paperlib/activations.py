@@ -4,6 +4,7 @@ import difflib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,20 +57,17 @@ def record_activations(
     """
     records: dict[Any, Tensor] = {}
 
-    def make_recorder(layer, name):
-        def record(output):
-            # Two copies: nn.Identity returns its input, and the network may change both
-            # in place.
-            records[layer] = feature_map(name, output).clone()
-            return records[layer].clone()
-
-        return record
+    def record(layer, name, output):
+        # Two copies: nn.Identity returns its input, and the network may change both in
+        # place.
+        records[layer] = feature_map(name, output).clone()
+        return records[layer].clone()
 
     modules = [(layer, *find_layer(model, layer)) for layer in layers]
     with ExitStack() as stack:
         stack.enter_context(without_compiler())
         for layer, module, name in modules:
-            stack.enter_context(on_output(module, make_recorder(layer, name)))
+            stack.enter_context(on_output(module, partial(record, layer, name)))
         yield records
 
 
@@ -170,7 +168,7 @@ def spatial_map(name: str, output: Any, images: Tensor) -> Tensor:
         ValueError: for anything else, such as token maps and channels-last maps.
 
     Source: this book. Departures: none.
-    Test: test_gradcam.py::test_layers_without_places_are_refused
+    Test: test_gradcam.py::test_swins_blocks_are_channels_last_and_its_permute_is_not
     """
     output, (n, _, height, width) = feature_map(name, output), images.shape
     description = f"layer {name!r} returns {tuple(output.shape)}"
@@ -211,7 +209,7 @@ def raise_unless_ran(name: str, ran: bool, other_threads: list[int]) -> None:
         other_threads: in which it ran, from `on_output`.
 
     Source: this book. Departures: none.
-    Test: test_gradcam.py::TODO
+    Test: test_backbones.py::test_an_extractor_stops_after_its_last_layer
     """
     if not ran and other_threads:
         raise ValueError(

@@ -3,6 +3,7 @@
 import importlib.resources
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,6 @@ from paperlib.activations import (
     spatial_map,
 )
 from paperlib.inference import inference_state
-from paperlib.precision import full_precision
 from paperlib.storage import is_dense, load_state
 from paperlib.validation import (
     check_at_least_one,
@@ -245,7 +245,9 @@ def _load_in_order(model: nn.Module, state: object, source: str | Path) -> None:
     """Load a state dict that lists the model's tensors in order, under any names."""
     expected = model.state_dict()
     tensors = list(state.values()) if isinstance(state, dict) else []
-    shapes = [t.shape for t in tensors if isinstance(t, Tensor) and is_dense(t)]
+    shapes = [
+        t.shape if isinstance(t, Tensor) and is_dense(t) else None for t in tensors
+    ]
     if shapes != [tensor.shape for tensor in expected.values()]:
         raise ValueError(
             f"{source} holds {len(tensors)} tensors that are not those of this network"
@@ -297,22 +299,19 @@ class FeatureExtractor:
         other_threads: dict[str, list[int]] = {}
         images = check_images(images)
 
-        def make_recorder(name):
-            def record(output):
-                if name in features:
-                    return
-                features[name] = spatial_map(name, output, images)
-                if len(features) == len(self.layers):
-                    raise _AllRecorded
-                # The network continues, and may change its own copy in place.
-                features[name] = features[name].clone()
-
-            return record
+        def record(name, output):
+            if name in features:
+                return
+            features[name] = spatial_map(name, output, images)
+            if len(features) == len(self.layers):
+                raise _AllRecorded
+            # The network continues, and may change its own copy in place.
+            features[name] = features[name].clone()
 
         with inference_state(self.model), torch.no_grad(), ExitStack() as stack:
             for name in self.layers:
                 layer, _ = find_layer(self.model, name)
-                hook = on_output(layer, make_recorder(name))
+                hook = on_output(layer, partial(record, name))
                 other_threads[name] = stack.enter_context(hook)
             try:
                 self.model(images.clone())  # a network may change its input in place
@@ -367,48 +366,6 @@ def concatenate_embeddings(
     joined = torch.cat(parts, 3)
     if order != list(range(len(order))):
         joined = joined[..., torch.tensor(order, device=joined.device).argsort()]
-    return joined.permute(2, 3, 0, 1)
-
-
-def project_embeddings(
-    maps: Sequence[Tensor], basis: Float[Tensor, "*channels_d"]
-) -> Float[Tensor, "n d h w"]:
-    r"""Concatenate the layers' maps and project every embedding onto a basis.
-
-    $$y_{ij} = V^\mathrm{T} x_{ij}$$   with V = `basis`, for example principal
-    components, and $x_{ij}$ the concatenated embedding at (i, j). Nearest-neighbour
-    upsampling commutes with the projection, so each layer is projected at its own
-    resolution, and the concatenated map with all channels is never stored. The products
-    are computed in full precision: not in TF32 or bfloat16, also under autocast.
-
-    Args:
-        maps: as for `concatenate_embeddings`.
-        basis: (total number of channels, d), of the maps' dtype.
-
-    Returns:
-        (N, d, h, w), with the memory layout of `concatenate_embeddings`.
-
-    Raises:
-        ValueError: as `concatenate_embeddings`, and if the number of rows or the dtype
-            of the basis does not match the maps.
-
-    Source: PaDiM, arXiv:2011.08785, Sec. V-A (PCA).
-    Departures: none. The mean is not subtracted here, because each Gaussian subtracts
-        its own mean.
-    Test: test_backbones.py::test_projecting_equals_joining_then_multiplying
-    """
-    total = _count_channels(maps)
-    if basis.ndim != 2 or basis.shape[0] != total or basis.dtype != maps[0].dtype:
-        raise ValueError(
-            f"basis {tuple(basis.shape)} of {basis.dtype};"
-            f" expected ({total}, d) of {maps[0].dtype}"
-        )
-    parts = zip(maps, basis.split([part.shape[1] for part in maps]), strict=True)
-    with full_precision():
-        joined = sum(
-            _upsample_nearest(part.permute(2, 3, 0, 1) @ rows, maps[0].shape[2:])
-            for part, rows in parts
-        )
     return joined.permute(2, 3, 0, 1)
 
 

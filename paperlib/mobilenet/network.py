@@ -92,7 +92,7 @@ class MobileNetV1(nn.Module):
         blocks = (*blocks[:-1], blocks[-1]._replace(stride=last_stride))
         make_block = _separable_block if separable else _full_block
         channels = int(STEM_CHANNELS * width)
-        layers = OrderedDict(stem=_stem(channels, activation))
+        layers = OrderedDict(stem=_full_block(3, channels, 2, activation))
         for number, block in enumerate(blocks, start=1):
             out_channels = int(block.out_channels * width)
             layers[f"block{number}"] = make_block(
@@ -112,16 +112,6 @@ class MobileNetV1(nn.Module):
                 " or repeat a grey image's single channel three times"
             )
         return self.classifier(self.pool(self.features(images)).flatten(1))
-
-
-def _stem(channels: int, activation: type[nn.Module]) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False),
-            norm=nn.BatchNorm2d(channels),
-            act=activation(inplace=True),
-        )
-    )
 
 
 def _separable_block(
