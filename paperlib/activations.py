@@ -245,7 +245,6 @@ def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[list[int
         others.append(threading.get_ident())
         return None
 
-    hook.thread = thread  # the owner: complexity.counting does not remove it
     with HOOK_NUMBERS:
         handle = module.register_forward_hook(hook)
     try:

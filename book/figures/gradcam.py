@@ -101,7 +101,7 @@ def figure_1() -> list[Figure]:
     for k, (name, target) in enumerate(CLASSES.items()):
         panels = {
             "image": pair.image,
-            "Guided\nBackpropagation": viz.gradient_image(pair.guided[k]),
+            "guided\nbackpropagation": viz.gradient_image(pair.guided[k]),
             "Grad-CAM": _over_image(pair.cam.maps[0, k]),
             "Guided\nGrad-CAM": viz.gradient_image(pair.guided_cam[k]),
             "occlusion": _over_image(_occlusion()[k]),
@@ -145,17 +145,18 @@ def data_flow() -> Figure:
     note(3.3, 8.9, "convo-\nlutions")
     note(7.55, 8.9, "further\nlayers")
     scores = pair.cam.logits[0, pair.targets[0]].tolist()
-    for y, name, score in zip((9.25, 8.6), ("cat", "cup"), scores, strict=True):
-        note(8.8, y, f"{name}  {score:.1f}", ha="left")
-    note(8.8, 8.1, "…", ha="left")
-    ax.add_patch(Rectangle((8.7, 8.95), 1.5, 0.6, fill=False, ec=ORANGE, lw=1.8))
+    for y, name, score in zip((9.27, 8.37), CLASSES, scores, strict=True):
+        label = f"{name} {score:.1f}".replace(" ", "\n", 1)
+        note(8.8, y, label, ha="left", fontsize=10)
+    note(9.5, 7.8, "…")
+    ax.add_patch(Rectangle((8.7, 8.85), 1.6, 0.85, fill=False, ec=ORANGE, lw=1.8))
     for x, text in ((1, "image"), (5.4, "channels $A^k$"), (9.5, "scores $y^c$")):
         note(x, 10.2, text)
     for start, end in ((2, 2.6), (4, 4.6), (6.4, 6.9), (8.2, 8.7)):
         arrow(ax, (start, 8.9), (end, 8.9))
 
     # Backward to the layer: one number per channel.
-    path = [10.2, 10.45, 10.45, 5.4], [9.25, 9.25, 7.4, 7.4]
+    path = [10.3, 10.5, 10.5, 5.4], [9.25, 9.25, 7.4, 7.4]
     ax.plot(*path, color=ORANGE, lw=1.8, ls="--")
     arrow(ax, (5.4, 7.4), (5.4, 8.05), ORANGE, lw=1.8)
     arrow(ax, (5.4, 7.4), (5.4, 6.25), ORANGE, lw=1.8)
@@ -177,9 +178,9 @@ def data_flow() -> Figure:
     # Backward to the pixels, and the product.
     ax.plot([9.5, 9.5, 1, 1], [10.5, 10.8, 10.8, 10.5], color=PURPLE, lw=1.8, ls=":")
     arrow(ax, (1, 7.8), (1, 3.15), PURPLE, lw=1.8, ls=":")
-    note(5.4, 11.1, "guided gradient, back through every layer to the pixels")
+    note(5.4, 11.1, "guided backpropagation, through every layer to the pixels")
     panels = {
-        0: ("Guided\nBackpropagation", viz.gradient_image(pair.guided[0])),
+        0: ("guided\nbackpropagation", viz.gradient_image(pair.guided[0])),
         4.4: ("Grad-CAM,\nresized", _over_image(pair.cam.maps[0, 0])),
         8.3: ("Guided\nGrad-CAM", viz.gradient_image(pair.guided_cam[0])),
     }
@@ -188,7 +189,7 @@ def data_flow() -> Figure:
         note(x + 1, 0.5, title)
     note(3.2, 2.1, "×", fontsize=16)
     note(7.35, 2.1, "=", fontsize=16)
-    ax.set(xlim=(-0.1, 10.5), ylim=(0, 11.4))
+    ax.set(xlim=(-0.1, 10.6), ylim=(0, 11.4))
     return figure
 
 
@@ -332,7 +333,7 @@ def random_head() -> list[Figure]:
     figures = []
     for method, explanations in {
         "Grad-CAM": maps,
-        "Guided Backpropagation": gradients,
+        "guided backpropagation": gradients,
     }.items():
         figure, axes = plt.subplots(1, 2, figsize=(2.5, 1.95))
         for ax, (state, values) in zip(axes, explanations.items(), strict=True):

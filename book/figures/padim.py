@@ -228,19 +228,23 @@ def _distance(point: Tensor, mean: Tensor, covariance: Tensor) -> float:
 
 
 def _channels(normal: Tensor, vector: Tensor) -> tuple[int, int]:
-    """Find two correlated channels of which neither alone shows the defect well.
+    """Find two channels that show a defect together, but not one at a time.
 
-    Of the pairs in which both channels deviate by less than three standard deviations,
+    In each of the two the defect deviates by less than three standard deviations, and
+    together they put it farther from the mean than every normal vector. Of such pairs,
     this is the one with the largest Mahalanobis distance.
     """
     deviation = ((vector - normal.mean(0)) / normal.std(0)).abs()
     usual = torch.nonzero(deviation < 3)[:, 0].tolist()
-
-    def joint_distance(pair):
-        pair = list(pair)
-        return _distance(vector[pair], *_fit(normal[:, pair]))
-
-    return max(combinations(usual, 2), key=joint_distance)
+    distances = {}
+    for pair in combinations(usual, 2):
+        points = torch.cat([normal, vector[None]])[:, None, list(pair)]
+        mean, covariance = _fit(points[:-1, 0])
+        cholesky = torch.linalg.cholesky(covariance)
+        *others, defect = mahalanobis_distance(points, mean[None], cholesky[None])
+        if defect > max(others):
+            distances[pair] = defect.item()
+    return max(distances, key=distances.get)
 
 
 def _ellipses(

@@ -386,7 +386,11 @@ def from_distances_to_maps() -> list[Figure]:
     _map(axes[1, 1], coarse, f"$K=64$: {GRID}×{GRID}")
     note = before.add_subplot(axes[0, 1].get_subplotspec())
     blank(note).text(
-        0.5, 0.5, "distances\nto the\nnearest\npatch\nbelow", ha="center", va="center"
+        0.5,
+        0.5,
+        "distance of\neach patch to\nthe nearest\nnormal patch\n↓",
+        ha="center",
+        va="center",
     )
 
     after, axes = plt.subplots(2, 2, figsize=(2.6, 3.0))
@@ -400,7 +404,7 @@ def from_distances_to_maps() -> list[Figure]:
 
 
 def weight() -> list[Figure]:
-    """Task and detection of five trainings that differ in λ, from stored results."""
+    """Task and detection of training runs that differ in λ, from stored results."""
     runs = companion.read_result("patch_svdd_cells")["runs"]
     prefix = "λ = "
     runs = {
@@ -410,7 +414,7 @@ def weight() -> list[Figure]:
     }
     names = list(runs)
     panels = {
-        "right of 8 directions, %": lambda run, kind: 100 * run["positions"][kind][0],
+        "correct directions, %": lambda run, kind: 100 * run["positions"][kind][0],
         "pixel AUROC": lambda run, kind: run["auroc"][f"{kind} pixel mult"],
         "image AUROC": lambda run, kind: run["auroc"][f"{kind} image mult"],
     }

@@ -72,14 +72,18 @@ def sections(notebook: NotebookNode) -> dict[str, int]:
 
 
 def page(name: str, root: Path = ROOT) -> float:
-    """Estimate how long a chapter's page takes to read, with its listings."""
+    """Estimate how long a chapter's page takes to read, with its listings and figures.
+
+    A figure's minute includes its caption.
+    """
     shown = FOLDED.sub("", (root / "book" / f"{name}.md").read_text(encoding="utf-8"))
     words = len(re.findall(r"[A-Za-z]+", NOT_PROSE.sub("", shown)))
     lines = sum(
         _length(root / "book" / match["path"], match["name"])
         for match in LISTING.finditer(shown)
     )
-    return words / WORDS + lines / LINES
+    figures = len(re.findall(r"^```\{drawn\}", shown, re.M))
+    return words / WORDS + lines / LINES + PICTURE * figures
 
 
 def _length(path: Path, name: str) -> int:

@@ -24,7 +24,7 @@
 # MobileNets on real pictures, and ends with the question the counts can't answer: is it
 # faster?
 #
-# - **Read first**: the [review of the paper](../book/01_mobilenet.md), 15 minutes. You
+# - **Read first**: the [review of the paper](../book/01_mobilenet.md), 25 minutes. You
 #   need PyTorch basics: tensors, `nn.Module`, `nn.Conv2d`.
 # - **Time**: 50 minutes to read and run, 35 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on

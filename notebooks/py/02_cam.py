@@ -24,7 +24,7 @@
 # exact, trains two classes of its own and maps them, draws boxes, and measures how
 # often the boxes are right.
 #
-# - **Read first**: the [review of the paper](../book/02_cam.md), 20 minutes. You need
+# - **Read first**: the [review of the paper](../book/02_cam.md), 30 minutes. You need
 #   PyTorch basics, and what the feature maps of a convolution are.
 # - **Time**: 60 minutes to read and run, 35 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
@@ -124,15 +124,17 @@ assert run.full or (legs_are_below_head and lake_is_right_of_pagoda)
 #
 # Two channels of 3×3 cells, $f_1$ and $f_2$; $f_k(x, y)$ is the value of channel $k$ in
 # column $x$ and row $y$. Class A weighs the channels with $w^A = (2, -1)$, class B with
-# $w^B = (-1, 1)$. The map $M_c$ of a class $c$ is the weighted sum of the channels (the
-# paper's Eq. 2), and its score $S_c$, as the paper writes it, is the sum of the map:
+# $w^B = (-1, 1)$. The map $M_c$ of a class $c$ is the weighted sum of the channels,
 #
 # $$
-# \begin{aligned}
-# M_c(x, y) &= \sum_k w_k^c\, f_k(x, y) \\
-# S_c &= \sum_{x,y} M_c(x, y)
-# \end{aligned}
-# $$ (eq-cam)
+# M_c(x, y) = \sum_k w_k^c\, f_k(x, y) \tag{2}
+# $$
+#
+# and its score $S_c$, as the paper writes it, is the sum of the map:
+#
+# $$
+# S_c = \sum_{x,y} \sum_k w_k^c\, f_k(x, y) = \sum_{x,y} M_c(x, y) \tag{1}
+# $$
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -196,7 +198,7 @@ features, head = recorded[LAYER], model.get_submodule(HEAD)
 n_channels, height, width = features.shape[1:]
 
 # %% [markdown]
-# The loop is {eq}`eq-cam` word for word:
+# The loop is Eq. 2 word for word:
 
 # %% tags=["nbval-check-output", "ledger:cam-eq-2:by-hand"]
 f, w = features[0].tolist(), head.weight[TRIPOD].tolist()
@@ -227,7 +229,7 @@ torch.testing.assert_close(tripod_cam.maps[0], tripod_map, **TOLERANCE)
 #
 # $$
 # S_c = \frac{1}{Z} \sum_{x,y} M_c(x, y) + b_c
-# $$ (eq-mean)
+# $$
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -237,8 +239,8 @@ torch.testing.assert_close(tripod_cam.maps[0], tripod_map, **TOLERANCE)
 # :::
 #
 # :::{dropdown} Answer
-# By {eq}`eq-mean` it is $w_k^c / Z$ in every cell. So Grad-CAM's weights are CAM's over
-# $Z$, and so is its map, before the ReLU that Grad-CAM ends with.
+# By the equation above it is $w_k^c / Z$ in every cell. So Grad-CAM's weights are CAM's
+# over $Z$, and so is its map, before the ReLU that Grad-CAM ends with.
 # :::
 
 # %% tags=["nbval-check-output", "ledger:cam-eq-1:by-hand"]
@@ -353,9 +355,9 @@ assert parameter_name != f"{HEAD}.weight"
 # ## No pooling, no map: VGG is refused
 #
 # VGG-16 {cite:p}`simonyan2015` flattens its last maps and puts three linear layers with
-# ReLUs on top. No weight belongs to a channel as a whole, so {eq}`eq-cam` has no
-# meaning there. A library that takes "the last linear layer" draws something all the
-# same. Ours says no:
+# ReLUs on top. No weight belongs to a channel as a whole, so Eq. 2 has no meaning
+# there. A library that takes "the last linear layer" draws something all the same. Ours
+# says no:
 
 # %% tags=["nbval-check-output"]
 import textwrap
@@ -1126,8 +1128,8 @@ assert check.side_ratio(2**0.5)  # the IoU is the ratio of the areas
 # %% [markdown]
 # **Core (15 minutes).**
 #
-# **3.** Write `f(features, weight, targets)`, {eq}`eq-cam` for a batch, without a loop
-# over channels or cells: features (N, C, h, w), weight (classes, C), targets (N,), maps
+# **3.** Write `f(features, weight, targets)`, Eq. 2 for a batch, without a loop over
+# channels or cells: features (N, C, h, w), weight (classes, C), targets (N,), maps
 # (N, h, w).
 #
 # **4.** Write `f(map)`: top, left, bottom and right (half-open) of the smallest box

@@ -24,7 +24,7 @@
 # minute, finds defects with a longer-trained one, and asks what the training was worth:
 # a *random* encoder is a strong opponent.
 #
-# - **Read first**: the [review of the paper](../book/04_patch_svdd.md), 20 minutes. You
+# - **Read first**: the [review of the paper](../book/04_patch_svdd.md), 40 minutes. You
 #   need PyTorch basics and what a convolution without padding does to the size of a
 #   map.
 # - **Time**: 75 minutes to read and run, 35 for the exercises. All cells together run

@@ -24,7 +24,7 @@
 # covariance apart, repeats the paper's ablations, and ends with the question that no
 # AUROC answers: where to put the threshold.
 #
-# - **Read first**: the [review of the paper](../book/05_padim.md), 25 minutes. You need
+# - **Read first**: the [review of the paper](../book/05_padim.md), 35 minutes. You need
 #   PyTorch basics, and what a covariance matrix is.
 # - **Time**: 80 minutes to read and run, 40 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on

@@ -1,19 +1,19 @@
 """Count the multiply-adds (MACs) and parameters of any network, layer by layer."""
 
-import contextlib
-import operator
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from paperlib.complexity.conventions import Convention, totals
 from paperlib.complexity.formulas import _check_size
-from paperlib.complexity.recorder import Layer, MacRecorder, innermost_module
-from paperlib.complexity.rules import RULES, default_rule
+from paperlib.complexity.recorder import Layer, MacRecorder, Originals, _without_data
+from paperlib.inference import HOOK_NUMBERS
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,17 @@ class Profile:
         Test: test_complexity.py::test_table
         """
         rows = [("layer", "kind", "output", "MACs", "parameters")]
-        for layer in self.layers:
-            if layer.macs or not costly_only:
-                shape = "×".join(map(str, layer.output_shape))
-                rows.append(
-                    (
-                        layer.name or self.model,
-                        layer.kind,
-                        shape,
-                        f"{layer.macs:,}",
-                        f"{layer.params:,}",
-                    )
-                )
+        rows += [
+            (
+                layer.name or self.model,
+                layer.kind,
+                "×".join(map(str, layer.output_shape)),
+                f"{layer.macs:,}",
+                f"{layer.params:,}",
+            )
+            for layer in self.layers
+            if layer.macs or not costly_only
+        ]
         rows.append(("total", "", "", f"{self.macs:,}", f"{self.params:,}"))
         shapes = ", ".join("×".join(map(str, shape)) for shape in self.input_shapes)
         return f"{self.model}, input {shapes}\n" + _align_columns(rows, "<<<>>")
@@ -94,21 +93,6 @@ class Profile:
         """
         return totals(self.counts)
 
-    def conventions_table(self) -> str:
-        """Format the conventions as a table: total, what it counts, who uses it.
-
-        Source: counting conventions of the paper and of ten tools; see
-            `paperlib.complexity.conventions.totals`.
-        Departures: none.
-        Test: test_complexity.py::test_conventions_table
-        """
-        rows = [("convention", "total", "what it counts", "used by")]
-        rows += [
-            (row.name, f"{row.total:,}", row.counts, row.used_by)
-            for row in self.conventions()
-        ]
-        return _align_columns(rows, "<><<")
-
 
 def profile(
     model: nn.Module,
@@ -117,12 +101,10 @@ def profile(
 ) -> Profile:
     """Count the multiply-adds and parameters of one forward pass, layer by layer.
 
-    The model runs on tensors without data, wherever its weights are: nothing is
-    allocated on a device and no weight is copied. It is counted as in eval mode, and
-    the modes of its modules are restored. Attributes, buffers and hooks that change
-    while the model is profiled are restored, whoever changed them. So other threads may
-    run a model in eval mode meanwhile, but hooks that they register on it, or remove
-    from it, are lost or return when `profile` ends.
+    A copy of the model runs on tensors without data: nothing is allocated on a device,
+    and no weight is copied or moved. It runs in eval mode, on a thread of its own. The
+    model itself, with its modes, hooks and buffers, is only read, so other threads may
+    run it meanwhile. Its hooks act on the copy.
 
     The counts are those of the whole batch: twice the images, twice the MACs.
     Multiplications by the zeros of a padding count, as in the paper's formula, and
@@ -138,8 +120,8 @@ def profile(
 
     Raises:
         ValueError: for a size that is not a positive integer; a ScriptModule; a lazy
-            module that has never run; and a forward that fails on such an input (with
-            its error message).
+            module that has never run; a model that copy.deepcopy cannot copy; and a
+            forward that fails on such an input (with its error message).
 
     Source: counting convention of Howard et al., arXiv:1704.04861v1, Sec. 3.1 (Eq. 2, 4
         and 5), for every operation.
@@ -147,156 +129,111 @@ def profile(
         the run by other conventions.
     Test: test_complexity.py::test_agrees_with_flop_counter
     """
-    modules = _check_modules(model)
+    _check_model(model)
     shapes = _parse_shapes(input_shape)
     dtypes = _parse_dtypes(dtype, len(shapes), model)
-    recorder = MacRecorder(modules, RULES, default_rule)
-    with _isolated(), _restored(modules, recorder):
-        inputs = [
-            torch.empty(shape, dtype=kind, device="meta")
-            for shape, kind in zip(shapes, dtypes, strict=True)
-        ]
-        try:
-            with recorder:
-                model(*inputs)
-        except Exception as error:
-            raise ValueError(_failure_message(error, modules, shapes)) from error
+    # A new thread has none of the caller's dispatch modes, autocast, default device or
+    # gradient mode.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_record, model, shapes, dtypes).result()
+
+
+@torch.inference_mode()
+def _record(
+    model: nn.Module, shapes: list[tuple[int, ...]], dtypes: list[torch.dtype]
+) -> Profile:
+    copied, originals = _copy_without_data(model)
+    copied.eval()
+    for module in copied.modules():
+        if isinstance(module, nn.DataParallel):
+            module.device_ids = []  # it then calls its module itself, on any device
+    recorder = MacRecorder(copied, originals)
+    inputs = [
+        torch.empty(shape, dtype=kind, device="meta")
+        for shape, kind in zip(shapes, dtypes, strict=True)
+    ]
+    try:
+        with recorder:
+            copied(*inputs)
+    except Exception as error:
+        message = _failure_message(error, model, shapes, *recorder.running[-1])
+        raise ValueError(message) from error
     layers = recorder.finish()
     counts = {**recorder.counts, "macs": sum(layer.macs for layer in layers)}
     return Profile(type(model).__name__, shapes, layers, counts)
 
 
-@contextlib.contextmanager
-def _isolated() -> Iterator[None]:
-    """Disable the caller's dispatch modes and autocast on this thread, and autograd."""
-    with contextlib.ExitStack() as stack:
-        # A FakeTensorMode would reject our meta tensors.
-        if torch._C._len_torch_dispatch_stack():
-            stack.enter_context(_disable_current_modes())
-        # Autocast's cache would store a meta tensor as the half-precision copy of a
-        # real weight.
-        stack.enter_context(torch.autocast("cpu", enabled=False, cache_enabled=False))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch._C._AutoDispatchBelowAutograd())
-        yield
-
-
-@contextlib.contextmanager
-def _restored(
-    modules: list[tuple[str, nn.Module]], recorder: MacRecorder
-) -> Iterator[None]:
-    """Run in eval mode, and afterwards restore modes and attributes that changed.
-
-    The items of lists and dictionaries are restored too. A change by another thread
-    meanwhile cannot be distinguished from one by the forward pass, and is undone too,
-    except for hooks of this library.
-    """
-    tensors = [
-        t
-        for _, module in modules
-        for t in (*module._parameters.values(), *module._buffers.values())
-    ]
-    data = [
-        (tensor, tensor.detach())
-        for tensor in tensors
-        if tensor is not None and not tensor.is_meta
-    ]
-    snapshots = []
-    for _, module in modules:
-        items = dict(vars(module))
-        snapshots.append((vars(module), items))
-        for container in items.values():
-            if isinstance(container, dict):
-                snapshots.append((container, dict(container)))
-            elif isinstance(container, list):
-                snapshots.append((container, list(container)))
+def _copy_without_data(model: nn.Module) -> tuple[nn.Module, Originals]:
+    """Copy a model to the meta device; return the original of each tensor as well."""
+    copies = _MetaCopies()
+    memo = {id(p): copies.add(p, nn.Parameter) for p in model.parameters()}
     try:
-        for _, module in modules:
-            if module.training:
-                module.training = False
-        yield
-    finally:
-        for container, items in snapshots:
-            if container or items:
-                _restore_items(container, items)
-        for tensor, original in data:
-            # A forward that assigns `weight.data = ...` has replaced the data by a meta
-            # tensor. The recorder's mode allows swapping it back.
-            if tensor.is_meta:
-                with recorder:
-                    tensor.data = original
+        # A dictionary cannot be copied while it changes: other threads may add or
+        # remove hooks of this library.
+        with HOOK_NUMBERS, copies:
+            return copy.deepcopy(model, memo), copies.originals
+    except Exception as error:
+        raise ValueError(
+            f"this {type(model).__name__} cannot be copied"
+            f" ({type(error).__name__}: {error}); expected a model that copy.deepcopy"
+            " accepts; pass the module inside a wrapper (for DistributedDataParallel"
+            " its .module), or remove the attribute that cannot be copied"
+        ) from error
 
 
-def _restore_items(container: dict | list, items: dict | list) -> None:
-    """Restore a container's items, changing only those that differ (by identity)."""
-    new, old = (
-        (container, items)
-        if isinstance(container, list)
-        else (container.values(), items.values())
-    )
-    if len(new) == len(old) and all(map(operator.is_, new, old)):
-        return
-    if isinstance(container, list):
-        container[:] = items
-        return
-    # Hooks of this library belong to calls in other threads, which may use the model at
-    # the same time.
-    for name in container.keys() - items.keys():
-        if not hasattr(container.get(name), "thread"):
-            container.pop(name, None)
-    for name, value in items.items():
-        if container.get(name, container) is not value and not hasattr(value, "thread"):
-            container[name] = value
+class _MetaCopies(TorchFunctionMode):
+    """Makes copy.deepcopy copy tensors to the meta device, and stores the originals."""
+
+    def __init__(self):
+        super().__init__()
+        self.originals: Originals = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.__deepcopy__:
+            return self.add(args[0], Tensor.detach)
+        return func(*args, **(kwargs or {}))
+
+    def add(self, tensor: Tensor, wrap: Callable[[Tensor], Tensor]) -> Tensor:
+        copied = wrap(_without_data(tensor))
+        self.originals[id(copied)] = copied, tensor
+        return copied
 
 
-def _check_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return all modules by name, or raise if one can't be profiled."""
+def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model is {model!r}; expected an nn.Module that has been built,"
             " such as MobileNetV1()"
         )
-    modules = list(model.named_modules())
-    for name, module in modules:
-        where = f"layer {name!r}" if name else "the model"
+    for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"{where} is a ScriptModule, which runs outside Python,"
-                " where layers cannot be distinguished; expected an nn.Module:"
-                " pass the nn.Module that it was scripted or traced from"
+                f"{f'layer {name!r}' if name else 'the model'} is a ScriptModule, which"
+                " runs outside Python, where layers cannot be distinguished; expected"
+                " an nn.Module: pass the nn.Module that it was scripted or traced from"
             )
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if isinstance(
-                tensor,
-                (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer),
-            ):
-                raise ValueError(
-                    f"{key!r} of {where} is lazy and has no shape yet;"
-                    " expected a model that has run; run it once"
-                )
-    return modules
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(
+                f"{name!r} is lazy and has no shape yet;"
+                " expected a model that has run; run it once"
+            )
 
 
 def _parse_shapes(input_shape: Sequence) -> list[tuple[int, ...]]:
-    if (
-        not isinstance(input_shape, Sequence)
-        or isinstance(input_shape, str)
-        or not len(input_shape)
+    shapes = [input_shape]
+    if isinstance(input_shape, Sequence) and any(
+        isinstance(item, Sequence) for item in input_shape
     ):
+        shapes = input_shape
+    if not input_shape or not all(isinstance(shape, Sequence) for shape in shapes):
         raise ValueError(
-            f"input_shape = {input_shape!r}; expected a shape such as (1, 3, 224, 224);"
-            " pass a list of shapes for several inputs"
-        )
-    several = any(isinstance(item, Sequence) for item in input_shape)
-    if several and not all(isinstance(item, Sequence) for item in input_shape):
-        raise ValueError(
-            f"input_shape = {input_shape!r} mixes numbers and shapes;"
-            " expected one shape or a list of shapes; pass one shape per input"
+            f"input_shape = {input_shape!r}; expected a shape such as (1, 3, 224, 224),"
+            " or a list of shapes; pass one shape per input"
         )
     return [
         tuple(_check_size(side, "a size in input_shape") for side in shape)
-        for shape in (input_shape if several else [input_shape])
+        for shape in shapes
     ]
 
 
@@ -322,21 +259,18 @@ def _parse_dtypes(dtype: Any, inputs: int, model: nn.Module) -> list[torch.dtype
 
 def _failure_message(
     error: Exception,
-    modules: list[tuple[str, nn.Module]],
+    model: nn.Module,
     shapes: list[tuple[int, ...]],
+    name: str,
+    module: nn.Module,
 ) -> str:
-    frame = error.__traceback__
-    while frame.tb_next is not None:
-        frame = frame.tb_next
-    names = {id(module): name for name, module in modules}
-    module = innermost_module(frame.tb_frame, names)
-    where = f" in layer {names[id(module)]!r}" if names.get(id(module)) else ""
-    if module is not None and not any(module.children()):
+    where = f" in layer {name!r}" if name else ""
+    if next(module.children(), None) is None:
         where += f", {module!r}"
     shape = ", ".join(map(str, shapes))
     reason = f"{type(error).__name__}: {str(error).rstrip('.')}"
     return (
-        f"{type(modules[0][1]).__name__} failed on input of shape {shape}{where}."
+        f"{type(model).__name__} failed on input of shape {shape}{where}."
         f" The error was: {reason}. Pass input_shape as forward expects it,"
         " batch first, and dtype=torch.long for token ids; a forward that reads"
         " the values of its activations, or differentiates them, cannot be profiled"

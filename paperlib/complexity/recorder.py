@@ -1,29 +1,27 @@
-"""Record every operation of a network that costs multiply-adds, without data.
+"""Record the operations of a forward pass that cost multiply-adds, without data.
 
-The network runs unchanged, on inputs on the meta device. A dispatch mode, which acts on
-its own thread only, intercepts each operation, replaces each real tensor (a weight, a
-buffer or any attribute) by a meta tensor and returns a meta tensor of the right shape.
-So nothing is computed, no weight is copied or moved, and a model on a GPU stays there.
-What each operation counts is in `rules`.
-
-`paperlib.complexity.counting.profile` runs this below autograd, where the mode receives
-`linear`, `conv2d`, `batch_norm` or `scaled_dot_product_attention` before PyTorch
-decomposes them.
+The network runs on the meta device, where tensors have a shape and no data. A dispatch
+mode receives each operation before PyTorch executes it. The multiply-adds are half of
+the FLOPs that `torch.utils.flop_counter.flop_registry` computes for an operation.
+`_PRODUCTS` has the operations that the registry lacks or knows only in parts (a linear
+layer as a product of reshaped operands). An operation of another library is counted
+once its formula is registered with `torch.utils.flop_counter.register_flop_formula`.
 """
 
-import math
-import sys
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from types import CodeType, FrameType
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-_META = torch.device("meta")
-_CALL: CodeType = nn.Module._call_impl.__code__
+# The id of a meta tensor → the tensor (a reference that reserves the id), its original.
+Originals = dict[int, tuple[Tensor, Tensor]]
 
 
 class Layer(NamedTuple):
@@ -53,205 +51,268 @@ class Layer(NamedTuple):
 
 
 class MacRecorder(TorchDispatchMode):
-    """The dispatch mode that collects `rows`, in execution order, and `counts`.
+    """The dispatch mode that collects the rows of a profile, and `counts`.
 
-    A tensor is constant if it is a parameter, a buffer or computed from nothing else; a
-    layer's output never is. `origin` returns the parameters that a constant was
-    computed from. So a convolution whose weight was standardised or multiplied by a
-    gain still owns its parameters, and a norm over a weight does not count as a layer.
+    The model is a copy on the meta device: the recorder wraps the forward of each
+    module, to know which module an operation belongs to. In inference mode it receives
+    operations such as `linear` or `batch_norm` before PyTorch decomposes them.
+
+    A tensor is constant if it was computed from parameters and buffers alone, and it
+    belongs to these parameters. So a convolution whose weight was standardised or
+    multiplied by a gain still owns its parameters, and a norm of a weight is not
+    counted as a layer.
 
     Source: this book; it counts as `paperlib.complexity.counting.profile` documents.
     Departures: none.
     Test: test_complexity.py::test_parameters_belong_to_the_layer_that_uses_them
     """
 
-    def __init__(
-        self,
-        modules: list[tuple[str, nn.Module]],
-        rules: Mapping[Any, "Rule"],
-        default_rule: "Rule",
-    ):
+    def __init__(self, model: nn.Module, originals: Originals):
         super().__init__()
-        self._rules, self._default_rule = rules, default_rule
-        self.rows: list[Layer] = []
+        self._originals = originals
         self.counts: Counter[str] = Counter()
-        self._names = {id(module): name for name, module in modules}
-        self._sizes: dict[str, tuple[int, ...]] = {}
-        self._real: dict[tuple[int, int], frozenset[str]] = {}
-        self._origins: dict[int, frozenset[str]] = {}
-        # References to stand-ins and constants are stored to the end: a new storage at
-        # a freed address would inherit its origin.
-        self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
-        self._constants: list[Tensor] = []
-        self._claimed: set[str] = set()
-        self._touched: dict[str, int] = {}
-        seen = set()
-        for prefix, module in modules:
-            for key, parameter in module._parameters.items():
-                if parameter is not None and id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    self._register(f"{prefix}.{key}" if prefix else key, parameter)
+        # Names and modules whose forward runs, the innermost last.
+        self.running: list[tuple[str, nn.Module]] = [("", model)]
+        self._rows: list[Layer] = []
+        self._shapes = {name: p.shape for name, p in model.named_parameters()}
+        self._used: set[str] = set()
+        self._owned: set[str] = set()
+        # Constants and the names of their parameters, by id. The reference to the
+        # tensor ensures that no other tensor gets the same id.
+        self._constants: dict[int, tuple[Tensor, frozenset[str]]] = {
+            key: (tensor, frozenset()) for key, (tensor, _) in originals.items()
+        }
+        for name, parameter in model.named_parameters():
+            self._constants[id(parameter)] = parameter, frozenset({name})
+        for name, module in model.named_modules():
+            module.forward = partial(self._forward, name, module, module.forward)
 
-    def _register(self, name: str, parameter: Tensor) -> None:
-        self._sizes[name] = tuple(parameter.shape)
-        storage = parameter.untyped_storage()._cdata
-        if parameter.is_meta:
-            self._origins[storage] = self._origins.get(storage, frozenset()) | {name}
-        else:
-            self._real[storage, parameter.storage_offset()] = frozenset({name})
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return self._rules.get(func, self._default_rule)(self, func, args, kwargs or {})
-
-    def origin(self, tensor: Tensor) -> frozenset[str] | None:
-        """Return the parameters that a constant depends on; None for an activation."""
-        if tensor.is_meta:
-            return self._origins.get(tensor.untyped_storage()._cdata)
-        return self._real.get(
-            (tensor.untyped_storage()._cdata, tensor.storage_offset()), frozenset()
-        )
-
-    def to_meta(self, value: Any, tensors: list[Tensor]) -> Any:
-        """Replace tensors and devices in an argument by meta ones; collect tensors."""
-        if isinstance(value, Tensor):
-            if not value.is_meta:
-                value = self._stand_in(value)
-            tensors.append(value)
-            return value
-        if isinstance(value, (list, tuple)):
-            return type(value)(
-                [
-                    item if isinstance(item, int) else self.to_meta(item, tensors)
-                    for item in value
-                ]
-            )
-        return _META if isinstance(value, torch.device) else value
-
-    def _stand_in(self, real: Tensor) -> Tensor:
-        if id(real) not in self._stand_ins:
-            stand_in = torch.empty_strided(
-                real.shape, real.stride(), dtype=real.dtype, device="meta"
-            )
-            self._origins[stand_in.untyped_storage()._cdata] = self.origin(real)
-            self._stand_ins[id(real)] = (real, stand_in)
-        return self._stand_ins[id(real)][1]
-
-    def run(self, func, args: tuple, kwargs: dict) -> Any:
-        """Run an operation on the meta device; track which results are constant."""
-        tensors: list[Tensor] = []
-        meta_args = [self.to_meta(arg, tensors) for arg in args]
-        meta_kwargs = (
-            {name: self.to_meta(value, tensors) for name, value in kwargs.items()}
-            if kwargs
-            else {}
-        )
-        out = func(*meta_args, **meta_kwargs)
-        self._follow(func, [self.origin(tensor) for tensor in tensors], out)
-        for real, stand_in in zip(args, meta_args, strict=True):
-            if out is stand_in:
-                # An in-place operation returns its argument itself.
-                return real
+    def _forward(self, name, module, forward, /, *args, **kwargs):
+        depth = len(self.running)
+        self.running.append((name, module))
+        out = forward(*args, **kwargs)
+        # Not reached after an exception: the last entry is then the module that failed.
+        del self.running[depth:]
         return out
 
-    def _follow(self, func, origins: list[frozenset[str] | None], out: Any) -> None:
-        constant = [origin for origin in origins if origin is not None]
-        if len(constant) == len(origins):
-            joined = frozenset().union(*constant)
-            for tensor in _tensors(out):
-                self._origins[tensor.untyped_storage()._cdata] = joined
-                self._constants.append(tensor)
-        elif constant:
-            self.touch(*constant)
-            # Writing an activation into a constant makes it non-constant.
-            if func._schema.is_mutable:
-                for tensor in _tensors(out):
-                    self._origins.pop(tensor.untyped_storage()._cdata, None)
-
-    def touch(self, *origins: frozenset[str] | None) -> None:
-        """Store where parameters are first used, for those without a row of a layer."""
-        for origin in origins:
-            for name in origin or ():
-                self._touched.setdefault(name, len(self.rows))
-
-    def add(self, kind: str, macs: int, out: Tensor, *constants: Tensor | None) -> None:
-        """Add a row for the running module; it owns all parameters not owned before."""
-        names = {
-            name
-            for tensor in constants
-            if tensor is not None
-            for name in self.origin(tensor) or ()
-        }
-        names -= self._claimed
-        self._claimed |= names
-        params = sum(math.prod(self._sizes[name]) for name in names)
-        self.rows.append(
-            Layer(self.module_name(), kind, tuple(out.shape), macs, params)
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # max_pool2d → max_pool, relu_ → relu
+        name = _VARIANT.sub("", func.overloadpacket.__name__)
+        if name in _READS:
+            return func(*map_aggregate(args, self._to_original), **(kwargs or {}))
+        tensors: list[Tensor] = []
+        args, kwargs = map_aggregate(
+            (args, kwargs or {}), partial(self._to_meta, tensors)
         )
+        product = _PRODUCTS.get(name) or _find_registered(func.overloadpacket)
+        if product is None and name not in _NORMS and name not in _ELEMENTS:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        is_activation = bool(tensors) and self._parameters(tensors[0]) is None
+        if product is not None:
+            macs = product.macs(out, *args, **kwargs)
+            self._add_product(product, macs, out, tensors, args)
+        elif is_activation and name in _NORMS:
+            self._add_norm(name, out, tensors, args)
+        else:
+            self._follow(out, tensors)
+            if is_activation and name in _ELEMENTS:
+                counts = _ELEMENTS[name]
+                for count, tensor in zip(counts, (tensors[0], out), strict=False):
+                    self.counts[count] += tensor.numel()
+        return out
 
-    def module(self) -> nn.Module | None:
-        """Return the innermost module whose forward is running on this thread."""
-        return innermost_module(sys._getframe(1), self._names)
+    def _to_original(self, value: Any) -> Any:
+        return self._originals.get(id(value), (value, value))[1]
 
-    def module_name(self) -> str:
-        """Return that module's dotted name, "" for the model itself."""
-        return self._names.get(id(self.module()), "")
+    def _to_meta(self, tensors: list[Tensor], value: Any) -> Any:
+        """Replace tensors and devices in an argument by meta ones; collect tensors."""
+        if isinstance(value, torch.device):
+            return torch.device("meta")
+        if isinstance(value, Tensor):
+            if not value.is_meta:
+                value = _without_data(value)
+                self._constants[id(value)] = value, frozenset()
+            tensors.append(value)
+        return value
+
+    def _parameters(self, tensor: Tensor) -> frozenset[str] | None:
+        """Return the names of a constant's parameters; None for an activation."""
+        return self._constants.get(id(tensor), (tensor, None))[1]
+
+    def _follow(self, out: Any, tensors: list[Tensor]) -> None:
+        """Mark the results of an operation as constant if all its tensors are."""
+        parameters = [self._parameters(tensor) for tensor in tensors]
+        if None in parameters or not tensors:
+            self._use(tensors)
+            return
+        for result in out if isinstance(out, (list, tuple)) else [out]:
+            self._constants[id(result)] = result, frozenset().union(*parameters)
+
+    def _use(self, tensors: list[Tensor]) -> None:
+        """Add a row per parameter at its first use; `finish` drops those of layers."""
+        for tensor in tensors:
+            for name in sorted((self._parameters(tensor) or set()) - self._used):
+                self._used.add(name)
+                shape = self._shapes[name]
+                self._rows.append(
+                    Layer(name, "parameter", tuple(shape), 0, shape.numel())
+                )
+
+    def _add(self, kind: str, macs: int, out: Tensor, weights: list[Tensor]) -> None:
+        """Add a row for the running module; it owns all parameters not owned before."""
+        names = frozenset().union(*(self._parameters(w) or () for w in weights))
+        params = sum(self._shapes[name].numel() for name in names - self._owned)
+        self._owned |= names
+        module_name = self.running[-1][0]
+        self._rows.append(Layer(module_name, kind, tuple(out.shape), macs, params))
+
+    def _add_product(
+        self, product: "_Product", macs: int, out: Any, tensors: list, args: tuple
+    ) -> None:
+        kind, result = product.kind, out[0] if isinstance(out, tuple) else out
+        if kind == "conv":
+            kind = _convolution_kind(args)
+        elif kind == "matmul" and isinstance(
+            self.running[-1][1], nn.MultiheadAttention
+        ):
+            kind = "attention"
+        self._use(tensors[: product.inputs])
+        self._add(kind, macs, result, tensors[product.inputs :])
+        if product.kind in ("conv", "linear") and any(
+            isinstance(arg, Tensor) for arg in args[2:3]
+        ):
+            self.counts[f"{product.kind}_bias"] += result.numel()
+
+    def _add_norm(self, name: str, out: Tensor, tensors: list, args: tuple) -> None:
+        self._add("norm", 0, out, tensors[1:])
+        count = "batch_norm" if name == "batch_norm" else "other_norm"
+        self.counts["norm_params"] += self._rows[-1].params
+        self.counts[count] += out.numel()
+        if any(isinstance(arg, Tensor) for arg in args[_NORMS[name] :][:2]):
+            self.counts[f"{count}_affine"] += out.numel()
 
     def finish(self) -> list[Layer]:
-        """Return all rows, with those of parameters that no operation owns."""
-        before: dict[int, list[str]] = {}
+        """Return all rows, those of unused parameters last, one per module."""
         unused: Counter[str] = Counter()
-        for name, size in self._sizes.items():
-            if name in self._touched and name not in self._claimed:
-                before.setdefault(min(self._touched[name], len(self.rows)), []).append(
-                    name
-                )
-            elif name not in self._claimed:
-                unused[name.rpartition(".")[0]] += math.prod(size)
-        rows = []
-        for position in range(len(self.rows) + 1):
-            for name in before.get(position, ()):
-                rows.append(
-                    Layer(
-                        name,
-                        "parameter",
-                        self._sizes[name],
-                        0,
-                        math.prod(self._sizes[name]),
-                    )
-                )
-            rows += self.rows[position : position + 1]
-        return rows + [
-            Layer(owner, "unused", (), 0, params) for owner, params in unused.items()
-        ]
+        for name, shape in self._shapes.items():
+            if name not in self._used | self._owned:
+                unused[name.rpartition(".")[0]] += shape.numel()
+        return [
+            row
+            for row in self._rows
+            if row.kind != "parameter" or row.name not in self._owned
+        ] + [Layer(name, "unused", (), 0, params) for name, params in unused.items()]
 
 
-# How an operation runs and counts: recorder, operation and arguments → its result.
-Rule = Callable[[MacRecorder, Any, tuple, dict], Any]
+def _without_data(tensor: Tensor) -> Tensor:
+    """Return a meta tensor with this tensor's shape, strides and dtype."""
+    # empty_like would keep a fake tensor fake.
+    return torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+    )
 
 
-def innermost_module(
-    frame: FrameType | None, names: dict[int, str]
-) -> nn.Module | None:
-    """Find the innermost module in `names` whose forward or call is on a stack.
+class _Product(NamedTuple):
+    """An operation that multiplies and adds.
 
-    Reading the stack needs no hook, so other threads that run the same model are not
-    affected.
-
-    Source: none; our own. Departures: none. Test:
-        test_complexity.py::test_functional_calls_belong_to_the_module_whose_forward_runs
+    Fields:
+        kind: of its row.
+        inputs: how many of its first tensors are inputs; the others are weights.
+        macs: counts its multiply-adds, given its result and its arguments.
     """
-    while frame is not None:
-        if frame.f_code is _CALL or frame.f_code.co_name == "forward":
-            module = frame.f_locals.get("self")
-            if id(module) in names:
-                return module
-        frame = frame.f_back
-    return None
+
+    kind: str
+    inputs: int
+    macs: Callable[..., int]
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from _tensors(value)
+def _find_registered(packet: Any) -> _Product | None:
+    if packet not in flop_registry:
+        return None
+
+    def macs(result, /, *args, **kwargs):
+        return flop_registry[packet](*args, **kwargs, out_val=result) // 2
+
+    is_convolution = packet.__name__.endswith("convolution")
+    return _Product("conv", 1, macs) if is_convolution else _Product("matmul", 0, macs)
+
+
+def _convolution_kind(args: tuple) -> str:
+    weight, is_transposed, groups = args[1], args[6], args[8]
+    if is_transposed:
+        return "transposed conv"
+    if groups > 1:
+        return "depthwise conv" if weight.shape[1] == 1 else "grouped conv"
+    return "pointwise conv" if weight.shape[2:].numel() == 1 else "conv"
+
+
+def _added_macs(out, added, x, y, **scales):
+    # The last dimension of y is one of the result, unless y is a vector.
+    return x.numel() * (y.shape[-1] if y.ndim > 1 else 1)
+
+
+def _attention_macs(out, q, k, v, *rest, **options):
+    # Queries times keys and weights times values, also where they are masked.
+    return out.numel() // v.shape[-1] * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+
+def _recurrent_macs(out, x, state, weights, *rest):
+    # Every matrix multiplies one vector per step and sequence.
+    steps = out[0].numel() // out[0].shape[-1]
+    return steps * sum(weight.numel() for weight in weights if weight.ndim == 2)
+
+
+_PRODUCTS = {
+    "linear": _Product("linear", 1, lambda out, x, *_: out.numel() * x.shape[-1]),
+    "bilinear": _Product(
+        "bilinear",
+        2,
+        lambda out, x, y, w, *_: out.numel() * (y.shape[-1] + w.shape[1:].numel()),
+    ),
+    # The products with the filters, without the interpolation between pixels.
+    "deform_conv": _Product(
+        "deformable conv", 1, lambda out, x, w, *_: out.numel() * w.shape[1:].numel()
+    ),
+    "scaled_dot_product_attention": _Product("attention", 4, _attention_macs),
+    **dict.fromkeys(
+        "lstm gru rnn_tanh rnn_relu".split(), _Product("recurrent", 1, _recurrent_macs)
+    ),
+    **dict.fromkeys(
+        "matmul mv dot vdot _int_mm".split(),
+        _Product("matmul", 0, lambda out, x, *_: out.numel() * x.shape[-1]),
+    ),
+    **dict.fromkeys(
+        "addmm baddbmm addmv addbmm".split(), _Product("matmul", 0, _added_macs)
+    ),
+}
+# Norms, and the position of their first learned argument.
+_NORMS = {"batch_norm": 1, "instance_norm": 1} | dict.fromkeys(
+    ("layer_norm", "group_norm", "rms_norm"), 2
+)
+# The counts to which the elements of the input, and of the output, are added.
+_ELEMENTS = {
+    "max_pool": ("max_pool_in",),
+    "adaptive_max_pool": ("max_pool_in",),
+    "avg_pool": ("avg_pool_in", "avg_pool_out"),
+    "adaptive_avg_pool": ("adaptive_avg_pool_in", "adaptive_avg_pool_out"),
+} | dict.fromkeys(
+    (
+        "relu relu6 hardtanh leaky_relu prelu rrelu elu selu celu gelu silu mish"
+        " hardswish hardsigmoid sigmoid tanh softplus log_sigmoid threshold softmax"
+        " log_softmax"
+    ).split(),
+    ("activation",),
+)
+# Operations that read a value or a device, on which the forward may depend; buffers and
+# parameters are read from the original model. Activations have no values: PyTorch
+# raises. `lift_fresh` keeps the values of torch.tensor([...]).
+_READS = {
+    *"item is_nonzero equal _local_scalar_dense resolve_conj resolve_neg".split(),
+    *"lift_fresh device".split(),
+}
+# Suffixes for the number of dimensions and for in-place operations.
+_VARIANT = re.compile(r"[123]d(_with_indices)?$|_$")

@@ -37,6 +37,7 @@ TESTS = {
     "cam/head": "cam/test_cam.py",
     "cam/boxes": "cam/test_cam.py",
     "complexity/counting": "complexity/test_complexity.py",
+    "complexity/recorder": "complexity/test_complexity.py",
     "complexity/formulas": "complexity/test_complexity.py",
     "storage": "test_storage.py test_checkpoint.py",
     "runtime": "test_runtime.py test_notebook_runtime.py",
