@@ -360,7 +360,7 @@ def concatenate_embeddings(
         selected = [chosen[j] - start for j in order if start <= chosen[j] < stop]
         if selected != list(range(part.shape[1])):
             index = torch.tensor(selected, dtype=torch.long, device=part.device)
-            part = part.index_select(1, index)
+            part = part[:, index]
         parts.append(_upsample_nearest(part.permute(2, 3, 0, 1), maps[0].shape[2:]))
         start = stop
     joined = torch.cat(parts, 3)
