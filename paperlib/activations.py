@@ -4,6 +4,7 @@ import difflib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ __all__ = [
     "find_layer",
     "guided_relu",
     "on_output",
+    "raise_unless_ran",
     "record_activations",
+    "spatial_map",
 ]
 
 
@@ -54,20 +57,17 @@ def record_activations(
     """
     records: dict[Any, Tensor] = {}
 
-    def make_recorder(layer, name):
-        def record(output):
-            # Two copies: nn.Identity returns its input, and the network may change both
-            # in place.
-            records[layer] = feature_map(name, output).clone()
-            return records[layer].clone()
-
-        return record
+    def record(layer, name, output):
+        # Two copies: nn.Identity returns its input, and the network may change both in
+        # place.
+        records[layer] = feature_map(name, output).clone()
+        return records[layer].clone()
 
     modules = [(layer, *find_layer(model, layer)) for layer in layers]
     with ExitStack() as stack:
         stack.enter_context(without_compiler())
         for layer, module, name in modules:
-            stack.enter_context(on_output(module, make_recorder(layer, name)))
+            stack.enter_context(on_output(module, partial(record, layer, name)))
         yield records
 
 
@@ -156,10 +156,72 @@ def feature_map(name: str, output: Any) -> Tensor:
     return output
 
 
-IN_OTHER_THREADS = (  # the end of an error message about a layer
-    "ran only in other threads, where hooks of the calling thread do not act:"
-    " the model starts threads of its own. Use a model that runs in the calling thread"
-)
+def spatial_map(name: str, output: Any, images: Tensor) -> Tensor:
+    """Return a layer's output if it is a batch of feature maps (N, C, h, w).
+
+    Args:
+        name: of the layer.
+        output: of the layer.
+        images: (N, C, H, W), the input of the network.
+
+    Raises:
+        ValueError: for anything else, such as token maps and channels-last maps.
+
+    Source: this book. Departures: none.
+    Test: test_gradcam.py::test_swins_blocks_are_channels_last_and_its_permute_is_not
+    """
+    output, (n, _, height, width) = feature_map(name, output), images.shape
+    description = f"layer {name!r} returns {tuple(output.shape)}"
+    if output.ndim == 3:
+        raise ValueError(
+            f"{description}, the token map of a transformer:"
+            " it has no spatial axes (h, w). Choose a layer that returns (N, C, h, w)"
+        )
+    if output.ndim != 4 or len(output) != n or output.numel() == 0:
+        raise ValueError(
+            f"{description} for {n} image{'s' * (n != 1)}; expected ({n}, C, h, w)."
+            " Choose a convolutional layer"
+        )
+    if not output.is_floating_point():
+        raise ValueError(
+            f"{description} of dtype {output.dtype}; expected floating point"
+        )
+    # Channels-last outputs would return a wrong map without an error. They are
+    # recognised by the shape: the first two axes have the image's proportions, the last
+    # two do not, and the last is the longest.
+    a, b, c = output.shape[1:]
+    first_error, last_error = abs(a * width - b * height), abs(b * width - c * height)
+    if first_error <= max(height, width) < last_error and c > max(a, b):
+        raise ValueError(
+            f"{description}, which for images of {height}×{width} is (N, h, w, C):"
+            " channels last. Choose a layer that returns (N, C, h, w),"
+            " for example the one that permutes the axes before pooling"
+        )
+    return output
+
+
+def raise_unless_ran(name: str, ran: bool, other_threads: list[int]) -> None:
+    """Raise ValueError for a layer that did not run in the calling thread.
+
+    Args:
+        name: of the layer.
+        ran: whether it did.
+        other_threads: in which it ran, from `on_output`.
+
+    Source: this book. Departures: none.
+    Test: test_backbones.py::test_an_extractor_stops_after_its_last_layer
+    """
+    if not ran and other_threads:
+        raise ValueError(
+            f"layer {name!r} ran only in other threads, where hooks of the calling"
+            " thread do not act: the model starts threads of its own. Use a model that"
+            " runs in the calling thread"
+        )
+    if not ran:
+        raise ValueError(
+            f"layer {name!r} did not run: the model does not use it in eval mode,"
+            " or calls its parts but not it. Choose a layer inside or after it"
+        )
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from paperlib.validation import check_finite
+from paperlib.precision import at_least_float32
+from paperlib.validation import check_at_least_one, check_choice, check_finite
 
 MODES = ("bilinear", "bicubic", "nearest")
 
@@ -40,8 +41,7 @@ def upsample(
     Test: test_anomaly_map.py::test_bilinear_is_a_weighted_mean_of_the_nearest_cells
     """
     height, width = (size, size) if isinstance(size, int) else size
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r}; expected one of {', '.join(MODES)}")
+    check_choice("mode", mode, MODES)
     if height < 1 or width < 1:
         raise ValueError(
             f"size={size}; expected a height and a width of at least 1 pixel"
@@ -104,9 +104,7 @@ def gaussian_blur(
         raise ValueError(
             f"sigma={sigma}; expected a standard deviation in pixels, at least 0"
         )
-    blurred = _flatten_leading_axes(maps).to(
-        torch.promote_types(maps.dtype, torch.float32)
-    )
+    blurred = _flatten_leading_axes(maps).to(at_least_float32(maps.dtype))
     radius = int(4 * sigma + 0.5)
     if radius == 0:
         return maps
@@ -165,10 +163,7 @@ def spread_patch_scores(
     Test: test_anomaly_map.py::test_spreading_equals_the_loop_over_patches
     """
     height, width = (size, size) if isinstance(size, int) else size
-    if patch < 1 or stride < 1:
-        raise ValueError(
-            f"patch={patch}, stride={stride}; expected at least 1 pixel each"
-        )
+    check_at_least_one(patch=patch, stride=stride)
     flat = _flatten_leading_axes(scores)
     extent = [(positions - 1) * stride + patch for positions in flat.shape[1:]]
     if extent[0] > height or extent[1] > width:

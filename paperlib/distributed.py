@@ -1,7 +1,7 @@
 """Helpers for `distribute=True`: the process group, and errors in every process."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,15 +69,37 @@ def fail_together(device: torch.device | None, group: Any = None) -> Iterator[No
         )
 
 
-def check_same_size(
-    size: tuple[int, int], device: torch.device, group: Any = None
+def check_same(
+    values: Sequence[int], device: torch.device, message: str, group: Any = None
 ) -> None:
+    """Raise in every process unless all of them pass the same numbers.
+
+    Args:
+        values: this process's numbers, equally many in every process.
+        device: where the processes communicate.
+        message: of the error.
+        group: of processes; None for the default group.
+
+    Raises:
+        ValueError: if any number differs.
+
+    Source: this book. Departures: none.
+    Test: test_distributed.py::test_what_one_process_refuses_every_process_refuses
+    """
+    # The maximum of the negatives is the minimum, in the same operation.
+    extremes = [*values, *(-value for value in values)]
+    maxima = torch.tensor(extremes, device=device)
+    distributed.all_reduce(maxima, distributed.ReduceOp.MAX, group)
+    if maxima.tolist() != extremes:
+        raise ValueError(message)
+
+
+def check_same_size(size: tuple[int, int], device: torch.device) -> None:
     """Raise in every process unless the images of all of them have the same size.
 
     Args:
         size: height and width of this process's images, in pixels.
         device: where the processes communicate.
-        group: of processes; None for the default group.
 
     Raises:
         ValueError: if the sizes differ.
@@ -85,12 +107,8 @@ def check_same_size(
     Source: this book. Departures: none.
     Test: test_distributed.py::test_what_one_process_refuses_every_process_refuses
     """
-    height, width = size
-    # The maximum of the negatives is the minimum, in the same operation.
-    extremes = torch.tensor([height, width, -height, -width], device=device)
-    distributed.all_reduce(extremes, distributed.ReduceOp.MAX, group)
-    if extremes.tolist() != [height, width, -height, -width]:
-        raise ValueError(
-            f"images of {height}×{width} pixels, and of another size in another"
-            " process; expected the same size in every process. Resize them"
-        )
+    message = (
+        f"images of {size[0]}×{size[1]} pixels, and of another size in another"
+        " process; expected the same size in every process. Resize them"
+    )
+    check_same(size, device, message)

@@ -1,8 +1,6 @@
 """Guided backpropagation's rule for ReLUs, in every form that a network calls."""
 
 import threading
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -68,7 +66,8 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
     `F.hardtanh` from 0, `x.relu_()`, `clamp`, `clip` and `clamp_min` at 0, `threshold`
     to 0, `maximum` with zeros; in place or not; shared or not. A ReLU composed of
     arithmetic (`x * (x > 0)`) cannot be distinguished from other products and keeps its
-    plain gradient. So do sigmoids, which are more often gates than activations.
+    plain gradient, and so does a SiLU composed as `x * sigmoid(x)`: sigmoids are more
+    often gates than activations.
 
     The rule is part of the autograd graph that the forward pass records, so it also
     applies to a backward pass after the block. No module is changed. Only activations
@@ -132,22 +131,15 @@ class _GuidedMode(TorchFunctionMode):
     def __init__(self, switch: GuidedReLU, positive_gradients: bool):
         super().__init__()
         self.switch, self.positive_gradients = switch, positive_gradients
-        # Weak references to result and argument of the last sigmoids.
-        self.gates: deque = deque(maxlen=4)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         # An exported network calls relu.default.
         full_name = getattr(func, "__name__", "").partition(".")[0]
         name = full_name.strip("_")
-        activation = (
-            _RULES[name](*args, **kwargs) if name in _RULES else self._gated(name, args)
-        )
+        activation = _RULES[name](*args, **kwargs) if name in _RULES else None
         if activation is None:
-            result = func(*args, **kwargs)
-            if name == "sigmoid" and args and result is not args[0]:
-                self.gates.append((weakref.ref(result), weakref.ref(args[0])))
-            return result
+            return func(*args, **kwargs)
         if activation.other and not self.positive_gradients:
             raise ValueError(
                 "guided backpropagation is defined for ReLU,"
@@ -177,17 +169,6 @@ class _GuidedMode(TorchFunctionMode):
         # The gradient of a view that is changed in place passes through its base, not
         # through hooks on the view.
         return x.copy_(self._hooked(run(x.clone())))
-
-    def _gated(self, name: str, args: tuple) -> _Activation | None:
-        """Recognise x * sigmoid(x), the SiLU of older networks, by identity."""
-        if name in ("mul", "imul", "rmul") and len(args) > 1:
-            for result, argument in self.gates:
-                sigmoid, x = result(), argument()
-                if (args[0] is x and args[1] is sigmoid) or (
-                    args[0] is sigmoid and args[1] is x
-                ):
-                    return _Activation(args[0], other="x * sigmoid(x), a SiLU")
-        return None
 
     def _hooked(self, result: Tensor) -> Tensor:
         switch = self.switch

@@ -1,5 +1,6 @@
-"""Input validation for images and class indices."""
+"""Input validation for numbers, images and class indices."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,6 +18,48 @@ def has_values(values: Tensor) -> bool:
         and not hasattr(values, "fake_mode")
         and not torch.compiler.is_compiling()
     )
+
+
+def check_at_least_one(**numbers: int) -> None:
+    """Raise ValueError with the names of the numbers that are below 1.
+
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_arguments_out_of_range_are_refused_by_name
+    """
+    low = {name: value for name, value in numbers.items() if value < 1}
+    if low:
+        received = ", ".join(f"{name}={value}" for name, value in low.items())
+        raise ValueError(f"{received}; expected at least 1")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise ValueError unless the value of an argument is one of its choices.
+
+    Source: this book. Departures: none.
+    Test: test_validation.py::test_arguments_out_of_range_are_refused_by_name
+    """
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}; expected one of {', '.join(choices)}")
+
+
+def check_same_kind(what: str, values: Tensor, other_what: str, others: Tensor) -> None:
+    """Raise ValueError unless two tensors have the same dtype and device.
+
+    Args:
+        what: name of `values` in the error, in the plural.
+        values: a tensor.
+        other_what: name of `others` in the error, in the singular.
+        others: a tensor.
+
+    Source: this book. Departures: none.
+    Test: test_encoders.py::test_what_cannot_be_embedded_is_refused
+    """
+    if (values.dtype, values.device) != (others.dtype, others.device):
+        raise ValueError(
+            f"{what} are {values.dtype} on {values.device} and {other_what}"
+            f" is {others.dtype} on {others.device}; expected the same."
+            " Convert one with .to(…)"
+        )
 
 
 def check_finite(values: Tensor, what: str) -> None:

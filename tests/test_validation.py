@@ -4,12 +4,23 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paperlib.validation import (
+    check_at_least_one,
+    check_choice,
     check_finite,
     check_images,
     has_values,
     rgb_batch,
     target_classes,
 )
+
+
+def test_arguments_out_of_range_are_refused_by_name():
+    check_at_least_one(steps=1, crops=2)
+    with pytest.raises(ValueError, match=r"crops=0, pairs=-1; expected at least 1"):
+        check_at_least_one(steps=1, crops=0, pairs=-1)
+    check_choice("mode", "a", ("a", "b"))
+    with pytest.raises(ValueError, match="mode='c'; expected one of a, b"):
+        check_choice("mode", "c", ("a", "b"))
 
 
 def test_good_images_are_cut_off_from_the_graph_but_not_copied():

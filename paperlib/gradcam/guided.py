@@ -6,14 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.activations import find_layer, on_output
+from paperlib.activations import (
+    find_layer,
+    on_output,
+    raise_unless_ran,
+    spatial_map,
+)
 from paperlib.anomaly_map import upsample
 from paperlib.gradcam.maps import (
     Targets,
-    _check_spatial,
     _gradient_state,
     _gradients,
-    _recorded_output,
     _scores,
     _stack_targets,
     _weights,
@@ -111,7 +114,7 @@ def _guided(
     maps = None
 
     def record(output):
-        records[:] = [_check_spatial(layer[1], output, images).clone()]
+        records[:] = [spatial_map(layer[1], output, images).clone()]
         return records[0].clone()
 
     with (
@@ -126,10 +129,10 @@ def _guided(
         guide.check(scores)
         if layer:
             guide.on = False
-            activations = _recorded_output(records, layer[1], other_threads)
+            raise_unless_ran(layer[1], bool(records), other_threads)
             weights = _weights(
-                scores, activations, f"layer {layer[1]!r}", retain_graph=True
+                scores, records[0], f"layer {layer[1]!r}", retain_graph=True
             )
-            maps = grad_cam_map(weights, activations.detach())
+            maps = grad_cam_map(weights, records[0].detach())
             guide.on = True
         return _stack_targets(_gradients(scores, leaf, "the images"), scores), maps

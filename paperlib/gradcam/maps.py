@@ -11,8 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.activations import IN_OTHER_THREADS, feature_map, find_layer, on_output
+from paperlib.activations import (
+    find_layer,
+    on_output,
+    raise_unless_ran,
+    spatial_map,
+)
 from paperlib.inference import inference_state, override_autocast
+from paperlib.precision import at_least_float32
 from paperlib.validation import check_images, target_classes
 
 # Grad-CAM, Sec. 4.1: share of the map's maximum above which a pixel is in the box
@@ -92,7 +98,7 @@ def grad_cam_map(
     Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 2. Departures: none.
     Test: test_gradcam.py::test_maps_are_the_weighted_sum_of_channels
     """
-    dtype = torch.promote_types(activations.dtype, torch.float32)
+    dtype = at_least_float32(activations.dtype)
     channels = activations.flatten(2).to(dtype)
     n, c, h, w = activations.shape
     # Autocast would compute the sum in half precision.
@@ -168,7 +174,7 @@ def grad_cam(
         # leaf.
         torch.set_grad_enabled(True)
         records[:] = [
-            _check_spatial(name, output, images).detach().clone().requires_grad_()
+            spatial_map(name, output, images).detach().clone().requires_grad_()
         ]
         return records[0].clone()
 
@@ -176,9 +182,8 @@ def grad_cam(
         with torch.no_grad(), on_output(module, record_leaf) as other_threads:
             output = model(images.clone())  # a network may change its input in place
         scores, classes = _scores(output, targets, len(images))
-        weights = _weights(
-            scores, _recorded_output(records, name, other_threads), f"layer {name!r}"
-        )
+        raise_unless_ran(name, bool(records), other_threads)
+        weights = _weights(scores, records[0], f"layer {name!r}")
         weights = -weights if counterfactual else weights
         maps = grad_cam_map(weights, records[0].detach(), relu=relu)
     return GradCAM(maps, weights, _detached(output), classes)
@@ -197,52 +202,6 @@ def _gradient_state(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
                 " create or load it outside, or pass copy.deepcopy(model)"
             )
         yield check_images(images)
-
-
-def _check_spatial(name: str, output: Any, images: Tensor) -> Tensor:
-    """Return a layer's output; raise if Grad-CAM is not defined for it."""
-    output, (n, _, height, width) = feature_map(name, output), images.shape
-    description = f"layer {name!r} returns {tuple(output.shape)}"
-    if output.ndim == 3:
-        raise ValueError(
-            f"{description}, the token map of a transformer:"
-            " it has no spatial axes (h, w). Choose a layer that returns (N, C, h, w)"
-        )
-    if output.ndim != 4 or len(output) != n or output.numel() == 0:
-        raise ValueError(
-            f"{description} for {n} image{'s' * (n != 1)}; expected ({n}, C, h, w)."
-            " Choose a convolutional layer"
-        )
-    if not output.is_floating_point():
-        raise ValueError(
-            f"{description} of dtype {output.dtype};"
-            " expected floating point, for a gradient"
-        )
-    # Channels-last outputs would return a wrong map without an error. They are
-    # recognised by the shape: the first two axes have the image's proportions, the last
-    # two do not, and the last is the longest.
-    a, b, c = output.shape[1:]
-    first_error, last_error = abs(a * width - b * height), abs(b * width - c * height)
-    if first_error <= max(height, width) < last_error and c > max(a, b):
-        raise ValueError(
-            f"{description}, which for images of {height}×{width} is (N, h, w, C):"
-            " channels last. Choose a layer that returns (N, C, h, w),"
-            " for example the one that permutes the axes before pooling"
-        )
-    return output
-
-
-def _recorded_output(
-    records: list[Tensor], name: str, other_threads: list[int]
-) -> Tensor:
-    if records:
-        return records[0]
-    if other_threads:
-        raise ValueError(f"layer {name!r} {IN_OTHER_THREADS}")
-    raise ValueError(
-        f"layer {name!r} did not run: the model does not use it in eval mode,"
-        " or calls its parts but not it. Choose a layer inside or after it"
-    )
 
 
 def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | None]:
@@ -298,7 +257,7 @@ def _weights(
 ) -> Tensor:
     gradients = _gradients(scores, activations, what, retain_graph)
     # Half precision is too coarse for a mean over thousands of positions.
-    dtype = torch.promote_types(activations.dtype, torch.float32)
+    dtype = at_least_float32(activations.dtype)
     return _stack_targets(
         [gradient.mean((2, 3), dtype=dtype) for gradient in gradients], scores
     )

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from paperlib.validation import check_at_least_one
+
 
 class Block(NamedTuple):
     """A pair of rows of Table 1: input channels, output channels, spatial stride."""
@@ -79,10 +81,7 @@ class MobileNetV1(nn.Module):
                 f"width={width} leaves the first layer without channels; pass a width"
                 f" of at least 1/{STEM_CHANNELS} (the paper uses 1, 0.75, 0.5 and 0.25)"
             )
-        if num_classes < 1:
-            raise ValueError(
-                f"num_classes={num_classes}; expected at least 1, the number of classes"
-            )
+        check_at_least_one(num_classes=num_classes)
         if last_stride not in (1, 2):
             raise ValueError(
                 f"last_stride={last_stride}; expected 1 (what the paper counts) or 2"
@@ -93,7 +92,7 @@ class MobileNetV1(nn.Module):
         blocks = (*blocks[:-1], blocks[-1]._replace(stride=last_stride))
         make_block = _separable_block if separable else _full_block
         channels = int(STEM_CHANNELS * width)
-        layers = OrderedDict(stem=_stem(channels, activation))
+        layers = OrderedDict(stem=_full_block(3, channels, 2, activation))
         for number, block in enumerate(blocks, start=1):
             out_channels = int(block.out_channels * width)
             layers[f"block{number}"] = make_block(
@@ -113,16 +112,6 @@ class MobileNetV1(nn.Module):
                 " or repeat a grey image's single channel three times"
             )
         return self.classifier(self.pool(self.features(images)).flatten(1))
-
-
-def _stem(channels: int, activation: type[nn.Module]) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False),
-            norm=nn.BatchNorm2d(channels),
-            act=activation(inplace=True),
-        )
-    )
 
 
 def _separable_block(

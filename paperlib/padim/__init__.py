@@ -1,6 +1,6 @@
 """PaDiM: a Gaussian of normal embeddings per position, and distances from it."""
 
-from paperlib.padim.detector import PaDiM, summed_anomaly_map
+from paperlib.padim.detector import PaDiM
 from paperlib.padim.gaussian import (
     COVARIANCE_EPSILON,
     PatchGaussian,
@@ -14,5 +14,4 @@ __all__ = [
     "PatchGaussian",
     "leave_one_out_distance",
     "mahalanobis_distance",
-    "summed_anomaly_map",
 ]

@@ -7,7 +7,7 @@ number of images.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,7 @@ from torch import Tensor, nn
 
 from paperlib import backbones
 from paperlib.anomaly_map import MODES, gaussian_blur, upsample
-from paperlib.backbones import (
-    FeatureExtractor,
-    concatenate_embeddings,
-    project_embeddings,
-)
+from paperlib.backbones import FeatureExtractor, concatenate_embeddings
 from paperlib.distributed import check_same_size, fail_together
 from paperlib.padim.gaussian import (
     COVARIANCE_EPSILON,
@@ -32,10 +28,9 @@ from paperlib.padim.gaussian import (
 )
 from paperlib.precision import at_least_float32
 from paperlib.storage import digest, read_tensors, write_tensors
-from paperlib.validation import check_images
+from paperlib.validation import check_choice, check_images
 
 SMOOTHING_SIGMA = 4.0  # PaDiM, Sec. IV-B: Gaussian filter on anomaly maps, in pixels
-REDUCTIONS = ("random", "pca")
 PADIM_FORMAT = "paperlib.padim.1"
 
 
@@ -55,9 +50,6 @@ class PaDiM:
             ResNet-18, 550 of 1,792 for Wide ResNet-50-2); None for all channels.
         seed: of the random choice of channels.
         epsilon: added to the variances.
-        reduction: "random" selects channels at random; "pca" projects on the leading
-            principal components of all training embeddings, for which `fit` reads the
-            batches twice.
         mode: how maps are upsampled, "bilinear" or "bicubic".
         sigma: of the Gaussian that smooths anomaly maps, in pixels of the image.
 
@@ -66,8 +58,7 @@ class PaDiM:
     Attributes:
         mean: μ, (P, D).
         whitening: $L^{-1}$, (P, D, D), lower triangular.
-        channels: indices of the selected channels, ascending, or None with "pca".
-        basis: (all channels, D) with "pca", else None.
+        channels: indices of the selected channels, ascending.
         grid: (h, w).
         size: (H, W) of the images.
         count: N, the number of training images.
@@ -88,11 +79,11 @@ class PaDiM:
         seed: int = 0,
         epsilon: float | int = COVARIANCE_EPSILON,
         *,
-        reduction: str = "random",
         mode: str = "bilinear",
         sigma: float | int = SMOOTHING_SIGMA,
     ):
         _check_extractor(extractor)
+        check_choice("mode", mode, MODES)
         if dimensions is not None and dimensions < 1:
             raise ValueError(
                 f"dimensions={dimensions}; expected at least 1,"
@@ -100,30 +91,19 @@ class PaDiM:
             )
         if not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon={epsilon}; expected a variance to add, above 0")
-        if reduction not in REDUCTIONS or mode not in MODES:
-            raise ValueError(
-                f"reduction={reduction!r}, mode={mode!r};"
-                f" expected one of {REDUCTIONS} and of {MODES}"
-            )
-        if reduction == "pca" and dimensions is None:
-            raise ValueError(
-                "dimensions=None means all channels, with which PCA reduces nothing;"
-                " pass a number"
-            )
         if not 0 <= sigma < math.inf:
             raise ValueError(
                 f"sigma={sigma}; expected a standard deviation in pixels, at least 0"
             )
         self.extractor, self.dimensions, self.seed = extractor, dimensions, seed
-        self.epsilon = epsilon
-        self.reduction, self.mode, self.sigma = reduction, mode, sigma
+        self.epsilon, self.mode, self.sigma = epsilon, mode, sigma
         self.count = 0
 
     def fit(self, batches: Iterable, *, distribute: bool = False) -> "PaDiM":
         """Estimate the Gaussians from batches of normal images, and return self.
 
-        Batches may be of any lengths, may come from a generator, and are read once
-        (twice with "pca"). A previous fit is replaced only on success.
+        Batches may be of any lengths, may come from a generator, and are read once. A
+        previous fit is replaced only on success.
 
         Args:
             batches: of images (N, 3, H, W), already transformed.
@@ -138,33 +118,31 @@ class PaDiM:
                 variance that epsilon is lost in rounding.
         """
         device = self._device() if distribute else None
-        basis = None
-        if self.reduction == "pca":
-            basis = self._principal_components(batches, device)
-        channels = gaussian = size = grid = None
+        gaussian = size = None
         with fail_together(device):
-            for images in _check_batches(batches):
+            if isinstance(batches, Tensor):
+                expected = "expected an iterable of batches. Pass images.split(32)"
+                raise ValueError(
+                    f"one tensor of shape {tuple(batches.shape)}; {expected}"
+                )
+            for images in batches:
                 size = _check_size(images, size)
                 maps = self._maps(images)
-                if gaussian is None:
-                    if basis is None:
-                        channels = self._draw(sum(part.shape[1] for part in maps))
-                    grid = tuple(maps[0].shape[2:])
-                x = _embed(maps, channels, basis)
-                if gaussian is None:
-                    dtype = at_least_float32(x.dtype)
-                    gaussian = PatchGaussian(x.shape[1], x.shape[2], dtype)
+                channels = self._draw(sum(part.shape[1] for part in maps))
+                x = _embed(maps, channels)
+                gaussian = gaussian or PatchGaussian(
+                    *x.shape[1:], at_least_float32(x.dtype)
+                )
                 gaussian.update(x)
             if gaussian is None:
-                reason = "a generator yields its batches only once"
-                raise ValueError(f"no batch received; {reason}")
+                raise ValueError(_NO_BATCH)
         if device is not None:
             check_same_size(size, device)
             gaussian.all_reduce()
         mean, whitening = gaussian.mean(), whiten(gaussian, self.epsilon)
         self.mean, self.whitening, self.channels = mean, whitening, channels
-        self.basis = basis
-        self.grid, self.size, self.count = grid, size, gaussian.count
+        self.grid, self.size = tuple(maps[0].shape[2:]), size
+        self.count = gaussian.count
         return self
 
     def anomaly_map(self, images: Tensor) -> Float[Tensor, "n h w"]:
@@ -217,9 +195,7 @@ class PaDiM:
                 distances = leave_one_out_distance(distances, self.count)
             scores.append(self._upsample_and_smooth(distances).amax((1, 2)))
         if not scores:
-            raise ValueError(
-                "no batch received; a generator yields its batches only once"
-            )
+            raise ValueError(_NO_BATCH)
         return float(torch.cat(scores).double().quantile(quantile))
 
     def to(self, device: torch.device | str) -> "PaDiM":
@@ -227,7 +203,6 @@ class PaDiM:
         self.extractor.model.to(device)
         if self.count:
             self.mean, self.whitening = self.mean.to(device), self.whitening.to(device)
-            self.basis = None if self.basis is None else self.basis.to(device)
         return self
 
     def save(self, path: str | Path) -> None:
@@ -238,10 +213,7 @@ class PaDiM:
         """
         self._check_fitted()
         model = self.extractor.model
-        tensors = {"mean": self.mean, "whitening": self.whitening}
-        tensors |= (
-            {"channels": self.channels} if self.basis is None else {"basis": self.basis}
-        )
+        tensors = {name: getattr(self, name) for name in _FITTED}
         about = {
             "backbone": getattr(model, "backbone_name", None),
             "layers": self.extractor.layers,
@@ -304,19 +276,18 @@ class PaDiM:
                 " pass the extractor it was fitted with"
             )
         try:
-            model = cls(extractor, **about["settings"])
+            settings = {name: about["settings"][name] for name in _SETTINGS}
+            model = cls(extractor, **settings)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} has settings that can't be used ({error}); fit and save again"
             ) from error
-        device = model._device()
-        model.mean = tensors["mean"].to(device)
-        model.whitening = tensors["whitening"].to(device)
-        model.channels = tensors.get("channels")
-        model.basis = tensors["basis"].to(device) if "basis" in tensors else None
+        model.mean, model.whitening, model.channels = (
+            tensors[name] for name in _FITTED
+        )
         model.grid, model.size = tuple(about["grid"]), tuple(about["size"])
         model.count = about["count"]
-        return model
+        return model.to(model._device())
 
     def _distances(self, images: Tensor) -> Float[Tensor, "n h w"]:
         self._check_fitted()
@@ -326,7 +297,7 @@ class PaDiM:
                 f"images on {images.device}; the Gaussians are on {self.mean.device}."
                 " Call .to(device)"
             )
-        x = _embed(self._maps(images), self.channels, self.basis)
+        x = _embed(self._maps(images), self.channels)
         if x.shape[1:] != self.mean.shape:
             raise ValueError(
                 f"embeddings of shape {tuple(x.shape[1:])};"
@@ -346,6 +317,7 @@ class PaDiM:
         return [part.to(at_least_float32(part.dtype)) for part in maps]
 
     def _draw(self, total: int) -> Tensor:
+        """Draw the channels, in ascending order; raise if there are too few."""
         if self.dimensions is None:
             return torch.arange(total)
         if self.dimensions > total:
@@ -357,38 +329,6 @@ class PaDiM:
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(total, generator=generator)
         return order[: self.dimensions].sort().values
-
-    def _principal_components(
-        self, batches: Iterable, device: torch.device | None
-    ) -> Float[Tensor, "total d"]:
-        """Find the directions of largest variance of the embeddings at all positions.
-
-        `device` is where the processes communicate, or None for a single process.
-        """
-        gaussian = size = None
-        with fail_together(device):
-            if isinstance(batches, Iterator):
-                reason = "PCA reads the batches twice and a generator yields them once"
-                raise ValueError(f"{reason}; pass a list or a DataLoader")
-            for images in _check_batches(batches):
-                size = _check_size(images, size)
-                x = _embed(self._maps(images), None, None)
-                total = x.shape[2]
-                self._draw(total)  # raises if there are too few channels
-                gaussian = gaussian or PatchGaussian(
-                    1, total, at_least_float32(x.dtype)
-                )
-                gaussian.update(x.transpose(0, 1).reshape(-1, 1, total))
-            if gaussian is None:
-                raise ValueError("no batch received")
-        if device is not None:
-            check_same_size(size, device)
-            gaussian.all_reduce()
-        # eigh sorts the eigenvalues in ascending order.
-        _, vectors = torch.linalg.eigh(gaussian.covariance(0)[0].double())
-        return (
-            vectors.flip(1)[:, : self.dimensions].to(gaussian.result_dtype).contiguous()
-        )
 
     def _device(self) -> torch.device:
         parameters = self.extractor.model.parameters()
@@ -402,93 +342,38 @@ class PaDiM:
             )
 
 
-def summed_anomaly_map(
-    models: Sequence[PaDiM], images: Tensor
-) -> Float[Tensor, "n h w"]:
-    """Add up the maps of several models, one per layer: the paper's "Layer 1+2+3".
-
-    Args:
-        models: fitted, with the same image size.
-        images: as for `PaDiM.anomaly_map`.
-
-    Raises:
-        ValueError: for no model, and as `PaDiM.anomaly_map`.
-
-    Source: PaDiM, arXiv:2011.08785, Sec. V-A, Table I. Departures: none.
-    Test: test_padim.py::test_layers_are_summed
-    """
-    if not models:
-        raise ValueError("no model; expected at least one")
-    return sum(model.anomaly_map(images) for model in models)
-
-
-def _embed(
-    maps: list[Tensor], channels: Tensor | None, basis: Tensor | None
-) -> Float[Tensor, "n p d"]:
-    joined = (
-        concatenate_embeddings(maps, channels)
-        if basis is None
-        else project_embeddings(maps, basis)
-    )
-    return joined.flatten(2).transpose(1, 2)
+def _embed(maps: list[Tensor], channels: Tensor) -> Float[Tensor, "n p d"]:
+    return concatenate_embeddings(maps, channels).flatten(2).transpose(1, 2)
 
 
 # ---- checks and files ----
 
-_SETTINGS = ("dimensions", "seed", "epsilon", "reduction", "mode", "sigma")
+_NO_BATCH = "no batch received; a generator yields its batches only once"
+_FITTED = ("mean", "whitening", "channels")
+_SETTINGS = ("dimensions", "seed", "epsilon", "mode", "sigma")
 
 
 def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
     """Whether `save` may have written a file (the checksum detects no forgery)."""
-    if not set("backbone layers weights settings grid size count".split()) <= set(
-        about
-    ):
+    try:
+        (h, w), (height, width) = about["grid"], about["size"]
+        sizes = [h, w, height, width, about["count"]]
+        mean, whitening, channels = (tensors[name] for name in _FITTED)
+        p, d = mean.shape
+        layers_and_settings = [*about["layers"], *about["settings"]]
+    except (KeyError, TypeError, ValueError):
         return False
-    numbers = (
-        [*about["grid"], *about["size"]]
-        if isinstance(about["grid"], list) and isinstance(about["size"], list)
-        else []
-    )
-    mean, whitening, channels, basis = (
-        tensors.get(name) for name in ("mean", "whitening", "channels", "basis")
-    )
-    if (
-        not (
-            isinstance(about["layers"], list)
-            and all(isinstance(name, str) for name in about["layers"])
-        )
-        or len(numbers) != 4
-        or len(about["grid"]) != 2
-        or not all(
-            type(number) is int and number > 0 for number in (*numbers, about["count"])
-        )
-        or not (
-            isinstance(about["settings"], dict)
-            and set(about["settings"]) == set(_SETTINGS)
-        )
-        or mean is None
-        or mean.ndim != 2
-        or len(mean) != numbers[0] * numbers[1]
-        or mean.dtype not in (torch.float32, torch.float64)
-        or whitening is None
-        or whitening.shape != (*mean.shape, mean.shape[1])
-        or whitening.dtype != mean.dtype
-    ):
-        return False
-    if basis is not None:
-        is_consistent = (
-            basis.ndim == 2
-            and basis.shape[1] == mean.shape[1]
-            and basis.dtype == mean.dtype
-        )
-    else:
-        is_consistent = (
-            channels is not None
-            and channels.shape == mean.shape[1:]
-            and channels.dtype == torch.int64
-        )
-    return is_consistent and all(
-        bool(torch.isfinite(tensor).all()) for tensor in tensors.values()
+    return (
+        (channels.shape == (d,) and channels.dtype == torch.int64)
+        and {"backbone", "weights"} <= set(about)
+        and all(isinstance(name, str) for name in layers_and_settings)
+        and set(_SETTINGS) <= set(about["settings"])
+        and all(type(number) is int and number > 0 for number in sizes)
+        and p == h * w
+        and whitening.shape == (p, d, d)
+        and mean.dtype == whitening.dtype
+        and mean.dtype in (torch.float32, torch.float64)
+        and all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     )
 
 
@@ -498,13 +383,6 @@ def _check_extractor(extractor: Any) -> None:
             f"an extractor of type {type(extractor).__name__}; expected"
             " a FeatureExtractor. From a backbone: FeatureExtractor(*load(name)[:2])"
         )
-
-
-def _check_batches(batches: Iterable) -> Iterable:
-    if isinstance(batches, Tensor):
-        expected = "expected an iterable of batches. Pass images.split(32)"
-        raise ValueError(f"one tensor of shape {tuple(batches.shape)}; {expected}")
-    return batches
 
 
 def _check_size(images: Any, size: tuple[int, int] | None) -> tuple[int, int]:

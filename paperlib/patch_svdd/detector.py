@@ -31,7 +31,7 @@ from paperlib.patch_svdd.images import check_range, mean_image
 from paperlib.patch_svdd.losses import PositionClassifier, position_loss, svdd_loss
 from paperlib.patch_svdd.training import position_accuracy, train, train_on_patches
 from paperlib.storage import read_tensors, write_tensors
-from paperlib.validation import check_images
+from paperlib.validation import check_at_least_one
 
 __all__ = [
     "Embeddings",
@@ -50,6 +50,7 @@ __all__ = [
 ]
 SVDD_FORMAT = "paperlib.patch_svdd.1"
 IMAGES_PER_SEARCH = 8
+_FITTED = ("mean", "small", "big")  # tensors that `fit` sets
 
 
 class PatchMaps(NamedTuple):
@@ -113,11 +114,7 @@ class PatchSVDD:
                 f"a {type(encoder).__name__};"
                 " expected a HierarchicalEncoder, which embeds both sizes"
             )
-        if stride_small < 1 or stride_big < 1:
-            raise ValueError(
-                f"stride_small={stride_small}, stride_big={stride_big};"
-                " expected at least 1 pixel each"
-            )
+        check_at_least_one(stride_small=stride_small, stride_big=stride_big)
         self.encoder, self.stride_small = encoder, stride_small
         self.stride_big = stride_big
         self.mean = self.small = self.big = None
@@ -224,14 +221,7 @@ class PatchSVDD:
                 "not fitted yet; call .fit(normal_images) first,"
                 " or PatchSVDD.load(path)"
             )
-        images = check_images(images)
-        check_range(images)
-        if images.shape[1:] != self.mean.shape:
-            raise ValueError(
-                f"images of shape {tuple(images.shape)};"
-                f" expected {tuple(self.mean.shape)} each, as in training,"
-                " since the mean of those images is subtracted. Resize them"
-            )
+        images = check_range(images, self.mean)
         maps = []
         for part in images.split(IMAGES_PER_SEARCH):
             embeddings = self.encoder.embed(
@@ -275,7 +265,7 @@ class PatchSVDD:
             f"encoder.{name}": tensor
             for name, tensor in self.encoder.state_dict().items()
         }
-        tensors |= {"mean": self.mean, "small": self.small, "big": self.big}
+        tensors |= {name: getattr(self, name) for name in _FITTED}
         about = {
             "stride_small": self.stride_small,
             "stride_big": self.stride_big,
@@ -305,30 +295,23 @@ class PatchSVDD:
             if name.startswith("encoder.")
         }
         encoder = encoder_from_weights(weights, path)
-        mean, small, big = (tensors.get(name) for name in ("mean", "small", "big"))
-        is_consistent = (
-            all(
-                tensor is not None and tensor.dtype == torch.float32
-                for tensor in (mean, small, big)
-            )
-            and (
-                mean.ndim == 3
-                and mean.shape[0] == 3
-                and min(mean.shape[1:]) >= BIG_PATCH
-            )
-            and all(
-                bank.ndim == 2 and len(bank) and bank.shape[1] == encoder.dimensions
-                for bank in (small, big)
-            )
-            and all(bool(torch.isfinite(tensor).all()) for tensor in (mean, small, big))
-        )
+        nothing = torch.empty(0)
+        mean, small, big = (tensors.get(name, nothing) for name in _FITTED)
         radius = about.get("coreset_radius")
         strides = [about.get(name) for name in ("stride_small", "stride_big")]
-        if (
-            not is_consistent
-            or not (isinstance(radius, list) and len(radius) == 2)
-            or not all(isinstance(stride, int) and stride > 0 for stride in strides)
-        ):
+        is_consistent = (
+            all(
+                t.dtype == torch.float32 and t.isfinite().all()
+                for t in tensors.values()
+            )
+            and (mean.ndim == 3 and len(mean) == 3)
+            and min(mean.shape[1:]) >= BIG_PATCH
+            and all(bank.ndim == 2 and len(bank) for bank in (small, big))
+            and small.shape[1] == big.shape[1] == encoder.dimensions
+            and (isinstance(radius, list) and len(radius) == 2)
+            and all(isinstance(stride, int) and stride > 0 for stride in strides)
+        )
+        if not is_consistent:
             raise ValueError(
                 f"{path} is inconsistent:"
                 " mean image, banks or strides are missing or of wrong shapes"

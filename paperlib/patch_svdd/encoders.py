@@ -6,7 +6,8 @@ layers return the embeddings of all its patches.
 """
 
 import math
-from itertools import pairwise
+from collections.abc import Callable
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.storage import is_dense, load_state, read_tensors, write_tensors
-from paperlib.validation import check_images
+from paperlib.validation import check_at_least_one, check_images, check_same_kind
 
 SMALL_PATCH, BIG_PATCH = 32, 64  # Patch SVDD, Sec. 4: K in pixels
 SMALL_STRIDE, BIG_STRIDE = 4, 16  # Patch SVDD, Sec. 4: S in pixels, for K = 32 and 64
 SLOPE = 0.1  # Patch SVDD, Sec. 4: negative slope of the LeakyReLU
-TILE = 1024  # side in pixels of the tiles in which large images are embedded
+PIXELS_PER_PASS = 1024**2  # of the images that a GPU embeds together
 ENCODER_FORMAT = "paperlib.patch_encoder.1"
 
 
@@ -50,8 +51,9 @@ class _DenseEncoder(nn.Module):
     def __init__(
         self, channels: tuple[int, ...], kernel: int, strides: tuple[int, ...]
     ):
+        check_at_least_one(dimensions=channels[-1])
         super().__init__()
-        self.dimensions, self.strides = channels[-1], strides
+        self.dimensions = channels[-1]
         for i, ((before, after), stride) in enumerate(
             zip(pairwise(channels), strides, strict=True), 1
         ):
@@ -71,28 +73,21 @@ class _DenseEncoder(nn.Module):
         self, images: Float[Tensor, "n 3 h w"], stride: int | None = None
     ) -> Float[Tensor, "n d i j"]:
         """Embed patches with gradients, at a stride that is a multiple of `step`."""
-        layers = list(self.children())
-        for layer, layer_stride in zip(layers[:-1], self.strides, strict=False):
-            images = F.leaky_relu(
-                F.conv2d(images, layer.weight, layer.bias, layer_stride),
-                SLOPE,
-                inplace=True,
-            )
-        last_stride = (
-            stride or self.step
-        ) // self.step  # Only the requested positions are computed.
-        return torch.tanh(
-            F.conv2d(images, layers[-1].weight, layers[-1].bias, last_stride)
-        )
+        *layers, last = self.children()
+        for layer in layers:
+            images = F.leaky_relu(layer(images), SLOPE, inplace=True)
+        # Only the requested positions are computed.
+        skip = (stride or self.step) // self.step
+        return torch.tanh(F.conv2d(images, last.weight, last.bias, skip))
 
     @torch.no_grad()
     def embed(
-        self, images: Tensor, stride: int, *, tile: int = TILE
+        self, images: Float[Tensor, "n 3 h w"], stride: int
     ) -> Float[Tensor, "n i j d"]:
         """Embed patches of images at any stride; see `HierarchicalEncoder.embed`."""
-        return _embed_grid(
-            self, _check_input(images, self, self.side, (stride,), tile), stride, tile
-        )
+        check_at_least_one(stride=stride)
+        images = _check_input(images, self)
+        return _embed_grid(self, self.dense, images, stride)
 
 
 class PatchEncoder(_DenseEncoder):
@@ -115,7 +110,7 @@ class PatchEncoder(_DenseEncoder):
 
     def __init__(self, dimensions: int = 64):
         super().__init__(
-            (3, 32, 64, 128, 128, 64, 32, 32, _check_dimensions(dimensions)),
+            (3, 32, 64, 128, 128, 64, 32, 32, dimensions),
             3,
             (2, 1, 1, 1, 1, 1, 1, 1),
         )
@@ -138,9 +133,7 @@ class FlatEncoder(_DenseEncoder):
     side, step = BIG_PATCH, 8
 
     def __init__(self, dimensions: int = 64):
-        super().__init__(
-            (3, 64, 64, 128, _check_dimensions(dimensions)), 5, (2, 2, 2, 1)
-        )
+        super().__init__((3, 64, 64, 128, dimensions), 5, (2, 2, 2, 1))
 
 
 class HierarchicalEncoder(nn.Module):
@@ -229,28 +222,29 @@ class HierarchicalEncoder(nn.Module):
         small = self.enc.dense(images)
         return small, self.aggregate(small, self.enc.step, exact=False)
 
+    def _dense_big(self, images: Tensor, stride: int) -> Tensor:
+        """Embed big patches at an even stride."""
+        shared = math.gcd(SMALL_PATCH, stride)
+        return self.aggregate(self.enc.dense(images, shared), shared, stride // shared)
+
     @torch.no_grad()
     def embed(
         self,
         images: Tensor,
         stride_small: int = SMALL_STRIDE,
         stride_big: int = BIG_STRIDE,
-        *,
-        tile: int = TILE,
     ) -> Embeddings:
         """Embed all patches of images at both scales.
 
-        At even strides the small encoder runs once over the image for both scales; an
-        embedding equals that of the patch alone up to rounding (2e-6). At an odd stride
-        patches are cropped and run one by one.
+        At even strides the small encoder runs once over the image for both scales. If a
+        stride is odd, each scale takes passes of its own, over shifted images. An
+        embedding equals that of the patch alone up to rounding (2e-6).
 
         Args:
             images: after subtracting the mean image (without other scaling), at least
                 64 × 64 pixels, of the encoder's dtype and on its device.
             stride_small: pixels from one 32×32 patch to the next.
             stride_big: pixels from one 64×64 patch to the next.
-            tile: larger images are split into tiles of this side in pixels; it bounds
-                the memory and does not change the result.
 
         Returns:
             for 256×256 images at the default strides (N, 57, 57, D) and (N, 13, 13, D),
@@ -258,34 +252,27 @@ class HierarchicalEncoder(nn.Module):
 
         Raises:
             ValueError: for images smaller than 64 pixels, not a finite floating-point
-                batch (N, 3, H, W), of another dtype or device; a stride below 1, or a
-                tile smaller than a patch.
+                batch (N, 3, H, W), of another dtype or device, and a stride below 1.
 
         Source: Patch SVDD, arXiv:2006.16067, Alg. 2.
         Departures: the released code crops each patch, 3,249 + 169 per image, and runs
             it separately.
         Test: test_encoders.py::test_both_scales_of_an_image_equal_patch_by_patch
         """
-        images = _check_input(images, self, BIG_PATCH, (stride_small, stride_big), tile)
-        even = [
-            stride
-            for stride in (stride_small, stride_big)
-            if stride % self.enc.step == 0
-        ]
-        shared = math.gcd(SMALL_PATCH, *even)
-        grid = _embed_grid(self.enc, images, shared, tile) if even else None
-        if stride_small in even:
-            skip = stride_small // shared
-            small = grid[:, ::skip, ::skip].contiguous()
-        else:
-            small = _embed_grid(self.enc, images, stride_small, tile)
-        if stride_big in even:
-            big = self.aggregate(
-                grid.permute(0, 3, 1, 2), shared, stride_big // shared
-            ).permute(0, 2, 3, 1)
-        else:
-            big = _embed_separately(self, images, stride_big)
-        return Embeddings(small, big.contiguous())
+        check_at_least_one(stride_small=stride_small, stride_big=stride_big)
+        images = _check_input(images, self)
+        if stride_small % self.step or stride_big % self.step:
+            return Embeddings(
+                _embed_grid(self.enc, self.enc.dense, images, stride_small),
+                _embed_grid(self, self._dense_big, images, stride_big),
+            )
+        shared = math.gcd(SMALL_PATCH, stride_small, stride_big)
+        grid = _embed_grid(self.enc, self.enc.dense, images, shared)
+        skip = stride_small // shared
+        big = self.aggregate(grid.permute(0, 3, 1, 2), shared, stride_big // shared)
+        return Embeddings(
+            grid[:, ::skip, ::skip].contiguous(), big.permute(0, 2, 3, 1).contiguous()
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the weights as a safetensors file, atomically."""
@@ -378,110 +365,81 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
         raise ValueError(
             f"{expected}, a dictionary of tensors; received a {type(tensors).__name__}"
         )
+    dimensions = tensors.get("conv2.bias", torch.empty(0)).numel()
     with torch.device("meta"):
-        names = set(HierarchicalEncoder(1).state_dict())
-    if set(tensors) != names:
-        unmatched = ", ".join(sorted(map(str, set(tensors) ^ names))[:4])
+        encoder = HierarchicalEncoder(max(1, dimensions))
+    kinds, expected_kinds = (
+        {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
+        for state in (tensors, encoder.state_dict())
+    )
+    if kinds != expected_kinds:
+        names = sorted(map(str, kinds.items() ^ expected_kinds.items()))
+        raise ValueError(f"{expected}; missing or not expected: {', '.join(names[:4])}")
+    if not all(is_dense(t) and t.isfinite().all() for t in tensors.values()):
         raise ValueError(
-            f"{expected}, named enc.conv1.weight to conv2.bias;"
-            f" missing or unknown: {unmatched}"
+            f"{expected}; some contain NaN or infinite values,"
+            " or a shape does not match the stored data"
         )
-    if not all(is_dense(tensor) for tensor in tensors.values()):
-        raise ValueError(
-            f"{expected}; the shapes of its tensors do not match the stored data"
-        )
-    dimensions = tensors["conv2.bias"].numel()
-    if dimensions == 0:
-        raise ValueError(f"{expected}; its embeddings have 0 dimensions")
-    with torch.device("meta"):
-        encoder = HierarchicalEncoder(dimensions)
-    for name, reference in encoder.state_dict().items():
-        tensor = tensors[name]
-        if tensor.shape != reference.shape or tensor.dtype != torch.float32:
-            raise ValueError(
-                f"{expected}; {name} is {tuple(tensor.shape)} of {tensor.dtype},"
-                f" not {tuple(reference.shape)} of float32"
-            )
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{expected}; {name} contains NaN or infinite values")
     encoder.load_state_dict(tensors, assign=True)
     return encoder
 
 
-def _check_dimensions(dimensions: int) -> int:
-    if dimensions < 1:
-        raise ValueError(
-            f"dimensions={dimensions}; expected at least 1 number per patch"
-        )
-    return dimensions
+def check_rgb(images: Tensor, side: int = BIG_PATCH) -> Tensor:
+    """Return detached images if they are RGB and not smaller than a patch.
 
+    Args:
+        images: (N, 3, H, W).
+        side: of a patch in pixels.
 
-def _check_input(
-    images: Tensor, encoder: nn.Module, side: int, strides: tuple[int, ...], tile: int
-) -> Tensor:
+    Raises:
+        ValueError: for other shapes, and as `check_images`.
+
+    Source: this book. Departures: none.
+    Test: test_encoders.py::test_what_cannot_be_embedded_is_refused
+    """
     images = check_images(images)
-    if images.shape[1] != 3:
+    if images.shape[1] != 3 or min(images.shape[-2:]) < side:
         raise ValueError(
-            f"images of shape {tuple(images.shape)}; expected 3 channels."
-            " Repeat a grey channel: .expand(-1, 3, …)"
-        )
-    if min(images.shape[-2:]) < side:
-        raise ValueError(
-            f"images of {images.shape[-2]}×{images.shape[-1]}"
-            f" pixels are smaller than a patch of {side}×{side};"
-            " resize them, for example to 256×256 as in the paper"
-        )
-    if min(strides) < 1 or tile < side:
-        raise ValueError(
-            f"strides {strides} and tile={tile};"
-            f" expected strides of at least 1, a tile of at least {side}"
-        )
-    weight = next(encoder.parameters())
-    if images.dtype != weight.dtype or images.device != weight.device:
-        raise ValueError(
-            f"images are {images.dtype} on {images.device} and the encoder"
-            f" is {weight.dtype} on {weight.device}; expected the same."
-            " Convert one with .to(…)"
+            f"images of shape {tuple(images.shape)};"
+            f" expected RGB (N, 3, H, W) of at least {side}×{side} pixels."
+            " Resize them, for example to 256×256 as in the paper,"
+            " and repeat a grey channel with .expand(-1, 3, -1, -1)"
         )
     return images
 
 
+def _check_input(images: Tensor, encoder: nn.Module) -> Tensor:
+    images = check_rgb(images, encoder.side)
+    check_same_kind("images", images, "the encoder", next(encoder.parameters()))
+    return images
+
+
 def _embed_grid(
-    encoder: _DenseEncoder, images: Tensor, stride: int, tile: int
+    encoder: nn.Module,
+    dense: Callable[[Tensor, int], Tensor],
+    images: Tensor,
+    stride: int,
 ) -> Tensor:
-    """Embed patches at a stride, (N, h, w, D): one pass per tile, if possible."""
-    if stride % encoder.step:
-        return _embed_separately(encoder, images, stride)
-    n, _, height, width = images.shape
-    rows, columns = (
-        (length - encoder.side) // stride + 1 for length in (height, width)
-    )
+    """Embed patches at a stride, (N, h, w, D).
+
+    `dense` embeds patches at a stride that is a multiple of the encoder's step. For
+    other strides it embeds every n-th patch, in passes over shifted images.
+    """
+    n, _, *size = images.shape
+    rows, columns = ((length - encoder.side) // stride + 1 for length in size)
     out = images.new_empty(n, rows, columns, encoder.dimensions)
-    tile_positions = (tile - encoder.side) // stride + 1  # along a side of a tile
+    passes = encoder.step // math.gcd(encoder.step, stride)  # per axis
     # One image at a time fits a CPU's cache; a GPU needs larger batches.
-    n_images = 1 if images.device.type == "cpu" else max(1, tile**2 // (height * width))
-    for first in range(0, n, n_images):
-        for top in range(0, rows, tile_positions):
-            for left in range(0, columns, tile_positions):
-                bottom = min(rows, top + tile_positions)
-                right = min(columns, left + tile_positions)
-                image_tile = images[
-                    first : first + n_images,
-                    :,
-                    top * stride : (bottom - 1) * stride + encoder.side,
-                    left * stride : (right - 1) * stride + encoder.side,
-                ]
-                embeddings = encoder.dense(image_tile, stride)
-                out[first : first + n_images, top:bottom, left:right] = (
-                    embeddings.permute(0, 2, 3, 1)
-                )
+    is_cpu = images.device.type == "cpu"
+    n_images = 1 if is_cpu else max(1, PIXELS_PER_PASS // math.prod(size))
+    for y, x in product(range(min(passes, rows)), range(min(passes, columns))):
+        grid = out[:, y::passes, x::passes]
+        height, width = (
+            (length - 1) * passes * stride + encoder.side for length in grid.shape[1:3]
+        )
+        shifted = images[..., y * stride :, x * stride :][..., :height, :width]
+        parts = zip(shifted.split(n_images), grid.split(n_images), strict=True)
+        for image_part, grid_part in parts:
+            embeddings = dense(image_part, passes * stride)
+            grid_part.copy_(embeddings.permute(0, 2, 3, 1))
     return out
-
-
-def _embed_separately(encoder: nn.Module, images: Tensor, stride: int) -> Tensor:
-    """Embed patches at a stride, (N, h, w, D), each separately."""
-    patches = images.unfold(2, encoder.side, stride).unfold(3, encoder.side, stride)
-    rows = [
-        [encoder(row.transpose(0, 1)) for row in image.unbind(1)] for image in patches
-    ]
-    return torch.stack([torch.stack(image) for image in rows])

@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paperlib.distributed import check_same_size, fail_together
-from paperlib.patch_svdd.encoders import BIG_PATCH
-from paperlib.validation import check_images, has_values
+from paperlib.patch_svdd.encoders import check_rgb
+from paperlib.validation import has_values
 
 # Images are summed in batches, so that a memory-mapped file is never copied as a whole.
 IMAGES_PER_SUM = 8
@@ -34,8 +34,7 @@ def mean_image(
     Test: test_pairs.py::test_images_that_teach_nothing_are_refused
     """
     with fail_together(group_device):
-        images = check_images(images)
-        check_range(images)
+        images = check_range(images)
         _check_colours(images)
     total = images.new_zeros(images.shape[1:], dtype=torch.float64)
     for part in images.split(IMAGES_PER_SUM):
@@ -57,8 +56,12 @@ def mean_image(
     return (total / count).to(images)
 
 
-def check_range(images: Tensor) -> None:
-    """Raise for images that are not RGB in [0, 1] or are smaller than a patch.
+def check_range(images: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Return detached images if they are RGB in [0, 1] and not smaller than a patch.
+
+    Args:
+        images: (N, 3, H, W).
+        mean: the mean training image (3, H, W), which the images must fit; or None.
 
     Raises:
         ValueError: with the received shape or range.
@@ -66,13 +69,7 @@ def check_range(images: Tensor) -> None:
     Source: this book. Departures: none.
     Test: test_pairs.py::test_images_that_teach_nothing_are_refused
     """
-    if images.shape[1] != 3 or min(images.shape[-2:]) < BIG_PATCH:
-        raise ValueError(
-            f"images of shape {tuple(images.shape)};"
-            f" expected RGB (N, 3, H, W) of at least {BIG_PATCH}×{BIG_PATCH} pixels."
-            " Resize them, for example to 256×256 as in the paper,"
-            " and repeat a grey channel with .expand(-1, 3, -1, -1)"
-        )
+    images = check_rgb(images)
     if has_values(images):
         low, high = float(images.amin()), float(images.amax())
         if low < -1e-3 or high > 1 + 1e-3:  # resizing may round beyond the limits
@@ -80,6 +77,13 @@ def check_range(images: Tensor) -> None:
                 f"images range from {low:.3g} to {high:.3g}; expected 0 to 1."
                 " Divide 8-bit values by 255"
             )
+    if mean is not None and images.shape[1:] != mean.shape:
+        raise ValueError(
+            f"images of shape {tuple(images.shape)};"
+            f" expected {tuple(mean.shape)} each, as in training,"
+            " since the mean of those images is subtracted. Resize them"
+        )
+    return images
 
 
 def _combine(images: Tensor, total: Tensor) -> tuple[Tensor, int, bool]:
@@ -99,16 +103,14 @@ def _combine(images: Tensor, total: Tensor) -> tuple[Tensor, int, bool]:
 
 
 def _any_differs(images: Tensor, reference: Tensor) -> bool:
-    if not has_values(images):
-        return True
-    return any(bool((part != reference).any()) for part in images.split(IMAGES_PER_SUM))
+    return not has_values(images) or any(
+        bool((part != reference).any()) for part in images.split(IMAGES_PER_SUM)
+    )
 
 
 def _check_colours(images: Tensor) -> None:
-    if not has_values(images):
-        return
     spread = (images.amax((2, 3)) - images.amin((2, 3))).amax(1)
-    if (spread == 0).any():
+    if has_values(images) and (spread == 0).any():
         rows = (spread == 0).nonzero().flatten().tolist()
         which = f"training images number {', '.join(map(str, rows[:8]))}"
         raise ValueError(f"{which} are of one colour; remove them")

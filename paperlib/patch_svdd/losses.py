@@ -87,8 +87,3 @@ def position_loss(
     Test: test_patch_training.py::test_losses_by_hand
     """
     return F.cross_entropy(classifier(a, b), position)
-
-
-def _svdd_term(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    loss = svdd_loss(a, b)
-    return loss, loss.detach()

@@ -76,12 +76,7 @@ def position_pairs(
         patch // 4 // step, (count, 2), generator=generator
     )
     move = torch.tensor(DIRECTIONS)[position] * move
-    limit = torch.tensor(size) - patch
-    if clip:
-        first = _uniform(torch.zeros_like(move), limit.expand_as(move), step, generator)
-        return Pairs(first, torch.minimum((first + move).clamp_min(0), limit), position)
-    first = _uniform((-move).clamp_min(0), limit - move.clamp_min(0), step, generator)
-    return Pairs(first, first + move, position)
+    return Pairs(*_place(move, size, patch, generator, step, clip), position)
 
 
 def neighbor_pairs(
@@ -126,12 +121,24 @@ def neighbor_pairs(
     moves = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 2)
     moves = moves[moves.abs().sum(1) > 0] * step
     move = moves[torch.randint(len(moves), (count,), generator=generator)]
+    return Pairs(*_place(move, size, patch, generator, step, clip), None)
+
+
+def _place(
+    move: Tensor,
+    size: tuple[int, int],
+    patch: int,
+    generator: torch.Generator,
+    step: int,
+    clip: bool,
+) -> tuple[Tensor, Tensor]:
+    """Draw the corners of first patches, and move them; see `position_pairs`."""
     limit = torch.tensor(size) - patch
     if clip:
         first = _uniform(torch.zeros_like(move), limit.expand_as(move), step, generator)
-        return Pairs(first, torch.minimum((first + move).clamp_min(0), limit), None)
+        return first, torch.minimum((first + move).clamp_min(0), limit)
     first = _uniform((-move).clamp_min(0), limit - move.clamp_min(0), step, generator)
-    return Pairs(first, first + move, None)
+    return first, first + move
 
 
 def _uniform(

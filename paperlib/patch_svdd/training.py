@@ -19,16 +19,12 @@ import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 
-from paperlib.distributed import fail_together, process_group
-from paperlib.patch_svdd.encoders import (
-    BIG_PATCH,
-    SMALL_PATCH,
-    HierarchicalEncoder,
-    initialize,
-)
+from paperlib.distributed import check_same, fail_together, process_group
+from paperlib.patch_svdd.encoders import BIG_PATCH, HierarchicalEncoder, initialize
 from paperlib.patch_svdd.images import check_range, mean_image
-from paperlib.patch_svdd.losses import PositionClassifier, _svdd_term
+from paperlib.patch_svdd.losses import PositionClassifier, svdd_loss
 from paperlib.patch_svdd.pairs import (
     crop_patches,
     neighbor_pairs,
@@ -37,7 +33,12 @@ from paperlib.patch_svdd.pairs import (
     random_crops,
 )
 from paperlib.storage import load_checkpoint, save_checkpoint
-from paperlib.validation import check_images
+from paperlib.validation import (
+    check_at_least_one,
+    check_choice,
+    check_images,
+    check_same_kind,
+)
 
 # λ of Eq. 6, in the README of the released code; the code's default is 1
 SVDD_WEIGHT = 1e-3
@@ -90,193 +91,187 @@ class Training(NamedTuple):
 def fast_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 if the processor has instructions for it, else float32.
 
+    For a CPU this is known from PyTorch's release with `torch.cpu.get_capabilities`.
+
     Source: this book. Departures: none.
     Test: test_patch_training.py::test_bfloat16_is_chosen_where_it_is_fast
     """
     if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32
-        )
-    has_bf16_instructions = getattr(
-        torch.cpu, "_is_avx512_bf16_supported", lambda: False
-    )
-    return (
-        torch.bfloat16
-        if device.type == "cpu" and has_bf16_instructions()
-        else torch.float32
-    )
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        is_fast = device.type == "cpu" and capabilities.get("avx512_bf16", False)
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+class _EmbeddedPairs(NamedTuple):
+    """Embeddings (n, D) of the pairs of one patch size, for both losses.
+
+    Fields:
+        a, b: neighbours, for the SVDD loss.
+        first, second: pairs of a known position, for the SSL loss; None without it.
+        position: (n,), their position classes.
+    """
+
+    a: Tensor
+    b: Tensor
+    first: Tensor | None = None
+    second: Tensor | None = None
+    position: Tensor | None = None
+
+
+# Draws and embeds the pairs of a step, by patch size.
+DrawPairs = Callable[[int, torch.Generator], Iterator[tuple[str, _EmbeddedPairs]]]
 
 
 class _Run(nn.Module):
-    """The modules of a run: encoder, and per patch size a classifier or a centre."""
+    """The modules of a run: encoder, and per patch size a classifier or a centre.
+
+    `forward` computes the loss of a step, so that DistributedDataParallel can wrap it.
+    """
 
     def __init__(
         self,
         encoder: nn.Module,
         seed: int,
+        svdd_weight: float | int,
         objective: str = "patch_svdd",
-        train_last_weight: bool = True,
+        *,
+        as_released: bool = False,
     ):
         super().__init__()
-        self.encoder = encoder
-        sizes = {"big": encoder} if encoder.side == BIG_PATCH else {"small": encoder}
-        if isinstance(encoder, HierarchicalEncoder):
-            sizes["small"] = encoder.small
-        self.sizes = {name: part.side for name, part in sizes.items()}
-        weight = next(encoder.parameters())
-        with _seeded_cpu(seed):
-            if objective == "patch_svdd":
-                for name in self.sizes:
+        self.encoder, self.seed = encoder, seed
+        self.svdd_weight = svdd_weight if objective == "patch_svdd" else 1
+        self.big = self.small = None
+        if objective == "patch_svdd":
+            with _seeded_cpu(seed):
+                for name in _encoders(encoder):
                     classifier = PositionClassifier(
-                        encoder.dimensions, train_last_weight=train_last_weight
+                        encoder.dimensions, train_last_weight=not as_released
                     )
-                    self.add_module(name, classifier.to(weight))
-        if objective == "centre":
-            for name in self.sizes:
-                self.register_buffer(
-                    f"centre_{name}", weight.new_zeros(1, encoder.dimensions)
-                )
+                    setattr(self, name, classifier.to(next(encoder.parameters())))
+        self.draw_pairs: DrawPairs | None = None  # set before the first step
 
-    def classifier(self, name: str) -> PositionClassifier | None:
-        return getattr(self, name, None)
-
-
-Step = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
-
-
-class _Step(nn.Module):
-    """A step's loss as a module, for DistributedDataParallel."""
-
-    def __init__(self, run: _Run, step_loss: Step):
-        super().__init__()
-        self.run, self.step_loss = run, step_loss
-
-    def forward(
-        self, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.step_loss(step, generator)
+    def forward(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the loss, and it and its parts in the order of `Record`."""
+        generator = _generator(self.seed, step)
+        loss, measured = 0, {}
+        for name, pairs in self.draw_pairs(step, generator):
+            b = getattr(self, f"centre_{name}", pairs.b)  # a buffer, if there is one
+            distance = svdd_loss(pairs.a, b)
+            loss = loss + self.svdd_weight * distance
+            measured[f"svdd_{name}"] = distance.detach()
+            if pairs.position is not None:
+                logits = getattr(self, name)(pairs.first, pairs.second)
+                loss = loss + F.cross_entropy(logits, pairs.position)
+                measured[f"accuracy_{name}"] = _accuracy(logits, pairs.position)
+        measured["loss"], not_measured = loss.detach(), loss.new_tensor(math.nan)
+        columns = [measured.get(name, not_measured) for name in Record._fields[1:]]
+        return loss, torch.stack(columns)
 
 
 def _optimise(
     run: _Run,
     optimizers: list[torch.optim.Optimizer],
-    rate: Callable[[float], float],
-    step_loss: Step,
     steps: int,
-    seed: int,
-    every: int,
-    checkpoint: str | Path | None,
     recipe: dict,
+    checkpoint: str | Path | None,
     on_record: Callable[[Record], None] | None,
+    rate: Callable[[float], float] = lambda done: 1.0,
     world: int = 1,
 ) -> list[Record]:
     """Run the remaining steps.
 
     Each step seeds its generator from (seed, step), so a run can be stopped and resumed
-    at any step.
+    at any step. `rate` maps the share of the run that is done to a factor of the
+    learning rates, and `recipe` holds the settings of the run.
     """
     history: list[Record] = []
-    device = next(run.parameters()).device
-    with fail_together(device if world > 1 else None):
+    device = next(run.parameters()).device if world > 1 else None
+    with fail_together(device):
         if checkpoint is not None and Path(checkpoint).exists():
             columns = len(Record._fields)
             progress = load_checkpoint(checkpoint, run, optimizers, recipe, columns)
             for row in progress["history"]:
                 values = (math.nan if value is None else value for value in row)
                 history.append(Record(*values))
-    rates = [
-        [group["lr"] for group in optimizer.param_groups] for optimizer in optimizers
-    ]
-    parameters = [
-        parameter for parameter in run.parameters() if parameter.requires_grad
-    ]
     first_step = history[-1].step if history else 0
+    step_loss = run
     if world > 1:
-        extremes = torch.tensor([first_step, -first_step], device=parameters[0].device)
-        distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
-        most, least = extremes.tolist()
-        if most != -least:
-            raise ValueError(
-                f"the processes would resume from step {-least} to {most},"
-                f" this one from {first_step}; the checkpoint {checkpoint} must be the"
-                " same file for all: use a folder shared by all machines, or delete it"
-            )
-    call = (
-        step_loss
-        if world == 1
-        else DistributedDataParallel(_Step(run, step_loss), broadcast_buffers=False)
-    )
+        check_same(
+            [first_step],
+            device,
+            f"this process would resume from step {first_step}, another one from a"
+            f" different step; the checkpoint {checkpoint} must be the same file for"
+            " all: use a folder shared by all machines, or delete it",
+        )
+        step_loss = DistributedDataParallel(run, broadcast_buffers=False)
+    schedules = [
+        LambdaLR(optimizer, lambda step: rate((first_step + step) / steps))
+        for optimizer in optimizers
+    ]
     rows: list[Tensor] = []
-    for step in range(first_step, steps):
-        loss, measured = call(
-            step, torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-        )
-        for parameter in parameters:
-            parameter.grad = None
+    for done in range(first_step + 1, steps + 1):
+        loss, row = step_loss(done - 1)
+        run.zero_grad()
         loss.backward()
-        for optimizer, base_rates in zip(optimizers, rates, strict=True):
-            for group, value in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = value * rate(step / steps)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
-        not_measured = loss.new_tensor(math.nan)
-        rows.append(
-            torch.stack(
-                [
-                    loss.detach(),
-                    *(measured.get(name, not_measured) for name in Record._fields[2:]),
-                ]
-            )
-        )
+            schedule.step()
+        rows.append(row)
         # Read once per record, because reading waits for the GPU.
-        if (step + 1) % every == 0 or step + 1 == steps:
+        if done % recipe["every"] == 0 or done == steps:
             means = torch.stack(rows).mean(0)
+            rows = []
             if world > 1:
                 distributed.all_reduce(means.div_(world))
-            history.append(Record(step + 1, *means.tolist()))
-            rows = []
+            history.append(Record(done, *means.tolist()))
             if not math.isfinite(history[-1].loss):
                 raise ValueError(
-                    f"the loss is {history[-1].loss} at step {step + 1};"
+                    f"the loss is {history[-1].loss} at step {done};"
                     " expected a finite number. Lower the learning rate"
                 )
             if checkpoint is not None and (world == 1 or distributed.get_rank() == 0):
-                history_rows = [
-                    [None if value != value else value for value in row]
-                    for row in history
-                ]
-                save_checkpoint(
-                    checkpoint, run, optimizers, recipe, {"history": history_rows}
-                )
+                # JSON has no NaN.
+                table = [[None if v != v else v for v in row] for row in history]
+                save_checkpoint(checkpoint, run, optimizers, recipe, {"history": table})
             if on_record is not None:
                 on_record(history[-1])
-    for parameter in parameters:
-        parameter.grad = None
+    run.zero_grad()
     return history
 
 
-# PyTorch has Muon since 2.9.
-class _MatrixMuon(getattr(torch.optim, "Muon", torch.optim.Optimizer)):
-    """Muon for convolutions: weights (out, in, k, k) as matrices (out, in·k·k).
+def _muon_and_adam(run: _Run, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the weight matrices and Adam for all other parameters.
+
+    Muon orthogonalises the update of a matrix. That has no meaning for a vector, nor
+    for weights that are normalised in the forward pass.
+    """
+    last_layers = {
+        id(module.fc3.weight)
+        for module in run.modules()
+        if isinstance(module, PositionClassifier)
+    }
+    matrices = [p for p in run.parameters() if p.ndim > 1 and id(p) not in last_layers]
+    vectors = [p for p in run.parameters() if p.ndim == 1 or id(p) in last_layers]
+    adam = torch.optim.Adam(vectors, lr=0.15 * learning_rate)
+    return [_muon(matrices, learning_rate), adam]
+
+
+def _muon(weights: list[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+    """Return Muon for convolutions: weights (out, in, k, k) as matrices (out, in·k·k).
 
     The matrices share the memory of the weights.
     """
+    matrices = [weight.detach().view(len(weight), -1) for weight in weights]
 
-    def __init__(self, weights: list[Tensor], lr: float):
-        self.weights = weights
-        super().__init__(
-            [weight.detach().view(len(weight), -1) for weight in weights],
-            lr=lr,
-            weight_decay=0.0,
-        )
-
-    def step(self) -> None:
-        for matrix, weight in zip(
-            self.param_groups[0]["params"], self.weights, strict=True
-        ):
+    def flatten_gradients(*_) -> None:
+        for matrix, weight in zip(matrices, weights, strict=True):
             matrix.grad = weight.grad.view_as(matrix)
-        super().step()
+
+    optimizer = torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.0)
+    optimizer.register_step_pre_hook(flatten_gradients)
+    return optimizer
 
 
 def _one_cycle(done: float) -> float:
@@ -364,47 +359,39 @@ def train(
     Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen,
         test_patch_training.py::test_the_centre_is_the_mean_embedding_before_training
     """
-    for name, value, known in (
-        ("objective", objective, OBJECTIVES),
-        ("optimizer", optimizer, LEARNING_RATES),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}={value!r}; expected one of {', '.join(known)}")
+    check_choice("objective", objective, OBJECTIVES)
+    check_choice("optimizer", optimizer, LEARNING_RATES)
+    check_at_least_one(steps=steps, crops=crops, pairs=pairs, every=every)
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         raise ValueError(
             "optimizer='muon' requires PyTorch 2.9 or newer,"
             f" this is {torch.__version__}; pass 'adam'"
         )
-    learning_rate = (
-        LEARNING_RATES[optimizer] if learning_rate is None else learning_rate
-    )
-    _check_numbers(steps=steps, crops=crops, pairs=pairs, every=every)
+    if learning_rate is None:
+        learning_rate = LEARNING_RATES[optimizer]
     rank, world = process_group() if distribute else (0, 1)
     with fail_together(next(encoder.parameters()).device if distribute else None):
         if crops % world:
             expected = f"expected a multiple of {world}"
             raise ValueError(f"crops={crops} for {world} processes; {expected}")
-        mean = mean_image(images)
-        images = _check_dtype_and_device(images, encoder)
-    crops_per_process = crops // world
+        mean, images = _check_input(encoder, images)
     own_crops, own_pairs = (
-        slice(rank * crops_per_process * each, (rank + 1) * crops_per_process * each)
-        for each in (1, pairs)
+        slice(rank * count // world, (rank + 1) * count // world)
+        for count in (crops, crops * pairs)
     )
     size = tuple(min(side, length) for length in images.shape[-2:])
     # Muon's matrices share the memory of the weights.
     encoder.to(memory_format=torch.contiguous_format)
-    run = _Run(encoder, seed, objective)
+    run = _Run(encoder, seed, svdd_weight, objective)
     if objective == "centre":
         with torch.no_grad():
-            maps = encoder.dense(images[:32] - mean)
-            for name, embeddings in _by_size(encoder, maps).items():
-                getattr(run, f"centre_{name}").copy_(embeddings.mean((0, 2, 3)))
+            for name, maps in _dense(encoder, images[:32] - mean).items():
+                run.register_buffer(f"centre_{name}", maps.mean((0, 2, 3))[None])
     dtype = fast_dtype(images.device) if dtype is None else dtype
 
-    def step_loss(
+    def draw_pairs(
         step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Iterator[tuple[str, _EmbeddedPairs]]:
         # Every process draws the whole step and uses its own part of it, so that the
         # step equals that of a single process.
         crop = perturb(
@@ -412,58 +399,25 @@ def train(
             _on_device(generator, images.device),
         )[own_crops]
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            maps = encoder.dense(crop.contiguous(memory_format=torch.channels_last))
-        loss, measured = images.new_zeros(()), {}
-        for name, embeddings in _by_size(encoder, maps).items():
-            rows, patch = embeddings.permute(0, 2, 3, 1).flatten(0, 2), run.sizes[name]
-
-            def pick(corners: Tensor, rows=rows, shape=embeddings.shape) -> Tensor:
-                positions = corners[own_pairs] // encoder.step
-                first = (
-                    torch.arange(crops_per_process).repeat_interleave(pairs)
-                    * shape[2]
-                    * shape[3]
-                )
-                index = first + positions[:, 0] * shape[3] + positions[:, 1]
-                return rows.index_select(0, index.to(rows.device)).to(images.dtype)
-
-            neighbors = neighbor_pairs(
-                crops * pairs, size, patch, generator, step=encoder.step
+            maps = _dense(encoder, crop.contiguous(memory_format=torch.channels_last))
+        for name, part in _encoders(encoder).items():
+            embed = functools.partial(_embeddings_at, maps[name], dtype=images.dtype)
+            arguments = (crops * pairs, size, part.side, generator)
+            neighbors = neighbor_pairs(*arguments, step=encoder.step)
+            a, b = (
+                embed(corners[own_pairs] // encoder.step) for corners in neighbors[:2]
             )
-            a = pick(neighbors.first)
-            b = (
-                getattr(run, f"centre_{name}")
-                if objective == "centre"
-                else pick(neighbors.second)
+            if objective != "patch_svdd":
+                yield name, _EmbeddedPairs(a, b)
+                continue
+            located = position_pairs(*arguments, step=encoder.step)
+            first, second = (
+                embed(corners[own_pairs] // encoder.step) for corners in located[:2]
             )
-            svdd_term, measured[f"svdd_{name}"] = _svdd_term(a, b)
-            loss = loss + (svdd_weight if objective == "patch_svdd" else 1) * svdd_term
-            if objective == "patch_svdd":
-                located = position_pairs(
-                    crops * pairs, size, patch, generator, step=encoder.step
-                )
-                position = located.position[own_pairs].to(rows.device)
-                logits = run.classifier(name)(pick(located.first), pick(located.second))
-                loss = loss + F.cross_entropy(logits, position)
-                measured[f"accuracy_{name}"] = _accuracy(logits, position)
-        return loss, measured
+            position = located.position[own_pairs].to(images.device)
+            yield name, _EmbeddedPairs(a, b, first, second, position)
 
-    # Muon orthogonalises the update of a matrix. That has no meaning for a vector, nor
-    # for weights that are normalised in the forward pass.
-    last_layers = {
-        id(run.classifier(name).fc3.weight)
-        for name in run.sizes
-        if run.classifier(name)
-    }
-    matrices = [p for p in run.parameters() if p.ndim > 1 and id(p) not in last_layers]
-    vectors = [p for p in run.parameters() if p.ndim == 1 or id(p) in last_layers]
-    if optimizer == "muon":
-        optimizers = [
-            _MatrixMuon(matrices, lr=learning_rate),
-            torch.optim.Adam(vectors, lr=0.15 * learning_rate),
-        ]
-    else:
-        optimizers = [torch.optim.Adam(run.parameters(), lr=learning_rate)]
+    run.draw_pairs = draw_pairs
     recipe = {
         "recipe": "dense",
         "steps": steps,
@@ -479,20 +433,15 @@ def train(
         "every": every,
         "images": _identify_images(images),
     }
-    history = _optimise(
-        run,
-        optimizers,
-        _one_cycle,
-        step_loss,
-        steps,
-        seed,
-        every,
-        checkpoint,
-        recipe,
-        on_record,
-        world,
+    optimizers = (
+        _muon_and_adam(run, learning_rate)
+        if optimizer == "muon"
+        else [torch.optim.Adam(run.parameters(), lr=learning_rate)]
     )
-    return Training(history, run.classifier("big"), run.classifier("small"), mean)
+    history = _optimise(
+        run, optimizers, steps, recipe, checkpoint, on_record, _one_cycle, world
+    )
+    return Training(history, run.big, run.small, mean)
 
 
 def train_on_patches(
@@ -543,51 +492,38 @@ def train_on_patches(
         README (1e-3), not that of its code (1).
     Test: test_patch_training.py::test_published_training_takes_the_released_steps
     """
-    _check_numbers(epochs=epochs, repeat=repeat, batch_size=batch_size, every=every)
-    mean = mean_image(images)
-    images = _check_dtype_and_device(images, encoder)
-    run = _Run(encoder, seed, train_last_weight=not as_released)
-    size = tuple(images.shape[-2:])
+    check_at_least_one(epochs=epochs, repeat=repeat, batch_size=batch_size, every=every)
+    mean, images = _check_input(encoder, images)
+    run = _Run(encoder, seed, svdd_weight, as_released=as_released)
     if as_released:
         with _seeded_cpu(seed):
-            for name in run.sizes:
-                initialize(run.classifier(name), as_released=True)
+            for name in _encoders(encoder):
+                initialize(getattr(run, name), as_released=True)
     image_order = functools.lru_cache(1)(
         lambda epoch: _order(len(images) * repeat, seed, epoch) % len(images)
     )
     per_epoch = math.ceil(len(images) * repeat / batch_size)
 
-    def step_loss(
+    def draw_pairs(
         step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Iterator[tuple[str, _EmbeddedPairs]]:
         epoch, batch = divmod(step, per_epoch)
         rows = image_order(epoch)[batch * batch_size : (batch + 1) * batch_size]
-        loss, measured = images.new_zeros(()), {}
-        for name, patch in run.sizes.items():
-            embed = encoder if patch == encoder.side else encoder.small
-            patches = functools.partial(crop_patches, images, mean, rows, patch)
-            located = position_pairs(
-                len(rows), size, patch, generator, clip=as_released
-            )
+        for name, embed in _encoders(encoder).items():
+            crop = functools.partial(crop_patches, images, mean, rows, embed.side)
+            arguments = (len(rows), tuple(images.shape[-2:]), embed.side, generator)
+            located = position_pairs(*arguments, clip=as_released)
             device_generator = _on_device(generator, images.device)
             first, second = (
-                perturb(patches(corners), device_generator)
-                for corners in (located.first, located.second)
+                embed(perturb(crop(corners), device_generator))
+                for corners in located[:2]
             )
+            neighbors = neighbor_pairs(*arguments, clip=as_released)
+            a, b = (embed(crop(corners)) for corners in neighbors[:2])
             position = located.position.to(images.device)
-            logits = run.classifier(name)(embed(first), embed(second))
-            neighbors = neighbor_pairs(
-                len(rows), size, patch, generator, clip=as_released
-            )
-            svdd_term, measured[f"svdd_{name}"] = _svdd_term(
-                embed(patches(neighbors.first)), embed(patches(neighbors.second))
-            )
-            loss = loss + F.cross_entropy(logits, position) + svdd_weight * svdd_term
-            measured[f"accuracy_{name}"] = _accuracy(logits, position)
-        return loss, measured
+            yield name, _EmbeddedPairs(a, b, first, second, position)
 
-    trainable = [parameter for parameter in run.parameters() if parameter.requires_grad]
-    optimizers = [torch.optim.Adam(trainable, lr=learning_rate)]
+    run.draw_pairs = draw_pairs
     recipe = {
         "recipe": "patches",
         "epochs": epochs,
@@ -600,19 +536,11 @@ def train_on_patches(
         "every": every,
         "images": _identify_images(images),
     }
-    history = _optimise(
-        run,
-        optimizers,
-        lambda done: 1.0,
-        step_loss,
-        epochs * per_epoch,
-        seed,
-        every,
-        checkpoint,
-        recipe,
-        on_record,
-    )
-    return Training(history, run.classifier("big"), run.classifier("small"), mean)
+    trainable = [parameter for parameter in run.parameters() if parameter.requires_grad]
+    optimizers = [torch.optim.Adam(trainable, lr=learning_rate)]
+    steps = epochs * per_epoch
+    history = _optimise(run, optimizers, steps, recipe, checkpoint, on_record)
+    return Training(history, run.big, run.small, mean)
 
 
 @torch.no_grad()
@@ -645,80 +573,62 @@ def position_accuracy(
     Source: this book. Departures: none.
     Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen
     """
-    images = check_images(images)
-    check_range(images)
-    if images.shape[1:] != training.mean.shape:
-        raise ValueError(
-            f"images of shape {tuple(images.shape)};"
-            f" expected {tuple(training.mean.shape)} each, as in training"
-        )
+    images = check_range(images, training.mean)
     generator, size = torch.Generator().manual_seed(seed), tuple(images.shape[-2:])
     accuracies = {"big": [], "small": []}
     for image in images:
-        for name, embeddings in _by_size(
-            encoder, encoder.dense(image[None] - training.mean)
-        ).items():
-            patch = BIG_PATCH if name == "big" else SMALL_PATCH
-            located = position_pairs(pairs, size, patch, generator, step=encoder.step)
+        maps = _dense(encoder, image[None] - training.mean)
+        for name, part in _encoders(encoder).items():
+            located = position_pairs(
+                pairs, size, part.side, generator, step=encoder.step
+            )
             first, second = (
-                embeddings[0][:, *(corners // encoder.step).T].T
+                _embeddings_at(maps[name], corners // encoder.step)
                 for corners in located[:2]
             )
-            accuracies[name].append(
-                _accuracy(
-                    getattr(training, name)(first, second),
-                    located.position.to(embeddings.device),
-                )
-            )
+            logits = getattr(training, name)(first, second)
+            position = located.position.to(images.device)
+            accuracies[name].append(_accuracy(logits, position))
     return tuple(
         float(torch.stack(values).mean()) if values else math.nan
         for values in accuracies.values()
     )
 
 
-def progress_bar(steps: int) -> Callable[[Record], None]:
-    """Return an `on_record` that updates one line: steps, loss, accuracies.
-
-    Args:
-        steps: of the whole run.
-
-    Source: this book. Departures: none.
-    Test: test_patch_training.py::test_the_progress_bar_tells_how_far_it_is
-    """
-
-    def show(record: Record) -> None:
-        done = round(20 * record.step / steps)
-        accuracies = "".join(
-            f", {name} {value:.0%}"
-            for name, value in (
-                ("K=64", record.accuracy_big),
-                ("K=32", record.accuracy_small),
-            )
-            if value == value
-        )
-        end = "\n" if record.step >= steps else ""
-        print(
-            f"\r[{'#' * done}{'.' * (20 - done)}] {record.step}/{steps}"
-            f"  loss {record.loss:.3f}{accuracies}",
-            end=end,
-            flush=True,
-        )
-
-    return show
-
-
-def _by_size(
-    encoder: nn.Module, maps: Tensor | tuple[Tensor, Tensor]
-) -> dict[str, Tensor]:
-    """Return the output of an encoder's `dense` by patch size."""
+def _encoders(encoder: nn.Module) -> dict[str, nn.Module]:
+    """Return the encoders of the patch sizes that an encoder embeds."""
     if isinstance(encoder, HierarchicalEncoder):
-        small, big = maps
-        return {"big": big, "small": small}
-    return {"big" if encoder.side == BIG_PATCH else "small": maps}
+        return {"big": encoder, "small": encoder.small}
+    return {"big" if encoder.side == BIG_PATCH else "small": encoder}
+
+
+def _dense(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return the feature maps (N, D, h, w) of an encoder by patch size."""
+    maps = encoder.dense(images)
+    if isinstance(maps, Tensor):
+        return dict.fromkeys(_encoders(encoder), maps)
+    small, big = maps
+    return {"big": big, "small": small}
+
+
+def _embeddings_at(
+    maps: Tensor, positions: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return the embeddings (m, D) at m positions, equally many of each map in turn."""
+    n, _, height, width = maps.shape
+    first = torch.arange(n).repeat_interleave(len(positions) // n) * height * width
+    index = first + positions[:, 0] * width + positions[:, 1]
+    rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
+    return rows.index_select(0, index.to(maps.device)).to(dtype or maps.dtype)
 
 
 def _accuracy(logits: Tensor, position: Tensor) -> Tensor:
     return (logits.detach().argmax(1) == position).float().mean()
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Return a generator for a step or an epoch of the run with this seed."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
 
 
 def _on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
@@ -742,10 +652,7 @@ def _seeded_cpu(seed: int) -> Iterator[None]:
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(
-        count,
-        generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63),
-    )
+    return torch.randperm(count, generator=_generator(seed, epoch))
 
 
 def _identify_images(images: Tensor) -> list:
@@ -754,21 +661,8 @@ def _identify_images(images: Tensor) -> list:
     return [*images.shape, zlib.crc32(sample.numpy().tobytes())]
 
 
-def _check_dtype_and_device(images: Tensor, encoder: nn.Module) -> Tensor:
-    weight = next(encoder.parameters())
-    if images.dtype != weight.dtype or images.device != weight.device:
-        raise ValueError(
-            f"images are {images.dtype} on {images.device} and the encoder"
-            f" is {weight.dtype} on {weight.device}; expected the same."
-            " Convert one with .to(…)"
-        )
-    return check_images(images)
-
-
-def _check_numbers(**numbers: int) -> None:
-    low = {name: value for name, value in numbers.items() if value < 1}
-    if low:
-        raise ValueError(
-            f"{', '.join(f'{name}={value}' for name, value in low.items())}; expected"
-            " at least 1"
-        )
+def _check_input(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean image and the detached images, after checking them."""
+    mean = mean_image(images)
+    check_same_kind("images", images, "the encoder", next(encoder.parameters()))
+    return mean, check_images(images)

@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from naive_gaussian import naive_distance, naive_statistics
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sklearn.decomposition import PCA
 from torch import nn
 
 from paperlib import backbones, storage
 from paperlib.backbones import FeatureExtractor
 from paperlib.datasets import elpv
 from paperlib.metrics import auroc
-from paperlib.padim import PaDiM, summed_anomaly_map
+from paperlib.padim import PaDiM
 
 
 def small_network(seed=0):
@@ -110,50 +109,6 @@ def _split(channels, counts):
     ]
 
 
-def test_pca_equals_scikit_learns(images):
-    extractor = small_extractor()
-    model = PaDiM(extractor, 5, reduction="pca").fit(images.split(9))
-    h, w = 16, 12
-    joined = torch.cat(
-        [F.interpolate(part, size=(h, w)) for part in extractor(images)], 1
-    ).movedim(1, -1)
-    peer = PCA(5, svd_solver="full").fit(joined.reshape(-1, 24).double().numpy())
-    projected = peer.transform(joined.reshape(-1, 24).double().numpy()).reshape(
-        40, h * w, 5
-    )
-    np.testing.assert_allclose(
-        np.abs(peer.components_ @ model.basis.numpy()), np.eye(5), atol=1e-4
-    )
-    truth = naive_distance(
-        projected[:3], *naive_statistics(torch.from_numpy(projected))
-    )
-    np.testing.assert_allclose(
-        model._distances(images[:3]).flatten(1), truth, rtol=1e-3
-    )
-    assert model.channels is None and model.basis.shape == (24, 5)
-
-
-def test_layers_are_summed(images):
-    network = small_network()
-    models = [
-        PaDiM(FeatureExtractor(network, [name]), None).fit([images]) for name in "012"
-    ]
-    assert [model.grid for model in models] == [(16, 12), (8, 6), (4, 3)]
-    summed = summed_anomaly_map(models, images[:2])
-    parts = [
-        naive_maps(
-            [m := FeatureExtractor(network, [n])(images)[0]],
-            [m[:2]],
-            "bilinear",
-            (32, 24),
-        )
-        for n in "012"
-    ]
-    np.testing.assert_allclose(summed, sum(parts), rtol=2e-4)
-    with pytest.raises(ValueError, match="no model"):
-        summed_anomaly_map([], images)
-
-
 def test_threshold_of_fitted_images_equals_leaving_each_out(images):
     images = images[:12]
     model = PaDiM(small_extractor(), 5).fit([images])
@@ -199,10 +154,8 @@ def test_unusable_settings_and_images_are_refused(images):
     for options, message in (
         ({"dimensions": 0}, "dimensions=0"),
         ({"epsilon": 0}, "epsilon=0"),
-        ({"reduction": "svd"}, "reduction='svd'"),
         ({"mode": "cubic"}, "mode='cubic'"),
         ({"sigma": -1}, "sigma=-1"),
-        ({"reduction": "pca", "dimensions": None}, "with which PCA reduces nothing"),
     ):
         with pytest.raises(ValueError, match=message):
             PaDiM(extractor, **options)
@@ -225,8 +178,6 @@ def test_unusable_settings_and_images_are_refused(images):
         ValueError, match="type Sequential; expected a FeatureExtractor"
     ):
         PaDiM(small_network())
-    with pytest.raises(ValueError, match="a generator yields them once; pass a list"):
-        PaDiM(extractor, 4, reduction="pca").fit(iter([images]))
     model = PaDiM(extractor, 4)
     with pytest.raises(ValueError, match="not fitted; call fit"):
         model.score(images)
@@ -291,18 +242,14 @@ def test_a_gpu_gives_the_cpus_maps(images):
 # ---- files ----
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"reduction": "pca", "mode": "bicubic", "sigma": 2, "seed": 3}]
-)
+@pytest.mark.parametrize("options", [{}, {"mode": "bicubic", "sigma": 2, "seed": 3}])
 def test_a_saved_model_scores_the_same(images, tmp_path, options):
     path = tmp_path / "model.safetensors"
     model = PaDiM(small_extractor(), 7, **options).fit([images])
     model.save(path)
     loaded = PaDiM.load(path, small_extractor())
     assert torch.equal(loaded.anomaly_map(images), model.anomaly_map(images))
-    for name in (
-        *"dimensions seed epsilon reduction mode sigma count grid size".split(),
-    ):
+    for name in (*"dimensions seed epsilon mode sigma count grid size".split(),):
         assert getattr(loaded, name) == getattr(model, name)
     assert os.listdir(tmp_path) == ["model.safetensors"]  # no temporary file is left
     loaded.save(path)

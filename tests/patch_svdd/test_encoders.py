@@ -155,12 +155,11 @@ def test_the_big_encoder_sees_a_patch_through_its_quarters():
     width=st.integers(64, 85),
     stride=st.integers(4, 40),
     flat=st.booleans(),
-    tile=st.sampled_from([64, 67, 1024]),
 )
-def test_one_pass_equals_patch_by_patch(n, height, width, stride, flat, tile):
+def test_one_pass_equals_patch_by_patch(n, height, width, stride, flat):
     images = pictures(n, height, width, seed=height * width)
     model = encoder(FlatEncoder if flat else PatchEncoder)
-    found = model.embed(images, stride, tile=tile)
+    found = model.embed(images, stride)
     with torch.no_grad():
         torch.testing.assert_close(
             found,
@@ -168,7 +167,7 @@ def test_one_pass_equals_patch_by_patch(n, height, width, stride, flat, tile):
             rtol=0,
             atol=ROUNDING,
         )
-    double = model.double().embed(images.double(), stride, tile=tile)
+    double = model.double().embed(images.double(), stride)
     torch.testing.assert_close(
         double, expected(model, images, stride), rtol=0, atol=1e-14
     )
@@ -189,12 +188,11 @@ def test_one_pass_at_small_strides(stride):
     width=st.integers(64, 120),
     small=st.integers(6, 40),
     big=st.integers(6, 40),
-    tile=st.sampled_from([64, 71, 1024]),
 )
-def test_both_scales_of_an_image_equal_patch_by_patch(height, width, small, big, tile):
+def test_both_scales_of_an_image_equal_patch_by_patch(height, width, small, big):
     model = encoder(dimensions=64)
     images = pictures(1, height, width, seed=height + width)
-    found = model.embed(images, small, big, tile=tile)
+    found = model.embed(images, small, big)
     with torch.no_grad():
         torch.testing.assert_close(
             found.small,
@@ -205,7 +203,7 @@ def test_both_scales_of_an_image_equal_patch_by_patch(height, width, small, big,
         torch.testing.assert_close(
             found.big, patch_by_patch(model, images, 64, big), rtol=0, atol=ROUNDING
         )
-    double = model.double().embed(images.double(), small, big, tile=tile)
+    double = model.double().embed(images.double(), small, big)
     torch.testing.assert_close(
         double.small, expected(model.small, images, small), rtol=0, atol=1e-14
     )
@@ -292,8 +290,8 @@ def test_the_signal_keeps_its_size_through_the_layers():
 def test_what_cannot_be_embedded_is_refused():
     model = encoder()
     for images, message in (
-        (torch.zeros(1, 3, 63, 80), "63×80 pixels are smaller than a patch of 64×64"),
-        (torch.zeros(1, 1, 80, 80), "expected 3 channels"),
+        (torch.zeros(1, 3, 63, 80), "at least 64×64 pixels"),
+        (torch.zeros(1, 1, 80, 80), "expected RGB"),
         (torch.zeros(3, 80, 80), "expected a batch"),
         (torch.zeros(0, 3, 80, 80), "at least one image"),
         (torch.zeros(1, 3, 80, 80, dtype=torch.uint8), "expected floating point"),
@@ -306,9 +304,8 @@ def test_what_cannot_be_embedded_is_refused():
         with pytest.raises(ValueError, match=message):
             model.embed(images)
     for options, message in (
-        ({"stride_small": 0}, r"strides \(0, 16\)"),
-        ({"stride_big": -2}, r"strides \(4, -2\)"),
-        ({"tile": 63}, "a tile of at least 64"),
+        ({"stride_small": 0}, "stride_small=0; expected at least 1"),
+        ({"stride_big": -2}, "stride_big=-2"),
     ):
         with pytest.raises(ValueError, match=message):
             model.embed(torch.zeros(1, 3, 80, 80), **options)
@@ -319,7 +316,7 @@ def test_what_cannot_be_embedded_is_refused():
         model(torch.zeros(1, 3, 65, 64))
     with pytest.raises(ValueError, match=r"expected \(N, 3, 32, 32\)"):
         model.small(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="smaller than a patch of 32×32"):
+    with pytest.raises(ValueError, match="at least 32×32 pixels"):
         model.small.embed(torch.zeros(1, 3, 31, 40), 4)
     with pytest.raises(ValueError, match="dimensions=0"):
         HierarchicalEncoder(0)
@@ -365,28 +362,31 @@ def test_any_other_file_is_refused_by_name(tmp_path):
     nan = weights["conv1.bias"].clone()
     nan[0] = math.nan
     for change, message in (
-        ({"conv3.weight": torch.zeros(1)}, "missing or unknown: conv3.weight"),
+        (
+            {"conv3.weight": torch.zeros(1)},
+            r"missing or not expected: \('conv3.weight'",
+        ),
         ({"enc.conv4.bias": None}, "a dictionary of tensors"),
         (
             {"enc.conv4.weight": torch.zeros(128, 128, 5, 5)},
-            r"enc.conv4.weight is \(128, 128, 5, 5\) .* not \(128, 12",
+            r"enc.conv4.weight', \(\(128, 128, 3, 3\).*\(\(128, 128, 5, 5\)",
         ),
         (
             {"conv2.bias": torch.zeros(9)},
-            r"enc.conv8.weight is \(8, 32, 3, 3\) .* not \(9, 32, 3, 3\)",
+            r"conv1.weight', \(\(128, 8, 2, 2\).*conv1.weight', \(\(128, 9, 2, 2\)",
         ),
-        ({"conv2.bias": torch.zeros(0)}, "0 dimensions"),
+        ({"conv2.bias": torch.zeros(0)}, r"conv2.bias', \(\(0,\)"),
         (
             {"conv1.bias": weights["conv1.bias"].double()},
-            r"conv1.bias is \(128,\) of torch.float64",
+            r"conv1.bias', \(\(128,\), torch.float64",
         ),
-        ({"conv1.bias": nan}, "conv1.bias contains NaN"),
+        ({"conv1.bias": nan}, "some contain NaN"),
     ):
         with pytest.raises(ValueError, match=message) as refused:
             load_released_weights(released_file(path, weights | change))
         assert "enchier.pkl" in str(refused.value)
     del weights["conv2.bias"]
-    with pytest.raises(ValueError, match="missing or unknown: conv2.bias"):
+    with pytest.raises(ValueError, match="not expected: .*'conv2.bias'"):
         load_released_weights(released_file(path, weights))
     for odd in ([1, 2], {"a": 1}):
         torch.save(odd, path, _use_new_zipfile_serialization=False)

@@ -1,5 +1,4 @@
 import math
-import re
 import signal
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from paperlib.patch_svdd import (
     initialize,
     position_accuracy,
     position_loss,
-    progress_bar,
     svdd_loss,
     train,
     train_on_patches,
@@ -298,7 +296,7 @@ def test_muon_takes_filter_banks_as_matrices():
     torch.manual_seed(0)
     weight, gradient = nn.Parameter(torch.randn(6, 4, 3, 3)), torch.randn(6, 4, 3, 3)
     flat = nn.Parameter(weight.detach().flatten(1).clone())
-    ours = training_module._MatrixMuon([weight], 0.1)
+    ours = training_module._muon([weight], 0.1)
     theirs = torch.optim.Muon([flat], 0.1, weight_decay=0)
     for scale in (1, -3):
         weight.grad, flat.grad = scale * gradient, scale * gradient.flatten(1)
@@ -353,12 +351,12 @@ def test_bfloat16_is_chosen_where_it_is_fast(monkeypatch):
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(
             torch.cpu,
-            "_is_avx512_bf16_supported",
-            lambda native=native: native,
+            "get_capabilities",
+            lambda native=native: {"avx512_bf16": native},
             raising=False,
         )
         assert fast_dtype(torch.device("cpu")) == expected
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert fast_dtype(torch.device("cpu")) == torch.float32
     assert fast_dtype(torch.device("mps")) == torch.float32
 
@@ -613,13 +611,3 @@ def test_bad_arguments_are_refused():
         ValueError, match=r"shape \(3, 3, 130, 130\); expected .* as in training"
     ):
         position_accuracy(encoder(), training, pictures(3, 130))
-
-
-def test_the_progress_bar_tells_how_far_it_is(capsys):
-    show = progress_bar(200)
-    for step in (50, 200):
-        show(training_module.Record(step, 1.25, 0.4, math.nan, 0.1, 0.1))
-    lines = re.split(r"[\r\n]+", capsys.readouterr().out)
-    assert lines[1] == "[#####...............] 50/200  loss 1.250, K=64 40%"
-    assert lines[2] == "[####################] 200/200  loss 1.250, K=64 40%"
-    assert lines[3] == ""

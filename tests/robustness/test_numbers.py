@@ -5,7 +5,6 @@ Nothing depends on how images are batched, cut into chunks, ordered, laid out in
 or shared among threads.
 """
 
-import itertools
 import math
 
 import pytest
@@ -311,9 +310,8 @@ def test_features_of_any_size_are_scored_or_refused(scale, cases):
 def test_chunks_change_no_map(monkeypatch, cases):
     counter, images = cases("numbers: chunk and thread count"), pictures(9)
     whole = PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images)
-    for chunk, band, leaf in itertools.product((1, 50, 1000), (1, 5, 128), (1, 3, 16)):
-        for name, value in (("CHUNK_ELEMENTS", chunk), ("BAND", band), ("LEAF", leaf)):
-            monkeypatch.setattr(gaussian_module, name, value)
+    for chunk in (1, 50, 1000):
+        monkeypatch.setattr(gaussian_module, "CHUNK_ELEMENTS", chunk)
         maps = PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images)
         assert same(maps, whole, scale=10 * whole.max())
         counter.survive()
