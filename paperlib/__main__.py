@@ -188,7 +188,7 @@ def _run_padim(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         threads=options.threads,
         pictures=options.pictures,
-        progress=_Progress(sys.stderr),
+        progress=True,
     )
     print(evaluation.report(results))
     print(f"Rows of all runs: {options.out / 'results.csv'}")
@@ -196,20 +196,6 @@ def _run_padim(options: argparse.Namespace) -> None:
 
 def _run_unpack(options: argparse.Namespace) -> None:
     print(unpack(options.archive, options.folder))
-
-
-class _Progress:
-    """Print progress: one updated line on a terminal, else a line per finished part."""
-
-    def __init__(self, stream):
-        self.stream, self.terminal = stream, stream.isatty()
-
-    def __call__(self, word: str, done: int, total: int) -> None:
-        if self.terminal:
-            end = "\n" if done == total else ""
-            print(f"\r{word} {done}/{total}", end=end, file=self.stream, flush=True)
-        elif done == total:
-            print(f"{word} {done} images", file=self.stream, flush=True)
 
 
 if __name__ == "__main__":

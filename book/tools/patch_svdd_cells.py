@@ -29,7 +29,6 @@ from paperlib.patch_svdd import (
     PatchSVDD,
     initialize,
     position_accuracy,
-    progress_bar,
     train,
 )
 
@@ -184,7 +183,7 @@ def learn(
         steps=steps,
         seed=seed,
         checkpoint=checkpoint,
-        on_record=progress_bar(steps),
+        progress=True,
         **others,
     )
     # None where it went on from a checkpoint.

@@ -1,22 +1,22 @@
 """Evaluate PaDiM on MVTec AD (or data in its layout), next to the paper's results."""
 
 import csv
-import io
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from paperlib.backbones import Backbone, FeatureExtractor, Transform
 from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, MVTecAD, batches
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
+from paperlib.storage import atomic_path
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
 GROUPS = {
@@ -32,7 +32,6 @@ DIMENSIONS = {
     "efficientnet_b5": None,
     "efficientnet_lite0": 100,
 }
-Progress = Callable[[str, int, int], None]
 
 
 class Settings(NamedTuple):
@@ -93,7 +92,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     threads: int = 2,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> Scored:
     """Fit PaDiM to one category's training images and score its test images.
 
@@ -106,8 +105,7 @@ def evaluate(
         backbone: from `backbones.load`, its model on the device to run on.
         batch_size: images per batch.
         threads: that read images.
-        progress: called after each batch with a label, the images done, and their
-            number.
+        progress: whether to show progress bars, of the images fitted and scored.
 
     Raises:
         ValueError: if the data or the settings can't be used, with the reason.
@@ -136,12 +134,11 @@ def evaluate(
     def transformed(
         dataset: MVTecAD, word: str
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        done = 0
-        for batch in batches(dataset, batch_size, threads):
-            yield transform(batch.images.to(device)), batch.labels, batch.masks
-            done += len(batch.labels)
-            if progress is not None:
-                progress(f"{category}: {word}", done, len(dataset))
+        label = f"{category}: {word}"
+        with tqdm(None, label, len(dataset), disable=not progress) as bar:
+            for batch in batches(dataset, batch_size, threads):
+                yield transform(batch.images.to(device)), batch.labels, batch.masks
+                bar.update(len(batch.labels))
 
     started = time.perf_counter()
     model.fit(images for images, _, _ in transformed(train, "fit"))
@@ -232,10 +229,9 @@ def save_pictures(scored: Scored, path: Path) -> None:
     )
     for ax in figure.axes:
         ax.yaxis.label.set_size(8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=160)
     plt.close(figure)
-    _write_atomically(path, buffer.getvalue())
 
 
 def run(
@@ -247,7 +243,7 @@ def run(
     batch_size: int = 32,
     threads: int = 2,
     pictures: bool = True,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> list[Result]:
     """Evaluate categories; store each result at once, and skip those stored before.
 
@@ -355,24 +351,17 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     Source: this book. Departures: none.
     Test: test_evaluation.py::test_results_come_back_as_they_were_written
     """
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(_COLUMNS)
-    for result in results:
-        settings = result.settings._replace(
-            dimensions=result.settings.dimensions or "all"
-        )
-        rows.writerow([*settings, *result[1:]])
-    _write_atomically(path, text.getvalue().encode())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        rows = csv.writer(file)
+        rows.writerow(_COLUMNS)
+        for result in results:
+            settings = result.settings._replace(
+                dimensions=result.settings.dimensions or "all"
+            )
+            rows.writerow([*settings, *result[1:]])
 
 
 def report(results: Sequence[Result]) -> str:

@@ -27,7 +27,6 @@ from paperlib.patch_svdd.training import (
     Record,
     Training,
     position_accuracy,
-    progress_bar,
     train,
     train_on_patches,
 )
@@ -59,7 +58,6 @@ __all__ = [
     "position_accuracy",
     "position_loss",
     "position_pairs",
-    "progress_bar",
     "svdd_loss",
     "train",
     "train_on_patches",

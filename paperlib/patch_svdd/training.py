@@ -6,11 +6,9 @@ crop, computed in one pass; `train_on_patches` crops and embeds each patch, as
 published.
 """
 
-import contextlib
 import functools
 import math
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
 
 from paperlib.distributed import fail_together, process_group
 from paperlib.patch_svdd.encoders import (
@@ -36,7 +35,8 @@ from paperlib.patch_svdd.pairs import (
     position_pairs,
     random_crops,
 )
-from paperlib.storage import load_checkpoint, save_checkpoint
+from paperlib.storage import fingerprint, load_checkpoint, save_checkpoint
+from paperlib.training import derive_seed, seeded
 from paperlib.validation import check_images
 
 # λ of Eq. 6, in the README of the released code; the code's default is 1
@@ -126,7 +126,7 @@ class _Run(nn.Module):
             sizes["small"] = encoder.small
         self.sizes = {name: part.side for name, part in sizes.items()}
         weight = next(encoder.parameters())
-        with _seeded_cpu(seed):
+        with seeded(seed):
             if objective == "patch_svdd":
                 for name in self.sizes:
                     classifier = PositionClassifier(
@@ -170,6 +170,7 @@ def _optimise(
     checkpoint: str | Path | None,
     recipe: dict,
     on_record: Callable[[Record], None] | None,
+    progress: bool,
     world: int = 1,
 ) -> list[Record]:
     """Run the remaining steps.
@@ -182,8 +183,12 @@ def _optimise(
     with fail_together(device if world > 1 else None):
         if checkpoint is not None and Path(checkpoint).exists():
             columns = len(Record._fields)
-            progress = load_checkpoint(checkpoint, run, optimizers, recipe, columns)
-            for row in progress["history"]:
+            # Earlier versions identified the images in another way.
+            optional = ("images", "fingerprint")
+            stored = load_checkpoint(
+                checkpoint, run, optimizers, recipe, columns, optional=optional
+            )
+            for row in stored["history"]:
                 values = (math.nan if value is None else value for value in row)
                 history.append(Record(*values))
     rates = [
@@ -209,9 +214,17 @@ def _optimise(
         else DistributedDataParallel(_Step(run, step_loss), broadcast_buffers=False)
     )
     rows: list[Tensor] = []
-    for step in range(first_step, steps):
+    is_first = world == 1 or distributed.get_rank() == 0
+    bar = tqdm(
+        range(first_step, steps),
+        "steps",
+        steps,
+        initial=first_step,
+        disable=not (progress and is_first),
+    )
+    for step in bar:
         loss, measured = call(
-            step, torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+            step, torch.Generator().manual_seed(derive_seed(seed, step))
         )
         for parameter in parameters:
             parameter.grad = None
@@ -241,7 +254,8 @@ def _optimise(
                     f"the loss is {history[-1].loss} at step {step + 1};"
                     " expected a finite number. Lower the learning rate"
                 )
-            if checkpoint is not None and (world == 1 or distributed.get_rank() == 0):
+            bar.set_postfix(loss=history[-1].loss)
+            if checkpoint is not None and is_first:
                 history_rows = [
                     [None if value != value else value for value in row]
                     for row in history
@@ -303,6 +317,7 @@ def train(
     checkpoint: str | Path | None = None,
     every: int = 25,
     on_record: Callable[[Record], None] | None = None,
+    progress: bool = False,
     distribute: bool = False,
 ) -> Training:
     r"""Train encoders in place on dense embeddings of large crops: minutes on a CPU.
@@ -337,6 +352,7 @@ def train(
             resumes if it exists.
         every: steps between records.
         on_record: called with each record.
+        progress: whether to show a progress bar.
         distribute: True splits the crops of each step among the processes of
             `torch.distributed`, which all call this with the same arguments, and
             averages their gradients (DistributedDataParallel): the result equals that
@@ -477,7 +493,7 @@ def train(
         "dtype": str(dtype),
         "seed": seed,
         "every": every,
-        "images": _identify_images(images),
+        "fingerprint": fingerprint(images),
     }
     history = _optimise(
         run,
@@ -490,6 +506,7 @@ def train(
         checkpoint,
         recipe,
         on_record,
+        progress,
         world,
     )
     return Training(history, run.classifier("big"), run.classifier("small"), mean)
@@ -509,6 +526,7 @@ def train_on_patches(
     checkpoint: str | Path | None = None,
     every: int = 25,
     on_record: Callable[[Record], None] | None = None,
+    progress: bool = False,
 ) -> Training:
     """Train encoders in place as published, on separately cropped patches.
 
@@ -530,6 +548,7 @@ def train_on_patches(
         checkpoint: as in `train`.
         every: steps between records.
         on_record: called with each record.
+        progress: whether to show a progress bar.
 
     Returns:
         the training curves, the classifiers and the mean image.
@@ -549,7 +568,7 @@ def train_on_patches(
     run = _Run(encoder, seed, train_last_weight=not as_released)
     size = tuple(images.shape[-2:])
     if as_released:
-        with _seeded_cpu(seed):
+        with seeded(seed):
             for name in run.sizes:
                 initialize(run.classifier(name), as_released=True)
     image_order = functools.lru_cache(1)(
@@ -598,7 +617,7 @@ def train_on_patches(
         "as_released": as_released,
         "seed": seed,
         "every": every,
-        "images": _identify_images(images),
+        "fingerprint": fingerprint(images),
     }
     history = _optimise(
         run,
@@ -611,6 +630,7 @@ def train_on_patches(
         checkpoint,
         recipe,
         on_record,
+        progress,
     )
     return Training(history, run.classifier("big"), run.classifier("small"), mean)
 
@@ -676,37 +696,6 @@ def position_accuracy(
     )
 
 
-def progress_bar(steps: int) -> Callable[[Record], None]:
-    """Return an `on_record` that updates one line: steps, loss, accuracies.
-
-    Args:
-        steps: of the whole run.
-
-    Source: this book. Departures: none.
-    Test: test_patch_training.py::test_the_progress_bar_tells_how_far_it_is
-    """
-
-    def show(record: Record) -> None:
-        done = round(20 * record.step / steps)
-        accuracies = "".join(
-            f", {name} {value:.0%}"
-            for name, value in (
-                ("K=64", record.accuracy_big),
-                ("K=32", record.accuracy_small),
-            )
-            if value == value
-        )
-        end = "\n" if record.step >= steps else ""
-        print(
-            f"\r[{'#' * done}{'.' * (20 - done)}] {record.step}/{steps}"
-            f"  loss {record.loss:.3f}{accuracies}",
-            end=end,
-            flush=True,
-        )
-
-    return show
-
-
 def _by_size(
     encoder: nn.Module, maps: Tensor | tuple[Tensor, Tensor]
 ) -> dict[str, Tensor]:
@@ -730,28 +719,11 @@ def _on_device(generator: torch.Generator, device: torch.device) -> torch.Genera
     )
 
 
-@contextlib.contextmanager
-def _seeded_cpu(seed: int) -> Iterator[None]:
-    """Seed the CPU's default generator; restore it afterwards.
-
-    `torch.manual_seed` is no substitute: it also seeds every GPU.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(
         count,
-        generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63),
+        generator=torch.Generator().manual_seed(derive_seed(seed, epoch)),
     )
-
-
-def _identify_images(images: Tensor) -> list:
-    """Identify a set of images by its shape and the checksum of a sample of pixels."""
-    sample = images[:, :, ::16, ::16].float().cpu().contiguous()
-    return [*images.shape, zlib.crc32(sample.numpy().tobytes())]
 
 
 def _check_dtype_and_device(images: Tensor, encoder: nn.Module) -> Tensor:

@@ -1,5 +1,4 @@
 import math
-import re
 import signal
 import subprocess
 import sys
@@ -23,13 +22,13 @@ from paperlib.patch_svdd import (
     initialize,
     position_accuracy,
     position_loss,
-    progress_bar,
     svdd_loss,
     train,
     train_on_patches,
 )
 from paperlib.patch_svdd import training as training_module
 from paperlib.patch_svdd.training import fast_dtype
+from paperlib.storage import CHECKPOINT_FORMAT, read_tensors, write_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -450,8 +449,21 @@ def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp
             ValueError, match=f"is of another run: {next(iter(change))}="
         ):
             train(encoder(), pictures(), checkpoint=path, **options | change)
-    with pytest.raises(ValueError, match="is of another run: images="):
+    with pytest.raises(ValueError, match="is of another run: fingerprint="):
         train(encoder(), pictures(seed=1), checkpoint=path, **options)
+    # Earlier versions stored the shape and the checksum of the images.
+    about, tensors = read_tensors(path, CHECKPOINT_FORMAT, "checkpoint", "")
+    del about["recipe"]["fingerprint"]
+    about["recipe"]["images"] = [3, 3, 130, 130, 7]
+    write_tensors(path, tensors, about, CHECKPOINT_FORMAT)
+    earlier = train(encoder(), pictures(), checkpoint=path, **options)
+    assert earlier.history == whole.history
+
+
+def test_the_progress_bar_shows_steps_and_loss(capsys):
+    train(encoder(), pictures(), steps=2, crops=1, pairs=4, every=1, progress=True)
+    shown = capsys.readouterr().err
+    assert "steps: 100%" in shown and "2/2" in shown and "loss=" in shown
 
 
 # ---- as published ----
@@ -613,13 +625,3 @@ def test_bad_arguments_are_refused():
         ValueError, match=r"shape \(3, 3, 130, 130\); expected .* as in training"
     ):
         position_accuracy(encoder(), training, pictures(3, 130))
-
-
-def test_the_progress_bar_tells_how_far_it_is(capsys):
-    show = progress_bar(200)
-    for step in (50, 200):
-        show(training_module.Record(step, 1.25, 0.4, math.nan, 0.1, 0.1))
-    lines = re.split(r"[\r\n]+", capsys.readouterr().out)
-    assert lines[1] == "[#####...............] 50/200  loss 1.250, K=64 40%"
-    assert lines[2] == "[####################] 200/200  loss 1.250, K=64 40%"
-    assert lines[3] == ""
