@@ -186,7 +186,7 @@ def _run_padim(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         threads=options.threads,
         pictures=options.pictures,
-        progress=_print_progress,
+        progress=True,
     )
     print(evaluation.report(results))
     print(f"Rows of all runs: {options.out / 'results.csv'}")
@@ -194,15 +194,6 @@ def _run_padim(options: argparse.Namespace) -> None:
 
 def _run_unpack(options: argparse.Namespace) -> None:
     print(unpack(options.archive, options.folder))
-
-
-def _print_progress(word: str, done: int, total: int) -> None:
-    """Print one updated line on a terminal, else a line per finished part."""
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r{word} {done}/{total}", end=end, file=sys.stderr, flush=True)
-    elif done == total:
-        print(f"{word} {done} images", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

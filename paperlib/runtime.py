@@ -1,19 +1,20 @@
-"""A notebook's environment: profile, device, versions, checkpoints, progress lines."""
+"""A notebook's environment: profile, device, versions, checkpoints."""
 
-import hashlib
 import os
 import platform
 import random
 import re
 import sys
-from collections.abc import Callable
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from paperlib.storage import fingerprint
 
 PROFILES = ("smoke", "full")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "matplotlib")
@@ -101,13 +102,11 @@ def versions() -> dict[str, str]:
     """
     from paperlib import __version__
 
-    installed = {"python": platform.python_version(), "paperlib": __version__}
-    for name in PACKAGES:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
+    return {
+        "python": platform.python_version(),
+        "paperlib": __version__,
+        **{name: metadata.version(name) for name in PACKAGES if find_spec(name)},
+    }
 
 
 def device_name(device: torch.device) -> str:
@@ -128,16 +127,14 @@ def device_name(device: torch.device) -> str:
 def _cpu_model() -> str:
     # platform.processor() is empty on many Linux systems.
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.split(":", 1)[1].split())
-    return platform.processor() or platform.machine()
+    text = info.read_text() if info.is_file() else ""
+    match = re.search(r"^model name\s*:(.*)$", text, re.MULTILINE)
+    name = " ".join(match[1].split()) if match else platform.processor()
+    return name or platform.machine()
 
 
 # A Drive mounted in Colab; its files remain when the session ends.
 DRIVE = Path("/content/drive/MyDrive")
-SAMPLED = 4096  # elements of a tensor that identify it
 
 
 def checkpoint_folder() -> Path | None:
@@ -186,44 +183,5 @@ def checkpoint_path(
     folder = checkpoint_folder()
     if folder is None:
         return None
-    digest = hashlib.sha256()
-    for part in made_from:
-        if isinstance(part, Tensor):
-            flat = part.detach().flatten()
-            sample = flat[:: max(1, len(flat) // SAMPLED)].cpu().tolist()
-            part = f"{tuple(part.shape)} {part.dtype} {sample}"
-        digest.update(f"{part}\0".encode())
     file_name = re.sub(r"[^\w.-]+", "-", name)
-    return folder / f"{file_name}-{digest.hexdigest()[:8]}.safetensors"
-
-
-def progress_line() -> Callable[[str, int, int], None]:
-    """Return a function that shows progress as one line, updated in place in notebooks.
-
-    Returns:
-        a function of a label, the number done, and the total. The line remains when all
-        is done.
-
-    Source: this book. Departures: none.
-    Test: test_notebook_runtime.py::test_progress_is_one_line_that_changes
-    """
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    handle = None
-
-    def show(word: str, done: int, total: int) -> None:
-        nonlocal handle
-        text = f"[{'#' * round(20 * done / total):.<20}] {done} of {total}  {word}"
-        if shell is None:
-            print(f"\r{text}", end="\n" if done == total else "", flush=True)
-            return
-        from IPython.display import display
-
-        bundle = {"text/plain": text}
-        if handle is None:
-            handle = display(bundle, raw=True, display_id=True)
-        else:
-            handle.update(bundle, raw=True)
-        if done == total:
-            handle = None  # the next part has its own line
-
-    return show
+    return folder / f"{file_name}-{fingerprint(*made_from)}.safetensors"

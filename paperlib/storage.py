@@ -1,11 +1,12 @@
-"""Save tensors and training states atomically, and load only intact files."""
+"""Write files atomically: tensors, training states, texts; load only intact files."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,48 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+SAMPLED = 4096  # elements of a tensor that identify it
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Write a file under a temporary path, which replaces `path` if no error occurs.
+
+    A reader sees the previous file or the complete new one, never a part of it.
+
+    Args:
+        path: of the file; its folder must exist.
+
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_an_interrupted_write_leaves_the_old_file
+    """
+    path = Path(path)
+    # A folder, because safetensors writes to a temporary name of its own choice. Its
+    # name is fixed, so that the next run removes what a killed run left.
+    folder = path.with_name(f".{path.name}.tmp")
+    folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    temporary = folder / path.name
+    try:
+        yield temporary
+        # The permissions of the user's umask; safetensors sets them to the owner only.
+        temporary.chmod(folder.stat().st_mode & 0o666)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8, atomically.
+
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_a_text_is_written_atomically
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(text.encode())
 
 
 def write_tensors(
@@ -32,7 +75,7 @@ def write_tensors(
     Source: this book. Departures: none.
     Test: test_storage.py::test_what_is_written_comes_back
     """
-    path, prepared, storages = Path(path), {}, set()
+    prepared, storages = {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
@@ -40,25 +83,9 @@ def write_tensors(
         prepared[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     text = json.dumps({**about, "format": format})
-    # safetensors writes to a temporary name of its own choice. The folder has a fixed
-    # name, so that the next run removes what a killed run left.
-    folder = path.with_name(f".{path.name}.tmp")
-    folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    temporary = folder / path.name
-    try:
-        save_file(
-            prepared,
-            temporary,
-            metadata={"paperlib": text, "sha256": digest(text, prepared)},
-        )
-        # The permissions of the user's umask; safetensors sets them to the owner only.
-        temporary.chmod(folder.stat().st_mode & 0o666)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    metadata = {"paperlib": text, "sha256": checksum(text, prepared)}
+    with atomic_path(path) as temporary:
+        save_file(prepared, temporary, metadata=metadata)
 
 
 def read_tensors(
@@ -92,15 +119,11 @@ def read_tensors(
                 name: file.get_tensor(name)
                 for name in (file.keys() if file_format == format else ())
             }
-            is_intact = metadata.get("sha256") == digest(text, mapped)
+            is_intact = metadata.get("sha256") == checksum(text, mapped)
             # Copy, because reading memory mapped to a truncated file would crash the
             # process. Copy only intact files, because a small sparse file may claim any
             # size.
-            tensors = (
-                {name: tensor.clone() for name, tensor in mapped.items()}
-                if is_intact
-                else {}
-            )
+            tensors = {name: mapped[name].clone() for name in mapped if is_intact}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} can't be read as a {what} ({error}); {instead}"
@@ -122,18 +145,37 @@ def read_tensors(
     return about, tensors
 
 
-def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a text and of CPU tensors, sorted by name.
+def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a text and of tensors, sorted by name.
 
     Source: this book. Departures: none.
     Test: test_storage.py::test_every_damage_is_noticed
     """
     sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        tensor = tensors[name]
+        tensor = tensors[name].detach().cpu()
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return sha.hexdigest()
+
+
+def fingerprint(*parts: Tensor | str | int | float | bool) -> str:
+    """Return 8 hexadecimal digits that identify data and settings.
+
+    Args:
+        parts: of a tensor, the shape, the dtype and 4,096 elements count.
+
+    Source: this book. Departures: none.
+    Test: test_storage.py::test_a_fingerprint_identifies_data_and_settings
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            flat = part.detach().flatten()
+            sample = flat[:: max(1, len(flat) // SAMPLED)].cpu().tolist()
+            part = f"{tuple(part.shape)} {part.dtype} {sample}"
+        sha.update(f"{part}\0".encode())
+    return sha.hexdigest()[:8]
 
 
 def load_state(path: str | Path) -> Any:
@@ -225,15 +267,14 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore the state of model and optimizers that `save_checkpoint` stored.
 
-    The model changes only if everything fits. The optimizers are restored one by one:
-    if one is found incomplete, those before it have already changed.
+    Model and optimizers change only if everything fits.
 
     Args:
         path, model, optimizers, recipe: as for `save_checkpoint`.
         columns: of the progress's `history`, a list of rows: a step or epoch, then
             numbers or None. If `columns` is None, the history is not checked.
-        optional: names of `recipe` that are not compared if the file lacks them, for
-            what earlier versions did not store.
+        optional: names of `recipe` that are compared only if both the file and `recipe`
+            have them, for what one version stores and another does not.
 
     Returns:
         the progress that was saved.
@@ -248,93 +289,95 @@ def load_checkpoint(
     about, tensors = read_tensors(
         path, CHECKPOINT_FORMAT, "checkpoint", "delete it to start over"
     )
-    if not all(
-        isinstance(about.get(name), dict) for name in ("recipe", "progress", "scalars")
+    parts = [about.get(name) for name in ("recipe", "progress", "scalars")]
+    if not (
+        all(isinstance(part, dict) for part in parts)
+        and (columns is None or _is_history(about["progress"].get("history"), columns))
     ):
+        history = "" if columns is None else f" (a history of {columns} columns)"
         raise ValueError(
-            f"{path} is inconsistent: recipe, progress or scalars are missing;"
-            " delete it"
+            f"{path} is inconsistent: recipe, progress{history} or scalars"
+            " are missing; delete it"
         )
-    if columns is not None and not _is_history(
-        about["progress"].get("history"), columns
-    ):
-        raise ValueError(
-            f"{path} is inconsistent:"
-            f" its history is missing or not a table of {columns} columns; delete it"
-        )
-    recipe = json.loads(json.dumps(recipe))
-    for name in optional:
-        if name not in about["recipe"]:
-            recipe.pop(name, None)
-    names = dict.fromkeys([*recipe, *about["recipe"]])
-    changed = [name for name in names if recipe.get(name) != about["recipe"].get(name)]
-    if changed:
-        differences = ", ".join(
-            f"{name}={about['recipe'].get(name)!r} (now {recipe.get(name)!r})"
-            for name in changed
-        )
+    stored, recipe = about["recipe"], json.loads(json.dumps(recipe))
+    differences = ", ".join(
+        f"{name}={stored.get(name)!r} (now {recipe.get(name)!r})"
+        for name in {**recipe, **stored}
+        if recipe.get(name) != stored.get(name)
+        and (name not in optional or (name in stored and name in recipe))
+    )
+    if differences:
         raise ValueError(
             f"{path} is of another run: {differences}."
             " Use the settings it was created with, or delete it to start over"
         )
-    expected = {
-        f"model.{name}": (tensor.shape, tensor.dtype)
-        for name, tensor in model.state_dict().items()
-    }
-    if {
-        name: (t.shape, t.dtype)
-        for name, t in tensors.items()
+    weights = {
+        name.removeprefix("model."): tensor
+        for name, tensor in tensors.items()
         if name.startswith("model.")
-    } != expected:
+    }
+    if _signature(weights) != _signature(model.state_dict()):
         raise ValueError(
             f"{path} is the checkpoint of another model; pass another name or delete it"
         )
-    states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
-    for name, value in [*tensors.items(), *about["scalars"].items()]:
-        if name.startswith("optimizer."):
-            _, k, index, key = (*name.split(".", 3), "", "", "")[:4]
-            known = k.isdecimal() and index.isdecimal() and int(k) < len(optimizers)
-            groups = optimizers[int(k)].param_groups if known else []
-            parameters = [
-                parameter for group in groups for parameter in group["params"]
-            ]
-            is_consistent = (
-                known
-                and int(index) < len(parameters)
-                and (
-                    not isinstance(value, Tensor)
-                    or value.ndim == 0
-                    or value.shape == parameters[int(index)].shape
-                )
-            )
-            if not is_consistent:
-                raise ValueError(
-                    f"{path} is the checkpoint of another optimizer;"
-                    " pass another name or delete it"
-                )
-            states[int(k)].setdefault(int(index), {})[key] = value
-    for optimizer, state in zip(optimizers, states, strict=True):
-        if len({frozenset(values) for values in state.values()}) > 1:
-            raise ValueError(
-                f"{path} is inconsistent: a part of an optimizer's state is missing;"
-                " delete it"
-            )
-        try:
-            optimizer.load_state_dict(
-                {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-            )
-        except KeyError as error:
-            raise ValueError(
-                f"{path} is inconsistent: no {error} of an optimizer; delete it"
-            ) from error
-    model.load_state_dict(
-        {
-            name.removeprefix("model."): t
-            for name, t in tensors.items()
-            if name.startswith("model.")
-        }
-    )
+    states = _optimizer_states(path, {**tensors, **about["scalars"]}, optimizers)
+    previous = [optimizer.state_dict() for optimizer in optimizers]
+    try:
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    except KeyError as error:
+        for optimizer, state in zip(optimizers, previous, strict=True):
+            optimizer.load_state_dict(state)
+        raise ValueError(
+            f"{path} is inconsistent: no {error} of an optimizer; delete it"
+        ) from error
+    model.load_state_dict(weights)
     return about["progress"]
+
+
+def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _optimizer_states(
+    path: str | Path,
+    values: Mapping[str, Any],
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> list[dict[int, dict[str, Any]]]:
+    """Sort `optimizer.<k>.<index>.<name>` by optimizer and parameter.
+
+    Raises:
+        ValueError: if a value belongs to no parameter, or has another shape, or if not
+            all parameters of an optimizer have the same values.
+    """
+    shapes = {
+        f"optimizer.{k}.{index}": parameter.shape
+        for k, optimizer in enumerate(optimizers)
+        for index, parameter in enumerate(
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        )
+    }
+    states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
+    for name, value in values.items():
+        if not name.startswith("optimizer."):
+            continue
+        owner, _, key = name.rpartition(".")
+        is_moment = isinstance(value, Tensor) and value.ndim > 0
+        if owner not in shapes or (is_moment and value.shape != shapes[owner]):
+            raise ValueError(
+                f"{path} is the checkpoint of another optimizer;"
+                " pass another name or delete it"
+            )
+        _, k, index = owner.split(".")
+        states[int(k)].setdefault(int(index), {})[key] = value
+    if any(len(set(map(frozenset, state.values()))) > 1 for state in states):
+        raise ValueError(
+            f"{path} is inconsistent: a part of an optimizer's state is missing;"
+            " delete it"
+        )
+    return states
 
 
 def _is_history(rows: Any, columns: int) -> bool:

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from tqdm.auto import tqdm
 
+from paperlib.inference import evaluating
 from paperlib.storage import load_checkpoint, save_checkpoint
 
 Data = tuple[Float[Tensor, "n c h w"], Int[Tensor, " m"]] | Dataset
@@ -38,6 +40,7 @@ def train_classifier(
     workers: int = 0,
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    progress: bool = False,
 ) -> list[Epoch]:
     """Train in place with cross-entropy and a cosine learning rate down to zero.
 
@@ -61,7 +64,8 @@ def train_classifier(
         workers: processes that read a dataset; tensors need none.
         checkpoint: a file that is written after each epoch, and from which the run
             resumes if it exists.
-        on_epoch: called after each epoch.
+        on_epoch: called with the record of each epoch.
+        progress: whether to show a progress bar.
 
     Returns:
         one record per epoch, including those before a resumption; the accuracy is
@@ -87,7 +91,7 @@ def train_classifier(
     recipe = {"epochs": epochs, "learning_rates": [float(rate) for rate in rates]}
     history: list[Epoch] = []
     if checkpoint and Path(checkpoint).exists():
-        progress = load_checkpoint(
+        stored = load_checkpoint(
             checkpoint,
             model,
             [optimizer],
@@ -95,17 +99,26 @@ def train_classifier(
             len(Epoch._fields),
             optional=("learning_rates",),  # earlier versions did not store them
         )
-        history = [Epoch(*row) for row in progress["history"]]
+        history = [Epoch(*row) for row in stored["history"]]
     batches, axes = math.ceil(count / batch_size), (2, 3) if mirror else ()
+    first = len(history) + 1
+    bar = tqdm(
+        range(first, epochs + 1),
+        "epochs",
+        epochs,
+        initial=first - 1,
+        disable=not progress,
+    )
     try:
-        for number in range(len(history) + 1, epochs + 1):
-            generator = torch.Generator().manual_seed(_epoch_seed(seed, number))
+        for number in bar:
+            epoch_seed = derive_seed(seed, number)
+            generator = torch.Generator().manual_seed(epoch_seed)
             order = torch.randperm(count, generator=generator)
             draw = functools.partial(torch.rand, (), generator=generator)
-            loader = _batches(data, order, batch_size, workers)
+            loader = _batches(data, order, batch_size, workers, epoch_seed)
             model.train()
             totals, n_images = torch.zeros(2, device=device), 0
-            with _seeded(device, _epoch_seed(seed, number)):
+            with seeded(epoch_seed, device):
                 for step, (images, labels) in enumerate(loader):
                     if len(images) == 1 < batch_size:
                         continue
@@ -120,8 +133,9 @@ def train_classifier(
             loss, n_correct = totals.tolist()  # per epoch: reading waits for a GPU
             history.append(Epoch(number, loss / n_images, n_correct / n_images))
             if checkpoint:
-                progress = {"history": history}
-                save_checkpoint(checkpoint, model, [optimizer], recipe, progress)
+                state = {"history": history}
+                save_checkpoint(checkpoint, model, [optimizer], recipe, state)
+            bar.set_postfix(loss=history[-1].loss)
             if on_epoch is not None:
                 on_epoch(history[-1])
     finally:
@@ -146,45 +160,54 @@ def _step(
 
 
 def _count(data: Data) -> int:
-    if isinstance(data, tuple):
-        images, labels = data
-        if len(images) != len(labels):
-            raise ValueError(
-                f"{len(images)} images and {len(labels)} labels;"
-                " expected the same number"
-            )
-        data = images
-    if len(data) < 2:
-        raise ValueError(f"{len(data)} images; expected at least 2 to train on")
-    return len(data)
+    lengths = [len(part) for part in data] if isinstance(data, tuple) else [len(data)]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"{lengths[0]} images and {lengths[1]} labels; expected the same number"
+        )
+    if lengths[0] < 2:
+        raise ValueError(f"{lengths[0]} images; expected at least 2 to train on")
+    return lengths[0]
 
 
 def _batches(
-    data: Data, order: Tensor, batch_size: int, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+    data: Data, order: Tensor, batch_size: int, workers: int, seed: int
+) -> DataLoader:
     parts = order.split(batch_size)
+    # Without a generator, the loader would draw from the caller's.
+    generator = torch.Generator().manual_seed(seed)
     if isinstance(data, tuple):
-        images, labels = data
-        return (
-            (images[i], labels[i]) for i in (part.to(images.device) for part in parts)
-        )
-    pinned = torch.cuda.is_available()
-    return iter(
-        DataLoader(
-            data,
-            batch_sampler=[p.tolist() for p in parts],
-            num_workers=workers,
-            pin_memory=pinned,
-        )
+        # The images of a batch are selected by one indexing operation.
+        dataset = TensorDataset(*data)
+        return DataLoader(dataset, None, sampler=parts, generator=generator)
+    return DataLoader(
+        data,
+        batch_sampler=[part.tolist() for part in parts],
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=generator,
     )
 
 
+def derive_seed(seed: int, number: int) -> int:
+    """Return the seed of a step or epoch, so that a run can be resumed at any of them.
+
+    Source: this book. Departures: none.
+    Test: test_training.py::test_a_resumed_run_ends_like_an_undisturbed_one
+    """
+    return (seed * 1_000_003 + number) % 2**63
+
+
 @contextlib.contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed the default generators of the CPU and of `device`; restore both afterwards.
 
     `torch.manual_seed` is no substitute: it also seeds all other devices.
+
+    Source: this book. Departures: none.
+    Test: test_training.py::test_the_generators_of_other_devices_are_not_seeded
     """
+    device = torch.device(device)
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
         torch.default_generator.manual_seed(seed)
@@ -192,10 +215,6 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
             state = torch.Generator(accelerator).manual_seed(seed).get_state()
             torch.get_device_module(accelerator).set_rng_state(state, accelerator)
         yield
-
-
-def _epoch_seed(seed: int, number: int) -> int:
-    return (seed * 1_000_003 + number) % 2**63
 
 
 @torch.no_grad()
@@ -221,10 +240,5 @@ def predict(
             f"{len(images)} images in batches of {batch_size};"
             " expected at least 1 of each"
         )
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         return torch.cat([model(batch) for batch in images.split(batch_size)])
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -329,6 +329,8 @@ EXEMPT = {
     "inference.raise_if_threaded": "looks at a module's type",
     "backbones.load": FILES,
     "cam.bounding_boxes": "regions are found on the host; one map is copied there once",
+    "training.derive_seed": "integers",
+    "training.seeded": "seeds; see test_the_callers_cuda_generator_is_restored",
     "training.train_classifier": "steps an optimizer; see test_a_gpu_trains",
     "complexity.*_macs": "numbers in, numbers out",
     "complexity.Profile.*": "numbers in, numbers out",

@@ -42,50 +42,10 @@ def test_elsewhere_nothing_is_kept_unless_asked_for(monkeypatch, tmp_path):
 
 
 def test_another_training_has_another_file(colab):
-    images = torch.rand(50, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    others = [
-        images.clone(),
-        images[:49],
-        images.double(),
-        images + 1e-3,
-        images.flip(0),
-    ]
-    names = {runtime.checkpoint_path("a", 2, some) for some in (images, *others)}
-    names |= {
-        runtime.checkpoint_path("a", 3, images),
-        runtime.checkpoint_path("b", 2, images),
-    }
-    assert len(names) == 7  # the clone has the same
     few = torch.zeros(9)  # of so few numbers each counts
     paths = {runtime.checkpoint_path("c", few + torch.eye(9)[k]) for k in range(9)}
-    assert len(paths) == 9
-
-
-def test_progress_is_one_line_that_changes(capsys):
-    show = runtime.progress_line()
-    for step in (1, 2):
-        show("fit", step, 2)
-    assert (
-        capsys.readouterr().out
-        == "\r[##########..........] 1 of 2  fit\r[####################] 2 of 2  fit\n"
-    )
-
-
-def test_progress_in_a_notebook_leaves_one_output_a_part(tmp_path):
-    import nbformat
-    from nbclient import NotebookClient
-
-    code = (
-        "from paperlib import runtime\nshow = runtime.progress_line()\nfor word in"
-        " ('fit', 'score'):\n    for step in range(1, 11): show(word, step, 10)"
-    )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    shown = [output.data["text/plain"] for output in notebook.cells[0].outputs]
-    assert shown == [
-        "[####################] 10 of 10  fit",
-        "[####################] 10 of 10  score",
-    ]
+    paths |= {runtime.checkpoint_path("d", few), runtime.checkpoint_path("c", few, 2)}
+    assert len(paths) == 11
 
 
 def tree(folder):
@@ -109,12 +69,7 @@ def test_a_zip_is_as_good_as_its_folder(tmp_path, wrapping, names):
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="each call unpacks into a new temporary folder, and none is removed",
-)
-def test_opening_an_archive_twice_leaves_at_most_one_copy(tmp_path):
-    """After the process has ended: one folder per archive is fine, two are not."""
+def test_unpacked_copies_are_removed_when_python_exits(tmp_path):
     folder = tmp_path / "temporary"
     folder.mkdir()
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -129,7 +84,7 @@ def test_opening_an_archive_twice_leaves_at_most_one_copy(tmp_path):
         cwd=tmp_path,
         env=os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)},
     )
-    assert len(list(folder.rglob("1.png"))) <= 1
+    assert not list(folder.iterdir())
 
 
 def test_nothing_there_says_where_it_looked(tmp_path, monkeypatch):

@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paperlib import storage
-from paperlib.storage import is_dense, load_state, read_tensors, write_tensors
+from paperlib.storage import (
+    fingerprint,
+    is_dense,
+    load_state,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
 
 FORMAT = "paperlib.thing.2"
 
@@ -63,6 +70,31 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         patch.setattr(storage, "save_file", killed)
         write_tensors(path, {}, {}, FORMAT)
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_text_is_written_atomically(tmp_path, monkeypatch):
+    path = tmp_path / "note.txt"
+    write_text(path, "first: é\n")
+    assert path.read_bytes() == "first: é\n".encode()
+
+    def fail(descriptor):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(os, "fsync", fail)
+        write_text(path, "second")
+    assert path.read_text(encoding="utf-8") == "first: é\n"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_fingerprint_identifies_data_and_settings():
+    images = torch.rand(5, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    others = [images[:4], images.double(), images + 1e-3, images.flip(0)]
+    found = {fingerprint(some, 2) for some in (images, images.clone(), *others)}
+    assert len(found) == 5 and all(len(digits) == 8 for digits in found)
+    assert fingerprint(images, 3) not in found
+    # The names of files by this version must not change.
+    assert fingerprint(3) == "ac11339f"
 
 
 def test_every_damage_is_noticed(tmp_path):

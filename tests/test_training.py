@@ -100,6 +100,16 @@ def test_epochs_are_reported_and_the_rate_is_put_back():
     assert optimizer.param_groups[0]["lr"] == 0.01  # put back
 
 
+def test_the_progress_bar_shows_epochs_and_loss(capsys):
+    model, data = MobileNetV1(0.25, 2), left_or_right(9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    train_classifier(model, data, optimizer, epochs=2)
+    assert capsys.readouterr().err == ""
+    train_classifier(model, data, optimizer, epochs=2, progress=True)
+    shown = capsys.readouterr().err
+    assert "epochs: 100%" in shown and "2/2" in shown and "loss=" in shown
+
+
 def test_the_learning_rate_follows_a_cosine_to_zero():
     rates = []
 

@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book" / "tools"))
 sys.path.insert(0, str(ROOT / "book"))
 import api_names  # noqa: E402
-import atomic  # noqa: E402
 from grading.submission import CHAPTERS  # noqa: E402
+
+from paperlib.storage import write_text  # noqa: E402
 
 FOLDER = Path("book/api")
 PAPERS = ("complexity", "mobilenet", "cam", "gradcam", "patch_svdd", "padim")
@@ -68,7 +69,7 @@ def write_pages(root: Path) -> None:
         # An unchanged file keeps its time, so that its page is not built again.
         old = folder / name
         if not old.exists() or old.read_text(encoding="utf-8") != text:
-            atomic.write_text(old, text)
+            write_text(old, text)
 
 
 def hide_checks(app: Sphinx, module: str) -> tuple[str, dict] | None:

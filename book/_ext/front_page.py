@@ -12,7 +12,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-import atomic  # noqa: E402
+from paperlib.storage import write_text  # noqa: E402
 
 PAGE = """<!doctype html>
 <html lang="{language}">
@@ -56,7 +56,7 @@ def _write(app: Sphinx, exception: Exception | None) -> None:
             Path(config.html_favicon).name,
             app.builder.get_target_uri(config.root_doc),
         )
-        atomic.write_text(Path(app.outdir, "index.html"), page)
+        write_text(Path(app.outdir, "index.html"), page)
 
 
 def setup(app: Sphinx) -> dict:

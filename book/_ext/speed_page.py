@@ -16,8 +16,7 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "book" / "tools")]
-import atomic  # noqa: E402
-
+from paperlib.storage import write_text  # noqa: E402
 from paperlib.viz import use_style  # noqa: E402
 
 FOLDER = Path("book/speed_parts")
@@ -301,7 +300,7 @@ def write_parts(root: Path) -> None:
     for name, text in texts.items():
         target = folder / name
         if not target.exists() or target.read_text(encoding="utf-8") != text:
-            atomic.write_text(target, text)
+            write_text(target, text)
     # A new style draws the same points anew.
     how = inspect.getsource(draw) + inspect.getsource(use_style)
     for curve in curves:
@@ -313,7 +312,7 @@ def write_parts(root: Path) -> None:
             or mark.read_text(encoding="utf-8") != text
         ):
             draw(curve, target)
-            atomic.write_text(mark, text)
+            write_text(mark, text)
     kept = {
         *texts,
         *(f"{curve['name']}.{kind}" for curve in curves for kind in ("svg", "json")),

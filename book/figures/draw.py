@@ -16,8 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / path) for path in (".", "book/tools", "notebooks")]
-import atomic  # noqa: E402
 from freshness import script_hash  # noqa: E402
+
+from paperlib.storage import write_text  # noqa: E402
 
 HERE = Path(__file__).parent
 SHARED = {"draw", "drawing"}
@@ -76,7 +77,7 @@ def draw(paper: str) -> None:
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()
-    atomic.write_text(folder / "stamp.txt", code_hash(paper))
+    write_text(folder / "stamp.txt", code_hash(paper))
 
 
 if __name__ == "__main__":

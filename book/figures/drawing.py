@@ -9,7 +9,6 @@ import io
 import re
 from pathlib import Path
 
-import atomic
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from matplotlib.text import Text
 from pictures import lighten
 
 from paperlib import viz
+from paperlib.storage import write_text
 
 # Stand-ins for colours of the page, replaced when a figure is saved.
 INK, MUTED, FILL, PAPER = "#010101", "#020202", "#030303", "#040404"
@@ -144,4 +144,4 @@ def save(figures: list[Figure], folder: Path, name: str) -> None:
     for old in folder.glob(f"{name}-*.svg"):
         old.unlink()
     for i, text in enumerate(texts, 1):
-        atomic.write_text(folder / f"{name}-{i}.svg", text)
+        write_text(folder / f"{name}-{i}.svg", text)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import paperlib
 from grading.submission import CHAPTERS, Submission, exercises, read
+from paperlib.storage import atomic_path
 
 # Of paperlib and of this package.
 IMPORTED_FROM = (Path(paperlib.__file__).parents[1], Path(__file__).parents[1])
@@ -338,13 +339,9 @@ def write_table(grades: list[Grade], chapter: str, target: Path) -> None:
             remarks,
         ]
         writer.writerow([_safe(value) for value in row])
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(target) as temporary:
         # With its byte order mark spreadsheets read names in every script.
         temporary.write_text(text.getvalue(), encoding="utf-8-sig", newline="")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def to_do(grades: list[Grade], limits: Limits) -> list[str]:

@@ -20,13 +20,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import atomic
 import nbformat
 import yaml
 from freshness import COMPANION, FOLDERS, LIBRARY, data_files, outside_names
 from nbformat import NotebookNode
 from plain_markdown import PlainMarkdown
 from pybtex.database import parse_file
+
+from paperlib.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = Path(__file__).with_name("colab_setup.py")
@@ -202,7 +203,7 @@ def export(
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / path.name
-    atomic.write_text(target, nbformat.writes(copy, version=4) + "\n")
+    write_text(target, nbformat.writes(copy, version=4) + "\n")
     return target
 
 

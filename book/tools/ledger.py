@@ -26,10 +26,11 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import atomic
 import nbformat
 import yaml
 from api_names import documented_as
+
+from paperlib.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path("book/data")
@@ -458,7 +459,7 @@ def write(root: Path, ledger: Ledger) -> None:
     }.items():
         path = folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            atomic.write_text(path, text)
+            write_text(path, text)
 
 
 def rows_page(root: Path, ledger: Ledger) -> str:

@@ -16,8 +16,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-from atomic import write_text
-
 ROOT = Path(__file__).resolve().parents[2]
 UV = "uv>=0.5"
 # grad-cam asks for it beside opencv-python; but the two own the same files, so an
@@ -130,7 +128,7 @@ def main(*arguments: str) -> None:
             " --require-hashes --no-deps.\n"
         )
         text += "".join(block for name, block in every.items() if name in shares[lock])
-        write_text(ROOT / "requirements" / f"{lock}.txt", text)
+        (ROOT / "requirements" / f"{lock}.txt").write_text(text, encoding="utf-8")
         print(
             f"requirements/{lock}.txt: {len(shares[lock])} packages,"
             f" {text.count('--hash=')} hashes"
@@ -139,7 +137,7 @@ def main(*arguments: str) -> None:
         "# The versions that the book is tested with, without the hashes of"
         " requirements/. `make lock` wrote this.\n"
     )
-    write_text(constraints, said + pinned)
+    constraints.write_text(said + pinned, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def learn(
         steps=steps,
         seed=seed,
         checkpoint=checkpoint,
-        on_record=print,
+        progress=True,
         **others,
     )
     # None where it went on from a checkpoint.

@@ -7,11 +7,11 @@ import datetime
 import json
 from pathlib import Path
 
-import atomic
 import torch
 from freshness import script_hash
 
 from paperlib import runtime
+from paperlib.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "book" / "data" / "results"
@@ -51,7 +51,7 @@ class Results:
     def save(self) -> None:
         """Write stamp and runs, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(
+        write_text(
             self.path,
             json.dumps({"stamp": self.stamp, "runs": self.runs}, indent=1) + "\n",
         )

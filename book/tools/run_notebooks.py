@@ -16,7 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-import atomic
 import jupytext
 import nbformat
 import status
@@ -174,8 +173,10 @@ def _surroundings() -> dict:
 
 
 def _write(path: Path, notebook: NotebookNode) -> None:
+    from paperlib.storage import write_text  # imports torch, see `_surroundings`
+
     nbformat.validate(notebook)
-    atomic.write_text(path, nbformat.writes(notebook, version=4) + "\n")
+    write_text(path, nbformat.writes(notebook, version=4) + "\n")
 
 
 def select(given: list[str], root: Path) -> list[Path]:

@@ -11,8 +11,6 @@ import re
 import sys
 from pathlib import Path
 
-import atomic
-
 CONFIG = Path(__file__).resolve().parents[2] / "_config.yml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9_.-]+")
 LINE = re.compile(r'^(repository:\n(?:  .*\n)*?  url: )"[^"\n]*"$', re.M)
@@ -50,9 +48,8 @@ def main(arguments: list[str], config: Path = CONFIG) -> int:
         print("usage: set_repository.py OWNER/NAME", file=sys.stderr)
         return 2
     try:
-        atomic.write_text(
-            config, with_repository(config.read_text(encoding="utf-8"), arguments[0])
-        )
+        text = with_repository(config.read_text(encoding="utf-8"), arguments[0])
+        config.write_text(text, encoding="utf-8")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

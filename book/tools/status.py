@@ -8,7 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-import atomic
 import nbformat
 from freshness import script_hash
 from nbformat import NotebookNode
@@ -151,7 +150,10 @@ def _encoder(path: Path) -> list[str]:
 
 def write(root: Path) -> None:
     """Write the status page."""
-    atomic.write_text(root / PAGE, page(root))
+    # Imported here: torch takes seconds, and `page` needs none of it.
+    from paperlib.storage import write_text
+
+    write_text(root / PAGE, page(root))
 
 
 if __name__ == "__main__":

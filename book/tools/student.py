@@ -21,10 +21,11 @@ import shutil
 import sys
 from pathlib import Path
 
-import atomic
 import nbformat
 from export_colab import export
 from nbformat import NotebookNode
+
+from paperlib.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SOLUTION = "solution"  # tag of a cell that students do not get
@@ -160,7 +161,7 @@ def write_sources(folder: Path, root: Path = ROOT) -> None:
             notebook = without_solutions(nbformat.read(path, as_version=4))
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from error
-        atomic.write_text(path, nbformat.writes(notebook, version=4) + "\n")
+        write_text(path, nbformat.writes(notebook, version=4) + "\n")
     # The same cells as text, solutions included.
     shutil.rmtree(folder / "notebooks" / "py")
     for page in FOR_TEACHERS:
@@ -172,12 +173,12 @@ def write_sources(folder: Path, root: Path = ROOT) -> None:
         for line in lines
         if line.strip().removeprefix("- file: ") not in FOR_TEACHERS
     ]
-    atomic.write_text(contents, "".join(kept))
+    write_text(contents, "".join(kept))
     for path in (folder / "book").glob("*.md"):
         text = path.read_text(encoding="utf-8")
         for page in FOR_TEACHERS:
             text = re.sub(rf"\[([^\]]*)\]\({Path(page).name}\.md[^)]*\)", r"\1", text)
-        atomic.write_text(path, text)
+        write_text(path, text)
 
 
 def check_built(folder: Path, root: Path = ROOT) -> list[str]:

@@ -764,18 +764,13 @@ from paperlib.mobilenet import parameter_groups
 from paperlib.training import predict, train_classifier
 
 
-def train_network(name, model, training_set, epochs, checkpoint):
-    """Train with the recipe above and show the loss; return one record per epoch."""
+def train_network(model, training_set, epochs, checkpoint):
+    """Train with the recipe above; return one record per epoch."""
     param_groups = parameter_groups(model, 4e-5)
     optimizer = torch.optim.RMSprop(param_groups, lr=3e-3, alpha=0.9, momentum=0.9)
-    show_progress = runtime.progress_line()
-
-    def report(epoch):
-        show_progress(f"{name}: loss {epoch.loss:.2f}", epoch.number, epochs)
-
     return train_classifier(
         model, training_set, optimizer,
-        epochs=epochs, checkpoint=checkpoint, on_epoch=report,
+        epochs=epochs, checkpoint=checkpoint, progress=run.full,
     )
 
 
@@ -789,7 +784,7 @@ for name, variant in VARIANTS.items():
     model = MobileNetV1(0.25, num_classes=2, **variant)
     model.to(run.device, memory_format=torch.channels_last)
     checkpoint = runtime.checkpoint_path(name, epochs, *training_set)
-    history = train_network(name, model, training_set, epochs, checkpoint)
+    history = train_network(model, training_set, epochs, checkpoint)
 
     logits = predict(model, split.test)
     accuracy = (logits.argmax(1) == split.test_labels).float().mean().item()
@@ -1181,7 +1176,7 @@ else:
     torch.manual_seed(0)
     model = MobileNetV1(0.25, num_classes=len(class_names)).to(run.device)
     checkpoint = runtime.checkpoint_path("own images", EPOCHS, *training_set)
-    train_network("own images", model, training_set, EPOCHS, checkpoint)
+    train_network(model, training_set, EPOCHS, checkpoint)
 
     test_labels = labels[n_train:]
     is_correct = predict(model, images[n_train:]).argmax(1) == test_labels

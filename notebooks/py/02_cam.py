@@ -511,14 +511,13 @@ from paperlib.training import train_classifier
 
 def train_every_layer(network, training_set):
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    report = runtime.progress_line()
     return train_classifier(
         network,
         training_set,
         optimizer,
         epochs=8,
         checkpoint=runtime.checkpoint_path("two classes", 8, *training_set),
-        on_epoch=lambda epoch: report(f"loss {epoch.loss:.2f}", epoch.number, 8),
+        progress=True,
     )
 
 

@@ -715,17 +715,6 @@ print("the classifier sees the difference only")
 STEPS = run.choose(smoke=60, full=600)
 BUDGET = {"steps": STEPS, "crops": 4, "side": 160, "pairs": 1024}
 
-
-def start_report(label=""):
-    """Return a function that shows a training's progress in one line."""
-    show_progress = runtime.progress_line()
-
-    def report(record):
-        show_progress(f"{label}loss {record.loss:.2f}", record.step, STEPS)
-
-    return report
-
-
 torch.manual_seed(0)
 live = HierarchicalEncoder().to(run.device)
 training = train(
@@ -734,7 +723,7 @@ training = train(
     **BUDGET,
     every=max(1, STEPS // 15),
     checkpoint=runtime.checkpoint_path("patch svdd", *BUDGET.values(), train_images),
-    on_record=start_report(),
+    progress=run.full,
 )
 
 # %% tags=["ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Above, the loss starts at 4.2, stays there for some twenty steps and then falls. Below, the share of right directions starts at 12.5 percent; the curve of the 64-pixel patches rises to about a third, that of the 32-pixel patches to about a fifth."}}
@@ -1376,7 +1365,7 @@ def evaluate_category(root, category):
         images,
         steps=STEPS,
         checkpoint=runtime.checkpoint_path(name, STEPS, good.images),
-        on_record=start_report(f"{category}, "),
+        progress=True,
     )
     maps = PatchSVDD(encoder).fit(images).anomaly_maps(test.images.to(run.device))
     image_auroc = auroc(test.labels, maps.scores.cpu())
@@ -1419,8 +1408,7 @@ def score_folder(path):
     torch.manual_seed(0)
     encoder = HierarchicalEncoder().to(run.device)
     checkpoint = runtime.checkpoint_path("own patch svdd", STEPS, images)
-    report = start_report()
-    train(encoder, images, steps=STEPS, checkpoint=checkpoint, on_record=report)
+    train(encoder, images, steps=STEPS, checkpoint=checkpoint, progress=True)
     scores = PatchSVDD(encoder).fit(images).anomaly_maps(other_images).scores.tolist()
     n_held_back = n_normal - n_train
     return scores[:n_held_back], scores[n_held_back:]

@@ -1268,7 +1268,7 @@ else:  # classes that are finished are not run again
         runtime.checkpoint_folder() or Path("padim-results"),
         batch_size=batch_size,
         pictures=False,
-        progress=runtime.progress_line(),
+        progress=True,
     )
     print(evaluation.report(evaluated))
 

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.complexity.counting import profile
+from paperlib.inference import evaluating
 
 
 class LayerTime(NamedTuple):
@@ -47,35 +49,6 @@ class Machine(NamedTuple):
         return min(self.macs_per_second, intensity * self.bytes_per_second)
 
 
-class _Clock:
-    """Reads the time on a device.
-
-    Kernels run asynchronously on accelerators. On CUDA, events are recorded in the
-    device's current stream. On other accelerators (MPS, XPU) the wall clock is read
-    after the device has finished.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-
-    def read(self):
-        if self.device.type != "cuda":
-            self.finish()
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
-
-    def seconds(self, start, end) -> float:
-        if self.device.type == "cuda":
-            return start.elapsed_time(end) / 1000
-        return end - start
-
-    def finish(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-
-
 def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[LayerTime]:
     """Time every layer of a network inside its forward pass, in eval mode.
 
@@ -103,61 +76,52 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}; expected at least 1")
-    clock, readings, moved = _Clock(images.device), defaultdict(list), {}
-    starts, modes = {}, [(module, module.training) for module in model.modules()]
+    starts, passes, moved = {}, [], defaultdict(int)
 
     def before(name, module, inputs):
-        starts[name] = clock.read()
+        starts[name] = _mark_time(images.device)
 
     def after(name, module, args, kwargs, output):
-        readings[name].append((starts[name], clock.read()))
+        passes[-1][name].append((starts[name], _mark_time(images.device)))
         parameters = list(module.parameters(recurse=False))
-        moved[name] = sum(_bytes(part) for part in ((args, kwargs), output, parameters))
+        moved[name] += sum(
+            _bytes(part) for part in ((args, kwargs), output, parameters)
+        )
 
-    handles = []
-    try:
-        model.eval()
+    with ExitStack() as stack, evaluating(model), torch.inference_mode():
         for name, module in model.named_modules():
             if next(module.children(), None) is None:
                 start, stop = partial(before, name), partial(after, name)
-                handles.append(module.register_forward_pre_hook(start))
-                handles.append(module.register_forward_hook(stop, with_kwargs=True))
-        with torch.inference_mode():
-            model(images)  # the first pass allocates memory and chooses algorithms
-            calls = {name: len(pairs) for name, pairs in readings.items()}
-            readings.clear()
-            for _ in range(repeats):
-                model(images)
-        clock.finish()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes:
-            module.training = mode
+                hook = module.register_forward_pre_hook(start)
+                stack.callback(hook.remove)
+                hook = module.register_forward_hook(stop, with_kwargs=True)
+                stack.callback(hook.remove)
+        for _ in range(repeats + 1):
+            passes.append(defaultdict(list))
+            model(images)
 
     macs, kinds = defaultdict(int), {}
     for layer in profile(model, tuple(images.shape)).layers:
         macs[layer.name] += layer.macs
         kinds.setdefault(layer.name, layer.kind)
-    types = {name: type(module).__name__ for name, module in model.named_modules()}
-    rows = []
-    for name, pairs in readings.items():
-        seconds = [clock.seconds(*pair) for pair in pairs]
-        passes = [
-            sum(seconds[i : i + calls[name]])
-            for i in range(0, len(seconds), calls[name])
-        ]
-        kind = kinds.get(name, types[name])
-        rows.append(
-            LayerTime(
-                name,
-                kind,
-                statistics.median(passes),
-                macs[name],
-                moved[name] * calls[name],
-            )
+    # The first pass allocates memory and chooses algorithms: it does not count.
+    seconds = {
+        name: statistics.median(
+            sum(_elapsed_seconds(*marks) for marks in calls[name])
+            for calls in passes[1:]
         )
-    return rows
+        for name in passes[0]
+    }
+    return [
+        LayerTime(
+            name,
+            kinds.get(name, type(model.get_submodule(name)).__name__),
+            seconds[name],
+            macs[name],
+            moved[name] // len(passes),
+        )
+        for name in seconds
+    ]
 
 
 def measure_machine(
@@ -186,7 +150,6 @@ def measure_machine(
         raise ValueError(
             f"side={side}, seconds={seconds}; expected at least 1 and more than 0"
         )
-    device = torch.device(device)
     a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
     source = torch.ones(64 * side * side, device=device)
     target = torch.empty_like(source)
@@ -219,22 +182,41 @@ def time_call(
     """
     if not seconds > 0:
         raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")
-    return statistics.median(_measure_calls(run, torch.device(device), seconds))
+    return statistics.median(_measure_calls(run, device, seconds))
 
 
 def _measure_calls(
-    run: Callable[[], object], device: torch.device, seconds: float
+    run: Callable[[], object], device: torch.device | str, seconds: float
 ) -> list[float]:
-    clock, pairs = _Clock(device), []
-    run()
-    clock.finish()
-    end = time.perf_counter() + seconds
-    while len(pairs) < 3 or time.perf_counter() < end:
-        start = clock.read()
+    run()  # the first call allocates memory and chooses algorithms
+    device, readings, end = torch.device(device), [], time.perf_counter() + seconds
+    while len(readings) < 3 or time.perf_counter() < end:
+        start = _mark_time(device)
         run()
-        pairs.append((start, clock.read()))
-        clock.finish()
-    return [clock.seconds(*pair) for pair in pairs]
+        readings.append(_elapsed_seconds(start, _mark_time(device)))
+    return readings
+
+
+def _mark_time(device: torch.device) -> Any:
+    """Return a mark of the time at which the device has finished its previous work.
+
+    Kernels run asynchronously on accelerators. On CUDA an event is recorded in the
+    device's current stream; on other accelerators (MPS, XPU) the device is awaited.
+    """
+    if device.type == "cuda":
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(device))
+        return event
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def _elapsed_seconds(start: Any, end: Any) -> float:
+    if isinstance(end, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 def _bytes(values: Any) -> int:

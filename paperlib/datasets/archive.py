@@ -1,8 +1,11 @@
 """Unpack archives safely: atomically, and never outside the target folder."""
 
+import atexit
+import bz2
 import errno
+import gzip
+import io
 import lzma
-import os
 import shutil
 import stat
 import struct
@@ -10,14 +13,21 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import IO, NamedTuple
 
 MAX_BYTES = 20 * 1024**3  # unpacked; MVTec AD takes about 5 GiB
 MAX_MEMBERS = 200_000  # MVTec AD has fewer than 7,000
-_READ_BYTES = 1024 * 1024
-_MAX_NAME_BYTES = 1024 * 1024  # of one member's extended header in a tar
+_MAX_READ = 1024 * 1024
+_DECOMPRESSORS = {b"\x1f\x8b\x08": gzip.open, b"BZh": bz2.open, b"\xfd7z": lzma.open}
+_ZIP_KINDS = {
+    0: "file",  # written on Windows
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "file",
+    stat.S_IFLNK: "link",
+}
 _CORRUPTION_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -27,6 +37,7 @@ _CORRUPTION_ERRORS = (
     NotImplementedError,
     struct.error,
     UnicodeDecodeError,
+    RecursionError,  # names nested too deep
 )
 
 
@@ -42,14 +53,6 @@ class Unpacked(NamedTuple):
             f"{self.files:,} files of {self.size / 1e6:,.1f} MB unpacked"
             f" to {self.folder}"
         )
-
-
-class _Member(NamedTuple):
-    """A file (with content) or folder; `kind` is "" unless it is another kind."""
-
-    name: str
-    content: IO[bytes] | None
-    kind: str
 
 
 def unpack(
@@ -93,34 +96,26 @@ def unpack(
         )
     if not folder.parent.is_dir():
         raise ValueError(f"no folder {folder.parent} to unpack into; create it first")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        files, size = _write(archive, temporary, max_bytes, max_members)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
+    ) as temporary:
+        # A folder of its own, with the permissions of the user's umask.
+        content = Path(temporary, "content")
+        content.mkdir()
+        try:
+            files, size = _write(archive, content, max_bytes, max_members)
+        except (*_CORRUPTION_ERRORS, OSError) as error:
+            # gzip and bz2 raise an OSError without a number for corrupt data. One with
+            # a number is a problem of this computer, such as a full disk.
+            if getattr(error, "errno", None) not in (None, errno.ENAMETOOLONG):
+                raise
+            raise ValueError(
+                f"{archive} is not a complete tar or zip archive ({error});"
+                " download it again"
+            ) from error
         if folder.exists():
             folder.rmdir()  # Windows renames onto no folder, not even an empty one
-        temporary.replace(folder)
-    except _CORRUPTION_ERRORS as error:
-        raise ValueError(
-            f"{archive} is corrupt or incomplete ({error}); download it again"
-        ) from error
-    except RecursionError as error:
-        raise ValueError(
-            f"{archive} contains names nested too deep; nothing was unpacked"
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise ValueError(
-                f"{archive} contains a name too long for this file system;"
-                " nothing was unpacked"
-            ) from error
-        if error.errno is None:  # raised by gzip and bz2 for corrupt data
-            raise ValueError(
-                f"{archive} is corrupt or incomplete ({error}); download it again"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        content.replace(folder)
     return Unpacked(folder, files, size)
 
 
@@ -129,121 +124,96 @@ def _write(
 ) -> tuple[int, int]:
     """Write the members below `target`; return the number of files and of bytes."""
     files = size = 0
-    for number, member in enumerate(_members(archive), start=1):
+    for number, (name, kind, n_bytes, opener) in enumerate(_members(archive), start=1):
         if number > max_members:
             raise ValueError(
                 f"{archive} contains more than {max_members:,} files and folders;"
                 " raise max_members to allow more"
             )
-        path = target / _check_member(archive, member)
+        if size + n_bytes > max_bytes:
+            raise ValueError(
+                f"{archive} contains more than {max_bytes:,} bytes;"
+                " raise max_bytes to allow more"
+            )
+        _check_member(archive, name, kind)
+        path = target / name
         try:
-            if member.content is None:
+            if kind == "folder":
                 path.mkdir(parents=True, exist_ok=True)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            output = open(path, "xb")  # noqa: SIM115 (closed below)
+            # The content ends after n_bytes, whatever the compressed data hold.
+            with opener() as content, path.open("xb") as output:
+                shutil.copyfileobj(content, output)
+                size += output.tell()
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(
-                f"{archive} contains {member.name!r} twice, or as file and folder;"
+                f"{archive} contains {name!r} twice, or as file and folder;"
                 " nothing was unpacked"
             ) from error
-        with output, member.content:
-            while chunk := member.content.read(_READ_BYTES):
-                size += len(chunk)
-                if size > max_bytes:
-                    raise ValueError(
-                        f"{archive} contains more than {max_bytes:,} bytes;"
-                        " raise max_bytes to allow more"
-                    )
-                output.write(chunk)
         files += 1
     return files, size
 
 
-def _check_member(archive: Path, member: _Member) -> str:
-    """Return the member's path, or raise if it is unsafe, also on Windows."""
-    parts = PureWindowsPath(member.name)
-    if member.kind:
+def _check_member(archive: Path, name: str, kind: str) -> None:
+    """Raise ValueError for a link, a device or an unsafe name, also on Windows."""
+    if kind not in ("file", "folder"):
         raise ValueError(
-            f"{archive} contains the {member.kind} {member.name!r};"
-            " expected only files and folders"
+            f"{archive} contains the {kind} {name!r}; expected only files and folders"
         )
-    nameless = member.content is not None and not parts.parts
-    if (
-        parts.anchor
-        or ".." in parts.parts
-        or "\\" in member.name
-        or "\0" in member.name
-        or nameless
-    ):
+    path = PureWindowsPath(name)
+    is_unsafe = path.anchor or ".." in path.parts or "\\" in name or "\0" in name
+    if is_unsafe or (kind == "file" and not path.parts):
         raise ValueError(
-            f"{archive} contains {member.name!r}, which may lead out of the folder;"
+            f"{archive} contains {name!r}, which may lead out of the folder;"
             " nothing was unpacked"
         )
-    return member.name
 
 
-def _members(archive: Path) -> Iterator[_Member]:
+def _members(
+    archive: Path,
+) -> Iterator[tuple[str, str, int, Callable[[], IO[bytes]]]]:
+    """Yield name, kind, size and a function that opens the content of each member."""
     if zipfile.is_zipfile(archive):
-        yield from _zip_members(archive)
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                if info.flag_bits & 1:
+                    raise ValueError(f"{archive} is encrypted; unpack it yourself")
+                kind = _ZIP_KINDS.get(stat.S_IFMT(info.external_attr >> 16), "device")
+                kind = "folder" if info.is_dir() and kind == "file" else kind
+                opener = partial(zipped.open, info)
+                yield info.orig_filename, kind, info.file_size, opener
         return
-    try:
-        opened = tarfile.open(archive, tarinfo=_TarInfo)  # noqa: SIM115 (closed below)
-    except tarfile.ReadError as error:
-        raise ValueError(
-            f"{archive} is not a complete tar or zip archive; download it again"
-        ) from error
-    with opened as tar:
+    with archive.open("rb") as file:
+        decompress = _DECOMPRESSORS.get(file.read(3), open)
+    with (
+        _BoundedReader(decompress(archive, "rb")) as stream,
+        tarfile.open(fileobj=stream, mode="r:") as tar,
+    ):
         for info in tar:
-            kind = (
-                ""
-                if info.isreg() or info.isdir()
-                else "link"
-                if info.issym() or info.islnk()
-                else "device"
-            )
-            yield _Member(
-                info.name, tar.extractfile(info) if info.isreg() else None, kind
-            )
+            kind = "link" if info.issym() or info.islnk() else "device"
+            kind = "file" if info.isreg() else "folder" if info.isdir() else kind
+            yield info.name, kind, info.size, partial(tar.extractfile, info)
 
 
-class _TarInfo(tarfile.TarInfo):
-    """Rejects extended headers above 1 MiB, which tarfile would read into memory."""
+class _BoundedReader(io.BufferedReader):
+    """Refuses to read more than 1 MiB at once.
 
-    def _proc_member(self, tar):
-        header_types = (
-            tarfile.GNUTYPE_LONGNAME,
-            tarfile.GNUTYPE_LONGLINK,
-            tarfile.XHDTYPE,
-            tarfile.XGLTYPE,
-            tarfile.SOLARIS_XHDTYPE,
-        )
-        if self.type in header_types and self.size > _MAX_NAME_BYTES:
-            raise ValueError(
-                f"{tar.name} contains a name of {self.size:,} bytes;"
-                " nothing was unpacked"
-            )
-        return super()._proc_member(tar)
+    tarfile reads a long name at once, however long its header says that it is.
+    """
 
-
-def _zip_members(archive: Path) -> Iterator[_Member]:
-    with zipfile.ZipFile(archive) as zipped:
-        for info in zipped.infolist():
-            if info.flag_bits & 1:
-                raise ValueError(f"{archive} is encrypted; unpack it yourself")
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-            what = "" if plain else "link" if kind == stat.S_IFLNK else "device"
-            yield _Member(
-                info.orig_filename, None if info.is_dir() else zipped.open(info), what
-            )
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _MAX_READ:
+            raise tarfile.ReadError(f"a name of {size:,} bytes")
+        return super().read(size)
 
 
 def open_folder(path: str | Path) -> Path:
     """Return a folder of images, or unpack its archive into a temporary folder.
 
-    Each call unpacks the archive again; the copies are not removed. Colab accepts
-    uploads of a zip, not of a folder. For a zip of one folder that folder is returned.
+    Each call unpacks the archive again; the copies are removed when Python exits. Colab
+    accepts uploads of a zip, not of a folder. For a zip of one folder that folder is
+    returned.
 
     Args:
         path: of a folder, or of a zip or tar.
@@ -263,18 +233,14 @@ def open_folder(path: str | Path) -> Path:
             " drop a zip onto the Files panel at the left or mount your Drive there,"
             " and copy the path from the menu of the file"
         )
-    folder = unpack(path, Path(tempfile.mkdtemp(), "pictures")).folder
+    temporary = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    folder = unpack(path, Path(temporary, "images")).folder
     shutil.rmtree(folder / "__MACOSX", ignore_errors=True)  # macOS adds it to each zip
-    while True:
-        entries = [
-            entry for entry in folder.iterdir() if not entry.name.startswith(".")
-        ]
-        # A single folder of images is a class, such as `normal`; a single folder of
-        # folders is the wrapper that zip programs add.
-        if (
-            len(entries) != 1
-            or not entries[0].is_dir()
-            or not any(entry.is_dir() for entry in entries[0].iterdir())
-        ):
-            return folder
+    # A single folder of images is a class, such as `normal`; a single folder of folders
+    # is the wrapper that zip programs add.
+    while len(entries := [*folder.glob("[!.]*")]) == 1 and any(
+        entry.is_dir() for entry in entries[0].glob("*")
+    ):
         folder = entries[0]
+    return folder

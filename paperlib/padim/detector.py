@@ -27,7 +27,7 @@ from paperlib.padim.gaussian import (
     whitened_norm,
 )
 from paperlib.precision import at_least_float32
-from paperlib.storage import digest, read_tensors, write_tensors
+from paperlib.storage import checksum, read_tensors, write_tensors
 from paperlib.validation import check_choice, check_images
 
 SMOOTHING_SIGMA = 4.0  # PaDiM, Sec. IV-B: Gaussian filter on anomaly maps, in pixels
@@ -403,8 +403,5 @@ def _check_size(images: Any, size: tuple[int, int] | None) -> tuple[int, int]:
 
 def _digest_weights(model: nn.Module) -> str:
     """Digest a network's weights in order, without names (wrappers add prefixes)."""
-    state = {
-        str(i): tensor.detach().cpu().contiguous()
-        for i, tensor in enumerate(model.state_dict().values())
-    }
-    return digest("", state)
+    state = {str(i): tensor for i, tensor in enumerate(model.state_dict().values())}
+    return checksum("", state)

@@ -2,21 +2,21 @@
 
 import csv
 import json
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from paperlib.backbones import Backbone, FeatureExtractor, Transform
 from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, MVTecAD, batches
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
+from paperlib.storage import atomic_path
 from paperlib.tables import align_columns
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
@@ -33,7 +33,6 @@ DIMENSIONS = {
     "efficientnet_b5": None,
     "efficientnet_lite0": 100,
 }
-Progress = Callable[[str, int, int], None]
 
 
 class Settings(NamedTuple):
@@ -98,7 +97,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     threads: int = 2,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> Scored:
     """Fit PaDiM to one category's training images and score its test images.
 
@@ -111,8 +110,7 @@ def evaluate(
         backbone: from `backbones.load`, its model on the device to run on.
         batch_size: images per batch.
         threads: that read images.
-        progress: called after each batch with a label, the images done, and their
-            number.
+        progress: whether to show progress bars, of the images fitted and scored.
 
     Raises:
         ValueError: if the data or the settings can't be used, with the reason.
@@ -141,12 +139,11 @@ def evaluate(
     def transformed(
         dataset: MVTecAD, word: str
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        done = 0
-        for batch in batches(dataset, batch_size, threads):
-            yield transform(batch.images.to(device)), batch.labels, batch.masks
-            done += len(batch.labels)
-            if progress is not None:
-                progress(f"{category}: {word}", done, len(dataset))
+        label = f"{category}: {word}"
+        with tqdm(None, label, len(dataset), disable=not progress) as bar:
+            for batch in batches(dataset, batch_size, threads):
+                yield transform(batch.images.to(device)), batch.labels, batch.masks
+                bar.update(len(batch.labels))
 
     started = time.perf_counter()
     model.fit(images for images, _, _ in transformed(train, "fit"))
@@ -237,7 +234,7 @@ def save_pictures(scored: Scored, path: Path) -> None:
     )
     for ax in figure.axes:
         ax.yaxis.label.set_size(8)
-    with _atomic(path) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=160)
     plt.close(figure)
 
@@ -251,7 +248,7 @@ def run(
     batch_size: int = 32,
     threads: int = 2,
     pictures: bool = True,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> list[Result]:
     """Evaluate categories; store each result at once, and skip those stored before.
 
@@ -346,7 +343,7 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     Test: test_evaluation.py::test_results_come_back_as_they_were_written
     """
     with (
-        _atomic(path) as temporary,
+        atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         rows = csv.writer(file)
@@ -354,17 +351,6 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
         for settings, *scores in results:
             dimensions = settings.dimensions or "all"
             rows.writerow([*settings._replace(dimensions=dimensions), *scores])
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for a new file, which replaces `path` at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def report(results: Sequence[Result]) -> str:

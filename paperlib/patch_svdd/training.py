@@ -6,10 +6,8 @@ crop, computed in one pass; `train_on_patches` crops and embeds each patch, as
 published.
 """
 
-import contextlib
 import functools
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
+from tqdm.auto import tqdm
 
 from paperlib.distributed import check_same, fail_together, process_group
 from paperlib.patch_svdd.encoders import BIG_PATCH, HierarchicalEncoder, initialize
@@ -32,7 +31,8 @@ from paperlib.patch_svdd.pairs import (
     position_pairs,
     random_crops,
 )
-from paperlib.storage import load_checkpoint, save_checkpoint
+from paperlib.storage import fingerprint, load_checkpoint, save_checkpoint
+from paperlib.training import derive_seed, seeded
 from paperlib.validation import (
     check_at_least_one,
     check_choice,
@@ -144,7 +144,7 @@ class _Run(nn.Module):
         self.svdd_weight = svdd_weight if objective == "patch_svdd" else 1
         self.big = self.small = None
         if objective == "patch_svdd":
-            with _seeded_cpu(seed):
+            with seeded(seed):
                 for name in _encoders(encoder):
                     classifier = PositionClassifier(
                         encoder.dimensions, train_last_weight=not as_released
@@ -177,6 +177,7 @@ def _optimise(
     recipe: dict,
     checkpoint: str | Path | None,
     on_record: Callable[[Record], None] | None,
+    progress: bool,
     rate: Callable[[float], float] = lambda done: 1.0,
     world: int = 1,
 ) -> list[Record]:
@@ -191,8 +192,16 @@ def _optimise(
     with fail_together(device):
         if checkpoint is not None and Path(checkpoint).exists():
             columns = len(Record._fields)
-            progress = load_checkpoint(checkpoint, run, optimizers, recipe, columns)
-            for row in progress["history"]:
+            # Earlier versions identified the images in another way.
+            stored = load_checkpoint(
+                checkpoint,
+                run,
+                optimizers,
+                recipe,
+                columns,
+                optional=("images", "fingerprint"),
+            )
+            for row in stored["history"]:
                 values = (math.nan if value is None else value for value in row)
                 history.append(Record(*values))
     first_step = history[-1].step if history else 0
@@ -211,7 +220,15 @@ def _optimise(
         for optimizer in optimizers
     ]
     rows: list[Tensor] = []
-    for done in range(first_step + 1, steps + 1):
+    is_first = world == 1 or distributed.get_rank() == 0
+    bar = tqdm(
+        range(first_step + 1, steps + 1),
+        "steps",
+        steps,
+        initial=first_step,
+        disable=not (progress and is_first),
+    )
+    for done in bar:
         loss, row = step_loss(done - 1)
         run.zero_grad()
         loss.backward()
@@ -231,7 +248,8 @@ def _optimise(
                     f"the loss is {history[-1].loss} at step {done};"
                     " expected a finite number. Lower the learning rate"
                 )
-            if checkpoint is not None and (world == 1 or distributed.get_rank() == 0):
+            bar.set_postfix(loss=history[-1].loss)
+            if checkpoint is not None and is_first:
                 # JSON has no NaN.
                 table = [[None if v != v else v for v in row] for row in history]
                 save_checkpoint(checkpoint, run, optimizers, recipe, {"history": table})
@@ -298,6 +316,7 @@ def train(
     checkpoint: str | Path | None = None,
     every: int = 25,
     on_record: Callable[[Record], None] | None = None,
+    progress: bool = False,
     distribute: bool = False,
 ) -> Training:
     r"""Train encoders in place on dense embeddings of large crops: minutes on a CPU.
@@ -332,6 +351,7 @@ def train(
             resumes if it exists.
         every: steps between records.
         on_record: called with each record.
+        progress: whether to show a progress bar.
         distribute: True splits the crops of each step among the processes of
             `torch.distributed`, which all call this with the same arguments, and
             averages their gradients (DistributedDataParallel): the result equals that
@@ -431,7 +451,7 @@ def train(
         "dtype": str(dtype),
         "seed": seed,
         "every": every,
-        "images": _identify_images(images),
+        "fingerprint": fingerprint(images),
     }
     optimizers = (
         _muon_and_adam(run, learning_rate)
@@ -439,7 +459,15 @@ def train(
         else [torch.optim.Adam(run.parameters(), lr=learning_rate)]
     )
     history = _optimise(
-        run, optimizers, steps, recipe, checkpoint, on_record, _one_cycle, world
+        run,
+        optimizers,
+        steps,
+        recipe,
+        checkpoint,
+        on_record,
+        progress,
+        _one_cycle,
+        world,
     )
     return Training(history, run.big, run.small, mean)
 
@@ -458,6 +486,7 @@ def train_on_patches(
     checkpoint: str | Path | None = None,
     every: int = 25,
     on_record: Callable[[Record], None] | None = None,
+    progress: bool = False,
 ) -> Training:
     """Train encoders in place as published, on separately cropped patches.
 
@@ -479,6 +508,7 @@ def train_on_patches(
         checkpoint: as in `train`.
         every: steps between records.
         on_record: called with each record.
+        progress: whether to show a progress bar.
 
     Returns:
         the training curves, the classifiers and the mean image.
@@ -496,7 +526,7 @@ def train_on_patches(
     mean, images = _check_input(encoder, images)
     run = _Run(encoder, seed, svdd_weight, as_released=as_released)
     if as_released:
-        with _seeded_cpu(seed):
+        with seeded(seed):
             for name in _encoders(encoder):
                 initialize(getattr(run, name), as_released=True)
     image_order = functools.lru_cache(1)(
@@ -534,12 +564,12 @@ def train_on_patches(
         "as_released": as_released,
         "seed": seed,
         "every": every,
-        "images": _identify_images(images),
+        "fingerprint": fingerprint(images),
     }
     trainable = [parameter for parameter in run.parameters() if parameter.requires_grad]
     optimizers = [torch.optim.Adam(trainable, lr=learning_rate)]
     steps = epochs * per_epoch
-    history = _optimise(run, optimizers, steps, recipe, checkpoint, on_record)
+    history = _optimise(run, optimizers, steps, recipe, checkpoint, on_record, progress)
     return Training(history, run.big, run.small, mean)
 
 
@@ -628,7 +658,7 @@ def _accuracy(logits: Tensor, position: Tensor) -> Tensor:
 
 def _generator(seed: int, number: int) -> torch.Generator:
     """Return a generator for a step or an epoch of the run with this seed."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+    return torch.Generator().manual_seed(derive_seed(seed, number))
 
 
 def _on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
@@ -640,25 +670,8 @@ def _on_device(generator: torch.Generator, device: torch.device) -> torch.Genera
     )
 
 
-@contextlib.contextmanager
-def _seeded_cpu(seed: int) -> Iterator[None]:
-    """Seed the CPU's default generator; restore it afterwards.
-
-    `torch.manual_seed` is no substitute: it also seeds every GPU.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=_generator(seed, epoch))
-
-
-def _identify_images(images: Tensor) -> list:
-    """Identify a set of images by its shape and the checksum of a sample of pixels."""
-    sample = images[:, :, ::16, ::16].float().cpu().contiguous()
-    return [*images.shape, zlib.crc32(sample.numpy().tobytes())]
 
 
 def _check_input(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,10 +21,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "book" / "tools")]
-import atomic  # noqa: E402
 from measure import floor, peak_of_machine, rows  # noqa: E402
 
 from paperlib import runtime  # noqa: E402
+from paperlib.storage import write_text  # noqa: E402
 
 BENCHES = ("complexity", "gradcam", "metrics", "padim", "pipeline", "patch_svdd")
 PEERS = tuple("anomalib captum faiss-cpu fvcore grad-cam scikit-learn torchcam".split())
@@ -242,7 +242,7 @@ def read(path: Path) -> dict:
 
 def save(path: Path, changed: dict) -> None:
     """Put what was measured into a file of figures, and leave the rest of it."""
-    atomic.write_text(path, json.dumps(read(path) | changed, indent=1) + "\n")
+    write_text(path, json.dumps(read(path) | changed, indent=1) + "\n")
 
 
 if __name__ == "__main__":

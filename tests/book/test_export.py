@@ -147,11 +147,11 @@ def test_gated_exercises_keep_their_cells():
 
 def test_included_code_is_the_function_itself():
     (text,) = plain(
-        "```{literalinclude} ../book/tools/atomic.py\n:pyobject:"
-        " write_bytes\n:lineno-match:\n```"
+        "```{literalinclude} ../paperlib/storage.py\n:pyobject:"
+        " write_text\n:lineno-match:\n```"
     )
-    assert text.startswith("```python\ndef write_bytes(")
-    assert text.endswith("temporary.unlink(missing_ok=True)\n```")
+    assert text.startswith("```python\ndef write_text(")
+    assert text.endswith("temporary.write_bytes(text.encode())\n```")
 
 
 def test_links_lead_to_the_published_book_where_there_is_one():
@@ -177,7 +177,7 @@ def test_pictures_travel_inside():
         ("{cite:t}`nobody1999`", "no such key"),
         (":::{note}\nnever closed", "is not closed"),
         (
-            "```{literalinclude} ../book/tools/atomic.py\n:pyobject: absent\n```",
+            "```{literalinclude} ../paperlib/storage.py\n:pyobject: absent\n```",
             "has no absent",
         ),
         ("![x](missing.png)", "no file missing.png"),

@@ -28,6 +28,7 @@ from paperlib.patch_svdd import (
 )
 from paperlib.patch_svdd import training as training_module
 from paperlib.patch_svdd.training import fast_dtype
+from paperlib.storage import CHECKPOINT_FORMAT, read_tensors, write_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -448,8 +449,21 @@ def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp
             ValueError, match=f"is of another run: {next(iter(change))}="
         ):
             train(encoder(), pictures(), checkpoint=path, **options | change)
-    with pytest.raises(ValueError, match="is of another run: images="):
+    with pytest.raises(ValueError, match="is of another run: fingerprint="):
         train(encoder(), pictures(seed=1), checkpoint=path, **options)
+    # Earlier versions stored the shape and the checksum of the images.
+    about, tensors = read_tensors(path, CHECKPOINT_FORMAT, "checkpoint", "")
+    del about["recipe"]["fingerprint"]
+    about["recipe"]["images"] = [3, 3, 130, 130, 7]
+    write_tensors(path, tensors, about, CHECKPOINT_FORMAT)
+    earlier = train(encoder(), pictures(), checkpoint=path, **options)
+    assert earlier.history == whole.history
+
+
+def test_the_progress_bar_shows_steps_and_loss(capsys):
+    train(encoder(), pictures(), steps=2, crops=1, pairs=4, every=1, progress=True)
+    shown = capsys.readouterr().err
+    assert "steps: 100%" in shown and "2/2" in shown and "loss=" in shown
 
 
 # ---- as published ----

@@ -160,14 +160,15 @@ def test_a_kill_while_saving_leaves_the_old_file_the_new_one_or_none(
 
 FULL = """
 import resource, signal, sys, pathlib
-sys.path[:0] = [{tests!r}, {tools!r}]
+sys.path[:0] = [{tests!r}]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-import test_hostile_files as files, atomic
+import test_hostile_files as files
+from paperlib.storage import write_text
 path, limit = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 if path.name in files.KINDS:
     write = files.KINDS[path.name][0]
 else:
-    write = lambda p: atomic.write_text(p, "x" * 9000)
+    write = lambda p: write_text(p, "x" * 9000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     write(path)
@@ -182,16 +183,14 @@ SAVED = [
 
 
 # a process each; that a write which fails leaves the old file is tested in
-# test_tensor_file, too
+# test_storage, too
 @pytest.mark.long
 @pytest.mark.parametrize("name", SAVED)
 def test_a_full_disk_leaves_the_old_file_or_none(tmp_path, cases, name):
     """No more than `limit` bytes go to any file: the writing fails as on a full disk,
     with an error of the system.
     """
-    code = FULL.format(
-        tests=str(Path(__file__).parent), tools=str(ROOT / "book" / "tools")
-    )
+    code = FULL.format(tests=str(Path(__file__).parent))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     path, counter = tmp_path / name, cases("kills: full disk")
 

@@ -57,7 +57,6 @@ OPTIONAL = {
     "matplotlib": "notebooks",
     "skimage": "notebooks",
     "cv2": "notebooks",
-    "IPython": "notebooks",
 }
 
 
