@@ -129,16 +129,17 @@ def test_events_time_a_gpu():
     assert latency.measure_machine("cuda").macs_per_second > 1e11
 
 
-def test_a_call_is_timed_by_its_median():
-    calls = []
+def test_a_call_is_timed_by_its_median(monkeypatch):
+    durations = iter([9.0, 0.25, 5.0, 0.5, 0.25, 0.25, 0.5])
+    now = [0.0]
 
     def run():
-        calls.append(None)
-        # One slow call among the timed ones.
-        time.sleep(0.05 if len(calls) == 3 else 0.002)
+        now[0] += next(durations)
 
-    assert 0.002 <= latency.time_call(run, seconds=0.06) < 0.05
-    assert len(calls) >= 4
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+    # The first call is not timed; the last begins before 6.5 s have passed.
+    assert latency.time_call(run, seconds=6.5) == 0.375
+    assert next(durations, None) is None
 
 
 def test_cuda_events_are_recorded_on_the_device_that_is_timed(monkeypatch):

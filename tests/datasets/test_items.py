@@ -54,16 +54,22 @@ def test_batches_keep_order_and_stop_at_the_end(masks):
 
 
 def test_batches_read_ahead_by_one_and_no_further():
-    dataset = Numbered(20)
+    class Announced(Numbered):
+        ahead = threading.Event()
+
+        def __getitem__(self, index):
+            if index == 3:
+                self.ahead.set()
+            return super().__getitem__(index)
+
+    dataset = Announced(20)
     reading = batches(dataset, size=2, threads=2)
     assert dataset.read == []
     next(reading)
-    time.sleep(0.1)
+    assert dataset.ahead.wait(timeout=60), "the next batch is read without being asked"
+    reading.close()  # waits for the threads
     assert {index for index, _ in dataset.read} == {0, 1, 2, 3}
     assert threading.get_ident() not in {thread for _, thread in dataset.read}
-    reading.close()
-    time.sleep(0.1)
-    assert len(dataset.read) == 4
 
 
 def test_a_reading_that_is_given_up_leaves_no_thread_and_reads_no_more():
