@@ -32,7 +32,7 @@ VERMILION, GREY = "#D9652A", "#8A8A8A"
 
 WIDEST = 5.2  # inches: a phone shows them at 350 px
 SMALLEST = 10  # points: 9.4 px on that phone
-DOTS = 200  # per inch, of images inside a figure
+DOTS = 150  # per inch, of images inside a figure
 PIXELS_PER_INCH = 105  # on a wide screen
 
 STYLE = {

@@ -290,8 +290,8 @@ def _chain() -> list[tuple[int, int]]:
     maps = torch.zeros(1, 3, SMALL_PATCH, SMALL_PATCH)
     chain = [(maps.shape[1], maps.shape[2])]
     with torch.no_grad():
-        for layer, stride in zip(small.children(), small.strides, strict=True):
-            maps = torch.nn.functional.conv2d(maps, layer.weight, layer.bias, stride)
+        for layer in small.children():
+            maps = layer(maps)
             chain.append((maps.shape[1], maps.shape[2]))
     return chain
 

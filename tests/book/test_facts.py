@@ -63,7 +63,7 @@ def numbers(text):
 
 def quoted_tables(text):
     """Give the rows of Markdown tables below the heading of the paper's experiments."""
-    experiments = text.split("## What the experiments say")[1].split("\n## ")[0]
+    experiments = text.split("## What the experiments show")[1].split("\n## ")[0]
     return [
         line
         for line in experiments.splitlines()
