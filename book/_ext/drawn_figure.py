@@ -75,6 +75,10 @@ class Drawn(SphinxDirective):
             standard.note_hyperlink_target(target, self.env.docname, target, number)
         parsed = nodes.Element()
         self.state.nested_parse(self.content, self.content_offset, parsed)
+        if len(parsed) != 1 or not isinstance(parsed[0], nodes.paragraph):
+            raise self.error(
+                f"{self.arguments[0]}: expected a caption of one paragraph"
+            )
         caption += parsed[0].children
         figure += caption
         return [figure]

@@ -1,6 +1,8 @@
 """The figures of the paper pages: drawn by today's code, readable, numbered."""
 
+import io
 import re
+import sys
 from xml.etree import ElementTree
 
 import draw
@@ -9,6 +11,9 @@ import matplotlib.pyplot as plt
 import pytest
 from bs4 import BeautifulSoup
 from built import HTML, ROOT
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
 
 @pytest.mark.parametrize("paper", draw.papers())
@@ -88,3 +93,31 @@ def test_figures_are_numbered_within_their_chapter():
             for link in soup.select(f'a[href="#{figure["id"]}"]'):
                 number = figure.figcaption.strong.get_text()
                 assert f"{link.get_text()}." == number
+
+
+@pytest.mark.parametrize(
+    ("directive", "expected"),
+    [
+        ("```{drawn} gradcam/absent\n:alt: x\n```", "no figure 'gradcam/absent'"),
+        ("```{drawn} gradcam/relu_rules\n```", "expected an :alt:"),
+        (
+            "```{drawn} gradcam/relu_rules\n:alt: x\n\nOne.\n\nTwo.\n```",
+            "expected a caption of one paragraph",
+        ),
+    ],
+)
+def test_a_figure_that_cannot_be_shown_fails_the_build(tmp_path, directive, expected):
+    (tmp_path / "index.md").write_text(f"# Title\n\n{directive}\n")
+    warnings = io.StringIO()
+    app = Sphinx(
+        srcdir=tmp_path,
+        confdir=None,
+        outdir=tmp_path / "html",
+        doctreedir=tmp_path / "doctrees",
+        buildername="html",
+        confoverrides={"extensions": ["myst_parser", "drawn_figure"]},
+        status=None,
+        warning=warnings,
+    )
+    app.build()
+    assert expected in warnings.getvalue()

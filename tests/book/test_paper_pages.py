@@ -108,20 +108,13 @@ def test_equations_have_the_papers_numbers(chapter):
 class TestBrowser:
     pytestmark = BROWSER_MARKS
 
-    def test_no_listing_is_cut(self, browser, chapter):
-        with browser.page(f"book/{chapter}.html") as page:
-            page.set_viewport_size({"width": 1280, "height": 900})
-            widths = page.locator(".bd-article pre").evaluate_all(
-                "all => all.map(pre => [pre.scrollWidth - pre.clientWidth,"
-                " pre.innerText.slice(0, 60)])"
+    def test_no_listing_and_no_table_is_cut(self, browser, chapter):
+        with browser.page(f"book/{chapter}.html", 1280) as page:
+            boxes = page.locator(
+                ".bd-article pre, .bd-article .pst-scrollable-table-container"
+            ).evaluate_all(
+                "all => all.map(box => [box.tagName, box.innerText.slice(0, 60),"
+                " box.scrollWidth > box.clientWidth + 1])"
             )
-        assert widths and [cut for cut in widths if cut[0] > 0] == []
-
-    def test_no_table_is_cut(self, browser, chapter):
-        with browser.page(f"book/{chapter}.html") as page:
-            page.set_viewport_size({"width": 1280, "height": 900})
-            cut = page.locator(".pst-scrollable-table-container").evaluate_all(
-                "all => all.filter(box => box.scrollWidth > box.clientWidth + 1)"
-                ".map(box => box.innerText.slice(0, 60))"
-            )
-        assert cut == []
+        assert {tag for tag, _, _ in boxes} == {"PRE", "DIV"}
+        assert [text for _, text, is_cut in boxes if is_cut] == []
