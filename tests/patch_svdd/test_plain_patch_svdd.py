@@ -101,6 +101,12 @@ def test_the_loss_of_a_step_of_training(encoder):
     assert result.history[0].loss == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_the_small_encoder_has_the_papers_sizes():
+    shapes = [tuple(weight.shape) for weight in plain.small_encoder().parameters()]
+    library = HierarchicalEncoder().small.parameters()
+    assert shapes == [tuple(weight.shape) for weight in library]
+
+
 def test_both_encoders(encoder):
     small = plain.small_encoder(D=6)
     small.load_state_dict(
