@@ -43,6 +43,25 @@ def test_changed_code_makes_figures_stale(tmp_path, monkeypatch):
     assert draw.is_stale("paper")
 
 
+def test_drawing_a_paper_stamps_it_and_removes_what_has_no_function(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(draw, "HERE", tmp_path)
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "tiny_paper.py").write_text(
+        "import matplotlib.pyplot as plt\n\n\ndef dot():\n"
+        "    return plt.figure(figsize=(1, 1))\n"
+    )
+    (tmp_path / "tiny_paper").mkdir()
+    (tmp_path / "tiny_paper" / "gone-1.svg").write_text("<svg/>")
+    with plt.rc_context():
+        draw.draw("tiny_paper")
+    names = {path.name for path in (tmp_path / "tiny_paper").iterdir()}
+    assert names == {"dot-1.svg", "stamp.txt"}
+    assert not draw.is_stale("tiny_paper")
+
+
 @pytest.fixture
 def figure():
     with plt.rc_context():
@@ -69,6 +88,22 @@ def test_a_figure_takes_the_colours_of_the_page(figure):
 
 def test_a_figure_is_the_same_each_time(figure):
     assert drawing.svg(figure, "line") == drawing.svg(figure, "line")
+
+
+def test_parts_are_numbered_and_old_ones_are_removed(figure, tmp_path):
+    drawing.save([figure, figure], tmp_path, "line")
+    assert draw.files(tmp_path, "line") == [
+        tmp_path / "line-1.svg",
+        tmp_path / "line-2.svg",
+    ]
+    assert 'id="line-2-' in (tmp_path / "line-2.svg").read_text()
+    drawing.save([figure], tmp_path, "line")
+    assert [path.name for path in tmp_path.iterdir()] == ["line-1.svg"]
+
+
+def test_coordinates_are_cut_after_a_hundredth_of_a_point(figure):
+    paths = re.findall(r' d="([^"]*)"', drawing.svg(figure, "line"))
+    assert paths and not any(re.search(r"\.\d{3}", path) for path in paths)
 
 
 def test_what_a_phone_cannot_show_is_refused(figure):

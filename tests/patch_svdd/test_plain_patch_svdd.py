@@ -103,8 +103,8 @@ def test_the_loss_of_a_step_of_training(encoder):
 
 def test_the_small_encoder_has_the_papers_sizes():
     shapes = [tuple(weight.shape) for weight in plain.small_encoder().parameters()]
-    library = HierarchicalEncoder().small.parameters()
-    assert shapes == [tuple(weight.shape) for weight in library]
+    published = library.HierarchicalEncoder().small.parameters()
+    assert shapes == [tuple(weight.shape) for weight in published]
 
 
 def test_both_encoders(encoder):
