@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from paperlib.mobilenet import MobileNetV1
     from paperlib.padim import PaDiM
     from paperlib.patch_svdd import PatchSVDD
+    from paperlib.validation import NotFitted, UnusableFile
 
 __version__ = "0.1.0"
 __all__ = [
     "MobileNetV1",
+    "NotFitted",
     "PaDiM",
     "PatchSVDD",
+    "UnusableFile",
     "grad_cam",
     "guided_backprop",
     "guided_grad_cam",
@@ -28,8 +31,10 @@ __all__ = [
 # The function `cam` is not here: it would hide the package of its name.
 _PACKAGES = {
     "MobileNetV1": "paperlib.mobilenet",
+    "NotFitted": "paperlib.validation",
     "PaDiM": "paperlib.padim",
     "PatchSVDD": "paperlib.patch_svdd",
+    "UnusableFile": "paperlib.validation",
     "grad_cam": "paperlib.gradcam",
     "guided_backprop": "paperlib.gradcam",
     "guided_grad_cam": "paperlib.gradcam",

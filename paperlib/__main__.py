@@ -19,9 +19,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: as on the command line; None for `sys.argv`.
-
-    Source: this book. Departures: none.
-    Test: test_main.py::test_padim_prints_rows_beside_the_papers
     """
     options = _parser().parse_args(arguments)
     try:

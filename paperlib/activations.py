@@ -51,9 +51,6 @@ def record_activations(
         ValueError: for an unknown name (with the closest names), a module of another
             model, a ScriptModule, a layer inside an nn.DataParallel over several
             devices, or a layer that returns something other than a tensor.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_records_survive_in_place_operations
     """
     records: dict[Any, Tensor] = {}
 
@@ -84,9 +81,6 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str
         ValueError: for an unknown name (with the closest names), a module of another
             model, a ScriptModule, or a layer inside an nn.DataParallel over several
             devices.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_an_unknown_layer_offers_the_closest_names
     """
     names = {
         name: submodule
@@ -144,9 +138,6 @@ def feature_map(name: str, output: Any) -> Tensor:
 
     Raises:
         ValueError: if it is anything else.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_a_layer_that_gives_no_tensor_is_refused
     """
     if not isinstance(output, Tensor):
         raise ValueError(
@@ -166,9 +157,6 @@ def spatial_map(name: str, output: Any, images: Tensor) -> Tensor:
 
     Raises:
         ValueError: for anything else, such as token maps and channels-last maps.
-
-    Source: this book. Departures: none.
-    Test: test_gradcam.py::test_swins_blocks_are_channels_last_and_its_permute_is_not
     """
     output, (n, _, height, width) = feature_map(name, output), images.shape
     description = f"layer {name!r} returns {tuple(output.shape)}"
@@ -207,9 +195,6 @@ def raise_unless_ran(name: str, ran: bool, other_threads: list[int]) -> None:
         name: of the layer.
         ran: whether it did.
         other_threads: in which it ran, from `on_output`.
-
-    Source: this book. Departures: none.
-    Test: test_backbones.py::test_an_extractor_stops_after_its_last_layer
     """
     if not ran and other_threads:
         raise ValueError(
@@ -233,9 +218,6 @@ def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[list[int
     Yields:
         a list, to which every call of the module in another thread appends that
         thread's identifier.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_threads_keep_their_own_records
     """
     thread, others = threading.get_ident(), []
 

@@ -77,7 +77,7 @@ def minmax(maps: Float[Tensor, "*batch_h_w"]) -> Float[Tensor, "*batch_h_w"]:
 
 
 def gaussian_blur(
-    maps: Float[Tensor, "*batch_h_w"], sigma: float | int = 4.0
+    maps: Float[Tensor, "*batch_h_w"], sigma: float = 4.0
 ) -> Float[Tensor, "*batch_h_w"]:
     r"""Smooth maps with a Gaussian filter, as SciPy does.
 

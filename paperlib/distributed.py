@@ -16,9 +16,6 @@ def process_group(group: Any = None) -> tuple[int, int]:
 
     Raises:
         ValueError: if no process group is initialised.
-
-    Source: this book. Departures: none.
-    Test: test_distributed.py::test_without_processes_it_says_so
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         raise ValueError(
@@ -45,9 +42,6 @@ def fail_together(device: torch.device | None, group: Any = None) -> Iterator[No
         Exception: that of the block, in the process where it failed.
         ValueError: in the other processes, with the rank of one that failed; and if no
             process group is initialised.
-
-    Source: this book. Departures: none.
-    Test: test_distributed.py::test_what_one_process_refuses_every_process_refuses
     """
     if device is None:
         yield
@@ -82,9 +76,6 @@ def check_same(
 
     Raises:
         ValueError: if any number differs.
-
-    Source: this book. Departures: none.
-    Test: test_distributed.py::test_what_one_process_refuses_every_process_refuses
     """
     # The maximum of the negatives is the minimum, in the same operation.
     extremes = [*values, *(-value for value in values)]
@@ -103,9 +94,6 @@ def check_same_size(size: tuple[int, int], device: torch.device) -> None:
 
     Raises:
         ValueError: if the sizes differ.
-
-    Source: this book. Departures: none.
-    Test: test_distributed.py::test_what_one_process_refuses_every_process_refuses
     """
     message = (
         f"images of {size[0]}×{size[1]} pixels, and of another size in another"

@@ -17,11 +17,7 @@ from paperlib.validation import has_values
 
 
 class GuidedReLU:
-    """The switch of a `guided_relu` block: while `on` is False, gradients are plain.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
-    """
+    """The switch of a `guided_relu` block: while `on` is False, gradients are plain."""
 
     def __init__(self):
         self.on = True

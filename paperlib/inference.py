@@ -23,9 +23,6 @@ def raise_if_threaded(module: nn.Module, what: str) -> None:
 
     Raises:
         ValueError: for an nn.DataParallel over more than one device.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_data_parallel_over_several_devices_is_refused
     """
     if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
         raise ValueError(
@@ -41,9 +38,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Only the `training` flags are set, because a module's `train` method may do more. A
     model in eval mode is not modified.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_evaluating_puts_every_mode_back
     """
     training = [module for module in model.modules() if module.training]
     try:
@@ -57,11 +51,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def inference_state(model: nn.Module) -> Iterator[None]:
-    """Run a model as in eval mode, uncompiled, and outside inference mode.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
-    """
+    """Run a model as in eval mode, uncompiled, and outside inference mode."""
     with ExitStack() as stack:
         stack.enter_context(without_compiler())
         stack.enter_context(evaluating(model))
@@ -74,11 +64,7 @@ def inference_state(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def override_autocast(**change: bool) -> Iterator[None]:
-    """Change autocast on the devices where it is enabled.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_the_callers_autocast_keeps_its_gradients
-    """
+    """Change autocast on the devices where it is enabled."""
     with ExitStack() as stack:
         for device in ("cpu", "cuda", "mps", "xpu"):
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(
@@ -102,9 +88,6 @@ def without_compiler() -> Iterator[None]:
     (`torch.compiler.set_stance`) belongs to the process: while a block runs, compiled
     code of all threads runs uncompiled, and slower. Blocks may overlap: the first sets
     it, and the last restores the previous one.
-
-    Source: this book. Departures: none.
-    Test: test_activations.py::test_compiled_networks_are_watched_too
     """
     # Then nothing is compiled, and the import would take seconds.
     if "torch._dynamo" not in sys.modules:

@@ -71,7 +71,7 @@ def pixel_auroc(masks: Bool[Tensor, "n h w"], maps: Float[Tensor, "m H W"]) -> f
 def aupro(
     masks: Bool[Tensor, "n h w"],
     maps: Float[Tensor, "m H W"],
-    fpr_limit: float | int = 0.3,
+    fpr_limit: float = 0.3,
 ) -> float:
     r"""Measure how much of each defect maps find: the area under the PRO curve.
 
@@ -159,9 +159,6 @@ def best_threshold(
 
     Raises:
         ValueError: as `auroc`.
-
-    Source: this book; F1 is van Rijsbergen's. Departures: none.
-    Test: test_metrics.py::test_best_threshold_equals_scikit_learns_curve
     """
     is_positive = _check_labels(labels, scores)
     ordered, order = scores.sort(descending=True)
@@ -179,9 +176,7 @@ def best_threshold(
     return float(ordered[best]), float(f1[best])
 
 
-def intersection_over_union(
-    a: Sequence[float | int], b: Sequence[float | int]
-) -> float:
+def intersection_over_union(a: Sequence[float], b: Sequence[float]) -> float:
     r"""Measure how well two boxes agree: the area of intersection over that of union.
 
     $$\mathrm{IoU}(a, b) = |a \cap b| \,/\, |a \cup b|$$
@@ -213,7 +208,7 @@ def intersection_over_union(
 
 
 def localization_error(
-    boxes: Sequence, true_boxes: Sequence[Sequence[float | int]], iou: float | int = 0.5
+    boxes: Sequence, true_boxes: Sequence[Sequence[float]], iou: float = 0.5
 ) -> float:
     """Measure the share of images in which no predicted box matches the true one.
 

@@ -152,7 +152,7 @@ def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, 
 
 @torch.no_grad()
 def greedy_coreset(
-    bank: Float[Tensor, "b d"], fraction: float | int, seed: int
+    bank: Float[Tensor, "b d"], fraction: float, seed: int
 ) -> Int[Tensor, " m"]:
     """Select a coreset of the bank by farthest-point sampling (greedy k-centre).
 

@@ -38,9 +38,6 @@ def full_precision() -> Iterator[None]:
     If another thread changes the precision (`torch.set_float32_matmul_precision`) while
     a block runs, that change applies inside the block too, and it remains after the
     block.
-
-    Source: this book. Departures: none.
-    Test: test_gaussian.py::test_no_bfloat16_or_tf32_leaks_in
     """
     with _LOCK:
         if _FULL["blocks"] == 0:
@@ -85,9 +82,5 @@ def _read_settings() -> tuple[str | None, list[str]]:
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype, or float32 for half precision, which is too coarse for sums.
-
-    Source: this book. Departures: none.
-    Test: test_gaussian.py::test_results_come_in_the_dtype_that_was_fed
-    """
+    """Return the dtype, or float32 for half precision, which is too coarse for sums."""
     return torch.promote_types(dtype, torch.float32)

@@ -44,9 +44,6 @@ def default_profile() -> str:
 
     Raises:
         ValueError: if `PAPERLIB_PROFILE` is neither `smoke` nor `full`.
-
-    Source: this book. Departures: none.
-    Test: test_runtime.py::test_profile_comes_from_the_environment
     """
     name = os.environ.get("PAPERLIB_PROFILE", "")
     if not name:
@@ -74,9 +71,6 @@ def start(seed: int = 0) -> Runtime:
 
     Raises:
         ValueError: if `PAPERLIB_PROFILE` is neither `smoke` nor `full`.
-
-    Source: this book. Departures: none.
-    Test: test_runtime.py::test_start_seeds_and_prints
     """
     run = Runtime(
         default_profile(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,9 +90,6 @@ def versions() -> dict[str, str]:
 
     Returns:
         name → version, in a fixed order; a package that is not installed is left out.
-
-    Source: this book. Departures: none.
-    Test: test_runtime.py::test_versions_are_the_installed_ones
     """
     from paperlib import __version__
 
@@ -114,9 +105,6 @@ def device_name(device: torch.device) -> str:
 
     Args:
         device: a CUDA device or the CPU.
-
-    Source: this book. Departures: none.
-    Test: test_runtime.py::test_device_name_names_the_processor
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -146,9 +134,6 @@ def checkpoint_folder() -> Path | None:
 
     Returns:
         the folder; None elsewhere, where no checkpoint is stored.
-
-    Source: this book. Departures: none.
-    Test: test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
     """
     name = os.environ.get("PAPERLIB_CHECKPOINTS")
     if not name and "google.colab" not in sys.modules:
@@ -164,9 +149,7 @@ def checkpoint_folder() -> Path | None:
     return folder
 
 
-def checkpoint_path(
-    name: str, *made_from: Tensor | str | int | float | bool
-) -> Path | None:
+def checkpoint_path(name: str, *made_from: Tensor | str | float | bool) -> Path | None:
     """Return the checkpoint file of a training, from which an interrupted run resumes.
 
     Args:
@@ -176,9 +159,6 @@ def checkpoint_path(
 
     Returns:
         the file, for a `checkpoint` argument; None if there is no folder.
-
-    Source: this book. Departures: none.
-    Test: test_notebook_runtime.py::test_a_training_is_kept_on_the_drive
     """
     folder = checkpoint_folder()
     if folder is None:

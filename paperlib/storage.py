@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from paperlib.validation import UnusableFile
+
 SAMPLED = 4096  # elements of a tensor that identify it
 
 
@@ -26,9 +28,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: of the file; its folder must exist.
-
-    Source: this book. Departures: none.
-    Test: test_storage.py::test_an_interrupted_write_leaves_the_old_file
     """
     path = Path(path)
     # A folder, because safetensors writes to a temporary name of its own choice. Its
@@ -49,11 +48,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text as UTF-8, atomically.
-
-    Source: this book. Departures: none.
-    Test: test_storage.py::test_a_text_is_written_atomically
-    """
+    """Write a text as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode())
 
@@ -71,9 +66,6 @@ def write_tensors(
         tensors: by name; on any device; they may share memory.
         about: metadata that can be written as JSON.
         format: kind and version of the file: "paperlib.padim.1".
-
-    Source: this book. Departures: none.
-    Test: test_storage.py::test_what_is_written_comes_back
     """
     prepared, storages = {}, set()
     for name, tensor in tensors.items():
@@ -103,11 +95,8 @@ def read_tensors(
         the metadata, and the tensors, on the CPU and in their own memory.
 
     Raises:
-        ValueError: naming the file, if it is missing, another kind of file, corrupt, or
-            of a newer format.
-
-    Source: this book. Departures: none.
-    Test: test_storage.py::test_every_damage_is_noticed
+        UnusableFile: naming the file, if it is missing, another kind of file, corrupt,
+            or of a newer format.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -125,20 +114,20 @@ def read_tensors(
             # size.
             tensors = {name: mapped[name].clone() for name in mapped if is_intact}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(
+        raise UnusableFile(
             f"{path} can't be read as a {what} ({error}); {instead}"
         ) from error
     if file_format != format:
         if _version(file_format, format) > _version(format, format):
-            raise ValueError(
+            raise UnusableFile(
                 f"{path} has the format {file_format!r}, newer than {format!r};"
                 f" update paperlib, or {instead}"
             )
-        raise ValueError(
+        raise UnusableFile(
             f"{path} is not a {what} of this version ({format}); {instead}"
         )
     if not is_intact:
-        raise ValueError(
+        raise UnusableFile(
             f"{path} is corrupt: its contents do not match their checksum;"
             f" copy it again, or {instead}"
         )
@@ -146,11 +135,7 @@ def read_tensors(
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a text and of tensors, sorted by name.
-
-    Source: this book. Departures: none.
-    Test: test_storage.py::test_every_damage_is_noticed
-    """
+    """Return the SHA-256 of a text and of tensors, sorted by name."""
     sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu()
@@ -159,14 +144,11 @@ def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def fingerprint(*parts: Tensor | str | int | float | bool) -> str:
+def fingerprint(*parts: Tensor | str | float | bool) -> str:
     """Return 8 hexadecimal digits that identify data and settings.
 
     Args:
         parts: of a tensor, the shape, the dtype and 4,096 elements count.
-
-    Source: this book. Departures: none.
-    Test: test_storage.py::test_a_fingerprint_identifies_data_and_settings
     """
     sha = hashlib.sha256()
     for part in parts:
@@ -183,9 +165,6 @@ def load_state(path: str | Path) -> Any:
 
     Raises:
         Exception: of many kinds, for any other file.
-
-    Source: this book. Departures: none.
-    Test: test_storage.py::test_what_is_packed_or_only_looks_large_is_told
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -196,11 +175,7 @@ def load_state(path: str | Path) -> Any:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Return whether the storage holds all elements of a tensor (no expanded view).
-
-    Source: this book. Departures: none.
-    Test: test_storage.py::test_what_is_packed_or_only_looks_large_is_told
-    """
+    """Return whether the storage holds all elements of a tensor (no expanded view)."""
     is_strided_cpu = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return (
         is_strided_cpu
@@ -237,9 +212,6 @@ def save_checkpoint(
         optimizers: whose moments are stored; their learning rates depend on the step.
         recipe: settings that must be equal to resume the run; can be written as JSON.
         progress: state of the run; can be written as JSON.
-
-    Source: this book. Departures: none.
-    Test: test_checkpoint.py::test_what_is_saved_comes_back
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     scalars = {}
@@ -280,11 +252,8 @@ def load_checkpoint(
         the progress that was saved.
 
     Raises:
-        ValueError: naming the file, if it is corrupt, not a checkpoint, or of another
+        UnusableFile: naming the file, if it is corrupt, not a checkpoint, or of another
             recipe, model or optimizer.
-
-    Source: this book. Departures: none.
-    Test: test_checkpoint.py::test_what_is_saved_comes_back
     """
     about, tensors = read_tensors(
         path, CHECKPOINT_FORMAT, "checkpoint", "delete it to start over"
@@ -295,7 +264,7 @@ def load_checkpoint(
         and (columns is None or _is_history(about["progress"].get("history"), columns))
     ):
         history = "" if columns is None else f" (a history of {columns} columns)"
-        raise ValueError(
+        raise UnusableFile(
             f"{path} is inconsistent: recipe, progress{history} or scalars"
             " are missing; delete it"
         )
@@ -307,7 +276,7 @@ def load_checkpoint(
         and (name not in optional or (name in stored and name in recipe))
     )
     if differences:
-        raise ValueError(
+        raise UnusableFile(
             f"{path} is of another run: {differences}."
             " Use the settings it was created with, or delete it to start over"
         )
@@ -317,7 +286,7 @@ def load_checkpoint(
         if name.startswith("model.")
     }
     if _signature(weights) != _signature(model.state_dict()):
-        raise ValueError(
+        raise UnusableFile(
             f"{path} is the checkpoint of another model; pass another name or delete it"
         )
     states = _optimizer_states(path, {**tensors, **about["scalars"]}, optimizers)
@@ -328,7 +297,7 @@ def load_checkpoint(
     except KeyError as error:
         for optimizer, state in zip(optimizers, previous, strict=True):
             optimizer.load_state_dict(state)
-        raise ValueError(
+        raise UnusableFile(
             f"{path} is inconsistent: no {error} of an optimizer; delete it"
         ) from error
     model.load_state_dict(weights)
@@ -347,8 +316,8 @@ def _optimizer_states(
     """Sort `optimizer.<k>.<index>.<name>` by optimizer and parameter.
 
     Raises:
-        ValueError: if a value belongs to no parameter, or has another shape, or if not
-            all parameters of an optimizer have the same values.
+        UnusableFile: if a value belongs to no parameter, or has another shape, or if
+            not all parameters of an optimizer have the same values.
     """
     shapes = {
         f"optimizer.{k}.{index}": parameter.shape
@@ -366,14 +335,14 @@ def _optimizer_states(
         owner, _, key = name.rpartition(".")
         is_moment = isinstance(value, Tensor) and value.ndim > 0
         if owner not in shapes or (is_moment and value.shape != shapes[owner]):
-            raise ValueError(
+            raise UnusableFile(
                 f"{path} is the checkpoint of another optimizer;"
                 " pass another name or delete it"
             )
         _, k, index = owner.split(".")
         states[int(k)].setdefault(int(index), {})[key] = value
     if any(len(set(map(frozenset, state.values()))) > 1 for state in states):
-        raise ValueError(
+        raise UnusableFile(
             f"{path} is inconsistent: a part of an optimizer's state is missing;"
             " delete it"
         )

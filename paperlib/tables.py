@@ -9,9 +9,6 @@ def align_columns(rows: Sequence[Sequence[str]], sides: str) -> str:
     Args:
         rows: one text per column and row.
         sides: per column "<" for left or ">" for right.
-
-    Source: this book. Departures: none.
-    Test: test_tables.py::test_columns_are_aligned_on_their_side
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (

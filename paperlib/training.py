@@ -75,11 +75,6 @@ def train_classifier(
         ValueError: if there are fewer than two images, images and labels disagree in
             number, `epochs` or `batch_size` is below 1, or the checkpoint is corrupt or
             of another model, optimizer, learning rate or number of epochs.
-
-    Source: this book; the optimizer and decay of MobileNet, arXiv:1704.04861v1, Sec.
-        3.2, are the caller's choice.
-    Departures: none.
-    Test: test_training.py::test_learns_which_half_is_bright
     """
     count = _count(data)
     if epochs < 1 or batch_size < 1:
@@ -190,11 +185,7 @@ def _batches(
 
 
 def derive_seed(seed: int, number: int) -> int:
-    """Return the seed of a step or epoch, so that a run can be resumed at any of them.
-
-    Source: this book. Departures: none.
-    Test: test_training.py::test_a_resumed_run_ends_like_an_undisturbed_one
-    """
+    """Return the seed of one step or epoch: a run can be resumed at any of them."""
     return (seed * 1_000_003 + number) % 2**63
 
 
@@ -203,9 +194,6 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed the default generators of the CPU and of `device`; restore both afterwards.
 
     `torch.manual_seed` is no substitute: it also seeds all other devices.
-
-    Source: this book. Departures: none.
-    Test: test_training.py::test_the_generators_of_other_devices_are_not_seeded
     """
     device = torch.device(device)
     devices = [] if device.type == "cpu" else [device]
@@ -231,9 +219,6 @@ def predict(
 
     Raises:
         ValueError: if there is no image or `batch_size` is below 1.
-
-    Source: this book. Departures: none.
-    Test: test_training.py::test_predict_equals_one_batch_and_keeps_the_mode
     """
     if len(images) == 0 or batch_size < 1:
         raise ValueError(

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 
-def has_values(values: Tensor) -> bool:
-    """Return whether a tensor's values can be read: not if meta, fake or compiled.
+class NotFitted(ValueError):
+    """A detector is used before `fit` or `load`."""
 
-    Source: this book. Departures: none.
-    Test: test_validation.py::test_meta_and_fake_tensors_are_not_read
-    """
+
+class UnusableFile(ValueError, OSError):
+    """A file is missing, corrupt, or of another kind than expected."""
+
+
+def has_values(values: Tensor) -> bool:
+    """Return whether a tensor's values can be read: not if meta, fake or compiled."""
     return (
         values.device.type != "meta"
         and not hasattr(values, "fake_mode")
@@ -21,11 +25,7 @@ def has_values(values: Tensor) -> bool:
 
 
 def check_at_least_one(**numbers: int) -> None:
-    """Raise ValueError with the names of the numbers that are below 1.
-
-    Source: this book. Departures: none.
-    Test: test_validation.py::test_arguments_out_of_range_are_refused_by_name
-    """
+    """Raise ValueError with the names of the numbers that are below 1."""
     low = {name: value for name, value in numbers.items() if value < 1}
     if low:
         received = ", ".join(f"{name}={value}" for name, value in low.items())
@@ -33,11 +33,7 @@ def check_at_least_one(**numbers: int) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Raise ValueError unless the value of an argument is one of its choices.
-
-    Source: this book. Departures: none.
-    Test: test_validation.py::test_arguments_out_of_range_are_refused_by_name
-    """
+    """Raise ValueError unless the value of an argument is one of its choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}; expected one of {', '.join(choices)}")
 
@@ -50,9 +46,6 @@ def check_same_kind(what: str, values: Tensor, other_what: str, others: Tensor) 
         values: a tensor.
         other_what: name of `others` in the error, in the singular.
         others: a tensor.
-
-    Source: this book. Departures: none.
-    Test: test_encoders.py::test_what_cannot_be_embedded_is_refused
     """
     if (values.dtype, values.device) != (others.dtype, others.device):
         raise ValueError(
@@ -74,9 +67,6 @@ def check_finite(values: Tensor, what: str) -> None:
     Raises:
         ValueError: with the number of such values and the first entries that contain
             one.
-
-    Source: this book. Departures: none.
-    Test: test_validation.py::test_bad_images_are_refused
     """
     # A finite sum has finite terms. The converse can fail.
     if not has_values(values) or torch.isfinite(values.sum()):
@@ -97,9 +87,6 @@ def check_images(images: Any) -> Tensor:
     Raises:
         ValueError: unless it is a floating-point batch (N, C, H, W) with at least one
             image and no NaN.
-
-    Source: this book. Departures: none.
-    Test: test_validation.py::test_bad_images_are_refused
     """
     if not isinstance(images, Tensor):
         raise ValueError(
@@ -135,9 +122,6 @@ def channels_first(images: Tensor, name: str = "images") -> Tensor:
     Raises:
         ValueError: for another shape, an empty batch, or a shape in which either axis
             could be that of the channels.
-
-    Source: this book. Departures: none.
-    Test: test_validation.py::test_images_of_every_layout_become_rgb_batches
     """
     received = f"{name} of shape {tuple(images.shape)}"
     if images.numel() == 0:
@@ -169,9 +153,6 @@ def rgb_batch(images: Tensor, name: str = "images") -> Tensor:
 
     Raises:
         ValueError: for another shape or dtype, or values outside [0, 1].
-
-    Source: this book. Departures: none.
-    Test: test_validation.py::test_images_of_every_layout_become_rgb_batches
     """
     batch = channels_first(images, name)
     received = (
@@ -207,9 +188,6 @@ def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
     Raises:
         ValueError: if the logits are not (N, classes), or the targets are not one class
             (or T classes) per image.
-
-    Source: this book. Departures: none.
-    Test: test_validation.py::test_targets_that_fit_no_batch_are_refused
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n:
         what = (

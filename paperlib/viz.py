@@ -16,7 +16,7 @@ from paperlib.anomaly_map import upsample
 from paperlib.validation import channels_first, check_finite, rgb_batch
 
 Array = Tensor | np.ndarray
-Number = float | int  # the type checks in the tests reject int for float
+Number = float  # the type checks in the tests reject int for float
 
 # Okabe and Ito's colours: distinguishable with all common forms of colour blindness,
 # and different greys in print.

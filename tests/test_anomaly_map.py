@@ -5,6 +5,7 @@ import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refuses
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paperlib.anomaly_map import gaussian_blur, minmax, spread_patch_scores, upsample
@@ -68,7 +69,7 @@ def test_leading_axes_dtype_and_a_square():
     ],
 )
 def test_what_cannot_be_resized_is_refused(shape, size, mode, message):
-    with pytest.raises(ValueError, match=message):
+    with refuses(message):
         upsample(torch.zeros(shape), size, mode)
 
 
@@ -107,11 +108,9 @@ def test_minmax_forgets_scale_and_shift(n, h, w, scale, shift):
 def test_minmax_refuses_what_has_no_extremes():
     maps = torch.zeros(3, 2, 2)
     maps[1, 0, 0] = float("nan")
-    with pytest.raises(
-        ValueError, match="1 values of maps are NaN or infinite, in maps number 1"
-    ):
+    with refuses("1 values of maps are NaN or infinite, in maps number 1"):
         minmax(maps)
-    with pytest.raises(ValueError, match=r"shape \(2, 0, 3\)"):
+    with refuses(r"shape \(2, 0, 3\)"):
         minmax(torch.zeros(2, 0, 3))
 
 
@@ -147,9 +146,9 @@ def test_blur_keeps_sums_dtype_and_device():
     with FakeTensorMode(), torch.device("cuda"):
         assert gaussian_blur(torch.rand(2, 9, 9)).device.type == "cuda"
     for sigma in (-1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"sigma={sigma}"):
+        with refuses(f"sigma={sigma}"):
             gaussian_blur(maps, sigma)
-    with pytest.raises(ValueError, match=r"shape \(4,\)"):
+    with refuses(r"shape \(4,\)"):
         gaussian_blur(torch.zeros(4), 0)
 
 
@@ -245,5 +244,5 @@ def test_spreading_keeps_axes_and_dtype_and_devices():
 def test_scores_that_do_not_fit_the_picture_are_refused(
     shape, patch, stride, size, message
 ):
-    with pytest.raises(ValueError, match=message):
+    with refuses(message):
         spread_patch_scores(torch.zeros(shape), patch, stride, size)

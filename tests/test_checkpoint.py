@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from refusals import refuses
 from safetensors.torch import save_file
 from torch import nn
 
@@ -76,7 +77,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     state = {name: value.clone() for name, value in other.state_dict().items()}
 
     def refused(message, model=other, optimizers=others, recipe=RECIPE):
-        with pytest.raises(ValueError, match=f"run.safetensors {message}"):
+        with refuses(f"run.safetensors {message}"):
             load_checkpoint(path, model, optimizers, recipe)
 
     refused(
@@ -118,7 +119,7 @@ def test_an_incomplete_second_optimizer_leaves_the_first_unchanged(tmp_path, mis
     other, (other_first, _) = model_and_optimizers(seed=1)
     optimizers = [other_first, torch.optim.Adam(other[1].parameters())]
     message = "part of an optimizer's state is missing|no 'step' of an optimizer"
-    with pytest.raises(ValueError, match=message):
+    with refuses(message):
         load_checkpoint(path, other, optimizers, RECIPE)
     assert other_first.state_dict()["state"] == {}
 
@@ -131,7 +132,7 @@ def test_an_optional_name_is_compared_only_where_both_have_it(tmp_path):
     assert load_checkpoint(*arguments, recipe, optional=["seed"]) == {"done": 1}
     save_checkpoint(*arguments, recipe, {"done": 2})
     recipe["seed"] = 8
-    with pytest.raises(ValueError, match=r"is of another run: seed=7 \(now 8\)"):
+    with refuses(r"is of another run: seed=7 \(now 8\)"):
         load_checkpoint(*arguments, recipe, optional=["seed"])
     assert load_checkpoint(*arguments, RECIPE, optional=["seed"]) == {"done": 2}
 
@@ -143,14 +144,11 @@ def test_a_state_of_more_parameters_or_with_a_part_missing_is_refused(tmp_path):
     save_checkpoint(path, model, optimizers, RECIPE, {})
     # The bias would be its second.
     fewer = [torch.optim.Adam([model[0].weight]), optimizers[1]]
-    with pytest.raises(
-        ValueError, match="run.safetensors is the checkpoint of another optimizer"
-    ):
+    with refuses("run.safetensors is the checkpoint of another optimizer"):
         load_checkpoint(path, model, fewer, RECIPE)
     del optimizers[0].state[model[0].bias]["exp_avg"]
     save_checkpoint(path, model, optimizers, RECIPE, {})
-    with pytest.raises(
-        ValueError,
-        match="run.safetensors is inconsistent: a part of an optimizer's state",
+    with refuses(
+        "run.safetensors is inconsistent: a part of an optimizer's state",
     ):
         load_checkpoint(path, *model_and_optimizers(), RECIPE)

@@ -1,7 +1,6 @@
-"""Every public function and class says where it comes from, what it departs in, and
-which test pins it.
-"""
+"""Docstrings: examples that run, and what implements a paper names source and test."""
 
+import doctest
 import importlib
 import inspect
 import pkgutil
@@ -9,38 +8,46 @@ import re
 from pathlib import Path
 
 import pytest
+from test_package import NAMES
 
 import paperlib
 
 TESTS = {path.name: path for path in Path(__file__).parent.rglob("test_*.py")}
 FIELDS = ("Source:", "Departures:", "Test:")
-# Figures and printed verdicts carry out no paper.
-WITHOUT_SOURCE = {"paperlib.viz", "paperlib.exercises.verdict"}
+MODULES = [
+    found.name
+    for found in pkgutil.walk_packages(paperlib.__path__, "paperlib.")
+    if found.name != "paperlib.__main__"
+]
+EXAMPLES = [
+    pytest.param(test, id=test.name)
+    for name in MODULES
+    for test in doctest.DocTestFinder().find(importlib.import_module(name))
+    if test.examples
+]
 
 
 def public_names():
-    for found in pkgutil.walk_packages(paperlib.__path__, "paperlib."):
-        module = importlib.import_module(found.name)
-        if found.name in WITHOUT_SOURCE:
-            continue
+    for module_name in MODULES:
+        module = importlib.import_module(module_name)
         for name, value in vars(module).items():
-            own = getattr(
-                value, "__module__", None
-            ) == found.name and not name.startswith("_")
-            plain_tuple = inspect.isclass(value) and issubclass(value, tuple)
             if (
-                own
+                getattr(value, "__module__", None) == module_name
+                and not name.startswith("_")
                 and (inspect.isfunction(value) or inspect.isclass(value))
-                and not plain_tuple
             ):
-                yield pytest.param(value, id=f"{found.name}.{name}")
+                yield pytest.param(value, id=f"{module_name}.{name}")
 
 
-@pytest.mark.parametrize("value", list(public_names()))
-def test_public_names_give_source_departures_and_test(value):
-    text = inspect.getdoc(value) or ""
-    missing = [field for field in FIELDS if field not in text]
-    assert not missing, f"no {', '.join(missing)} in its docstring"
+@pytest.mark.parametrize("value", public_names())
+def test_what_implements_a_paper_names_source_departures_and_test(value):
+    text = inspect.getdoc(value)
+    assert text, "it has no docstring"
+    assert "Source: this book" not in text, "Source is for what implements a paper"
+    fields = [field for field in FIELDS if field in text]
+    if not fields:
+        return
+    assert fields == list(FIELDS)
     pinned = re.findall(r"(test_\w+\.py)::(test_\w+)", text.split("Test:")[-1])
     assert pinned, "Test: names no test, as test_module.py::test_name"
     for file, name in pinned:
@@ -48,6 +55,31 @@ def test_public_names_give_source_departures_and_test(value):
         assert re.search(
             rf"^def {name}\(", TESTS[file].read_text(encoding="utf-8"), flags=re.M
         ), f"{file} has no {name}"
+
+
+def contract():
+    for module, names in NAMES.items():
+        if module == "exercises":
+            continue
+        for name in names.split():
+            value = getattr(importlib.import_module(f"paperlib.{module}"), name)
+            if not (inspect.isclass(value) and issubclass(value, tuple)):
+                yield pytest.param(value, id=f"{module}.{name}")
+
+
+@pytest.mark.parametrize("value", contract())
+def test_each_name_of_the_contract_has_an_example(value):
+    assert ">>> " in inspect.getdoc(value)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_print_what_they_show(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # an example may save a file
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    runner = doctest.DocTestRunner(optionflags=options)
+    printed: list[str] = []
+    runner.run(example, out=printed.append)
+    assert not runner.failures, "".join(printed)
 
 
 def test_the_walk_finds_the_library():

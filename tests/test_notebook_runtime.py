@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refuses
 
 from paperlib import runtime
 from paperlib.datasets import open_folder
@@ -89,7 +90,5 @@ def test_unpacked_copies_are_removed_when_python_exits(tmp_path):
 
 def test_nothing_there_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ValueError, match="no folder or archive mine.zip .*on Colab, drop a zip"
-    ):
+    with refuses("no folder or archive mine.zip .*on Colab, drop a zip"):
         open_folder("mine.zip")

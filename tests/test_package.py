@@ -46,6 +46,7 @@ def test_the_names_that_most_users_need_come_from_the_top():
     assert set(paperlib.__all__) == {
         *("PaDiM", "PatchSVDD", "MobileNetV1", "profile"),
         *("grad_cam", "guided_backprop", "guided_grad_cam"),
+        *("NotFitted", "UnusableFile"),
     }
     for name in paperlib.__all__:
         value = getattr(paperlib, name)

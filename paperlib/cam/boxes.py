@@ -23,7 +23,7 @@ class Box(NamedTuple):
 
 def bounding_boxes(
     map: Tensor | np.ndarray,
-    threshold: float | int = LOCALIZATION_THRESHOLD,
+    threshold: float = LOCALIZATION_THRESHOLD,
     connectivity: int = 8,
     largest: bool = False,
 ) -> list[Box]:

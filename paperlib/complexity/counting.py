@@ -97,7 +97,7 @@ class Profile:
 
 def profile(
     model: nn.Module,
-    input_shape: Sequence[int | float | Sequence[int | float]] = (1, 3, 224, 224),
+    input_shape: Sequence[float | Sequence[float]] = (1, 3, 224, 224),
     dtype: torch.dtype | Sequence[torch.dtype] | None = None,
 ) -> Profile:
     """Count the multiply-adds and parameters of one forward pass, layer by layer.

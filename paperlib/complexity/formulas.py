@@ -15,15 +15,15 @@ from typing import Any
 
 # Floats are accepted only to be rejected with a clear message: 224 / 32 is a common
 # mistake.
-Size = int | float | Sequence[int | float]
+Size = float | Sequence[float]
 
 
 def conv2d_macs(
     kernel: Size,
-    in_channels: int | float,
-    out_channels: int | float,
+    in_channels: float,
+    out_channels: float,
     out_size: Size,
-    groups: int | float = 1,
+    groups: float = 1,
 ) -> int:
     r"""Count the multiply-adds of a 2-d convolution on one image.
 
@@ -60,7 +60,7 @@ def conv2d_macs(
 
 
 def depthwise_separable_macs(
-    kernel: Size, in_channels: int | float, out_channels: int | float, out_size: Size
+    kernel: Size, in_channels: float, out_channels: float, out_size: Size
 ) -> int:
     r"""Count the multiply-adds of a depthwise separable convolution on one image.
 

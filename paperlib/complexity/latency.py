@@ -41,7 +41,7 @@ class Machine(NamedTuple):
         """Intensity in MACs per byte above which arithmetic is the limit."""
         return self.macs_per_second / self.bytes_per_second
 
-    def attainable(self, intensity: float | int) -> float:
+    def attainable(self, intensity: float) -> float:
         r"""Bound a layer's speed in MACs per second.
 
         $$\min(\text{peak}, \text{intensity} \times \text{bandwidth})$$
@@ -69,10 +69,6 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
 
     Raises:
         ValueError: if `repeats` is below 1.
-
-    Source: this book; arithmetic intensity after Williams et al., CACM 2009.
-    Departures: none.
-    Test: test_latency.py::test_rows_carry_the_profiles_macs_and_their_own_bytes
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}; expected at least 1")
@@ -125,7 +121,7 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
 
 
 def measure_machine(
-    device: torch.device | str = "cpu", side: int = 1024, seconds: float | int = 0.5
+    device: torch.device | str = "cpu", side: int = 1024, seconds: float = 0.5
 ) -> Machine:
     """Measure a device's roofline: peak rates of float32 products and of memory copies.
 
@@ -161,7 +157,7 @@ def measure_machine(
 def time_call(
     run: Callable[[], object],
     device: torch.device | str = "cpu",
-    seconds: float | int = 0.2,
+    seconds: float = 0.2,
 ) -> float:
     """Time a function: the median over the calls that fit into `seconds`, at least 3.
 
@@ -176,9 +172,6 @@ def time_call(
 
     Raises:
         ValueError: if `seconds` is not above 0.
-
-    Source: this book. Departures: none.
-    Test: test_latency.py::test_a_call_is_timed_by_its_median
     """
     if not seconds > 0:
         raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")

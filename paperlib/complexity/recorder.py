@@ -61,10 +61,6 @@ class MacRecorder(TorchDispatchMode):
     belongs to these parameters. So a convolution whose weight was standardised or
     multiplied by a gain still owns its parameters, and a norm of a weight is not
     counted as a layer.
-
-    Source: this book; it counts as `paperlib.complexity.counting.profile` documents.
-    Departures: none.
-    Test: test_complexity.py::test_parameters_belong_to_the_layer_that_uses_them
     """
 
     def __init__(self, model: nn.Module, originals: Originals):

@@ -82,9 +82,6 @@ def unpack(
         ValueError: if the archive is missing, corrupt, truncated, of another kind,
             encrypted, too large, or contains anything but files and folders within it;
             if the folder is not empty, or its parent is missing.
-
-    Source: this book. Departures: none.
-    Test: test_archive.py::test_no_path_leads_out
     """
     archive, folder = Path(archive), Path(folder)
     if not archive.is_file():
@@ -220,9 +217,6 @@ def open_folder(path: str | Path) -> Path:
 
     Raises:
         ValueError: if nothing is there, or an archive can't be unpacked safely.
-
-    Source: this book. Departures: none.
-    Test: test_notebook_runtime.py::test_a_zip_is_as_good_as_its_folder
     """
     path = Path(path).expanduser()
     if path.is_dir():

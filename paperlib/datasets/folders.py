@@ -61,9 +61,6 @@ class FolderDataset(Dataset):
         samples: files, labels and masks.
         view: resizes, rotates and crops an image and, in the same way, its mask.
         has_masks: False if the items have no masks.
-
-    Source: this book. Departures: none.
-    Test: test_folders.py::test_damaged_files_are_named_when_they_are_read
     """
 
     def __init__(self, samples: Sequence[Sample], view: View, has_masks: bool):
@@ -257,9 +254,6 @@ def folder(
     Raises:
         ValueError: if there is no image, or the layout is ambiguous (for example a
             folder "good" and none called `normal`).
-
-    Source: this book. Departures: none.
-    Test: test_folders.py::test_folders_of_normal_and_abnormal_pictures
     """
     root = _check_folder(root)
     if size < 1:

@@ -33,9 +33,6 @@ def read_image(path: str | Path) -> Image.Image:
         ValueError: naming the file and the reason, if it is missing, corrupt,
             truncated, or contains numbers whose range is not known (floating point, or
             integers above 65,535).
-
-    Source: this book; Pillow decodes. Departures: none.
-    Test: test_image_files.py::test_every_kind_of_file_reads_as_independent_readers_do
     """
     return _decode(path, _to_rgb)
 
@@ -47,19 +44,13 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
         path: of the file.
 
     Raises:
-        ValueError: naming the file and the reason. Source: this book; Pillow decodes.
-            Departures: none.
-    Test: test_image_files.py::test_masks_of_any_kind_are_boolean
+        ValueError: naming the file and the reason.
     """
     return _decode(path, _to_mask)
 
 
 def list_image_files(folder: Path) -> list[Path]:
-    """List the image files in a folder, without hidden ones, in natural order.
-
-    Source: this book. Departures: none.
-    Test: test_image_files.py::test_files_are_in_natural_order
-    """
+    """List the image files in a folder, without hidden ones, in natural order."""
     candidates = (
         path
         for path in folder.iterdir()
@@ -69,11 +60,7 @@ def list_image_files(folder: Path) -> list[Path]:
 
 
 def natural_sort_key(path: Path) -> tuple:
-    """Return a sort key for natural order: frame2 before frame10.
-
-    Source: this book. Departures: none.
-    Test: test_image_files.py::test_files_are_in_natural_order
-    """
+    """Return a sort key for natural order: frame2 before frame10."""
     parts = re.split(r"(\d+)", path.name)
     return [
         int(part) if number % 2 else part for number, part in enumerate(parts)
@@ -85,9 +72,6 @@ def raise_problems(problems: Sequence[str], where: str | Path) -> None:
 
     Raises:
         ValueError: if there is a problem.
-
-    Source: this book. Departures: none.
-    Test: test_image_files.py::test_one_error_names_ten_problems
     """
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {where}"

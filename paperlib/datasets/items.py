@@ -52,9 +52,6 @@ class TensorItems(Dataset):
 
     Raises:
         ValueError: for another shape or dtype, or values outside [0, 1].
-
-    Source: this book. Departures: none.
-    Test: test_items.py::test_pictures_in_memory_become_items
     """
 
     def __init__(
@@ -97,9 +94,6 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
     Raises:
         ValueError: if `size` or `threads` is below 1, the images of a batch differ in
             size, or only some have masks.
-
-    Source: this book. Departures: none.
-    Test: test_items.py::test_batches_keep_order_and_stop_at_the_end
     """
     if size < 1 or threads < 1:
         raise ValueError(f"size={size}, threads={threads}; expected at least 1 of each")

@@ -78,7 +78,7 @@ class CellSplit(NamedTuple):
 
 
 def split_cells(
-    cells: ELPV, side: int = 128, test_share: float | int = 0.25, seed: int = 0
+    cells: ELPV, side: int = 128, test_share: float = 0.25, seed: int = 0
 ) -> CellSplit:
     """Split the cells on which the experts agree into training and test sets.
 
@@ -98,11 +98,6 @@ def split_cells(
     Raises:
         ValueError: if `side` is below 1, or the split would leave a class without
             training or test cells.
-
-    Source: this book.
-    Departures: none; cells of one solar module can fall on both sides, since the data
-        does not name the module.
-    Test: test_datasets.py::test_split_is_stratified_disjoint_and_repeatable
     """
     if side < 1:
         raise ValueError(f"side={side}; expected at least 1 pixel")

@@ -22,7 +22,7 @@ def synthetic_defects(
     normal: Tensor | Dataset,
     *,
     kinds: Sequence[str] = DEFECTS,
-    contrast: float | int = 0.5,
+    contrast: float = 0.5,
     seed: int = 0,
     size: int | None = None,
 ) -> "SyntheticDefects":
@@ -50,9 +50,6 @@ def synthetic_defects(
     Raises:
         ValueError: for an unknown kind, a contrast outside [0, 1], or `size` with a
             data set.
-
-    Source: this book. Departures: none.
-    Test: test_synthetic.py::test_contrast_goes_from_invisible_to_strong
     """
     if isinstance(normal, Tensor):
         normal = TensorItems(normal, size=size)
@@ -72,13 +69,10 @@ class SyntheticDefects(Dataset):
 
     Raises:
         ValueError: for an unknown kind, or a contrast outside [0, 1].
-
-    Source: this book. Departures: none.
-    Test: test_synthetic.py::test_only_the_mask_and_its_soft_edge_are_painted
     """
 
     def __init__(
-        self, normal: Dataset, kinds: Sequence[str], contrast: float | int, seed: int
+        self, normal: Dataset, kinds: Sequence[str], contrast: float, seed: int
     ):
         unknown = [kind for kind in kinds if kind not in DEFECTS]
         if unknown or not kinds or isinstance(kinds, str):

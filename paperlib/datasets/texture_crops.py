@@ -65,9 +65,6 @@ class Textures(Dataset):
     Raises:
         ValueError: for a number below 1, a side above 192, or if scikit-image is
             missing.
-
-    Source: this book. Departures: none.
-    Test: test_datasets.py::test_texture_crops_are_real_and_repeatable
     """
 
     def __init__(

@@ -67,7 +67,7 @@ class MobileNetV1(nn.Module):
 
     def __init__(
         self,
-        width: float | int = 1.0,
+        width: float = 1.0,
         num_classes: int = 1000,
         *,
         separable: bool = True,

@@ -3,7 +3,7 @@
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float | int) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Split parameters for an optimizer: no weight decay on depthwise filters.
 
     A depthwise filter has nine weights for one channel: there is little to regularise,

@@ -77,10 +77,10 @@ class PaDiM:
         extractor: Any,
         dimensions: int | None = 100,
         seed: int = 0,
-        epsilon: float | int = COVARIANCE_EPSILON,
+        epsilon: float = COVARIANCE_EPSILON,
         *,
         mode: str = "bilinear",
-        sigma: float | int = SMOOTHING_SIGMA,
+        sigma: float = SMOOTHING_SIGMA,
     ):
         _check_extractor(extractor)
         check_choice("mode", mode, MODES)
@@ -163,7 +163,7 @@ class PaDiM:
         return self.anomaly_map(images).amax((1, 2))
 
     def normal_threshold(
-        self, batches: Iterable, quantile: float | int = 0.99, *, fitted: bool = False
+        self, batches: Iterable, quantile: float = 0.99, *, fitted: bool = False
     ) -> float:
         """Choose a threshold of the score from normal images alone.
 

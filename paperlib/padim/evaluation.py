@@ -180,9 +180,6 @@ def examples(scored: Scored) -> dict[str, int]:
 
     Returns:
         reason for the choice → index of the image.
-
-    Source: this book. Departures: none.
-    Test: test_evaluation.py::test_examples_are_the_extremes
     """
     chosen = {}
     for label, highest, lowest in (
@@ -204,9 +201,6 @@ def save_pictures(scored: Scored, path: Path) -> None:
 
     Raises:
         ValueError: if matplotlib is missing.
-
-    Source: this book. Departures: none.
-    Test: test_evaluation.py::test_a_run_writes_rows_and_pictures
     """
     try:
         import matplotlib.pyplot as plt
@@ -268,9 +262,6 @@ def run(
     Raises:
         ValueError: if the layout of any category is wrong, before the first is run; as
             `evaluate`; and for a results.csv that this function did not write.
-
-    Source: this book. Departures: none.
-    Test: test_evaluation.py::test_a_killed_run_goes_on_where_it_was
     """
     if out.exists() and not out.is_dir():
         raise ValueError(
@@ -311,9 +302,6 @@ def read_results(path: Path) -> list[Result]:
 
     Raises:
         ValueError: naming the file, if it is another kind of file.
-
-    Source: this book. Departures: none.
-    Test: test_evaluation.py::test_results_come_back_as_they_were_written
     """
     if not path.exists():
         return []
@@ -337,11 +325,7 @@ def _parse_result(row: dict[str, str]) -> Result:
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Write results as CSV, one row each, atomically and without rounding.
-
-    Source: this book. Departures: none.
-    Test: test_evaluation.py::test_results_come_back_as_they_were_written
-    """
+    """Write results as CSV, one row each, atomically and without rounding."""
     with (
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,

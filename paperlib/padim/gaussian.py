@@ -228,9 +228,7 @@ class PatchGaussian:
             raise ValueError("no image yet; call update first")
         return self._mean.to(self.result_dtype)
 
-    def covariance(
-        self, epsilon: float | int = COVARIANCE_EPSILON
-    ) -> Float[Tensor, "p d d"]:
+    def covariance(self, epsilon: float = COVARIANCE_EPSILON) -> Float[Tensor, "p d d"]:
         """Return Σ + εI of Eq. 1, unbiased (N - 1), in the dtype of the embeddings.
 
         Raises:
@@ -249,7 +247,7 @@ class PatchGaussian:
                 " fit a new one, or call its methods before whiten"
             )
 
-    def _check_enough(self, epsilon: float | int) -> None:
+    def _check_enough(self, epsilon: float) -> None:
         self._check_not_consumed()
         if self.count < 2:
             raise ValueError(
@@ -352,10 +350,6 @@ def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
 
     Raises:
         ValueError: for a count below 3.
-
-    Source: this book.
-    Departures: ε counts as ε(N-1)/(N-2) in the Gaussian of N - 1 images.
-    Test: test_gaussian.py::test_leaving_out_equals_fitting_again
     """
     if count < 3:
         raise ValueError(f"{count} images; expected at least 3 to leave one out")
@@ -402,7 +396,7 @@ def whitened_norm(
     return distances.T
 
 
-def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d d"]:
+def whiten(gaussian: PatchGaussian, epsilon: float) -> Float[Tensor, "p d d"]:
     r"""Compute the inverse Cholesky factors $L^{-1}$ of $\Sigma = L L^\mathrm{T}$.
 
     The factors overwrite the sums, a few positions at a time, so that no second
@@ -419,9 +413,6 @@ def whiten(gaussian: PatchGaussian, epsilon: float | int) -> Float[Tensor, "p d 
     Raises:
         ValueError: for fewer than 2 images, a negative epsilon, a Gaussian that is
             consumed, or variances so large that epsilon is lost in rounding.
-
-    Source: this book. Departures: none.
-    Test: test_gaussian.py::test_whitening_is_the_inverse_factor_of_the_covariance
     """
     gaussian._check_enough(epsilon)
     gaussian._consumed = True

@@ -141,7 +141,7 @@ class PatchSVDD:
         self,
         images: Tensor,
         *,
-        coreset: float | int = 1,
+        coreset: float = 1,
         seed: int = 0,
         distribute: bool = False,
     ) -> "PatchSVDD":
@@ -180,7 +180,7 @@ class PatchSVDD:
         return self
 
     def _banks(
-        self, images: Tensor, mean: Tensor, coreset: float | int, seed: int
+        self, images: Tensor, mean: Tensor, coreset: float, seed: int
     ) -> tuple[list[Tensor], Embeddings]:
         """Return both banks, and the covering radius of each."""
         if not 0 < coreset <= 1:

@@ -354,9 +354,6 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
 
     Raises:
         ValueError: naming the file and the mismatch.
-
-    Source: this book. Departures: none.
-    Test: test_encoders.py::test_any_other_file_is_refused_by_name
     """
     expected = f"expected the float32 weights of a Patch SVDD encoder in {path}"
     if not isinstance(tensors, dict) or not all(
@@ -393,9 +390,6 @@ def check_rgb(images: Tensor, side: int = BIG_PATCH) -> Tensor:
 
     Raises:
         ValueError: for other shapes, and as `check_images`.
-
-    Source: this book. Departures: none.
-    Test: test_encoders.py::test_what_cannot_be_embedded_is_refused
     """
     images = check_images(images)
     if images.shape[1] != 3 or min(images.shape[-2:]) < side:

@@ -65,9 +65,6 @@ def check_range(images: Tensor, mean: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: with the received shape or range.
-
-    Source: this book. Departures: none.
-    Test: test_pairs.py::test_images_that_teach_nothing_are_refused
     """
     images = check_rgb(images)
     if has_values(images):

@@ -187,9 +187,6 @@ def random_crops(
         count: of crops.
         size: of a crop, height and width in pixels, at most the images'.
         generator: on the CPU.
-
-    Source: this book. Departures: none.
-    Test: test_pairs.py::test_crops_come_from_everywhere
     """
     rows = torch.randint(len(images), (count,), generator=generator)
     room = torch.tensor(images.shape[-2:]) - torch.tensor(size)
@@ -214,9 +211,6 @@ def crop_patches(
         rows: index of the image per crop.
         size: height and width in pixels; one number for a square.
         corners: top left, row and column, in pixels.
-
-    Source: this book. Departures: none.
-    Test: test_pairs.py::test_crops_come_from_everywhere
     """
     height, width = (size, size) if isinstance(size, int) else size
     return torch.stack(

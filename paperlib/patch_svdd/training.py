@@ -92,9 +92,6 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 if the processor has instructions for it, else float32.
 
     For a CPU this is known from PyTorch's release with `torch.cpu.get_capabilities`.
-
-    Source: this book. Departures: none.
-    Test: test_patch_training.py::test_bfloat16_is_chosen_where_it_is_fast
     """
     if device.type == "cuda":
         is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -134,7 +131,7 @@ class _Run(nn.Module):
         self,
         encoder: nn.Module,
         seed: int,
-        svdd_weight: float | int,
+        svdd_weight: float,
         objective: str = "patch_svdd",
         *,
         as_released: bool = False,
@@ -307,7 +304,7 @@ def train(
     crops: int = 8,
     side: int = 160,
     pairs: int = 1024,
-    svdd_weight: float | int = SVDD_WEIGHT,
+    svdd_weight: float = SVDD_WEIGHT,
     objective: str = "patch_svdd",
     optimizer: str = "muon",
     learning_rate: float | None = None,
@@ -479,7 +476,7 @@ def train_on_patches(
     epochs: int = EPOCHS,
     repeat: int = REPEAT,
     batch_size: int = BATCH,
-    svdd_weight: float | int = SVDD_WEIGHT,
+    svdd_weight: float = SVDD_WEIGHT,
     learning_rate: float = LEARNING_RATE,
     as_released: bool = False,
     seed: int = 0,
@@ -599,9 +596,6 @@ def position_accuracy(
 
     Raises:
         ValueError: for images of another size or range.
-
-    Source: this book. Departures: none.
-    Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen
     """
     images = check_range(images, training.mean)
     generator, size = torch.Generator().manual_seed(seed), tuple(images.shape[-2:])

@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 
 import pytest
+from refusals import refuses
 
 from paperlib.datasets import unpack
 
@@ -91,7 +92,7 @@ def test_names_may_begin_with_a_dot(tmp_path):
         assert archive.getnames()[0] == "."
     unpack(tmp_path / "a.tar", tmp_path / "data")
     assert contents(tmp_path / "data") == FILES
-    with pytest.raises(ValueError, match="contains '.', which may"):
+    with refuses("contains '.', which may"):
         unpack(tar(tmp_path / "b.tar", [(".", b"a file")]), tmp_path / "more")
 
 
@@ -115,7 +116,7 @@ def test_no_path_leads_out(tmp_path, name, kind):
     inner.mkdir()
     members = [("fine.txt", b"fine"), (name, b"evil")]
     path = (tar if kind == "tar" else zipped)(inner / f"a.{kind}", members)
-    with pytest.raises(ValueError, match="may lead out of the folder"):
+    with refuses("may lead out of the folder"):
         unpack(path, inner / "data")
     # Nothing beside it, nothing left.
     assert [p.name for p in tmp_path.rglob("*")] == ["inner", f"a.{kind}"]
@@ -131,7 +132,7 @@ def test_links_and_devices_are_refused(tmp_path, kind):
         tmp_path / "a.tar",
         [("fine", b"fine"), ("special", special), ("special/passwd", b"evil")],
     )
-    with pytest.raises(ValueError, match="contains the (link|device) 'special'"):
+    with refuses("contains the (link|device) 'special'"):
         unpack(path, tmp_path / "data")
     assert [p.name for p in tmp_path.iterdir()] == ["a.tar"]
 
@@ -141,17 +142,17 @@ def test_links_in_a_zip_are_refused(tmp_path):
         info = zipfile.ZipInfo("special")
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(info, "/etc")
-    with pytest.raises(ValueError, match="contains the link 'special'"):
+    with refuses("contains the link 'special'"):
         unpack(tmp_path / "a.zip", tmp_path / "data")
 
 
 def test_a_bomb_is_stopped_while_it_unpacks(tmp_path):
     bomb = zipped(tmp_path / "a.zip", [("zeros", bytes(5_000_000))])
     assert bomb.stat().st_size < 10_000
-    with pytest.raises(ValueError, match="more than 4,000,000 bytes; raise max_bytes"):
+    with refuses("more than 4,000,000 bytes; raise max_bytes"):
         unpack(bomb, tmp_path / "data", max_bytes=4_000_000)
     many = tar(tmp_path / "a.tar", [(f"{n}.txt", b"") for n in range(11)])
-    with pytest.raises(ValueError, match="more than 10 files and folders"):
+    with refuses("more than 10 files and folders"):
         unpack(many, tmp_path / "data", max_members=10)
     assert unpack(many, tmp_path / "data", max_members=11).files == 11
     assert unpack(bomb, tmp_path / "zeros", max_bytes=5_000_000).size == 5_000_000
@@ -168,7 +169,7 @@ def test_what_is_cut_short_is_refused_and_leaves_nothing(tmp_path, ending, kept)
         tar(path, members, "w:" + ending.removeprefix("tar").removeprefix("."))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * 80_000)])
-    with pytest.raises(ValueError, match="download it again"):
+    with refuses("download it again"):
         unpack(path, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -181,7 +182,7 @@ def test_damage_inside_is_refused(tmp_path):
         damaged = bytearray(path.read_bytes())
         damaged[2500] ^= 255
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="download it again"):
+        with refuses("download it again"):
             unpack(path, tmp_path / "data")
 
 
@@ -191,23 +192,23 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
         [("x", b"1"), ("x/y", b"2")],
         [("x/y", b"1"), ("x", b"2")],
     ):
-        with pytest.raises(ValueError, match="twice, or as file and folder"):
+        with refuses("twice, or as file and folder"):
             unpack(tar(tmp_path / "a.tar", members), tmp_path / "data")
 
 
 def test_what_cannot_be_unpacked_is_refused(tmp_path):
     path = tar(tmp_path / "a.tar", FILES.items())
-    with pytest.raises(ValueError, match="no archive"):
+    with refuses("no archive"):
         unpack(tmp_path / "absent.tar", tmp_path / "data")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(ValueError, match="not a complete tar or zip archive"):
+    with refuses("not a complete tar or zip archive"):
         unpack(tmp_path / "text", tmp_path / "data")
-    with pytest.raises(ValueError, match="no folder .* create it first"):
+    with refuses("no folder .* create it first"):
         unpack(path, tmp_path / "absent" / "data")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     for there in ("full", "text"):
-        with pytest.raises(ValueError, match="already exists and is not empty"):
+        with refuses("already exists and is not empty"):
             unpack(path, tmp_path / there)
     assert contents(tmp_path / "full") == {"mine": b"mine"}
 
@@ -218,5 +219,5 @@ def test_an_encrypted_zip_is_refused(tmp_path):
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(signature) + offset] |= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="is encrypted"):
+    with refuses("is encrypted"):
         unpack(path, tmp_path / "data")

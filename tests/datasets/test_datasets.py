@@ -5,6 +5,7 @@ import pytest
 import skimage
 import torch
 from elpv_dataset.utils import load_dataset
+from refusals import refuses
 
 from paperlib import datasets
 from paperlib.datasets.texture_crops import TEXTURES
@@ -41,12 +42,10 @@ def test_one_kind_is_the_subset_in_order(cells, kind):
 
 
 def test_unknown_kind_and_missing_package_are_refused(monkeypatch):
-    with pytest.raises(
-        ValueError, match="unknown kind 'thin'; expected one of all, mono, poly"
-    ):
+    with refuses("unknown kind 'thin'; expected one of all, mono, poly"):
         datasets.elpv("thin")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install elpv-dataset"):
+    with refuses("pip install elpv-dataset"):
         datasets.elpv()
 
 
@@ -104,7 +103,7 @@ def test_split_is_standardised_by_the_training_cells():
     ],
 )
 def test_impossible_splits_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with refuses(message):
         datasets.split_cells(small_cells(), **arguments)
 
 
@@ -175,11 +174,11 @@ def test_all_textures_come_by_turns_at_the_size_asked_for():
     ],
 )
 def test_impossible_textures_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with refuses(message):
         datasets.textures(**arguments)
 
 
 def test_textures_without_scikit_image_say_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "skimage", None)
-    with pytest.raises(ValueError, match="pip install scikit-image"):
+    with refuses("pip install scikit-image"):
         datasets.textures()

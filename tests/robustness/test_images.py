@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refuses
 
 from paperlib.datasets import batches, folder, read_image, read_mask
 
@@ -56,7 +57,7 @@ def test_names_of_any_kind(tmp_path, cases, name):
     (tmp_path / "bad").mkdir()
     bad = tmp_path / "bad" / name
     bad.write_bytes(b"text")
-    with pytest.raises(ValueError, match="it is not an image") as error:
+    with refuses("it is not an image") as error:
         folder(tmp_path / "bad", size=16)[0]
     assert str(bad) in str(error.value)
     cases("images: names").survive(2)
@@ -143,7 +144,7 @@ def test_what_can_not_be_read_is_named(tmp_path, cases):
             named.add(re.search(r"/([^/]+): ", str(error))[1])
         cases("images: damaged").survive()
     assert named == set(bad)
-    with pytest.raises(ValueError, match=": "):
+    with refuses(": "):
         list(batches(data))
 
 
