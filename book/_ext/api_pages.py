@@ -1,4 +1,4 @@
-"""Write a page of the API for each paper and shared module, into book/api.
+"""Write a page of the API for each module that users import, into book/api.
 
 It happens before Sphinx reads the table of contents. The pages hold nothing but
 autodoc's directives, so they are made anew at each build and not committed.
@@ -18,8 +18,7 @@ from grading.submission import CHAPTERS  # noqa: E402
 from paperlib.storage import write_text  # noqa: E402
 
 FOLDER = Path("book/api")
-PAPERS = ("complexity", "mobilenet", "cam", "gradcam", "patch_svdd", "padim")
-# What a package exports is documented under the package's path.
+# What a module exports is documented under its own path.
 MODULE = """\
 .. automodule:: {name}
    :members:
@@ -29,26 +28,22 @@ MODULE = """\
 
 def page_text(root: Path, page: str) -> str:
     """Compose a page of the API: a directive of autodoc per module."""
-    is_package = (root / "paperlib" / page).is_dir() and page != api_names.EXERCISES
-    texts = [
-        MODULE.format(
-            name=name,
-            which="imported-members"
-            if is_package and name == f"paperlib.{page}"
-            else "ignore-module-all",
-        )
-        for name in api_names.directives(root, page)
-    ]
-    directives = "\n".join(texts)
+    own, *others = api_names.directives(root, page)
+    exports = api_names.exported(api_names.module_file(root, page)) is not None
+    which = {own: "imported-members" if exports else "ignore-module-all"}
+    which |= dict.fromkeys(others, "ignore-module-all")
+    directives = "\n".join(MODULE.format(name=m, which=w) for m, w in which.items())
     return f"# paperlib.{page}\n\n```{{eval-rst}}\n{directives}```\n"
 
 
-def list_of_pages(summaries: dict[str, str]) -> str:
-    """Compose what book/api.md includes: a table of the papers, and one of the rest."""
-    shared = [page for page in summaries if page not in PAPERS]
+def list_of_pages(root: Path) -> str:
+    """Compose what book/api.md includes: a table of pages per group."""
     parts = []
-    for title, names in (("Papers", PAPERS), ("Shared", shared)):
-        rows = [f"| [`{name}`](api/{name}.md) | {summaries[name]} |" for name in names]
+    for title, pages in api_names.GROUPS.items():
+        rows = [
+            f"| [`{page}`](api/{page}.md) | {api_names.summary(root, page)} |"
+            for page in pages
+        ]
         parts.append(
             "\n".join([f"## {title}\n", "| Module | Content |", "|---|---|", *rows])
         )
@@ -59,9 +54,12 @@ def write_pages(root: Path) -> None:
     """Write the pages and the list of them; remove pages of modules that are gone."""
     folder = root / FOLDER
     folder.mkdir(exist_ok=True)
-    summaries = api_names.pages(root)
-    texts = {f"{page}.md": page_text(root, page) for page in summaries}
-    texts["modules.txt"] = list_of_pages(summaries)
+    texts = {
+        f"{page}.md": page_text(root, page)
+        for pages in api_names.GROUPS.values()
+        for page in pages
+    }
+    texts["modules.txt"] = list_of_pages(root)
     for path in folder.iterdir():
         if path.name not in texts:
             path.unlink()

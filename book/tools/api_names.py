@@ -1,7 +1,8 @@
 """Where the book documents a name of paperlib: on which page, and under which path.
 
-A paper's package has one page, with what its `__init__.py` exports, under the path from
-which users import it. A shared module has a page with all of its public names.
+Each paper and each shared module that users import has a page, with what its `__all__`
+exports, or all of its public names, under the path from which users import them. The
+other modules are internal and have no page.
 """
 
 import ast
@@ -9,21 +10,37 @@ import functools
 from pathlib import Path
 
 LIBRARY = "paperlib"
+# The pages of the API, in the order in which they are listed.
+GROUPS = {
+    "Papers": ("complexity", "mobilenet", "cam", "gradcam", "patch_svdd", "padim"),
+    "Shared by several papers": (
+        "backbones",
+        "activations",
+        "anomaly_map",
+        "neighbors",
+        "metrics",
+        "training",
+    ),
+    "Data and figures": ("datasets", "viz"),
+    "Notebooks": ("runtime", "exercises"),
+}
 # Modules inside packages that are used by their own path.
 USED_DIRECTLY = {"padim": ["evaluation"]}
 # The checks of the exercises: one module per chapter, each used by its own path.
 EXERCISES = "exercises"
 
 
-def pages(root: Path) -> dict[str, str]:
-    """Map each page, without `paperlib.`, to the first paragraph of its docstring."""
-    summaries = {}
-    for path in sorted((root / LIBRARY).iterdir()):
-        file = path / "__init__.py" if path.is_dir() else path
-        if file.is_file() and file.suffix == ".py" and not path.name.startswith("_"):
-            text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-            summaries[path.stem] = " ".join(text.partition("\n\n")[0].split())
-    return summaries
+def module_file(root: Path, page: str) -> Path:
+    """Return the file of a module, or the `__init__.py` of a package."""
+    package = root / LIBRARY / page / "__init__.py"
+    return package if package.is_file() else root / LIBRARY / f"{page}.py"
+
+
+def summary(root: Path, page: str) -> str:
+    """Return the first paragraph of a module's docstring, on one line."""
+    text = module_file(root, page).read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    return " ".join(docstring.partition("\n\n")[0].split())
 
 
 def directives(root: Path, page: str) -> list[str]:
@@ -47,22 +64,25 @@ def documented_as(root: Path, path: str, name: str) -> tuple[str, str] | None:
         name: of the object in it, such as `cam` or `PaDiM.fit`.
 
     Returns:
-        None for an object that no page documents: one that its package does not export.
+        None for an object that no page documents: one of an internal module, or one
+        that its package does not export.
     """
     parts = Path(path).with_suffix("").parts
-    page = parts[1]
-    package = root / LIBRARY / page / "__init__.py"
-    if not package.is_file() or ".".join(parts) in directives(root, page)[1:]:
+    page, first = parts[1], name.partition(".")[0]
+    if page not in sum(GROUPS.values(), ()):
+        return None
+    if ".".join(parts) in directives(root, page)[1:]:
         return page, ".".join((*parts, name))
-    if name.partition(".")[0] in exported(package):
+    names = exported(module_file(root, page))
+    if names is None or first in names:
         return page, f"{LIBRARY}.{page}.{name}"
     return None
 
 
 @functools.cache
-def exported(package: Path) -> frozenset[str]:
-    """Read `__all__` of an `__init__.py`."""
-    for node in ast.parse(package.read_text(encoding="utf-8")).body:
+def exported(module: Path) -> frozenset[str] | None:
+    """Read `__all__` of a module; None if it has none."""
+    for node in ast.parse(module.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return frozenset(ast.literal_eval(node.value))
-    return frozenset()
+    return None
