@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.guided_relu import GuidedReLU, guided_relu
@@ -69,10 +70,10 @@ def record_activations(
         records[layer] = feature_map(name, output).clone()
         return records[layer].clone()
 
-    found = [(layer, *find_layer(model, layer)) for layer in layers]
+    modules = [(layer, *find_layer(model, layer)) for layer in layers]
     with ExitStack() as stack:
         stack.enter_context(without_compiler())
-        for layer, module, name in found:
+        for layer, module, name in modules:
             stack.enter_context(on_output(module, partial(record, layer, name)))
         yield records
 
@@ -144,7 +145,9 @@ def feature_map(name: str, output: Any) -> Tensor:
     return output
 
 
-def spatial_map(name: str, output: Any, images: Tensor) -> Tensor:
+def spatial_map(
+    name: str, output: Any, images: Float[Tensor, "n c height width"]
+) -> Float[Tensor, "n channels h w"]:
     """Return a layer's output if it is a batch of feature maps (N, C, h, w).
 
     Args:

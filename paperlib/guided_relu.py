@@ -155,15 +155,12 @@ class _GuidedMode(TorchFunctionMode):
             or kwargs.get("inplace")
             or any(a is True for a in args[1:])
         )
+        run = activation.replacement or (lambda x, _: func(x, *args[1:], **kwargs))
+        if not (in_place and x._is_view()):
+            return self._hooked(run(x, in_place))
         # The gradient of a view that is changed in place passes through its base, not
         # through hooks on the view.
-        is_view = in_place and x._is_view()
-        argument = x.clone() if is_view else x
-        if activation.replacement is None:
-            result = func(argument, *args[1:], **kwargs)
-        else:
-            result = activation.replacement(argument, in_place)
-        return x.copy_(self._hooked(result)) if is_view else self._hooked(result)
+        return x.copy_(self._hooked(run(x.clone(), in_place)))
 
     def _hooked(self, result: Tensor) -> Tensor:
         switch = self.switch

@@ -1,6 +1,7 @@
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from paperlib.activations import find_layer, on_output, record_activations
 from paperlib.cam import cam
 from paperlib.gradcam import grad_cam
 from paperlib.guided_relu import GuidedReLU, guided_relu
-from paperlib.inference import evaluating
+from paperlib.inference import SharedSetting, evaluating
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
 
@@ -524,6 +525,28 @@ def test_evaluating_puts_every_mode_back():
         assert not any(module.training for module in model.modules())
         raise RuntimeError
     assert [module.training for module in model.modules()] == modes
+
+
+def test_the_first_of_overlapping_blocks_changes_a_setting_and_the_last_restores_it():
+    log = []
+
+    @contextmanager
+    def change():
+        log.append("changed")
+        yield
+        log.append("restored")
+
+    setting = SharedSetting(change)
+    first, second = setting.block(), setting.block()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert log == ["changed"]
+    second.__exit__(None, None, None)
+    assert log == ["changed", "restored"]
+    with pytest.raises(KeyError), setting.block():
+        raise KeyError
+    assert log == ["changed", "restored"] * 2
 
 
 def test_the_callers_autocast_keeps_its_gradients():

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Num
 from torch import Tensor
 
 from paperlib.precision import at_least_float32
@@ -24,7 +25,7 @@ class Box(NamedTuple):
 
 
 def bounding_boxes(
-    map: Tensor | np.ndarray,
+    map: Num[Tensor, "h w"] | Num[np.ndarray, "h w"],
     threshold: float = LOCALIZATION_THRESHOLD,
     connectivity: int = 8,
     largest: bool = False,

@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 02, CAM."""
+"""Checks for the exercises of chapter 02, CAM, in their order."""
 
 from typing import Any
 

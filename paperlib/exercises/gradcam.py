@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 03, Grad-CAM."""
+"""Checks for the exercises of chapter 03, Grad-CAM, in their order."""
 
 from typing import Any
 

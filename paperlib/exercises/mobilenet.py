@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 01, MobileNet."""
+"""Checks for the exercises of chapter 01, MobileNet, in their order."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 05, PaDiM."""
+"""Checks for the exercises of chapter 05, PaDiM, in their order."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 04, Patch SVDD."""
+"""Checks for the exercises of chapter 04, Patch SVDD, in their order."""
 
 from typing import Any
 
