@@ -1,20 +1,20 @@
 """Record the outputs of layers while a network runs, and leave no hook behind."""
 
 import difflib
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.guided_relu import GuidedReLU, guided_relu
-from paperlib.inference import HOOK_NUMBERS, raise_if_threaded, without_compiler
+from paperlib.inference import hook_in_this_thread, raise_if_hidden, without_compiler
 
 __all__ = [
     "GuidedReLU",
+    "Layer",
     "feature_map",
     "find_layer",
     "guided_relu",
@@ -28,7 +28,7 @@ __all__ = [
 @contextmanager
 def record_activations(
     model: nn.Module, *layers: nn.Module | str
-) -> Iterator[dict[Any, Tensor]]:
+) -> Iterator[dict[nn.Module | str, Tensor]]:
     """Record the outputs of layers while the model runs inside the `with` block.
 
     The model continues with a copy, so that an in-place operation after a layer (for
@@ -51,8 +51,18 @@ def record_activations(
         ValueError: for an unknown name (with the closest names), a module of another
             model, a ScriptModule, a layer inside an nn.DataParallel over several
             devices, or a layer that returns something other than a tensor.
+
+    Example:
+        >>> import torch
+        >>> from paperlib import backbones
+        >>> from paperlib.activations import record_activations
+        >>> model = backbones.load("efficientnet_lite0").model
+        >>> with torch.no_grad(), record_activations(model, "conv_head") as records:
+        ...     logits = model(torch.zeros(1, 3, 64, 64))
+        >>> records["conv_head"].shape
+        torch.Size([1, 1280, 2, 2])
     """
-    records: dict[Any, Tensor] = {}
+    records: dict[nn.Module | str, Tensor] = {}
 
     def record(layer, name, output):
         # Two copies: nn.Identity returns its input, and the network may change both in
@@ -71,66 +81,54 @@ def record_activations(
 # ---- layers and hooks, shared by CAM, Grad-CAM and feature extractors ----
 
 
-def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str]:
-    """Find a layer of a model by its dotted name or as a module.
+class Layer(NamedTuple):
+    """A layer of a model: the module and its dotted name."""
 
-    Returns:
-        the module and its name.
+    module: nn.Module
+    name: str
+
+
+def find_layer(model: nn.Module, layer: nn.Module | str) -> Layer:
+    """Find a layer of a model by its dotted name or as a module.
 
     Raises:
         ValueError: for an unknown name (with the closest names), a module of another
             model, a ScriptModule, or a layer inside an nn.DataParallel over several
             devices.
     """
-    names = {
-        name: submodule
-        for name, submodule in model.named_modules(remove_duplicate=False)
-        if name
-    }
+    modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, str):
         # torch.compile and DataParallel wrap the network in a module; the names of its
         # layers remain valid.
-        name = next(
-            (
-                name
-                for name in (layer, f"_orig_mod.{layer}", f"module.{layer}")
-                if name in names
-            ),
-            None,
-        )
-        if name is None:
-            close = (
-                difflib.get_close_matches(layer, names, n=3, cutoff=0.5)
-                or [n for n in names if "." not in n][:8]
-            )
-            raise ValueError(
-                f"no layer {layer!r} in this {type(model).__name__};"
-                f" did you mean one of: {', '.join(close)}?"
-            )
-        module = names[name]
+        names = [
+            name
+            for name in (layer, f"_orig_mod.{layer}", f"module.{layer}")
+            if name and name in modules
+        ]
     else:
-        name = next(
-            (name for name, submodule in model.named_modules() if submodule is layer),
-            None,
+        names = [name for name, module in modules.items() if module is layer]
+    if not names:
+        raise ValueError(_unknown_layer(model, layer, list(modules)[1:]))
+    name = names[0]
+    for prefix, module in modules.items():
+        if not prefix or f"{name}.".startswith(f"{prefix}."):
+            raise_if_hidden(module, f"layer {prefix!r}" if prefix else "the model")
+    return Layer(modules[name], name)
+
+
+def _unknown_layer(model: nn.Module, layer: nn.Module | str, names: list[str]) -> str:
+    """Describe the error, with the closest of the model's names."""
+    if not isinstance(layer, str):
+        return (
+            f"the layer, a {type(layer).__name__}, is not part of this model;"
+            " pass one of its modules, or a dotted name"
         )
-        if name is None:
-            kind = type(layer).__name__
-            raise ValueError(
-                f"the layer, a {kind}, is not part of this model;"
-                " pass one of its modules, or a dotted name"
-            )
-        module = layer
-    for submodule, what in ((model, "model"), (module, f"layer {name!r}")):
-        if isinstance(submodule, torch.jit.ScriptModule):
-            raise ValueError(
-                f"the {what} is a {type(submodule).__name__}, which hides its layers;"
-                " pass the module it was made from"
-            )
-    raise_if_threaded(model, "the model")
-    for prefix, submodule in names.items():
-        if name == prefix or name.startswith(f"{prefix}."):
-            raise_if_threaded(submodule, f"layer {prefix!r}")
-    return module, name
+    top_level = [name for name in names if "." not in name][:8]
+    close = difflib.get_close_matches(layer, names, n=3, cutoff=0.5) or top_level
+    return (
+        f"no layer {layer!r} in this {type(model).__name__};"
+        f" did you mean one of: {', '.join(close)}?"
+    )
 
 
 def feature_map(name: str, output: Any) -> Tensor:
@@ -147,7 +145,9 @@ def feature_map(name: str, output: Any) -> Tensor:
     return output
 
 
-def spatial_map(name: str, output: Any, images: Tensor) -> Tensor:
+def spatial_map(
+    name: str, output: Any, images: Float[Tensor, "n c height width"]
+) -> Float[Tensor, "n channels h w"]:
     """Return a layer's output if it is a batch of feature maps (N, C, h, w).
 
     Args:
@@ -209,28 +209,17 @@ def raise_unless_ran(name: str, ran: bool, other_threads: list[int]) -> None:
         )
 
 
-@contextmanager
-def on_output(module: nn.Module, act: Callable[[Any], Any]) -> Iterator[list[int]]:
-    """Call `act` on a module's output, in this thread only.
+def on_output(
+    module: nn.Module, act: Callable[[Any], Any]
+) -> AbstractContextManager[list[int]]:
+    """Call `act` on a module's output in a `with` block, in this thread only.
 
     What `act` returns replaces the output, unless it is None.
 
-    Yields:
-        a list, to which every call of the module in another thread appends that
-        thread's identifier.
+    Returns:
+        a context manager that yields a list, to which every call of the module in
+        another thread appends that thread's identifier.
     """
-    thread, others = threading.get_ident(), []
-
-    def hook(module, inputs, output):
-        if threading.get_ident() == thread:
-            return act(output)
-        others.append(threading.get_ident())
-        return None
-
-    with HOOK_NUMBERS:
-        handle = module.register_forward_hook(hook)
-    try:
-        yield others
-    finally:
-        with HOOK_NUMBERS:
-            handle.remove()
+    return hook_in_this_thread(
+        module.register_forward_hook, lambda module, inputs, output: act(output)
+    )

@@ -1,6 +1,5 @@
 """Guided backpropagation's rule for ReLUs, in every form that a network calls."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,15 +11,19 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from paperlib.inference import HOOK_NUMBERS, raise_if_threaded, without_compiler
+from paperlib.inference import (
+    HOOK_NUMBERS,
+    hook_in_this_thread,
+    raise_if_hidden,
+    without_compiler,
+)
 from paperlib.validation import has_values
 
 
 class GuidedReLU:
     """The switch of a `guided_relu` block: while `on` is False, gradients are plain."""
 
-    def __init__(self):
-        self.on = True
+    on = True
 
     def check(self, output: Tensor) -> None:
         """Raise ValueError if an output depends on activations that are not guided.
@@ -84,32 +87,31 @@ def guided_relu(*, positive_gradients: bool = False) -> Iterator[GuidedReLU]:
             not set, or if a ScriptModule or an nn.DataParallel over several devices
             runs, whose ReLUs cannot be guided.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.activations import guided_relu
+        >>> x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
+        >>> with guided_relu():
+        ...     y = torch.relu(x)
+        >>> torch.autograd.grad(y, x, torch.tensor([4.0, -5.0, 6.0]))[0]
+        tensor([0., 0., 6.])
+
     Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4, as used in Grad-CAM,
         arXiv:1610.02391v4, Sec. 3.2.
     Departures: ReLU6 and, on request, other activations are not in the paper.
     Test: test_activations.py::test_every_way_to_write_a_relu_is_guided
     """
-    switch, thread = GuidedReLU(), threading.get_ident()
+    switch = GuidedReLU()
 
-    def raise_unguided(module, inputs):
-        if threading.get_ident() != thread:
-            return
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(
-                f"a {type(module).__name__} hides its ReLUs from Python,"
-                " and guided backpropagation would silently return the plain gradient;"
-                " run the module that it was scripted or traced from"
-            )
-        raise_if_threaded(module, "the model")
+    def raise_unless_guided(module, inputs):
+        raise_if_hidden(module, "a module of the model")
 
-    with HOOK_NUMBERS:
-        handle = register_module_forward_pre_hook(raise_unguided)
-    try:
-        with without_compiler(), _GuidedMode(switch, positive_gradients):
-            yield switch
-    finally:
-        with HOOK_NUMBERS:
-            handle.remove()
+    with (
+        hook_in_this_thread(register_module_forward_pre_hook, raise_unless_guided),
+        without_compiler(),
+        _GuidedMode(switch, positive_gradients),
+    ):
+        yield switch
 
 
 class _Activation(NamedTuple):
@@ -129,11 +131,13 @@ class _GuidedMode(TorchFunctionMode):
         self.switch, self.positive_gradients = switch, positive_gradients
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         # An exported network calls relu.default.
         full_name = getattr(func, "__name__", "").partition(".")[0]
-        name = full_name.strip("_")
-        activation = _RULES[name](*args, **kwargs) if name in _RULES else None
+        rule = _RULES.get(full_name.strip("_"))
+        if rule and "input" in kwargs:
+            args = (kwargs.pop("input"), *args)
+        activation = rule(*args, **kwargs) if rule else None
         if activation is None:
             return func(*args, **kwargs)
         if activation.other and not self.positive_gradients:
@@ -151,20 +155,12 @@ class _GuidedMode(TorchFunctionMode):
             or kwargs.get("inplace")
             or any(a is True for a in args[1:])
         )
-
-        def run(argument):
-            if activation.replacement is not None:
-                return activation.replacement(argument, in_place)
-            new_kwargs = {
-                key: argument if value is x else value for key, value in kwargs.items()
-            }
-            return func(*(argument if a is x else a for a in args), **new_kwargs)
-
+        run = activation.replacement or (lambda x, _: func(x, *args[1:], **kwargs))
         if not (in_place and x._is_view()):
-            return self._hooked(run(x))
+            return self._hooked(run(x, in_place))
         # The gradient of a view that is changed in place passes through its base, not
         # through hooks on the view.
-        return x.copy_(self._hooked(run(x.clone())))
+        return x.copy_(self._hooked(run(x.clone(), in_place)))
 
     def _hooked(self, result: Tensor) -> Tensor:
         switch = self.switch
@@ -182,10 +178,6 @@ class _GuidedMode(TorchFunctionMode):
 # result for the backward pass, so the network may change it in place.
 def _strict_relu(x: Tensor, in_place: bool) -> Tensor:
     return F.threshold(x, 0.0, 0.0, in_place)
-
-
-def _relu(input, *_, **__):
-    return _Activation(input)
 
 
 def _hardtanh(input, min_val=-1.0, max_val=1.0, *_, **__):
@@ -226,8 +218,8 @@ def _maximum(input, other=None, *_, **__):
     return None if x is None else _Activation(x, _strict_relu)
 
 
-def _other(name, input, *_, **__):
-    return _Activation(input, other=name)
+def _elementwise(other, input, *_, **__):
+    return _Activation(input, other=other)
 
 
 def _is_zero(value: Any, x: Tensor) -> bool:
@@ -252,8 +244,8 @@ _OTHER_ACTIVATIONS = (
     " rrelu selu silu softplus softshrink softsign tanh tanhshrink"
 ).split()
 _RULES: dict[str, Callable[..., _Activation | None]] = {
-    "relu": _relu,
-    "relu6": _relu,
+    "relu": partial(_elementwise, ""),
+    "relu6": partial(_elementwise, ""),
     "hardtanh": _hardtanh,
     "threshold": _threshold,
     "clamp": _clamp,
@@ -261,7 +253,7 @@ _RULES: dict[str, Callable[..., _Activation | None]] = {
     "clamp_min": _clamp,
     "maximum": _maximum,
     "max": _maximum,
-    **{name: partial(_other, name) for name in _OTHER_ACTIVATIONS},
+    **{name: partial(_elementwise, name) for name in _OTHER_ACTIVATIONS},
 }
 # Autograd's names of activations. Gates (tanh and sigmoid of an LSTM) and clamps, which
 # need not be activations, are not in the list.

@@ -2,34 +2,69 @@
 
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 # PyTorch numbers hooks by a counter that two threads can read at once: the second hook
 # of a number replaces the first. Hold this lock while a hook is added or removed.
 HOOK_NUMBERS = threading.Lock()
 
 
-def raise_if_threaded(module: nn.Module, what: str) -> None:
-    """Raise ValueError for an nn.DataParallel that runs its module in other threads.
+def raise_if_hidden(module: nn.Module, what: str) -> None:
+    """Raise ValueError for a module whose layers run where hooks cannot act.
 
     Args:
         module: any module.
         what: its name in the error.
 
     Raises:
-        ValueError: for an nn.DataParallel over more than one device.
+        ValueError: for a ScriptModule, and for an nn.DataParallel over more than one
+            device, which runs its module in other threads.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            f"{what} is a {type(module).__name__}, which hides its layers and ReLUs"
+            " from Python; pass the module that it was scripted or traced from"
+        )
     if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
         raise ValueError(
             f"{what} is an nn.DataParallel over {len(module.device_ids)} devices,"
             " and runs its module in other threads,"
             " where hooks of the calling thread do not act; pass its .module"
         )
+
+
+@contextmanager
+def hook_in_this_thread(
+    register: Callable[[Callable], RemovableHandle], hook: Callable
+) -> Iterator[list[int]]:
+    """Register a hook that acts in the calling thread only; remove it afterwards.
+
+    Args:
+        register: for example `module.register_forward_hook`.
+        hook: of the form that `register` expects.
+
+    Yields:
+        a list, to which every call in another thread appends that thread's identifier.
+    """
+    thread, others = threading.get_ident(), []
+
+    def act(*args):
+        if threading.get_ident() == thread:
+            return hook(*args)
+        others.append(threading.get_ident())
+
+    with HOOK_NUMBERS:
+        handle = register(act)
+    try:
+        yield others
+    finally:
+        with HOOK_NUMBERS:
+            handle.remove()
 
 
 @contextmanager
@@ -76,8 +111,36 @@ def override_autocast(**change: bool) -> Iterator[None]:
         yield
 
 
-_COMPILER = threading.Lock()
-_EAGER: dict[str, Any] = {"blocks": 0, "stance": None}
+class SharedSetting:
+    """A setting of the process that overlapping blocks of several threads share.
+
+    The first block changes it, and the last one restores it.
+
+    Args:
+        change: returns a context manager that changes the setting.
+    """
+
+    def __init__(self, change: Callable[[], AbstractContextManager]):
+        self._change, self._changed = change, ExitStack()
+        self._blocks, self._lock = 0, threading.Lock()
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Change the setting while the block runs."""
+        with self._lock:
+            if self._blocks == 0:
+                self._changed.enter_context(self._change())
+            self._blocks += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if self._blocks == 0:
+                    self._changed.close()
+
+
+_EAGER = SharedSetting(lambda: torch.compiler.set_stance("force_eager"))
 
 
 @contextmanager
@@ -86,21 +149,10 @@ def without_compiler() -> Iterator[None]:
 
     Compiled code ignores hooks that were registered after compilation. The setting
     (`torch.compiler.set_stance`) belongs to the process: while a block runs, compiled
-    code of all threads runs uncompiled, and slower. Blocks may overlap: the first sets
-    it, and the last restores the previous one.
+    code of all threads runs uncompiled, and slower. Blocks may overlap.
     """
-    # Then nothing is compiled, and the import would take seconds.
-    if "torch._dynamo" not in sys.modules:
+    with ExitStack() as stack:
+        # Otherwise nothing is compiled, and the import would take seconds.
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(_EAGER.block())
         yield
-        return
-    with _COMPILER:
-        if _EAGER["blocks"] == 0:
-            _EAGER["stance"] = torch.compiler.set_stance("force_eager")
-        _EAGER["blocks"] += 1
-    try:
-        yield
-    finally:
-        with _COMPILER:
-            _EAGER["blocks"] -= 1
-            if _EAGER["blocks"] == 0:
-                _EAGER.pop("stance").__exit__(None, None, None)

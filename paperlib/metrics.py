@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,9 +10,11 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from torch import Tensor
 
+from paperlib.precision import at_least_float32
+
 
 def auroc(
-    labels: Bool[Tensor, "*n"] | Int[Tensor, "*n"], scores: Float[Tensor, "*m"]
+    labels: Bool[Tensor, " n"] | Int[Tensor, " n"], scores: Float[Tensor, " n"]
 ) -> float:
     r"""Measure how well scores rank positives above negatives: the area under the ROC.
 
@@ -19,8 +22,8 @@ def auroc(
     with $s^+$ the score of a random positive and $s^-$ that of a random negative.
 
     Args:
-        labels: truth of shape (n,), 1 or True for a positive.
-        scores: of shape (n,); higher means more positive.
+        labels: truth, 1 or True for a positive.
+        scores: higher means more positive.
 
     Returns:
         the area, between 0 and 1; 0.5 is chance.
@@ -29,24 +32,29 @@ def auroc(
         ValueError: if the lengths differ, a label is neither 0 nor 1, only one class is
             present, or a score is NaN.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.metrics import auroc
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> auroc(labels, torch.tensor([0.1, 0.4, 0.35, 0.8]))
+        0.75
+
     Source: Patch SVDD, arXiv:2006.16067, Eq. 1; ties count one half, as in the
         Mann-Whitney statistic.
     Departures: none.
     Test: test_metrics.py::test_auroc_equals_scikit_learn
     """
     is_positive = _check_labels(labels, scores)
-    positives = int(is_positive.sum())
-    negatives = len(labels) - positives
-    scores = _to_searchable(scores)
+    scores = scores.detach().to(at_least_float32(scores.dtype))
+    positives, negatives = scores[is_positive], scores[~is_positive]
     # Only negatives are sorted; twice the number of ordered pairs is an integer, so
     # ties are exact.
-    below, below_or_equal = _count_below(
-        scores[is_positive], _sorted(scores[~is_positive])
-    )
-    return int((below + below_or_equal).sum()) / (2 * positives * negatives)
+    below, below_or_equal = _count_below(positives, _sorted(negatives))
+    pairs = int((below + below_or_equal).sum())
+    return pairs / (2 * len(positives) * len(negatives))
 
 
-def pixel_auroc(masks: Bool[Tensor, "n h w"], maps: Float[Tensor, "m H W"]) -> float:
+def pixel_auroc(masks: Bool[Tensor, "n h w"], maps: Float[Tensor, "n h w"]) -> float:
     """Measure how well maps rank defective pixels above all others: the pixel AUROC.
 
     The AUROC is computed over all pixels of all images together, so a defect counts in
@@ -61,7 +69,18 @@ def pixel_auroc(masks: Bool[Tensor, "n h w"], maps: Float[Tensor, "m H W"]) -> f
 
     Raises:
         ValueError: if the shapes differ, no pixel or every pixel is defective, or a map
-            contains NaN. Source: PaDiM, arXiv:2011.08785, Sec. IV-A. Departures: none.
+            contains NaN.
+
+    Example:
+        >>> import torch
+        >>> from paperlib.metrics import pixel_auroc
+        >>> masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+        >>> masks[1, :2] = True  # the second image has a defect
+        >>> maps = torch.arange(16.0).flip(0).view(1, 4, 4).repeat(2, 1, 1)
+        >>> round(pixel_auroc(masks, maps), 3)
+        0.833
+
+    Source: PaDiM, arXiv:2011.08785, Sec. IV-A. Departures: none.
     Test: test_metrics.py::test_pixel_auroc_equals_scikit_learn
     """
     _check_same_shape(masks, maps)
@@ -70,7 +89,7 @@ def pixel_auroc(masks: Bool[Tensor, "n h w"], maps: Float[Tensor, "m H W"]) -> f
 
 def aupro(
     masks: Bool[Tensor, "n h w"],
-    maps: Float[Tensor, "m H W"],
+    maps: Float[Tensor, "n h w"],
     fpr_limit: float = 0.3,
 ) -> float:
     r"""Measure how much of each defect maps find: the area under the PRO curve.
@@ -95,7 +114,17 @@ def aupro(
 
     Raises:
         ValueError: if the shapes differ, no pixel or every pixel is defective, a map
-            holds NaN, or the limit is not in (0, 1].
+            contains NaN, or the limit is not in (0, 1].
+
+    Example:
+        >>> import torch
+        >>> from paperlib.metrics import aupro
+        >>> masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+        >>> masks[0, 0, 0] = masks[0, 3, 1:] = True  # a small and a large defect
+        >>> maps = torch.zeros(1, 4, 4)
+        >>> maps[0, 3, 1:] = 1.0  # only the large one is found
+        >>> round(aupro(masks, maps), 3)
+        0.575
 
     Source: PaDiM, arXiv:2011.08785, Sec. IV-A; Bergmann et al., CVPR 2020 (Uninformed
         Students), Sec. 4.1.
@@ -107,42 +136,62 @@ def aupro(
         raise ValueError(
             f"fpr_limit={fpr_limit}; expected a share above 0 and at most 1"
         )
-    masks, maps = masks.cpu(), _to_searchable(maps).cpu()
-    if torch.isnan(maps).any():
-        raise ValueError(
-            f"{int(torch.isnan(maps).sum())} of {maps.numel()} values of maps are NaN;"
-            " fix them first"
-        )
+    masks = masks.cpu()
+    maps = maps.detach().to("cpu", at_least_float32(maps.dtype))
+    _check_not_nan("values of maps", maps)
     regions, count = _regions(masks)
-    is_defective = masks.flatten()
-    normal = maps.flatten()[~is_defective]
+    defective, normal = maps[masks], maps[~masks]
     if not count or not len(normal):
         raise ValueError(
-            f"{int(is_defective.sum())} defective and {len(normal)} other pixels;"
+            f"{len(defective)} defective and {len(normal)} other pixels;"
             " expected some of each"
         )
     limit = fpr_limit * len(normal)  # in pixels
-    top_normal = _top_values(normal, math.ceil(limit))
-    # A pixel of a region is detected between `first` and `last` false positives (more
-    # than one apart where normal pixels have equal scores). It contributes the area
-    # right of that slope, up to the limit.
-    first, last = (
-        len(top_normal) - rank.double()
-        for rank in reversed(_count_below(maps.flatten()[is_defective], top_normal))
-    )
-    full_area = limit - (first + last) / 2
-    double_width = (2 * (last - first)).clamp_min(1)
-    partial_area = (limit - first).clamp_min(0).square() / double_width
-    area = torch.where(last <= limit, full_area, partial_area)
-    region_areas = torch.zeros(count, dtype=torch.float64).index_add_(0, regions, area)
+    areas = _areas_under_steps(defective, normal, limit)
+    region_areas = torch.zeros(count, dtype=torch.float64).index_add_(0, regions, areas)
     return float(
         (region_areas / torch.bincount(regions, minlength=count)).mean() / limit
     )
 
 
+def _areas_under_steps(
+    defective: Float[Tensor, " d"], normal: Float[Tensor, " n"], limit: float
+) -> Float[Tensor, " d"]:
+    """Return what each defective pixel contributes to the area under the PRO curve.
+
+    Args:
+        defective: scores of the defective pixels.
+        normal: scores of all other pixels.
+        limit: number of false positives up to which the area is measured.
+    """
+    top_normal = _top_values(normal, math.ceil(limit))
+    # A defective pixel is detected between `first` and `last` false positives (more
+    # than one apart where normal pixels have equal scores). It contributes the area
+    # right of that slope, up to the limit.
+    below, below_or_equal = _count_below(defective, top_normal)
+    first = len(top_normal) - below_or_equal.double()
+    last = len(top_normal) - below.double()
+    full_area = limit - (first + last) / 2
+    double_width = (2 * (last - first)).clamp_min(1)
+    partial_area = (limit - first).clamp_min(0).square() / double_width
+    return torch.where(last <= limit, full_area, partial_area)
+
+
+class BestThreshold(NamedTuple):
+    """The result of `best_threshold`.
+
+    Fields:
+        threshold: one of the scores; scores at or above it count as positive.
+        f1: the F1 score at this threshold, between 0 and 1.
+    """
+
+    threshold: float
+    f1: float
+
+
 def best_threshold(
-    labels: Bool[Tensor, " n"] | Int[Tensor, " n"], scores: Float[Tensor, " m"]
-) -> tuple[float, float]:
+    labels: Bool[Tensor, " n"] | Int[Tensor, " n"], scores: Float[Tensor, " n"]
+) -> BestThreshold:
     r"""Find the threshold with the highest F1 score of "score ≥ threshold".
 
     $$F_1 = \frac{2\,\mathrm{TP}}{2\,\mathrm{TP} + \mathrm{FP} + \mathrm{FN}}$$
@@ -159,6 +208,13 @@ def best_threshold(
 
     Raises:
         ValueError: as `auroc`.
+
+    Example:
+        >>> import torch
+        >>> from paperlib.metrics import best_threshold
+        >>> labels, scores = torch.tensor([0, 1, 0, 1]), torch.tensor([0.0, 0.5, 1, 2])
+        >>> best_threshold(labels, scores)
+        BestThreshold(threshold=0.5, f1=0.8)
     """
     is_positive = _check_labels(labels, scores)
     ordered, order = scores.sort(descending=True)
@@ -173,7 +229,7 @@ def best_threshold(
         [ordered[:-1] != ordered[1:], true_positives.new_ones(1, dtype=torch.bool)]
     )
     best = int(f1.where(is_last, -1).argmax())
-    return float(ordered[best]), float(f1[best])
+    return BestThreshold(float(ordered[best]), float(f1[best]))
 
 
 def intersection_over_union(a: Sequence[float], b: Sequence[float]) -> float:
@@ -208,7 +264,9 @@ def intersection_over_union(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def localization_error(
-    boxes: Sequence, true_boxes: Sequence[Sequence[float]], iou: float = 0.5
+    boxes: Sequence[Sequence[float] | Sequence[Sequence[float]] | None],
+    true_boxes: Sequence[Sequence[float]],
+    iou: float = 0.5,
 ) -> float:
     """Measure the share of images in which no predicted box matches the true one.
 
@@ -229,6 +287,12 @@ def localization_error(
     Raises:
         ValueError: if the numbers differ, there is no image, `iou` is not in (0, 1], or
             a box is malformed.
+
+    Example:
+        >>> from paperlib.metrics import localization_error
+        >>> boxes = [(0, 0, 10, 10), (0, 0, 4, 10), None]  # IoU 1, IoU 0.4, wrong class
+        >>> round(localization_error(boxes, [(0, 0, 10, 10)] * 3), 3)
+        0.667
 
     Source: Zhou et al., arXiv:1512.04150, Sec. 3.2 (the ILSVRC rule, which Tables 2 and
         3 use).
@@ -260,11 +324,7 @@ def _check_labels(labels: Tensor, scores: Tensor) -> Tensor:
             f"labels {tuple(labels.shape)} and scores {tuple(scores.shape)};"
             " expected two vectors of the same length"
         )
-    if torch.isnan(scores).any():
-        raise ValueError(
-            f"{int(torch.isnan(scores).sum())} of {len(scores)} scores are NaN;"
-            " remove or fix them first"
-        )
+    _check_not_nan("scores", scores)
     is_positive = labels == 1
     if not (is_positive | (labels == 0)).all():
         raise ValueError(
@@ -280,6 +340,13 @@ def _check_labels(labels: Tensor, scores: Tensor) -> Tensor:
     return is_positive
 
 
+def _check_not_nan(what: str, values: Tensor) -> None:
+    if count := int(torch.isnan(values).sum()):
+        raise ValueError(
+            f"{count} of {values.numel()} {what} are NaN; remove or fix them first"
+        )
+
+
 def _check_same_shape(masks: Tensor, maps: Tensor) -> None:
     if masks.shape != maps.shape:
         raise ValueError(
@@ -287,11 +354,6 @@ def _check_same_shape(masks: Tensor, maps: Tensor) -> None:
             f" {tuple(maps.shape)}; expected one shape (N, H, W)."
             " Resize the maps to the masks with anomaly_map.upsample"
         )
-
-
-def _to_searchable(scores: Tensor) -> Tensor:
-    """Return detached scores of a dtype that can be searched, at least float32."""
-    return scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _sorted(values: Tensor) -> Tensor:

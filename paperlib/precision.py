@@ -5,14 +5,12 @@ Since version 2.9 each backend also has its own setting, and reading the common 
 fails where the backends differ.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
-from paperlib.inference import override_autocast
+from paperlib.inference import SharedSetting, override_autocast
 
 _BACKENDS = [
     backend
@@ -22,8 +20,6 @@ _BACKENDS = [
     )
     if hasattr(backend, "fp32_precision")
 ]
-_LOCK = threading.Lock()
-_FULL: dict[str, Any] = {"blocks": 0, "before": None, "inside": None}
 
 
 @contextmanager
@@ -39,32 +35,29 @@ def full_precision() -> Iterator[None]:
     a block runs, that change applies inside the block too, and it remains after the
     block.
     """
-    with _LOCK:
-        if _FULL["blocks"] == 0:
-            common, backend_settings = _read_settings()
-            lowered = common != "highest" or not {"ieee", "none"}.issuperset(
-                backend_settings
-            )
-            _FULL["before"] = (common, backend_settings) if lowered else None
-            if lowered:
-                torch.set_float32_matmul_precision("highest")  # also sets the backends
-                _FULL["inside"] = _read_settings()
-        _FULL["blocks"] += 1
-    try:
-        with override_autocast(enabled=False):
-            yield
-    finally:
-        with _LOCK:
-            _FULL["blocks"] -= 1
-            if _FULL["blocks"] == 0 and _FULL["before"]:
-                # Other settings were made by another thread, and are newer.
-                if _read_settings() == _FULL["inside"]:
-                    _restore(*_FULL["before"])
-                _FULL["before"] = None
+    with _FULL_FLOAT32.block(), override_autocast(enabled=False):
+        yield
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    common, backends = before = _read_settings()
+    if common == "highest" and {"ieee", "none"}.issuperset(backends):
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")  # also sets the backends
+    inside = _read_settings()
+    yield
+    # Other settings were made by another thread, and are newer.
+    if _read_settings() == inside:
+        _restore(*before)
+
+
+_FULL_FLOAT32 = SharedSetting(_full_float32)
 
 
 def _restore(common: str | None, backend_settings: list[str]) -> None:
-    """Set what `_settings` returned."""
+    """Set what `_read_settings` returned."""
     if common:
         torch.set_float32_matmul_precision(common)
     for backend, precision in zip(_BACKENDS, backend_settings, strict=True):

@@ -1,10 +1,17 @@
 """Input validation for numbers, images and class indices."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+
+# The predicted classes, one class for all images, N classes, or N rows of T classes.
+ClassTargets = (
+    int | Sequence[int] | Sequence[Sequence[int]] | Tensor | np.ndarray | None
+)
 
 
 class NotFitted(ValueError):
@@ -81,7 +88,7 @@ def check_finite(values: Tensor, what: str) -> None:
         )
 
 
-def check_images(images: Any) -> Tensor:
+def check_images(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """Return a detached batch of images, usable outside inference mode.
 
     Raises:
@@ -93,10 +100,7 @@ def check_images(images: Any) -> Tensor:
             f"images of type {type(images).__name__};"
             " expected a torch.Tensor (N, C, H, W)"
         )
-    received = (
-        f"images of shape {tuple(images.shape)}"
-        f" and dtype {str(images.dtype).removeprefix('torch.')}"
-    )
+    received = _describe(images, "images")
     if images.ndim != 4:
         hint = ". Add a batch axis with images[None]" if images.ndim == 3 else ""
         raise ValueError(f"{received}; expected a batch (N, C, H, W){hint}")
@@ -123,7 +127,7 @@ def channels_first(images: Tensor, name: str = "images") -> Tensor:
         ValueError: for another shape, an empty batch, or a shape in which either axis
             could be that of the channels.
     """
-    received = f"{name} of shape {tuple(images.shape)}"
+    received = _describe(images, name)
     if images.numel() == 0:
         raise ValueError(f"{received} are empty; expected at least one pixel")
     if images.ndim == 3 and (images.dtype == torch.uint8 or len(images) == 1):
@@ -134,8 +138,8 @@ def channels_first(images: Tensor, name: str = "images") -> Tensor:
     if not first and not last:
         hint = ". Add a batch axis with images[None]" if images.ndim < 4 else ""
         raise ValueError(
-            f"{received} and dtype {str(images.dtype).removeprefix('torch.')};"
-            f" expected (N, C, H, W) or (N, H, W, C) with 3 channels or 1{hint}"
+            f"{received}; expected (N, C, H, W) or (N, H, W, C) with 3 channels"
+            f" or 1{hint}"
         )
     return images if first else images.movedim(-1, 1)
 
@@ -155,10 +159,7 @@ def rgb_batch(images: Tensor, name: str = "images") -> Tensor:
         ValueError: for another shape or dtype, or values outside [0, 1].
     """
     batch = channels_first(images, name)
-    received = (
-        f"{name} of shape {tuple(images.shape)}"
-        f" and dtype {str(images.dtype).removeprefix('torch.')}"
-    )
+    received = _describe(images, name)
     if images.dtype == torch.uint8:
         batch = batch.to(torch.get_default_dtype()) / 255
     elif not images.is_floating_point():
@@ -173,13 +174,18 @@ def rgb_batch(images: Tensor, name: str = "images") -> Tensor:
     return batch.expand(-1, 3, -1, -1)
 
 
-def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
+def _describe(images: Tensor, name: str) -> str:
+    dtype = str(images.dtype).removeprefix("torch.")
+    return f"{name} of shape {tuple(images.shape)} and dtype {dtype}"
+
+
+def target_classes(targets: ClassTargets, logits: Any, n: int) -> Int[Tensor, " n *t"]:
     """Convert targets to class indices.
 
     Args:
         targets: None for the class of the largest logit, one class for all images, N
             classes, or N rows of T classes.
-        logits: the model's output.
+        logits: the model's output, which may be of any type.
         n: number of images.
 
     Returns:
@@ -200,11 +206,23 @@ def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
             " For any other output pass grad_cam targets=<function of the output that"
             " returns one score per image>"
         )
-    classes = logits.shape[1]
     if targets is None:
         return logits.argmax(1)
+    classes, index = logits.shape[1], _class_indices(targets, n, logits.device)
+    if has_values(index):
+        outside = index[(index < 0) | (index >= classes)].unique().tolist()
+        if outside:
+            raise ValueError(
+                f"targets {outside[:8]} are outside the model's {classes} classes,"
+                f" 0 to {classes - 1}"
+            )
+    return index.long()
+
+
+def _class_indices(targets: ClassTargets, n: int, device: torch.device) -> Tensor:
+    """Return integers of shape (N,) or (N, T); raise ValueError for anything else."""
     try:
-        index = torch.as_tensor(targets, device=logits.device)
+        index = torch.as_tensor(targets, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"targets {targets!r} can't be read as class indices ({error});"
@@ -223,11 +241,4 @@ def target_classes(targets: Any, logits: Any, n: int) -> Tensor:
             f"targets of dtype {str(index.dtype).removeprefix('torch.')};"
             " expected integer class indices"
         )
-    if has_values(index):
-        outside = index[(index < 0) | (index >= classes)].unique().tolist()
-        if outside:
-            raise ValueError(
-                f"targets {outside[:8]} are outside the model's {classes} classes,"
-                f" 0 to {classes - 1}"
-            )
-    return index.long()
+    return index

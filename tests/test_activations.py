@@ -1,6 +1,7 @@
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from paperlib.activations import find_layer, on_output, record_activations
 from paperlib.cam import cam
 from paperlib.gradcam import grad_cam
 from paperlib.guided_relu import GuidedReLU, guided_relu
-from paperlib.inference import evaluating
+from paperlib.inference import SharedSetting, evaluating
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
 
@@ -35,6 +36,8 @@ RELUS = {
     "F.relu_": F.relu_,
     "torch.relu": torch.relu,
     "torch.relu_": torch.relu_,
+    "torch.relu by keyword": lambda x: torch.relu(input=x),
+    "torch.clamp by keyword": lambda x: torch.clamp(input=x, min=0),
     "x.relu": lambda x: x.relu(),
     "x.relu_": lambda x: x.relu_(),
     "aten.relu": torch.ops.aten.relu.default,
@@ -307,7 +310,7 @@ def test_scripts_are_refused_and_nothing_is_left_behind():
     scripted = torch.jit.trace(network(), torch.zeros(1, 2, 8, 8))
     for model in (scripted, nn.Sequential(scripted)):
         with (
-            refuses("hides its ReLUs.*run the module"),
+            refuses("TracedModule, which hides its layers and ReLUs.*pass the module"),
             guided_relu(),
         ):
             model(torch.zeros(1, 2, 8, 8))
@@ -522,6 +525,28 @@ def test_evaluating_puts_every_mode_back():
         assert not any(module.training for module in model.modules())
         raise RuntimeError
     assert [module.training for module in model.modules()] == modes
+
+
+def test_the_first_of_overlapping_blocks_changes_a_setting_and_the_last_restores_it():
+    log = []
+
+    @contextmanager
+    def change():
+        log.append("changed")
+        yield
+        log.append("restored")
+
+    setting = SharedSetting(change)
+    first, second = setting.block(), setting.block()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert log == ["changed"]
+    second.__exit__(None, None, None)
+    assert log == ["changed", "restored"]
+    with pytest.raises(KeyError), setting.block():
+        raise KeyError
+    assert log == ["changed", "restored"] * 2
 
 
 def test_the_callers_autocast_keeps_its_gradients():

@@ -301,9 +301,10 @@ def test_best_threshold_equals_scikit_learns_curve(seed, decimals):
 
 
 def test_best_threshold_by_hand():
-    assert best_threshold(
+    best = best_threshold(
         torch.tensor([0, 1, 1, 0]), torch.tensor([0.1, 0.6, 0.8, 0.2])
-    ) == (pytest.approx(0.6), 1)
+    )
+    assert (best.threshold, best.f1) == best == (pytest.approx(0.6), 1)
     # Two positives and one negative share a score: all or none of them are flagged.
     assert best_threshold(
         torch.tensor([1, 1, 0, 0]), torch.tensor([2.0, 2.0, 2.0, 1.0])

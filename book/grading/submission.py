@@ -49,7 +49,7 @@ def exercises(chapter: str) -> list[str]:
     """Name the checks of a chapter, in the order of its exercises.
 
     Source: none, the book's own. Departures: none. Test:
-    test_submission.py::test_exercises_are_numbered_in_order
+    test_submission.py::test_checks_have_the_order_of_the_exercises
     """
     module = importlib.import_module(f"{PACKAGE}.{chapter}")
     own = (

@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Num
 from torch import Tensor
+
+from paperlib.precision import at_least_float32
 
 # CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is returned
 LOCALIZATION_THRESHOLD = 0.20
@@ -22,7 +25,7 @@ class Box(NamedTuple):
 
 
 def bounding_boxes(
-    map: Tensor | np.ndarray,
+    map: Num[Tensor, "h w"] | Num[np.ndarray, "h w"],
     threshold: float = LOCALIZATION_THRESHOLD,
     connectivity: int = 8,
     largest: bool = False,
@@ -47,6 +50,17 @@ def bounding_boxes(
         ValueError: for a map that is not (h, w) or contains NaN or infinite values, a
             threshold outside [0, 1], or a connectivity other than 4 and 8.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.cam import bounding_boxes
+        >>> cam_map = torch.zeros(5, 8)
+        >>> cam_map[1:3, 2:6] = 1.0
+        >>> cam_map[4, 7] = 0.5
+        >>> bounding_boxes(cam_map, threshold=0.2)[0]
+        Box(top=1, left=2, bottom=3, right=6)
+        >>> len(bounding_boxes(cam_map)), len(bounding_boxes(cam_map, largest=True))
+        (2, 1)
+
     Source: Zhou et al., arXiv:1512.04150, Sec. 3.1; Selvaraju et al.,
         arXiv:1610.02391v4, Sec. 4.1.
     Departures: neither paper states the connectivity.
@@ -55,7 +69,7 @@ def bounding_boxes(
     from scipy import ndimage
 
     values = torch.as_tensor(map).detach().cpu()
-    values = values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
+    values = values.to(at_least_float32(values.dtype)).numpy()
     if values.ndim != 2:
         raise ValueError(
             f"map of shape {values.shape}; expected one map (h, w)."

@@ -6,31 +6,33 @@ The torch functions of one forward pass are recorded and followed back from the 
 import math
 import weakref
 from collections import deque
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from paperlib.inference import override_autocast
+from paperlib.precision import at_least_float32
 from paperlib.validation import has_values
 
 
 class _Call(NamedTuple):
     """A call of a torch function: name, result, arguments.
 
-    Calls that CAM cannot use hold a weak reference to the result and no arguments.
+    Calls that CAM cannot use hold a weak reference to the result, and nothing else.
     """
 
     name: str
-    result: Any
+    reference: weakref.ref
+    result: Tensor | None
     args: tuple
     kwargs: dict
 
-    def returned(self, tensor: Tensor) -> bool:
-        return (
-            self.result() if isinstance(self.result, weakref.ref) else self.result
-        ) is tensor
+    @property
+    def input(self) -> Tensor:
+        return self.args[0] if self.args else self.kwargs["input"]
 
 
 # Functions that only rearrange, copy or convert numbers in eval mode.
@@ -39,7 +41,7 @@ _PASSING = frozenset(
     " detach dropout dropout1d dropout2d feature_dropout alpha_dropout to float double"
     " type type_as permute transpose ravel unflatten identity alias".split()
 )
-_POOLING = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "sum"}
+_POOLING = frozenset({"adaptive_avg_pool2d", "avg_pool2d", "mean", "sum"})
 
 
 class _CallRecorder(TorchFunctionMode):
@@ -54,19 +56,16 @@ class _CallRecorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             name = getattr(func, "__name__", "").partition(".")[0].strip("_")
-            is_needed = name in _PASSING or name in _POOLING or name == "linear"
-            # After the pooling it is a linear layer; before it, its maps would only
-            # fill memory.
-            if name == "conv2d":
-                is_needed = result.shape[-2:] == (1, 1)
-            self.last.append(
-                _Call(
-                    name,
-                    result if is_needed else weakref.ref(result),
-                    args if is_needed else (),
-                    kwargs if is_needed else {},
-                )
+            # A 1×1 convolution is a linear layer after the pooling; before it, its maps
+            # would only fill memory.
+            is_needed = (
+                name in _PASSING
+                or name in _POOLING
+                or name == "linear"
+                or (name == "conv2d" and result.shape[-2:] == (1, 1))
             )
+            contents = (result, args, kwargs) if is_needed else (None, (), {})
+            self.last.append(_Call(name, weakref.ref(result), *contents))
         return result
 
 
@@ -75,8 +74,8 @@ class _Head(NamedTuple):
 
     features: Tensor
     divisor: int  # positions that a sum pooling adds up; 1 where it averages
-    weight: Tensor | None
-    bias: Tensor | None
+    weight: Tensor  # (classes, C); the identity where no linear layer follows
+    bias: Tensor  # (classes,); zeros where the linear layer has none
 
 
 def _raise_unsupported(reason: str) -> NoReturn:
@@ -89,60 +88,61 @@ def _raise_unsupported(reason: str) -> NoReturn:
 
 def _find_head(calls: deque[_Call], logits: Tensor) -> _Head:
     """Follow the logits back to the pooled feature map."""
-    calls, weight, bias, what = calls.copy(), None, None, "the logits are"
+    calls, linear, what = calls.copy(), None, "the logits are"
     call = _source(calls, logits, what)
     if call.name in ("linear", "conv2d"):
-        pooled, weight, bias = _linear_arguments(*call.args, **call.kwargs)
-        what = "the input of the last linear layer is"
-        call = _source(calls, pooled, what)
+        linear, what = call, "the input of the last linear layer is"
+        call = _source(calls, linear.input, what)
     if call.name not in _POOLING:
         _raise_unsupported(f"{what} the output of {call.name}")
-    head = _Head(*_find_pooled(calls, call), weight, bias)
-    channels, classes = head.features.shape[1], logits.shape[1]
-    if weight is not None and weight.shape != (classes, channels):
+    features, divisor = _find_pooled(calls, call)
+    channels, classes = features.shape[1], logits.shape[1]
+    if linear is None:
+        weight, bias = torch.eye(classes, channels).to(features), None
+    else:
+        weight, bias = _parameters(*linear.args, **linear.kwargs)
+    if weight.shape != (classes, channels):
         _raise_unsupported(
             f"{channels} channels are pooled and the last layer's weight"
             f" is {tuple(weight.shape)}"
         )
-    return head
+    bias = weight.new_zeros(classes) if bias is None else bias
+    return _Head(features, divisor, weight, bias)
+
+
+def _parameters(input, weight, bias=None, *_, **__):
+    return weight.flatten(1), bias
 
 
 def _source(calls: deque[_Call], tensor: Tensor, what: str) -> _Call:
     """Find the call that computed a tensor, and drop it and all later ones."""
-    while calls:
-        call = calls.pop()
-        if call.returned(tensor):
-            if call.name not in _PASSING:
-                return call
-            tensor = call.args[0] if call.args else call.kwargs["input"]
+    while call := _returning(calls, tensor):
+        if call.name not in _PASSING:
+            return call
+        tensor = call.input
     _raise_unsupported(f"{what} the output of something other than a torch function")
 
 
-def _linear_arguments(input, weight, bias=None, *_, **__):
-    return input, weight.flatten(1), bias
+def _returning(calls: deque[_Call], tensor: Tensor) -> _Call | None:
+    """Find the call that returned a tensor, and drop it and all later ones."""
+    while calls:
+        call = calls.pop()
+        if call.reference() is tensor:
+            return call
+    return None
 
 
 def _find_pooled(calls: deque[_Call], call: _Call) -> tuple[Tensor, int]:
     """Return a pooling's feature map (N, C, h, w), and the divisor if it sums."""
     x, axes, divisor = _axes(call)
-    # One spatial axis was reduced before, or both were flattened into one.
     if x.ndim == 3 and axes == {2}:
-        while calls:
-            earlier = calls.pop()
-            if not earlier.returned(x):
-                continue
-            if earlier.name in ("mean", "sum"):
-                features, earlier_axes, earlier_divisor = _axes(earlier)
-                if features.ndim == 4 and earlier_axes in ({2}, {3}):
-                    return features, divisor * earlier_divisor
-            elif (
-                earlier.name in _PASSING
-                and isinstance(features := earlier.args[0], Tensor)
-                and features.ndim == 4
-            ):
-                if features.flatten(2).shape == x.shape:
-                    return features, divisor
-            break
+        # Before that, one spatial axis was reduced, or both were flattened into one.
+        earlier = _returning(calls, x)
+        if earlier is not None and earlier.name in _PASSING | _POOLING:
+            features, other_axes, other_divisor = _axes(earlier)
+            is_flattened = not other_axes and features.flatten(2).shape == x.shape
+            if features.ndim == 4 and (is_flattened or other_axes in ({2}, {3})):
+                return features, divisor * other_divisor
     if x.ndim == 4 and axes == {2, 3}:
         return x, divisor
     if x.ndim == 4 and axes == {1, 2}:  # (N, h, w, C)
@@ -155,63 +155,32 @@ def _find_pooled(calls: deque[_Call], call: _Call) -> tuple[Tensor, int]:
 
 
 def _axes(call: _Call) -> tuple[Tensor, set[int], int]:
-    """Return a pooling's input, the axes that it reduces, and the divisor of a sum."""
-
-    def reduction_axes(input, dim=None, keepdim=False, *_, **__):
-        dims = (
-            range(input.ndim)
-            if dim is None
-            else (dim,)
-            if isinstance(dim, int)
-            else tuple(dim)
-        )
-        axes = {axis % input.ndim for axis in dims}
-        summed = call.name == "sum"
-        return (
-            input,
-            axes,
-            math.prod(input.shape[axis] for axis in axes) if summed else 1,
-        )
-
-    def window_axes(input, *_, **__):
-        axes = {
-            axis
-            for axis in (2, 3)
-            if call.result.ndim == 4 and call.result.shape[axis] == 1
-        }
-        return input, axes, 1
-
-    return (reduction_axes if call.name in ("mean", "sum") else window_axes)(
-        *call.args, **call.kwargs
-    )
+    """Return a call's input, the axes that it reduces, and the divisor of a sum."""
+    x, shape = call.input, call.result.shape
+    if call.name in ("mean", "sum"):
+        dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
+        dim = range(x.ndim) if dim is None else dim
+        axes = {axis % x.ndim for axis in np.atleast_1d(dim).tolist()}
+    else:
+        axes = {axis for axis in (2, 3) if len(shape) == 4 and shape[axis] == 1}
+    divisor = math.prod(x.shape[axis] for axis in axes) if call.name == "sum" else 1
+    return x, axes, divisor
 
 
 def _check_average(head: _Head, logits: Tensor) -> None:
     """Raise unless the maps of this run average to the logits without their bias."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    dtype = at_least_float32(logits.dtype)
     pooled = head.features.mean((2, 3), dtype=dtype) * head.divisor
-    expected, size = pooled, pooled.abs()
-    if head.weight is not None:
-        weight = head.weight.to(dtype)
-        with override_autocast(enabled=False):
-            expected, size = pooled @ weight.T, pooled.abs() @ weight.abs().T
-    if head.bias is not None:
-        expected, size = expected + head.bias, size + head.bias.abs()
-    if expected.shape != logits.shape:
-        _raise_unsupported(
-            f"the pooling leads to {tuple(expected.shape)} and the logits"
-            f" are {tuple(logits.shape)}"
-        )
+    weight = head.weight.to(dtype)
+    with override_autocast(enabled=False):
+        expected = pooled @ weight.T + head.bias
+        size = pooled.abs() @ weight.T.abs() + head.bias.abs()
     # For another structure the difference is as large as the terms themselves; rounding
     # is far smaller.
-    rounding = (
-        0.05
-        if torch.finfo(logits.dtype).bits == 16
-        or torch.finfo(head.features.dtype).bits == 16
-        else 1e-3
-    )
-    if has_values(logits) and not bool(
-        ((expected - logits).abs() <= rounding * size.amax()).all()
+    is_half = any(x.dtype.itemsize == 2 for x in (logits, head.features))
+    rounding = (0.05 if is_half else 1e-3) * size.amax()
+    if expected.shape != logits.shape or (
+        has_values(logits) and not ((expected - logits).abs() <= rounding).all()
     ):
         _raise_unsupported(
             "the maps do not average to the logits:"

@@ -1,14 +1,15 @@
 """CAM: weight the pooled feature map by the last linear layer's weights."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from paperlib.cam.head import _CallRecorder, _check_average, _find_head
-from paperlib.inference import inference_state, override_autocast, raise_if_threaded
-from paperlib.validation import check_images, target_classes
+from paperlib.inference import inference_state, override_autocast, raise_if_hidden
+from paperlib.precision import at_least_float32
+from paperlib.validation import ClassTargets, check_images, target_classes
 
 
 class CAM(NamedTuple):
@@ -21,16 +22,16 @@ class CAM(NamedTuple):
         targets: (N,) class indices.
     """
 
-    maps: Tensor
-    logits: Tensor
-    targets: Tensor
+    maps: Float[Tensor, "n *t h w"]
+    logits: Float[Tensor, "n classes"]
+    targets: Int[Tensor, " n *t"]
 
 
 def class_activation_map(
     features: Float[Tensor, "n c h w"],
     weight: Float[Tensor, "classes c"],
-    targets: Int[Tensor, "*n_t"],
-) -> Float[Tensor, "*n_t h w"]:
+    targets: Int[Tensor, " n *t"],
+) -> Float[Tensor, "n *t h w"]:
     r"""Sum the channels of the last feature map, weighted for one class.
 
     $$M_c(x, y) = \sum_k w_k^c f_k(x, y)$$
@@ -45,10 +46,18 @@ def class_activation_map(
         signed maps: no ReLU, no scaling, no bias; float32 where the features are half
         precision.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.cam import class_activation_map
+        >>> features = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])  # (1, 2, 1, 2)
+        >>> weight = torch.tensor([[1.0, 1.0], [0.5, -1.0]])  # (classes, C)
+        >>> class_activation_map(features, weight, torch.tensor([1]))
+        tensor([[[-2.5000,  1.0000]]])
+
     Source: Zhou et al., arXiv:1512.04150, Eq. 2. Departures: none.
     Test: test_cam.py::test_the_map_is_the_weighted_sum_of_channels
     """
-    dtype = torch.promote_types(features.dtype, torch.float32)
+    dtype = at_least_float32(features.dtype)
     n, c, h, w = features.shape
     rows = weight[targets].to(dtype).view(n, -1, c)
     # Autocast would compute the sum in half precision.
@@ -56,7 +65,11 @@ def class_activation_map(
         return (rows @ features.flatten(2).to(dtype)).view(*targets.shape, h, w)
 
 
-def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
+def cam(
+    model: nn.Module,
+    images: Float[Tensor, "n c height width"],
+    targets: ClassTargets = None,
+) -> CAM:
     """Compute the class activation maps of a network.
 
     The network must end in global average pooling and one linear layer. It runs once,
@@ -83,17 +96,24 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
             was found), images that are not a finite batch, targets that do not match
             the batch or the classes, and an nn.DataParallel over several devices.
 
+    Example:
+        >>> from skimage import data
+        >>> from paperlib import backbones
+        >>> from paperlib.cam import cam
+        >>> backbone = backbones.load("efficientnet_lite0")
+        >>> images = backbone.transform(data.chelsea()[None])
+        >>> maps, logits, targets = cam(backbone.model, images)
+        >>> maps.shape, targets.tolist()  # ImageNet's class 285: Egyptian cat
+        (torch.Size([1, 7, 7]), [285])
+        >>> cam(backbone.model, images, [[285, 281]]).maps.shape  # and 281: tabby
+        torch.Size([1, 2, 7, 7])
+
     Source: Zhou et al., arXiv:1512.04150, Eq. 1.
     Departures: none in the map. Networks average over space, so its mean and not its
         sum is the logit; the bias is left out, as in the paper.
     Test: test_cam.py::test_maps_average_to_the_logits_of_many_networks
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            f"a {type(model).__name__} hides the end of its network;"
-            " pass the module it was made from"
-        )
-    raise_if_threaded(model, "the model")
+    raise_if_hidden(model, "the model")
     with inference_state(model), torch.no_grad():
         images = check_images(images)
         with _CallRecorder() as calls:
@@ -101,12 +121,5 @@ def cam(model: nn.Module, images: Tensor, targets: Any = None) -> CAM:
         classes = target_classes(targets, logits, len(images))
         head = _find_head(calls.last, logits)
         _check_average(head, logits)
-        if head.weight is None:
-            picked = head.features.take_along_dim(
-                classes.view(len(images), -1, 1, 1), 1
-            )
-            maps = picked.view(*classes.shape, *picked.shape[-2:])
-            maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-        else:
-            maps = class_activation_map(head.features, head.weight, classes)
+        maps = class_activation_map(head.features, head.weight, classes)
     return CAM(maps, logits.detach(), classes)

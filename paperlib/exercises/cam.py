@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 02, CAM."""
+"""Checks for the exercises of chapter 02, CAM, in their order."""
 
 from typing import Any
 
@@ -7,24 +7,24 @@ from torch import nn
 
 from paperlib.cam import cam, class_activation_map
 from paperlib.exercises.verdict import (
-    expects_function,
-    expects_number,
+    errors_rejected,
+    expects,
+    four_numbers,
+    function,
     judge,
     judge_number,
     judge_tensor,
+    number,
+    random_tensors,
+    require,
     right,
     same_but_scaled,
-    wrong,
 )
 
 
-@expects_number
+@expects(number)
 def sum_of_the_map(answer: Any) -> bool:
-    """Check the sum of a 7×7 map for a logit of 12.5 and a bias of 0.5.
-
-    Source: chapter 02, exercise 1. Departures: none.
-    Test: test_exercises_cam.py::test_cam_checks
-    """
+    """Check the sum of a 7×7 map for a logit of 12.5 and a bias of 0.5."""
     return judge_number(
         answer,
         49 * 12.0,
@@ -47,15 +47,10 @@ def sum_of_the_map(answer: Any) -> bool:
     )
 
 
-@expects_number
+@expects(number)
 def side_ratio(answer: Any) -> bool:
-    """Check the ratio of the sides of two concentric squares with an IoU of 0.5.
-
-    Source: chapter 02, exercise 2. Departures: none.
-    Test: test_exercises_cam.py::test_cam_checks
-    """
-    if answer <= 1:
-        return wrong("the predicted box is the larger one, so the ratio is above 1")
+    """Check the ratio of the sides of two concentric squares with an IoU of 0.5."""
+    require(answer > 1, "the predicted box is the larger one, so the ratio is above 1")
     iou = 1 / answer**2
     towards = "falls to 0.5 for a larger" if iou > 0.5 else "rises to 0.5 for a smaller"
     areas_hint = "that is the ratio of the areas; the question is about the sides"
@@ -69,17 +64,10 @@ def side_ratio(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def map_function(answer: Any) -> bool:
-    """Check the reader's `f(features, weight, targets)`, Eq. 2 for a batch.
-
-    Source: chapter 02, exercise 3. Departures: none.
-    Test: test_exercises_cam.py::test_cam_checks
-    """
-    generator = torch.Generator().manual_seed(0)
-    features, weight = (
-        torch.randn(shape, generator=generator) for shape in ((3, 5, 4, 6), (7, 5))
-    )
+    """Check the reader's `f(features, weight, targets)`, Eq. 2 for a batch."""
+    features, weight = random_tensors((3, 5, 4, 6), (7, 5))
     targets = torch.tensor([6, 0, 2])
     expected = class_activation_map(features, weight, targets)
     return judge_tensor(
@@ -108,13 +96,11 @@ def map_function(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def box_function(answer: Any) -> bool:
-    """Check `f(map)`: the smallest box around all positions above 20 % of the maximum.
+    """Check `f(map)`: the box around all positions above 20 % of the maximum.
 
-    Source: chapter 02, exercise 4.
-    Departures: the paper selects the largest region, the exercise all positions.
-    Test: test_exercises_cam.py::test_cam_checks
+    The paper selects the largest region, the exercise all positions.
     """
     values = torch.full((8, 10), -1.0)
     # 3 is above 20 % of 10, and below the middle of the range from -1 to 10
@@ -124,28 +110,18 @@ def box_function(answer: Any) -> bool:
     values[5, 3] = 2.0  # exactly 20 %: not above it
     values[0, 0] = 1.5
     values[7] = -20.0  # larger than the maximum, but for its sign
-    got = answer(values.clone())
-    try:
-        got = tuple(int(side) for side in got)
-    except (TypeError, ValueError):
-        return wrong(
-            f"f returned a {type(got).__name__}; expected four numbers:"
-            " top, left, bottom, right"
-        )
-    if len(got) != 4:
-        return wrong(
-            f"f returned {len(got)} numbers; expected four: top, left, bottom, right"
-        )
-    if got == (0, 2, 5, 9):
-        flipped_box = tuple(int(side) for side in answer(values.flip(0)))
-        if flipped_box != (3, 2, 8, 9):
-            return wrong(
-                "right on one map, but not on the same map upside down:"
-                " compute the box from the map"
-            )
+    box, flipped_box = (
+        four_numbers(answer(values), "f returned a", "top, left, bottom, right")
+        for values in (values.clone(), values.flip(0))
+    )
+    require(
+        box != (0, 2, 5, 9) or flipped_box == (3, 2, 8, 9),
+        "right on one map, but not on the same map upside down:"
+        " compute the box from the map",
+    )
     return judge(
-        got,
-        got.__eq__,
+        box,
+        box.__eq__,
         (0, 2, 5, 9),
         "rows 0 to 4 and columns 2 to 8, half-open",
         (
@@ -185,13 +161,9 @@ def box_function(answer: Any) -> bool:
     )
 
 
-@expects_number
+@expects(number)
 def parameters_saved(answer: Any) -> bool:
-    """Check the percentage of parameters that GAP saves in VGG-16.
-
-    Source: chapter 02, exercise 5; arXiv:1512.04150, Sec. 3.1. Departures: none.
-    Test: test_exercises_cam.py::test_cam_checks
-    """
+    """Check the percentage of parameters that GAP saves in VGG-16."""
     from torchvision import models
 
     with torch.device("meta"):
@@ -223,53 +195,51 @@ def parameters_saved(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def gap_network(answer: Any) -> bool:
-    """Check the reader's `f(features, channels, classes)`: a network that CAM accepts.
-
-    Source: chapter 02, exercise 6; arXiv:1512.04150, Sec. 3.1. Departures: none.
-    Test: test_exercises_cam.py::test_cam_checks
-    """
-    if isinstance(answer, nn.Module):
-        return wrong(
-            "received a network; expected the function that builds it:"
-            " pass its name, without calling it"
-        )
+    """Check `f(features, channels, classes)`, which builds a network for CAM."""
+    require(
+        not isinstance(answer, nn.Module),
+        "received a network; expected the function that builds it:"
+        " pass its name, without calling it",
+    )
     # The state of the reader's generator does not change.
-    with torch.random.fork_rng(devices=[]):
+    with (
+        torch.random.fork_rng(devices=[]),
+        errors_rejected("cam raises an error for it"),
+    ):
         torch.manual_seed(0)
         features = nn.Sequential(
             nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
         )
-        try:
-            network = answer(features, 12, 5)
-            if not isinstance(network, nn.Module):
-                return wrong(
-                    f"f returned a {type(network).__name__};"
-                    " expected a network, for example an nn.Sequential"
-                )
-            result = cam(network, torch.randn(2, 3, 16, 12))
-        except (ValueError, RuntimeError) as error:
-            return wrong(f"cam raises an error for it: {error}")
-    if result.logits.shape != (2, 5):
-        return wrong(
-            f"the network returns {tuple(result.logits.shape)};"
-            " expected a score for each of 5 classes"
+        network = answer(features, 12, 5)
+        require(
+            isinstance(network, nn.Module),
+            f"f returned a {type(network).__name__};"
+            " expected a network, for example an nn.Sequential",
         )
-    modules, given = set(network.modules()), set(features.modules())
-    if features[0] not in modules:
-        return wrong("the network does not contain the given features")
-    if not any(
-        isinstance(m, nn.Conv2d)
-        and (m.in_channels, m.out_channels, m.kernel_size) == (12, 1024, (3, 3))
-        for m in modules - given
-    ):
-        return wrong(
-            "the paper adds a 3×3 convolution with 1,024 channels before the pooling"
-        )
-    if result.maps.shape != (2, 8, 6):
-        return wrong(
-            f"the map is {tuple(result.maps.shape[1:])} for features of (8, 6):"
-            " pad the convolution by one, and keep its stride at 1"
-        )
+        result = cam(network, torch.randn(2, 3, 16, 12))
+    require(
+        result.logits.shape == (2, 5),
+        f"the network returns {tuple(result.logits.shape)};"
+        " expected a score for each of 5 classes",
+    )
+    require(
+        features[0] in set(network.modules()),
+        "the network does not contain the given features",
+    )
+    require(
+        any(
+            isinstance(module, nn.Conv2d)
+            and (module.in_channels, module.out_channels) == (12, 1024)
+            and module.kernel_size == (3, 3)
+            for module in set(network.modules()) - set(features.modules())
+        ),
+        "the paper adds a 3×3 convolution with 1,024 channels before the pooling",
+    )
+    require(
+        result.maps.shape == (2, 8, 6),
+        f"the map is {tuple(result.maps.shape[1:])} for features of (8, 6):"
+        " pad the convolution by one, and keep its stride at 1",
+    )
     return right("cam finds the pooled features and the linear layer by itself")

@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 03, Grad-CAM."""
+"""Checks for the exercises of chapter 03, Grad-CAM, in their order."""
 
 from typing import Any
 
@@ -6,14 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.exercises.verdict import (
-    expects_function,
-    expects_number,
+    errors_rejected,
+    expects,
+    four_numbers,
+    function,
     judge,
     judge_number,
     judge_tensor,
+    number,
+    random_tensors,
+    require,
     same_but_scaled,
-    unanswered,
-    wrong,
 )
 from paperlib.gradcam import grad_cam, grad_cam_map
 
@@ -22,13 +25,9 @@ GRADIENT = ((-2.0, 3.0, -1.0), (6.0, -3.0, 1.0), (2.0, -1.0, 3.0))  # of the 3×
 FORWARD = ((1.0, -1.0, 5.0), (2.0, -5.0, -7.0), (-3.0, 2.0, 4.0))
 
 
-@expects_number
+@expects(number)
 def channel_weight(answer: Any) -> bool:
-    """Check the weight of a channel with the gradient of the 3×3 example.
-
-    Source: chapter 03, exercise 1. Departures: none.
-    Test: test_exercises_gradcam.py::test_gradcam_checks
-    """
+    """Check the weight of a channel with the gradient of the 3×3 example."""
     gradient = torch.tensor(GRADIENT)
     total, exact = gradient.sum().item(), gradient.sum().item() / 9
     positive = gradient.clamp_min(0).sum().item()
@@ -58,13 +57,9 @@ def channel_weight(answer: Any) -> bool:
     )
 
 
-@expects_number
+@expects(number)
 def largest_value(answer: Any) -> bool:
-    """Check Grad-CAM's largest value where CAM's is 24.5, for 7×7 positions.
-
-    Source: chapter 03, exercise 2. Departures: none.
-    Test: test_exercises_gradcam.py::test_gradcam_checks
-    """
+    """Check Grad-CAM's largest value where CAM's is 24.5, for 7×7 positions."""
     return judge_number(
         answer,
         24.5 / 49,
@@ -83,28 +78,15 @@ def largest_value(answer: Any) -> bool:
     )
 
 
+@expects(four_numbers)
 def guided_relu6(answer: Any) -> bool:
     """Check guided backpropagation through a ReLU6.
 
     The inputs are -1, 2, 3, 7, the gradients 4, -5, 6, 8.
-
-    Source: chapter 03, exercise 3. Departures: none.
-    Test: test_exercises_gradcam.py::test_gradcam_checks
     """
-    if unanswered(answer):
-        return False
-    try:
-        got = tuple(float(value) for value in answer)
-    except (TypeError, ValueError):
-        return wrong(
-            f"received an answer of type {type(answer).__name__};"
-            " expected four numbers, for example [1, 2, 3, 4]"
-        )
-    if len(got) != 4:
-        return wrong(f"received {len(got)} numbers; expected four, one per input")
     return judge(
-        got,
-        got.__eq__,
+        answer,
+        answer.__eq__,
         (0, 0, 6, 0),
         "only the third has an input between 0 and 6 and a positive gradient",
         (
@@ -133,17 +115,10 @@ def guided_relu6(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def map_function(answer: Any) -> bool:
-    """Check the reader's `f(activations, gradients)`, Eq. 1 and 2 for a batch.
-
-    Source: chapter 03, exercise 4. Departures: none.
-    Test: test_exercises_gradcam.py::test_gradcam_checks
-    """
-    generator = torch.Generator().manual_seed(0)
-    activations, gradients = (
-        torch.randn(3, 5, 4, 6, generator=generator) for _ in range(2)
-    )
+    """Check the reader's `f(activations, gradients)`, Eq. 1 and 2 for a batch."""
+    activations, gradients = random_tensors((3, 5, 4, 6), (3, 5, 4, 6))
     weights = gradients.mean((2, 3))
     expected, signed = (
         grad_cam_map(weights, activations, relu=relu) for relu in (True, False)
@@ -198,13 +173,9 @@ def map_function(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def contrast_score(answer: Any) -> bool:
-    """Check the reader's `score(logits)`: why class 2 rather than class 0.
-
-    Source: chapter 03, exercise 5. Departures: none.
-    Test: test_exercises_gradcam.py::test_gradcam_checks
-    """
+    """Check the reader's `score(logits)`: why class 2 rather than class 0."""
     # The state of the reader's generator does not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -215,7 +186,7 @@ def contrast_score(answer: Any) -> bool:
             nn.Flatten(),
             nn.Linear(6, 4),
         )
-    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    (images,) = random_tensors((3, 3, 8, 8))
     # Class 2 has the higher score in some images, but not in all.
     with torch.no_grad():
         logits = network(images)
@@ -226,10 +197,8 @@ def contrast_score(answer: Any) -> bool:
     def compute_maps(score: Any) -> Tensor:
         return grad_cam(network, images, "0", score, relu=False).maps
 
-    try:
+    with errors_rejected("grad_cam raises an error for it"):
         got = compute_maps(answer)
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:
-        return wrong(f"grad_cam raises an error for it: {error}")
     expected = compute_maps(lambda logits: logits[:, 2] - logits[:, 0])
     return judge_tensor(
         got,
@@ -272,27 +241,22 @@ def contrast_score(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def deconvnet_relu(answer: Any) -> bool:
-    """Check the reader's `f(x)`: forward a ReLU, backward the deconvnet's rule.
-
-    Source: chapter 03, exercise 6; Zeiler and Fergus, arXiv:1311.2901.
-    Departures: none.
-    Test: test_exercises_gradcam.py::test_gradcam_checks
-    """
-    if isinstance(answer, type):
-        return wrong(
-            "received a class; expected a function:"
-            " a torch.autograd.Function is called through its .apply"
-        )
+    """Check the reader's `f(x)`: forward a ReLU, backward the deconvnet's rule."""
+    require(
+        not isinstance(answer, type),
+        "received a class; expected a function:"
+        " a torch.autograd.Function is called through its .apply",
+    )
     x, above = torch.tensor(FORWARD, requires_grad=True), torch.tensor(GRADIENT)
-    try:
+    with errors_rejected("it does not run forward and backward"):
         output = answer(x)
-        if not isinstance(output, Tensor) or not torch.equal(output, x.relu()):
-            return wrong("forward it is an ordinary ReLU: max(x, 0)")
+        require(
+            isinstance(output, Tensor) and torch.equal(output, x.relu()),
+            "forward it is an ordinary ReLU: max(x, 0)",
+        )
         (got,) = torch.autograd.grad(output, x, above)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        return wrong(f"it does not run forward and backward: {error}")
     return judge(
         got,
         got.equal,

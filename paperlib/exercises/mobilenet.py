@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 01, MobileNet."""
+"""Checks for the exercises of chapter 01, MobileNet, in their order."""
 
 from typing import Any
 
@@ -12,23 +12,21 @@ from paperlib.complexity import (
     profile,
 )
 from paperlib.exercises.verdict import (
-    expects_function,
-    expects_number,
+    expects,
+    function,
     judge_number,
     judge_tensor,
+    number,
+    random_tensors,
+    require,
     right,
-    wrong,
 )
 from paperlib.mobilenet import MobileNetV1
 
 
-@expects_number
+@expects(number)
 def standard_cost(answer: Any) -> bool:
-    """Check the MACs of a 5×5 convolution, 16 to 32 channels, 28×28 output.
-
-    Source: chapter 01, exercise 1. Departures: none.
-    Test: test_exercises_mobilenet.py::test_mobilenet_checks
-    """
+    """Check the MACs of a 5×5 convolution, 16 to 32 channels, 28×28 output."""
     exact = conv2d_macs(5, 16, 32, 28)
     one_channel_number = (
         "every output channel sums over every input channel:"
@@ -54,73 +52,62 @@ def standard_cost(answer: Any) -> bool:
     )
 
 
-@expects_number
+@expects(number)
 def break_even(answer: Any) -> bool:
-    """Check the output channels for which a 3×3 separable layer costs six times less.
-
-    Source: chapter 01, exercise 2. Departures: none.
-    Test: test_exercises_mobilenet.py::test_mobilenet_checks
-    """
-    if answer <= 0:
-        return wrong("a layer has at least one output channel")
+    """Check the output channels where a 3×3 separable layer costs six times less."""
+    require(answer > 0, "a layer has at least one output channel")
     saving = 1 / (1 / answer + 1 / 9)
-    if abs(saving - 6) < 1e-9:
-        return right("1/N + 1/9 = 1/6")
     change, direction = ("falls", "smaller") if saving > 6 else ("rises", "larger")
-    return wrong(
+    require(
+        abs(saving - 6) < 1e-9,
         f"with N = {answer} the saving is {saving:.3f};"
-        f" it {change} towards 6 for {direction} N"
+        f" it {change} towards 6 for {direction} N",
     )
+    return right("1/N + 1/9 = 1/6")
 
 
-@expects_function
+@expects(function)
 def separable_function(answer: Any) -> bool:
-    """Check the reader's `f(kernel, in_channels, out_channels, out_size)`.
-
-    Source: chapter 01, exercise 3. Departures: none.
-    Test: test_exercises_mobilenet.py::test_mobilenet_checks
-    """
-    for case in ((3, 5, 7, 4), (3, 512, 512, 14), (5, 8, 24, 10), (1, 4, 4, 1)):
-        got = answer(*case)
-        if got != depthwise_separable_macs(*case):
-            kernel, m, n, side = case
-            if got in (kernel**2 * m * side**2, m * n * side**2):
-                hint = "that is one of the two steps; add the other"
-            else:
-                hint = "compare with Eq. 5, depthwise plus pointwise"
-            return wrong(f"f{case} returned {got}: {hint}")
+    """Check the reader's `f(kernel, in_channels, out_channels, out_size)`."""
+    for layer in ((3, 5, 7, 4), (3, 512, 512, 14), (5, 8, 24, 10), (1, 4, 4, 1)):
+        macs = answer(*layer)
+        kernel, m, n, side = layer
+        received = f"f{layer} returned {macs}"
+        require(
+            macs not in (kernel**2 * m * side**2, m * n * side**2),
+            f"{received}: that is one of the two steps; add the other",
+        )
+        require(
+            macs == depthwise_separable_macs(*layer),
+            f"{received}: compare with Eq. 5, depthwise plus pointwise",
+        )
     return right("depthwise plus pointwise, on four layers")
 
 
-@expects_number
+@expects(number)
 def largest_width(answer: Any) -> bool:
     """Check the largest width (in steps of 0.05) with at most 200 million MACs.
 
     The input has 192×192 pixels.
-
-    Source: chapter 01, exercise 4. Departures: none.
-    Test: test_exercises_mobilenet.py::test_mobilenet_checks
     """
-    if answer > 10:  # a network of any width, 1e30 for example, could not be built
-        return wrong("even a network of width 10 costs more than 200 million")
+    # A network of any width, 1e30 for example, could not be built.
+    require(answer <= 10, "even a network of width 10 costs more than 200 million")
     steps = round(float(answer) / 0.05)
-    if steps < 1 or abs(steps * 0.05 - answer) > 1e-9:
-        return wrong("the answer is a positive multiple of 0.05")
+    require(
+        steps >= 1 and abs(steps * 0.05 - answer) <= 1e-9,
+        "the answer is a positive multiple of 0.05",
+    )
     here, above = (_profile(s * 0.05, 192).macs / 1e6 for s in (steps, steps + 1))
-    if here > 200:
-        return wrong(f"that network costs {here:.1f} million, more than 200")
-    if above <= 200:
-        return wrong(f"that network costs {here:.1f} million; a wider one still fits")
+    require(here <= 200, f"that network costs {here:.1f} million, more than 200")
+    require(
+        above > 200, f"that network costs {here:.1f} million; a wider one still fits"
+    )
     return right(f"{here:.1f} million fit, and the next width needs {above:.1f}")
 
 
-@expects_number
+@expects(number)
 def spared_weights(answer: Any) -> bool:
-    """Check the number of weights without decay in the full MobileNet.
-
-    Source: chapter 01, exercise 5. Departures: none.
-    Test: test_exercises_mobilenet.py::test_mobilenet_checks
-    """
+    """Check the number of weights without decay in the full MobileNet."""
     layers = _profile(1.0, 224).layers
     return judge_number(
         answer,
@@ -133,17 +120,10 @@ def spared_weights(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def depthwise_function(answer: Any) -> bool:
-    """Check the reader's depthwise convolution `f(images, filters)`.
-
-    Source: chapter 01, exercise 6. Departures: none.
-    Test: test_exercises_mobilenet.py::test_mobilenet_checks
-    """
-    generator = torch.Generator().manual_seed(0)
-    images, filters = (
-        torch.randn(shape, generator=generator) for shape in ((2, 3, 7, 6), (3, 3, 3))
-    )
+    """Check the reader's depthwise convolution `f(images, filters)`."""
+    images, filters = random_tensors((2, 3, 7, 6), (3, 3, 3))
     expected, flipped = (
         F.conv2d(images, kernels[:, None], padding=1, groups=3)
         for kernels in (filters, filters.flip(1, 2))

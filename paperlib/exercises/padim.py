@@ -1,28 +1,29 @@
-"""Checks for the exercises of chapter 05, PaDiM."""
+"""Checks for the exercises of chapter 05, PaDiM, in their order."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from paperlib.exercises.verdict import (
-    expects_function,
-    expects_number,
+    errors_rejected,
+    expects,
+    function,
     judge_number,
     judge_tensor,
     like,
+    number,
+    random_tensors,
+    require,
     right,
-    wrong,
+    shape_of,
 )
 
 
-@expects_number
+@expects(number)
 def stored_megabytes(answer: Any) -> bool:
-    """Check PaDiM's storage in megabytes: 50 dimensions, 28×28 positions, float32.
-
-    Source: chapter 05, exercise 1; arXiv:2011.08785, Sec. V-D. Departures: none.
-    Test: test_exercises_padim.py::test_padim_checks
-    """
+    """Check PaDiM's storage in megabytes: 50 dimensions, 28×28 positions, float32."""
     positions, d = 28 * 28, 50
     exact = positions * (d * d + d) * 4 / 1e6
     unit_hint = (
@@ -64,13 +65,9 @@ def stored_megabytes(answer: Any) -> bool:
     )
 
 
-@expects_number
+@expects(number)
 def distance_by_hand(answer: Any) -> bool:
-    """Check a Mahalanobis distance: x - μ = (4, 1), Σ = diag(4, 0.25).
-
-    Source: chapter 05, exercise 2; arXiv:2011.08785, Eq. 2. Departures: none.
-    Test: test_exercises_padim.py::test_padim_checks
-    """
+    """Check a Mahalanobis distance: x - μ = (4, 1), Σ = diag(4, 0.25)."""
     return judge_number(
         answer,
         8**0.5,
@@ -101,27 +98,11 @@ def distance_by_hand(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def embedding_function(answer: Any) -> bool:
-    """Check the reader's `f(maps)`: feature maps concatenated on the grid of the first.
-
-    Source: chapter 05, exercise 3; arXiv:2011.08785, Sec. III-A. Departures: none.
-    Test: test_exercises_padim.py::test_padim_checks
-    """
-    generator = torch.Generator().manual_seed(0)
-    maps = [
-        torch.randn(2, c, s, s, generator=generator)
-        for c, s in ((3, 8), (4, 4), (5, 2))
-    ]
-    expected = torch.cat(
-        [
-            m.repeat_interleave(8 // m.shape[2], 2).repeat_interleave(
-                8 // m.shape[3], 3
-            )
-            for m in maps
-        ],
-        1,
-    )
+    """Check `f(maps)`: feature maps concatenated on the grid of the first."""
+    maps = random_tensors((2, 3, 8, 8), (2, 4, 4, 4), (2, 5, 2, 2))
+    expected = torch.cat([F.interpolate(m, 8, mode="nearest") for m in maps], 1)
     tiled = torch.cat(
         [m.repeat(1, 1, 8 // m.shape[2], 8 // m.shape[3]) for m in maps], 1
     )
@@ -156,15 +137,11 @@ def embedding_function(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def covariance_function(answer: Any) -> bool:
-    """Check the reader's `f(x, epsilon)`, Eq. 1 for all positions at once.
-
-    Source: chapter 05, exercise 4; arXiv:2011.08785, Eq. 1. Departures: none.
-    Test: test_exercises_padim.py::test_padim_checks
-    """
-    n, positions, d, epsilon = 7, 3, 4, 0.5
-    x = torch.randn(n, positions, d, generator=torch.Generator().manual_seed(0)) + 2
+    """Check the reader's `f(x, epsilon)`, Eq. 1 for all positions at once."""
+    n, d, epsilon = 7, 4, 0.5
+    x = random_tensors((n, 3, d))[0] + 2
 
     def scatter(x: Tensor) -> Tensor:
         return torch.einsum("npi,npj->pij", x, x)
@@ -206,49 +183,39 @@ def covariance_function(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def threshold_function(answer: Any) -> bool:
-    """Check `f(scores, rate)`: a threshold that a share `rate` of scores exceeds.
-
-    Source: chapter 05, exercise 5. Departures: none.
-    Test: test_exercises_padim.py::test_padim_checks
-    """
+    """Check `f(scores, rate)`: a threshold that a share `rate` of scores exceeds."""
     generator = torch.Generator().manual_seed(0)
     for rate in (0.05, 0.2):
         # Skewed, so that a mean and a standard deviation do not describe it.
         scores = torch.rand(200, generator=generator) ** 3 * 9 + 10
-        try:
+        with errors_rejected("f did not return one number for 200 scores"):
             threshold = float(answer(scores, rate))
-        except (TypeError, ValueError, RuntimeError) as error:
-            return wrong(f"f did not return one number for 200 scores ({error})")
         above = (scores > threshold).float().mean().item()
-        if abs(above - rate) <= 1 / len(scores) + 1e-6:
-            continue
-        if abs(above - (1 - rate)) <= 2 / len(scores):
-            return wrong(
-                f"{above:.0%} of the normal scores are above it:"
-                " you computed the quantile from the other end"
-            )
-        if above == 0:
-            return wrong(
-                "no normal score is above it:"
-                " a maximum depends on one image, and allows no false alarm"
-            )
-        return wrong(
+        require(
+            abs(above - (1 - rate)) > 2 / len(scores),
+            f"{above:.0%} of the normal scores are above it:"
+            " you computed the quantile from the other end",
+        )
+        require(
+            above > 0,
+            "no normal score is above it:"
+            " a maximum depends on one image, and allows no false alarm",
+        )
+        require(
+            abs(above - rate) <= 1 / len(scores) + 1e-6,
             f"at a rate of {rate:.0%},"
-            f" {above:.1%} of 200 normal scores are above your threshold"
+            f" {above:.1%} of 200 normal scores are above your threshold",
         )
     return right("the quantile 1 - rate of normal scores, whatever their distribution")
 
 
-@expects_number
+@expects(number)
 def crossover(answer: Any) -> bool:
     """Check the number of images from which k-NN stores more than PaDiM.
 
     k-NN uses ResNet-18's three layers, PaDiM d = 100.
-
-    Source: chapter 05, exercise 6; arXiv:2011.08785, Table VIII. Departures: none.
-    Test: test_exercises_padim.py::test_padim_checks
     """
     gaussians = 56 * 56 * (100 * 100 + 100)
     image_size = 64 * 56 * 56 + 128 * 28 * 28 + 256 * 14 * 14
@@ -282,16 +249,11 @@ def crossover(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def merge_function(answer: Any) -> bool:
     """Check the reader's `f(n1, mean1, scatter1, n2, mean2, scatter2)`.
 
     It merges the statistics of two sets; a scatter is the sum of (x - mean)(x - mean)ᵀ.
-
-    Source: chapter 05, exercise 7; Chan, Golub & LeVeque, The American Statistician 37
-        (1983).
-    Departures: none.
-    Test: test_exercises_padim.py::test_padim_checks
     """
 
     def statistics(x: Tensor) -> tuple[int, Tensor, Tensor]:
@@ -305,31 +267,25 @@ def merge_function(answer: Any) -> bool:
         statistics, (x[:7], x[7:], x)
     )
     got = answer(n1, mean1, scatter1, n2, mean2, scatter2)
-    if not isinstance(got, tuple | list) or len(got) != 3:
-        received = (
-            f"{len(got)} values"
-            if isinstance(got, tuple | list)
-            else f"a {type(got).__name__}"
-        )
-        return wrong(
-            f"f returned {received}; expected three values: n, mean and scatter"
-        )
-    if got[0] != n:
-        return wrong(f"7 images and 3 images gave n = {got[0]}")
+    is_sequence = isinstance(got, tuple | list)
+    received = f"{len(got)} values" if is_sequence else f"a {type(got).__name__}"
+    require(
+        is_sequence and len(got) == 3,
+        f"f returned {received}; expected three values: n, mean and scatter",
+    )
+    require(got[0] == n, f"7 images and 3 images gave n = {got[0]}")
     got_mean, got_scatter = (like(value, mean) for value in got[1:])
-    shapes = [
-        tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        for value in (got_mean, got_scatter)
-    ]
-    if shapes != [(3,), (3, 3)]:
-        return wrong(
-            f"mean and scatter have shapes {shapes[0]} and {shapes[1]};"
-            " expected (3,) and (3, 3)"
-        )
-    if torch.allclose(got_mean, (mean1 + mean2) / 2):
-        return wrong("seven images have more weight than three: weight the means")
-    if not torch.allclose(got_mean, mean):
-        return wrong("the mean is not that of all ten images")
+    shapes = [shape_of(value) for value in (got_mean, got_scatter)]
+    require(
+        shapes == ["(3,)", "(3, 3)"],
+        f"mean and scatter have shapes {shapes[0]} and {shapes[1]};"
+        " expected (3,) and (3, 3)",
+    )
+    require(
+        not torch.allclose(got_mean, (mean1 + mean2) / 2),
+        "seven images have more weight than three: weight the means",
+    )
+    require(torch.allclose(got_mean, mean), "the mean is not that of all ten images")
     within = scatter1 + scatter2
     between = torch.outer(mean2 - mean1, mean2 - mean1)
     factor = ((got_scatter - within)[0, 0] / between[0, 0]).item()

@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 04, Patch SVDD."""
+"""Checks for the exercises of chapter 04, Patch SVDD, in their order."""
 
 from typing import Any
 
@@ -8,23 +8,22 @@ from torch import Tensor
 
 from paperlib.anomaly_map import spread_patch_scores
 from paperlib.exercises.verdict import (
-    expects_function,
-    expects_number,
+    errors_rejected,
+    expects,
+    function,
     judge_number,
     judge_tensor,
+    number,
+    random_tensors,
+    require,
     shape_of,
-    wrong,
 )
 from paperlib.patch_svdd import HierarchicalEncoder
 
 
-@expects_number
+@expects(number)
 def patches_of_a_picture(answer: Any) -> bool:
-    """Check the number of 64×64 patches at stride 16 in an image of 400×300 pixels.
-
-    Source: chapter 04, exercise 1; arXiv:2006.16067, Alg. 2. Departures: none.
-    Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
-    """
+    """Check the number of 64×64 patches at stride 16 in an image of 400×300 pixels."""
     rows, columns = (400 - 64) // 16 + 1, (300 - 64) // 16 + 1
     return judge_number(
         answer,
@@ -59,12 +58,11 @@ def patches_of_a_picture(answer: Any) -> bool:
     )
 
 
-@expects_number
+@expects(number)
 def class_of_a_pair(answer: Any) -> bool:
-    """Check the class of a pair: the second patch is 27 pixels lower, 30 further left.
+    """Check the class of a pair of patches.
 
-    Source: chapter 04, exercise 2; the released code of Patch SVDD. Departures: none.
-    Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
+    The second patch is 27 pixels lower and 30 further left.
     """
     return judge_number(
         answer,
@@ -81,23 +79,17 @@ def class_of_a_pair(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def loss_function(answer: Any) -> bool:
-    """Check the reader's `f(a, b)`, the loss of Eq. 4 for a batch of pairs.
-
-    Source: chapter 04, exercise 3; arXiv:2006.16067, Eq. 4.
-    Departures: the mean over the pairs, as in the released code.
-    Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
-    """
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(6, 5, generator=generator) for _ in range(2))
+    """Check the reader's `f(a, b)`, the loss of Eq. 4, averaged over pairs."""
+    a, b = random_tensors((6, 5), (6, 5))
     norms = (a - b).square().sum(1).sqrt()
     got = answer(a, b)
-    if not isinstance(got, Tensor) or got.numel() != 1:
-        return wrong(
-            f"for six pairs f returned {shape_of(got)};"
-            " expected one number, a tensor that can be differentiated"
-        )
+    require(
+        isinstance(got, Tensor) and got.numel() == 1,
+        f"for six pairs f returned {shape_of(got)};"
+        " expected one number, a tensor that can be differentiated",
+    )
     return judge_tensor(
         got.reshape(()),
         norms.mean(),
@@ -133,13 +125,9 @@ def loss_function(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def spread_function(answer: Any) -> bool:
-    """Check `f(scores, patch, stride, size)`: the mean score of the patches per pixel.
-
-    Source: chapter 04, exercise 4; arXiv:2006.16067, Alg. 2. Departures: none.
-    Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
-    """
+    """Check `f(scores, patch, stride, size)`: the mean score of a pixel's patches."""
     scores, patch, stride, size = torch.arange(1.0, 13.0).view(3, 4), 4, 2, (8, 11)
     expected = spread_patch_scores(scores, patch, stride, size)
     covers = F.conv_transpose2d(
@@ -189,16 +177,11 @@ def spread_function(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def nearest_function(answer: Any) -> bool:
-    """Check the reader's `f(queries, bank)`, the distances of Eq. 8.
-
-    Source: chapter 04, exercise 5; arXiv:2006.16067, Eq. 8. Departures: none.
-    Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
-    """
-    generator = torch.Generator().manual_seed(0)
-    bank = torch.randn(40, 5, generator=generator)
-    queries = torch.cat([torch.randn(8, 5, generator=generator), bank[7:8]])
+    """Check the reader's `f(queries, bank)`, the distances of Eq. 8."""
+    bank, queries = random_tensors((40, 5), (8, 5))
+    queries = torch.cat([queries, bank[7:8]])
     differences = queries[:, None] - bank
     distances = differences.square().sum(2).sqrt()
     expected, rows = distances.min(1)
@@ -244,13 +227,9 @@ def nearest_function(answer: Any) -> bool:
     )
 
 
-@expects_function
+@expects(function)
 def hierarchy_function(answer: Any) -> bool:
-    """Check the reader's `f(encoder, patches)`: big embeddings from small ones, Eq. 7.
-
-    Source: chapter 04, exercise 6; arXiv:2006.16067, Eq. 7. Departures: none.
-    Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
-    """
+    """Check `f(encoder, patches)`: big embeddings from small ones, Eq. 7."""
     # The state of the reader's generator does not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -267,10 +246,8 @@ def hierarchy_function(answer: Any) -> bool:
 
     encoder.forward = raise_forward_used
     with torch.no_grad():
-        try:
+        with errors_rejected("it raises an error"):
             got = answer(encoder, patches.clone())
-        except (RuntimeError, ValueError) as error:
-            return wrong(f"it raises an error: {error}")
         # (N, 3, 2, 2, 32, 32), rows before columns
         quarters = patches.unfold(2, 32, 32).unfold(3, 32, 32)
         embedded = encoder.small(quarters.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
@@ -316,14 +293,11 @@ def hierarchy_function(answer: Any) -> bool:
         )
 
 
-@expects_number
+@expects(number)
 def distances_of_an_evaluation(answer: Any) -> bool:
     """Check the number of distances of one evaluation.
 
     3,000 and 1,000 images of 1024×1024 pixels, K = 32, stride 4.
-
-    Source: chapter 04, exercise 7; arXiv:2006.16067, Eq. 8. Departures: none.
-    Test: test_exercises_patch_svdd.py::test_patch_svdd_checks
     """
     patches = ((1024 - 32) // 4 + 1) ** 2
     pairs = 3000 * 1000

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -10,8 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Check = Callable[[Any], bool]
 # A wrong value, or a function that recognises wrong answers, and the hint for it.
 Mistakes = Sequence[tuple[Any, str]]
+
+
+class WrongAnswer(Exception):
+    """Raised by a check: the hint for an answer that is wrong."""
 
 
 def right(explanation: str) -> bool:
@@ -20,59 +26,107 @@ def right(explanation: str) -> bool:
     return True
 
 
-def wrong(hint: str) -> bool:
-    """Reject an answer with a hint."""
-    print(f"not yet: {hint}")
-    return False
+def require(condition: bool, hint: str) -> None:
+    """Reject the answer with a hint unless a condition holds."""
+    if not condition:
+        raise WrongAnswer(hint)
 
 
-def unanswered(answer: Any) -> bool:
-    """Return whether there is no answer yet, and print so."""
-    if answer is None or answer is ...:
-        print("no answer yet: replace the dots by your answer and run the cell again")
-        return True
-    return False
+@contextmanager
+def errors_rejected(hint: str) -> Iterator[None]:
+    """Reject an answer whose code raises an error; the hint ends with the error."""
+    try:
+        yield
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise WrongAnswer(f"{hint}: {error}") from None
 
 
-def expects_number(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Decorate a check so that it receives finite numbers only, as int or float."""
+def expects(read: Callable[[Any], Any]) -> Callable[[Check], Check]:
+    """Decorate a check: it receives what `read` returns for the reader's answer.
 
-    @functools.wraps(check)
-    def checked(answer: Any) -> bool:
-        if unanswered(answer):
-            return False
-        if isinstance(answer, Tensor) and answer.numel() == 1:
-            answer = answer.item()
-        if callable(answer):
-            return wrong(
-                "received a function; expected a number:"
-                " call the function and pass its result"
-            )
-        if not isinstance(answer, Real):
-            kind = type(answer).__name__
-            return wrong(f"received an answer of type {kind}; expected a number")
-        if not -math.inf < answer < math.inf:
-            return wrong(f"the answer is {float(answer)}; expected a finite number")
-        return check(answer)
+    The decorated check prints the verdict. `None` and `...` are no answer yet. A hint
+    is the `WrongAnswer` that `read` or the check raises.
+    """
 
-    return checked
+    def decorate(check: Check) -> Check:
+        @functools.wraps(check)
+        def checked(answer: Any) -> bool:
+            if answer is None or answer is ...:
+                print(
+                    "no answer yet: replace the dots by your answer"
+                    " and run the cell again"
+                )
+                return False
+            try:
+                return check(read(answer))
+            except WrongAnswer as hint:
+                print(f"not yet: {hint}")
+                return False
+
+        return checked
+
+    return decorate
 
 
-def expects_function(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Decorate a check so that it receives functions only."""
+def number(answer: Any) -> Real:
+    """Return an answer that is one finite number, also of a tensor."""
+    if isinstance(answer, Tensor) and answer.numel() == 1:
+        answer = answer.item()
+    require(
+        not callable(answer),
+        "received a function; expected a number: call the function and pass its result",
+    )
+    kind = type(answer).__name__
+    require(
+        isinstance(answer, Real),
+        f"received an answer of type {kind}; expected a number",
+    )
+    require(
+        -math.inf < answer < math.inf,
+        f"the answer is {answer}; expected a finite number",
+    )
+    return answer
 
-    @functools.wraps(check)
-    def checked(answer: Any) -> bool:
-        if unanswered(answer):
-            return False
-        if callable(answer):
-            return check(answer)
-        return wrong(
-            f"received an answer of type {type(answer).__name__}; expected a function:"
-            " pass its name, without calling it"
-        )
 
-    return checked
+def function(answer: Any) -> Callable[..., Any]:
+    """Return an answer that is a function."""
+    require(
+        callable(answer),
+        f"received an answer of type {type(answer).__name__}; expected a function:"
+        " pass its name, without calling it",
+    )
+    return answer
+
+
+def four_numbers(
+    answer: Any,
+    received: str = "received an answer of type",
+    meaning: str = "one per input, for example [1, 2, 3, 4]",
+) -> tuple[float, ...]:
+    """Return an answer that consists of four numbers, as floats.
+
+    Args:
+        answer: anything.
+        received: start of the hint, before the type of the answer.
+        meaning: of the four numbers, for the hint.
+    """
+    try:
+        numbers = tuple(float(value) for value in answer)
+    except (TypeError, ValueError):
+        raise WrongAnswer(
+            f"{received} {type(answer).__name__}; expected four numbers: {meaning}"
+        ) from None
+    require(
+        len(numbers) == 4,
+        f"received {len(numbers)} numbers; expected four: {meaning}",
+    )
+    return numbers
+
+
+def random_tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
+    """Draw normal numbers, the same in every call, from a generator of their own."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
 def judge(
@@ -83,7 +137,7 @@ def judge(
     mistakes: Mistakes,
     otherwise: str,
 ) -> bool:
-    """Compare an answer with the right value, then with known mistakes in their order.
+    """Accept the right value; reject others with the hint for the first known mistake.
 
     Args:
         answer: passed to those mistakes that are functions.
@@ -97,9 +151,9 @@ def judge(
     if equals(expected):
         return right(explanation)
     for mistake, hint in mistakes:
-        if mistake(answer) if callable(mistake) else equals(mistake):
-            return wrong(hint)
-    return wrong(otherwise)
+        is_made = mistake(answer) if callable(mistake) else equals(mistake)
+        require(not is_made, hint)
+    raise WrongAnswer(otherwise)
 
 
 def judge_number(
@@ -133,8 +187,10 @@ def judge_tensor(
         tolerance: largest absolute difference of equal values.
     """
     answer = like(answer, expected)
-    if not isinstance(answer, Tensor) or answer.shape != expected.shape:
-        return wrong(f"f returned {shape_of(answer)} {wanted}")
+    require(
+        isinstance(answer, Tensor) and answer.shape == expected.shape,
+        f"f returned {shape_of(answer)} {wanted}",
+    )
 
     def equals(value: Tensor) -> bool:
         return torch.allclose(answer, value, atol=tolerance)

@@ -6,19 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.activations import (
-    find_layer,
-    on_output,
-    raise_unless_ran,
-    spatial_map,
-)
+from paperlib.activations import Layer, find_layer
 from paperlib.anomaly_map import upsample
 from paperlib.gradcam.maps import (
     Targets,
     _gradient_state,
     _gradients,
+    _recorded,
     _scores,
-    _stack_targets,
     _weights,
     grad_cam_map,
 )
@@ -27,11 +22,11 @@ from paperlib.guided_relu import guided_relu
 
 def guided_backprop(
     model: nn.Module,
-    images: Tensor,
+    images: Float[Tensor, "n c height width"],
     targets: Targets = None,
     *,
     positive_gradients: bool = False,
-) -> Float[Tensor, "n *t c h w"]:
+) -> Float[Tensor, "n *t c height width"]:
     r"""Compute guided backpropagation, a gradient of the class score to the image.
 
     Negative gradients are set to zero at every ReLU, which propagates
@@ -55,6 +50,15 @@ def guided_backprop(
             ReLU6, and for activations that run in other threads or inside C++
             functions.
 
+    Example:
+        >>> from skimage import data
+        >>> from paperlib import backbones
+        >>> from paperlib.gradcam import guided_backprop
+        >>> backbone = backbones.load("efficientnet_lite0")
+        >>> images = backbone.transform(data.chelsea()[None])
+        >>> guided_backprop(backbone.model, images, 285).shape
+        torch.Size([1, 3, 224, 224])
+
     Source: Springenberg et al., arXiv:1412.6806, Sec. 3.4.
     Departures: ReLU6 is not in the paper.
     Test: test_gradcam.py::test_guided_backprop_by_hand
@@ -64,12 +68,12 @@ def guided_backprop(
 
 def guided_grad_cam(
     model: nn.Module,
-    images: Tensor,
+    images: Float[Tensor, "n c height width"],
     layer: nn.Module | str,
     targets: Targets = None,
     *,
     positive_gradients: bool = False,
-) -> Float[Tensor, "n *t c h w"]:
+) -> Float[Tensor, "n *t c height width"]:
     """Multiply guided backpropagation by the Grad-CAM map.
 
     The product has the resolution of the first and the class-discrimination of the
@@ -91,6 +95,15 @@ def guided_grad_cam(
     Raises:
         ValueError: as `grad_cam` and `guided_backprop`.
 
+    Example:
+        >>> from skimage import data
+        >>> from paperlib import backbones
+        >>> from paperlib.gradcam import guided_grad_cam
+        >>> backbone = backbones.load("efficientnet_lite0")
+        >>> images = backbone.transform(data.chelsea()[None])
+        >>> guided_grad_cam(backbone.model, images, "conv_head", [[285, 281]]).shape
+        torch.Size([1, 2, 3, 224, 224])
+
     Source: Selvaraju et al., arXiv:1610.02391v4, Sec. 3.2. Departures: none.
     Test: test_gradcam.py::test_guided_grad_cam_is_the_product_of_its_factors
     """
@@ -105,34 +118,27 @@ def guided_grad_cam(
 def _guided(
     model: nn.Module,
     images: Tensor,
-    layer: tuple[nn.Module, str] | None,
+    layer: Layer | None,
     targets: Targets,
     positive_gradients: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute guided gradients and, with a layer, Grad-CAM maps in one forward pass."""
-    records: list[Tensor] = []
     maps = None
-
-    def record(output):
-        records[:] = [spatial_map(layer[1], output, images).clone()]
-        return records[0].clone()
-
     with (
         _gradient_state(model, images) as images,
         guided_relu(positive_gradients=positive_gradients) as guide,
     ):
         leaf = images.requires_grad_()
-        with on_output(layer[0], record) if layer else nullcontext() as other_threads:
+        recording = _recorded(layer, images, Tensor.clone) if layer else nullcontext()
+        with recording as records:
             # A network may change its input in place, and a leaf must not change.
             output = model(leaf.clone())
-        scores, _ = _scores(output, targets, len(images))
-        guide.check(scores)
+            scores, _ = _scores(output, targets, len(images))
+            guide.check(scores)
         if layer:
             guide.on = False
-            raise_unless_ran(layer[1], bool(records), other_threads)
-            weights = _weights(
-                scores, records[0], f"layer {layer[1]!r}", retain_graph=True
-            )
+            what = f"layer {layer.name!r}"
+            weights = _weights(scores, records[0], what, retain_graph=True)
             maps = grad_cam_map(weights, records[0].detach())
             guide.on = True
-        return _stack_targets(_gradients(scores, leaf, "the images"), scores), maps
+        return _gradients(scores, leaf, "the images"), maps

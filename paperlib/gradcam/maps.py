@@ -3,15 +3,16 @@ r"""Grad-CAM: a layer's channels, weighted by the gradient of a class score.
 The model is restored: no hook, mode, `.grad` or buffer changes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from paperlib.activations import (
+    Layer,
     find_layer,
     on_output,
     raise_unless_ran,
@@ -19,12 +20,12 @@ from paperlib.activations import (
 )
 from paperlib.inference import inference_state, override_autocast
 from paperlib.precision import at_least_float32
-from paperlib.validation import check_images, target_classes
+from paperlib.validation import ClassTargets, check_images, target_classes
 
 # Grad-CAM, Sec. 4.1: share of the map's maximum above which a pixel is in the box
 LOCALIZATION_THRESHOLD = 0.15
-# None, a class, N classes, N rows of T classes, or a function of the model's output
-Targets = Any
+# Classes, or a function of the model's output that returns N scores
+Targets = ClassTargets | Callable[[Any], Tensor]
 
 
 class GradCAM(NamedTuple):
@@ -39,10 +40,10 @@ class GradCAM(NamedTuple):
         targets: (N,) class indices, or None where `targets` was a function.
     """
 
-    maps: Tensor
-    weights: Tensor
+    maps: Float[Tensor, "n *t h w"]
+    weights: Float[Tensor, "n *t c"]
     logits: Any
-    targets: Tensor | None
+    targets: Int[Tensor, " n *t"] | None
 
 
 def grad_cam_weights(
@@ -71,7 +72,7 @@ def grad_cam_weights(
     Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 1. Departures: none.
     Test: test_gradcam.py::test_equals_cam_on_gap_linear_head
     """
-    return _weights(score, activations, "the activations", retain_graph)
+    return _weights(score, activations, "the activations", retain_graph=retain_graph)
 
 
 def grad_cam_map(
@@ -111,7 +112,7 @@ def grad_cam_map(
 
 def grad_cam(
     model: nn.Module,
-    images: Tensor,
+    images: Float[Tensor, "n c height width"],
     layer: nn.Module | str,
     targets: Targets = None,
     *,
@@ -161,29 +162,43 @@ def grad_cam(
             influence the score; targets that do not match the batch or the classes; a
             ScriptModule; and an nn.DataParallel over several devices.
 
+    Example:
+        Two classes per image, from a layer by its name:
+
+        >>> from skimage import data
+        >>> from paperlib import backbones
+        >>> from paperlib.gradcam import grad_cam
+        >>> backbone = backbones.load("efficientnet_lite0")
+        >>> images = backbone.transform(data.chelsea()[None])  # (1, 3, 224, 224)
+        >>> result = grad_cam(backbone.model, images, "conv_head", [[285, 281]])
+        >>> result.maps.shape  # Egyptian cat and tabby
+        torch.Size([1, 2, 7, 7])
+
+        A model that returns a dictionary, with a function as targets:
+
+        >>> import torch
+        >>> class Detector(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.features = torch.nn.Conv2d(3, 4, 3, stride=2)
+        ...     def forward(self, images):
+        ...         return {"scores": self.features(images).mean((2, 3))}
+        >>> images = torch.zeros(2, 3, 9, 9)
+        >>> score = lambda output: output["scores"][:, 0]
+        >>> result = grad_cam(Detector(), images, "features", score)
+        >>> result.maps.shape, result.weights.mul(16).round().tolist()[0]
+        (torch.Size([2, 4, 4]), [1.0, 0.0, 0.0, 0.0])
+
     Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 1, 2 and 12. Departures: none.
     Test: test_gradcam.py::test_equals_captum_on_every_network,
         test_gradcam.py::test_counterfactual_negates_the_weights
     """
-    module, name = find_layer(model, layer)
-    records: list[Tensor] = []
-
-    def record_leaf(output):
-        # The graph starts here. The leaf owns its memory and the network continues with
-        # a copy, so in-place operations before and after the layer do not change the
-        # leaf.
-        torch.set_grad_enabled(True)
-        records[:] = [
-            spatial_map(name, output, images).detach().clone().requires_grad_()
-        ]
-        return records[0].clone()
-
+    target_layer = find_layer(model, layer)
     with _gradient_state(model, images) as images:
-        with torch.no_grad(), on_output(module, record_leaf) as other_threads:
+        with torch.no_grad(), _recorded(target_layer, images, _graph_start) as records:
             output = model(images.clone())  # a network may change its input in place
         scores, classes = _scores(output, targets, len(images))
-        raise_unless_ran(name, bool(records), other_threads)
-        weights = _weights(scores, records[0], f"layer {name!r}")
+        weights = _weights(scores, records[0], f"layer {target_layer.name!r}")
         weights = -weights if counterfactual else weights
         maps = grad_cam_map(weights, records[0].detach(), relu=relu)
     return GradCAM(maps, weights, _detached(output), classes)
@@ -202,6 +217,32 @@ def _gradient_state(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
                 " create or load it outside, or pass copy.deepcopy(model)"
             )
         yield check_images(images)
+
+
+@contextmanager
+def _recorded(
+    layer: Layer, images: Tensor, copy: Callable[[Tensor], Tensor]
+) -> Iterator[list[Tensor]]:
+    """Record a copy of a layer's last output; the network continues with another.
+
+    So in-place operations before and after the layer do not change the record. Raises
+    ValueError at the end of the block if the layer did not run in this thread.
+    """
+    records: list[Tensor] = []
+
+    def record(output):
+        records[:] = [copy(spatial_map(layer.name, output, images))]
+        return records[0].clone()
+
+    with on_output(layer.module, record) as other_threads:
+        yield records
+    raise_unless_ran(layer.name, bool(records), other_threads)
+
+
+def _graph_start(output: Tensor) -> Tensor:
+    """Return a leaf with the layer's values: the graph starts here."""
+    torch.set_grad_enabled(True)
+    return output.detach().clone().requires_grad_()
 
 
 def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | None]:
@@ -228,9 +269,22 @@ def _scores(output: Any, targets: Targets, n: int) -> tuple[Tensor, Tensor | Non
 
 
 def _gradients(
-    scores: Tensor, source: Tensor, what: str, retain_graph: bool = False
-) -> list[Tensor]:
-    """Differentiate the scores of each target by `source`, called `what` in errors."""
+    scores: Tensor,
+    source: Tensor,
+    what: str,
+    *,
+    retain_graph: bool = False,
+    pool: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> Tensor:
+    """Differentiate the scores by `source`; rows of T scores add an axis T after N.
+
+    Args:
+        scores: (N,) or (N, T).
+        source: in the graph of the scores.
+        what: name of `source` in errors.
+        retain_graph: do not free the graph.
+        pool: applied to the gradient of each target.
+    """
     columns = scores.unbind(1) if scores.ndim == 2 else (scores,)
     gradients: list[Tensor] = []
     for i, column in enumerate(columns):
@@ -248,23 +302,23 @@ def _gradients(
                 " or the model has no gradient there (no_grad, detach, argmax,"
                 " rounding); explain another score or another layer"
             )
-        gradients.append(gradient)
-    return gradients
+        gradients.append(pool(gradient))
+    return torch.stack(gradients, 1) if scores.ndim == 2 else gradients[0]
 
 
 def _weights(
-    scores: Tensor, activations: Tensor, what: str, retain_graph: bool = False
+    scores: Tensor, activations: Tensor, what: str, *, retain_graph: bool = False
 ) -> Tensor:
-    gradients = _gradients(scores, activations, what, retain_graph)
+    """Average the gradients of the scores over space."""
     # Half precision is too coarse for a mean over thousands of positions.
     dtype = at_least_float32(activations.dtype)
-    return _stack_targets(
-        [gradient.mean((2, 3), dtype=dtype) for gradient in gradients], scores
+    return _gradients(
+        scores,
+        activations,
+        what,
+        retain_graph=retain_graph,
+        pool=lambda gradient: gradient.mean((2, 3), dtype=dtype),
     )
-
-
-def _stack_targets(parts: list[Tensor], scores: Tensor) -> Tensor:
-    return torch.stack(parts, 1) if scores.ndim == 2 else parts[0]
 
 
 def _detached(output: Any) -> Any:

@@ -1,6 +1,7 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -11,7 +12,6 @@ from captum.attr import GuidedBackprop, GuidedGradCam, LayerGradCam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_grad_cam import GradCAM as PytorchGradCAM
-from pytorch_grad_cam import GuidedBackpropReLUModel
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from refusals import refuses
 from skimage import data
@@ -213,7 +213,7 @@ def test_counterfactual_negates_the_weights():
     assert torch.equal(kept.maps, counter.maps.clamp_min(0)) and kept.maps.max() > 0
 
 
-# ---- other libraries, where they are right and where they are not ----
+# ---- other libraries ----
 
 # Architecture: a layer at the end, and one that an in-place operation follows.
 NETWORKS = {
@@ -288,7 +288,7 @@ def test_two_more_libraries_agree_where_nothing_happens_in_place():
         assert distance(torchcam(model, name, images, targets), ours) < 1e-5
 
 
-def test_before_an_in_place_relu_two_libraries_are_wrong_and_this_is_not():
+def test_an_in_place_operation_after_the_layer_does_not_change_the_map():
     model = build("resnet18")
     images = pictures(2, 64)
     targets = [3, 5]
@@ -305,27 +305,6 @@ def test_before_an_in_place_relu_two_libraries_are_wrong_and_this_is_not():
     )
     expected = pytorch_grad_cam(outplace, block.bn2, images, targets)
     assert distance(ours, expected) < 1e-5
-    theirs = pytorch_grad_cam(model, model.layer4[1].bn2, images, targets)
-    assert distance(theirs, expected) > 0.3
-    assert distance(torchcam(model, layer, images, targets), expected) > 0.3
-
-
-def test_others_leave_gradients_and_modes_or_fail():
-    model, images = small(), pictures()
-    pytorch_grad_cam(model.train(), model.body, images, [1, 2])
-    assert not model.training and all(p.grad is not None for p in model.parameters())
-
-    frozen = small().requires_grad_(False)
-    assert grad_cam(frozen, images, "body", [1, 2]).maps.sum() > 0
-    with pytest.raises(RuntimeError):
-        pytorch_grad_cam(frozen, frozen.body, images, [1, 2])
-    with pytest.raises(RuntimeError):
-        torchcam(frozen, "body", images, [1, 2])
-
-    training = small().train()
-    before = training.stem[1].running_mean.clone()
-    LayerGradCam(training, training.body).attribute(images, torch.tensor([1, 2]))
-    assert not torch.equal(training.stem[1].running_mean, before)
 
 
 # ---- guided backpropagation ----
@@ -388,37 +367,9 @@ def test_guided_backprop_follows_the_rule_on_networks(name, monkeypatch):
     ours = guided_backprop(model, images, targets)
     expected = written_out(model, images, targets, monkeypatch)
     assert distance(ours, expected) < 1e-6
-    theirs = GuidedBackprop(model).attribute(images, torch.tensor(targets)).detach()
-    if name == "resnet18":  # every ReLU is a module
-        assert distance(theirs, expected) < 1e-6
-    elif name != "densenet121":
-        # Functional ReLUs, or ReLU6: captum returns the plain gradient.
-        copied = images.clone().requires_grad_()
-        (plain,) = torch.autograd.grad(model(copied)[[0, 1], targets].sum(), copied)
-        assert distance(theirs, plain) < 1e-6 and distance(theirs, expected) > 0.5
-
-
-def test_pytorch_grad_cam_handles_one_image_ignores_relu6_adds_up_and_changes_modules():
-    model, images = small(), pictures()
-    ours = guided_backprop(model, images, 3)
-    kept = state(model)
-    peer, once = GuidedBackpropReLUModel(copy.deepcopy(model)), images.clone()
-    theirs = torch.from_numpy(peer(once, 3).copy()).permute(2, 0, 1)
-    assert theirs.shape == (3, 16, 16)  # of two images
-    torch.testing.assert_close(theirs, ours[0])
-    twice = torch.from_numpy(peer(once, 3).copy()).permute(2, 0, 1)
-    torch.testing.assert_close(twice, 2 * ours[0])
-    assert peer.model.body[2] is peer.model.stem[2] and not peer.model.body[2].inplace
-    assert same_state(kept, state(model))
-    assert torch.equal(guided_backprop(model, images, 3), ours)
-
-    six = small(relu=nn.ReLU6)
-    peer = GuidedBackpropReLUModel(copy.deepcopy(six))
-    theirs = torch.from_numpy(peer(images.clone(), 3).copy()).permute(2, 0, 1)
-    copied = images.clone().requires_grad_()
-    (plain,) = torch.autograd.grad(six(copied)[:, 3].sum(), copied)
-    torch.testing.assert_close(theirs, plain[0])
-    assert distance(guided_backprop(six, images, 3), plain) > 0.2
+    if name == "resnet18":  # captum guides ReLUs that are modules
+        theirs = GuidedBackprop(model).attribute(images, torch.tensor(targets))
+        assert distance(theirs.detach(), expected) < 1e-6
 
 
 def test_a_network_with_shared_and_functional_relus():
@@ -485,8 +436,6 @@ def test_guided_grad_cam_equals_captums_with_bilinear_maps():
     targets = torch.tensor([3, 5])
     bilinear = peer.attribute(images, targets, interpolate_mode="bilinear")
     assert distance(bilinear.detach(), ours) < 1e-5
-    # Its default is nearest.
-    assert distance(peer.attribute(images, targets).detach(), ours) > 0.1
 
 
 # ---- targets ----
@@ -639,7 +588,7 @@ def test_the_model_comes_back_as_it_was(call, prepare):
     assert torch.equal(call(model, images), expected)
     assert same_state(kept, state(model))
     with refuses():
-        call(model, images, lambda y: y)  # not one score an image
+        call(model, images, lambda y: y)  # not one score per image
     with pytest.raises(RuntimeError):
         call(model, pictures()[:, :2])
     assert same_state(kept, state(model))
@@ -918,7 +867,7 @@ def test_scripts_are_refused():
         grad_cam(part, pictures(), "0")
     # A scripted part elsewhere does no harm.
     assert grad_cam(part, pictures(), "1").maps.shape == (2, 16, 16)
-    with refuses("hides its ReLUs"):
+    with refuses("hides its layers and ReLUs"):
         guided_backprop(part, pictures())
 
 
@@ -991,6 +940,29 @@ def test_images_and_targets_are_checked():
     wrapped.forward = lambda x: {"logits": model(x)}
     with refuses("an output of type dict; expected logits.*targets=<function"):
         grad_cam(wrapped, pictures(), "net.body")
+
+
+def test_any_output_is_explained_by_a_function_and_returned_detached():
+    class Best(NamedTuple):
+        scores: torch.Tensor
+        classes: torch.Tensor
+
+    class Several(Small):
+        def forward(self, x):
+            logits = super().forward(x)
+            best = Best(*logits.max(1))
+            return {"logits": logits, "best": best, "list": [logits, "text"]}
+
+    model, images = Several().eval(), pictures()
+    found = grad_cam(model, images, "body", lambda output: output["logits"][:, 1])
+    classifier = Small().eval()
+    classifier.load_state_dict(model.state_dict())
+    expected = grad_cam(classifier, images, "body", 1)
+    assert torch.equal(found.maps, expected.maps) and found.targets is None
+    assert torch.equal(found.logits["logits"], expected.logits)
+    logits, best, (listed, text) = found.logits.values()
+    assert isinstance(best, Best) and text == "text"
+    assert not any(part.requires_grad for part in (logits, best.scores, listed))
 
 
 # ---- a real network on a real picture ----

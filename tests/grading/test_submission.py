@@ -3,7 +3,6 @@ them.
 """
 
 import ast
-import importlib
 import re
 
 import pytest
@@ -25,11 +24,7 @@ def kept(*cells):
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_exercises_are_numbered_in_order(chapter):
-    module = importlib.import_module(f"paperlib.exercises.{chapter}")
-    number = int(CHAPTERS[chapter][:2])
-    for place, name in enumerate(exercises(chapter), start=1):
-        assert f"chapter {number:02}, exercise {place}" in getattr(module, name).__doc__
+def test_checks_have_the_order_of_the_exercises(chapter):
     calls = re.findall(r"check\.(\w+)\(\.\.\.\)", "\n".join(cells(chapter, "exercise")))
     assert calls == exercises(chapter)
     assert tuple(CHAPTERS) == submission.CHAPTERS
