@@ -121,8 +121,7 @@ def train_classifier(
 
 
 def _as_dataset(data: Data) -> Dataset:
-    parts = data if isinstance(data, tuple) else (data, data)
-    n_images, n_labels = map(len, parts)
+    n_images, n_labels = map(len, data if isinstance(data, tuple) else (data, data))
     if n_images != n_labels or n_images < 2:
         raise ValueError(
             f"{n_images} images and {n_labels} labels;"

@@ -180,8 +180,16 @@ def panel(
     ax.grid(False)
     # Pixel centres have integer coordinates, so edges are offset by half a pixel.
     for top, left, bottom, right in boxes:
-        corner, style = (left - 0.5, top - 0.5), {"edgecolor": color, "linewidth": 2}
-        ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, **style))
+        ax.add_patch(
+            Rectangle(
+                (left - 0.5, top - 0.5),
+                right - left,
+                bottom - top,
+                fill=False,
+                edgecolor=color,
+                linewidth=2,
+            )
+        )
 
 
 def anomaly_figure(

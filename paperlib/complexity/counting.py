@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from paperlib.complexity.conventions import Convention, totals
 from paperlib.complexity.formulas import _check_size
-from paperlib.complexity.recorder import Layer, MacRecorder, without_data
+from paperlib.complexity.recorder import Layer, MacRecorder, _without_data
 from paperlib.inference import HOOK_NUMBERS, raise_if_threaded
 from paperlib.tables import align_columns
 
@@ -191,7 +191,7 @@ def _copy_without_data(model: nn.Module) -> nn.Module:
     try:
         # Parameters copy themselves without asking the mode.
         memo = {
-            id(parameter): without_data(parameter) for parameter in model.parameters()
+            id(parameter): _without_data(parameter) for parameter in model.parameters()
         }
         # A dictionary cannot be copied while it changes: other threads may add or
         # remove hooks of this library.
@@ -211,7 +211,7 @@ class _MetaCopies(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is Tensor.__deepcopy__:
-            return without_data(args[0])
+            return _without_data(args[0])
         return func(*args, **(kwargs or {}))
 
 

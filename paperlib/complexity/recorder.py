@@ -174,7 +174,7 @@ class MacRecorder(TorchDispatchMode):
         ] + [Layer(name, "unused", (), 0, params) for name, params in unused.items()]
 
 
-def without_data(tensor: Tensor) -> Tensor:
+def _without_data(tensor: Tensor) -> Tensor:
     """Return a constant on the meta device, with the tensor as its `original`."""
     # empty_like would keep a fake tensor fake.
     constant = torch.empty_strided(
@@ -195,7 +195,7 @@ def _to_meta(tensors: list[Tensor], value: Any) -> Any:
     if isinstance(value, torch.device):
         return torch.device("meta")
     if isinstance(value, Tensor):
-        value = value if value.is_meta else without_data(value)
+        value = value if value.is_meta else _without_data(value)
         tensors.append(value)
     return value
 
