@@ -123,6 +123,9 @@ def test_a_state_of_more_parameters_or_with_a_part_missing_is_refused(tmp_path):
     fewer = [torch.optim.Adam([model[0].weight]), optimizers[1]]
     with refuses("run.safetensors is the checkpoint of another optimizer"):
         load_checkpoint(path, model, fewer, RECIPE)
+    other_order = torch.optim.Adam([model[0].bias, model[0].weight])
+    with refuses("run.safetensors is the checkpoint of another optimizer"):
+        load_checkpoint(path, model, [other_order, optimizers[1]], RECIPE)
     del optimizers[0].state[model[0].bias]["exp_avg"]
     save_checkpoint(path, model, optimizers, RECIPE, {})
     with refuses("run.safetensors is .* or a part of its state is missing"):
