@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from paperlib.storage import fingerprint
+from paperlib.validation import check_choice
 
-PROFILES = ("smoke", "full")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "matplotlib")
 
 
@@ -45,18 +45,10 @@ def default_profile() -> str:
     Raises:
         ValueError: if `PAPERLIB_PROFILE` is neither `smoke` nor `full`.
     """
-    name = os.environ.get("PAPERLIB_PROFILE", "")
-    if not name:
-        return (
-            "full"
-            if "google.colab" in sys.modules and torch.cuda.is_available()
-            else "smoke"
-        )
-    if name not in PROFILES:
-        raise ValueError(
-            f"PAPERLIB_PROFILE is {name!r}; expected one of {', '.join(PROFILES)}."
-            " Set it to one of them or unset it."
-        )
+    has_colab_gpu = "google.colab" in sys.modules and torch.cuda.is_available()
+    default = "full" if has_colab_gpu else "smoke"
+    name = os.environ.get("PAPERLIB_PROFILE") or default
+    check_choice("PAPERLIB_PROFILE", name, ("smoke", "full"))
     return name
 
 
@@ -71,6 +63,14 @@ def start(seed: int = 0) -> Runtime:
 
     Raises:
         ValueError: if `PAPERLIB_PROFILE` is neither `smoke` nor `full`.
+
+    Example:
+        >>> from paperlib import runtime
+        >>> run = runtime.start(seed=0)
+        profile smoke, seed 0, on ...
+        python 3..., paperlib ..., torch ...
+        >>> run.choose(smoke=60, full=600)  # for example training steps
+        60
     """
     run = Runtime(
         default_profile(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -138,13 +138,8 @@ def checkpoint_folder() -> Path | None:
     name = os.environ.get("PAPERLIB_CHECKPOINTS")
     if not name and "google.colab" not in sys.modules:
         return None
-    folder = (
-        Path(name)
-        if name
-        else DRIVE / "paperlib"
-        if DRIVE.is_dir()
-        else Path("paperlib")
-    )
+    parent = DRIVE if DRIVE.is_dir() else Path()
+    folder = Path(name) if name else parent / "paperlib"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -67,13 +67,13 @@ def write_tensors(
         about: metadata that can be written as JSON.
         format: kind and version of the file: "paperlib.padim.1".
     """
-    prepared, storages = {}, set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        # safetensors rejects shared memory.
-        prepared[name] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
+    on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # safetensors rejects shared memory: one tensor per storage is written as it is.
+    owners = {t.untyped_storage().data_ptr(): name for name, t in on_cpu.items()}
+    prepared = {
+        name: t if owners[t.untyped_storage().data_ptr()] == name else t.clone()
+        for name, t in on_cpu.items()
+    }
     text = json.dumps({**about, "format": format})
     metadata = {"paperlib": text, "sha256": checksum(text, prepared)}
     with atomic_path(path) as temporary:
@@ -96,7 +96,7 @@ def read_tensors(
 
     Raises:
         UnusableFile: naming the file, if it is missing, another kind of file, corrupt,
-            or of a newer format.
+            or of another format.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -118,13 +118,9 @@ def read_tensors(
             f"{path} can't be read as a {what} ({error}); {instead}"
         ) from error
     if file_format != format:
-        if _version(file_format, format) > _version(format, format):
-            raise UnusableFile(
-                f"{path} has the format {file_format!r}, newer than {format!r};"
-                f" update paperlib, or {instead}"
-            )
         raise UnusableFile(
-            f"{path} is not a {what} of this version ({format}); {instead}"
+            f"{path} is not a {what} of this version: its format is {file_format!r},"
+            f" not {format!r}; {instead}, or update paperlib if the file is newer"
         )
     if not is_intact:
         raise UnusableFile(
@@ -176,22 +172,11 @@ def load_state(path: str | Path) -> Any:
 
 def is_dense(tensor: Tensor) -> bool:
     """Return whether the storage holds all elements of a tensor (no expanded view)."""
-    is_strided_cpu = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return (
-        is_strided_cpu
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
-
-
-def _version(file_format: Any, format: str) -> int:
-    """Return the version number of a format of the same kind, else 0."""
-    kind = format.rpartition(".")[0]
-    number = (
-        file_format.removeprefix(f"{kind}.")
-        if isinstance(file_format, str) and file_format.startswith(f"{kind}.")
-        else ""
-    )
-    return int(number) if number.isdecimal() and len(number) < 10 else 0
 
 
 CHECKPOINT_FORMAT = "paperlib.checkpoint.1"
@@ -213,19 +198,19 @@ def save_checkpoint(
         recipe: settings that must be equal to resume the run; can be written as JSON.
         progress: state of the run; can be written as JSON.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    scalars = {}
-    for k, optimizer in enumerate(optimizers):
-        for index, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                target = tensors if isinstance(value, Tensor) else scalars
-                target[f"optimizer.{k}.{index}.{name}"] = value
-    write_tensors(
-        path,
-        tensors,
-        {"recipe": recipe, "progress": progress, "scalars": scalars},
-        CHECKPOINT_FORMAT,
-    )
+    values = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    values |= {
+        f"optimizer.{k}.{index}.{name}": value
+        for k, optimizer in enumerate(optimizers)
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    tensors = {
+        name: value for name, value in values.items() if isinstance(value, Tensor)
+    }
+    scalars = {name: value for name, value in values.items() if name not in tensors}
+    about = {"recipe": recipe, "progress": progress, "scalars": scalars}
+    write_tensors(path, tensors, about, CHECKPOINT_FORMAT)
 
 
 def load_checkpoint(
@@ -258,17 +243,40 @@ def load_checkpoint(
     about, tensors = read_tensors(
         path, CHECKPOINT_FORMAT, "checkpoint", "delete it to start over"
     )
+    _check_contents(path, about, columns)
+    _check_recipe(path, about["recipe"], recipe, optional)
+    weights = _select(tensors, "model.")
+    if _signature(weights) != _signature(model.state_dict()):
+        raise UnusableFile(
+            f"{path} is the checkpoint of another model; pass another name or delete it"
+        )
+    values = _select({**tensors, **about["scalars"]}, "optimizer.")
+    _load_optimizers(path, optimizers, values)
+    model.load_state_dict(weights)
+    return about["progress"]
+
+
+def _check_contents(
+    path: str | Path, about: Mapping[str, Any], columns: int | None
+) -> None:
     parts = [about.get(name) for name in ("recipe", "progress", "scalars")]
     if not (
         all(isinstance(part, dict) for part in parts)
         and (columns is None or _is_history(about["progress"].get("history"), columns))
     ):
-        history = "" if columns is None else f" (a history of {columns} columns)"
         raise UnusableFile(
-            f"{path} is inconsistent: recipe, progress{history} or scalars"
-            " are missing; delete it"
+            f"{path} is inconsistent: expected a recipe, scalars and a progress"
+            f" (a history of {columns or 'any'} columns); delete it"
         )
-    stored, recipe = about["recipe"], json.loads(json.dumps(recipe))
+
+
+def _check_recipe(
+    path: str | Path,
+    stored: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    optional: Collection[str],
+) -> None:
+    recipe = json.loads(json.dumps(recipe))
     differences = ", ".join(
         f"{name}={stored.get(name)!r} (now {recipe.get(name)!r})"
         for name in {**recipe, **stored}
@@ -280,16 +288,43 @@ def load_checkpoint(
             f"{path} is of another run: {differences}."
             " Use the settings it was created with, or delete it to start over"
         )
-    weights = {
-        name.removeprefix("model."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("model.")
+
+
+def _select(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the values whose names have a prefix, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
     }
-    if _signature(weights) != _signature(model.state_dict()):
+
+
+def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _load_optimizers(
+    path: str | Path,
+    optimizers: Sequence[torch.optim.Optimizer],
+    values: Mapping[str, Any],
+) -> None:
+    """Load the states of all optimizers, or change none of them.
+
+    Args:
+        path: of the file, for errors.
+        optimizers: of the run.
+        values: by `<number of the optimizer>.<number of the parameter>.<name>`.
+    """
+    states = [
+        _fitting_state(optimizer, _select(values, f"{k}."))
+        for k, optimizer in enumerate(optimizers)
+    ]
+    n_fitting = sum(len(part) for state in states for part in state.values())
+    if n_fitting < len(values) or not all(map(_is_complete, states)):
         raise UnusableFile(
-            f"{path} is the checkpoint of another model; pass another name or delete it"
+            f"{path} is the checkpoint of another optimizer, or a part of its state is"
+            " missing; pass another name or delete it"
         )
-    states = _optimizer_states(path, {**tensors, **about["scalars"]}, optimizers)
     previous = [optimizer.state_dict() for optimizer in optimizers]
     try:
         for optimizer, state in zip(optimizers, states, strict=True):
@@ -298,55 +333,30 @@ def load_checkpoint(
         for optimizer, state in zip(optimizers, previous, strict=True):
             optimizer.load_state_dict(state)
         raise UnusableFile(
-            f"{path} is inconsistent: no {error} of an optimizer; delete it"
+            f"{path} is the checkpoint of another optimizer: it has no {error};"
+            " pass another name or delete it"
         ) from error
-    model.load_state_dict(weights)
-    return about["progress"]
 
 
-def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-
-
-def _optimizer_states(
-    path: str | Path,
-    values: Mapping[str, Any],
-    optimizers: Sequence[torch.optim.Optimizer],
-) -> list[dict[int, dict[str, Any]]]:
-    """Sort `optimizer.<k>.<index>.<name>` by optimizer and parameter.
-
-    Raises:
-        UnusableFile: if a value belongs to no parameter, or has another shape, or if
-            not all parameters of an optimizer have the same values.
-    """
-    shapes = {
-        f"optimizer.{k}.{index}": parameter.shape
-        for k, optimizer in enumerate(optimizers)
-        for index, parameter in enumerate(
-            parameter
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        )
+def _fitting_state(
+    optimizer: torch.optim.Optimizer, values: Mapping[str, Any]
+) -> dict[int, dict[str, Any]]:
+    """Return the values of each parameter: numbers, and tensors of its shape."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        index: {
+            name: value
+            for name, value in _select(values, f"{index}.").items()
+            if not isinstance(value, Tensor) or value.shape in ((), parameter.shape)
+        }
+        for index, parameter in enumerate(parameters)
     }
-    states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
-    for name, value in values.items():
-        if not name.startswith("optimizer."):
-            continue
-        owner, _, key = name.rpartition(".")
-        is_moment = isinstance(value, Tensor) and value.ndim > 0
-        if owner not in shapes or (is_moment and value.shape != shapes[owner]):
-            raise UnusableFile(
-                f"{path} is the checkpoint of another optimizer;"
-                " pass another name or delete it"
-            )
-        _, k, index = owner.split(".")
-        states[int(k)].setdefault(int(index), {})[key] = value
-    if any(len(set(map(frozenset, state.values()))) > 1 for state in states):
-        raise UnusableFile(
-            f"{path} is inconsistent: a part of an optimizer's state is missing;"
-            " delete it"
-        )
-    return states
+    return {index: part for index, part in state.items() if part}
+
+
+def _is_complete(state: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Return whether all parameters with a state have the same values."""
+    return len(set(map(frozenset, state.values()))) <= 1
 
 
 def _is_history(rows: Any, columns: int) -> bool:

@@ -1,11 +1,10 @@
 """Train an image classifier: cosine learning rate, one checkpoint per epoch."""
 
 import contextlib
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +15,9 @@ from tqdm.auto import tqdm
 
 from paperlib.inference import evaluating
 from paperlib.storage import load_checkpoint, save_checkpoint
+from paperlib.validation import check_at_least_one
 
-Data = tuple[Float[Tensor, "n c h w"], Int[Tensor, " m"]] | Dataset
+Data = tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]] | Dataset
 
 
 class Epoch(NamedTuple):
@@ -75,69 +75,132 @@ def train_classifier(
         ValueError: if there are fewer than two images, images and labels disagree in
             number, `epochs` or `batch_size` is below 1, or the checkpoint is corrupt or
             of another model, optimizer, learning rate or number of epochs.
+
+    Example:
+        >>> import torch
+        >>> from paperlib.mobilenet import MobileNetV1
+        >>> from paperlib.training import train_classifier
+        >>> model = MobileNetV1(0.25, num_classes=2)
+        >>> optimizer = torch.optim.RMSprop(model.parameters(), lr=0.001)
+        >>> data = torch.rand(8, 3, 32, 32), torch.arange(8) % 2
+        >>> history = train_classifier(model, data, optimizer, epochs=2, batch_size=4)
+        >>> [epoch.number for epoch in history]
+        [1, 2]
     """
-    count = _count(data)
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(
-            f"epochs={epochs}, batch_size={batch_size}; expected at least 1 of each"
-        )
+    dataset = _as_dataset(data)
+    check_at_least_one(epochs=epochs, batch_size=batch_size)
     device = next(model.parameters()).device
     rates = [group["lr"] for group in optimizer.param_groups]
     recipe = {"epochs": epochs, "learning_rates": [float(rate) for rate in rates]}
-    history: list[Epoch] = []
-    if checkpoint and Path(checkpoint).exists():
-        stored = load_checkpoint(
-            checkpoint,
-            model,
-            [optimizer],
-            recipe,
-            len(Epoch._fields),
-            optional=("learning_rates",),  # earlier versions did not store them
-        )
-        history = [Epoch(*row) for row in stored["history"]]
-    batches, axes = math.ceil(count / batch_size), (2, 3) if mirror else ()
-    first = len(history) + 1
-    bar = tqdm(
-        range(first, epochs + 1),
-        "epochs",
-        epochs,
-        initial=first - 1,
-        disable=not progress,
-    )
+    history = _load_history(checkpoint, model, optimizer, recipe)
+    numbers = range(len(history) + 1, epochs + 1)
+    bar = tqdm(numbers, "epochs", epochs, initial=len(history), disable=not progress)
+    n_batches = math.ceil(len(dataset) / batch_size)
     try:
         for number in bar:
             epoch_seed = derive_seed(seed, number)
-            generator = torch.Generator().manual_seed(epoch_seed)
-            order = torch.randperm(count, generator=generator)
-            draw = functools.partial(torch.rand, (), generator=generator)
-            loader = _batches(data, order, batch_size, workers, epoch_seed)
-            model.train()
-            totals, n_images = torch.zeros(2, device=device), 0
+            batches = _load_batches(
+                dataset, batch_size, mirror, workers, epoch_seed, device
+            )
+            steps = range((number - 1) * n_batches, number * n_batches)
+            schedule = [step / (epochs * n_batches) for step in steps]
             with seeded(epoch_seed, device):
-                for step, (images, labels) in enumerate(loader):
-                    if len(images) == 1 < batch_size:
-                        continue
-                    flips = [axis for axis in axes if draw() < 0.5]
-                    images = images.to(device, non_blocking=True).flip(flips)
-                    labels = labels.to(device, non_blocking=True)
-                    done = ((number - 1) * batches + step) / (epochs * batches)
-                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                        group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
-                    totals += _step(model, optimizer, images, labels)
-                    n_images += len(images)
-            loss, n_correct = totals.tolist()  # per epoch: reading waits for a GPU
-            history.append(Epoch(number, loss / n_images, n_correct / n_images))
+                result = _train_epoch(model, optimizer, batches, rates, schedule)
+            history.append(Epoch(number, *result))
             if checkpoint:
-                state = {"history": history}
-                save_checkpoint(checkpoint, model, [optimizer], recipe, state)
+                save_checkpoint(
+                    checkpoint, model, [optimizer], recipe, {"history": history}
+                )
             bar.set_postfix(loss=history[-1].loss)
             if on_epoch is not None:
                 on_epoch(history[-1])
     finally:
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        _set_cosine_rates(optimizer, rates, 0)
         model.eval()
     return history
+
+
+def _as_dataset(data: Data) -> Dataset:
+    n_images, n_labels = map(len, data if isinstance(data, tuple) else (data, data))
+    if n_images != n_labels or n_images < 2:
+        raise ValueError(
+            f"{n_images} images and {n_labels} labels;"
+            " expected the same number, and at least 2 to train on"
+        )
+    return TensorDataset(*data) if isinstance(data, tuple) else data
+
+
+def _load_history(
+    checkpoint: str | Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: dict[str, Any],
+) -> list[Epoch]:
+    """Restore the run from its checkpoint if there is one; return its epochs."""
+    if not checkpoint or not Path(checkpoint).exists():
+        return []
+    stored = load_checkpoint(
+        checkpoint,
+        model,
+        [optimizer],
+        recipe,
+        len(Epoch._fields),
+        optional=["learning_rates"],  # earlier versions did not store them
+    )
+    return [Epoch(*row) for row in stored["history"]]
+
+
+def _load_batches(
+    dataset: Dataset,
+    batch_size: int,
+    mirror: bool,
+    workers: int,
+    seed: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of an epoch on the device, in random order, randomly flipped.
+
+    A last batch of a single image is dropped, unless all are of this size.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(dataset), generator=generator).split(batch_size)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[x.tolist() for x in order if len(x) > 1 or batch_size == 1],
+        num_workers=workers,
+        pin_memory=workers > 0 and device.type == "cuda",
+        # Without a generator, the loader would draw from the caller's.
+        generator=torch.Generator().manual_seed(seed),
+    )
+    axes = (2, 3) if mirror else ()
+    for images, labels in loader:
+        flips = [axis for axis in axes if torch.rand((), generator=generator) < 0.5]
+        images = images.to(device, non_blocking=True)
+        yield images.flip(flips), labels.to(device, non_blocking=True)
+
+
+def _train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    rates: Sequence[float],
+    schedule: Sequence[float],
+) -> tuple[float, float]:
+    """Run one step per batch; return the mean loss and the accuracy.
+
+    Args:
+        model, optimizer, batches: as they are.
+        rates: the learning rates of the start of the run.
+        schedule: the completed share of the run at each batch.
+    """
+    model.train()
+    totals, n_images = 0, 0
+    for done, (images, labels) in zip(schedule, batches, strict=False):
+        _set_cosine_rates(optimizer, rates, done)
+        totals += _step(model, optimizer, images, labels)
+        n_images += len(images)
+    loss, n_correct = totals.tolist()  # per epoch: reading waits for a GPU
+    return loss / n_images, n_correct / n_images
 
 
 def _step(
@@ -154,34 +217,12 @@ def _step(
     )
 
 
-def _count(data: Data) -> int:
-    lengths = [len(part) for part in data] if isinstance(data, tuple) else [len(data)]
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            f"{lengths[0]} images and {lengths[1]} labels; expected the same number"
-        )
-    if lengths[0] < 2:
-        raise ValueError(f"{lengths[0]} images; expected at least 2 to train on")
-    return lengths[0]
-
-
-def _batches(
-    data: Data, order: Tensor, batch_size: int, workers: int, seed: int
-) -> DataLoader:
-    parts = order.split(batch_size)
-    # Without a generator, the loader would draw from the caller's.
-    generator = torch.Generator().manual_seed(seed)
-    if isinstance(data, tuple):
-        # The images of a batch are selected by one indexing operation.
-        dataset = TensorDataset(*data)
-        return DataLoader(dataset, None, sampler=parts, generator=generator)
-    return DataLoader(
-        data,
-        batch_sampler=[part.tolist() for part in parts],
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=generator,
-    )
+def _set_cosine_rates(
+    optimizer: torch.optim.Optimizer, rates: Sequence[float], done: float
+) -> None:
+    """Set learning rates that fall from `rates` to zero while `done` grows to 1."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
 
 
 def derive_seed(seed: int, number: int) -> int:
@@ -219,11 +260,14 @@ def predict(
 
     Raises:
         ValueError: if there is no image or `batch_size` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from paperlib.mobilenet import MobileNetV1
+        >>> from paperlib.training import predict
+        >>> predict(MobileNetV1(0.25, num_classes=2), torch.rand(5, 3, 32, 32)).shape
+        torch.Size([5, 2])
     """
-    if len(images) == 0 or batch_size < 1:
-        raise ValueError(
-            f"{len(images)} images in batches of {batch_size};"
-            " expected at least 1 of each"
-        )
+    check_at_least_one(images=len(images), batch_size=batch_size)
     with evaluating(model):
         return torch.cat([model(batch) for batch in images.split(batch_size)])

@@ -1,6 +1,6 @@
 """Figures of images and maps, in one style, readable with colour blindness."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +16,6 @@ from paperlib.anomaly_map import upsample
 from paperlib.validation import channels_first, check_finite, rgb_batch
 
 Array = Tensor | np.ndarray
-Number = float  # the type checks in the tests reject int for float
 
 # Okabe and Ito's colours: distinguishable with all common forms of colour blindness,
 # and different greys in print.
@@ -25,7 +24,16 @@ SKY, VERMILION, YELLOW, GREY = "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F"
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for the book, readable at the width of a phone."""
+    """Set matplotlib's defaults for the book, readable at the width of a phone.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> from paperlib.viz import use_style
+        >>> with plt.rc_context():  # restores the previous defaults
+        ...     use_style()
+        ...     plt.rcParams["font.size"], plt.rcParams["lines.linewidth"]
+        (12.0, 2.0)
+    """
     plt.rcParams.update(
         {
             "figure.figsize": (6.4, 3.6),
@@ -82,12 +90,12 @@ def heatmap(
         )
     if size is not None:
         values = upsample(values, size)
-    colours = plt.get_cmap(colormap)(values.clamp(0, 1).numpy())
-    return np.float32(colours[..., :3])
+    rgba = plt.get_cmap(colormap)(values.clamp(0, 1).numpy())
+    return np.float32(rgba[..., :3])
 
 
 def overlay(
-    heat: Array, image: Array, weights: tuple[Number, Number] = (0.5, 0.5)
+    heat: Array, image: Array, weights: tuple[float, float] = (0.5, 0.5)
 ) -> np.ndarray:
     """Blend a heat map with its image.
 
@@ -172,15 +180,16 @@ def panel(
     ax.grid(False)
     # Pixel centres have integer coordinates, so edges are offset by half a pixel.
     for top, left, bottom, right in boxes:
-        edge = Rectangle(
-            (left - 0.5, top - 0.5),
-            right - left,
-            bottom - top,
-            fill=False,
-            edgecolor=color,
-            linewidth=2,
+        ax.add_patch(
+            Rectangle(
+                (left - 0.5, top - 0.5),
+                right - left,
+                bottom - top,
+                fill=False,
+                edgecolor=color,
+                linewidth=2,
+            )
         )
-        ax.add_patch(edge)
 
 
 def anomaly_figure(
@@ -189,15 +198,12 @@ def anomaly_figure(
     masks: Array | None = None,
     *,
     labels: Sequence[str] = (),
-    boxes: Sequence[Sequence[tuple[int, int, int, int]]] = (),
-    limits: tuple[Number, Number] | None = None,
     scale: str = "anomaly score",
-    colormap: str = "viridis",
 ) -> Figure:
     """Draw one row per image, with image, mask (if passed), anomaly map and overlay.
 
-    All maps share one colour scale, so that the colours of normal and defective images
-    are comparable.
+    All maps share one colour scale, from their minimum to their maximum, so that the
+    colours of normal and defective images are comparable.
 
     Args:
         images: (rows, 3, H, W) or (rows, H, W, 3), RGB or grey, uint8 or float in [0,
@@ -205,72 +211,61 @@ def anomaly_figure(
         maps: (rows, h, w), raw; resized to the images.
         masks: (rows, H, W), True where the defect is.
         labels: one per row.
-        boxes: one list of boxes (top, left, bottom, right) per row, half-open, in the
-            image's pixels, drawn on image and overlay.
-        limits: scores at the two ends of the colour scale; None for the minimum and
-            maximum of maps.
         scale: label of the colour scale, with its unit.
-        colormap: as in `heatmap`.
 
     Returns:
         the figure; its axes are in reading order, the colour scale's last.
 
     Raises:
         ValueError: if the numbers of rows differ, sizes of masks and images differ, or
-            maps or limits are not finite.
+            maps are not finite.
     """
-    rgb, maps = (
-        _to_rgb(images, "images"),
-        torch.as_tensor(maps).detach().float().cpu(),
-    )
-    if maps.ndim != 3 or rgb.ndim != 4 or len(maps) != len(rgb) or not len(maps):
-        raise ValueError(
-            f"images {rgb.shape} and maps {tuple(maps.shape)};"
-            " expected (rows, 3, H, W) and (rows, h, w)"
-        )
-    size = rgb.shape[1:3]
-    if masks is not None:
-        masks = torch.as_tensor(masks).detach().cpu()
-        if masks.shape != (len(maps), *size):
-            raise ValueError(
-                f"masks {tuple(masks.shape)};"
-                f" expected {(len(maps), *size)}, one per image, of its size"
-            )
-    for name, values in (("labels", labels), ("boxes", boxes)):
-        if len(values) not in (0, len(maps)):
-            raise ValueError(
-                f"{len(maps)} maps, but {name} {len(values)}; expected one per row"
-            )
-    low, high = (float(v) for v in (torch.aminmax(maps) if limits is None else limits))
-    if not (np.isfinite([low, high]).all() and low <= high):
-        raise ValueError(
-            f"colours from {low:g} to {high:g}; expected finite scores, the lower first"
-        )
-    high = high if high > low else low + 1  # constant maps
-    heats = heatmap(((upsample(maps, size) - low) / (high - low)).clamp(0, 1), colormap)
+    rgb = _to_rgb(images, "images")
+    maps = torch.as_tensor(maps).detach().float().cpu()
     columns = {"image": rgb}
-    columns |= {} if masks is None else {"mask": (masks != 0).float().numpy()}
+    if masks is not None:
+        columns["mask"] = np.float32(torch.as_tensor(masks).detach().cpu() != 0)
+    shapes = {name: batch.shape for name, batch in columns.items()}
+    if not (
+        rgb.ndim == 4
+        and all(shape[:3] == rgb.shape[:3] for shape in shapes.values())
+        and maps.ndim == 3
+        and len(maps) == len(rgb)
+        and len(labels) in (0, len(rgb))
+    ):
+        raise ValueError(
+            f"shapes {shapes}, maps {tuple(maps.shape)} and {len(labels)} labels;"
+            " expected images (rows, H, W, 3), masks (rows, H, W), maps (rows, h, w),"
+            " and one label per row or none"
+        )
+    check_finite(maps, "maps")
+    low, high = (value.item() for value in torch.aminmax(maps))
+    high = high if high > low else low + 1  # constant maps
+    scaled = (upsample(maps, rgb.shape[1:3]) - low) / (high - low)
+    heats = heatmap(scaled.clamp(0, 1))
     columns |= {"anomaly map": heats, "overlay": overlay(heats, rgb)}
+    fig, axes = _panel_grid(columns)
+    for ax, label in zip(axes[:, 0], labels, strict=False):
+        ax.set_ylabel(label)
+    colours = ScalarMappable(Normalize(low, high), "viridis")
+    fig.colorbar(colours, ax=axes, label=scale, fraction=0.05)
+    return fig
+
+
+def _panel_grid(columns: Mapping[str, np.ndarray]) -> tuple[Figure, np.ndarray]:
+    """Draw one column of panels per batch of images, with its title above the first."""
+    n_rows, height, width = columns["image"].shape[:3]
     # Inches per panel; 0.9 are for labels and colour scale, and 6.4 is readable on a
     # phone.
-    width = min(2.1, (6.4 - 0.9) / len(columns))
-    inches = (width * len(columns) + 0.9, width * len(maps) * size[0] / size[1] + 0.4)
+    side = min(2.1, (6.4 - 0.9) / len(columns))
+    inches = (side * len(columns) + 0.9, side * n_rows * height / width + 0.4)
     fig, axes = plt.subplots(
-        len(maps), len(columns), figsize=inches, squeeze=False, layout="constrained"
+        n_rows, len(columns), figsize=inches, squeeze=False, layout="constrained"
     )
-    for row in range(len(maps)):
-        for ax, (title, shown) in zip(axes[row], columns.items(), strict=True):
-            drawn = boxes[row] if boxes and title in ("image", "overlay") else ()
-            panel(ax, shown[row], title if row == 0 else "", drawn)
-        if labels:
-            axes[row, 0].set_ylabel(labels[row])
-    fig.colorbar(
-        ScalarMappable(Normalize(low, high), colormap),
-        ax=axes,
-        label=scale,
-        fraction=0.05,
-    )
-    return fig
+    for column, (title, images) in zip(axes.T, columns.items(), strict=True):
+        for ax, image in zip(column, images, strict=True):
+            panel(ax, image, "" if ax is not column[0] else title)
+    return fig, axes
 
 
 def _to_rgb(image: Array, name: str) -> np.ndarray:

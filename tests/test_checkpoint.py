@@ -1,12 +1,9 @@
-import os
-
 import pytest
 import torch
 from refusals import refuses
 from safetensors.torch import save_file
 from torch import nn
 
-from paperlib import storage
 from paperlib.storage import load_checkpoint, save_checkpoint
 
 RECIPE = {"steps": 5, "size": (3, 4), "rate": 0.1}
@@ -46,25 +43,6 @@ def test_what_is_saved_comes_back(tmp_path):
     # Equal after two more steps: the moments came back too.
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "run.safetensors"
-    model, optimizers = model_and_optimizers()
-    save_checkpoint(path, model, optimizers, RECIPE, {"done": 1})
-    before = path.read_bytes()
-    (tmp_path / ".run.safetensors.tmp").write_bytes(
-        b"half of a file that a killed run left"
-    )
-
-    def killed(tensors, file, metadata):
-        file.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(storage, "save_file", killed)
-        save_checkpoint(path, model, optimizers, RECIPE, {"done": 2})
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["run.safetensors"]
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
@@ -118,8 +96,7 @@ def test_an_incomplete_second_optimizer_leaves_the_first_unchanged(tmp_path, mis
     save_checkpoint(path, model, [first, second], RECIPE, {})
     other, (other_first, _) = model_and_optimizers(seed=1)
     optimizers = [other_first, torch.optim.Adam(other[1].parameters())]
-    message = "part of an optimizer's state is missing|no 'step' of an optimizer"
-    with refuses(message):
+    with refuses("checkpoint of another optimizer(, or a part of|: it has no 'step')"):
         load_checkpoint(path, other, optimizers, RECIPE)
     assert other_first.state_dict()["state"] == {}
 
@@ -146,9 +123,10 @@ def test_a_state_of_more_parameters_or_with_a_part_missing_is_refused(tmp_path):
     fewer = [torch.optim.Adam([model[0].weight]), optimizers[1]]
     with refuses("run.safetensors is the checkpoint of another optimizer"):
         load_checkpoint(path, model, fewer, RECIPE)
+    other_order = torch.optim.Adam([model[0].bias, model[0].weight])
+    with refuses("run.safetensors is the checkpoint of another optimizer"):
+        load_checkpoint(path, model, [other_order, optimizers[1]], RECIPE)
     del optimizers[0].state[model[0].bias]["exp_avg"]
     save_checkpoint(path, model, optimizers, RECIPE, {})
-    with refuses(
-        "run.safetensors is inconsistent: a part of an optimizer's state",
-    ):
+    with refuses("run.safetensors is .* or a part of its state is missing"):
         load_checkpoint(path, *model_and_optimizers(), RECIPE)

@@ -109,7 +109,7 @@ def test_every_damage_is_noticed(tmp_path):
     whole = path.read_bytes()
     refused = (
         "thing.safetensors (can't be read as a saved thing|is corrupt"
-        "|is not a saved thing|has the format)"
+        "|is not a saved thing)"
     )
     for place in range(len(whole)):
         for damaged in (
@@ -136,22 +136,14 @@ def test_other_files_are_refused_by_name(tmp_path):
         {"paperlib": "[]"},
         {"paperlib": json.dumps({"format": "paperlib.thing.1"})},
         {"paperlib": json.dumps({"format": "paperlib.other.3"})},
-        {"paperlib": json.dumps({"format": "paperlib.thing.3x"})},
+        {"paperlib": json.dumps({"format": "paperlib.thing.10"})},
     ):
         save_file({"a": torch.ones(1)}, path, metadata)
         with refuses(
-            (r"not a saved thing of this version \(paperlib.thing.2\); make it again"),
+            r"not a saved thing of this version: its format is .*, not"
+            " 'paperlib.thing.2'; make it again, or update paperlib",
         ):
             read(path)
-    save_file(
-        {"a": torch.ones(1)},
-        path,
-        {"paperlib": json.dumps({"format": "paperlib.thing.10"})},
-    )
-    with refuses(
-        ("has the format 'paperlib.thing.10', newer than 'paperlib.thing.2'; update"),
-    ):
-        read(path)
     save_file({"a": torch.ones(1)}, path, {"paperlib": "[" * 100_000})
     with refuses("can't be read"):
         read(path)

@@ -78,7 +78,7 @@ def test_mirroring_flips_batches_both_ways_and_can_be_turned_off():
         train_classifier(
             model, (images, labels), optimizer, epochs=8, batch_size=8, mirror=mirror
         )
-        # One corner a batch: a batch is flipped as a whole.
+        # One corner per batch: a batch is flipped as a whole.
         assert {tuple(corners) for corners in seen} == expected
 
 
@@ -91,14 +91,14 @@ def test_equal_seeds_give_equal_runs_whatever_ran_before():
     assert first != other
 
 
-def test_epochs_are_reported_and_the_rate_is_put_back():
+def test_epochs_are_reported_and_the_rate_is_restored():
     model, (images, labels) = MobileNetV1(0.25, 2), left_or_right(9)
     optimizer, seen = torch.optim.RMSprop(model.parameters(), lr=0.01), []
     history = train_classifier(
         model, (images, labels), optimizer, epochs=2, batch_size=5, on_epoch=seen.append
     )
     assert seen == history
-    assert optimizer.param_groups[0]["lr"] == 0.01  # put back
+    assert optimizer.param_groups[0]["lr"] == 0.01
 
 
 def test_the_progress_bar_shows_epochs_and_loss(capsys):
@@ -166,7 +166,7 @@ def test_bad_arguments_are_refused(labels, options, message):
         train_classifier(
             model, (images, targets[:labels]), optimizer, **{"epochs": 1} | options
         )
-    with refuses("0 images"):
+    with refuses("images=0; expected at least 1"):
         predict(model, images[:0])
 
 

@@ -6,7 +6,6 @@ from refusals import refuses
 
 from paperlib import viz
 from paperlib.anomaly_map import upsample
-from paperlib.cam import Box
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +22,7 @@ def inputs(rows=2):
     return images, maps, masks
 
 
-@pytest.mark.parametrize("colormap", ["viridis", "magma", "jet"])
-def test_the_anomaly_figure_has_a_row_an_image_and_one_scale_for_all(colormap):
+def test_the_anomaly_figure_has_one_row_per_image_and_one_colour_scale():
     images, maps, masks = inputs()
     figure = viz.anomaly_figure(
         images,
@@ -32,7 +30,6 @@ def test_the_anomaly_figure_has_a_row_an_image_and_one_scale_for_all(colormap):
         masks,
         labels=["hole", "good"],
         scale="distance",
-        colormap=colormap,
     )
     *axes, scale = figure.axes
     axes = np.reshape(axes, (2, 4))
@@ -44,13 +41,13 @@ def test_the_anomaly_figure_has_a_row_an_image_and_one_scale_for_all(colormap):
     ]
     assert not any(ax.get_title() for ax in axes[1])
     assert [row[0].get_ylabel() for row in axes] == ["hole", "good"]
-    # By both rows' extremes.
+    # The extremes of both rows.
     scaled = (
         (upsample(maps, (12, 20)) - maps.min()) / (maps.max() - maps.min())
     ).clamp(0, 1)
     for row in range(2):
         shown = [ax.images[0].get_array() for ax in axes[row]]
-        heat = viz.heatmap(scaled[row], colormap)
+        heat = viz.heatmap(scaled[row])
         mask = np.repeat(masks[row, ..., None].numpy(), 3, -1)
         for found, wanted in zip(
             shown,
@@ -68,26 +65,16 @@ def test_the_anomaly_figure_has_a_row_an_image_and_one_scale_for_all(colormap):
     )
     np.testing.assert_allclose(
         bar.cmap(np.array([0.0, 1.0]))[:, :3],
-        viz.heatmap(torch.tensor([[0.0, 1.0]]), colormap)[0],
+        viz.heatmap(torch.tensor([[0.0, 1.0]]))[0],
         atol=1e-6,
     )
 
 
-def test_boxes_stand_for_masks_and_limits_for_extremes():
+def test_masks_are_optional():
     images, maps, _ = inputs()
-    figure = viz.anomaly_figure(
-        images.movedim(1, -1).numpy(),
-        maps.numpy(),
-        boxes=[[Box(1, 2, 5, 9)], []],
-        limits=(0, 5),
-    )
-    *axes, scale = figure.axes
-    assert [ax.get_title() for ax in axes[:3]] == ["image", "anomaly map", "overlay"]
-    assert [len(ax.patches) for ax in axes] == [1, 0, 1, 0, 0, 0]
-    assert axes[0].patches[0].get_xy() == (1.5, 0.5)
-    assert scale.get_ylim() == (0, 5)
-    expected = viz.heatmap((upsample(maps[0], (12, 20)) / 5).clamp(0, 1))
-    np.testing.assert_allclose(axes[1].images[0].get_array(), expected, atol=1e-6)
+    figure = viz.anomaly_figure(images.movedim(1, -1).numpy(), maps.numpy())
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == ["image", "anomaly map", "overlay", "", "", "", ""]
 
 
 def test_constant_maps_are_drawn():
@@ -103,18 +90,13 @@ def test_constant_maps_are_drawn():
     [
         (
             lambda i, m, k: ((i[:1], m), {}),
-            r"images \(1, 12, 20, 3\) and maps \(2, 3, 5\); expected",
+            r"image.*\(1, 12, 20, 3\).* maps \(2, 3, 5\) .*expected",
         ),
-        (lambda i, m, k: ((i[0], m), {}), r"images \(12, 20, 3\)"),
+        (lambda i, m, k: ((i[0], m), {}), r"\(12, 20, 3\)"),
         (lambda i, m, k: ((i[:0], m[:0]), {}), "images of shape .* are empty"),
-        (
-            lambda i, m, k: ((i, m, k[:, :3]), {}),
-            r"masks \(2, 3, 20\); expected \(2, 12, 20\)",
-        ),
-        (lambda i, m, k: ((i, m), {"labels": ["a"]}), "2 maps, but labels 1"),
-        (lambda i, m, k: ((i, m), {"boxes": [[]] * 3}), "2 maps, but boxes 3"),
-        (lambda i, m, k: ((i, m / 0), {}), "colours from inf to inf"),
-        (lambda i, m, k: ((i, m), {"limits": (5, 2)}), "colours from 5 to 2"),
+        (lambda i, m, k: ((i, m, k[:, :3]), {}), r"mask.*\(2, 3, 20\).* expected"),
+        (lambda i, m, k: ((i, m), {"labels": ["a"]}), "1 labels; expected"),
+        (lambda i, m, k: ((i, m / 0), {}), "values of maps are NaN or infinite"),
     ],
 )
 def test_an_anomaly_figure_that_cannot_be_drawn_is_refused(change, message):

@@ -1,7 +1,7 @@
 """Count the multiply-adds (MACs) and parameters of any network, layer by layer."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from paperlib.complexity.conventions import Convention, totals
 from paperlib.complexity.formulas import _check_size
-from paperlib.complexity.recorder import Layer, MacRecorder, Originals, _without_data
-from paperlib.inference import HOOK_NUMBERS
+from paperlib.complexity.recorder import Layer, MacRecorder, _without_data
+from paperlib.inference import HOOK_NUMBERS, raise_if_threaded
 from paperlib.tables import align_columns
 
 
@@ -28,6 +28,20 @@ class Profile:
             none of them.
         counts: the counts on which conventions differ, by the names in
             `paperlib.complexity.conventions.COUNTS`.
+
+    Example:
+        >>> from torch import nn
+        >>> from paperlib.complexity import profile
+        >>> layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+        >>> counted = profile(nn.Sequential(*layers), input_shape=(1, 3, 8, 8))
+        >>> print(counted.table())
+        Sequential, input 1×3×8×8
+        layer  kind    output     MACs  parameters
+        0      conv    1×8×6×6   7,776         224
+        3      linear  1×10      2,880       2,890
+        total                   10,656       3,114
+        >>> max(counted.layers, key=lambda layer: layer.macs).name
+        '0'
 
     Source: Howard et al., arXiv:1704.04861v1, Sec. 3 and 4 ("Mult-Adds": convolutions
         and the fully connected layer).
@@ -97,7 +111,7 @@ class Profile:
 
 def profile(
     model: nn.Module,
-    input_shape: Sequence[float | Sequence[float]] = (1, 3, 224, 224),
+    input_shape: Sequence[int] | Sequence[Sequence[int]] = (1, 3, 224, 224),
     dtype: torch.dtype | Sequence[torch.dtype] | None = None,
 ) -> Profile:
     """Count the multiply-adds and parameters of one forward pass, layer by layer.
@@ -120,9 +134,17 @@ def profile(
             model's weights. For token ids: torch.long.
 
     Raises:
-        ValueError: for a size that is not a positive integer; a ScriptModule; a lazy
-            module that has never run; a model that copy.deepcopy cannot copy; and a
-            forward that fails on such an input (with its error message).
+        ValueError: for a size that is not a positive integer; a ScriptModule; an
+            nn.DataParallel over several devices; a model that cannot be copied, such
+            as a lazy module that has never run; and a forward that fails on such an
+            input (with its error message).
+
+    Example:
+        >>> from paperlib.complexity import profile
+        >>> from paperlib.mobilenet import MobileNetV1
+        >>> counted = profile(MobileNetV1(), input_shape=(1, 3, 224, 224))
+        >>> f"{counted.macs / 1e6:.1f} million MACs, {counted.params:,} parameters"
+        '568.7 million MACs, 4,231,976 parameters'
 
     Source: counting convention of Howard et al., arXiv:1704.04861v1, Sec. 3.1 (Eq. 2, 4
         and 5), for every operation.
@@ -143,12 +165,8 @@ def profile(
 def _record(
     model: nn.Module, shapes: list[tuple[int, ...]], dtypes: list[torch.dtype]
 ) -> Profile:
-    copied, originals = _copy_without_data(model)
-    copied.eval()
-    for module in copied.modules():
-        if isinstance(module, nn.DataParallel):
-            module.device_ids = []  # it then calls its module itself, on any device
-    recorder = MacRecorder(copied, originals)
+    copied = _copy_without_data(model).eval()
+    recorder = MacRecorder(copied)
     inputs = [
         torch.empty(shape, dtype=kind, device="meta")
         for shape, kind in zip(shapes, dtypes, strict=True)
@@ -160,19 +178,25 @@ def _record(
         message = _failure_message(error, model, shapes, *recorder.running[-1])
         raise ValueError(message) from error
     layers = recorder.finish()
-    counts = {**recorder.counts, "macs": sum(layer.macs for layer in layers)}
+    counts = {
+        **recorder.counts,
+        "macs": sum(layer.macs for layer in layers),
+        "norm_params": sum(layer.params for layer in layers if layer.kind == "norm"),
+    }
     return Profile(type(model).__name__, shapes, layers, counts)
 
 
-def _copy_without_data(model: nn.Module) -> tuple[nn.Module, Originals]:
-    """Copy a model to the meta device; return the original of each tensor as well."""
-    copies = _MetaCopies()
-    memo = {id(p): copies.add(p, nn.Parameter) for p in model.parameters()}
+def _copy_without_data(model: nn.Module) -> nn.Module:
+    """Copy a model to the meta device."""
     try:
+        # Parameters copy themselves without asking the mode.
+        memo = {
+            id(parameter): _without_data(parameter) for parameter in model.parameters()
+        }
         # A dictionary cannot be copied while it changes: other threads may add or
         # remove hooks of this library.
-        with HOOK_NUMBERS, copies:
-            return copy.deepcopy(model, memo), copies.originals
+        with HOOK_NUMBERS, _MetaCopies():
+            return copy.deepcopy(model, memo)
     except Exception as error:
         raise ValueError(
             f"this {type(model).__name__} cannot be copied"
@@ -183,21 +207,12 @@ def _copy_without_data(model: nn.Module) -> tuple[nn.Module, Originals]:
 
 
 class _MetaCopies(TorchFunctionMode):
-    """Makes copy.deepcopy copy tensors to the meta device, and stores the originals."""
-
-    def __init__(self):
-        super().__init__()
-        self.originals: Originals = {}
+    """Makes copy.deepcopy copy tensors to the meta device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is Tensor.__deepcopy__:
-            return self.add(args[0], Tensor.detach)
+            return _without_data(args[0])
         return func(*args, **(kwargs or {}))
-
-    def add(self, tensor: Tensor, wrap: Callable[[Tensor], Tensor]) -> Tensor:
-        copied = wrap(_without_data(tensor))
-        self.originals[id(copied)] = copied, tensor
-        return copied
 
 
 def _check_model(model: nn.Module) -> None:
@@ -206,6 +221,7 @@ def _check_model(model: nn.Module) -> None:
             f"model is {model!r}; expected an nn.Module that has been built,"
             " such as MobileNetV1()"
         )
+    raise_if_threaded(model, "the model")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
@@ -213,20 +229,13 @@ def _check_model(model: nn.Module) -> None:
                 " runs outside Python, where layers cannot be distinguished; expected"
                 " an nn.Module: pass the nn.Module that it was scripted or traced from"
             )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(tensor):
-            raise ValueError(
-                f"{name!r} is lazy and has no shape yet;"
-                " expected a model that has run; run it once"
-            )
 
 
 def _parse_shapes(input_shape: Sequence) -> list[tuple[int, ...]]:
-    shapes = [input_shape]
-    if isinstance(input_shape, Sequence) and any(
+    is_list = isinstance(input_shape, Sequence) and any(
         isinstance(item, Sequence) for item in input_shape
-    ):
-        shapes = input_shape
+    )
+    shapes = input_shape if is_list else [input_shape]
     if not input_shape or not all(isinstance(shape, Sequence) for shape in shapes):
         raise ValueError(
             f"input_shape = {input_shape!r}; expected a shape such as (1, 3, 224, 224),"
@@ -265,13 +274,12 @@ def _failure_message(
     name: str,
     module: nn.Module,
 ) -> str:
-    where = f" in layer {name!r}" if name else ""
-    if next(module.children(), None) is None:
-        where += f", {module!r}"
+    layer = f"layer {name!r}, " if name else ""
+    where = f"{layer}{type(module).__name__}({module.extra_repr()})"
     shape = ", ".join(map(str, shapes))
     reason = f"{type(error).__name__}: {str(error).rstrip('.')}"
     return (
-        f"{type(model).__name__} failed on input of shape {shape}{where}."
+        f"{type(model).__name__} failed on input of shape {shape} in {where}."
         f" The error was: {reason}. Pass input_shape as forward expects it,"
         " batch first, and dtype=torch.long for token ids; a forward that reads"
         " the values of its activations, or differentiates them, cannot be profiled"

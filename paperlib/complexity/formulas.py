@@ -11,19 +11,17 @@
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
-# Floats are accepted only to be rejected with a clear message: 224 / 32 is a common
-# mistake.
-Size = float | Sequence[float]
+Size = int | Sequence[int]  # of a square, or (height, width)
 
 
 def conv2d_macs(
     kernel: Size,
-    in_channels: float,
-    out_channels: float,
+    in_channels: int,
+    out_channels: int,
     out_size: Size,
-    groups: float = 1,
+    groups: int = 1,
 ) -> int:
     r"""Count the multiply-adds of a 2-d convolution on one image.
 
@@ -40,6 +38,13 @@ def conv2d_macs(
     Raises:
         ValueError: if a number is not a positive integer, or `groups` does not divide
             the channels.
+
+    Example:
+        >>> from paperlib.complexity import conv2d_macs
+        >>> conv2d_macs(kernel=3, in_channels=512, out_channels=512, out_size=14)
+        462422016
+        >>> conv2d_macs((1, 7), 64, 64, out_size=(12, 20), groups=64)  # depthwise
+        107520
 
     Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 2 (groups=1) and Eq. 4
         (groups=in_channels=out_channels).
@@ -60,7 +65,7 @@ def conv2d_macs(
 
 
 def depthwise_separable_macs(
-    kernel: Size, in_channels: float, out_channels: float, out_size: Size
+    kernel: Size, in_channels: int, out_channels: int, out_size: Size
 ) -> int:
     r"""Count the multiply-adds of a depthwise separable convolution on one image.
 
@@ -75,6 +80,15 @@ def depthwise_separable_macs(
     Raises:
         ValueError: if a number is not a positive integer.
 
+    Example:
+        The saving compared with a standard convolution, in the largest layers:
+
+        >>> from paperlib.complexity import conv2d_macs, depthwise_separable_macs
+        >>> depthwise_separable_macs(3, in_channels=512, out_channels=512, out_size=14)
+        52283392
+        >>> conv2d_macs(3, 512, 512, 14) / depthwise_separable_macs(3, 512, 512, 14)
+        8.84...
+
     Source: Howard et al., arXiv:1704.04861v1, Sec. 3.1, Eq. 5; with multipliers for
         channels and side, arXiv:1704.04861v1, Eq. 6 and 7 and Table 3.
     Departures: as `conv2d_macs`.
@@ -87,25 +101,21 @@ def depthwise_separable_macs(
 
 
 def _check_size(value: Any, what: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise ValueError(
             f"{what} = {value!r}; expected an integer:"
             " 224 // 32 is one, 224 / 32 is a float"
         )
+    number = operator.index(value)
     if number < 1:
         raise ValueError(f"{what} = {number}; expected at least 1")
     return number
 
 
 def _pair(value: Any, what: str) -> tuple[int, int]:
-    if not isinstance(value, Sequence):
-        return (_check_size(value, what),) * 2
-    if len(value) != 2:
+    sides = value if isinstance(value, Sequence) else (value, value)
+    if len(sides) != 2:
         raise ValueError(
             f"{what} = {value!r}; expected one number for a square, or (height, width)"
         )
-    return _check_size(value[0], what), _check_size(value[1], what)
+    return _check_size(sides[0], what), _check_size(sides[1], what)

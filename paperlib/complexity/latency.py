@@ -3,16 +3,18 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 
 from paperlib.complexity.counting import profile
 from paperlib.inference import evaluating
+from paperlib.validation import check_at_least_one
 
 
 class LayerTime(NamedTuple):
@@ -69,55 +71,69 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
 
     Raises:
         ValueError: if `repeats` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from paperlib.complexity import time_layers
+        >>> from paperlib.mobilenet import MobileNetV1
+        >>> rows = time_layers(MobileNetV1(0.25), torch.zeros(1, 3, 32, 32), repeats=3)
+        >>> len(rows), rows[0].name, rows[0].macs
+        (83, 'features.stem.conv', 55296)
+        >>> rows[0].seconds > 0
+        True
     """
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats}; expected at least 1")
-    starts, passes, moved = {}, [], defaultdict(int)
+    check_at_least_one(repeats=repeats)
+    # The first pass allocates memory and chooses algorithms: it does not count.
+    first, *passes = _record_passes(model, images, repeats + 1)
+    macs, kinds = defaultdict(int), {}
+    for layer in profile(model, tuple(images.shape)).layers:
+        macs[layer.name] += layer.macs
+        kinds.setdefault(layer.name, layer.kind)
+    return [
+        LayerTime(
+            name,
+            kinds.get(name, type(model.get_submodule(name)).__name__),
+            statistics.median(
+                sum(_elapsed_seconds(start, end) for start, end, _ in calls[name])
+                for calls in passes
+            ),
+            macs[name],
+            sum(moved for _, _, moved in first_calls),
+        )
+        for name, first_calls in first.items()
+    ]
+
+
+def _record_passes(
+    model: nn.Module, images: Tensor, n_passes: int
+) -> list[dict[str, list[tuple[Any, Any, int]]]]:
+    """Record the calls of each layer, by name, in each of several forward passes.
+
+    A call is a mark of its start, a mark of its end, and the bytes that it moves.
+    """
+    starts, passes = {}, []
 
     def before(name, module, inputs):
         starts[name] = _mark_time(images.device)
 
     def after(name, module, args, kwargs, output):
-        passes[-1][name].append((starts[name], _mark_time(images.device)))
+        end = _mark_time(images.device)
         parameters = list(module.parameters(recurse=False))
-        moved[name] += sum(
-            _bytes(part) for part in ((args, kwargs), output, parameters)
-        )
+        moved = sum(_bytes(part) for part in ((args, kwargs), output, parameters))
+        passes[-1][name].append((starts[name], end, moved))
 
-    with ExitStack() as stack, evaluating(model), torch.inference_mode():
+    with ExitStack() as hooks, evaluating(model), torch.inference_mode():
         for name, module in model.named_modules():
             if next(module.children(), None) is None:
                 start, stop = partial(before, name), partial(after, name)
-                hook = module.register_forward_pre_hook(start)
-                stack.callback(hook.remove)
-                hook = module.register_forward_hook(stop, with_kwargs=True)
-                stack.callback(hook.remove)
-        for _ in range(repeats + 1):
+                hooks.enter_context(module.register_forward_pre_hook(start))
+                hooks.enter_context(
+                    module.register_forward_hook(stop, with_kwargs=True)
+                )
+        for _ in range(n_passes):
             passes.append(defaultdict(list))
             model(images)
-
-    macs, kinds = defaultdict(int), {}
-    for layer in profile(model, tuple(images.shape)).layers:
-        macs[layer.name] += layer.macs
-        kinds.setdefault(layer.name, layer.kind)
-    # The first pass allocates memory and chooses algorithms: it does not count.
-    seconds = {
-        name: statistics.median(
-            sum(_elapsed_seconds(*marks) for marks in calls[name])
-            for calls in passes[1:]
-        )
-        for name in passes[0]
-    }
-    return [
-        LayerTime(
-            name,
-            kinds.get(name, type(model.get_submodule(name)).__name__),
-            seconds[name],
-            macs[name],
-            moved[name] // len(passes),
-        )
-        for name in seconds
-    ]
+    return passes
 
 
 def measure_machine(
@@ -138,14 +154,17 @@ def measure_machine(
     Raises:
         ValueError: if `side` is below 1 or `seconds` is not above 0.
 
+    Example:
+        >>> from paperlib.complexity import measure_machine
+        >>> machine = measure_machine("cpu", side=64, seconds=0.01)
+        >>> machine.attainable(intensity=1e9) == machine.macs_per_second
+        True
+
     Source: Williams, Waterman & Patterson, CACM 52(4), 2009.
     Departures: counts a multiply-add as one operation.
     Test: test_latency.py::test_roofline_is_a_minimum
     """
-    if side < 1 or not seconds > 0:
-        raise ValueError(
-            f"side={side}, seconds={seconds}; expected at least 1 and more than 0"
-        )
+    check_at_least_one(side=side)
     a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
     source = torch.ones(64 * side * side, device=device)
     target = torch.empty_like(source)
@@ -172,15 +191,22 @@ def time_call(
 
     Raises:
         ValueError: if `seconds` is not above 0.
+
+    Example:
+        >>> import torch
+        >>> from paperlib.complexity import time_call
+        >>> a = torch.ones(64, 64)
+        >>> time_call(lambda: a @ a, seconds=0.01) < 1
+        True
     """
-    if not seconds > 0:
-        raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")
     return statistics.median(_measure_calls(run, device, seconds))
 
 
 def _measure_calls(
     run: Callable[[], object], device: torch.device | str, seconds: float
 ) -> list[float]:
+    if not seconds > 0:
+        raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")
     run()  # the first call allocates memory and chooses algorithms
     device, readings, end = torch.device(device), [], time.perf_counter() + seconds
     while len(readings) < 3 or time.perf_counter() < end:
@@ -214,15 +240,7 @@ def _elapsed_seconds(start: Any, end: Any) -> float:
 
 def _bytes(values: Any) -> int:
     """Sum the sizes of all tensors in nested containers, each tensor once."""
-    tensors = {id(tensor): tensor for tensor in _tensors(values)}
+    leaves: list[Any] = []
+    map_aggregate(values, leaves.append)
+    tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, Mapping):
-        yield from _tensors(list(values.values()))
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from _tensors(value)

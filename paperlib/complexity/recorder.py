@@ -20,9 +20,6 @@ from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-# The id of a meta tensor → the tensor (a reference that reserves the id), its original.
-Originals = dict[int, tuple[Tensor, Tensor]]
-
 
 class Layer(NamedTuple):
     """One row of a profile, in execution order.
@@ -58,14 +55,13 @@ class MacRecorder(TorchDispatchMode):
     operations such as `linear` or `batch_norm` before PyTorch decomposes them.
 
     A tensor is constant if it was computed from parameters and buffers alone, and it
-    belongs to these parameters. So a convolution whose weight was standardised or
-    multiplied by a gain still owns its parameters, and a norm of a weight is not
-    counted as a layer.
+    belongs to these parameters: its attribute `parameter_names` has their names. So a
+    convolution whose weight was standardised or multiplied by a gain still owns its
+    parameters, and a norm of a weight is not counted as a layer.
     """
 
-    def __init__(self, model: nn.Module, originals: Originals):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self._originals = originals
         self.counts: Counter[str] = Counter()
         # Names and modules whose forward runs, the innermost last.
         self.running: list[tuple[str, nn.Module]] = [("", model)]
@@ -73,13 +69,8 @@ class MacRecorder(TorchDispatchMode):
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
         self._used: set[str] = set()
         self._owned: set[str] = set()
-        # Constants and the names of their parameters, by id. The reference to the
-        # tensor ensures that no other tensor gets the same id.
-        self._constants: dict[int, tuple[Tensor, frozenset[str]]] = {
-            key: (tensor, frozenset()) for key, (tensor, _) in originals.items()
-        }
         for name, parameter in model.named_parameters():
-            self._constants[id(parameter)] = parameter, frozenset({name})
+            parameter.parameter_names = frozenset({name})
         for name, module in model.named_modules():
             module.forward = partial(self._forward, name, module, module.forward)
 
@@ -95,11 +86,9 @@ class MacRecorder(TorchDispatchMode):
         # max_pool2d → max_pool, relu_ → relu
         name = _VARIANT.sub("", func.overloadpacket.__name__)
         if name in _READS:
-            return func(*map_aggregate(args, self._to_original), **(kwargs or {}))
+            return func(*map_aggregate(args, _to_original), **(kwargs or {}))
         tensors: list[Tensor] = []
-        args, kwargs = map_aggregate(
-            (args, kwargs or {}), partial(self._to_meta, tensors)
-        )
+        args, kwargs = map_aggregate((args, kwargs or {}), partial(_to_meta, tensors))
         product = _PRODUCTS.get(name) or _find_registered(func.overloadpacket)
         if product is None and name not in _NORMS and name not in _ELEMENTS:
             with self:
@@ -107,7 +96,7 @@ class MacRecorder(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        is_activation = bool(tensors) and self._parameters(tensors[0]) is None
+        is_activation = bool(tensors) and _parameter_names(tensors[0]) is None
         if product is not None:
             macs = product.macs(out, *args, **kwargs)
             self._add_product(product, macs, out, tensors, args)
@@ -115,43 +104,25 @@ class MacRecorder(TorchDispatchMode):
             self._add_norm(name, out, tensors, args)
         else:
             self._follow(out, tensors)
-            if is_activation and name in _ELEMENTS:
-                counts = _ELEMENTS[name]
-                for count, tensor in zip(counts, (tensors[0], out), strict=False):
-                    self.counts[count] += tensor.numel()
+            counts = _ELEMENTS.get(name, ()) if is_activation else ()
+            for count, tensor in zip(counts, (*tensors[:1], out), strict=False):
+                self.counts[count] += tensor.numel()
         return out
-
-    def _to_original(self, value: Any) -> Any:
-        return self._originals.get(id(value), (value, value))[1]
-
-    def _to_meta(self, tensors: list[Tensor], value: Any) -> Any:
-        """Replace tensors and devices in an argument by meta ones; collect tensors."""
-        if isinstance(value, torch.device):
-            return torch.device("meta")
-        if isinstance(value, Tensor):
-            if not value.is_meta:
-                value = _without_data(value)
-                self._constants[id(value)] = value, frozenset()
-            tensors.append(value)
-        return value
-
-    def _parameters(self, tensor: Tensor) -> frozenset[str] | None:
-        """Return the names of a constant's parameters; None for an activation."""
-        return self._constants.get(id(tensor), (tensor, None))[1]
 
     def _follow(self, out: Any, tensors: list[Tensor]) -> None:
         """Mark the results of an operation as constant if all its tensors are."""
-        parameters = [self._parameters(tensor) for tensor in tensors]
-        if None in parameters or not tensors:
+        names = [_parameter_names(tensor) for tensor in tensors]
+        if None in names or not tensors:
             self._use(tensors)
             return
         for result in out if isinstance(out, (list, tuple)) else [out]:
-            self._constants[id(result)] = result, frozenset().union(*parameters)
+            if isinstance(result, Tensor):
+                result.parameter_names = frozenset().union(*names)
 
     def _use(self, tensors: list[Tensor]) -> None:
         """Add a row per parameter at its first use; `finish` drops those of layers."""
         for tensor in tensors:
-            for name in sorted((self._parameters(tensor) or set()) - self._used):
+            for name in sorted((_parameter_names(tensor) or set()) - self._used):
                 self._used.add(name)
                 shape = self._shapes[name]
                 self._rows.append(
@@ -160,7 +131,7 @@ class MacRecorder(TorchDispatchMode):
 
     def _add(self, kind: str, macs: int, out: Tensor, weights: list[Tensor]) -> None:
         """Add a row for the running module; it owns all parameters not owned before."""
-        names = frozenset().union(*(self._parameters(w) or () for w in weights))
+        names = frozenset().union(*(_parameter_names(w) or () for w in weights))
         params = sum(self._shapes[name].numel() for name in names - self._owned)
         self._owned |= names
         module_name = self.running[-1][0]
@@ -186,7 +157,6 @@ class MacRecorder(TorchDispatchMode):
     def _add_norm(self, name: str, out: Tensor, tensors: list, args: tuple) -> None:
         self._add("norm", 0, out, tensors[1:])
         count = "batch_norm" if name == "batch_norm" else "other_norm"
-        self.counts["norm_params"] += self._rows[-1].params
         self.counts[count] += out.numel()
         if any(isinstance(arg, Tensor) for arg in args[_NORMS[name] :][:2]):
             self.counts[f"{count}_affine"] += out.numel()
@@ -205,11 +175,34 @@ class MacRecorder(TorchDispatchMode):
 
 
 def _without_data(tensor: Tensor) -> Tensor:
-    """Return a meta tensor with this tensor's shape, strides and dtype."""
+    """Return a constant on the meta device, with the tensor as its `original`."""
     # empty_like would keep a fake tensor fake.
-    return torch.empty_strided(
+    constant = torch.empty_strided(
         tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
     )
+    if isinstance(tensor, nn.Parameter):
+        constant = nn.Parameter(constant, tensor.requires_grad)
+    constant.original, constant.parameter_names = tensor, frozenset()
+    return constant
+
+
+def _to_original(value: Any) -> Any:
+    return getattr(value, "original", value)
+
+
+def _to_meta(tensors: list[Tensor], value: Any) -> Any:
+    """Replace a tensor or a device by a meta one; collect the tensors."""
+    if isinstance(value, torch.device):
+        return torch.device("meta")
+    if isinstance(value, Tensor):
+        value = value if value.is_meta else _without_data(value)
+        tensors.append(value)
+    return value
+
+
+def _parameter_names(tensor: Tensor) -> frozenset[str] | None:
+    """Return the names of a constant's parameters; None for an activation."""
+    return getattr(tensor, "parameter_names", None)
 
 
 class _Product(NamedTuple):

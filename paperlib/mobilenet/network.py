@@ -58,6 +58,15 @@ class MobileNetV1(nn.Module):
         ValueError: if `width` leaves a layer without channels, `num_classes` is below
             1, or `last_stride` is neither 1 nor 2.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.mobilenet import MobileNetV1
+        >>> model = MobileNetV1(width=0.25, num_classes=10).eval()
+        >>> model(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 10])
+        >>> model.features(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 256, 2, 2])
+
     Source: Howard et al., arXiv:1704.04861v1, Table 1 and Sec. 3.2-3.3 (variants:
         Tables 4-10).
     Departures: padding is symmetric, as in timm; TensorFlow's original pads more at the
@@ -103,7 +112,7 @@ class MobileNetV1(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Float[Tensor, "*shape"]) -> Float[Tensor, "n classes"]:
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
         """Return the logits of images of shape (N, 3, H, W), of any H and W."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(

@@ -21,6 +21,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     Raises:
         ValueError: if `weight_decay` is negative.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.mobilenet import MobileNetV1, parameter_groups
+        >>> groups = parameter_groups(MobileNetV1(), weight_decay=4e-5)
+        >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
+        [(70, 4e-05), (13, 0.0)]
+        >>> optimizer = torch.optim.RMSprop(groups, lr=0.01)
+
     Source: Howard et al., arXiv:1704.04861v1, Sec. 3.2.
     Departures: "very little or no" is implemented as none.
     Test: test_mobilenet.py::test_depthwise_filters_are_not_decayed

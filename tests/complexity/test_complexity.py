@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import timm
@@ -29,20 +29,19 @@ from paperlib.complexity import (
     counting,
     depthwise_separable_macs,
     profile,
-    totals,
 )
 from paperlib.complexity.conventions import COUNTS
 
+# One of each family of torchvision; all are compared in test_complexity_long.py.
 TORCHVISION = {
-    *"alexnet vgg16 squeezenet1_0 googlenet densenet121 resnet50".split(),
-    *"resnext50_32x4d mobilenet_v2 mobilenet_v3_large mnasnet1_0".split(),
-    *"shufflenet_v2_x1_0 efficientnet_b0 regnet_y_400mf convnext_tiny swin_t".split(),
-    *"swin_v2_t vit_b_16".split(),
+    *"vgg16 squeezenet1_0 googlenet densenet121 resnet50 resnext50_32x4d".split(),
+    *"mobilenet_v3_large shufflenet_v2_x1_0 regnet_y_400mf convnext_tiny".split(),
+    *"swin_t vit_b_16".split(),
 }
 TIMM = {
     *"mobilenetv1_100 tf_efficientnet_lite0 vit_tiny_patch16_224".split(),
     *"mixer_s32_224 nf_resnet50 ghostnet_100 mobilevit_xs".split(),
-    *"xcit_nano_12_p16_224 levit_128s eva02_tiny_patch14_224".split(),
+    *"xcit_nano_12_p16_224 levit_128s".split(),
 }
 
 
@@ -303,13 +302,11 @@ FVCORE_ADDS = {
     # The standardising of the convolutions' weights, taken for norms of activations.
     "nf_resnet50": 5 * 23_454_912
 }
-FVCORE = """alexnet squeezenet1_0 googlenet densenet121 resnet50 mobilenet_v2
-    mobilenet_v3_large efficientnet_b0 regnet_y_400mf convnext_tiny swin_t vit_b_16
-    mobilenetv1_100 tf_efficientnet_lite0 vit_tiny_patch16_224 mixer_s32_224 nf_resnet50
-    mobilevit_xs""".split()
+# One network of each kind; PyTorch's counter is compared on all.
+FVCORE = """googlenet mobilenet_v3_large swin_t vit_b_16 tf_efficientnet_lite0
+    mixer_s32_224 nf_resnet50""".split()
 SMALL = {
     "vit_b_16": {"image_size": 64},
-    "vit_tiny_patch16_224": {"img_size": 64},
     "mixer_s32_224": {"img_size": 64},
 }
 
@@ -331,8 +328,7 @@ def test_agrees_with_fvcore(name, monkeypatch):
     analysis.uncalled_modules_warnings(False).tracer_warnings("none")
     counted = profile(model, shape)
     attention = sum(layer.macs for layer in counted.layers if layer.kind == "attention")
-    transformers = ("vit_b_16", "vit_tiny_patch16_224", "mobilevit_xs")
-    assert (attention > 0) == (name in transformers)
+    assert (attention > 0) == (name == "vit_b_16")
     products = ("conv", "linear", "matmul", "bmm", "addmm", "mm", "einsum")
     theirs = sum(analysis.by_operator()[what] for what in products)
     assert theirs == counted.macs - attention
@@ -340,16 +336,11 @@ def test_agrees_with_fvcore(name, monkeypatch):
     assert analysis.total() == total - attention + FVCORE_ADDS.get(name, 0)
 
 
-def test_peers_miss_attention():
-    model = build("vit_tiny_patch16_224", "cpu")
-    counted = profile(model)
+def test_attention_of_a_transformer_by_hand():
+    counted = profile(build("vit_tiny_patch16_224"))
     attention = sum(layer.macs for layer in counted.layers if layer.kind == "attention")
     # Layers × heads × queries × keys × (a score and a sum).
     assert attention == 12 * 3 * 197 * 197 * (64 + 64)
-    # On a CPU; on meta tensors it counts attention.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 224, 224))
-    assert counted.flops - counter.get_total_flops() == 2 * attention
 
 
 # Totals that other tools gave, each in the version that
@@ -451,13 +442,6 @@ def test_counts_by_hand():
         "adaptive_avg_pool_out": 4,
     }
     assert set(counted.counts) == set(COUNTS)
-
-
-def test_unknown_count_is_refused():
-    with refuses(
-        "counts has flips; expected names from macs, .*; pass Profile.counts",
-    ):
-        totals({"macs": 1, "flips": 2})
 
 
 # Every way to multiply
@@ -582,12 +566,6 @@ def linear_relu():
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU())
 
 
-def data_parallel():
-    model = nn.DataParallel(nn.Linear(4, 4))
-    model.device_ids = [0, 1]  # as on a computer with two GPUs
-    return model
-
-
 class OwnProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
@@ -603,7 +581,7 @@ class OwnProduct(torch.autograd.Function):
     [
         (lambda: torch.fx.symbolic_trace(linear_relu()), 16),
         (lambda: torch.compile(linear_relu()), 16),
-        (data_parallel, 16),
+        (lambda: nn.DataParallel(nn.Linear(4, 4)), 16),
         (lambda: Calls(lambda m, x: OwnProduct.apply(x, m.w), w=(4, 4)), 16),
         (lambda: torchvision.ops.MLP(4, [4, 4]), 32),
     ],
@@ -744,7 +722,7 @@ def test_a_shape_is_any_sequence(shape):
 
 
 def test_counts_are_of_the_whole_batch():
-    model = build("resnet50")
+    model = build("mobilenetv1_100")
     one, four = profile(model), profile(model, (4, 3, 224, 224))
     assert four.macs == 4 * one.macs and four.params == one.params
     assert four.counts["activation"] == 4 * one.counts["activation"]
@@ -936,9 +914,9 @@ def test_nothing_is_left_behind(training, fails):
 
 
 def test_train_mode_counts_as_eval():
-    model = build("googlenet").to_empty(device="cpu").train()
+    model = build("googlenet").train()
     before = [module.training for module in model.modules()]
-    evaluated = profile(copy.deepcopy(model).eval(), (1, 3, 96, 96))
+    evaluated = profile(build("googlenet"), (1, 3, 96, 96))
     assert profile(model, (1, 3, 96, 96)).layers == evaluated.layers
     assert [module.training for module in model.modules()] == before
 
@@ -1051,24 +1029,25 @@ def test_hooks_of_others_survive():
 
 def test_threads_that_profile_one_model_agree():
     model = mobilenet()
-    results = [None] * 4
-
-    def work(index):
-        results[index] = [profile(model).layers for _ in range(3)]
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    expected = profile(model).layers
-    assert all(layers == expected for result in results for layers in result)
+    with ThreadPoolExecutor(4) as threads:
+        results = [threads.submit(profile, model) for _ in range(8)]
+    expected = profile(model)
+    assert all(result.result() == expected for result in results)
 
 
 # Devices and memory
 
 
-def test_no_memory_is_taken():
+class SameThread(ThreadPoolExecutor):
+    """Runs what is submitted at once, in the calling thread."""
+
+    def submit(self, function, *args):
+        future = Future()
+        future.set_result(function(*args))
+        return future
+
+
+def test_no_memory_is_allocated(monkeypatch):
     class Masked(nn.Module):
         def __init__(self):
             super().__init__()
@@ -1086,15 +1065,12 @@ def test_no_memory_is_taken():
         return sum(max(usage, 0) for usage in usages)
 
     model = Masked()
-    # Not `profile`: the profiler does not see the thread that it starts.
+    # The profiler does not see the thread that `profile` starts.
+    monkeypatch.setattr(counting, "ThreadPoolExecutor", SameThread)
     with torch.profiler.profile(profile_memory=True) as profiler:
-        counted = counting._record(model, [(8, 2048)], [torch.float32])
+        counted = profile(model, (8, 2048))
     assert counted.macs == 2 * 8 * 2048 * 2048
     assert allocated(profiler) < 1000
-    # The profiler does see allocations.
-    with torch.profiler.profile(profile_memory=True) as profiler:
-        model.plain.clone()
-    assert allocated(profiler) >= 2048 * 2048 * 4
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
@@ -1187,8 +1163,7 @@ def test_refused_inputs(shape, dtype, said):
 @pytest.mark.parametrize(
     ("model", "shape", "said"),
     [
-        (nn.LazyLinear(4), (1, 4), "'weight' is lazy and .* run it once"),
-        (nn.Sequential(nn.LazyConv2d(4, 1)), (1, 4), "'0.weight' is lazy"),
+        (nn.LazyLinear(4), (1, 4), "cannot be copied .*[Cc]all `forward`"),
         (
             torch.jit.script(nn.ReLU()),
             (1, 4),
@@ -1235,11 +1210,17 @@ def test_refused_models(model, shape, said):
 
 
 def test_other_types_are_refused():
-    # TypeError where annotations are checked, as in these tests.
-    with pytest.raises((ValueError, TypeError)):
+    with refuses("expected an nn.Module that has been built"):
         profile(nn.Linear, (1, 4))
-    with pytest.raises((ValueError, TypeError)):
+    with refuses("dtype = 'long' .* expected a torch.dtype"):
         profile(nn.Linear(4, 4), (1, 4), "long")
+
+
+def test_a_model_on_several_gpus_is_refused():
+    model = nn.DataParallel(nn.Linear(4, 4))
+    model.device_ids = [0, 1]  # as on a computer with two GPUs
+    with refuses("nn.DataParallel over 2 devices.* pass its .module"):
+        profile(model, (1, 4))
 
 
 def test_the_cause_is_kept():
@@ -1262,7 +1243,7 @@ def test_a_hook_that_fails():
         profile(model, (1, 4))
 
 
-def test_interrupting_puts_the_model_back():
+def test_an_interrupted_profile_restores_the_model():
     def interrupted(m, x):
         raise KeyboardInterrupt
 

@@ -344,7 +344,7 @@ def test_unusable_files_are_refused_by_name_before_the_extractor_is_asked_for(
         ):
             PaDiM.load(tmp_path / name)
     with refuses(
-        "newer has the format 'paperlib.padim.2', newer than.*update paperlib",
+        "newer is not a .*: its format is 'paperlib.padim.2'.*update paperlib",
     ):
         PaDiM.load(tmp_path / "newer")
     assert not (tmp_path / "ran").exists()
