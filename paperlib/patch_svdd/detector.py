@@ -149,9 +149,10 @@ class PatchSVDD(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return coreset radius and threshold, for `state_dict`."""
-        # Plain types, which torch.load(weights_only=True) accepts.
-        radii = tuple(self.coreset_radius)
-        return {"coreset_radius": radii, "threshold": self.threshold}
+        return {
+            "coreset_radius": list(self.coreset_radius),  # torch.load accepts lists
+            "threshold": self.threshold,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_extra_state` returned; older files have no threshold."""
@@ -272,7 +273,7 @@ class PatchSVDD(nn.Module):
         """Compute the maps of the small and the big patches, with one search each."""
         size, maps = tuple(images.shape[-2:]), []
         for embeddings, bank, patch, stride in zip(
-            self._embed(images),
+            self._embed(images, self.mean),
             (self.small, self.big),
             (SMALL_PATCH, BIG_PATCH),
             (self.stride_small, self.stride_big),
@@ -379,8 +380,7 @@ class PatchSVDD(nn.Module):
         detector.set_extra_state(about)
         return detector
 
-    def _embed(self, images: Tensor, mean: Tensor | None = None) -> Embeddings:
-        mean = self.mean if mean is None else mean
+    def _embed(self, images: Tensor, mean: Tensor) -> Embeddings:
         return self.encoder.embed(images - mean, self.stride_small, self.stride_big)
 
     def _check_fitted(self) -> None:

@@ -381,7 +381,6 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
     Raises:
         UnusableFile: naming the file and the mismatch.
     """
-    advice = "Save the encoder's state dict again"
     try:
         with torch.device("meta"):
             encoder = HierarchicalEncoder(len(tensors["conv2.bias"]))
@@ -389,16 +388,20 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
     except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise UnusableFile(
             f"{path} does not contain the weights of a Patch SVDD encoder"
-            f" ({type(error).__name__}: {error}). {advice}"
+            f" ({type(error).__name__}: {error}). Save its state dict again"
         ) from error
-    for name, tensor in tensors.items():
-        is_float = tensor.dtype == torch.float32 and is_dense(tensor)
-        if not is_float or not tensor.isfinite().all():
-            raise UnusableFile(
-                f"{name} in {path} is {tensor.dtype}, contains NaN or infinite values,"
-                " or has another shape than the stored data; expected finite float32"
-                f" weights. {advice}"
-            )
+    unusable = [
+        f"{name} ({tensor.dtype})"
+        for name, tensor in tensors.items()
+        if not (is_dense(tensor) and tensor.dtype == torch.float32)
+        or not tensor.isfinite().all()
+    ]
+    if unusable:
+        raise UnusableFile(
+            f"{path} contains weights with NaN or infinite values, of another dtype, or"
+            f" smaller than their shape: {', '.join(unusable[:4])}; expected finite"
+            " float32. Save the state dict again"
+        )
     return encoder
 
 

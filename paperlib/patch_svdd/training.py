@@ -113,10 +113,6 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if is_fast else torch.float32
 
 
-# A patch size, the embeddings of neighbours, and those of position pairs.
-DrawnPairs = tuple[str, Pairs, Pairs | None]
-
-
 class _Run(nn.Module):
     """The modules of a run: encoder, and per patch size a classifier or a centre.
 
@@ -170,7 +166,8 @@ class _Run(nn.Module):
             if located is not None:
                 logits = getattr(self, name)(located.first, located.second)
                 loss = loss + F.cross_entropy(logits, located.position)
-                measured[f"accuracy_{name}"] = _accuracy(logits, located.position)
+                is_correct = logits.argmax(1) == located.position
+                measured[f"accuracy_{name}"] = is_correct.float().mean()
         measured["loss"], not_measured = loss.detach(), loss.new_tensor(math.nan)
         columns = [measured.get(name, not_measured) for name in Record._fields[1:]]
         return loss, torch.stack(columns)
@@ -183,33 +180,38 @@ class _DenseRun(_Run):
     equals that of a single process.
     """
 
-    def draw_pairs(self, step: int, generator: torch.Generator) -> Iterator[DrawnPairs]:
+    def draw_pairs(
+        self, step: int, generator: torch.Generator
+    ) -> Iterator[tuple[str, Pairs, Pairs | None]]:
         """Draw pairs whose corners and moves are multiples of the encoder's step."""
         count = self.recipe["crops"] * self.recipe["pairs"]
         maps, pixels = self.embed_crops(generator), self.encoder.step
         for name, part in _encoders(self.encoder).items():
             arguments = (count, self.recipe["size"], part.side, generator)
-            embed = functools.partial(self.embed_pairs, maps[name])
-            neighbors, located = embed(neighbor_pairs(*arguments, step=pixels)), None
+            embed = functools.partial(self.embed_patches, maps[name])
+            first, second, _ = neighbor_pairs(*arguments, step=pixels)
+            neighbors, located = Pairs(embed(first), embed(second), None), None
             if self.objective == "patch_svdd":
-                located = embed(position_pairs(*arguments, step=pixels))
+                first, second, position = position_pairs(*arguments, step=pixels)
+                position = self.own(position).to(self.images.device)
+                located = Pairs(embed(first), embed(second), position)
             yield name, neighbors, located
 
     def embed_crops(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the feature maps of this process's crops, by patch size."""
         count, size = self.recipe["crops"], self.recipe["size"]
         crops = random_crops(self.images, self.mean, count, size, generator)
-        device = crops.device
-        crops = self.own(perturb(crops, _on_device(generator, device)))
+        crops = self.own(perturb(crops, _on_device(generator, crops.device)))
         crops = crops.contiguous(memory_format=torch.channels_last)
         dtype = getattr(torch, self.recipe["dtype"].removeprefix("torch."))
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        is_lower = dtype != torch.float32
+        with torch.autocast(crops.device.type, dtype, enabled=is_lower):
             return _dense(self.encoder, crops)
 
-    def embed_pairs(self, maps: Tensor, pairs: Pairs) -> Pairs:
-        """Return the embeddings of this process's pairs, and their classes."""
-        own = Pairs(*(part if part is None else self.own(part) for part in pairs))
-        return _embed_pairs(maps, own, self.encoder.step, self.images.dtype)
+    def embed_patches(self, maps: Tensor, corners: Tensor) -> Tensor:
+        """Return the embeddings of this process's patches, in the images' dtype."""
+        positions = self.own(corners) // self.encoder.step
+        return _embeddings_at(maps, positions).to(self.images.dtype)
 
     def own(self, drawn: Tensor) -> Tensor:
         """Return the part of the drawn crops or pairs that this process uses."""
@@ -219,7 +221,9 @@ class _DenseRun(_Run):
 class _PatchRun(_Run):
     """Crops and embeds each patch, as published."""
 
-    def draw_pairs(self, step: int, generator: torch.Generator) -> Iterator[DrawnPairs]:
+    def draw_pairs(
+        self, step: int, generator: torch.Generator
+    ) -> Iterator[tuple[str, Pairs, Pairs | None]]:
         """Draw a batch of perturbed position pairs and one of neighbours."""
         rows, device = self.rows_of(step), self.images.device
         clip, size = self.recipe["as_released"], tuple(self.images.shape[-2:])
@@ -238,10 +242,8 @@ class _PatchRun(_Run):
 
     def rows_of(self, step: int) -> Tensor:
         """Return the indices of the images of a step's batch."""
-        size, total = (
-            self.recipe["batch_size"],
-            len(self.images) * self.recipe["repeat"],
-        )
+        total = len(self.images) * self.recipe["repeat"]
+        size = self.recipe["batch_size"]
         epoch, batch = divmod(step, math.ceil(total / size))
         order = _order(total, self.recipe["seed"], epoch)
         return order[batch * size : (batch + 1) * size] % len(self.images)
@@ -368,11 +370,13 @@ def _dense_optimizers(
     """
     if kind == "adam":
         return [torch.optim.Adam(run.parameters(), lr=learning_rate)]
-    matrices, others = [], []
-    for name, parameter in run.named_parameters():
-        is_matrix = parameter.ndim > 1 and not name.endswith("fc3.weight")
-        (matrices if is_matrix else others).append(parameter)
-    adam = torch.optim.Adam(others, lr=0.15 * learning_rate)
+    is_vector = {
+        name: parameter.ndim == 1 or name.endswith("fc3.weight")
+        for name, parameter in run.named_parameters()
+    }
+    matrices = [p for name, p in run.named_parameters() if not is_vector[name]]
+    vectors = [p for name, p in run.named_parameters() if is_vector[name]]
+    adam = torch.optim.Adam(vectors, lr=0.15 * learning_rate)
     return [_muon(matrices, learning_rate), adam]
 
 
@@ -646,9 +650,13 @@ def position_accuracy(
         maps = _dense(encoder, image[None] - training.mean)
         for name, part in _encoders(encoder).items():
             drawn = position_pairs(pairs, size, part.side, generator, step=encoder.step)
-            located = _embed_pairs(maps[name], drawn, encoder.step)
-            logits = getattr(training, name)(located.first, located.second)
-            accuracies[name].append(_accuracy(logits, located.position))
+            first, second = (
+                _embeddings_at(maps[name], corners // encoder.step)
+                for corners in drawn[:2]
+            )
+            logits = getattr(training, name)(first, second)
+            is_correct = logits.argmax(1) == drawn.position.to(images.device)
+            accuracies[name].append(is_correct.float().mean())
     return BySize(
         *(
             float(torch.stack(shares).mean()) if shares else math.nan
@@ -675,30 +683,13 @@ def _dense(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return dict(zip(BySize._fields, maps, strict=True))
 
 
-def _embed_pairs(
-    maps: Tensor, pairs: Pairs, step: int, dtype: torch.dtype | None = None
-) -> Pairs:
-    """Return the embeddings (m, D) of m pairs, equally many of each map in turn.
-
-    Args:
-        maps: feature maps (N, D, h, w).
-        pairs: corners in pixels, and classes.
-        step: pixels from one position of the maps to the next.
-        dtype: of the embeddings; None for that of the maps.
-    """
+def _embeddings_at(maps: Tensor, positions: Tensor) -> Tensor:
+    """Return the embeddings (m, D) at m positions, equally many of each map in turn."""
     n, _, height, width = maps.shape
-    image = torch.arange(n).repeat_interleave(len(pairs.first) // n)
-    embeddings = []
-    for y, x in (corners.T // step for corners in pairs[:2]):
-        index = ((image * height + y) * width + x).to(maps.device)
-        rows = maps.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, index)
-        embeddings.append(rows.to(dtype or maps.dtype))
-    position = None if pairs.position is None else pairs.position.to(maps.device)
-    return Pairs(*embeddings, position)
-
-
-def _accuracy(logits: Tensor, position: Tensor) -> Tensor:
-    return (logits.detach().argmax(1) == position).float().mean()
+    image = torch.arange(n).repeat_interleave(len(positions) // n)
+    index = (image * height + positions[:, 0]) * width + positions[:, 1]
+    rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
+    return rows.index_select(0, index.to(maps.device))
 
 
 def _on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
