@@ -123,6 +123,7 @@ class _Run(nn.Module):
     Args:
         encoder: is trained in place.
         images: of the training, (N, 3, H, W).
+        mean: their mean image.
         recipe: settings of the run, which a checkpoint stores.
         rank, world: this process and the number of processes that share the run.
     """
@@ -131,12 +132,13 @@ class _Run(nn.Module):
         self,
         encoder: nn.Module,
         images: Tensor,
+        mean: Tensor,
         recipe: dict[str, Any],
         rank: int = 0,
         world: int = 1,
     ):
         super().__init__()
-        self.mean, self.images = mean_image(images), check_images(images)
+        self.mean, self.images = mean, check_images(images)
         check_same_kind("images", images, "the encoder", next(encoder.parameters()))
         self.encoder, self.rank, self.world = encoder, rank, world
         self.recipe = recipe | {"fingerprint": fingerprint(images)}
@@ -511,12 +513,12 @@ def train(
             raise ValueError(
                 f"crops={crops} for {world} processes; expected a multiple of {world}"
             )
-        size = tuple(min(side, length) for length in check_range(images).shape[-2:])
+        mean = mean_image(images)
         recipe = {
             "recipe": "dense",
             "steps": steps,
             "crops": crops,
-            "size": size,
+            "size": tuple(min(side, length) for length in mean.shape[1:]),
             "pairs": pairs,
             "svdd_weight": svdd_weight,
             "objective": objective,
@@ -526,7 +528,7 @@ def train(
             "seed": seed,
             "every": every,
         }
-        run = _DenseRun(encoder, images, recipe, rank, world)
+        run = _DenseRun(encoder, images, mean, recipe, rank, world)
     # Muon's matrices share the memory of the weights.
     encoder.to(memory_format=torch.contiguous_format)
     if objective == "centre":
@@ -602,7 +604,7 @@ def train_on_patches(
         "seed": seed,
         "every": every,
     }
-    run = _PatchRun(encoder, images, recipe)
+    run = _PatchRun(encoder, images, mean_image(images), recipe)
     if as_released:
         with seeded(seed):
             for name in _encoders(encoder):
