@@ -1,6 +1,7 @@
 """Resize, scale and smooth anomaly maps, the same way for every method of the book."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,13 @@ from paperlib.precision import at_least_float32
 from paperlib.validation import check_at_least_one, check_choice, check_finite
 
 MODES = ("bilinear", "bicubic", "nearest")
+
+
+class Detection(NamedTuple):
+    """Scores (N,) and anomaly maps (N, H, W) of a batch of images."""
+
+    scores: Tensor
+    maps: Tensor
 
 
 def upsample(

@@ -2,13 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-import torch.distributed as distributed
+from torch import distributed
 
 
-def process_group(group: Any = None) -> tuple[int, int]:
+def process_group(group: "distributed.ProcessGroup | None" = None) -> tuple[int, int]:
     """Return this process's rank in `torch.distributed`, and the number of processes.
 
     Args:
@@ -26,7 +25,9 @@ def process_group(group: Any = None) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def fail_together(device: torch.device | None, group: Any = None) -> Iterator[None]:
+def fail_together(
+    device: torch.device | None, group: "distributed.ProcessGroup | None" = None
+) -> Iterator[None]:
     """Raise in every process if the block raises in one of them.
 
     Use it for checks before a collective operation: if one process raised alone, the
@@ -64,7 +65,10 @@ def fail_together(device: torch.device | None, group: Any = None) -> Iterator[No
 
 
 def check_same(
-    values: Sequence[int], device: torch.device, message: str, group: Any = None
+    values: Sequence[int],
+    device: torch.device,
+    message: str,
+    group: "distributed.ProcessGroup | None" = None,
 ) -> None:
     """Raise in every process unless all of them pass the same numbers.
 
@@ -95,8 +99,9 @@ def check_same_size(size: tuple[int, int], device: torch.device) -> None:
     Raises:
         ValueError: if the sizes differ.
     """
-    message = (
+    check_same(
+        size,
+        device,
         f"images of {size[0]}×{size[1]} pixels, and of another size in another"
-        " process; expected the same size in every process. Resize them"
+        " process; expected the same size in every process. Resize them",
     )
-    check_same(size, device, message)

@@ -7,13 +7,15 @@ differences.
 """
 
 import math
+from typing import Literal, overload
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from paperlib.precision import at_least_float32, full_precision
-from paperlib.validation import check_finite, has_values
+from paperlib.validation import check_finite, check_same_kind, has_values
 
 # Vectors of the bank per tile, and products in memory at once. On a CPU the products of
 # a tile with 512 queries, 4 MiB, fit the cache; a GPU wants few, large products.
@@ -23,10 +25,29 @@ _GROUP_SIZE = 32  # vectors per group, of which only the minimum is stored
 _SEARCHED_GROUPS = 2  # groups per query that are searched exactly
 
 
+@overload
+def nearest_distance(
+    queries: Tensor,
+    bank: Tensor,
+    chunk: int | None = None,
+    return_index: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def nearest_distance(
+    queries: Tensor,
+    bank: Tensor,
+    chunk: int | None = None,
+    *,
+    return_index: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
 @torch.no_grad()
 def nearest_distance(
     queries: Float[Tensor, "q d"],
-    bank: Float[Tensor, "b e"],
+    bank: Float[Tensor, "b d"],
     chunk: int | None = None,
     return_index: bool = False,
 ) -> Float[Tensor, " q"] | tuple[Float[Tensor, " q"], Int[Tensor, " q"]]:
@@ -56,6 +77,14 @@ def nearest_distance(
         ValueError: if the bank is empty or of another dimension, dtype or device than
             the queries, `chunk` is below 1, or a value is NaN or infinite.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.neighbors import nearest_distance
+        >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> queries = torch.tensor([[3.0, 3.0], [0.0, 2.0]])
+        >>> nearest_distance(queries, bank, return_index=True)
+        (tensor([1., 2.]), tensor([1, 0]))
+
     Source: Patch SVDD, arXiv:2006.16067, Eq. 8.
     Departures: none; the released code searches the small patches approximately (NGT)
         and the large ones with a KD-tree, one query at a time.
@@ -83,71 +112,87 @@ def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, 
     """Return distances, rows of the bank, and whether a vector may be nearer."""
     dtype = at_least_float32(queries.dtype)
     queries, bank = queries.to(dtype), bank.to(dtype)
-    count, dimensions = bank.shape
+    group_size = min(_GROUP_SIZE, chunk, len(bank))
+    tile = group_size * math.ceil(min(chunk, len(bank)) / group_size)
     centre = bank.mean(0)
-    group_size = min(_GROUP_SIZE, chunk, count)
-    groups_per_tile = math.ceil(min(chunk, count) / group_size)
-    tile = group_size * groups_per_tile
-    tiles, max_square = [], bank.new_zeros(())
-    for part in bank.split(tile):
-        part = part - centre
-        squares = part.square().sum(1)
-        max_square = torch.maximum(max_square, squares.max())
-        if len(part) < tile:  # padding vectors are infinitely far
-            fill = tile - len(part)
-            part = torch.cat([part, part.new_zeros(fill, dimensions)])
-            squares = torch.cat([squares, squares.new_full((fill,), math.inf)])
-        tiles.append(((-2 * part).T.contiguous(), squares))
-    n_groups = len(tiles) * groups_per_tile
-    n_searched = min(_SEARCHED_GROUPS, n_groups)
-    member_offsets = groups_per_tile * torch.arange(group_size, device=bank.device)
-    # The error of |b|² - 2 q·b is at most this times (|q| + |b|) |b|; two are compared.
-    rounding = 2 * (dimensions + 4) * torch.finfo(dtype).eps
+    tiles, max_norm = _make_tiles(bank, centre, tile)
     max_products = _CPU_PRODUCTS if bank.device.type == "cpu" else _GPU_PRODUCTS
+    results = [
+        _search_tiles(part, bank, centre, tiles, max_norm, group_size)
+        for part in queries.split(max(1, max_products // tile))
+    ]
+    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
-    distances, rows, unsure = [], [], []
-    for part in queries.split(max(1, max_products // tile)) if len(queries) else ():
-        centred = part - centre
-        products = part.new_empty(len(part), tile)
-        # Vectors j, j + g, j + 2g, … of a tile form a group (g = groups_per_tile), so
-        # that the minimum over a group reads contiguous memory.
-        minima = part.new_empty(len(part), len(tiles), groups_per_tile)
-        for i, (vectors, squares) in enumerate(tiles):
-            torch.addmm(squares, centred, vectors, out=products)
-            torch.amin(
-                products.view(-1, group_size, groups_per_tile), 1, out=minima[:, i]
-            )
-        group_minima, group = minima.flatten(1).topk(
-            min(n_searched + 1, n_groups), largest=False
-        )
-        searched_groups = group[:, :n_searched]
-        tile_index = searched_groups // groups_per_tile
-        first_rows = tile_index * tile + searched_groups % groups_per_tile
-        candidates = (first_rows[..., None] + member_offsets).flatten(1)
-        candidates = candidates.clamp_max(count - 1)
-        differences = bank.index_select(0, candidates.flatten()).view(
-            *candidates.shape, dimensions
-        )
-        distance, nearest = torch.linalg.vector_norm(
-            differences.sub_(part[:, None]), dim=2
-        ).min(1)
-        distances.append(distance)
-        rows.append(candidates.gather(1, nearest[:, None]).flatten())
-        may_be_nearer = torch.zeros_like(distance, dtype=torch.bool)
-        # Compare with a lower bound for all groups that were not searched.
-        if n_searched < n_groups:
-            squares = centred.square().sum(1)
-            error_bound = (
-                rounding * (squares.sqrt() + max_square.sqrt()) * max_square.sqrt()
-            )
-            may_be_nearer = (distance > 0) & (
-                group_minima[:, n_searched] + squares - error_bound < distance.square()
-            )
-        unsure.append(may_be_nearer)
-    if not distances:
-        empty = queries.new_empty(0)
-        return empty, empty.long(), empty.bool()
-    return torch.cat(distances), torch.cat(rows), torch.cat(unsure)
+
+def _make_tiles(
+    bank: Tensor, centre: Tensor, size: int
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Prepare the centred bank for products, in tiles of equal size.
+
+    Returns:
+        per tile -2 b as columns and |b|² (infinite for padding); the largest |b|.
+    """
+    tiles, max_square = [], bank.new_zeros(())
+    for part in bank.split(size):
+        centred = F.pad(part - centre, (0, 0, 0, size - len(part)))
+        squares = centred.square().sum(1)
+        max_square = torch.maximum(max_square, squares.max())
+        squares[len(part) :] = math.inf
+        tiles.append(((-2 * centred).T.contiguous(), squares))
+    return tiles, max_square.sqrt()
+
+
+def _group_minima(
+    centred: Tensor, tiles: list[tuple[Tensor, Tensor]], group_size: int
+) -> Tensor:
+    """Return the minimum of |b|² - 2 q·b per query and group, (Q, groups).
+
+    Vectors j, j + g, j + 2g, … of a tile form a group (g groups per tile), so that the
+    minimum over a group reads contiguous memory.
+    """
+    n_groups = len(tiles[0][1]) // group_size
+    products = centred.new_empty(len(centred), group_size * n_groups)
+    minima = centred.new_empty(len(centred), len(tiles), n_groups)
+    for i, (vectors, squares) in enumerate(tiles):
+        torch.addmm(squares, centred, vectors, out=products)
+        groups = products.view(len(centred), group_size, n_groups)
+        torch.amin(groups, 1, out=minima[:, i])
+    return minima.flatten(1)
+
+
+def _search_tiles(
+    queries: Tensor,
+    bank: Tensor,
+    centre: Tensor,
+    tiles: list[tuple[Tensor, Tensor]],
+    max_norm: Tensor,
+    group_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Search the groups of the smallest products exactly; see `_search`."""
+    centred = queries - centre
+    minima = _group_minima(centred, tiles, group_size)
+    n_smallest = min(_SEARCHED_GROUPS + 1, minima.shape[1])
+    smallest, groups = minima.topk(n_smallest, largest=False)
+    searched = groups[:, :_SEARCHED_GROUPS]
+    n_groups = minima.shape[1] // len(tiles)  # per tile
+    first_rows = searched // n_groups * n_groups * group_size + searched % n_groups
+    offsets = n_groups * torch.arange(group_size, device=bank.device)
+    candidates = (first_rows[..., None] + offsets).flatten(1).clamp_max(len(bank) - 1)
+    differences = bank.index_select(0, candidates.flatten()).view(
+        *candidates.shape, bank.shape[1]
+    )
+    distances, nearest = torch.linalg.vector_norm(
+        differences.sub_(queries[:, None]), dim=2
+    ).min(1)
+    rows = candidates.gather(1, nearest[:, None]).flatten()
+    # The error of |b|² - 2 q·b is at most this times (|q| + |b|) |b|; two are compared.
+    rounding = 2 * (bank.shape[1] + 4) * torch.finfo(bank.dtype).eps
+    squares = centred.square().sum(1, keepdim=True)
+    error_bound = rounding * (squares.sqrt() + max_norm) * max_norm
+    # A lower bound for all groups that were not searched: none, or one column.
+    lower_bound = smallest[:, _SEARCHED_GROUPS:] + squares - error_bound
+    may_be_nearer = (lower_bound < distances[:, None].square()).any(1)
+    return distances, rows, may_be_nearer & (distances > 0)
 
 
 @torch.no_grad()
@@ -172,6 +217,14 @@ def greedy_coreset(
     Raises:
         ValueError: for an empty bank, a fraction outside (0, 1], or NaN or infinite
             values.
+
+    Example:
+        >>> import torch
+        >>> from paperlib.neighbors import greedy_coreset
+        >>> bank = torch.tensor([[0.0], [0.1], [5.0], [5.1], [9.0], [9.1]])
+        >>> rows = greedy_coreset(bank, fraction=0.5, seed=0)
+        >>> bank[rows].round().flatten().sort().values
+        tensor([0., 5., 9.])
 
     Source: Gonzalez, Theoretical Computer Science 38 (1985), 293-306; for banks of
         patches, PatchCore, arXiv:2106.08265, Alg. 1.
@@ -226,24 +279,12 @@ def covering_radius(bank: Float[Tensor, "b d"], chosen: Int[Tensor, " m"]) -> fl
 
 def _check_vectors(queries: Tensor, bank: Tensor) -> None:
     received = f"queries {tuple(queries.shape)} and a bank {tuple(bank.shape)}"
-    if (
-        queries.ndim != 2
-        or bank.ndim != 2
-        or queries.shape[1] != bank.shape[1]
-        or bank.shape[1] == 0
-    ):
+    is_matrix = queries.ndim == bank.ndim == 2
+    if not is_matrix or queries.shape[1] != bank.shape[1] or 0 in bank.shape:
         raise ValueError(
-            f"{received}; expected (Q, D) and (B, D) with the same D."
-            " Compute both with the same encoder"
+            f"{received}; expected a bank of at least one vector, and (Q, D) and (B, D)"
+            " with the same D. Compute both with the same encoder"
         )
-    if len(bank) == 0:
-        raise ValueError(f"{received}; expected a bank of at least one vector")
-    if queries.dtype != bank.dtype or queries.device != bank.device:
-        raise ValueError(
-            f"queries are {queries.dtype} on {queries.device} and the bank"
-            f" is {bank.dtype} on {bank.device}; expected the same."
-            " Convert one with .to(…)"
-        )
-    if len(queries):
-        check_finite(queries, "queries")
+    check_same_kind("queries", queries, "the bank", bank)
+    check_finite(queries, "queries")
     check_finite(bank, "bank")

@@ -294,6 +294,11 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "patch_svdd.PatchSVDD.fit": lambda at: [
         getattr(fitted_svdd(at), name) for name in ("mean", "small", "big")
     ],
+    "patch_svdd.PatchSVDD.forward": lambda at: fitted_svdd(at)(at(at.n, 3, 96, 80)),
+    "patch_svdd.PatchSVDD.anomaly_map": lambda at: fitted_svdd(at).anomaly_map(
+        at(at.n, 3, 96, 80)
+    ),
+    "patch_svdd.PatchSVDD.score": lambda at: fitted_svdd(at).score(at(at.n, 3, 96, 80)),
     "patch_svdd.PatchSVDD.anomaly_maps": lambda at: fitted_svdd(at).anomaly_maps(
         at(at.n, 3, 96, 80)
     ),
@@ -373,7 +378,9 @@ EXEMPT = {
     "patch_svdd.neighbor_pairs": "draws corners on the host, from a generator there",
     "patch_svdd.perturb": TRAINS,
     "patch_svdd.position_pairs": "draws corners on the host, from a generator there",
+    "patch_svdd.PatchSVDD.*_extra_state": "numbers of the host",
     "patch_svdd.PatchSVDD.load": FILES,
+    "patch_svdd.PatchSVDD.normal_threshold": READS,
     "patch_svdd.PatchSVDD.save": FILES,
     "patch_svdd.fast_dtype": "a dtype",
     "patch_svdd.position_accuracy": READS,

@@ -253,6 +253,7 @@ def test_covering_radius_bounds_the_error_of_a_coreset():
             r"queries \(4, 3\) and a bank \(5, 2\); expected .* with the same D",
         ),
         ((4, 3), (0, 3), {}, "a bank of at least one vector"),
+        ((4, 3), (3,), {}, r"a bank \(3,\); .* \(Q, D\) and \(B, D\)"),
         ((4, 0), (5, 0), {}, "with the same D"),
         ((4, 3), (5, 3), {"chunk": 0}, "chunk=0"),
     ],

@@ -32,6 +32,8 @@ from paperlib.patch_svdd import (
     train,
 )
 
+# Columns of the curves in the file of results.
+CURVES = ("step", "loss", "accuracy_big", "accuracy_small", "svdd_big", "svdd_small")
 CHECKPOINTS = results.ROOT / "_build" / "patch_svdd_cells"
 KINDS = ("mono", "poly")
 SIDE, SEEDS = 256, 3
@@ -191,7 +193,10 @@ def learn(
         "steps": steps,
         "cpu_seconds": (start and round(time.process_time() - start, 1)),
         "curves": [
-            [None if value != value else round(value, 4) for value in record]
+            [
+                None if value != value else round(value, 4)
+                for value in (getattr(record, name) for name in CURVES)
+            ]
             for record in training.history
         ],
     }
@@ -201,7 +206,8 @@ def learn(
         for kind, images in cells.test.items():
             shares = position_accuracy(encoder, training, images[:TEST])
             found["positions"][kind] = [
-                None if value != value else round(value, 4) for value in shares
+                None if value != value else round(value, 4)
+                for value in (shares.big, shares.small)
             ]
     return encoder, found
 

@@ -5,14 +5,15 @@ the published procedure at a fraction of the cost: embeddings of all patches in 
 pass, exact neighbours by matrix products, and scores spread without a loop.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as distributed
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor, distributed, nn
 
-from paperlib.anomaly_map import spread_patch_scores
+from paperlib.anomaly_map import Detection, spread_patch_scores
 from paperlib.distributed import fail_together
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
 from paperlib.patch_svdd.encoders import (
@@ -20,37 +21,24 @@ from paperlib.patch_svdd.encoders import (
     BIG_STRIDE,
     SMALL_PATCH,
     SMALL_STRIDE,
+    BySize,
     Embeddings,
-    FlatEncoder,
     HierarchicalEncoder,
-    PatchEncoder,
     encoder_from_weights,
-    load_released_weights,
 )
 from paperlib.patch_svdd.images import check_range, mean_image
-from paperlib.patch_svdd.losses import PositionClassifier, position_loss, svdd_loss
-from paperlib.patch_svdd.training import position_accuracy, train, train_on_patches
 from paperlib.storage import read_tensors, write_tensors
-from paperlib.validation import check_at_least_one
+from paperlib.validation import (
+    NotFitted,
+    UnusableFile,
+    check_at_least_one,
+    check_same_kind,
+)
 
-__all__ = [
-    "Embeddings",
-    "FlatEncoder",
-    "HierarchicalEncoder",
-    "PatchEncoder",
-    "PatchMaps",
-    "PatchSVDD",
-    "PositionClassifier",
-    "load_released_weights",
-    "position_accuracy",
-    "position_loss",
-    "svdd_loss",
-    "train",
-    "train_on_patches",
-]
 SVDD_FORMAT = "paperlib.patch_svdd.1"
 IMAGES_PER_SEARCH = 8
-_FITTED = ("mean", "small", "big")  # tensors that `fit` sets
+_FITTED = ("mean", "small", "big")  # buffers that `fit` sets
+_STRIDES = ("stride_small", "stride_big")
 
 
 class PatchMaps(NamedTuple):
@@ -75,7 +63,7 @@ class PatchMaps(NamedTuple):
         return self.mult.amax((1, 2))
 
 
-class PatchSVDD:
+class PatchSVDD(nn.Module):
     r"""Detect anomalies by the distance of patches to the nearest normal patch.
 
     $$\mathcal A^{\text{patch}}(p) =
@@ -86,15 +74,34 @@ class PatchSVDD:
         stride_small: pixels from one 32×32 patch to the next.
         stride_big: pixels from one 64×64 patch to the next.
 
-    After `fit` it has the following attributes.
-
     Attributes:
-        mean: (3, H, W), the mean training image.
+        mean: (3, H, W), the mean training image; None before `fit` or `load`, like the
+            next two.
         small, big: the banks (B, D).
         coreset_radius: upper bound, per bank, on the error of a distance that the
             coreset causes (0 without a coreset).
+        threshold: the score above which an image is anomalous; None until
+            `normal_threshold` sets it.
         distributed: whether the banks are shards, spread over the processes of
             `torch.distributed`.
+
+    Example:
+        >>> import torch
+        >>> from paperlib import PatchSVDD, datasets
+        >>> from paperlib.patch_svdd import HierarchicalEncoder
+        >>> bricks = datasets.textures("brick", count=6)
+        >>> images = torch.stack([item.image for item in bricks])[..., :96, :96]
+        >>> _ = torch.manual_seed(0)
+        >>> detector = PatchSVDD(HierarchicalEncoder(16)).fit(images[:4])
+        >>> threshold = detector.normal_threshold(images[4:])
+        >>> scratched = images[4:].clone()
+        >>> scratched[..., 40:44, :] = 0
+        >>> scores, maps = detector(scratched)
+        >>> maps.shape, bool((scores > threshold).all())
+        (torch.Size([2, 96, 96]), True)
+        >>> detector.save("bricks.safetensors")
+        >>> PatchSVDD.load("bricks.safetensors")
+        PatchSVDD of 96×96 images: 1,156 small and 36 big patches of 16 dimensions, ...
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 8-10 and Alg. 2.
     Departures: none in the maps; Alg. 1 and 2 have one stride for both sizes, the
@@ -104,22 +111,25 @@ class PatchSVDD:
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: HierarchicalEncoder,
         *,
         stride_small: int = SMALL_STRIDE,
         stride_big: int = BIG_STRIDE,
     ):
+        super().__init__()
         if not isinstance(encoder, HierarchicalEncoder):
             raise ValueError(
                 f"a {type(encoder).__name__};"
                 " expected a HierarchicalEncoder, which embeds both sizes"
             )
         check_at_least_one(stride_small=stride_small, stride_big=stride_big)
-        self.encoder, self.stride_small = encoder, stride_small
-        self.stride_big = stride_big
-        self.mean = self.small = self.big = None
-        self.coreset_radius = Embeddings(0.0, 0.0)
+        self.encoder = encoder
+        self.stride_small, self.stride_big = stride_small, stride_big
+        for name in _FITTED:
+            self.register_buffer(name, None)
+        self.coreset_radius, self.threshold = BySize(0.0, 0.0), None
         self.distributed = False
+        self.register_load_state_dict_pre_hook(_allocate_buffers)
 
     def __repr__(self) -> str:
         """Describe the banks and their memory."""
@@ -137,6 +147,18 @@ class PatchSVDD:
         """Memory of both banks, in bytes; 0 before `fit`."""
         return 0 if self.mean is None else self.small.nbytes + self.big.nbytes
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return coreset radius and threshold, for `state_dict`."""
+        return {
+            "coreset_radius": list(self.coreset_radius),  # torch.load accepts lists
+            "threshold": self.threshold,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_extra_state` returned; older files have no threshold."""
+        self.coreset_radius = BySize(*state["coreset_radius"])
+        self.threshold = state.get("threshold")
+
     def fit(
         self,
         images: Tensor,
@@ -147,6 +169,7 @@ class PatchSVDD:
     ) -> "PatchSVDD":
         """Embed all patches of normal images and store the embeddings.
 
+        A previous fit is replaced, and its threshold forgotten, only on success.
         Printing the result shows the memory of the banks (also `bank_bytes`): for
         256×256 images and D = 64, 0.83 MiB per image.
 
@@ -175,32 +198,55 @@ class PatchSVDD:
         mean = mean_image(images, group_device=device)
         with fail_together(device):
             banks, radii = self._banks(images, mean, coreset, seed)
-        self.mean, (self.small, self.big), self.coreset_radius = mean, banks, radii
+        self.mean, self.small, self.big = mean, *banks
+        self.coreset_radius, self.threshold = radii, None
         self.distributed = distribute
         return self
 
     def _banks(
         self, images: Tensor, mean: Tensor, coreset: float, seed: int
-    ) -> tuple[list[Tensor], Embeddings]:
+    ) -> tuple[list[Tensor], BySize]:
         """Return both banks, and the covering radius of each."""
         if not 0 < coreset <= 1:
             raise ValueError(
                 f"coreset={coreset}; expected a share of the bank above 0 and at most 1"
             )
-        parts = [
-            self.encoder.embed(part - mean, self.stride_small, self.stride_big)
-            for part in images.split(IMAGES_PER_SEARCH)
-        ]
+        parts = [self._embed(part, mean) for part in images.split(IMAGES_PER_SEARCH)]
         banks = [
-            torch.cat([getattr(part, name).flatten(0, 2) for part in parts])
-            for name in Embeddings._fields
+            torch.cat([embeddings.flatten(0, 2) for embeddings in size])
+            for size in zip(*parts, strict=True)
         ]
         radii = [0.0, 0.0]
         if coreset < 1:
             for i, bank in enumerate(banks):
                 chosen = greedy_coreset(bank, coreset, seed)
                 radii[i], banks[i] = covering_radius(bank, chosen), bank[chosen]
-        return banks, Embeddings(*radii)
+        return banks, BySize(*radii)
+
+    def forward(self, images: Tensor) -> Detection:
+        """Return scores and anomaly maps (see `score` and `anomaly_map`) in one pass.
+
+        Raises:
+            NotFitted, ValueError: as `anomaly_maps`.
+        """
+        maps = self.anomaly_maps(images)
+        return Detection(maps.scores, maps.mult)
+
+    def anomaly_map(self, images: Tensor) -> Float[Tensor, "n h w"]:
+        """Return one anomaly map per image: `mult` of `anomaly_maps`, the paper's.
+
+        Raises:
+            NotFitted, ValueError: as `anomaly_maps`.
+        """
+        return self(images).maps
+
+    def score(self, images: Tensor) -> Float[Tensor, " n"]:
+        """Return one score per image, the maximum of its anomaly map.
+
+        Raises:
+            NotFitted, ValueError: as `anomaly_maps`.
+        """
+        return self(images).scores
 
     def anomaly_maps(self, images: Tensor) -> PatchMaps:
         """Compute anomaly maps of images from the nearest normal patches of both sizes.
@@ -213,48 +259,84 @@ class PatchSVDD:
             maps without gradients; `.scores` are the images' scores.
 
         Raises:
-            ValueError: before `fit`, and for images of another size, dtype, device or
-                range, or with NaN.
+            NotFitted: before `fit`.
+            ValueError: for images of another size, dtype, device or range, or with NaN.
         """
-        if self.mean is None:
-            raise ValueError(
-                "not fitted yet; call .fit(normal_images) first,"
-                " or PatchSVDD.load(path)"
-            )
+        self._check_fitted()
         images = check_range(images, self.mean)
-        maps = []
-        for part in images.split(IMAGES_PER_SEARCH):
-            embeddings = self.encoder.embed(
-                part - self.mean, self.stride_small, self.stride_big
-            )
-            image_maps = []
-            for patch_embeddings, bank, patch, stride in (
-                (embeddings.small, self.small, SMALL_PATCH, self.stride_small),
-                (embeddings.big, self.big, BIG_PATCH, self.stride_big),
-            ):
-                scores = nearest_distance(patch_embeddings.flatten(0, 2), bank).view(
-                    patch_embeddings.shape[:3]
-                )
-                if self.distributed:
-                    distributed.all_reduce(scores, distributed.ReduceOp.MIN)
-                image_maps.append(
-                    spread_patch_scores(scores, patch, stride, tuple(images.shape[-2:]))
-                )
-            maps.append(image_maps)
-        small, big = (torch.cat(parts) for parts in zip(*maps, strict=True))
+        check_same_kind("images", images, "the mean image", self.mean)
+        parts = [self._patch_maps(part) for part in images.split(IMAGES_PER_SEARCH)]
+        small, big = (torch.cat(maps) for maps in zip(*parts, strict=True))
         return PatchMaps(small, big, small + big, small * big)
 
-    def save(self, path: str | Path) -> None:
-        """Write encoder, mean image and banks as a float32 safetensors file,
-        atomically.
+    def _patch_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the maps of the small and the big patches, with one search each."""
+        size, maps = tuple(images.shape[-2:]), []
+        for embeddings, bank, patch, stride in zip(
+            self._embed(images, self.mean),
+            (self.small, self.big),
+            (SMALL_PATCH, BIG_PATCH),
+            (self.stride_small, self.stride_big),
+            strict=True,
+        ):
+            scores = nearest_distance(embeddings.flatten(0, 2), bank)
+            if self.distributed:
+                distributed.all_reduce(scores, distributed.ReduceOp.MIN)
+            scores = scores.view(embeddings.shape[:3])
+            maps.append(spread_patch_scores(scores, patch, stride, size))
+        return tuple(maps)
+
+    def normal_threshold(
+        self, images: Tensor | Iterable[Tensor], quantile: float = 0.99
+    ) -> float:
+        """Choose, set and return the threshold of the score, from normal images.
+
+        It classifies a share of 1 - `quantile` of normal images as anomalous. Pass
+        images that were used neither in `fit` nor in training the encoder. A training
+        image has score 0, since its patches are in the bank. Leaving its patches out
+        would not help, because the encoder has learned from the image too.
+
+        Args:
+            images: normal images as for `fit`, or an iterable of batches of them.
+            quantile: share of normal images below the threshold.
+
+        Returns:
+            `threshold`, in the unit of `score`.
 
         Raises:
-            ValueError: before `fit`, or for banks that are shards.
+            NotFitted, ValueError: as `anomaly_maps`, for no batch, a quantile outside
+                [0, 1], or images with score 0, which `fit` has seen.
         """
-        if self.mean is None:
+        if not 0 <= quantile <= 1:
             raise ValueError(
-                "not fitted yet; call .fit(normal_images) before .save(path)"
+                f"quantile={quantile}; expected a share of the normal images,"
+                " between 0 and 1"
             )
+        batches = [images] if isinstance(images, Tensor) else images
+        parts = [self.score(batch) for batch in batches]
+        if not parts:
+            raise ValueError(
+                "no batch received; a generator yields its batches only once"
+            )
+        scores = torch.cat(parts).double()
+        if not scores.all():
+            raise ValueError(
+                f"{int((scores == 0).sum())} of {len(scores)} images have score 0,"
+                " as the images of fit; pass normal images that fit has not seen"
+            )
+        self.threshold = float(scores.quantile(quantile))
+        return self.threshold
+
+    def save(self, path: str | Path) -> None:
+        """Write encoder, mean image, banks and threshold to one file, atomically.
+
+        The file is a safetensors file of float32 tensors.
+
+        Raises:
+            NotFitted: before `fit`.
+            ValueError: for banks that are shards.
+        """
+        self._check_fitted()
         if self.distributed:
             raise ValueError(
                 f"the banks are shards, and this process holds {len(self.small):,}"
@@ -262,61 +344,75 @@ class PatchSVDD:
                 " distances. To save, fit without distribute"
             )
         tensors = {
-            f"encoder.{name}": tensor
-            for name, tensor in self.encoder.state_dict().items()
+            name: value.float()
+            for name, value in self.state_dict().items()
+            if isinstance(value, Tensor)
         }
-        tensors |= {name: getattr(self, name) for name in _FITTED}
-        about = {
-            "stride_small": self.stride_small,
-            "stride_big": self.stride_big,
-            "coreset_radius": self.coreset_radius,
-        }
-        write_tensors(
-            path,
-            {name: tensor.float() for name, tensor in tensors.items()},
-            about,
-            SVDD_FORMAT,
-        )
+        about = {name: getattr(self, name) for name in _STRIDES}
+        write_tensors(path, tensors, about | self.get_extra_state(), SVDD_FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> "PatchSVDD":
         """Read what `save` wrote, on the CPU.
 
         Raises:
-            ValueError: naming the file, if it is another kind of file, corrupt, or
-                inconsistent.
+            UnusableFile: naming the file, if it is missing, corrupt, inconsistent, or
+                another kind of file.
         """
         about, tensors = read_tensors(
             path, SVDD_FORMAT, "saved Patch SVDD", "fit and save again"
         )
-        weights = {
-            name.removeprefix("encoder."): t
-            for name, t in tensors.items()
-            if name.startswith("encoder.")
-        }
-        encoder = encoder_from_weights(weights, path)
-        nothing = torch.empty(0)
-        mean, small, big = (tensors.get(name, nothing) for name in _FITTED)
-        radius = about.get("coreset_radius")
-        strides = [about.get(name) for name in ("stride_small", "stride_big")]
-        is_consistent = (
-            all(
-                t.dtype == torch.float32 and t.isfinite().all()
-                for t in tensors.values()
-            )
-            and (mean.ndim == 3 and len(mean) == 3)
-            and min(mean.shape[1:]) >= BIG_PATCH
-            and all(bank.ndim == 2 and len(bank) for bank in (small, big))
-            and small.shape[1] == big.shape[1] == encoder.dimensions
-            and (isinstance(radius, list) and len(radius) == 2)
-            and all(isinstance(stride, int) and stride > 0 for stride in strides)
+        encoder = encoder_from_weights(
+            {
+                name.removeprefix("encoder."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith("encoder.")
+            },
+            path,
         )
-        if not is_consistent:
-            raise ValueError(
-                f"{path} is inconsistent:"
-                " mean image, banks or strides are missing or of wrong shapes"
+        if not _is_consistent(about, tensors, encoder.dimensions):
+            raise UnusableFile(
+                f"{path} is inconsistent: mean image, banks, strides or threshold are"
+                " missing or of wrong shapes; fit and save again"
             )
-        model = cls(encoder, stride_small=strides[0], stride_big=strides[1])
-        model.mean, model.small, model.big = mean, small, big
-        model.coreset_radius = Embeddings(*radius)
-        return model
+        detector = cls(encoder, **{name: about[name] for name in _STRIDES})
+        detector.mean, detector.small, detector.big = (tensors[k] for k in _FITTED)
+        detector.set_extra_state(about)
+        return detector
+
+    def _embed(self, images: Tensor, mean: Tensor) -> Embeddings:
+        return self.encoder.embed(images - mean, self.stride_small, self.stride_big)
+
+    def _check_fitted(self) -> None:
+        if self.mean is None:
+            raise NotFitted(
+                "this PatchSVDD is not fitted; call .fit(normal_images) first,"
+                " or PatchSVDD.load(path)"
+            )
+
+
+def _allocate_buffers(
+    detector: PatchSVDD, state: dict[str, Any], prefix: str, *unused: Any
+) -> None:
+    """Give the buffers the shapes of the state that `load_state_dict` is loading."""
+    like = detector.encoder.conv2.bias.detach()
+    for name in _FITTED:
+        if prefix + name in state:
+            setattr(detector, name, like.new_empty(state[prefix + name].shape))
+
+
+def _is_consistent(
+    about: dict[str, Any], tensors: dict[str, Tensor], dimensions: int
+) -> bool:
+    """Return whether `save` may have written a file, whose checksum may be forged."""
+    mean, small, big = (tensors.get(name, torch.empty(0)) for name in _FITTED)
+    radius, threshold = about.get("coreset_radius"), about.get("threshold", 0.0)
+    return (
+        all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values())
+        and (mean.ndim == 3 and len(mean) == 3 and min(mean.shape[1:]) >= BIG_PATCH)
+        and all(bank.ndim == 2 and len(bank) for bank in (small, big))
+        and small.shape[1] == big.shape[1] == dimensions
+        and (isinstance(radius, list) and len(radius) == 2)
+        and (threshold is None or isinstance(threshold, float))
+        and all(type(about.get(name)) is int and about[name] > 0 for name in _STRIDES)
+    )

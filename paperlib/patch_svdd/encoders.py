@@ -17,7 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.storage import is_dense, load_state, read_tensors, write_tensors
-from paperlib.validation import check_at_least_one, check_images, check_same_kind
+from paperlib.validation import (
+    UnusableFile,
+    check_at_least_one,
+    check_images,
+    check_same_kind,
+)
 
 SMALL_PATCH, BIG_PATCH = 32, 64  # Patch SVDD, Sec. 4: K in pixels
 SMALL_STRIDE, BIG_STRIDE = 4, 16  # Patch SVDD, Sec. 4: S in pixels, for K = 32 and 64
@@ -38,26 +43,28 @@ class Embeddings(NamedTuple):
     big: Tensor
 
 
+class BySize(NamedTuple):
+    """One number per patch size: of the 32×32 and of the 64×64 patches."""
+
+    small: float
+    big: float
+
+
 class _DenseEncoder(nn.Module):
     """Convolutions without padding, from a patch of `side` pixels to D numbers.
 
     A subclass sets `side`, the `step` in pixels between neighbouring positions of its
-    last feature map, and its layers, the last of which returns the embedding.
+    last feature map, and its layers: their input `channels`, `kernel` and `strides`.
+    The last layer returns the embedding.
     """
 
-    side: int
-    step: int
-
-    def __init__(
-        self, channels: tuple[int, ...], kernel: int, strides: tuple[int, ...]
-    ):
-        check_at_least_one(dimensions=channels[-1])
+    def __init__(self, dimensions: int = 64):
+        check_at_least_one(dimensions=dimensions)
         super().__init__()
-        self.dimensions = channels[-1]
-        for i, ((before, after), stride) in enumerate(
-            zip(pairwise(channels), strides, strict=True), 1
-        ):
-            self.add_module(f"conv{i}", nn.Conv2d(before, after, kernel, stride))
+        self.dimensions = dimensions
+        sizes = pairwise((*self.channels, dimensions))
+        for i, (size, stride) in enumerate(zip(sizes, self.strides, strict=True), 1):
+            self.add_module(f"conv{i}", nn.Conv2d(*size, self.kernel, stride))
         initialize(self)
 
     def forward(self, patches: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
@@ -101,19 +108,22 @@ class PatchEncoder(_DenseEncoder):
     Args:
         dimensions: of an embedding, D.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.patch_svdd import PatchEncoder
+        >>> encoder = PatchEncoder(dimensions=16)
+        >>> encoder(torch.rand(5, 3, 32, 32)).shape
+        torch.Size([5, 16])
+        >>> encoder.embed(torch.rand(1, 3, 64, 64), stride=8).shape
+        torch.Size([1, 5, 5, 16])
+
     Source: Patch SVDD, arXiv:2006.16067, Sec. 4 and its released code.
     Departures: initial weights, see `initialize`.
     Test: test_encoders.py::test_one_pass_equals_patch_by_patch
     """
 
-    side, step = SMALL_PATCH, 2
-
-    def __init__(self, dimensions: int = 64):
-        super().__init__(
-            (3, 32, 64, 128, 128, 64, 32, 32, dimensions),
-            3,
-            (2, 1, 1, 1, 1, 1, 1, 1),
-        )
+    side, step, kernel = SMALL_PATCH, 2, 3
+    channels, strides = (3, 32, 64, 128, 128, 64, 32, 32), (2, 1, 1, 1, 1, 1, 1, 1)
 
 
 class FlatEncoder(_DenseEncoder):
@@ -125,15 +135,19 @@ class FlatEncoder(_DenseEncoder):
     Args:
         dimensions: of an embedding, D.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.patch_svdd import FlatEncoder
+        >>> FlatEncoder(dimensions=16).embed(torch.rand(1, 3, 96, 96), stride=16).shape
+        torch.Size([1, 3, 3, 16])
+
     Source: Patch SVDD, arXiv:2006.16067, Sec. 3.3 (the ablation) and its released code.
     Departures: initial weights, see `initialize`.
     Test: test_encoders.py::test_one_pass_equals_patch_by_patch
     """
 
-    side, step = BIG_PATCH, 8
-
-    def __init__(self, dimensions: int = 64):
-        super().__init__((3, 64, 64, 128, dimensions), 5, (2, 2, 2, 1))
+    side, step, kernel = BIG_PATCH, 8, 5
+    channels, strides = (3, 64, 64, 128), (2, 2, 2, 1)
 
 
 class HierarchicalEncoder(nn.Module):
@@ -151,6 +165,14 @@ class HierarchicalEncoder(nn.Module):
     Args:
         dimensions: of an embedding, D.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.patch_svdd import HierarchicalEncoder
+        >>> encoder = HierarchicalEncoder(dimensions=16)
+        >>> small, big = encoder.embed(torch.rand(1, 3, 96, 96))
+        >>> small.shape, big.shape
+        (torch.Size([1, 17, 17, 16]), torch.Size([1, 3, 3, 16]))
+
     Source: Patch SVDD, arXiv:2006.16067, Eq. 7 and Sec. 4.
     Departures: initial weights, see `initialize`.
     Test: test_encoders.py::test_the_big_encoder_sees_a_patch_through_its_quarters
@@ -160,7 +182,7 @@ class HierarchicalEncoder(nn.Module):
 
     def __init__(self, dimensions: int = 64):
         super().__init__()
-        self.enc = PatchEncoder(dimensions)
+        self.dimensions, self.enc = dimensions, PatchEncoder(dimensions)
         self.conv1 = nn.Conv2d(dimensions, 128, 2)
         self.conv2 = nn.Conv2d(128, dimensions, 1)
         initialize(self.conv1)
@@ -170,11 +192,6 @@ class HierarchicalEncoder(nn.Module):
     def small(self) -> PatchEncoder:
         """The encoder of 32×32 patches."""
         return self.enc
-
-    @property
-    def dimensions(self) -> int:
-        """D, the length of an embedding."""
-        return self.enc.dimensions
 
     def forward(self, patches: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Embed patches of 64×64 pixels."""
@@ -283,7 +300,8 @@ class HierarchicalEncoder(nn.Module):
         """Read what `save` wrote, on the CPU.
 
         Raises:
-            ValueError: naming the file, if it is another kind of file or corrupt.
+            UnusableFile: naming the file, if it is missing, corrupt or another kind of
+                file.
         """
         _, tensors = read_tensors(
             path, ENCODER_FORMAT, "saved encoder", "save it again"
@@ -330,8 +348,15 @@ def load_released_weights(path: str | Path) -> HierarchicalEncoder:
         the encoder on the CPU; its dimension D is the file's.
 
     Raises:
-        ValueError: naming the file, unless it contains complete and finite float32
+        UnusableFile: naming the file, unless it contains complete and finite float32
             weights of this encoder.
+
+    Example:
+        >>> import torch
+        >>> from paperlib.patch_svdd import HierarchicalEncoder, load_released_weights
+        >>> torch.save(HierarchicalEncoder(dimensions=16).state_dict(), "enchier.pkl")
+        >>> load_released_weights("enchier.pkl").dimensions
+        16
 
     Source: the released code of Patch SVDD. Departures: none.
     Test: test_encoders.py::test_released_weights_are_read
@@ -339,8 +364,9 @@ def load_released_weights(path: str | Path) -> HierarchicalEncoder:
     try:
         tensors = load_state(path)
     except Exception as error:  # torch raises many kinds of errors for other files
-        raise ValueError(
-            f"{path} can't be read as weights saved by torch.save ({error})"
+        raise UnusableFile(
+            f"{path} can't be read as weights saved by torch.save ({error});"
+            " download or copy it again"
         ) from error
     return encoder_from_weights(tensors, path)
 
@@ -349,35 +375,33 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
     """Create the encoder with these weights; raise if they are not exactly its weights.
 
     Args:
-        tensors: name → float32 weight.
+        tensors: name → float32 weight, as read; not checked before.
         path: of the file that they were read from, for errors.
 
     Raises:
-        ValueError: naming the file and the mismatch.
+        UnusableFile: naming the file and the mismatch.
     """
-    expected = f"expected the float32 weights of a Patch SVDD encoder in {path}"
-    if not isinstance(tensors, dict) or not all(
-        isinstance(value, Tensor) for value in tensors.values()
-    ):
-        raise ValueError(
-            f"{expected}, a dictionary of tensors; received a {type(tensors).__name__}"
+    try:
+        with torch.device("meta"):
+            encoder = HierarchicalEncoder(len(tensors["conv2.bias"]))
+        encoder.load_state_dict(tensors, assign=True)
+    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise UnusableFile(
+            f"{path} does not contain the weights of a Patch SVDD encoder"
+            f" ({type(error).__name__}: {error}). Save its state dict again"
+        ) from error
+    unusable = [
+        f"{name} ({tensor.dtype})"
+        for name, tensor in tensors.items()
+        if not (is_dense(tensor) and tensor.dtype == torch.float32)
+        or not tensor.isfinite().all()
+    ]
+    if unusable:
+        raise UnusableFile(
+            f"{path} contains weights with NaN or infinite values, of another dtype, or"
+            f" smaller than their shape: {', '.join(unusable[:4])}; expected finite"
+            " float32. Save the state dict again"
         )
-    dimensions = tensors.get("conv2.bias", torch.empty(0)).numel()
-    with torch.device("meta"):
-        encoder = HierarchicalEncoder(max(1, dimensions))
-    kinds, expected_kinds = (
-        {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
-        for state in (tensors, encoder.state_dict())
-    )
-    if kinds != expected_kinds:
-        names = sorted(map(str, kinds.items() ^ expected_kinds.items()))
-        raise ValueError(f"{expected}; missing or not expected: {', '.join(names[:4])}")
-    if not all(is_dense(t) and t.isfinite().all() for t in tensors.values()):
-        raise ValueError(
-            f"{expected}; some contain NaN or infinite values,"
-            " or a shape does not match the stored data"
-        )
-    encoder.load_state_dict(tensors, assign=True)
     return encoder
 
 

@@ -1,9 +1,8 @@
 """Check the range of images and compute the mean image that is subtracted."""
 
 import torch
-import torch.distributed as distributed
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, distributed
 
 from paperlib.distributed import check_same_size, fail_together
 from paperlib.patch_svdd.encoders import check_rgb
@@ -109,5 +108,7 @@ def _check_colours(images: Tensor) -> None:
     spread = (images.amax((2, 3)) - images.amin((2, 3))).amax(1)
     if has_values(images) and (spread == 0).any():
         rows = (spread == 0).nonzero().flatten().tolist()
-        which = f"training images number {', '.join(map(str, rows[:8]))}"
-        raise ValueError(f"{which} are of one colour; remove them")
+        raise ValueError(
+            f"training images number {', '.join(map(str, rows[:8]))}"
+            " are of one colour; remove them"
+        )

@@ -21,6 +21,13 @@ class PositionClassifier(nn.Module):
         train_last_weight: False does not train the last layer's weights, as the
             released code.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.patch_svdd import PositionClassifier
+        >>> classifier = PositionClassifier(dimensions=16)
+        >>> classifier(torch.rand(5, 16), torch.rand(5, 16)).shape
+        torch.Size([5, 8])
+
     Source: Patch SVDD, arXiv:2006.16067, Eq. 5 and Sec. 4.
     Departures: in the released code the normalisation is under `no_grad`, so that only
         the bias of the last layer is trained; here the weights are trained too.
@@ -56,6 +63,12 @@ def svdd_loss(a: Float[Tensor, "n d"], b: Float[Tensor, "#n d"]) -> Float[Tensor
     Returns:
         the mean distance, not squared.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.patch_svdd import svdd_loss
+        >>> svdd_loss(torch.tensor([[3.0, 4.0], [1.0, 1.0]]), torch.zeros(2, 2))
+        tensor(3.2071)
+
     Source: Patch SVDD, arXiv:2006.16067, Eq. 2 and 4.
     Departures: the mean, as in the released code, instead of the sum.
     Test: test_patch_training.py::test_losses_by_hand
@@ -82,6 +95,15 @@ def position_loss(
 
     Returns:
         the mean over the pairs; ln 8 = 2.08 for guessing.
+
+    Example:
+        >>> import torch
+        >>> from paperlib.patch_svdd import PositionClassifier, position_loss
+        >>> classifier, embeddings = PositionClassifier(16), torch.rand(2, 5, 16)
+        >>> position = torch.tensor([0, 3, 7, 1, 4])
+        >>> loss = position_loss(classifier, *embeddings, position)
+        >>> loss.shape, bool(loss > 0)
+        (torch.Size([]), True)
 
     Source: Patch SVDD, arXiv:2006.16067, Eq. 5. Departures: none.
     Test: test_patch_training.py::test_losses_by_hand

@@ -10,21 +10,24 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as distributed
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, distributed, nn
 from tqdm.auto import tqdm
 
 from paperlib.distributed import check_same, fail_together, process_group
-from paperlib.patch_svdd.encoders import BIG_PATCH, HierarchicalEncoder, initialize
+from paperlib.patch_svdd.encoders import (
+    BIG_PATCH,
+    BySize,
+    HierarchicalEncoder,
+    initialize,
+)
 from paperlib.patch_svdd.images import check_range, mean_image
 from paperlib.patch_svdd.losses import PositionClassifier, svdd_loss
 from paperlib.patch_svdd.pairs import (
+    Pairs,
     crop_patches,
     neighbor_pairs,
     perturb,
@@ -48,6 +51,15 @@ BATCH, REPEAT, EPOCHS = 64, 100, 300
 LEARNING_RATES = {"muon": 0.02, "adam": 0.003}  # of `train`, tuned on solar cells
 # L_SVDD' + L_SSL, L_SVDD' alone, L_SVDD alone
 OBJECTIVES = ("patch_svdd", "neighbors", "centre")
+# The columns of the history in a checkpoint.
+HISTORY_COLUMNS = (
+    "step",
+    "loss",
+    "accuracy_big",
+    "accuracy_small",
+    "svdd_big",
+    "svdd_small",
+)
 
 
 class Record(NamedTuple):
@@ -56,9 +68,9 @@ class Record(NamedTuple):
     Fields:
         step: number of steps so far.
         loss: the minimised loss.
-        accuracy_big, accuracy_small: accuracy of the positions of the training pairs;
+        accuracy_small, accuracy_big: accuracy of the positions of the training pairs;
             chance is 1/8.
-        svdd_big, svdd_small: mean distance between neighbours (to the centre for the
+        svdd_small, svdd_big: mean distance between neighbours (to the centre for the
             objective `centre`).
 
     Quantities not measured are NaN.
@@ -66,10 +78,10 @@ class Record(NamedTuple):
 
     step: int
     loss: float
-    accuracy_big: float
     accuracy_small: float
-    svdd_big: float
+    accuracy_big: float
     svdd_small: float
+    svdd_big: float
 
 
 class Training(NamedTuple):
@@ -77,14 +89,14 @@ class Training(NamedTuple):
 
     Fields:
         history: the training curves.
-        big, small: the position classifiers of both patch sizes; None if the encoder
+        small, big: the position classifiers of both patch sizes; None if the encoder
             has no such size.
         mean: (3, H, W), the mean of the training images.
     """
 
     history: list[Record]
-    big: "PositionClassifier | None"
-    small: "PositionClassifier | None"
+    small: PositionClassifier | None
+    big: PositionClassifier | None
     mean: Tensor
 
 
@@ -101,129 +113,176 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if is_fast else torch.float32
 
 
-class _EmbeddedPairs(NamedTuple):
-    """Embeddings (n, D) of the pairs of one patch size, for both losses.
-
-    Fields:
-        a, b: neighbours, for the SVDD loss.
-        first, second: pairs of a known position, for the SSL loss; None without it.
-        position: (n,), their position classes.
-    """
-
-    a: Tensor
-    b: Tensor
-    first: Tensor | None = None
-    second: Tensor | None = None
-    position: Tensor | None = None
-
-
-# Draws and embeds the pairs of a step, by patch size.
-DrawPairs = Callable[[int, torch.Generator], Iterator[tuple[str, _EmbeddedPairs]]]
-
-
 class _Run(nn.Module):
     """The modules of a run: encoder, and per patch size a classifier or a centre.
 
-    `forward` computes the loss of a step, so that DistributedDataParallel can wrap it.
+    A subclass defines `draw_pairs(step, generator)`, which yields each patch size with
+    the embeddings of its neighbours and of its position pairs (or None). `forward`
+    computes the loss of a step, so that DistributedDataParallel can wrap it.
+
+    Args:
+        encoder: is trained in place.
+        images: of the training, (N, 3, H, W).
+        mean: their mean image.
+        recipe: settings of the run, which a checkpoint stores.
+        rank, world: this process and the number of processes that share the run.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
-        seed: int,
-        svdd_weight: float,
-        objective: str = "patch_svdd",
-        *,
-        as_released: bool = False,
+        images: Tensor,
+        mean: Tensor,
+        recipe: dict[str, Any],
+        rank: int = 0,
+        world: int = 1,
     ):
         super().__init__()
-        self.encoder, self.seed = encoder, seed
-        self.svdd_weight = svdd_weight if objective == "patch_svdd" else 1
+        self.mean, self.images = mean, check_images(images)
+        check_same_kind("images", images, "the encoder", next(encoder.parameters()))
+        self.encoder, self.rank, self.world = encoder, rank, world
+        self.recipe = recipe | {"fingerprint": fingerprint(images)}
+        self.objective = recipe.get("objective", "patch_svdd")
         self.big = self.small = None
-        if objective == "patch_svdd":
-            with seeded(seed):
+        if self.objective == "patch_svdd":
+            is_trained = not recipe.get("as_released", False)
+            with seeded(recipe["seed"]):
                 for name in _encoders(encoder):
                     classifier = PositionClassifier(
-                        encoder.dimensions, train_last_weight=not as_released
+                        encoder.dimensions, train_last_weight=is_trained
                     )
                     setattr(self, name, classifier.to(next(encoder.parameters())))
-        self.draw_pairs: DrawPairs | None = None  # set before the first step
 
     def forward(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the loss, and it and its parts in the order of `Record`."""
-        generator = _generator(self.seed, step)
+        weight = self.recipe["svdd_weight"] if self.objective == "patch_svdd" else 1
+        seed = derive_seed(self.recipe["seed"], step)
+        generator = torch.Generator().manual_seed(seed)
         loss, measured = 0, {}
-        for name, pairs in self.draw_pairs(step, generator):
-            b = getattr(self, f"centre_{name}", pairs.b)  # a buffer, if there is one
-            distance = svdd_loss(pairs.a, b)
-            loss = loss + self.svdd_weight * distance
+        for name, neighbors, located in self.draw_pairs(step, generator):
+            # The centre is a buffer, if there is one.
+            centre = getattr(self, f"centre_{name}", neighbors.second)
+            distance = svdd_loss(neighbors.first, centre)
+            loss = loss + weight * distance
             measured[f"svdd_{name}"] = distance.detach()
-            if pairs.position is not None:
-                logits = getattr(self, name)(pairs.first, pairs.second)
-                loss = loss + F.cross_entropy(logits, pairs.position)
-                measured[f"accuracy_{name}"] = _accuracy(logits, pairs.position)
+            if located is not None:
+                logits = getattr(self, name)(located.first, located.second)
+                loss = loss + F.cross_entropy(logits, located.position)
+                is_correct = logits.argmax(1) == located.position
+                measured[f"accuracy_{name}"] = is_correct.float().mean()
         measured["loss"], not_measured = loss.detach(), loss.new_tensor(math.nan)
         columns = [measured.get(name, not_measured) for name in Record._fields[1:]]
         return loss, torch.stack(columns)
+
+
+class _DenseRun(_Run):
+    """Draws pairs from the feature maps of a few crops, each computed in one pass.
+
+    Every process draws the whole step and uses its own part of it, so that the step
+    equals that of a single process.
+    """
+
+    def draw_pairs(
+        self, step: int, generator: torch.Generator
+    ) -> Iterator[tuple[str, Pairs, Pairs | None]]:
+        """Draw pairs whose corners and moves are multiples of the encoder's step."""
+        count = self.recipe["crops"] * self.recipe["pairs"]
+        maps, pixels = self.embed_crops(generator), self.encoder.step
+        for name, part in _encoders(self.encoder).items():
+            arguments = (count, self.recipe["size"], part.side, generator)
+            embed = functools.partial(self.embed_patches, maps[name])
+            first, second, _ = neighbor_pairs(*arguments, step=pixels)
+            neighbors, located = Pairs(embed(first), embed(second), None), None
+            if self.objective == "patch_svdd":
+                first, second, position = position_pairs(*arguments, step=pixels)
+                position = self.own(position).to(self.images.device)
+                located = Pairs(embed(first), embed(second), position)
+            yield name, neighbors, located
+
+    def embed_crops(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the feature maps of this process's crops, by patch size."""
+        count, size = self.recipe["crops"], self.recipe["size"]
+        crops = random_crops(self.images, self.mean, count, size, generator)
+        crops = self.own(perturb(crops, _on_device(generator, crops.device)))
+        crops = crops.contiguous(memory_format=torch.channels_last)
+        dtype = getattr(torch, self.recipe["dtype"].removeprefix("torch."))
+        is_lower = dtype != torch.float32
+        with torch.autocast(crops.device.type, dtype, enabled=is_lower):
+            return _dense(self.encoder, crops)
+
+    def embed_patches(self, maps: Tensor, corners: Tensor) -> Tensor:
+        """Return the embeddings of this process's patches, in the images' dtype."""
+        positions = self.own(corners) // self.encoder.step
+        return _embeddings_at(maps, positions).to(self.images.dtype)
+
+    def own(self, drawn: Tensor) -> Tensor:
+        """Return the part of the drawn crops or pairs that this process uses."""
+        return drawn.chunk(self.world)[self.rank]
+
+
+class _PatchRun(_Run):
+    """Crops and embeds each patch, as published."""
+
+    def draw_pairs(
+        self, step: int, generator: torch.Generator
+    ) -> Iterator[tuple[str, Pairs, Pairs | None]]:
+        """Draw a batch of perturbed position pairs and one of neighbours."""
+        rows, device = self.rows_of(step), self.images.device
+        clip, size = self.recipe["as_released"], tuple(self.images.shape[-2:])
+        for name, embed in _encoders(self.encoder).items():
+            crop = functools.partial(
+                crop_patches, self.images, self.mean, rows, embed.side
+            )
+            arguments = (len(rows), size, embed.side, generator)
+            located = position_pairs(*arguments, clip=clip)
+            noise = _on_device(generator, device)
+            first, second = (embed(perturb(crop(part), noise)) for part in located[:2])
+            neighbors = neighbor_pairs(*arguments, clip=clip)
+            a, b = (embed(crop(part)) for part in neighbors[:2])
+            located = Pairs(first, second, located.position.to(device))
+            yield name, Pairs(a, b, None), located
+
+    def rows_of(self, step: int) -> Tensor:
+        """Return the indices of the images of a step's batch."""
+        total = len(self.images) * self.recipe["repeat"]
+        size = self.recipe["batch_size"]
+        epoch, batch = divmod(step, math.ceil(total / size))
+        order = _order(total, self.recipe["seed"], epoch)
+        return order[batch * size : (batch + 1) * size] % len(self.images)
 
 
 def _optimise(
     run: _Run,
     optimizers: list[torch.optim.Optimizer],
     steps: int,
-    recipe: dict,
+    rate: Callable[[float], float],
     checkpoint: str | Path | None,
     on_record: Callable[[Record], None] | None,
     progress: bool,
-    rate: Callable[[float], float] = lambda done: 1.0,
-    world: int = 1,
 ) -> list[Record]:
-    """Run the remaining steps.
+    """Run the remaining steps, and return the records of all.
 
     Each step seeds its generator from (seed, step), so a run can be stopped and resumed
     at any step. `rate` maps the share of the run that is done to a factor of the
-    learning rates, and `recipe` holds the settings of the run.
+    learning rates.
     """
-    history: list[Record] = []
-    device = next(run.parameters()).device if world > 1 else None
-    with fail_together(device):
-        if checkpoint is not None and Path(checkpoint).exists():
-            columns = len(Record._fields)
-            # Earlier versions identified the images in another way.
-            stored = load_checkpoint(
-                checkpoint,
-                run,
-                optimizers,
-                recipe,
-                columns,
-                optional=("images", "fingerprint"),
-            )
-            for row in stored["history"]:
-                values = (math.nan if value is None else value for value in row)
-                history.append(Record(*values))
+    history = _resume(run, optimizers, checkpoint)
     first_step = history[-1].step if history else 0
-    step_loss = run
-    if world > 1:
-        check_same(
-            [first_step],
-            device,
-            f"this process would resume from step {first_step}, another one from a"
-            f" different step; the checkpoint {checkpoint} must be the same file for"
-            " all: use a folder shared by all machines, or delete it",
-        )
-        step_loss = DistributedDataParallel(run, broadcast_buffers=False)
     schedules = [
-        LambdaLR(optimizer, lambda step: rate((first_step + step) / steps))
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate((first_step + step) / steps)
+        )
         for optimizer in optimizers
     ]
-    rows: list[Tensor] = []
-    is_first = world == 1 or distributed.get_rank() == 0
+    step_loss, rows = run, []
+    if run.world > 1:
+        step_loss = nn.parallel.DistributedDataParallel(run, broadcast_buffers=False)
     bar = tqdm(
         range(first_step + 1, steps + 1),
         "steps",
         steps,
         initial=first_step,
-        disable=not (progress and is_first),
+        disable=not progress or run.rank > 0,
     )
     for done in bar:
         loss, row = step_loss(done - 1)
@@ -234,41 +293,91 @@ def _optimise(
             schedule.step()
         rows.append(row)
         # Read once per record, because reading waits for the GPU.
-        if done % recipe["every"] == 0 or done == steps:
-            means = torch.stack(rows).mean(0)
+        if done % run.recipe["every"] == 0 or done == steps:
+            history.append(_mean_record(done, rows, run.world))
             rows = []
-            if world > 1:
-                distributed.all_reduce(means.div_(world))
-            history.append(Record(done, *means.tolist()))
-            if not math.isfinite(history[-1].loss):
-                raise ValueError(
-                    f"the loss is {history[-1].loss} at step {done};"
-                    " expected a finite number. Lower the learning rate"
-                )
             bar.set_postfix(loss=history[-1].loss)
-            if checkpoint is not None and is_first:
-                # JSON has no NaN.
-                table = [[None if v != v else v for v in row] for row in history]
-                save_checkpoint(checkpoint, run, optimizers, recipe, {"history": table})
+            if checkpoint is not None and run.rank == 0:
+                _save(run, optimizers, checkpoint, history)
             if on_record is not None:
                 on_record(history[-1])
     run.zero_grad()
     return history
 
 
-def _muon_and_adam(run: _Run, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Return Muon for the weight matrices and Adam for all other parameters.
+def _resume(
+    run: _Run, optimizers: list[torch.optim.Optimizer], checkpoint: str | Path | None
+) -> list[Record]:
+    """Restore the state of a checkpoint, if it exists, and return its records."""
+    device = next(run.parameters()).device if run.world > 1 else None
+    rows: list[list[float | None]] = []
+    with fail_together(device):
+        if checkpoint is not None and Path(checkpoint).exists():
+            # Earlier versions identified the images in another way.
+            identity = ("images", "fingerprint")
+            rows = load_checkpoint(
+                checkpoint,
+                run,
+                optimizers,
+                run.recipe,
+                len(HISTORY_COLUMNS),
+                optional=identity,
+            )["history"]
+    if device is not None:
+        step = rows[-1][0] if rows else 0
+        check_same(
+            [step],
+            device,
+            f"this process would resume from step {step}, another one from a different"
+            f" step; the checkpoint {checkpoint} must be the same file for all: use a"
+            " folder shared by all machines, or delete it",
+        )
+    table = ([math.nan if value is None else value for value in row] for row in rows)
+    return [Record(**dict(zip(HISTORY_COLUMNS, row, strict=True))) for row in table]
+
+
+def _save(
+    run: _Run,
+    optimizers: list[torch.optim.Optimizer],
+    checkpoint: str | Path,
+    history: list[Record],
+) -> None:
+    """Write a checkpoint. JSON has no NaN, so null stands for it."""
+    table = [[getattr(record, name) for name in HISTORY_COLUMNS] for record in history]
+    rows = [[None if math.isnan(value) else value for value in row] for row in table]
+    save_checkpoint(checkpoint, run, optimizers, run.recipe, {"history": rows})
+
+
+def _mean_record(step: int, rows: list[Tensor], world: int) -> Record:
+    """Average measurements over the steps and the processes."""
+    means = torch.stack(rows).mean(0)
+    if world > 1:
+        distributed.all_reduce(means.div_(world))
+    record = Record(step, *means.tolist())
+    if not math.isfinite(record.loss):
+        raise ValueError(
+            f"the loss is {record.loss} at step {step}; expected a finite number."
+            " Lower the learning rate"
+        )
+    return record
+
+
+def _dense_optimizers(
+    run: _Run, kind: str, learning_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Return Adam for all parameters, or Muon for the matrices and Adam for the others.
 
     Muon orthogonalises the update of a matrix. That has no meaning for a vector, nor
     for weights that are normalised in the forward pass.
     """
-    last_layers = {
-        id(module.fc3.weight)
-        for module in run.modules()
-        if isinstance(module, PositionClassifier)
+    if kind == "adam":
+        return [torch.optim.Adam(run.parameters(), lr=learning_rate)]
+    is_vector = {
+        name: parameter.ndim == 1 or name.endswith("fc3.weight")
+        for name, parameter in run.named_parameters()
     }
-    matrices = [p for p in run.parameters() if p.ndim > 1 and id(p) not in last_layers]
-    vectors = [p for p in run.parameters() if p.ndim == 1 or id(p) in last_layers]
+    matrices = [p for name, p in run.named_parameters() if not is_vector[name]]
+    vectors = [p for name, p in run.named_parameters() if is_vector[name]]
     adam = torch.optim.Adam(vectors, lr=0.15 * learning_rate)
     return [_muon(matrices, learning_rate), adam]
 
@@ -365,6 +474,17 @@ def train(
             group is initialised, the crops can't be split evenly, or only some
             processes find the checkpoint.
 
+    Example:
+        >>> import torch
+        >>> from paperlib import datasets
+        >>> from paperlib.patch_svdd import HierarchicalEncoder, train
+        >>> bricks = datasets.textures("brick", count=4)
+        >>> images = torch.stack([item.image for item in bricks])
+        >>> encoder = HierarchicalEncoder(dimensions=16)
+        >>> training = train(encoder, images, steps=2, crops=1, pairs=16, every=1)
+        >>> [record.step for record in training.history], training.mean.shape
+        ([1, 2], torch.Size([3, 224, 224]))
+
     Source: Patch SVDD, arXiv:2006.16067, Eq. 3-6 and Alg. 1.
     Departures: pairs are drawn from the map of one pass, so that corners and moves are
         even (neighbours of small patches move by 2 pixels, not 1; for the flat encoder
@@ -386,87 +506,40 @@ def train(
         )
     if learning_rate is None:
         learning_rate = LEARNING_RATES[optimizer]
+    device = next(encoder.parameters()).device
     rank, world = process_group() if distribute else (0, 1)
-    with fail_together(next(encoder.parameters()).device if distribute else None):
+    with fail_together(device if distribute else None):
         if crops % world:
-            expected = f"expected a multiple of {world}"
-            raise ValueError(f"crops={crops} for {world} processes; {expected}")
-        mean, images = _check_input(encoder, images)
-    own_crops, own_pairs = (
-        slice(rank * count // world, (rank + 1) * count // world)
-        for count in (crops, crops * pairs)
-    )
-    size = tuple(min(side, length) for length in images.shape[-2:])
+            raise ValueError(
+                f"crops={crops} for {world} processes; expected a multiple of {world}"
+            )
+        mean = mean_image(images)
+        recipe = {
+            "recipe": "dense",
+            "steps": steps,
+            "crops": crops,
+            "size": tuple(min(side, length) for length in mean.shape[1:]),
+            "pairs": pairs,
+            "svdd_weight": svdd_weight,
+            "objective": objective,
+            "optimizer": optimizer,
+            "learning_rate": learning_rate,
+            "dtype": str(fast_dtype(device) if dtype is None else dtype),
+            "seed": seed,
+            "every": every,
+        }
+        run = _DenseRun(encoder, images, mean, recipe, rank, world)
     # Muon's matrices share the memory of the weights.
     encoder.to(memory_format=torch.contiguous_format)
-    run = _Run(encoder, seed, svdd_weight, objective)
     if objective == "centre":
         with torch.no_grad():
-            for name, maps in _dense(encoder, images[:32] - mean).items():
+            for name, maps in _dense(encoder, run.images[:32] - run.mean).items():
                 run.register_buffer(f"centre_{name}", maps.mean((0, 2, 3))[None])
-    dtype = fast_dtype(images.device) if dtype is None else dtype
-
-    def draw_pairs(
-        step: int, generator: torch.Generator
-    ) -> Iterator[tuple[str, _EmbeddedPairs]]:
-        # Every process draws the whole step and uses its own part of it, so that the
-        # step equals that of a single process.
-        crop = perturb(
-            random_crops(images, mean, crops, size, generator),
-            _on_device(generator, images.device),
-        )[own_crops]
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            maps = _dense(encoder, crop.contiguous(memory_format=torch.channels_last))
-        for name, part in _encoders(encoder).items():
-            embed = functools.partial(_embeddings_at, maps[name], dtype=images.dtype)
-            arguments = (crops * pairs, size, part.side, generator)
-            neighbors = neighbor_pairs(*arguments, step=encoder.step)
-            a, b = (
-                embed(corners[own_pairs] // encoder.step) for corners in neighbors[:2]
-            )
-            if objective != "patch_svdd":
-                yield name, _EmbeddedPairs(a, b)
-                continue
-            located = position_pairs(*arguments, step=encoder.step)
-            first, second = (
-                embed(corners[own_pairs] // encoder.step) for corners in located[:2]
-            )
-            position = located.position[own_pairs].to(images.device)
-            yield name, _EmbeddedPairs(a, b, first, second, position)
-
-    run.draw_pairs = draw_pairs
-    recipe = {
-        "recipe": "dense",
-        "steps": steps,
-        "crops": crops,
-        "size": size,
-        "pairs": pairs,
-        "svdd_weight": svdd_weight,
-        "objective": objective,
-        "optimizer": optimizer,
-        "learning_rate": learning_rate,
-        "dtype": str(dtype),
-        "seed": seed,
-        "every": every,
-        "fingerprint": fingerprint(images),
-    }
-    optimizers = (
-        _muon_and_adam(run, learning_rate)
-        if optimizer == "muon"
-        else [torch.optim.Adam(run.parameters(), lr=learning_rate)]
-    )
+    optimizers = _dense_optimizers(run, optimizer, learning_rate)
     history = _optimise(
-        run,
-        optimizers,
-        steps,
-        recipe,
-        checkpoint,
-        on_record,
-        progress,
-        _one_cycle,
-        world,
+        run, optimizers, steps, _one_cycle, checkpoint, on_record, progress
     )
-    return Training(history, run.big, run.small, mean)
+    return Training(history, run.small, run.big, run.mean)
 
 
 def train_on_patches(
@@ -520,37 +593,6 @@ def train_on_patches(
     Test: test_patch_training.py::test_published_training_takes_the_released_steps
     """
     check_at_least_one(epochs=epochs, repeat=repeat, batch_size=batch_size, every=every)
-    mean, images = _check_input(encoder, images)
-    run = _Run(encoder, seed, svdd_weight, as_released=as_released)
-    if as_released:
-        with seeded(seed):
-            for name in _encoders(encoder):
-                initialize(getattr(run, name), as_released=True)
-    image_order = functools.lru_cache(1)(
-        lambda epoch: _order(len(images) * repeat, seed, epoch) % len(images)
-    )
-    per_epoch = math.ceil(len(images) * repeat / batch_size)
-
-    def draw_pairs(
-        step: int, generator: torch.Generator
-    ) -> Iterator[tuple[str, _EmbeddedPairs]]:
-        epoch, batch = divmod(step, per_epoch)
-        rows = image_order(epoch)[batch * batch_size : (batch + 1) * batch_size]
-        for name, embed in _encoders(encoder).items():
-            crop = functools.partial(crop_patches, images, mean, rows, embed.side)
-            arguments = (len(rows), tuple(images.shape[-2:]), embed.side, generator)
-            located = position_pairs(*arguments, clip=as_released)
-            device_generator = _on_device(generator, images.device)
-            first, second = (
-                embed(perturb(crop(corners), device_generator))
-                for corners in located[:2]
-            )
-            neighbors = neighbor_pairs(*arguments, clip=as_released)
-            a, b = (embed(crop(corners)) for corners in neighbors[:2])
-            position = located.position.to(images.device)
-            yield name, _EmbeddedPairs(a, b, first, second, position)
-
-    run.draw_pairs = draw_pairs
     recipe = {
         "recipe": "patches",
         "epochs": epochs,
@@ -561,13 +603,19 @@ def train_on_patches(
         "as_released": as_released,
         "seed": seed,
         "every": every,
-        "fingerprint": fingerprint(images),
     }
+    run = _PatchRun(encoder, images, mean_image(images), recipe)
+    if as_released:
+        with seeded(seed):
+            for name in _encoders(encoder):
+                initialize(getattr(run, name), as_released=True)
     trainable = [parameter for parameter in run.parameters() if parameter.requires_grad]
     optimizers = [torch.optim.Adam(trainable, lr=learning_rate)]
-    steps = epochs * per_epoch
-    history = _optimise(run, optimizers, steps, recipe, checkpoint, on_record, progress)
-    return Training(history, run.big, run.small, mean)
+    steps = epochs * math.ceil(len(images) * repeat / batch_size)
+    history = _optimise(
+        run, optimizers, steps, lambda done: 1.0, checkpoint, on_record, progress
+    )
+    return Training(history, run.small, run.big, run.mean)
 
 
 @torch.no_grad()
@@ -578,7 +626,7 @@ def position_accuracy(
     *,
     pairs: int = 2000,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> BySize:
     """Measure the classifiers' accuracy on images that were not used in training.
 
     Args:
@@ -591,7 +639,7 @@ def position_accuracy(
         seed: of the draw.
 
     Returns:
-        accuracy for 64×64 and for 32×32 patches, NaN for a size that the encoder does
+        accuracy for 32×32 and for 64×64 patches, NaN for a size that the encoder does
         not have; chance is 1/8.
 
     Raises:
@@ -599,28 +647,31 @@ def position_accuracy(
     """
     images = check_range(images, training.mean)
     generator, size = torch.Generator().manual_seed(seed), tuple(images.shape[-2:])
-    accuracies = {"big": [], "small": []}
+    accuracies = {name: [] for name in BySize._fields}
     for image in images:
         maps = _dense(encoder, image[None] - training.mean)
         for name, part in _encoders(encoder).items():
-            located = position_pairs(
-                pairs, size, part.side, generator, step=encoder.step
-            )
+            drawn = position_pairs(pairs, size, part.side, generator, step=encoder.step)
             first, second = (
                 _embeddings_at(maps[name], corners // encoder.step)
-                for corners in located[:2]
+                for corners in drawn[:2]
             )
             logits = getattr(training, name)(first, second)
-            position = located.position.to(images.device)
-            accuracies[name].append(_accuracy(logits, position))
-    return tuple(
-        float(torch.stack(values).mean()) if values else math.nan
-        for values in accuracies.values()
+            is_correct = logits.argmax(1) == drawn.position.to(images.device)
+            accuracies[name].append(is_correct.float().mean())
+    return BySize(
+        *(
+            float(torch.stack(shares).mean()) if shares else math.nan
+            for shares in accuracies.values()
+        )
     )
 
 
 def _encoders(encoder: nn.Module) -> dict[str, nn.Module]:
-    """Return the encoders of the patch sizes that an encoder embeds."""
+    """Return the encoders of the patch sizes that an encoder embeds.
+
+    Pairs are drawn in this order, so it determines the result of a training.
+    """
     if isinstance(encoder, HierarchicalEncoder):
         return {"big": encoder, "small": encoder.small}
     return {"big" if encoder.side == BIG_PATCH else "small": encoder}
@@ -631,28 +682,16 @@ def _dense(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
     maps = encoder.dense(images)
     if isinstance(maps, Tensor):
         return dict.fromkeys(_encoders(encoder), maps)
-    small, big = maps
-    return {"big": big, "small": small}
+    return dict(zip(BySize._fields, maps, strict=True))
 
 
-def _embeddings_at(
-    maps: Tensor, positions: Tensor, dtype: torch.dtype | None = None
-) -> Tensor:
+def _embeddings_at(maps: Tensor, positions: Tensor) -> Tensor:
     """Return the embeddings (m, D) at m positions, equally many of each map in turn."""
     n, _, height, width = maps.shape
-    first = torch.arange(n).repeat_interleave(len(positions) // n) * height * width
-    index = first + positions[:, 0] * width + positions[:, 1]
+    image = torch.arange(n).repeat_interleave(len(positions) // n)
+    index = (image * height + positions[:, 0]) * width + positions[:, 1]
     rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
-    return rows.index_select(0, index.to(maps.device)).to(dtype or maps.dtype)
-
-
-def _accuracy(logits: Tensor, position: Tensor) -> Tensor:
-    return (logits.detach().argmax(1) == position).float().mean()
-
-
-def _generator(seed: int, number: int) -> torch.Generator:
-    """Return a generator for a step or an epoch of the run with this seed."""
-    return torch.Generator().manual_seed(derive_seed(seed, number))
+    return rows.index_select(0, index.to(maps.device))
 
 
 def _on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
@@ -665,11 +704,6 @@ def _on_device(generator: torch.Generator, device: torch.device) -> torch.Genera
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=_generator(seed, epoch))
-
-
-def _check_input(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean image and the detached images, after checking them."""
-    mean = mean_image(images)
-    check_same_kind("images", images, "the encoder", next(encoder.parameters()))
-    return mean, check_images(images)
+    """Return the order of an epoch's images."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+    return torch.randperm(count, generator=generator)

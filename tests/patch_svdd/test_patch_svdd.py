@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from sklearn.neighbors import KDTree
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from paperlib.anomaly_map import Detection
 from paperlib.patch_svdd import SVDD_FORMAT, FlatEncoder, HierarchicalEncoder, PatchSVDD
 from paperlib.storage import read_tensors, write_tensors
+from paperlib.validation import NotFitted, UnusableFile
 
 
 def encoder(dimensions=8, seed=0):
@@ -164,14 +166,14 @@ def test_what_is_saved_gives_the_same_maps(tmp_path):
 
 def test_unusable_files_are_refused_by_name(tmp_path):
     path = tmp_path / "cells.safetensors"
-    with refuses("not fitted yet; call .* before .save"):
+    with refuses("is not fitted; call .fit", NotFitted):
         PatchSVDD(encoder()).save(path)
     PatchSVDD(encoder()).fit(pictures()).save(path)
     whole = path.read_bytes()
     about, tensors = read_tensors(path, SVDD_FORMAT, "saved Patch SVDD", "")
     for damaged in (b"", whole[:500], b"\x80\x04pickle"):
         path.write_bytes(damaged)
-        with refuses("cells.safetensors can't be read"):
+        with refuses("cells.safetensors can't be read", UnusableFile):
             PatchSVDD.load(path)
     nan = tensors["mean"].clone()
     nan[0, 0, 0] = math.nan
@@ -192,21 +194,22 @@ def test_unusable_files_are_refused_by_name(tmp_path):
         (tensors | {"big": tensors["big"].double()}, about, "is inconsistent"),
         (tensors, about | {"stride_big": 0}, "is inconsistent"),
         (tensors, about | {"coreset_radius": None}, "is inconsistent"),
+        (tensors, about | {"threshold": "0.5"}, "is inconsistent"),
         (
             {k: v for k, v in tensors.items() if k != "encoder.conv1.bias"},
             about,
-            "not expected: .'conv1.bias'",
+            'Missing key.*"conv1.bias"',
         ),
     ):
         write_tensors(path, changed, told, told["format"])
-        with refuses(message) as refused:
+        with refuses(message, UnusableFile) as refused:
             PatchSVDD.load(path)
         assert "cells.safetensors" in str(refused.value)
 
 
 def test_bad_images_are_refused():
     detector = PatchSVDD(encoder())
-    with refuses("not fitted yet"):
+    with refuses("is not fitted; call .fit", NotFitted):
         detector.anomaly_maps(pictures())
     for bad, message in (
         (pictures(1), "1 training image; expected at least 2"),
@@ -233,6 +236,7 @@ def test_bad_images_are_refused():
         (pictures(2, 40, 90), "at least 64×64"),
         (255 * pictures(), "expected 0 to 1"),
         (pictures()[0], "expected a batch"),
+        (pictures().double(), "images are torch.float64 on cpu and the mean image"),
     ):
         with refuses(message):
             detector.anomaly_maps(bad)
@@ -269,3 +273,68 @@ def test_every_pixel_may_begin_a_patch(tmp_path):
     )
     with refuses("stride_small=0"):
         PatchSVDD(encoder(), stride_small=0)
+
+
+def test_one_forward_pass_returns_scores_and_the_papers_map():
+    detector, test = PatchSVDD(encoder()).fit(pictures()), pictures(2, seed=1)
+    maps, detection = detector.anomaly_maps(test), detector(test)
+    assert isinstance(detection, Detection)
+    assert torch.equal(detection.maps, maps.mult)
+    assert torch.equal(detection.scores, maps.scores)
+    assert torch.equal(detector.anomaly_map(test), maps.mult)
+    assert torch.equal(detector.score(test), maps.scores)
+
+
+def test_a_detector_is_a_module_with_its_fit_in_buffers(tmp_path):
+    detector, test = PatchSVDD(encoder()), pictures(2, seed=1)
+    assert set(detector.state_dict()) >= {"encoder.conv2.bias", "_extra_state"}
+    assert not {"mean", "small", "big"} & set(detector.state_dict())
+    detector.fit(pictures(), coreset=0.5)
+    detector.normal_threshold(test)
+    path = tmp_path / "state.pt"
+    torch.save(detector.state_dict(), path)
+    # Into a detector that is not fitted, alone and as a part of another module.
+    alone, inside = (PatchSVDD(encoder(seed=1)) for _ in range(2))
+    alone.load_state_dict(torch.load(path, weights_only=True))
+    parent = torch.nn.ModuleDict({"svdd": inside})
+    parent.load_state_dict({f"svdd.{k}": v for k, v in detector.state_dict().items()})
+    for loaded in (alone, inside):
+        assert torch.equal(loaded.anomaly_map(test), detector.anomaly_map(test))
+        assert loaded.threshold == detector.threshold
+        assert loaded.coreset_radius == detector.coreset_radius
+    double = alone.double()
+    assert {double.mean.dtype, double.small.dtype} == {torch.float64}
+    torch.testing.assert_close(
+        double.anomaly_map(test.double()).float(), detector.anomaly_map(test)
+    )
+    # Its mode changes no result, and is not changed.
+    assert detector.training and detector.encoder.training
+    assert torch.equal(detector.eval().score(test), alone.float().score(test))
+    assert not detector.encoder.training
+
+
+def test_the_threshold_is_a_quantile_of_held_out_normal_images(tmp_path):
+    train, held_out = pictures(4), pictures(9, seed=1)
+    detector = PatchSVDD(encoder())
+    with refuses("is not fitted", NotFitted):
+        detector.normal_threshold(held_out)
+    assert detector.fit(train).threshold is None
+    scores = detector.score(held_out).double()
+    threshold = detector.normal_threshold(held_out, 0.5)
+    assert threshold == detector.threshold == scores.median().item()
+    assert detector.normal_threshold(held_out.split(4)) == pytest.approx(
+        scores.quantile(0.99).item(), rel=1e-6
+    )
+    stored = detector.threshold
+    detector.save(tmp_path / "svdd.safetensors")
+    assert PatchSVDD.load(tmp_path / "svdd.safetensors").threshold == stored
+    for arguments, message in (
+        ((torch.cat([held_out, train[:2]]),), "2 of 11 images have score 0"),
+        ((held_out, 1.5), "quantile=1.5; expected a share"),
+        ((iter(()),), "no batch received"),
+        ((held_out[..., :80],), "expected .* each, as in training"),
+    ):
+        with refuses(message):
+            detector.normal_threshold(*arguments)
+    assert detector.threshold == stored  # a failure changes nothing
+    assert detector.fit(train).threshold is None  # another fit, another threshold

@@ -130,14 +130,14 @@ def test_training_learns_positions_that_it_has_not_seen():
     learned, start = encoder(dimensions=16), encoder(dimensions=16)
     options = {"steps": 40, "crops": 3, "side": 127, "pairs": 256, "every": 10}
     training = train(learned, images[:100], **options)
-    big, small = position_accuracy(learned, training, images[100:])
+    small, big = position_accuracy(learned, training, images[100:])
     # Of 20,000 pairs; a guess gets 0.125, give or take 0.0025.
     assert big > 0.16 and small > 0.14
     assert [record.step for record in training.history] == [10, 20, 30, 40]
     assert training.history[-1].loss < training.history[0].loss - 0.05
     assert training.history[-1].accuracy_big > 0.16
     assert not same(state(learned), state(start))
-    big, small = position_accuracy(start, training, images[100:])
+    small, big = position_accuracy(start, training, images[100:])
     # The classifiers mean nothing without their encoder.
     assert abs(big - 0.125) < 0.02 and abs(small - 0.125) < 0.02
 
@@ -457,6 +457,21 @@ def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp
     assert earlier.history == whole.history
 
 
+def test_a_checkpoint_keeps_the_order_of_its_columns(tmp_path):
+    """Earlier versions stored the large patches first."""
+    path = tmp_path / "run.safetensors"
+    options = {"steps": 2, "crops": 1, "pairs": 8, "every": 1}
+    history = train(encoder(), pictures(), checkpoint=path, **options).history
+    about, _ = read_tensors(path, CHECKPOINT_FORMAT, "checkpoint", "")
+    names = "step loss accuracy_big accuracy_small svdd_big svdd_small".split()
+    for row, record in zip(about["progress"]["history"], history, strict=True):
+        assert dict(zip(names, row, strict=True)) == record._asdict()
+    assert train(encoder(), pictures(), checkpoint=path, **options).history == history
+    assert history[0]._fields[2:] == (
+        *("accuracy_small", "accuracy_big", "svdd_small", "svdd_big"),
+    )
+
+
 def test_the_progress_bar_shows_steps_and_loss(capsys):
     train(encoder(), pictures(), steps=2, crops=1, pairs=4, every=1, progress=True)
     shown = capsys.readouterr().err
@@ -570,13 +585,7 @@ def test_encoders_of_one_size_are_trained_too(kind, has, lacks):
         assert getattr(training.history[0], f"svdd_{has}") > 0
         assert getattr(training, lacks) is None
         if "objective" not in options:
-            accuracy = dict(
-                zip(
-                    ("big", "small"),
-                    position_accuracy(model, training, pictures()),
-                    strict=True,
-                )
-            )
+            accuracy = position_accuracy(model, training, pictures())._asdict()
             assert 0 < accuracy[has] < 0.4 and math.isnan(accuracy[lacks])
 
 
