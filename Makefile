@@ -37,12 +37,20 @@ $(VENV)/.ready-book: pyproject.toml $(wildcard requirements/*.txt) book/tools/se
 	@touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready-book
-	$(PYTHON) book/tools/set_up.py $(VENV) test
+	$(PYTHON) book/tools/set_up.py $(VENV) book test
 	@touch $@
 
-# The pins stay where pyproject.toml still allows them; UPGRADE=1 takes the newest. Needs the package index.
-lock:
-	$(PYTHON) book/tools/lock.py $(if $(UPGRADE),--upgrade)
+# Needs the package index. constraints.txt keeps its versions where pyproject.toml still allows them; UPGRADE=1 takes
+# the newest. The locks hold OpenCV without windows, which needs no library of a screen and owns the same files.
+COMPILE := $(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --fork-strategy fewest \
+    --no-annotate --custom-compile-command "make lock"
+PIN := $(COMPILE) --constraints constraints.txt --generate-hashes --no-emit-package opencv-python
+lock: $(VENV)/.ready-book
+	$(COMPILE) pyproject.toml --extra test --group setup -o constraints.txt $(if $(UPGRADE),--upgrade) >/dev/null
+	$(PIN) pyproject.toml --extra book --group lock -o requirements/book.txt >/dev/null
+	$(PIN) pyproject.toml --extra test --group lock -o requirements/test.txt >/dev/null \
+	    $$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements/book.txt)
+	$(PIN) --group uv -o requirements/uv.txt >/dev/null
 
 # ---- the book -------------------------------------------------------------------------------------------------------
 html: $(VENV)/.ready-book

@@ -1,127 +1,123 @@
-"""set_up.py VENV EXTRA: make a virtual environment that holds paperlib and one of
-pyproject.toml's extras.
+"""set_up.py VENV LOCK...: create a virtual environment with the packages of
+requirements/LOCK.txt and paperlib.
 
-Runs on the bare interpreter (nothing is installed yet), so it imports the standard
-library alone.
+Runs on the bare interpreter (nothing is installed yet), so it imports only the standard
+library. pip installs uv, and uv installs everything else.
 """
 
+import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST = (3, 11)
-# Extra → the files of requirements/ that hold its packages.
-LOCKS = {"book": ["book"], "test": ["book", "test"]}
+# pip's option → uv's environment variable, and what separates several values there.
+PIP_OPTIONS = {
+    "index-url": ("UV_DEFAULT_INDEX", " "),
+    "extra-index-url": ("UV_INDEX", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "trusted-host": ("UV_INSECURE_HOST", " "),
+    "cert": ("SSL_CERT_FILE", " "),
+    "proxy": ("ALL_PROXY", " "),
+    "timeout": ("UV_HTTP_TIMEOUT", " "),
+    "default-timeout": ("UV_HTTP_TIMEOUT", " "),
+}
 
 
 def check_python(version: tuple[int, ...]) -> None:
-    """Refuse an interpreter that pyproject.toml's `requires-python` would refuse later,
-    and less clearly.
-    """
+    """Raise ValueError if `version` is older than pyproject.toml requires."""
     if version < OLDEST:
-        came, expected = (".".join(map(str, v[:2])) for v in (version, OLDEST))
+        received, expected = (".".join(map(str, v[:2])) for v in (version, OLDEST))
         raise ValueError(
-            f"this is Python {came}; expected {expected} or newer. Run `make"
-            " PYTHON=python3.12 book`, say"
+            f"this is Python {received}; expected {expected} or newer. Run, for"
+            " example, `make PYTHON=python3.12 book`"
         )
 
 
-def pip_install(python: Path, *arguments: str | Path) -> None:
-    """Run pip in the environment of `python`; what it says of a failure has been
-    printed by then.
+def uv_settings(pip_config: str) -> dict[str, str]:
+    """Translate the output of `pip config list` into environment variables of uv, so
+    that uv uses the package indexes and certificates that pip uses.
     """
-    subprocess.run(
-        [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--disable-pip-version-check",
-            *arguments,
-        ],
+    # Like pip, uv accepts a package from any of the indexes; the hashes are checked.
+    settings = {"UV_SYSTEM_CERTS": "1", "UV_INDEX_STRATEGY": "unsafe-best-match"}
+    for line in pip_config.splitlines():
+        key, _, value = line.partition("=")
+        section, _, option = key.rpartition(".")
+        # pip lists its environment variables first, and they override its files.
+        if section in (":env:", "global", "install") and option in PIP_OPTIONS:
+            variable, separator = PIP_OPTIONS[option]
+            words = ast.literal_eval(value).split()
+            settings.setdefault(variable, separator.join(words))
+    return settings
+
+
+def uv_install(python: Path, *arguments: str | Path) -> None:
+    """Run `uv pip install --no-deps` in the environment of `python`, with pip's
+    settings.
+    """
+    pip_config = subprocess.run(
+        [python, "-m", "pip", "config", "list"],
         check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    command = [python.with_name("uv"), "pip", "install", "--python", python]
+    subprocess.run(
+        [*command, "--quiet", "--no-deps", *arguments],
+        check=True,
+        env=uv_settings(pip_config) | os.environ,
     )
 
 
 def install_locked(
     python: Path, *locks: str, options: tuple[str | Path, ...] = ()
 ) -> None:
-    """Install files of requirements/: exactly these packages, each from a file whose
-    hash is listed there.
-
-    Raises:
-        RuntimeError: pip could not, or would not: a file with another hash is refused.
+    """Install exactly the packages of requirements/LOCK.txt. uv refuses a file whose
+    hash is not listed there.
     """
     files = [
         word for lock in locks for word in ("-r", ROOT / "requirements" / f"{lock}.txt")
     ]
-    try:
-        pip_install(python, "--require-hashes", "--no-deps", *options, *files)
-    except subprocess.CalledProcessError:
-        raise RuntimeError(
-            "pip refused or failed; its reason is above. Where an index serves builds"
-            " of its own (other hashes), the same versions without hashes are:"
-            f" {python} -m pip install -c constraints.txt -e '.[test]'"
-        ) from None
+    # Compile now: where PYTHONDONTWRITEBYTECODE is set, Python would compile at every
+    # import.
+    uv_install(python, "--compile-bytecode", "--require-hashes", *options, *files)
 
 
-def lacks_screen(error: str) -> bool:
-    """Tell whether `import cv2` failed, with this message, for want of a screen's
-    libraries.
-    """
-    # libGL, libgthread, libSM, libXext…: all are "cannot open shared object file" of an
-    # X11 or GLib library.
-    return "cannot open shared object file" in error
-
-
-def mend_opencv(python: Path) -> None:
-    """Put opencv-python-headless in place of opencv-python where the latter can't be
-    imported.
-    """
-    tried = subprocess.run([python, "-c", "import cv2"], capture_output=True, text=True)
-    if tried.returncode == 0:
-        return
-    if not lacks_screen(tried.stderr):
-        raise RuntimeError(f"import cv2 fails:\n{tried.stderr}")
-    print(
-        "this machine lacks the libraries of opencv-python's windows; installing"
-        " opencv-python-headless instead"
-    )
-    # Both packages own the folder cv2, so removing the first may have taken files of
-    # the second: reinstall that.
-    subprocess.run(
-        [python, "-m", "pip", "uninstall", "-q", "-y", "opencv-python"], check=True
-    )
-    install_locked(python, "headless", options=("--force-reinstall",))
-    subprocess.run([python, "-c", "import cv2"], check=True)
-
-
-def main(venv: str, extra: str) -> None:
-    """Create `venv` where it is missing, install, and check."""
+def main(venv: str, *locks: str) -> None:
+    """Create `venv` if it does not exist, and install."""
     check_python(sys.version_info)
-    if extra not in LOCKS:
-        raise ValueError(
-            f"there is no extra {extra!r} to set up; expected one of {', '.join(LOCKS)}"
-        )
     python = Path(venv).absolute() / "bin" / "python"
-    if not python.exists():
+    if not python.with_name("uv").exists():
         print(
             f"setting up {venv} (a few minutes, about 7 GB on Linux: PyTorch brings its"
             " CUDA libraries)",
             flush=True,
         )
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    install_locked(python, *LOCKS[extra])
-    # Apart, since pip can't hash a folder; with the setuptools that the lock has just
-    # brought.
-    pip_install(python, "--no-deps", "--no-build-isolation", "-e", ROOT)
-    mend_opencv(python)
+    subprocess.run(
+        [
+            *(python, "-m", "pip", "install", "-q", "--disable-pip-version-check"),
+            *("--require-hashes", "-r", ROOT / "requirements" / "uv.txt"),
+        ],
+        check=True,
+    )
+    install_locked(python, *locks)
+    # Separate, since a folder has no hash; with the setuptools of the lock.
+    uv_install(python, "--no-build-isolation", "--editable", ROOT)
 
 
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         sys.exit(f"set_up.py: {error}")
+    except subprocess.CalledProcessError as error:
+        command = " ".join(map(str, error.cmd))
+        sys.exit(
+            f"set_up.py: this command failed, for the reason above: {command}\n"
+            "Check that this machine reaches its package index. If the index serves"
+            " files with other hashes, install the same versions without hashes:"
+            " pip install -c constraints.txt -e '.[test]'"
+        )
