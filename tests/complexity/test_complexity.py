@@ -1167,12 +1167,12 @@ def test_refused_inputs(shape, dtype, said):
         (
             torch.jit.script(nn.ReLU()),
             (1, 4),
-            "the model is a ScriptModule, .*pass the nn.Module that it was",
+            "the model is a .*ScriptModule, .*pass the module that it was",
         ),
         (
             nn.Sequential(torch.jit.script(nn.ReLU())),
             (1, 4),
-            "layer '0' is a ScriptModule",
+            "layer '0' is a .*ScriptModule",
         ),
         (
             nn.Sequential(nn.ReLU(), nn.Linear(5, 3)),
