@@ -159,9 +159,10 @@ def _usable_device(name: str) -> torch.device:
         torch.ones(1, dtype=torch.float64, device=name).sum().item()
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        expected = "expected cpu, cuda:0 or another device with float64"
-        message = f"device={name!r} can't be used ({reason}); {expected}"
-        raise ValueError(message) from error
+        raise ValueError(
+            f"device={name!r} can't be used ({reason});"
+            " expected cpu, cuda:0 or another device with float64"
+        ) from error
     return torch.device(name)
 
 
@@ -200,7 +201,7 @@ def _run_padim(options: argparse.Namespace) -> None:
 
 
 def _run_unpack(options: argparse.Namespace) -> None:
-    print(unpack(options.archive, options.folder))
+    print(f"unpacked to {unpack(options.archive, options.folder)}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
 
 from paperlib.activations import (
     find_layer,
@@ -92,12 +93,7 @@ class Transform:
         Raises:
             ValueError: for any other shape, dtype or range.
         """
-        x = self.resize(images)
-        mean, std = (
-            torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
-            for v in (self.mean, self.std)
-        )
-        return (x - mean) / std
+        return TF.normalize_image(self.resize(images), [*self.mean], [*self.std])
 
     def resize(self, images: Tensor | np.ndarray) -> Float[Tensor, "n 3 size size"]:
         """Resize only: return RGB in [0, 1], without normalisation, for plots."""

@@ -69,7 +69,10 @@ def test_the_papers_dimensions_are_the_default(root, tmp_path, capsys):
 
 def test_mistakes_are_explained_without_a_traceback(root, tmp_path, capsys):
     for options, message in (
-        (["--category", "cable"], "error: no category 'cable' in "),
+        (
+            ["--category", "cable"],
+            "error: --category 'cable'; expected one of grid, wood",
+        ),
         (["--weights", str(tmp_path / "absent.pth")], "absent.pth can't be read as a"),
         (["--device", "warp"], "error: --device 'warp' can't be used"),
         (["--dimensions", "500"], "error: --dimensions 500 of 176 channels"),
@@ -152,8 +155,7 @@ def test_the_module_runs_and_unpacks(root, tmp_path, capsys):
     )
     assert done.returncode == 0, done.stderr
     files = [path for path in root.rglob("*") if path.is_file()]
-    assert done.stdout.startswith(f"{len(files)} files of ")
-    assert str(tmp_path / "data") in done.stdout
+    assert done.stdout == f"unpacked to {tmp_path / 'data'}\n"
     for path in files:
         assert (
             tmp_path / "data" / path.relative_to(root)

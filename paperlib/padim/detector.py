@@ -348,11 +348,6 @@ class PaDiM(nn.Module):
                 " Call .to(device)"
             )
         x = _embed(self._maps(images), self._channel_list)
-        if x.shape[1:] != self.mean.shape:
-            raise ValueError(
-                f"embeddings of shape {tuple(x.shape[1:])};"
-                f" expected {tuple(self.mean.shape)} as fitted"
-            )
         return whitened_norm(x.to(self.mean.dtype), self.mean, self.whitening).view(
             -1, *self.grid
         )
@@ -368,17 +363,15 @@ class PaDiM(nn.Module):
 
     def _draw_channels(self, total: int) -> Tensor:
         """Draw the channels, in ascending order; raise if there are too few."""
-        if self.dimensions is None:
-            return torch.arange(total)
-        if self.dimensions > total:
+        dimensions = self.dimensions or total
+        if dimensions > total:
             raise ValueError(
-                f"dimensions={self.dimensions} of {total} channels"
+                f"dimensions={dimensions} of {total} channels"
                 f" of layers {', '.join(self.extractor.layers)};"
                 f" expected at most {total}"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(total, generator=generator)
-        return order[: self.dimensions].sort().values
+        return torch.randperm(total, generator=generator)[:dimensions].sort().values
 
     def _check_fitted(self) -> None:
         if not self.count:
@@ -470,11 +463,6 @@ def _check_same_network(
 
 def _check_size(images: Tensor, expected: tuple[int, int] | None) -> tuple[int, int]:
     """Return the images' height and width; raise unless they have the expected size."""
-    if isinstance(images, (tuple, list)):
-        raise ValueError(
-            f"a batch of type {type(images).__name__};"
-            " expected a tensor of images alone, without labels"
-        )
     received = tuple(check_images(images).shape[2:])
     if expected is not None and received != expected:
         raise ValueError(

@@ -186,8 +186,9 @@ class PatchGaussian:
         Raises:
             ValueError: for fewer than 2 images, or a negative epsilon.
         """
-        _check_epsilon(epsilon)
         self._check_enough(least=2)
+        if not 0 <= epsilon < math.inf:
+            raise ValueError(f"epsilon={epsilon}; expected a variance to add, ≥ 0")
         lower = (self._products / (self.count - 1)).tril_()
         full = lower + lower.tril(-1).mT
         full.diagonal(dim1=1, dim2=2).add_(epsilon)
@@ -304,8 +305,7 @@ def mahalanobis_distance(
             f"x {tuple(x.shape)}, mean {tuple(mean.shape)}, cholesky"
             f" {tuple(cholesky.shape)}; expected (N, P, D), (P, D) and (P, D, D)"
         )
-    is_half = x.dtype != at_least_float32(x.dtype)
-    if is_half or len({x.dtype, mean.dtype, cholesky.dtype}) > 1:
+    if {x.dtype, mean.dtype, cholesky.dtype} not in ({torch.float32}, {torch.float64}):
         raise ValueError(
             f"x {x.dtype}, mean {mean.dtype}, cholesky {cholesky.dtype};"
             " expected the same dtype, float32 or float64"
@@ -345,11 +345,6 @@ def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
 
 
 # ---- the arithmetic ----
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if not 0 <= epsilon < math.inf:
-        raise ValueError(f"epsilon={epsilon}; expected a variance to add, at least 0")
 
 
 def whitened_norm(
@@ -401,10 +396,9 @@ def whiten(gaussian: PatchGaussian, epsilon: float) -> Float[Tensor, "p d d"]:
         lower triangular matrices (P, D, D), in the dtype of the embeddings.
 
     Raises:
-        ValueError: for fewer than 2 images, a negative epsilon, a Gaussian that is
-            consumed, or variances so large that epsilon is lost in rounding.
+        ValueError: for fewer than 2 images, a Gaussian that is consumed, or variances
+            so large that epsilon is lost in rounding.
     """
-    _check_epsilon(epsilon)
     gaussian._check_enough(least=2)
     gaussian._consumed = True
     products, dtype = gaussian._products, gaussian.result_dtype
