@@ -385,21 +385,19 @@ def _upsample_nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
 def _count_channels(maps: Sequence[Tensor]) -> int:
     """Return the total number of channels, or raise if the maps can't be joined."""
     shapes = [tuple(part.shape) for part in maps]
-    if not maps or any(len(shape) != 4 or 0 in shape for shape in shapes):
+    if (
+        not maps
+        or any(len(shape) != 4 or 0 in shape for shape in shapes)
+        or any(shape[i] > shapes[0][i] for shape in shapes for i in (2, 3))
+    ):
         raise ValueError(
-            f"maps of shapes {shapes}; expected at least one, each (N, C, h,"
-            " w) without an empty axis"
+            f"maps of shapes {shapes}; expected at least one, each (N, C, h, w) without"
+            " an empty axis, and none larger than the first. Put the largest first"
         )
     if len({(len(part), part.dtype, part.device) for part in maps}) > 1:
         kinds = [f"{tuple(part.shape)} {part.dtype} on {part.device}" for part in maps]
         raise ValueError(
             f"maps {', '.join(kinds)}; expected one batch, one dtype and one device"
-        )
-    h, w = shapes[0][2:]
-    if any(shape[2] > h or shape[3] > w for shape in shapes):
-        raise ValueError(
-            f"maps of shapes {shapes}; expected none larger than the first."
-            " Put the largest first"
         )
     return sum(shape[1] for shape in shapes)
 

@@ -190,12 +190,12 @@ def categories(root: str | Path) -> list[str]:
     Test: test_folders.py::test_missing_folders_are_named
     """
     root = _check_folder(root)
-    names = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
+    entries = sorted(path.name for path in root.iterdir())
+    names = [name for name in entries if (root / name / "train").is_dir()]
     if not names:
-        entries = sorted(path.name for path in root.iterdir())[:10]
         raise ValueError(
             f"no category in {root}: expected folders such as bottle/train/good,"
-            f" found {', '.join(entries) or 'nothing'}"
+            f" found {', '.join(entries[:10]) or 'nothing'}"
         )
     return names
 
@@ -301,8 +301,7 @@ def folder(
 def _check_folder(root: str | Path) -> Path:
     root = Path(root)
     if not root.is_dir():
-        hint = ", or unpack the archive" if root.is_file() else ""
-        raise UnusableFile(f"no folder {root}; check the path{hint}")
+        raise UnusableFile(f"no folder {root}; check the path, or unpack the archive")
     return root
 
 

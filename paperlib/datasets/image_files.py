@@ -76,17 +76,13 @@ def raise_problems(problems: Sequence[str], where: str | Path) -> None:
         ValueError: if there is a problem.
     """
     if problems:
-        count = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {where}"
-        more = (
-            [f"… and {len(problems) - MAX_LISTED} more"]
-            if len(problems) > MAX_LISTED
-            else []
-        )
-        raise ValueError(
-            "\n  ".join(
-                [f"{count}; fix or remove these files:", *problems[:MAX_LISTED], *more]
-            )
-        )
+        n, hidden = len(problems), len(problems) - MAX_LISTED
+        lines = [
+            f"{n} problem{'s' * (n > 1)} in {where}; fix or remove these files:",
+            *problems[:MAX_LISTED],
+            *[f"… and {hidden} more"] * (hidden > 0),
+        ]
+        raise ValueError("\n  ".join(lines))
 
 
 def _decode(path: str | Path, convert):

@@ -7,7 +7,7 @@ number of images.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -278,8 +278,7 @@ class PaDiM(nn.Module):
         if extractor is None:
             extractor = _load_extractor(path, about)
         try:
-            settings = {name: about["settings"][name] for name in _SETTINGS}
-            detector = cls(extractor, **settings)
+            detector = cls(extractor, **about["settings"])
         except (TypeError, ValueError) as error:
             raise UnusableFile(
                 f"{path} can't be used with these settings or this extractor ({error});"
@@ -293,8 +292,7 @@ class PaDiM(nn.Module):
     def extra_repr(self) -> str:
         """Describe the settings and what the detector was fitted on."""
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in _SETTINGS)
-        size = "×".join(map(str, self.size))
-        fit = f"fitted on {self.count} images of {size} pixels"
+        fit = "fitted on {} images of {}×{} pixels".format(self.count, *self.size)
         return f"{settings}\n{fit if self.count else 'not fitted'}"
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -311,8 +309,10 @@ class PaDiM(nn.Module):
     ) -> tuple[PatchGaussian, Tensor, tuple[int, int], tuple[int, int]]:
         """Return the Gaussian of all batches, the channels, the grid and the size."""
         if isinstance(batches, Tensor):
-            expected = "expected an iterable of batches. Pass images.split(32)"
-            raise ValueError(f"one tensor of shape {tuple(batches.shape)}; {expected}")
+            raise ValueError(
+                f"one tensor of shape {tuple(batches.shape)};"
+                " expected an iterable of batches. Pass images.split(32)"
+            )
         gaussian = size = None
         for images in batches:
             size = _check_size(images, size)
@@ -394,13 +394,13 @@ _SETTINGS = ("dimensions", "seed", "epsilon", "mode", "sigma")
 
 
 def _allocate_buffers(
-    detector: PaDiM, state: dict[str, Tensor], prefix: str, *unused: Any
+    detector: PaDiM, state: Mapping[str, Any], prefix: str, *unused: Any
 ) -> None:
     """Give the buffers the shapes of the state that `load_state_dict` is loading."""
     for name in _FITTED:
-        if prefix + name in state:
-            value = torch.empty_like(state[prefix + name], device=detector.device)
-            setattr(detector, name, value)
+        value = state.get(prefix + name)
+        if value is not None:
+            setattr(detector, name, torch.empty_like(value, device=detector.device))
 
 
 def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
@@ -411,7 +411,7 @@ def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
         mean, whitening, channels = (tensors[name] for name in _FITTED)
         p, d = mean.shape
         layers_and_settings = [*about["layers"], *about["settings"]]
-        threshold = float(about.get("threshold") or 0)  # older files have none
+        threshold = about.get("threshold", 0.0)  # older files have none
     except (KeyError, TypeError, ValueError):
         return False
     return (
@@ -421,7 +421,7 @@ def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
         and set(_SETTINGS) <= set(about["settings"])
         and all(type(number) is int and number > 0 for number in sizes)
         and p == h * w
-        and math.isfinite(threshold)
+        and (threshold is None or type(threshold) is float)
         and whitening.shape == (p, d, d)
         and mean.dtype == whitening.dtype
         and mean.dtype in (torch.float32, torch.float64)
@@ -437,8 +437,9 @@ def _load_extractor(path: str | Path, about: dict[str, Any]) -> FeatureExtractor
             " pass extractor=FeatureExtractor(…)"
         )
     try:
-        model = backbones.load(about["backbone"]).model
-        return FeatureExtractor(model, about["layers"])
+        return FeatureExtractor(
+            backbones.load(about["backbone"]).model, about["layers"]
+        )
     except ValueError as error:
         raise UnusableFile(
             f"{path} needs its backbone, or extractor=…: {error}"
@@ -454,10 +455,9 @@ def _check_same_network(
             f" the extractor has {extractor.layers}"
         )
     if _digest_weights(extractor.model) != about["weights"]:
-        name = about["backbone"] or "a network of your own"
         raise UnusableFile(
-            f"{path} was fitted with {name}, with other weights than these;"
-            " pass the extractor it was fitted with"
+            f"{path} was fitted with {about['backbone'] or 'a network of your own'},"
+            " with other weights than these; pass the extractor it was fitted with"
         )
 
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from paperlib.backbones import Backbone, Transform
 from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, Batch, MVTecAD, batches
+from paperlib.datasets.folders import CROP
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
 from paperlib.storage import atomic_path
@@ -143,8 +144,7 @@ def evaluate(
     detector = PaDiM(
         backbone.extractor(), settings.dimensions, settings.seed, mode="bicubic"
     )
-    size = train[0].image.shape[-1]
-    transform = Transform(size, backbone.transform.mean, backbone.transform.std)
+    transform = Transform(CROP, backbone.transform.mean, backbone.transform.std)
 
     def prepared(dataset: MVTecAD, word: str) -> Iterator[tuple[Tensor, Batch]]:
         label = f"{category}: {word}"
@@ -163,13 +163,14 @@ def evaluate(
     seconds = (fitted - started, time.perf_counter() - fitted)
     maps, labels, masks = map(torch.cat, zip(*parts, strict=True))
     scores = maps.amax((1, 2))
-    areas = auroc(labels, scores), pixel_auroc(masks, maps), aupro(masks, maps)
     result = Result(
         settings,
         category,
         len(train),
         len(test),
-        *areas,
+        auroc(labels, scores),
+        pixel_auroc(masks, maps),
+        aupro(masks, maps),
         *best_threshold(labels, scores),
         *seconds,
     )
@@ -369,9 +370,9 @@ def report(results: Sequence[Result]) -> str:
             100 * statistics.fmean(getattr(part, field) for part in parts)
             for field in ("image_auroc", "pixel_auroc", "aupro")
         )
-        n_test = str(sum(part.test for part in parts))
-        of_paper = (_format_quoted(numbers.get(name)) for numbers in quoted.values())
-        rows.append((title, n_test, *(f"{mean:.1f}" for mean in means), *of_paper))
+        papers = (_format_quoted(numbers.get(name)) for numbers in quoted.values())
+        n_test = sum(part.test for part in parts)
+        rows.append((title, str(n_test), *(f"{m:.1f}" for m in means), *papers))
 
     for result in results:
         add_row(result.category, [result], result.category)
