@@ -339,6 +339,7 @@ EXEMPT = {
     "complexity.profile": "runs on meta, in a thread of its own: test_complexity.py",
     "datasets.*": FILES,
     "distributed.*": "needs processes; test_distributed.py starts them",
+    "padim.Settings.picture_name": "text",
     "padim.evaluate": FILES,
     "padim.examples": FILES,
     "padim.read_results": FILES,
