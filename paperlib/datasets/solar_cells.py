@@ -1,11 +1,13 @@
 """Electroluminescence images of solar cells (ELPV), from the package elpv-dataset."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped, UInt8
+from PIL import Image
 from torch import Tensor
 
 from paperlib.validation import check_at_least_one, check_choice
@@ -52,18 +54,20 @@ def elpv(kind: str = "all") -> ELPV:
     """
     check_choice("kind", kind, ELPV_KINDS)
     try:
-        from elpv_dataset.utils import load_dataset
+        import elpv_dataset
     except ImportError as error:
         raise ValueError(
             f"the solar cells are in the package {ELPV_PACKAGE},"
             f" which is not installed; run `pip install {ELPV_PACKAGE}`"
         ) from error
-    images, probability, kinds = load_dataset()
-    is_chosen = (kinds == kind) | (kind == "all")
+    root = Path(elpv_dataset.__path__[0], "data")
+    table = np.loadtxt(root / "labels.csv", dtype=str)
+    paths, probability, kinds = table[(table[:, 2] == kind) | (kind == "all")].T
+    images = np.stack([np.asarray(Image.open(root / path)) for path in paths])
     return ELPV(
-        torch.from_numpy(images[is_chosen]),
-        torch.from_numpy(probability[is_chosen]),
-        kinds[is_chosen],
+        torch.from_numpy(images),
+        torch.from_numpy(probability.astype(np.float64)),
+        kinds.astype("<U4"),
     )
 
 
