@@ -1,4 +1,15 @@
-"""Record the outputs of layers while a network runs, and leave no hook behind."""
+"""Record the outputs of layers while a network runs, and leave no hook behind.
+
+Example:
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperlib.activations import record_activations
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> with record_activations(model, "0", "2") as outputs:
+    ...     _ = model(torch.rand(1, 3, 16, 16))
+    >>> {name: tuple(output.shape) for name, output in outputs.items()}
+    {'0': (1, 8, 14, 14), '2': (1, 4, 12, 12)}
+"""
 
 import difflib
 from collections.abc import Callable, Iterator

@@ -1,4 +1,16 @@
-"""Resize, scale and smooth anomaly maps, the same way for every method of the book."""
+"""Resize, scale and smooth anomaly maps, the same way for every method of the book.
+
+Example:
+    >>> import torch
+    >>> from paperlib.anomaly_map import gaussian_blur, minmax, upsample
+    >>> distances = torch.rand(2, 56, 56)
+    >>> maps = gaussian_blur(upsample(distances, (224, 224)), sigma=4.0)
+    >>> maps.shape
+    torch.Size([2, 224, 224])
+    >>> scaled = minmax(maps)
+    >>> float(scaled.min()), float(scaled.max())
+    (0.0, 1.0)
+"""
 
 import math
 from typing import NamedTuple

@@ -1,4 +1,16 @@
-"""Pretrained networks, feature maps of their layers, and embeddings of these maps."""
+"""Pretrained networks, feature maps of their layers, and embeddings of these maps.
+
+Example:
+    >>> from paperlib.backbones import concatenate_embeddings, load
+    >>> from skimage.data import chelsea  # a cat
+    >>> backbone = load("efficientnet_lite0")
+    >>> extractor = backbone.extractor()
+    >>> maps = extractor(backbone.transform(chelsea()[None]))
+    >>> [tuple(part.shape[1:]) for part in maps]
+    [(24, 56, 56), (40, 28, 28), (112, 14, 14)]
+    >>> concatenate_embeddings(maps).shape
+    torch.Size([1, 176, 56, 56])
+"""
 
 import importlib.resources
 from collections.abc import Sequence

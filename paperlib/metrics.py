@@ -1,4 +1,15 @@
-"""Metrics of anomaly scores, anomaly maps and boxes against the ground truth."""
+"""Metrics of anomaly scores, anomaly maps and boxes against the ground truth.
+
+Example:
+    >>> import torch
+    >>> from paperlib.metrics import aupro, auroc, best_threshold
+    >>> auroc(torch.tensor([0, 0, 1, 1]), torch.tensor([0.1, 0.4, 0.35, 0.8]))
+    0.75
+    >>> masks = torch.zeros(1, 8, 8, dtype=torch.bool)
+    >>> masks[0, 2:4, 2:4] = True
+    >>> aupro(masks, masks.float())
+    1.0
+"""
 
 import math
 from collections.abc import Sequence

@@ -4,6 +4,15 @@ A squared distance is $|q - b|^2 = |q|^2 - 2\,q \cdot b + |b|^2$, and the middle
 all pairs is one matrix product. In floating point that formula is inexact, because its
 large terms cancel. So it only selects candidates, whose distances are computed from
 differences.
+
+Example:
+    >>> import torch
+    >>> from paperlib.neighbors import greedy_coreset, nearest_distance
+    >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 4.1]])
+    >>> nearest_distance(torch.tensor([[0.0, 1.0], [3.0, 0.0]]), bank)
+    tensor([1., 3.])
+    >>> sorted(greedy_coreset(bank, 2 / 3, seed=0).tolist())  # indices of 2 rows
+    [0, 2]
 """
 
 import math

@@ -1,4 +1,10 @@
-"""A notebook's environment: profile, device, versions, checkpoints."""
+"""A notebook's environment: profile, device, versions, checkpoints.
+
+Example:
+    >>> from paperlib import runtime
+    >>> run = runtime.start(seed=0)
+    profile ..., seed 0, on ...
+"""
 
 import os
 import platform

@@ -1,4 +1,18 @@
-"""Train an image classifier: cosine learning rate, one checkpoint per epoch."""
+"""Train an image classifier: cosine learning rate, one checkpoint per epoch.
+
+Example:
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperlib.training import predict, train_classifier
+    >>> _ = torch.manual_seed(0)
+    >>> images, labels = torch.rand(20, 3, 8, 8) - 0.5, torch.arange(20) % 2
+    >>> images[labels == 1] += 1
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    >>> history = train_classifier(model, (images, labels), optimizer, epochs=9)
+    >>> predict(model, images).argmax(1).eq(labels).all()
+    tensor(True)
+"""
 
 import contextlib
 import math

@@ -1,4 +1,12 @@
-"""Figures of images and maps, in one style, readable with colour blindness."""
+"""Figures of images and maps, in one style, readable with colour blindness.
+
+Example:
+    >>> import torch
+    >>> from paperlib import viz
+    >>> viz.use_style()  # matplotlib's defaults of the book
+    >>> viz.heatmap(torch.rand(7, 7), size=224).shape
+    (224, 224, 3)
+"""
 
 from collections.abc import Mapping, Sequence
 

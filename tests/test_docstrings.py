@@ -39,7 +39,7 @@ def public_names():
                 yield pytest.param(value, id=f"{module_name}.{name}")
 
 
-@pytest.mark.parametrize("value", public_names())
+@pytest.mark.parametrize("value", list(public_names()))
 def test_what_implements_a_paper_names_source_departures_and_test(value):
     text = inspect.getdoc(value)
     assert text, "it has no docstring"
@@ -67,7 +67,7 @@ def contract():
                 yield pytest.param(value, id=f"{module}.{name}")
 
 
-@pytest.mark.parametrize("value", contract())
+@pytest.mark.parametrize("value", list(contract()))
 def test_each_name_of_the_contract_has_an_example(value):
     assert ">>> " in inspect.getdoc(value)
 

@@ -1,4 +1,13 @@
-"""Images with labels and masks, from installed packages and from folders."""
+"""Images with labels and masks, from installed packages and from folders.
+
+Example:
+    >>> from paperlib.datasets import synthetic_defects, textures
+    >>> normal = textures("brick", "test", count=3, side=96, size=64)
+    >>> defective = synthetic_defects(normal, kinds=["crack"], contrast=0.8)
+    >>> item = defective[0]
+    >>> item.image.shape, item.label, item.mask.shape
+    (torch.Size([3, 64, 64]), 1, torch.Size([64, 64]))
+"""
 
 from paperlib.datasets.archive import open_folder, unpack
 from paperlib.datasets.folders import (

@@ -1,4 +1,13 @@
-"""MobileNetV1 and the parameter groups with which it is trained."""
+"""MobileNetV1 and the parameter groups with which it is trained.
+
+Example:
+    >>> import torch
+    >>> from paperlib.mobilenet import MobileNetV1, parameter_groups
+    >>> model = MobileNetV1(width=0.5, num_classes=10)
+    >>> model(torch.rand(2, 3, 128, 128)).shape
+    torch.Size([2, 10])
+    >>> optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=4e-5), lr=0.1)
+"""
 
 from paperlib.mobilenet.network import (
     BLOCKS,

@@ -1,4 +1,17 @@
-"""PaDiM: a Gaussian of normal embeddings per position, and distances from it."""
+"""PaDiM: a Gaussian of normal embeddings per position, and distances from it.
+
+Example:
+    >>> import torch
+    >>> from paperlib.backbones import load
+    >>> from paperlib.padim import PaDiM
+    >>> backbone = load("efficientnet_lite0")
+    >>> images = backbone.transform(torch.rand(8, 64, 64, 3))
+    >>> detector = PaDiM(backbone.extractor(), dimensions=50).fit(images.split(4))
+    >>> detector.anomaly_map(images).shape
+    torch.Size([8, 224, 224])
+    >>> detector.score(images).shape
+    torch.Size([8])
+"""
 
 from paperlib.padim.detector import PaDiM
 from paperlib.padim.gaussian import (

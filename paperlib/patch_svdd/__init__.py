@@ -1,4 +1,17 @@
-"""Patch SVDD: encoders, their training, and a detector by nearest normal patches."""
+"""Patch SVDD: encoders, their training, and a detector by nearest normal patches.
+
+Example:
+    >>> import torch
+    >>> from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD
+    >>> _ = torch.manual_seed(0)
+    >>> normal = torch.rand(4, 3, 96, 96)  # RGB in [0, 1]
+    >>> detector = PatchSVDD(HierarchicalEncoder(), stride_small=8).fit(normal)
+    >>> defective = normal[:1].clone()
+    >>> defective[:, :, 40:60, 40:60] = 1
+    >>> scores = detector.score(torch.cat([normal[:1], defective]))
+    >>> bool(scores[1] > scores[0])
+    True
+"""
 
 from paperlib.patch_svdd.detector import SVDD_FORMAT, PatchMaps, PatchSVDD
 from paperlib.patch_svdd.encoders import (
