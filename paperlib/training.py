@@ -5,8 +5,8 @@ Example:
     >>> from torch import nn
     >>> from paperlib.training import predict, train_classifier
     >>> _ = torch.manual_seed(0)
-    >>> images, labels = torch.rand(20, 3, 8, 8) - 0.5, torch.arange(20) % 2
-    >>> images[labels == 1] += 1
+    >>> labels = torch.arange(20) % 2
+    >>> images = torch.rand(20, 3, 8, 8) - labels.view(-1, 1, 1, 1)  # dark or bright
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     >>> history = train_classifier(model, (images, labels), optimizer, epochs=9)
