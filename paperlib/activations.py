@@ -23,17 +23,7 @@ from torch import Tensor, nn
 from paperlib.guided_relu import GuidedReLU, guided_relu
 from paperlib.inference import hook_in_this_thread, raise_if_hidden, without_compiler
 
-__all__ = [
-    "GuidedReLU",
-    "Layer",
-    "feature_map",
-    "find_layer",
-    "guided_relu",
-    "on_output",
-    "raise_unless_ran",
-    "record_activations",
-    "spatial_map",
-]
+__all__ = ["record_activations", "guided_relu", "find_layer", "Layer", "GuidedReLU"]
 
 
 @contextmanager

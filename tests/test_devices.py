@@ -43,6 +43,7 @@ from paperlib import (
 )
 from paperlib.padim.gaussian import whiten, whitened_norm
 from paperlib.patch_svdd.encoders import check_rgb
+from paperlib.patch_svdd.images import check_range
 from paperlib.patch_svdd.pairs import crop_patches, random_crops
 
 aten = torch.ops.aten
@@ -281,7 +282,7 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "padim.whiten": lambda at: whiten(fed(at), 0.01),
     "patch_svdd.mean_image": lambda at: patch_svdd.mean_image(at.pictures()),
     "patch_svdd.check_rgb": lambda at: check_rgb(at.pictures()),
-    "patch_svdd.check_range": lambda at: patch_svdd.check_range(at.pictures()),
+    "patch_svdd.check_range": lambda at: check_range(at.pictures()),
     "patch_svdd.random_crops": lambda at: random_crops(
         at.pictures(), at(3, 64, 64), 3, (40, 40), torch.Generator().manual_seed(0)
     ),
