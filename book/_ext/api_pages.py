@@ -23,6 +23,7 @@ MODULE = """\
 ```{{eval-rst}}
 .. automodule:: {name}
    :members:
+   :special-members: __call__
    :exclude-members: get_extra_state, set_extra_state, extra_repr
    :{which}:
 ```
