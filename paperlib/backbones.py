@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.activations import (
+    Reshape,
     find_layer,
-    on_output,
+    on_output_with_layout,
     raise_unless_ran,
     spatial_map,
 )
@@ -236,6 +237,8 @@ class FeatureExtractor:
         layers: modules of the model, or their dotted names, the one with the largest
             map first; each returns (N, C, h, w). From a named backbone:
             `FeatureExtractor(*load("resnet18")[:2])`.
+        reshape: a function from a layer's output to (N, C, h, w), for tokens and maps
+            with channels last; applied to each layer.
 
     Raises:
         ValueError: if there is no layer, an unknown one, or a duplicate.
@@ -244,13 +247,19 @@ class FeatureExtractor:
     Test: test_backbones.py::test_an_extractor_stops_after_its_last_layer
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module | str]):
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[nn.Module | str],
+        *,
+        reshape: Reshape | None = None,
+    ):
         layers = [layers] if isinstance(layers, (str, nn.Module)) else layers
         modules = [find_layer(model, layer) for layer in layers]
         names = [name for _, name in modules]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"layers {names}; expected at least one layer, each once")
-        self.model, self.layers = model, tuple(names)
+        self.model, self.layers, self.reshape = model, tuple(names), reshape
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return the layers' outputs for prepared images (N, C, H, W).
@@ -263,10 +272,13 @@ class FeatureExtractor:
         other_threads: dict[str, list[int]] = {}
         images = check_images(images)
 
-        def record(name, output):
+        def record(name, output, layout):
             if name in features:
                 return
-            features[name] = spatial_map(name, output, images)
+            features[name] = spatial_map(name, output, images, self.reshape, layout)
+            if features[name].ndim != 4:
+                shape = tuple(features[name].shape)
+                raise ValueError(f"layer {name!r}: maps {shape}; expected (N, C, h, w)")
             if len(features) == len(self.layers):
                 raise _AllRecorded
             # The network continues, and may change its own copy in place.
@@ -275,7 +287,7 @@ class FeatureExtractor:
         with inference_state(self.model), torch.no_grad(), ExitStack() as stack:
             for name in self.layers:
                 layer, _ = find_layer(self.model, name)
-                hook = on_output(layer, partial(record, name))
+                hook = on_output_with_layout(layer, partial(record, name))
                 other_threads[name] = stack.enter_context(hook)
             try:
                 self.model(images.clone())  # a network may change its input in place
