@@ -140,11 +140,12 @@ def _run_from_layers(
     model: nn.Module, inputs: Inputs, layers: Sequence[Layer], call: int
 ) -> tuple[Any, list[_Record]]:
     """Run the network; the graph starts at the layers."""
-    is_cut = len(layers) == 1 and call >= -1
 
     def start_graph(tensor: Tensor) -> Tensor:
         torch.set_grad_enabled(True)
-        if not tensor.is_floating_point() or (tensor.requires_grad and not is_cut):
+        # Another layer or call before this one needs the graph between them.
+        is_needed = tensor.requires_grad and (len(layers) > 1 or call < -1)
+        if is_needed or not tensor.is_floating_point():
             return tensor.clone()
         return tensor.detach().clone().requires_grad_()
 
