@@ -18,7 +18,7 @@ class ModelFailed(ValueError, RuntimeError):
 
 
 class Inputs(NamedTuple):
-    """The inputs of a network, by position (int) or keyword (str).
+    """The inputs of a network, by position (an integer) or keyword.
 
     Fields:
         parts: all inputs.
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
         A network may change its inputs in place, so all tensors are copies.
 
         Raises:
-            ModelFailed: if the model raises an exception that wrong inputs cause.
+            ValueError: if the model raises an exception that wrong inputs cause.
         """
         parts = {
             key: explained.clone()
@@ -51,11 +51,12 @@ class Inputs(NamedTuple):
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as error:
-            is_batch = explained.ndim > 3
-            if isinstance(error, ValueError) and is_batch:
+            # Layers of torch raise ValueError for another number of axes only.
+            if isinstance(error, ValueError) and "D input" not in str(error):
                 raise
             dtype = str(explained.dtype).removeprefix("torch.")
-            hint = "" if is_batch else ", and add a batch axis with images[None]"
+            is_image = explained.ndim == 3
+            hint = "; add a batch axis with images[None]" if is_image else ""
             raise ModelFailed(
                 f"the model raises {type(error).__name__} for images of shape"
                 f" {tuple(explained.shape)}, dtype {dtype}, on {explained.device};"

@@ -275,6 +275,17 @@ def test_channels_first_is_accepted_where_all_axes_are_equal(name):
     torch.testing.assert_close(ours.maps, maps, rtol=1e-4, atol=1e-6)
 
 
+def test_tokens_without_a_linear_layer_are_refused():
+    vit = build(lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1))
+    for layer in ("patch_embed", "pos_drop"):
+        with refuses("token map of a transformer, or a map with one spatial axis"):
+            grad_cam(vit, random(1, 3, 64, 64), layer, 1)
+    ours = grad_cam(
+        vit, random(1, 3, 64, 64), "patch_embed", 1, reshape=tokens_to(4, 4, 0)
+    )
+    assert ours.maps.shape == (1, 4, 4)
+
+
 def test_no_layout_is_guessed_from_proportions():
     model = classifier(nn.Conv2d(6, 64, 1))
     wide = random(2, 3, 64, 2)  # (N, 64, 64, 2) could be (N, h, w, C)
