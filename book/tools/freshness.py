@@ -69,14 +69,17 @@ def imported_modules(sources: list[str], root: Path) -> dict[str, Path]:
     name.
     """
     found: dict[str, Path] = {}
-    lazy = _lazy_names(root)
+    seen = set()
     waiting = [name for source in sources for name in _library_names(source)]
     while waiting:
         name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         path = _module_file(name, root)
-        if path is None and (package := lazy.get(name)):
-            waiting.append(package)
-        if path is None or name in found:
+        if path is None:
+            if package := _lazy_names(root).get(name):
+                waiting.append(package)
             continue
         found[name] = path
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -85,12 +88,15 @@ def imported_modules(sources: list[str], root: Path) -> dict[str, Path]:
 
 
 def _lazy_names(root: Path) -> dict[str, str]:
-    """Map the names that the library loads at first use to their packages.
+    """Map the names that the library loads at first use to their packages."""
+    path = root / LIBRARY / "__init__.py"
+    return _names_for_type_checkers(path.read_text(encoding="utf-8"))
 
-    They stand in its `__init__.py`, for type checkers: under `if TYPE_CHECKING`.
-    """
-    tree = ast.parse((root / LIBRARY / "__init__.py").read_text(encoding="utf-8"))
-    blocks = (node for node in tree.body if _is_for_type_checkers(node))
+
+@cache
+def _names_for_type_checkers(source: str) -> dict[str, str]:
+    """Read the imports under `if TYPE_CHECKING`, where lazily loaded names stand."""
+    blocks = (node for node in ast.parse(source).body if _is_for_type_checkers(node))
     imports = (
         node
         for block in blocks
