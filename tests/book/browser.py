@@ -109,7 +109,8 @@ EACH_TOKEN_ONCE = """() => {
 }"""
 
 # The same for contrast, which axe-core computes for one text after the other: of the
-# texts inside the same kinds of boxes one is left. Rows of a table are striped.
+# texts inside the same kinds of boxes one is left, and what is empty then goes. (Rows of
+# a table are striped; of a formula the drawn part is seen, not the one for readers.)
 EACH_TEXT_ONCE = """() => {
   const kinds = new Map(), seen = new Set(), texts = [];
   const kind = box => {
@@ -123,15 +124,20 @@ EACH_TEXT_ONCE = """() => {
     }
     return kinds.get(box);
   };
+  for (const unseen of document.querySelectorAll('.katex-mathml')) unseen.remove();
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) texts.push(walker.currentNode);
   for (const text of texts) {
     const length = text.data.trim().length;
     if (!length) continue;
-    const found = (length > 1 ? 'word' : 'letter') + kind(text.parentElement);
+    const box = text.parentElement.closest('.katex-html') || text.parentElement;
+    const found = (length > 1 ? 'word' : 'letter') + kind(box);
     if (seen.has(found)) text.data = '';
     seen.add(found);
   }
+  for (const element of [...document.body.querySelectorAll('*')].reverse())
+    if (!element.textContent.trim() && !element.matches('input, textarea, select'))
+      element.remove();
 }"""
 
 

@@ -43,22 +43,25 @@ def test_page_is_whole(browser, path):
     well; otherwise only a page with a fault gets one.
     """
     light, dark = SCHEMES
-    with browser.page(path, scheme=light) as page:
+    with browser.page(path, WIDTHS["phone"], light) as page:
         try:
-            for scheme in (light, dark):
-                switch(page, scheme)
-                for width in ("phone", "desktop"):
-                    page.set_viewport_size({"width": WIDTHS[width], "height": HEIGHT})
-                    check(page, path, width, scheme)
+            check(page)
+            resize(page, "desktop")
+            check(page)
             assert browser.complaints == []
-            switch(page, light)
+            if os.environ.get("SCREENSHOTS"):
+                photograph_all(page, path)
             still(page)
             assert accessibility_faults(page) == []
             switch(page, dark)
             assert contrast_faults(page) == []
         except AssertionError:
-            photograph(page, path, "desktop", "fault")
+            photograph(page, path, "fault")
             raise
+
+
+def resize(page, width):
+    page.set_viewport_size({"width": WIDTHS[width], "height": HEIGHT})
 
 
 def switch(page, scheme):
@@ -69,10 +72,8 @@ def switch(page, scheme):
     )
 
 
-def check(page, path, width, scheme):
+def check(page):
     """See what is there without interacting."""
-    if os.environ.get("SCREENSHOTS"):
-        photograph(page, path, width, scheme)
     facts = page.evaluate(FACTS)
     for fault in ("undrawn", "wrong", "raw", "broken", "undescribed", "sideways"):
         assert facts[fault] == [], fault
@@ -82,11 +83,20 @@ def check(page, path, width, scheme):
     )
 
 
-def photograph(page, path, width, what):
-    """Keep the whole page as a picture, for people to look at."""
+def photograph_all(page, path):
+    """For people to look at; the page is left as it was, on a desktop in light."""
+    for scheme in SCHEMES[::-1]:
+        switch(page, scheme)
+        for width in ("phone", "desktop"):
+            resize(page, width)
+            photograph(page, path, f"{width}_{scheme}")
+
+
+def photograph(page, path, what):
+    """Keep the whole page as an image."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "_", path.removesuffix(".html"))
-    page.screenshot(path=SCREENSHOTS / f"{name}_{width}_{what}.png", full_page=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}_{what}.png", full_page=True)
 
 
 def test_axe_finds_nothing_serious_on_a_phone(browser):
