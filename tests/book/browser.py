@@ -83,6 +83,10 @@ FACTS = r"""() => {
       .filter(image => !image.naturalWidth).map(image => image.src.slice(0, 120)),
     undescribed: [...document.images]
       .filter(image => !image.alt.trim()).map(image => image.src.slice(0, 120)),
+    // A formula whose end is out of sight may look complete and be another formula.
+    cut: [...document.querySelectorAll('div.math > span:not(.eqno)')]
+      .filter(box => box.scrollWidth - box.clientWidth > 10)
+      .map(box => box.parentElement.id || box.textContent.slice(0, 80)),
     sideways: !sideways ? [] : [...document.body.querySelectorAll('*')]
       .filter(reaches).slice(0, 5).map(shown)
       .concat([`page is ${document.documentElement.scrollWidth} px wide in ${width}`]),
@@ -109,8 +113,8 @@ EACH_TOKEN_ONCE = """() => {
 }"""
 
 # The same for contrast, which axe-core computes for one text after the other: of the
-# texts inside the same kinds of boxes one is left, and what is empty then goes. (Rows of
-# a table are striped; of a formula the drawn part is seen, not the one for readers.)
+# texts inside the same kinds of boxes one is left, and what is empty then goes. Rows of
+# a table are striped; of a formula the part for screen readers has no colour.
 EACH_TEXT_ONCE = """() => {
   const kinds = new Map(), seen = new Set(), texts = [];
   const kind = box => {
