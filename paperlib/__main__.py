@@ -1,8 +1,9 @@
 """The command line: evaluate PaDiM on a data set, or unpack an archive."""
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {_in_flags(str(error), vars(options))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -33,6 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
+
+
+def _in_flags(message: str, options: Collection[str]) -> str:
+    """Write the arguments of a message as the command line does: --seed 1 for seed=1.
+
+    An argument that the command has no flag for remains as it is.
+    """
+    names = "|".join(options)
+    return re.sub(rf"\b({names})=", lambda found: f"--{found[1]} ", message)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,9 +159,10 @@ def _usable_device(name: str) -> torch.device:
         torch.ones(1, dtype=torch.float64, device=name).sum().item()
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        expected = "expected cpu, cuda:0 or another device with float64"
-        message = f"device {name!r} can't be used ({reason}); {expected}"
-        raise ValueError(message) from error
+        raise ValueError(
+            f"device={name!r} can't be used ({reason});"
+            " expected cpu, cuda:0 or another device with float64"
+        ) from error
     return torch.device(name)
 
 
@@ -190,7 +201,7 @@ def _run_padim(options: argparse.Namespace) -> None:
 
 
 def _run_unpack(options: argparse.Namespace) -> None:
-    print(unpack(options.archive, options.folder))
+    print(f"unpacked to {unpack(options.archive, options.folder)}")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ class Detection(NamedTuple):
 
 
 def upsample(
-    maps: Float[Tensor, "*batch_h_w"],
+    maps: Float[Tensor, "*batch h w"],
     size: int | tuple[int, int],
     mode: str = "bilinear",
-) -> Float[Tensor, "*batch_H_W"]:
+) -> Float[Tensor, "*batch height width"]:
     """Resize maps to the size of their image.
 
     A position of the map stands for a patch of pixels, so corners are not aligned
@@ -43,6 +43,12 @@ def upsample(
         ValueError: for an unknown mode, a size below 1, or maps without an (h, w) to
             resize.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.anomaly_map import upsample
+        >>> upsample(torch.tensor([[0.0, 8.0]]), (1, 8))
+        tensor([[0., 0., 1., 3., 5., 7., 8., 8.]])
+
     Source: Grad-CAM, arXiv:1610.02391v4, Sec. 3.2 (bilinear); PaDiM, arXiv:2011.08785,
         Sec. V-A (bicubic).
     Departures: none; neither paper says how corners are treated.
@@ -54,14 +60,16 @@ def upsample(
         raise ValueError(
             f"size={size}; expected a height and a width of at least 1 pixel"
         )
-    flat = _flatten_leading_axes(maps).unsqueeze(1)
     corners = None if mode == "nearest" else False
-    return F.interpolate(flat, (height, width), mode=mode, align_corners=corners).view(
-        *maps.shape[:-2], height, width
-    )
+    return F.interpolate(
+        _flatten_leading_axes(maps).unsqueeze(1),
+        (height, width),
+        mode=mode,
+        align_corners=corners,
+    ).view(*maps.shape[:-2], height, width)
 
 
-def minmax(maps: Float[Tensor, "*batch_h_w"]) -> Float[Tensor, "*batch_h_w"]:
+def minmax(maps: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
     r"""Scale each map to [0, 1] by its minimum and maximum; a constant map becomes 0.
 
     $$m' = \frac{m - \min m}{\max m - \min m}$$
@@ -74,6 +82,13 @@ def minmax(maps: Float[Tensor, "*batch_h_w"]) -> Float[Tensor, "*batch_h_w"]:
     Raises:
         ValueError: if a map contains NaN or infinite values, or is empty.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.anomaly_map import minmax
+        >>> minmax(torch.tensor([[2.0, 3.0], [4.0, 6.0]]))
+        tensor([[0.0000, 0.2500],
+                [0.5000, 1.0000]])
+
     Source: the released code of CAM, arXiv:1512.04150.
     Departures: 0 instead of 0/0 for a constant map.
     Test: test_anomaly_map.py::test_minmax_spans_zero_to_one_and_a_constant_map_is_zero
@@ -85,8 +100,8 @@ def minmax(maps: Float[Tensor, "*batch_h_w"]) -> Float[Tensor, "*batch_h_w"]:
 
 
 def gaussian_blur(
-    maps: Float[Tensor, "*batch_h_w"], sigma: float = 4.0
-) -> Float[Tensor, "*batch_h_w"]:
+    maps: Float[Tensor, "*batch h w"], sigma: float = 4.0
+) -> Float[Tensor, "*batch h w"]:
     r"""Smooth maps with a Gaussian filter, as SciPy does.
 
     $$m'_i = \sum_{t=-r}^{r} g_t\, m_{i+t}$$
@@ -103,6 +118,14 @@ def gaussian_blur(
     Raises:
         ValueError: if sigma is negative or not finite, or maps are without an (h, w).
 
+    Example:
+        >>> import torch
+        >>> from paperlib.anomaly_map import gaussian_blur
+        >>> maps = torch.zeros(2, 32, 32)
+        >>> maps[:, 16, 16] = 100
+        >>> gaussian_blur(maps).amax((1, 2))  # about 100 / (2π · 4²)
+        tensor([0.9948, 0.9948])
+
     Source: PaDiM, arXiv:2011.08785, Sec. IV-B (σ = 4).
     Departures: the paper states neither the border nor the truncation; both are those
         of `scipy.ndimage.gaussian_filter`.
@@ -118,27 +141,32 @@ def gaussian_blur(
         return maps
     taps = [math.exp(-0.5 * (t / sigma) ** 2) for t in range(-radius, radius + 1)]
     for axis in (1, 2):
-        # A sum of shifted maps: exact in any matmul precision, and faster on a CPU than
-        # a convolution of one channel.
-        length = blurred.shape[axis]
-        positions = torch.arange(-radius, length + radius, device=maps.device) % (
-            2 * length
-        )
-        padded = blurred.index_select(
-            axis, torch.minimum(positions, 2 * length - 1 - positions)
-        )
-        blurred = torch.zeros_like(blurred)
-        for t, tap in enumerate(taps):
-            blurred.add_(padded.narrow(axis, t, length), alpha=tap / sum(taps))
+        blurred = _weighted_sum(blurred, axis, [tap / sum(taps) for tap in taps])
     return blurred.view(maps.shape).to(maps.dtype)
 
 
+def _weighted_sum(maps: Tensor, axis: int, taps: list[float]) -> Tensor:
+    """Convolve maps with an odd number of taps along an axis, reflected at the border.
+
+    A sum of shifted maps is exact in any matmul precision, and faster on a CPU than a
+    convolution of one channel.
+    """
+    radius, length = len(taps) // 2, maps.shape[axis]
+    # The reflected map repeats every 2 · length positions.
+    index = torch.arange(-radius, length + radius, device=maps.device) % (2 * length)
+    padded = maps.index_select(axis, torch.minimum(index, 2 * length - 1 - index))
+    total = torch.zeros_like(maps)
+    for t, tap in enumerate(taps):
+        total.add_(padded.narrow(axis, t, length), alpha=tap)
+    return total
+
+
 def spread_patch_scores(
-    scores: Float[Tensor, "*batch_h_w"],
+    scores: Float[Tensor, "*batch h w"],
     patch: int,
     stride: int,
     size: int | tuple[int, int],
-) -> Float[Tensor, "*batch_H_W"]:
+) -> Float[Tensor, "*batch height width"]:
     r"""Average, per pixel, the scores of the patches that cover it; 0 if there are
     none.
 
@@ -165,6 +193,14 @@ def spread_patch_scores(
         ValueError: for a patch or stride below 1, scores without an (h, w), or patches
             that extend beyond the image.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.anomaly_map import spread_patch_scores
+        >>> scores = torch.tensor([[2.0, 4.0]])  # two patches of 2×2 pixels
+        >>> spread_patch_scores(scores, patch=2, stride=1, size=(2, 3))
+        tensor([[2., 3., 4.],
+                [2., 3., 4.]])
+
     Source: Patch SVDD, arXiv:2006.16067, Alg. 2; the mean and the 0 are the released
         code's.
     Departures: none.
@@ -180,24 +216,29 @@ def spread_patch_scores(
             f" {stride} cover {extent[0]}×{extent[1]} pixels; expected at most"
             f" the image's {height}×{width}. Pass the stride of the scores"
         )
-    # The set of patches that cover a pixel changes only at multiples of this block.
-    block = math.gcd(patch, stride)
-
-    def average_weights(positions: int, length: int) -> Tensor:
-        n_blocks = math.ceil(length / block)
-        block_start = block * torch.arange(n_blocks, device=scores.device)[:, None]
-        patch_start = stride * torch.arange(positions, device=scores.device)
-        covers = (patch_start <= block_start) & (block_start < patch_start + patch)
-        return covers / covers.double().sum(1, keepdim=True).clamp_min(1)
-
-    blocks = (
-        average_weights(flat.shape[1], height)
-        @ flat.double()
-        @ average_weights(flat.shape[2], width).T
+    rows, columns = (
+        _average_weights(positions, length, patch, stride, scores.device)
+        for positions, length in zip(flat.shape[1:], (height, width), strict=True)
     )
-    blocks = blocks.to(scores.dtype)
+    blocks = (rows @ flat.double() @ columns.T).to(scores.dtype)
+    block = math.gcd(patch, stride)
     maps = blocks.repeat_interleave(block, 1).repeat_interleave(block, 2)
     return maps[:, :height, :width].reshape(*scores.shape[:-2], height, width)
+
+
+def _average_weights(
+    positions: int, length: int, patch: int, stride: int, device: torch.device
+) -> Float[Tensor, "blocks positions"]:
+    """Return the matrix A of `spread_patch_scores`, one row per block of pixels.
+
+    A block has gcd(patch, stride) pixels: the set of patches that cover a pixel changes
+    only at its multiples.
+    """
+    block = math.gcd(patch, stride)
+    block_start = torch.arange(0, length, block, device=device)[:, None]
+    patch_start = stride * torch.arange(positions, device=device)
+    covers = (patch_start <= block_start) & (block_start < patch_start + patch)
+    return covers / covers.double().sum(1, keepdim=True).clamp_min(1)
 
 
 def _flatten_leading_axes(maps: Tensor) -> Tensor:

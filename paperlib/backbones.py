@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
 
 from paperlib.activations import (
     find_layer,
@@ -24,6 +25,7 @@ from paperlib.activations import (
 from paperlib.inference import inference_state
 from paperlib.storage import is_dense, load_state
 from paperlib.validation import (
+    UnusableFile,
     check_at_least_one,
     check_choice,
     check_images,
@@ -54,6 +56,10 @@ class Backbone(NamedTuple):
     layers: tuple[str, ...]
     transform: "Transform"
     name: str
+
+    def extractor(self) -> "FeatureExtractor":
+        """Return a FeatureExtractor of the model's feature layers."""
+        return FeatureExtractor(self.model, self.layers)
 
 
 class Transform:
@@ -87,12 +93,7 @@ class Transform:
         Raises:
             ValueError: for any other shape, dtype or range.
         """
-        x = self.resize(images)
-        mean, std = (
-            torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
-            for v in (self.mean, self.std)
-        )
-        return (x - mean) / std
+        return TF.normalize_image(self.resize(images), [*self.mean], [*self.std])
 
     def resize(self, images: Tensor | np.ndarray) -> Float[Tensor, "n 3 size size"]:
         """Resize only: return RGB in [0, 1], without normalisation, for plots."""
@@ -130,8 +131,17 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
         strides 4, 16 and 16; for VGG-16 the last of its blocks 3 to 5.
 
     Raises:
-        ValueError: if the name is unknown, the package, the file or the network is
-            missing, or the weights are of another architecture.
+        ValueError: if the name is unknown, or the package is not installed.
+        UnusableFile: if the file is missing, corrupt, or of another architecture, or
+            can't be downloaded.
+
+    Example:
+        >>> import skimage.data
+        >>> from paperlib import backbones
+        >>> backbone = backbones.load("efficientnet_lite0")
+        >>> images = backbone.transform(skimage.data.chelsea()[None])  # (N, H, W, 3)
+        >>> backbone.model(images).argmax(1)  # 285 is the class "Egyptian cat"
+        tensor([285])
 
     Source: Tan & Le, arXiv:1905.11946 (Lite0 drops its squeeze-and-excitation and uses
         ReLU6); He et al., arXiv:1512.03385; Zagoruyko & Komodakis, arXiv:1605.07146;
@@ -144,17 +154,11 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
         model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         # The published weights were trained with these constants (pixel values 127 and
         # 128 of 255).
-        layers, transform = (
-            LITE0_LAYERS,
-            Transform(224, (127 / 255,) * 3, (128 / 255,) * 3),
-        )
+        transform = Transform(224, (127 / 255,) * 3, (128 / 255,) * 3)
     else:
         check_choice("name", name, ("efficientnet_lite0", *TORCHVISION_LAYERS))
         model = torchvision.models.get_model(name, weights=None)
-        layers, transform = (
-            TORCHVISION_LAYERS[name],
-            Transform(224, IMAGENET_MEAN, IMAGENET_STD),
-        )
+        transform = Transform(224, IMAGENET_MEAN, IMAGENET_STD)
     if weights == "default" and name in TORCHVISION_LAYERS:
         _load_in_order(model, _download(name), name)
     elif weights is not None:
@@ -162,7 +166,7 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
         _load_in_order(model, _read_state(path), path)
     model.backbone_name = name  # A saved detector names its network by this attribute.
     model = model.eval().to(memory_format=torch.channels_last)
-    return Backbone(model, layers, transform, name)
+    return Backbone(model, TORCHVISION_LAYERS.get(name, LITE0_LAYERS), transform, name)
 
 
 def _download(name: str) -> dict[str, Tensor]:
@@ -173,7 +177,7 @@ def _download(name: str) -> dict[str, Tensor]:
         )
     # No network, no disk space, or a corrupt download.
     except (OSError, RuntimeError) as error:
-        raise ValueError(
+        raise UnusableFile(
             f"the weights of {name} can't be downloaded ({error});"
             f" connect to the internet, or download {published.url} elsewhere and pass"
             " weights=<its path>, or use 'efficientnet_lite0', which needs no download"
@@ -193,15 +197,12 @@ def _lite0_weights() -> Path:
 
 
 def _read_state(path: Path) -> object:
-    if not path.is_file():
-        raise ValueError(
-            f"no weights file at {path}; expected a PyTorch state dict. Check the path"
-        )
     try:
         return load_state(path)
     except Exception as error:
-        raise ValueError(
-            f"{path} can't be read as a PyTorch state dict ({error}); download it again"
+        raise UnusableFile(
+            f"{path} can't be read as a PyTorch state dict ({error});"
+            " check the path, or download it again"
         ) from error
 
 
@@ -213,7 +214,7 @@ def _load_in_order(model: nn.Module, state: object, source: str | Path) -> None:
         t.shape if isinstance(t, Tensor) and is_dense(t) else None for t in tensors
     ]
     if shapes != [tensor.shape for tensor in expected.values()]:
-        raise ValueError(
+        raise UnusableFile(
             f"{source} holds {len(tensors)} tensors that are not those of this network"
             f" ({len(expected)} tensors); pass a state dict of the same architecture"
         )
@@ -223,7 +224,7 @@ def _load_in_order(model: nn.Module, state: object, source: str | Path) -> None:
 # ---- feature maps and embeddings ----
 
 
-class FeatureExtractor:
+class FeatureExtractor(nn.Module):
     """Return the feature maps of some layers of a network.
 
     The network runs in eval mode without a graph, and its state is restored: no hook,
@@ -234,17 +235,33 @@ class FeatureExtractor:
     Args:
         model: any network that is not a ScriptModule.
         layers: modules of the model, or their dotted names, the one with the largest
-            map first; each returns (N, C, h, w). From a named backbone:
-            `FeatureExtractor(*load("resnet18")[:2])`.
+            map first; each returns (N, C, h, w). For the layers of a named backbone
+            use `load("resnet18").extractor()`.
+
+    Attributes:
+        model: the network.
+        layers: the dotted names of the layers.
 
     Raises:
         ValueError: if there is no layer, an unknown one, or a duplicate.
+
+    Example:
+        >>> import torch
+        >>> from paperlib import backbones
+        >>> extractor = backbones.load("efficientnet_lite0").extractor()
+        >>> extractor
+        FeatureExtractor(EfficientNet: blocks.1, blocks.2, blocks.4)
+        >>> [tuple(maps.shape) for maps in extractor(torch.rand(2, 3, 64, 64))]
+        [(2, 24, 16, 16), (2, 40, 8, 8), (2, 112, 4, 4)]
 
     Source: PaDiM, arXiv:2011.08785, Sec. III-A. Departures: none.
     Test: test_backbones.py::test_an_extractor_stops_after_its_last_layer
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module | str]):
+    def __init__(
+        self, model: nn.Module, layers: Sequence[nn.Module | str] | nn.Module | str
+    ):
+        super().__init__()
         layers = [layers] if isinstance(layers, (str, nn.Module)) else layers
         modules = [find_layer(model, layer) for layer in layers]
         names = [name for _, name in modules]
@@ -252,7 +269,12 @@ class FeatureExtractor:
             raise ValueError(f"layers {names}; expected at least one layer, each once")
         self.model, self.layers = model, tuple(names)
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
+    def __repr__(self) -> str:
+        """Name the network and the layers; the network itself may have hundreds."""
+        network, layers = type(self.model).__name__, ", ".join(self.layers)
+        return f"{type(self).__name__}({network}: {layers})"
+
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Return the layers' outputs for prepared images (N, C, H, W).
 
         Raises:
@@ -312,6 +334,15 @@ def concatenate_embeddings(
         ValueError: for no map, maps that differ in batch, dtype or device, a map larger
             than the first, and channels out of range.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.backbones import concatenate_embeddings
+        >>> maps = [torch.rand(2, 24, 16, 16), torch.rand(2, 40, 8, 8)]
+        >>> concatenate_embeddings(maps).shape
+        torch.Size([2, 64, 16, 16])
+        >>> concatenate_embeddings(maps, channels=[0, 30]).shape
+        torch.Size([2, 2, 16, 16])
+
     Source: PaDiM, arXiv:2011.08785, Sec. III-A. Departures: none.
     Test: test_backbones.py::test_embeddings_are_upsampled_then_joined_by_hand
     """
@@ -354,38 +385,34 @@ def _upsample_nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
 def _count_channels(maps: Sequence[Tensor]) -> int:
     """Return the total number of channels, or raise if the maps can't be joined."""
     shapes = [tuple(part.shape) for part in maps]
-    if not maps or any(len(shape) != 4 or 0 in shape for shape in shapes):
+    if (
+        not maps
+        or any(len(shape) != 4 or 0 in shape for shape in shapes)
+        or any(shape[i] > shapes[0][i] for shape in shapes for i in (2, 3))
+    ):
         raise ValueError(
-            f"maps of shapes {shapes}; expected at least one, each (N, C, h,"
-            " w) without an empty axis"
+            f"maps of shapes {shapes}; expected at least one, each (N, C, h, w) without"
+            " an empty axis, and none larger than the first. Put the largest first"
         )
     if len({(len(part), part.dtype, part.device) for part in maps}) > 1:
         kinds = [f"{tuple(part.shape)} {part.dtype} on {part.device}" for part in maps]
         raise ValueError(
             f"maps {', '.join(kinds)}; expected one batch, one dtype and one device"
         )
-    h, w = shapes[0][2:]
-    if any(shape[2] > h or shape[3] > w for shape in shapes):
-        raise ValueError(
-            f"maps of shapes {shapes}; expected none larger than the first."
-            " Put the largest first"
-        )
     return sum(shape[1] for shape in shapes)
 
 
 def _check_channels(channels: Sequence[int] | Tensor, total: int) -> list[int]:
-    chosen = (
-        channels.tolist()
+    """Return the channels as a list; raise unless each is an index below `total`."""
+    indices = (
+        channels.flatten().tolist()
         if isinstance(channels, Tensor)
         else [int(channel) for channel in channels]
     )
-    outside = chosen
-    if isinstance(chosen, list):
-        outside = [c for c in chosen if not (isinstance(c, int) and 0 <= c < total)]
-    if outside or not chosen:
-        shown = outside[:8] if isinstance(outside, list) else outside
+    wrong = [c for c in indices if type(c) is not int or not 0 <= c < total]
+    if wrong or not indices:
         raise ValueError(
-            f"channels {shown}; expected at least one index,"
+            f"channels {wrong[:8]}; expected at least one index,"
             f" each from 0 to {total - 1} (the maps have {total} channels together)"
         )
-    return chosen
+    return indices

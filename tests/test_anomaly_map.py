@@ -12,7 +12,7 @@ from paperlib.anomaly_map import gaussian_blur, minmax, spread_patch_scores, ups
 
 
 def test_bilinear_is_a_weighted_mean_of_the_nearest_cells():
-    # Four pixels a cell: their centres lie 3/8 and 1/8 of a cell from the cell's
+    # Four pixels per cell: their centres lie 3/8 and 1/8 of a cell from the cell's
     # centre; beyond the first and the last centre there is nothing to mix with.
     row = torch.tensor([[0.0, 8.0]])
     assert upsample(row, (1, 8)).tolist() == [[0, 0, 1, 3, 5, 7, 8, 8]]

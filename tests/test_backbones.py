@@ -22,10 +22,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms import v2
 
 from paperlib import backbones
-from paperlib.backbones import (
-    FeatureExtractor,
-    concatenate_embeddings,
-)
+from paperlib.backbones import FeatureExtractor, concatenate_embeddings
+from paperlib.validation import UnusableFile
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +188,12 @@ def test_weights_from_a_file_and_random_weights(tmp_path, lite0):
 
 
 def test_unusable_weights_are_refused_by_name(tmp_path, lite0, monkeypatch):
-    with refuses("no weights file at .*absent.pth"):
+    with refuses("absent.pth can't be read .*No such file", UnusableFile):
         backbones.load("efficientnet_lite0", weights=tmp_path / "absent.pth")
 
     text = tmp_path / "text.pth"
     text.write_text("not weights")
-    with refuses("text.pth can't be read"):
+    with refuses("text.pth can't be read", UnusableFile):
         backbones.load("efficientnet_lite0", weights=text)
 
     fewer = tmp_path / "fewer.pth"
@@ -301,6 +299,17 @@ def test_b5_layers_are_the_papers_blocks():
     ]
     assert len(blocks) == 39
     assert backbone.layers == tuple(blocks[number - 1] for number in (7, 20, 26))
+
+
+def test_a_backbones_extractor_moves_its_model_and_has_a_short_repr():
+    with torch.device("meta"):
+        backbone = backbones.load("resnet18", weights=None)
+    extractor = backbone.extractor()
+    assert extractor.model is backbone.model and extractor.layers == backbone.layers
+    assert repr(extractor) == "FeatureExtractor(ResNet: layer1, layer2, layer3)"
+    assert extractor.double().model.conv1.weight.dtype == torch.float64
+    whole = {f"model.{name}" for name in backbone.model.state_dict()}
+    assert set(extractor.state_dict()) == whole
 
 
 def test_features_equal_torchvisions_extractor():
@@ -493,7 +502,7 @@ def test_embeddings_keep_dtype_and_device():
             torch.tensor([0.0, 1.0]),
             "channels .* expected at least one index",
         ),
-        ([(2, 3, 4, 4)], torch.tensor(1), "channels 1"),
+        ([(2, 3, 4, 4)], torch.tensor([True, False, True]), "channels .True, False"),
     ],
 )
 def test_what_cannot_be_joined_is_refused(shapes, channels, message):

@@ -1,6 +1,6 @@
 """Images with labels and masks, from installed packages and from folders."""
 
-from paperlib.datasets.archive import Unpacked, open_folder, unpack
+from paperlib.datasets.archive import open_folder, unpack
 from paperlib.datasets.folders import (
     MVTEC_OBJECTS,
     MVTEC_TEXTURES,
@@ -32,7 +32,6 @@ __all__ = [
     "SyntheticDefects",
     "TensorItems",
     "Textures",
-    "Unpacked",
     "batches",
     "categories",
     "elpv",

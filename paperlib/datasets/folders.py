@@ -16,6 +16,7 @@ from paperlib.datasets.image_files import (
     read_mask,
 )
 from paperlib.datasets.items import Item
+from paperlib.validation import UnusableFile, check_at_least_one, check_choice
 
 MVTEC_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 MVTEC_OBJECTS = tuple(
@@ -24,7 +25,7 @@ MVTEC_OBJECTS = tuple(
 )
 RESIZE, CROP = 256, 224  # PaDiM, Sec. IV-B: pixels
 MAX_TURN = 10  # PaDiM, Sec. IV-A: degrees in either direction, of Rd-MVTec AD
-VARIANTS = ("centered", "random")
+SPLITS, VARIANTS = ("train", "test"), ("centered", "random")
 # Image, its index, filter → the transformed image.
 View = Callable[[Image.Image, int, Image.Resampling], Image.Image]
 
@@ -42,19 +43,19 @@ class Sample(NamedTuple):
             return np.zeros(size[::-1], dtype=bool)
         mask = read_mask(self.mask)
         if mask.shape != size[::-1]:
-            raise ValueError(
+            raise UnusableFile(
                 f"{self.path}: the image has {size[0]}×{size[1]} pixels and its mask"
                 f" {mask.shape[1]}×{mask.shape[0]}, in {self.mask.name}"
             )
         if not mask.any():
-            raise ValueError(f"{self.path}: its mask {self.mask.name} marks no pixel")
+            raise UnusableFile(f"{self.path}: its mask {self.mask.name} marks no pixel")
         return mask
 
 
 class FolderDataset(Dataset):
     """Items read from files on access. `MVTecAD` and `folder` create it.
 
-    Reading an item raises ValueError, with the file's name, if the image or its mask
+    Reading an item raises UnusableFile, with the file's name, if the image or its mask
     can't be read or do not match.
 
     Args:
@@ -112,6 +113,21 @@ class MVTecAD(FolderDataset):
             no mask: one error that names up to ten. Files are read, and corrupt ones
             found, when an item is used.
 
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from paperlib.datasets import MVTecAD
+        >>> for name in ("train/good/0", "test/good/0", "test/dirt/0"):
+        ...     path = Path("data/tile", f"{name}.png")
+        ...     path.parent.mkdir(parents=True)
+        ...     Image.new("RGB", (300, 300), "grey").save(path)
+        >>> truth = Path("data/tile/ground_truth/dirt")
+        >>> truth.mkdir(parents=True)
+        >>> Image.new("L", (300, 300), "white").save(truth / "0_mask.png")
+        >>> test = MVTecAD("data", "tile", "test")
+        >>> [item.label for item in test], test[1].image.shape, test[1].mask.shape
+        ([0, 1], torch.Size([3, 224, 224]), torch.Size([224, 224]))
+
     Source: PaDiM, arXiv:2011.08785, Sec. IV-A and IV-B; Bergmann et al., CVPR 2019.
         Licence of the data: CC BY-NC-SA 4.0.
     Departures: the paper does not say what fills the corners of a rotated image (here
@@ -130,20 +146,12 @@ class MVTecAD(FolderDataset):
         crop: int = CROP,
         seed: int = 0,
     ):
-        if split not in ("train", "test") or variant not in VARIANTS:
-            raise ValueError(
-                f"split={split!r}, variant={variant!r}; expected split 'train'"
-                f" or 'test', variant one of {', '.join(VARIANTS)}"
-            )
+        check_choice("split", split, SPLITS)
+        check_choice("variant", variant, VARIANTS)
+        check_choice("category", category, categories(root))
         if not 1 <= crop <= resize:
             raise ValueError(
                 f"resize={resize}, crop={crop}; expected 1 ≤ crop ≤ resize, in pixels"
-            )
-        known = categories(root)
-        if category not in known:
-            raise ValueError(
-                f"no category {category!r} in {root};"
-                f" expected one of {', '.join(known)}"
             )
         self.root, self.category, self.split = Path(root), category, split
         self.variant = variant
@@ -159,7 +167,7 @@ class MVTecAD(FolderDataset):
         left = top = round(margin / 2)
         if self.variant == "random":
             random = np.random.default_rng(
-                (self._seed, ("train", "test").index(self.split), number)
+                (self._seed, SPLITS.index(self.split), number)
             )
             image = image.rotate(random.uniform(-MAX_TURN, MAX_TURN), resampling)
             left, top = random.integers(0, margin, size=2, endpoint=True).tolist()
@@ -182,12 +190,12 @@ def categories(root: str | Path) -> list[str]:
     Test: test_folders.py::test_missing_folders_are_named
     """
     root = _check_folder(root)
-    names = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
+    entries = sorted(path.name for path in root.iterdir())
+    names = [name for name in entries if (root / name / "train").is_dir()]
     if not names:
-        entries = sorted(path.name for path in root.iterdir())[:10]
         raise ValueError(
             f"no category in {root}: expected folders such as bottle/train/good,"
-            f" found {', '.join(entries) or 'nothing'}"
+            f" found {', '.join(entries[:10]) or 'nothing'}"
         )
     return names
 
@@ -254,12 +262,20 @@ def folder(
     Raises:
         ValueError: if there is no image, or the layout is ambiguous (for example a
             folder "good" and none called `normal`).
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from paperlib.datasets import folder
+        >>> for name in ("normal", "abnormal"):
+        ...     Path("parts", name).mkdir(parents=True)
+        ...     Image.new("RGB", (400, 300), "grey").save(f"parts/{name}/1.png")
+        >>> parts = folder("parts", size=128)
+        >>> [(item.label, item.image.shape) for item in parts]
+        [(0, torch.Size([3, 128, 128])), (1, torch.Size([3, 128, 128]))]
     """
     root = _check_folder(root)
-    if size < 1:
-        raise ValueError(
-            f"size={size}; expected the side of a square in pixels, at least 1"
-        )
+    check_at_least_one(size=size)
     names = sorted(name for name in _subfolders(root) if not name.startswith("."))
     labels = {
         name: label for name, label in ((normal, 0), (abnormal, 1)) if name in names
@@ -285,8 +301,7 @@ def folder(
 def _check_folder(root: str | Path) -> Path:
     root = Path(root)
     if not root.is_dir():
-        hint = ", or unpack the archive" if root.is_file() else ""
-        raise ValueError(f"no folder {root}; check the path{hint}")
+        raise UnusableFile(f"no folder {root}; check the path, or unpack the archive")
     return root
 
 

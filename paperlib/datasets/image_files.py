@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from paperlib.validation import UnusableFile
 
 ENDINGS = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split())
 # The formats that are opened, whatever the file's name: others are unsafe, for example
@@ -30,7 +32,7 @@ def read_image(path: str | Path) -> Image.Image:
         a Pillow image of mode RGB.
 
     Raises:
-        ValueError: naming the file and the reason, if it is missing, corrupt,
+        UnusableFile: naming the file and the reason, if it is missing, corrupt,
             truncated, or contains numbers whose range is not known (floating point, or
             integers above 65,535).
     """
@@ -44,7 +46,7 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
         path: of the file.
 
     Raises:
-        ValueError: naming the file and the reason.
+        UnusableFile: naming the file and the reason.
     """
     return _decode(path, _to_mask)
 
@@ -74,17 +76,13 @@ def raise_problems(problems: Sequence[str], where: str | Path) -> None:
         ValueError: if there is a problem.
     """
     if problems:
-        count = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {where}"
-        more = (
-            [f"… and {len(problems) - MAX_LISTED} more"]
-            if len(problems) > MAX_LISTED
-            else []
-        )
-        raise ValueError(
-            "\n  ".join(
-                [f"{count}; fix or remove these files:", *problems[:MAX_LISTED], *more]
-            )
-        )
+        n, hidden = len(problems), len(problems) - MAX_LISTED
+        lines = [
+            f"{n} problem{'s' * (n > 1)} in {where}; fix or remove these files:",
+            *problems[:MAX_LISTED],
+            *[f"… and {hidden} more"] * (hidden > 0),
+        ]
+        raise ValueError("\n  ".join(lines))
 
 
 def _decode(path: str | Path, convert):
@@ -94,17 +92,11 @@ def _decode(path: str | Path, convert):
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return convert(image)
-    except UnidentifiedImageError:
-        reason = (
-            "it is not an image that can be read;"
-            f" expected one of {', '.join(IMAGE_FORMATS)}"
-        )
     except MemoryError:
         raise
     # Pillow's decoders raise many kinds of errors for corrupt files.
     except Exception as error:
-        reason = str(error) or type(error).__name__
-    raise ValueError(f"{path}: {reason}")
+        raise UnusableFile(f"{path}: {error or type(error).__name__}") from error
 
 
 def _check_complete(image: Image.Image) -> None:

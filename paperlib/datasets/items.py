@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paperlib.validation import rgb_batch
+from paperlib.validation import check_at_least_one, rgb_batch
 
 
 class Item(NamedTuple):
@@ -95,8 +95,7 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
         ValueError: if `size` or `threads` is below 1, the images of a batch differ in
             size, or only some have masks.
     """
-    if size < 1 or threads < 1:
-        raise ValueError(f"size={size}, threads={threads}; expected at least 1 of each")
+    check_at_least_one(size=size, threads=threads)
     pool = ThreadPoolExecutor(threads)
 
     def start_reading(first: int) -> list[Future]:

@@ -1,6 +1,5 @@
 """Electroluminescence images of solar cells (ELPV), from the package elpv-dataset."""
 
-import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
+
+from paperlib.validation import check_at_least_one, check_choice
 
 ELPV_PACKAGE = "elpv-dataset"
 ELPV_KINDS = ("all", "mono", "poly")
@@ -40,31 +41,33 @@ def elpv(kind: str = "all") -> ELPV:
     Raises:
         ValueError: if `kind` is unknown or the package elpv-dataset is not installed.
 
+    Example:
+        >>> from paperlib.datasets import elpv
+        >>> cells = elpv("mono")
+        >>> cells.images.shape, int((cells.probability == 1).sum())
+        (torch.Size([1074, 300, 300]), 313)
+
     Source: Deitsch et al., arXiv:1807.02894; Buerhop-Lutz et al., EU PVSEC 2018.
         Licence: CC BY-NC-SA 4.0.
     Departures: none.
     Test: test_datasets.py::test_elpv_counts_are_the_published_ones
     """
-    if kind not in ELPV_KINDS:
-        raise ValueError(
-            f"unknown kind {kind!r}; expected one of {', '.join(ELPV_KINDS)}"
-        )
-    spec = importlib.util.find_spec(ELPV_PACKAGE.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
+    check_choice("kind", kind, ELPV_KINDS)
+    try:
+        import elpv_dataset
+    except ImportError as error:
         raise ValueError(
             f"the solar cells are in the package {ELPV_PACKAGE},"
             f" which is not installed; run `pip install {ELPV_PACKAGE}`"
-        )
-    root = Path(spec.submodule_search_locations[0]) / "data"
-    rows = [line.split() for line in (root / "labels.csv").read_text().splitlines()]
-    rows = [row for row in rows if kind in ("all", row[2])]
-    images = np.empty((len(rows), 300, 300), dtype=np.uint8)
-    for target, (path, _, _) in zip(images, rows, strict=True):
-        with Image.open(root / path) as image:
-            target[:] = image
-    probability = torch.tensor([float(p) for _, p, _ in rows], dtype=torch.float64)
+        ) from error
+    root = Path(elpv_dataset.__path__[0], "data")
+    table = np.loadtxt(root / "labels.csv", dtype=str)
+    paths, probability, kinds = table[(table[:, 2] == kind) | (kind == "all")].T
+    images = np.stack([np.asarray(Image.open(root / path)) for path in paths])
     return ELPV(
-        torch.from_numpy(images), probability, np.array([k for _, _, k in rows])
+        torch.from_numpy(images),
+        torch.from_numpy(probability.astype(np.float64)),
+        kinds.astype("<U4"),
     )
 
 
@@ -99,8 +102,7 @@ def split_cells(
         ValueError: if `side` is below 1, or the split would leave a class without
             training or test cells.
     """
-    if side < 1:
-        raise ValueError(f"side={side}; expected at least 1 pixel")
+    check_at_least_one(side=side)
     generator = torch.Generator().manual_seed(seed)
     train, test = [], []
     for probability in (0, 1):

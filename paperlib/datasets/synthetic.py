@@ -50,6 +50,14 @@ def synthetic_defects(
     Raises:
         ValueError: for an unknown kind, a contrast outside [0, 1], or `size` with a
             data set.
+
+    Example:
+        >>> from paperlib.datasets import synthetic_defects, textures
+        >>> normal = textures("brick", "test", count=4)
+        >>> defective = synthetic_defects(normal, kinds=["crack"], contrast=0.8)
+        >>> item = defective[0]
+        >>> item.label, bool(item.mask.any()), item.path[:15]
+        (1, True, 'synthetic crack')
     """
     if isinstance(normal, Tensor):
         normal = TensorItems(normal, size=size)

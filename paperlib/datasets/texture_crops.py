@@ -41,6 +41,12 @@ def textures(
         ValueError: for an unknown kind or split, a number below 1, a side above 192, or
             if scikit-image is missing.
 
+    Example:
+        >>> from paperlib.datasets import textures
+        >>> bricks = textures("brick", count=10)
+        >>> len(bricks), bricks[0].image.shape, bricks[0].path
+        (10, torch.Size([3, 224, 224]), 'brick, row 164, column 245')
+
     Source: scikit-image's `data.brick`, `data.grass` (both CC0) and `data.gravel`
         (CC0).
     Departures: none.

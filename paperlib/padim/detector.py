@@ -7,7 +7,7 @@ number of images.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib import backbones
-from paperlib.anomaly_map import MODES, gaussian_blur, upsample
+from paperlib.anomaly_map import MODES, Detection, gaussian_blur, upsample
 from paperlib.backbones import FeatureExtractor, concatenate_embeddings
 from paperlib.distributed import check_same_size, fail_together
 from paperlib.padim.gaussian import (
@@ -28,13 +28,13 @@ from paperlib.padim.gaussian import (
 )
 from paperlib.precision import at_least_float32
 from paperlib.storage import checksum, read_tensors, write_tensors
-from paperlib.validation import check_choice, check_images
+from paperlib.validation import NotFitted, UnusableFile, check_choice, check_images
 
 SMOOTHING_SIGMA = 4.0  # PaDiM, Sec. IV-B: Gaussian filter on anomaly maps, in pixels
 PADIM_FORMAT = "paperlib.padim.1"
 
 
-class PaDiM:
+class PaDiM(nn.Module):
     """Detect and localise anomalies with Gaussians of pretrained features.
 
     `fit` estimates the Gaussians and factorises them once; scoring is then one product
@@ -42,10 +42,14 @@ class PaDiM:
     systems, by a factor that depends on the batch (tests/bench). Products and sums are
     never computed in bfloat16 or TF32, whatever the caller has set.
 
+    It is an nn.Module: `.to(device)` moves the network and the Gaussians, and
+    `state_dict()` holds both, so it can be loaded into an unfitted detector of the same
+    extractor. `save` writes the Gaussians without the network's weights. The network
+    runs in eval mode, whatever the mode of the detector.
+
     Args:
-        extractor: a FeatureExtractor, for example
-            `FeatureExtractor(*load("resnet18")[:2])`. For the paper's single-layer
-            models pass one layer.
+        extractor: a FeatureExtractor, for example `load("resnet18").extractor()`. For
+            the paper's single-layer models pass one layer.
         dimensions: D, the number of embedding dimensions (the paper: 100 of 448 for
             ResNet-18, 550 of 1,792 for Wide ResNet-50-2); None for all channels.
         seed: of the random choice of channels.
@@ -53,18 +57,34 @@ class PaDiM:
         mode: how maps are upsampled, "bilinear" or "bicubic".
         sigma: of the Gaussian that smooths anomaly maps, in pixels of the image.
 
-    The following attributes exist after `fit` or `load`.
-
     Attributes:
-        mean: μ, (P, D).
+        mean: μ, (P, D); None before `fit` or `load`, like the next two.
         whitening: $L^{-1}$, (P, D, D), lower triangular.
         channels: indices of the selected channels, ascending.
         grid: (h, w).
         size: (H, W) of the images.
-        count: N, the number of training images.
+        count: N, the number of training images; 0 before `fit`.
+        threshold: the score above which an image is anomalous; None until
+            `normal_threshold` sets it.
 
     Raises:
         ValueError: for arguments outside these ranges.
+
+    Example:
+        >>> import torch
+        >>> from paperlib import PaDiM, backbones, datasets
+        >>> backbone = backbones.load("efficientnet_lite0")
+        >>> bricks = datasets.textures("brick", count=12)
+        >>> images = backbone.transform(torch.stack([item.image for item in bricks]))
+        >>> detector = PaDiM(backbone.extractor(), dimensions=20)
+        >>> detector = detector.fit(images[:8].split(4))
+        >>> threshold = detector.normal_threshold(images[8:].split(4))
+        >>> scores, maps = detector(images[:2])
+        >>> scores.shape, maps.shape, bool((scores < threshold).all())
+        (torch.Size([2]), torch.Size([2, 224, 224]), True)
+        >>> detector.save("bricks.safetensors")
+        >>> PaDiM.load("bricks.safetensors").threshold == threshold
+        True
 
     Source: Defard et al., arXiv:2011.08785, Sec. III and IV-B.
     Departures: maps are upsampled bilinearly by default; in the paper bicubic
@@ -74,7 +94,7 @@ class PaDiM:
 
     def __init__(
         self,
-        extractor: Any,
+        extractor: FeatureExtractor,
         dimensions: int | None = 100,
         seed: int = 0,
         epsilon: float = COVARIANCE_EPSILON,
@@ -82,7 +102,12 @@ class PaDiM:
         mode: str = "bilinear",
         sigma: float = SMOOTHING_SIGMA,
     ):
-        _check_extractor(extractor)
+        super().__init__()
+        if not isinstance(extractor, FeatureExtractor):
+            raise ValueError(
+                f"an extractor of type {type(extractor).__name__}; expected"
+                " a FeatureExtractor. From a backbone: load(name).extractor()"
+            )
         check_choice("mode", mode, MODES)
         if dimensions is not None and dimensions < 1:
             raise ValueError(
@@ -97,13 +122,24 @@ class PaDiM:
             )
         self.extractor, self.dimensions, self.seed = extractor, dimensions, seed
         self.epsilon, self.mode, self.sigma = epsilon, mode, sigma
-        self.count = 0
+        for name in _FITTED:
+            self.register_buffer(name, None)
+        self.grid = self.size = (0, 0)
+        self.count, self.threshold = 0, None
+        self._channel_list: list[int] = []  # read on the host once, not per batch
+        self.register_load_state_dict_pre_hook(_allocate_buffers)
 
-    def fit(self, batches: Iterable, *, distribute: bool = False) -> "PaDiM":
+    @property
+    def device(self) -> torch.device:
+        """Device of the network's parameters, where images are expected."""
+        parameters = self.extractor.parameters()
+        return next((p.device for p in parameters), torch.device("cpu"))
+
+    def fit(self, batches: Iterable[Tensor], *, distribute: bool = False) -> "PaDiM":
         """Estimate the Gaussians from batches of normal images, and return self.
 
         Batches may be of any lengths, may come from a generator, and are read once. A
-        previous fit is replaced only on success.
+        previous fit is replaced, and its threshold forgotten, only on success.
 
         Args:
             batches: of images (N, 3, H, W), already transformed.
@@ -117,55 +153,51 @@ class PaDiM:
                 images in all, more dimensions than channels, or features of so large a
                 variance that epsilon is lost in rounding.
         """
-        device = self._device() if distribute else None
-        gaussian = size = None
+        device = self.device if distribute else None
         with fail_together(device):
-            if isinstance(batches, Tensor):
-                expected = "expected an iterable of batches. Pass images.split(32)"
-                raise ValueError(
-                    f"one tensor of shape {tuple(batches.shape)}; {expected}"
-                )
-            for images in batches:
-                size = _check_size(images, size)
-                maps = self._maps(images)
-                channels = self._draw(sum(part.shape[1] for part in maps))
-                x = _embed(maps, channels)
-                gaussian = gaussian or PatchGaussian(
-                    *x.shape[1:], at_least_float32(x.dtype)
-                )
-                gaussian.update(x)
-            if gaussian is None:
-                raise ValueError(_NO_BATCH)
+            gaussian, channels, grid, size = self._estimate(batches)
         if device is not None:
             check_same_size(size, device)
             gaussian.all_reduce()
         mean, whitening = gaussian.mean(), whiten(gaussian, self.epsilon)
-        self.mean, self.whitening, self.channels = mean, whitening, channels
-        self.grid, self.size = tuple(maps[0].shape[2:]), size
-        self.count = gaussian.count
+        self._set_fitted((mean, whitening, channels), grid, size, gaussian.count)
         return self
+
+    def forward(self, images: Tensor) -> Detection:
+        """Return scores and anomaly maps (see `score` and `anomaly_map`) in one pass.
+
+        Raises:
+            NotFitted, ValueError: as `anomaly_map`.
+        """
+        maps = self._upsample_and_smooth(self._distances(images))
+        return Detection(maps.amax((1, 2)), maps)
 
     def anomaly_map(self, images: Tensor) -> Float[Tensor, "n h w"]:
         """Return one anomaly map per image: upsampled and smoothed distances.
 
         Raises:
-            ValueError: before `fit`, or if the images are not a finite batch of the
-                fitted size on the fitted device.
+            NotFitted: before `fit`.
+            ValueError: if the images are not a finite batch of the fitted size on the
+                fitted device.
         """
-        return self._upsample_and_smooth(self._distances(images))
+        return self(images).maps
 
     def score(self, images: Tensor) -> Float[Tensor, " n"]:
         """Return one score per image, the maximum of its anomaly map.
 
         Raises:
-            ValueError: as `anomaly_map`.
+            NotFitted, ValueError: as `anomaly_map`.
         """
-        return self.anomaly_map(images).amax((1, 2))
+        return self(images).scores
 
     def normal_threshold(
-        self, batches: Iterable, quantile: float = 0.99, *, fitted: bool = False
+        self,
+        batches: Iterable[Tensor],
+        quantile: float = 0.99,
+        *,
+        fitted: bool = False,
     ) -> float:
-        """Choose a threshold of the score from normal images alone.
+        """Choose, set and return the threshold of the score, from normal images.
 
         It classifies a share of 1 - `quantile` of normal images as anomalous. Pass
         images that were not used in `fit`: training images score too low, the more so
@@ -178,10 +210,11 @@ class PaDiM:
             fitted: whether these are the training images.
 
         Returns:
-            a threshold in the unit of `score`.
+            `threshold`, in the unit of `score`.
 
         Raises:
-            ValueError: as `anomaly_map`, for no batch, or a quantile outside [0, 1].
+            NotFitted, ValueError: as `anomaly_map`, for no batch, or a quantile outside
+                [0, 1].
         """
         if not 0 <= quantile <= 1:
             raise ValueError(
@@ -196,33 +229,25 @@ class PaDiM:
             scores.append(self._upsample_and_smooth(distances).amax((1, 2)))
         if not scores:
             raise ValueError(_NO_BATCH)
-        return float(torch.cat(scores).double().quantile(quantile))
-
-    def to(self, device: torch.device | str) -> "PaDiM":
-        """Move the Gaussians and the extractor's model to a device; returns self."""
-        self.extractor.model.to(device)
-        if self.count:
-            self.mean, self.whitening = self.mean.to(device), self.whitening.to(device)
-        return self
+        self.threshold = float(torch.cat(scores).double().quantile(quantile))
+        return self.threshold
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically, without the network's weights.
 
         Raises:
-            ValueError: before `fit`.
+            NotFitted: before `fit`.
         """
         self._check_fitted()
         model = self.extractor.model
-        tensors = {name: getattr(self, name) for name in _FITTED}
         about = {
             "backbone": getattr(model, "backbone_name", None),
             "layers": self.extractor.layers,
             "weights": _digest_weights(model),
             "settings": {name: getattr(self, name) for name in _SETTINGS},
-            "grid": self.grid,
-            "size": self.size,
-            "count": self.count,
+            **{name: getattr(self, name) for name in _NUMBERS},
         }
+        tensors = {name: getattr(self, name) for name in _FITTED}
         write_tensors(path, tensors, about, PADIM_FORMAT)
 
     @classmethod
@@ -237,57 +262,82 @@ class PaDiM:
                 with its default weights.
 
         Raises:
-            ValueError: naming the file, if it is another kind of file, corrupt, of a
-                newer format, or fitted with another network, other weights or other
-                layers; or if its network has no name and no extractor is passed.
+            UnusableFile: naming the file, if it is missing, another kind of file,
+                corrupt, of a newer format, or fitted with another network, other
+                weights or other layers; or if its network has no name and no extractor
+                is passed.
         """
         about, tensors = read_tensors(
             path, PADIM_FORMAT, "saved PaDiM", "fit and save again"
         )
         if not _is_consistent(about, tensors):
-            raise ValueError(
+            raise UnusableFile(
                 f"{path} is inconsistent: its tensors or settings are missing"
                 " or of wrong shapes; fit and save again"
             )
         if extractor is None:
-            if not isinstance(about["backbone"], str):
-                raise ValueError(
-                    f"{path} was fitted with a network of your own;"
-                    " pass extractor=FeatureExtractor(…)"
-                )
-            try:
-                extractor = FeatureExtractor(
-                    backbones.load(about["backbone"]).model, about["layers"]
-                )
-            except ValueError as error:
-                raise ValueError(
-                    f"{path} needs its backbone, or extractor=…: {error}"
-                ) from error
-        _check_extractor(extractor)
-        if list(extractor.layers) != about["layers"]:
-            raise ValueError(
-                f"{path} was fitted on layers {about['layers']};"
-                f" the extractor has {extractor.layers}"
-            )
-        if _digest_weights(extractor.model) != about["weights"]:
-            name = about["backbone"] or "a network of your own"
-            raise ValueError(
-                f"{path} was fitted with {name}, with other weights than these;"
-                " pass the extractor it was fitted with"
-            )
+            extractor = _load_extractor(path, about)
         try:
-            settings = {name: about["settings"][name] for name in _SETTINGS}
-            model = cls(extractor, **settings)
+            detector = cls(extractor, **about["settings"])
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} has settings that can't be used ({error}); fit and save again"
+            raise UnusableFile(
+                f"{path} can't be used with these settings or this extractor ({error});"
+                " pass another extractor, or fit and save again"
             ) from error
-        model.mean, model.whitening, model.channels = (
-            tensors[name] for name in _FITTED
-        )
-        model.grid, model.size = tuple(about["grid"]), tuple(about["size"])
-        model.count = about["count"]
-        return model.to(model._device())
+        _check_same_network(path, about, extractor)
+        fitted = tuple(tensors[name].to(detector.device) for name in _FITTED)
+        detector._set_fitted(fitted, *(about.get(name) for name in _NUMBERS))
+        return detector
+
+    def extra_repr(self) -> str:
+        """Describe the settings and what the detector was fitted on."""
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in _SETTINGS)
+        fit = "fitted on {} images of {}×{} pixels".format(self.count, *self.size)
+        return f"{settings}\n{fit if self.count else 'not fitted'}"
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return grid, size, count and threshold, for `state_dict`."""
+        return {name: getattr(self, name) for name in _NUMBERS}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_extra_state` returned, after the buffers."""
+        if state["count"]:
+            self._set_fitted((self.mean, self.whitening, self.channels), **state)
+
+    def _estimate(
+        self, batches: Iterable[Tensor]
+    ) -> tuple[PatchGaussian, Tensor, tuple[int, int], tuple[int, int]]:
+        """Return the Gaussian of all batches, the channels, the grid and the size."""
+        if isinstance(batches, Tensor):
+            raise ValueError(
+                f"one tensor of shape {tuple(batches.shape)};"
+                " expected an iterable of batches. Pass images.split(32)"
+            )
+        gaussian = size = None
+        for images in batches:
+            size = _check_size(images, size)
+            maps = self._maps(images)
+            channels = self._draw_channels(sum(part.shape[1] for part in maps))
+            x = _embed(maps, channels)
+            gaussian = gaussian or PatchGaussian(*x.shape[1:], x.dtype)
+            gaussian.update(x)
+        if gaussian is None:
+            raise ValueError(_NO_BATCH)
+        return gaussian, channels, tuple(maps[0].shape[2:]), size
+
+    def _set_fitted(
+        self,
+        tensors: tuple[Tensor, Tensor, Tensor],
+        grid: Sequence[int],
+        size: Sequence[int],
+        count: int,
+        threshold: float | None = None,
+    ) -> None:
+        self.mean, self.whitening, channels = tensors
+        self._channel_list = channels.tolist()
+        self.channels = channels.to(self.mean.device)
+        self.grid, self.size = tuple(grid), tuple(size)
+        self.count, self.threshold = count, threshold
 
     def _distances(self, images: Tensor) -> Float[Tensor, "n h w"]:
         self._check_fitted()
@@ -297,12 +347,7 @@ class PaDiM:
                 f"images on {images.device}; the Gaussians are on {self.mean.device}."
                 " Call .to(device)"
             )
-        x = _embed(self._maps(images), self.channels)
-        if x.shape[1:] != self.mean.shape:
-            raise ValueError(
-                f"embeddings of shape {tuple(x.shape[1:])};"
-                f" expected {tuple(self.mean.shape)} as fitted"
-            )
+        x = _embed(self._maps(images), self._channel_list)
         return whitened_norm(x.to(self.mean.dtype), self.mean, self.whitening).view(
             -1, *self.grid
         )
@@ -316,33 +361,27 @@ class PaDiM:
         # follow.
         return [part.to(at_least_float32(part.dtype)) for part in maps]
 
-    def _draw(self, total: int) -> Tensor:
+    def _draw_channels(self, total: int) -> Tensor:
         """Draw the channels, in ascending order; raise if there are too few."""
-        if self.dimensions is None:
-            return torch.arange(total)
-        if self.dimensions > total:
+        dimensions = self.dimensions or total
+        if dimensions > total:
             raise ValueError(
-                f"dimensions={self.dimensions} of {total} channels"
+                f"dimensions={dimensions} of {total} channels"
                 f" of layers {', '.join(self.extractor.layers)};"
-                " expected no more, or None for all"
+                f" expected at most {total}"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(total, generator=generator)
-        return order[: self.dimensions].sort().values
-
-    def _device(self) -> torch.device:
-        parameters = self.extractor.model.parameters()
-        return next((p.device for p in parameters), torch.device("cpu"))
+        return torch.randperm(total, generator=generator)[:dimensions].sort().values
 
     def _check_fitted(self) -> None:
         if not self.count:
-            raise ValueError(
+            raise NotFitted(
                 "this PaDiM is not fitted; call fit(batches) with normal images,"
                 " or PaDiM.load(path)"
             )
 
 
-def _embed(maps: list[Tensor], channels: Tensor) -> Float[Tensor, "n p d"]:
+def _embed(maps: list[Tensor], channels: Tensor | list[int]) -> Float[Tensor, "n p d"]:
     return concatenate_embeddings(maps, channels).flatten(2).transpose(1, 2)
 
 
@@ -350,17 +389,29 @@ def _embed(maps: list[Tensor], channels: Tensor) -> Float[Tensor, "n p d"]:
 
 _NO_BATCH = "no batch received; a generator yields its batches only once"
 _FITTED = ("mean", "whitening", "channels")
+_NUMBERS = ("grid", "size", "count", "threshold")
 _SETTINGS = ("dimensions", "seed", "epsilon", "mode", "sigma")
 
 
+def _allocate_buffers(
+    detector: PaDiM, state: Mapping[str, Any], prefix: str, *unused: Any
+) -> None:
+    """Give the buffers the shapes of the state that `load_state_dict` is loading."""
+    for name in _FITTED:
+        value = state.get(prefix + name)
+        if value is not None:
+            setattr(detector, name, torch.empty_like(value, device=detector.device))
+
+
 def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
-    """Whether `save` may have written a file (the checksum detects no forgery)."""
+    """Return whether `save` may have written a file, whose checksum may be forged."""
     try:
         (h, w), (height, width) = about["grid"], about["size"]
         sizes = [h, w, height, width, about["count"]]
         mean, whitening, channels = (tensors[name] for name in _FITTED)
         p, d = mean.shape
         layers_and_settings = [*about["layers"], *about["settings"]]
+        threshold = about.get("threshold", 0.0)  # older files have none
     except (KeyError, TypeError, ValueError):
         return False
     return (
@@ -370,6 +421,7 @@ def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
         and set(_SETTINGS) <= set(about["settings"])
         and all(type(number) is int and number > 0 for number in sizes)
         and p == h * w
+        and (threshold is None or type(threshold) is float)
         and whitening.shape == (p, d, d)
         and mean.dtype == whitening.dtype
         and mean.dtype in (torch.float32, torch.float64)
@@ -377,26 +429,45 @@ def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
     )
 
 
-def _check_extractor(extractor: Any) -> None:
-    if not isinstance(extractor, FeatureExtractor):
-        raise ValueError(
-            f"an extractor of type {type(extractor).__name__}; expected"
-            " a FeatureExtractor. From a backbone: FeatureExtractor(*load(name)[:2])"
+def _load_extractor(path: str | Path, about: dict[str, Any]) -> FeatureExtractor:
+    """Load the backbone that a file names."""
+    if not isinstance(about["backbone"], str):
+        raise UnusableFile(
+            f"{path} was fitted with a network of your own;"
+            " pass extractor=FeatureExtractor(…)"
+        )
+    try:
+        return FeatureExtractor(
+            backbones.load(about["backbone"]).model, about["layers"]
+        )
+    except ValueError as error:
+        raise UnusableFile(
+            f"{path} needs its backbone, or extractor=…: {error}"
+        ) from error
+
+
+def _check_same_network(
+    path: str | Path, about: dict[str, Any], extractor: FeatureExtractor
+) -> None:
+    if list(extractor.layers) != about["layers"]:
+        raise UnusableFile(
+            f"{path} was fitted on layers {about['layers']};"
+            f" the extractor has {extractor.layers}"
+        )
+    if _digest_weights(extractor.model) != about["weights"]:
+        raise UnusableFile(
+            f"{path} was fitted with {about['backbone'] or 'a network of your own'},"
+            " with other weights than these; pass the extractor it was fitted with"
         )
 
 
-def _check_size(images: Any, size: tuple[int, int] | None) -> tuple[int, int]:
+def _check_size(images: Tensor, expected: tuple[int, int] | None) -> tuple[int, int]:
     """Return the images' height and width; raise unless they have the expected size."""
-    if isinstance(images, (tuple, list)):
-        raise ValueError(
-            f"a batch of type {type(images).__name__};"
-            " expected a tensor of images alone, without labels"
-        )
     received = tuple(check_images(images).shape[2:])
-    if size is not None and received != size:
+    if expected is not None and received != expected:
         raise ValueError(
             f"images of {received[0]}×{received[1]} pixels;"
-            f" expected {size[0]}×{size[1]}, as fitted"
+            f" expected {expected[0]}×{expected[1]}, as fitted"
         )
     return received
 

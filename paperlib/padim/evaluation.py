@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from paperlib.backbones import Backbone, FeatureExtractor, Transform
-from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, MVTecAD, batches
+from paperlib.backbones import Backbone, Transform
+from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, Batch, MVTecAD, batches
+from paperlib.datasets.folders import CROP
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
 from paperlib.storage import atomic_path
 from paperlib.tables import align_columns
+from paperlib.validation import UnusableFile
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
 GROUPS = {
@@ -44,6 +46,23 @@ class Settings(NamedTuple):
     dimensions: int | None
     seed: int
     variant: str
+
+    def picture_name(self, category: str) -> str:
+        """Return the name of a category's figure."""
+        dimensions = "all" if self.dimensions is None else self.dimensions
+        parts = (category, self.backbone, dimensions, self.variant, f"seed{self.seed}")
+        return "-".join(map(str, parts)) + ".png"
+
+    def __str__(self) -> str:
+        """Describe the settings in one line, without the folder of the data."""
+        dimensions = (
+            "all channels"
+            if self.dimensions is None
+            else f"{self.dimensions} dimensions"
+        )
+        variant = "Rd-MVTec AD" if self.variant == "random" else "centred crops"
+        weights = "" if self.weights == "default" else f", weights {self.weights}"
+        return f"{self.backbone}, {dimensions}, seed {self.seed}{weights}, {variant}"
 
 
 class Result(NamedTuple):
@@ -118,44 +137,31 @@ def evaluate(
     Source: PaDiM, arXiv:2011.08785, Sec. IV. Departures: none.
     Test: test_evaluation.py::test_one_category_equals_the_steps_written_out
     """
-    data = (settings.data, category)
     train, test = (
-        MVTecAD(*data, split, settings.variant, seed=settings.seed)
+        MVTecAD(settings.data, category, split, settings.variant, seed=settings.seed)
         for split in ("train", "test")
     )
-    model = PaDiM(
-        FeatureExtractor(*backbone[:2]),
-        settings.dimensions,
-        settings.seed,
-        mode="bicubic",
+    detector = PaDiM(
+        backbone.extractor(), settings.dimensions, settings.seed, mode="bicubic"
     )
-    size = train[0].image.shape[-1]
-    transform = Transform(size, backbone.transform.mean, backbone.transform.std)
-    device = next(
-        (parameter.device for parameter in backbone.model.parameters()),
-        torch.device("cpu"),
-    )
+    transform = Transform(CROP, backbone.transform.mean, backbone.transform.std)
 
-    def transformed(
-        dataset: MVTecAD, word: str
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def prepared(dataset: MVTecAD, word: str) -> Iterator[tuple[Tensor, Batch]]:
         label = f"{category}: {word}"
         with tqdm(None, label, len(dataset), disable=not progress) as bar:
             for batch in batches(dataset, batch_size, threads):
-                yield transform(batch.images.to(device)), batch.labels, batch.masks
+                yield transform(batch.images.to(detector.device)), batch
                 bar.update(len(batch.labels))
 
     started = time.perf_counter()
-    model.fit(images for images, _, _ in transformed(train, "fit"))
+    detector.fit(images for images, _ in prepared(train, "fit"))
     fitted = time.perf_counter()
-    parts_scored = [
-        (model.anomaly_map(images).cpu(), *truth)
-        for images, *truth in transformed(test, "score")
+    parts = [
+        (detector.anomaly_map(images).cpu(), batch.labels, batch.masks)
+        for images, batch in prepared(test, "score")
     ]
-    scored = time.perf_counter()
-    maps, labels, masks = (
-        torch.cat(parts) for parts in zip(*parts_scored, strict=True)
-    )
+    seconds = (fitted - started, time.perf_counter() - fitted)
+    maps, labels, masks = map(torch.cat, zip(*parts, strict=True))
     scores = maps.amax((1, 2))
     result = Result(
         settings,
@@ -166,8 +172,7 @@ def evaluate(
         pixel_auroc(masks, maps),
         aupro(masks, maps),
         *best_threshold(labels, scores),
-        fitted - started,
-        scored - fitted,
+        *seconds,
     )
     return Scored(result, test, labels, scores, maps)
 
@@ -262,11 +267,8 @@ def run(
     Raises:
         ValueError: if the layout of any category is wrong, before the first is run; as
             `evaluate`; and for a results.csv that this function did not write.
+        FileExistsError: if `out` is a file.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(
-            f"{out} is a file; expected a folder for results, or a new name"
-        )
     out.mkdir(parents=True, exist_ok=True)
     table = out / "results.csv"
     done = {
@@ -288,10 +290,7 @@ def run(
             progress=progress,
         )
         if pictures:
-            dimensions = "all" if settings.dimensions is None else settings.dimensions
-            parts = (category, settings.backbone, dimensions, settings.variant)
-            name = "-".join(map(str, parts)) + f"-seed{settings.seed}.png"
-            save_pictures(scored, out / name)
+            save_pictures(scored, out / settings.picture_name(category))
         done[category] = scored.result
         write_results(table, [*read_results(table), scored.result])
     return [done[category] for category in categories]
@@ -301,7 +300,7 @@ def read_results(path: Path) -> list[Result]:
     """Read what `write_results` wrote; return [] if there is no file.
 
     Raises:
-        ValueError: naming the file, if it is another kind of file.
+        UnusableFile: naming the file, if it is another kind of file.
     """
     if not path.exists():
         return []
@@ -312,7 +311,7 @@ def read_results(path: Path) -> list[Result]:
                 raise ValueError(f"its columns are {rows.fieldnames}")
             return [_parse_result(row) for row in rows]
     except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
-        raise ValueError(
+        raise UnusableFile(
             f"{path} is not a table of results ({error});"
             " move it away, or pass another folder"
         ) from error
@@ -332,9 +331,10 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     ):
         rows = csv.writer(file)
         rows.writerow(_COLUMNS)
-        for settings, *scores in results:
-            dimensions = settings.dimensions or "all"
-            rows.writerow([*settings._replace(dimensions=dimensions), *scores])
+        rows.writerows(
+            [*settings._replace(dimensions=settings.dimensions or "all"), *scores]
+            for settings, *scores in results
+        )
 
 
 def report(results: Sequence[Result]) -> str:
@@ -355,21 +355,14 @@ def report(results: Sequence[Result]) -> str:
     if not results:
         raise ValueError("no result to report; expected at least one")
     settings = results[0].settings
-    dimensions = (
-        "all channels"
-        if settings.dimensions is None
-        else f"{settings.dimensions} dimensions"
-    )
-    variant = "Rd-MVTec AD" if settings.variant == "random" else "centred crops"
-    weights = "" if settings.weights == "default" else f", weights {settings.weights}"
     is_centered = settings.variant == "centered"
     tables = ("table_V", "table_III") if is_centered else ("table_VI",)
-    quoted = [(table, model) for table in tables for model in PAPER[table]]
-    headings = (
-        f"{model.removeprefix('PaDiM-')} ({table.removeprefix('table_')})"
-        for table, model in quoted
-    )
-    rows = [("category", "test", "AUROC", "pixel", "PRO", *headings)]
+    quoted = {
+        f"{model.removeprefix('PaDiM-')} ({table.removeprefix('table_')})": numbers
+        for table in tables
+        for model, numbers in PAPER[table].items()
+    }
+    rows = [("category", "test", "AUROC", "pixel", "PRO", *quoted)]
 
     def add_row(title: str, parts: Sequence[Result], name: str) -> None:
         """Add the means of some results, and the paper's numbers under a name."""
@@ -377,10 +370,9 @@ def report(results: Sequence[Result]) -> str:
             100 * statistics.fmean(getattr(part, field) for part in parts)
             for field in ("image_auroc", "pixel_auroc", "aupro")
         )
-        cells = [title, str(sum(part.test for part in parts))]
-        cells += [f"{mean:.1f}" for mean in means]
-        cells += [_format_quoted(PAPER[t][model].get(name)) for t, model in quoted]
-        rows.append(cells)
+        papers = (_format_quoted(numbers.get(name)) for numbers in quoted.values())
+        n_test = sum(part.test for part in parts)
+        rows.append((title, str(n_test), *(f"{m:.1f}" for m in means), *papers))
 
     for result in results:
         add_row(result.category, [result], result.category)
@@ -389,9 +381,6 @@ def report(results: Sequence[Result]) -> str:
         if parts:
             title = f"{group} ({len(parts)} of {len(members)})"
             add_row(title, parts, group if len(parts) == len(members) else "")
-    heading = (
-        f"{settings.backbone}, {dimensions}, seed {settings.seed}{weights}, {variant}"
-    )
     legend = (
         "Table V (image AUROC) and Table III (pixel AUROC / PRO)"
         if is_centered
@@ -399,7 +388,7 @@ def report(results: Sequence[Result]) -> str:
     )
     return "\n".join(
         [
-            f"{heading}; in %",
+            f"{settings}; in %",
             align_columns(rows, "<" + ">" * (len(rows[0]) - 1)),
             f"right: the paper's {legend}",
             f"from {PAPER['source'].split(', Tables')[0]}",
@@ -407,6 +396,7 @@ def report(results: Sequence[Result]) -> str:
     )
 
 
-def _format_quoted(value: float | list[float] | None) -> str:
-    values = [] if value is None else value if isinstance(value, list) else [value]
-    return " / ".join(f"{number:.1f}" for number in values)
+def _format_quoted(values: float | list[float] | None) -> str:
+    if values is None:
+        return ""
+    return " / ".join(map(str, values)) if isinstance(values, list) else str(values)

@@ -14,9 +14,9 @@ import torch.distributed as distributed
 from jaxtyping import Float
 from torch import Tensor
 
-from paperlib.distributed import fail_together
+from paperlib.distributed import check_same, fail_together
 from paperlib.precision import at_least_float32, full_precision
-from paperlib.validation import check_finite
+from paperlib.validation import NotFitted, check_at_least_one, check_finite
 
 COVARIANCE_EPSILON = 0.01  # PaDiM, Sec. IV-B: added to the variances
 # Positions are processed in chunks, so that data read twice are still in the
@@ -49,6 +49,15 @@ class PatchGaussian:
     Raises:
         ValueError: for sizes below 1, or a dtype other than float32 and float64.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.padim import PatchGaussian
+        >>> gaussian = PatchGaussian(positions=4, dimensions=3)
+        >>> for x in torch.rand(10, 4, 3).split(5):  # batches of embeddings
+        ...     gaussian = gaussian.update(x)
+        >>> gaussian.mean().shape, gaussian.covariance().shape
+        (torch.Size([4, 3]), torch.Size([4, 3, 3]))
+
     Source: PaDiM, arXiv:2011.08785, Sec. III-B, Eq. 1; the update is Chan, Golub &
         LeVeque's, COMPSTAT 1982.
     Departures: none.
@@ -62,74 +71,36 @@ class PatchGaussian:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ):
-        if positions < 1 or dimensions < 1:
-            raise ValueError(
-                f"positions={positions}, dimensions={dimensions};"
-                " expected at least 1 of each"
-            )
+        check_at_least_one(positions=positions, dimensions=dimensions)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype}; expected torch.float32 or torch.float64")
         self.positions, self.dimensions, self.dtype = positions, dimensions, dtype
         self.device = device
         self.count = 0  # images
-        self.result_dtype: torch.dtype | None = None  # dtype of the results
+        # Dtype of the results. Any dtype of embeddings takes the place of bool.
+        self.result_dtype = torch.bool
         self._consumed = False  # True once `whiten` has overwritten the sums
 
-    def update(self, x: Float[Tensor, "*n_p_d"]) -> "PatchGaussian":
+    def update(self, x: Float[Tensor, "n p d"]) -> "PatchGaussian":
         """Add a batch of embeddings (N, P, D), N ≥ 1.
 
         Raises:
             ValueError: for another shape or device, an empty batch, or NaN; nothing is
                 changed then.
         """
-        self._check_not_consumed()
-        if (
-            x.ndim != 3
-            or x.shape[1:] != (self.positions, self.dimensions)
-            or not len(x)
-        ):
+        if x.shape[1:] != (self.positions, self.dimensions) or not len(x):
             raise ValueError(
                 f"x of shape {tuple(x.shape)};"
                 f" expected (N, {self.positions}, {self.dimensions}), N ≥ 1"
             )
         check_finite(x, "x")
-        self._allocate(x.device)
-        if x.device != self._mean.device:
-            raise ValueError(
-                f"x on {x.device}; the sums are on {self._mean.device}."
-                " Move one of them"
-            )
-        n, total = len(x), self.count + len(x)
+        self._allocate(x.device, "x")
+        total = self.count + len(x)
         x = x.detach().transpose(0, 1)
-        for rows in _chunks(self.positions, (n + 1) * self.dimensions):
-            part = x[rows].to(
-                torch.promote_types(at_least_float32(x.dtype), self.dtype)
-            )
-            mean_before = self._mean[rows]
-            centred = torch.empty(
-                len(part), n + 1, self.dimensions, dtype=self.dtype, device=x.device
-            )
-            mean = part.mean(1)
-            torch.sub(part, mean[:, None], out=centred[:, :n])
-            mean = mean.double()
-            if part.dtype == torch.float32:
-                # A float32 mean has a rounding error. Its remainder is small, so
-                # float32 represents it well: four times faster than converting all of
-                # x.
-                remainder = centred[:, :n].mean(1)
-                centred[:, :n] -= remainder[:, None]
-                mean += remainder
-            torch.mul(
-                mean - mean_before, math.sqrt(self.count * n / total), out=centred[:, n]
-            )
-            self._add_products(rows, centred)
-            mean_before.lerp_(mean, n / total)
+        for rows in _chunks(self.positions, (x.shape[1] + 1) * self.dimensions):
+            self._add_batch(rows, x[rows], total)
         self.count = total
-        self.result_dtype = (
-            x.dtype
-            if self.result_dtype is None
-            else torch.promote_types(self.result_dtype, x.dtype)
-        )
+        self.result_dtype = torch.promote_types(self.result_dtype, x.dtype)
         return self
 
     def merge(self, other: "PatchGaussian") -> "PatchGaussian":
@@ -138,7 +109,6 @@ class PatchGaussian:
         Raises:
             ValueError: if its sizes, dtype or device differ.
         """
-        self._check_not_consumed()
         other._check_not_consumed()
         types = [(g.positions, g.dimensions, g.dtype) for g in (self, other)]
         if types[0] != types[1]:
@@ -148,12 +118,7 @@ class PatchGaussian:
             )
         if not other.count:
             return self
-        self._allocate(other._mean.device)
-        if other._mean.device != self._mean.device:
-            raise ValueError(
-                f"a PatchGaussian on {other._mean.device};"
-                f" this one is on {self._mean.device}. Move one"
-            )
+        self._allocate(other._mean.device, "a PatchGaussian")
         total = self.count + other.count
         mean_difference = (other._mean - self._mean) * math.sqrt(
             self.count * other.count / total
@@ -163,11 +128,7 @@ class PatchGaussian:
             self._add_products(rows, mean_difference[rows, None].to(self.dtype))
         self._mean.lerp_(other._mean, other.count / total)
         self.count = total
-        self.result_dtype = (
-            other.result_dtype
-            if self.result_dtype is None
-            else torch.promote_types(self.result_dtype, other.result_dtype)
-        )
+        self.result_dtype = torch.promote_types(self.result_dtype, other.result_dtype)
         return self
 
     def all_reduce(self, group: Any = None) -> "PatchGaussian":
@@ -181,31 +142,24 @@ class PatchGaussian:
             ValueError: if no process group is initialised, or sizes or dtypes differ
                 between processes.
         """
-        if not (distributed.is_available() and distributed.is_initialized()):
-            raise ValueError(
-                "no process group; call torch.distributed.init_process_group first,"
-                " in every process"
-            )
-        self._allocate(torch.device("cpu"))
-        with fail_together(self._mean.device, group):
-            self._check_not_consumed()
+        device = self._mean.device if self.count else self.device or "cpu"
+        with fail_together(torch.device(device), group):
+            self._allocate()
         sizes = [self.positions, self.dimensions, _DTYPES.index(self.dtype)]
-        index = -1 if self.result_dtype is None else _DTYPES.index(self.result_dtype)
-        maxima = torch.tensor(
-            [*sizes, *(-k for k in sizes), index], device=self._mean.device
+        check_same(
+            sizes,
+            self._mean.device,
+            f"positions {self.positions}, dimensions {self.dimensions}, {self.dtype}:"
+            " another process has other values; expected the same in all",
+            group,
         )
-        distributed.all_reduce(maxima, distributed.ReduceOp.MAX, group)
-        *maxima, unused = maxima.tolist()
-        # The largest and the smallest differ in every process.
-        if maxima[:3] != sizes or [-k for k in maxima[3:]] != sizes:
-            raise ValueError(
-                f"positions {self.positions}, dimensions {self.dimensions},"
-                f" {self.dtype}: another process has other values;"
-                " expected the same in all"
-            )
-        total = torch.tensor(self.count, device=self._mean.device)
-        distributed.all_reduce(total, group=group)
-        total = int(total)
+        index, count = (
+            torch.tensor(number, device=self._mean.device)
+            for number in (_DTYPES.index(self.result_dtype), self.count)
+        )
+        distributed.all_reduce(index, distributed.ReduceOp.MAX, group)
+        distributed.all_reduce(count, group=group)
+        total = int(count)
         if total:
             mean = self._mean * (self.count / total)
             distributed.all_reduce(mean, group=group)
@@ -223,9 +177,7 @@ class PatchGaussian:
         Raises:
             ValueError: before the first image.
         """
-        self._check_not_consumed()
-        if not self.count:
-            raise ValueError("no image yet; call update first")
+        self._check_enough(least=1)
         return self._mean.to(self.result_dtype)
 
     def covariance(self, epsilon: float = COVARIANCE_EPSILON) -> Float[Tensor, "p d d"]:
@@ -234,7 +186,9 @@ class PatchGaussian:
         Raises:
             ValueError: for fewer than 2 images, or a negative epsilon.
         """
-        self._check_enough(epsilon)
+        self._check_enough(least=2)
+        if not 0 <= epsilon < math.inf:
+            raise ValueError(f"epsilon={epsilon}; expected a variance to add, ≥ 0")
         lower = (self._products / (self.count - 1)).tril_()
         full = lower + lower.tril(-1).mT
         full.diagonal(dim1=1, dim2=2).add_(epsilon)
@@ -247,43 +201,71 @@ class PatchGaussian:
                 " fit a new one, or call its methods before whiten"
             )
 
-    def _check_enough(self, epsilon: float) -> None:
+    def _check_enough(self, least: int) -> None:
         self._check_not_consumed()
-        if self.count < 2:
-            raise ValueError(
-                f"{self.count} image{'s' * (self.count != 1)}; a sample covariance"
-                " divides by N - 1 and needs at least 2. Add more images"
-            )
-        if not 0 <= epsilon < math.inf:
-            raise ValueError(
-                f"epsilon={epsilon}; expected a variance to add, at least 0"
+        if self.count < least:
+            raise NotFitted(
+                f"{self.count} image{'s' * (self.count != 1)}; a mean needs at least 1,"
+                " and a sample covariance, which divides by N - 1, at least 2."
+                " Add more images"
             )
 
-    def _allocate(self, device: torch.device) -> None:
+    def _allocate(self, device: torch.device | None = None, what: str = "") -> None:
+        """Allocate the sums once; raise if `what` is on another device than they."""
+        self._check_not_consumed()
         if not hasattr(self, "_mean"):
-            p, d, device = self.positions, self.dimensions, self.device or device
-            with torch.inference_mode(False):
-                self._mean = torch.zeros(p, d, dtype=torch.float64, device=device)
+            p, d = self.positions, self.dimensions
+            with (
+                torch.inference_mode(False),
+                torch.device(self.device or device or "cpu"),
+            ):
+                self._mean = torch.zeros(p, d, dtype=torch.float64)
                 # valid up to the diagonal only
-                self._products = torch.zeros(p, d, d, dtype=self.dtype, device=device)
+                self._products = torch.zeros(p, d, d, dtype=self.dtype)
+        if device not in (None, self._mean.device):
+            raise ValueError(
+                f"{what} on {device}; the sums are on {self._mean.device}."
+                " Move one of them"
+            )
+
+    def _add_batch(self, rows: slice, x: Float[Tensor, "p n d"], total: int) -> None:
+        """Add a batch at some positions, after which there are `total` images."""
+        n, mean_before = x.shape[1], self._mean[rows]
+        x = x.to(torch.promote_types(at_least_float32(x.dtype), self.dtype))
+        centred = x.new_empty(len(x), n + 1, self.dimensions, dtype=self.dtype)
+        mean = x.mean(1)
+        torch.sub(x, mean[:, None], out=centred[:, :n])
+        mean = mean.double()
+        if x.dtype == torch.float32:
+            # A float32 mean has a rounding error. Its remainder is small, so float32
+            # represents it well: four times faster than converting all of x.
+            remainder = centred[:, :n].mean(1)
+            centred[:, :n] -= remainder[:, None]
+            mean += remainder
+        torch.mul(
+            mean - mean_before, math.sqrt(self.count * n / total), out=centred[:, n]
+        )
+        self._add_products(rows, centred)
+        mean_before.lerp_(mean, n / total)
 
     def _add_products(self, rows: slice, vectors: Float[Tensor, "p n d"]) -> None:
         """Add the sums of outer products of vectors (P', N, D), in bands."""
         products = self._products[rows]
         with full_precision():
-            for start, stop in _bands(self.dimensions):
+            for start in range(0, self.dimensions, BAND):
+                stop = start + BAND
                 products[:, start:stop, :stop].baddbmm_(
                     vectors[..., start:stop].mT, vectors[..., :stop]
                 )
 
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_DTYPES = (torch.bool, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def mahalanobis_distance(
-    x: Float[Tensor, "*n_p_d"],
-    mean: Float[Tensor, "*p_d"],
-    cholesky: Float[Tensor, "*p_d_d"],
+    x: Float[Tensor, "n p d"],
+    mean: Float[Tensor, "p d"],
+    cholesky: Float[Tensor, "p d d"],
 ) -> Float[Tensor, "n p"]:
     r"""Compute the Mahalanobis distance of embeddings from their position's Gaussian.
 
@@ -305,6 +287,15 @@ def mahalanobis_distance(
         ValueError: if shapes do not match, dtypes differ or are half precision, or x
             contains NaN.
 
+    Example:
+        >>> import torch
+        >>> from paperlib.padim import mahalanobis_distance
+        >>> x = torch.tensor([[[6.0, 0.0]]])  # one image, one position
+        >>> covariance = torch.tensor([[[4.0, 0.0], [0.0, 1.0]]])
+        >>> cholesky = torch.linalg.cholesky(covariance)
+        >>> mahalanobis_distance(x, torch.zeros(1, 2), cholesky)
+        tensor([[3.]])
+
     Source: PaDiM, arXiv:2011.08785, Sec. III-C, Eq. 2. Departures: none.
     Test: test_gaussian.py::test_distance_equals_scipys
     """
@@ -314,21 +305,15 @@ def mahalanobis_distance(
             f"x {tuple(x.shape)}, mean {tuple(mean.shape)}, cholesky"
             f" {tuple(cholesky.shape)}; expected (N, P, D), (P, D) and (P, D, D)"
         )
-    if len({x.dtype, mean.dtype, cholesky.dtype}) > 1 or x.dtype not in (
-        torch.float32,
-        torch.float64,
-    ):
+    if {x.dtype, mean.dtype, cholesky.dtype} not in ({torch.float32}, {torch.float64}):
         raise ValueError(
             f"x {x.dtype}, mean {mean.dtype}, cholesky {cholesky.dtype};"
             " expected the same dtype, float32 or float64"
         )
     check_finite(x, "x")
-    distances = []
-    for rows in _chunks(p, n * d):
-        centred = (x[:, rows] - mean[rows]).permute(1, 2, 0)
-        whitened = torch.linalg.solve_triangular(cholesky[rows], centred, upper=False)
-        distances.append(torch.linalg.vector_norm(whitened, dim=1))
-    return torch.cat(distances).T
+    centred = (x - mean).permute(1, 2, 0)
+    whitened = torch.linalg.solve_triangular(cholesky, centred, upper=False)
+    return torch.linalg.vector_norm(whitened, dim=1).T
 
 
 def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
@@ -387,10 +372,10 @@ def whitened_norm(
         for rows in _chunks(p, n * d):
             centred, factor = x[rows] - mean[rows, None], whitening[rows]
             squares = [
-                torch.bmm(centred[..., :stop], factor[:, start:stop, :stop].mT)
+                torch.bmm(centred[..., :stop], factor[:, stop - BAND : stop, :stop].mT)
                 .square()
                 .sum(2)
-                for start, stop in _bands(d)
+                for stop in range(BAND, d + BAND, BAND)
             ]
             distances[rows] = sum(squares).sqrt()
     return distances.T
@@ -411,10 +396,10 @@ def whiten(gaussian: PatchGaussian, epsilon: float) -> Float[Tensor, "p d d"]:
         lower triangular matrices (P, D, D), in the dtype of the embeddings.
 
     Raises:
-        ValueError: for fewer than 2 images, a negative epsilon, a Gaussian that is
-            consumed, or variances so large that epsilon is lost in rounding.
+        ValueError: for fewer than 2 images, a Gaussian that is consumed, or variances
+            so large that epsilon is lost in rounding.
     """
-    gaussian._check_enough(epsilon)
+    gaussian._check_enough(least=2)
     gaussian._consumed = True
     products, dtype = gaussian._products, gaussian.result_dtype
     for rows in _chunks(gaussian.positions, gaussian.dimensions**2):
@@ -466,9 +451,3 @@ def _chunks(positions: int, elements: int) -> Iterator[slice]:
         slice(start, min(start + step, positions))
         for start in range(0, positions, step)
     )
-
-
-def _bands(dimensions: int) -> list[tuple[int, int]]:
-    return [
-        (start, min(start + BAND, dimensions)) for start in range(0, dimensions, BAND)
-    ]

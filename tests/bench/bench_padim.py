@@ -43,7 +43,7 @@ class HandedOut(FeatureExtractor):
         )
         self.maps = maps
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         start = int(images[0, 0, 0, 0])
         return [part[start : start + len(images)] for part in self.maps]
 

@@ -8,6 +8,7 @@ import pytest
 from refusals import refuses
 
 from paperlib.datasets import unpack
+from paperlib.validation import UnusableFile
 
 FILES = {
     "bottle/train/good/000.png": b"good" * 500,
@@ -53,10 +54,8 @@ def test_every_kind_is_unpacked_whole(tmp_path, ending):
         zipped(path, FILES.items())
     else:
         tar(path, FILES.items(), "w:" + ending.removeprefix("tar").removeprefix("."))
-    done = unpack(path, tmp_path / "data")
+    assert unpack(path, tmp_path / "data") == tmp_path / "data"
     assert contents(tmp_path / "data") == FILES
-    assert done == (tmp_path / "data", 3, 2002)
-    assert str(done) == f"3 files of 0.0 MB unpacked to {tmp_path / 'data'}"
     # No temporary folder.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", f"data.{ending}"]
 
@@ -132,7 +131,7 @@ def test_links_and_devices_are_refused(tmp_path, kind):
         tmp_path / "a.tar",
         [("fine", b"fine"), ("special", special), ("special/passwd", b"evil")],
     )
-    with refuses("contains the (link|device) 'special'"):
+    with refuses("contains 'special', a link or a device"):
         unpack(path, tmp_path / "data")
     assert [p.name for p in tmp_path.iterdir()] == ["a.tar"]
 
@@ -142,20 +141,21 @@ def test_links_in_a_zip_are_refused(tmp_path):
         info = zipfile.ZipInfo("special")
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(info, "/etc")
-    with refuses("contains the link 'special'"):
+    with refuses("contains 'special', a link or a device"):
         unpack(tmp_path / "a.zip", tmp_path / "data")
 
 
 def test_a_bomb_is_stopped_while_it_unpacks(tmp_path):
     bomb = zipped(tmp_path / "a.zip", [("zeros", bytes(5_000_000))])
     assert bomb.stat().st_size < 10_000
-    with refuses("more than 4,000,000 bytes; raise max_bytes"):
+    with refuses("more than 4,000,000 bytes, .*; raise max_bytes"):
         unpack(bomb, tmp_path / "data", max_bytes=4_000_000)
     many = tar(tmp_path / "a.tar", [(f"{n}.txt", b"") for n in range(11)])
     with refuses("more than 10 files and folders"):
         unpack(many, tmp_path / "data", max_members=10)
-    assert unpack(many, tmp_path / "data", max_members=11).files == 11
-    assert unpack(bomb, tmp_path / "zeros", max_bytes=5_000_000).size == 5_000_000
+    assert len(contents(unpack(many, tmp_path / "data", max_members=11))) == 11
+    zeros = unpack(bomb, tmp_path / "zeros", max_bytes=5_000_000)
+    assert contents(zeros) == {"zeros": bytes(5_000_000)}
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz", "tar.xz", "zip"])
@@ -198,10 +198,10 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
 
 def test_what_cannot_be_unpacked_is_refused(tmp_path):
     path = tar(tmp_path / "a.tar", FILES.items())
-    with refuses("no archive"):
+    with refuses("absent.tar can't be unpacked .*No such file", UnusableFile):
         unpack(tmp_path / "absent.tar", tmp_path / "data")
     (tmp_path / "text").write_text("hello")
-    with refuses("not a complete tar or zip archive"):
+    with refuses("text can't be unpacked .*expected a complete tar", UnusableFile):
         unpack(tmp_path / "text", tmp_path / "data")
     with refuses("no folder .* create it first"):
         unpack(path, tmp_path / "absent" / "data")

@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from paperlib import backbones, storage
+from paperlib.anomaly_map import Detection
 from paperlib.backbones import FeatureExtractor
 from paperlib.datasets import elpv
 from paperlib.metrics import auroc
 from paperlib.padim import PaDiM
+from paperlib.validation import NotFitted, UnusableFile
 
 
 def small_network(seed=0):
@@ -164,9 +166,9 @@ def test_unusable_settings_and_images_are_refused(images):
         ([], "no batch received"),
         (images, r"one tensor of shape \(40, 3, 32, 24\).*images.split"),
         ([images[0]], r"images\[None\]"),
-        ([(images, torch.zeros(40))], "type tuple; expected a tensor of images alone"),
+        ([(images, torch.zeros(40))], "type tuple; expected a torch.Tensor"),
         ([images, images[..., :16]], "images of 32×16 pixels; expected 32×24"),
-        ([images[:1]], "1 image; a sample covariance"),
+        ([images[:1]], "1 image; .* a sample covariance"),
         ([images * torch.nan], "images are NaN"),
     ):
         with refuses(message):
@@ -176,7 +178,7 @@ def test_unusable_settings_and_images_are_refused(images):
     with refuses("type Sequential; expected a FeatureExtractor"):
         PaDiM(small_network())
     model = PaDiM(extractor, 4)
-    with refuses("not fitted; call fit"):
+    with refuses("not fitted; call fit", NotFitted):
         model.score(images)
     model.fit([images])
     with refuses("images of 24×24 pixels; expected 32×24"):
@@ -234,6 +236,81 @@ def test_a_gpu_gives_the_cpus_maps(images):
         model.score(images)
 
 
+# ---- the module ----
+
+
+def test_a_forward_pass_returns_scores_and_maps(images):
+    model = PaDiM(small_extractor(), 7).fit([images])
+    found = model(images[:3])
+    assert type(found) is Detection
+    assert torch.equal(found.maps, model.anomaly_map(images[:3]))
+    assert torch.equal(found.scores, model.score(images[:3]))
+
+
+@pytest.mark.parametrize("through_file", [False, True])
+def test_a_state_dict_is_loaded_into_an_unfitted_detector(
+    images, tmp_path, through_file
+):
+    model = PaDiM(small_extractor(), 7).fit([images])
+    model.normal_threshold([images])
+    state, other = model.state_dict(), PaDiM(small_extractor(seed=1), 7)
+    assert {"mean", "whitening", "channels"} < set(state)
+    assert "extractor.model.0.0.weight" in state  # the network's weights too
+    if through_file:
+        torch.save(state, tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other.load_state_dict(state)
+    assert torch.equal(other.anomaly_map(images), model.anomaly_map(images))
+    for name in ("count", "grid", "size", "threshold"):
+        assert getattr(other, name) == getattr(model, name)
+    with torch.no_grad():
+        other.mean.add_(1)  # a copy
+    assert not torch.equal(other.mean, model.mean)
+    unfitted = PaDiM(small_extractor(), 7)
+    unfitted.load_state_dict(PaDiM(small_extractor(seed=1), 7).state_dict())
+    with refuses("not fitted", NotFitted):
+        unfitted.score(images)
+
+
+def test_the_detector_moves_with_its_network(images):
+    model = PaDiM(small_extractor(), 7).fit([images]).to("meta")
+    tensors = model.state_dict()
+    del tensors["_extra_state"]
+    assert {tensor.device.type for tensor in tensors.values()} == {"meta"}
+    assert model.device.type == "meta"
+    assert model(images.to("meta")).maps.shape == images[:, 0].shape
+
+
+def test_the_mode_of_the_detector_changes_no_result(images):
+    network = small_network()
+    network.insert(3, nn.BatchNorm2d(10))
+    network.insert(3, nn.Dropout())
+    model = PaDiM(FeatureExtractor(network, ["0", "4"]), 7).fit([images])
+    maps = model.anomaly_map(images)
+    model.train()
+    assert network.training and torch.equal(model.anomaly_map(images), maps)
+    assert network.training and network[4].num_batches_tracked == 0
+
+
+def test_a_threshold_is_kept_until_the_next_fit(images, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = PaDiM(small_extractor(), 7).fit([images])
+    for threshold in (None, model.normal_threshold([images])):
+        model.threshold = threshold
+        model.save(path)
+        assert PaDiM.load(path, small_extractor()).threshold == threshold
+    assert threshold == model.threshold
+    assert model.fit([images]).threshold is None
+
+
+def test_the_repr_names_settings_network_and_fit(images):
+    model = PaDiM(small_extractor(), 7)
+    assert "dimensions=7, seed=0" in repr(model) and "not fitted" in repr(model)
+    shown = repr(model.fit([images])).splitlines()
+    assert "fitted on 40 images of 32×24 pixels" in shown[2]
+    assert shown[3].strip() == "(extractor): FeatureExtractor(Sequential: 0, 1, 2)"
+
+
 # ---- files ----
 
 
@@ -251,7 +328,7 @@ def test_a_saved_model_scores_the_same(images, tmp_path, options):
     assert torch.equal(
         PaDiM.load(str(path), small_extractor()).score(images), model.score(images)
     )
-    with refuses("not fitted"):
+    with refuses("not fitted", NotFitted):
         PaDiM(small_extractor()).save(path)
 
 
@@ -278,15 +355,15 @@ def test_a_named_backbone_loads_from_the_path_alone(tmp_path):
 def test_other_networks_and_sizes_are_refused(images, tmp_path):
     path = tmp_path / "model.safetensors"
     PaDiM(small_extractor(), 7).fit([images]).save(path)
-    with refuses(
-        ("model.safetensors was fitted with a network of your own; pass extractor="),
-    ):
+    message = "model.safetensors was fitted with a network of your own; pass extractor="
+    with refuses(message, UnusableFile):
         PaDiM.load(path)
     with refuses(
         ("model.safetensors was fitted with a network of your own, with other weights"),
     ):
         PaDiM.load(path, small_extractor(1))
-    with refuses("model.safetensors was fitted on layers .*; the extractor has"):
+    message = "model.safetensors was fitted on layers .*; the extractor has"
+    with refuses(message, UnusableFile):
         PaDiM.load(path, small_extractor(layers=("0", "1")))
     with refuses("images of 64×64 pixels; expected 32×24, as fitted"):
         PaDiM.load(path, small_extractor()).score(torch.zeros(1, 3, 64, 64))
@@ -339,9 +416,8 @@ def test_unusable_files_are_refused_by_name_before_the_extractor_is_asked_for(
         {**metadata, "paperlib": json.dumps({**about, "count": 9})},
     )
     for name in (*bad, "torch", "bare", "other", "newer", "changed", "settings"):
-        with refuses(
-            f"{name} (can't be read|is not a saved|has the format|is corrupt)",
-        ):
+        message = f"{name} (can't be read|is not a saved|has the format|is corrupt)"
+        with refuses(message, UnusableFile):
             PaDiM.load(tmp_path / name)
     with refuses(
         "newer is not a .*: its format is 'paperlib.padim.2'.*update paperlib",
