@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from paperlib.complexity.conventions import Convention, totals
 from paperlib.complexity.formulas import _check_size
 from paperlib.complexity.recorder import Layer, MacRecorder, _without_data
-from paperlib.inference import HOOK_NUMBERS, raise_if_threaded
+from paperlib.inference import HOOK_NUMBERS, raise_if_hidden
 from paperlib.tables import align_columns
 
 
@@ -221,7 +221,7 @@ def _check_model(model: nn.Module) -> None:
             f"model is {model!r}; expected an nn.Module that has been built,"
             " such as MobileNetV1()"
         )
-    raise_if_threaded(model, "the model")
+    raise_if_hidden(model, "the model")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
