@@ -356,6 +356,7 @@ EXEMPT = {
     "padim.write_results": FILES,
     "exercises.*": "checks of a reader's answers",
     "tables.align_columns": "text",
+    "validation.as_tensor": "converts what is not a tensor, on the host",
     "validation.has_values": "says whether a tensor can be read",
     "validation.check_at_least_one": "numbers in",
     "validation.check_choice": "names in",
