@@ -10,6 +10,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from paperlib.datasets.image_files import (
+    check_bits,
+    check_depth,
     list_image_files,
     raise_problems,
     read_image,
@@ -47,8 +49,9 @@ class Sample(NamedTuple):
                 f"{self.path}: the image has {size[0]}×{size[1]} pixels and its mask"
                 f" {mask.shape[1]}×{mask.shape[0]}, in {self.mask.name}"
             )
-        if not mask.any():
-            raise UnusableFile(f"{self.path}: its mask {self.mask.name} marks no pixel")
+        if mask.all() or not mask.any():
+            marked = "every pixel" if mask.any() else "no pixel"
+            raise UnusableFile(f"{self.path}: its mask {self.mask.name} marks {marked}")
         return mask
 
 
@@ -62,20 +65,41 @@ class FolderDataset(Dataset):
         samples: files, labels and masks.
         view: resizes, rotates and crops an image and, in the same way, its mask.
         has_masks: False if the items have no masks.
+        where: the folder, for errors and the repr.
+        bits: depth of the data in 16-bit files, as for `read_image`.
+
+    Raises:
+        ValueError: if `bits` is None and all 16-bit images leave the top bits empty.
     """
 
-    def __init__(self, samples: Sequence[Sample], view: View, has_masks: bool):
-        self.samples, self._view, self._has_masks = list(samples), view, has_masks
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        view: View,
+        has_masks: bool,
+        where: str | Path,
+        bits: int | None = None,
+    ):
+        check_bits(bits)
+        self.samples, self._view, self.has_masks = list(samples), view, has_masks
+        self.where, self.bits = where, bits
+        if bits is None:
+            check_depth([sample.path for sample in self.samples], where)
+
+    def __repr__(self) -> str:
+        """Name the folder and count the items."""
+        n, bits = len(self), f", bits={self.bits}" * (self.bits is not None)
+        return f"{type(self).__name__}({str(self.where)!r}: {n} items{bits})"
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Item:
         sample, number = self.samples[index], index % len(self.samples)
-        original = read_image(sample.path)
+        original = read_image(sample.path, self.bits)
         image = np.array(self._view(original, number, Image.Resampling.BICUBIC))
         mask = None
-        if self._has_masks:
+        if self.has_masks:
             mask = Image.fromarray(sample.read_mask(original.size).astype(np.uint8))
             mask = np.array(self._view(mask, number, Image.Resampling.NEAREST))
             mask = torch.from_numpy(mask).bool()
@@ -107,11 +131,13 @@ class MVTecAD(FolderDataset):
         resize: side in pixels of the square that the image is resized to first.
         crop: side in pixels of the square cut out of that.
         seed: of the rotations and crops of the variant "random".
+        bits: depth of the data in 16-bit files, as for `read_image`.
 
     Raises:
         ValueError: if a folder is missing, or a mask has no image or a defective image
-            no mask: one error that names up to ten. Files are read, and corrupt ones
-            found, when an item is used.
+            no mask: one error that names up to ten; or if all 16-bit images leave the
+            top bits empty and `bits` is None. Files are read, and corrupt ones found,
+            when an item is used.
 
     Example:
         >>> from pathlib import Path
@@ -123,7 +149,9 @@ class MVTecAD(FolderDataset):
         ...     Image.new("RGB", (300, 300), "grey").save(path)
         >>> truth = Path("data/tile/ground_truth/dirt")
         >>> truth.mkdir(parents=True)
-        >>> Image.new("L", (300, 300), "white").save(truth / "0_mask.png")
+        >>> mask = Image.new("L", (300, 300))
+        >>> mask.paste(255, (100, 100, 200, 200))
+        >>> mask.save(truth / "0_mask.png")
         >>> test = MVTecAD("data", "tile", "test")
         >>> [item.label for item in test], test[1].image.shape, test[1].mask.shape
         ([0, 1], torch.Size([3, 224, 224]), torch.Size([224, 224]))
@@ -145,6 +173,7 @@ class MVTecAD(FolderDataset):
         resize: int = RESIZE,
         crop: int = CROP,
         seed: int = 0,
+        bits: int | None = None,
     ):
         check_choice("split", split, SPLITS)
         check_choice("variant", variant, VARIANTS)
@@ -156,8 +185,9 @@ class MVTecAD(FolderDataset):
         self.root, self.category, self.split = Path(root), category, split
         self.variant = variant
         self._resize, self._crop, self._seed = resize, crop, seed
-        samples = _mvtec_samples(self.root / category, split)
-        super().__init__(samples, self._transform, has_masks=True)
+        where = self.root / category
+        samples = _mvtec_samples(where, split)
+        super().__init__(samples, self._transform, True, where / split, bits)
 
     def _transform(
         self, image: Image.Image, number: int, resampling: Image.Resampling
@@ -243,6 +273,7 @@ def folder(
     size: int = 224,
     normal: str = "normal",
     abnormal: str = "abnormal",
+    bits: int | None = None,
 ) -> FolderDataset:
     """Load a folder of images as a data set, each image resized to a square.
 
@@ -254,14 +285,17 @@ def folder(
         size: side of the square in pixels (bicubic). Nothing is cropped.
         normal: name of the folder of normal images.
         abnormal: name of the folder of defective images.
+        bits: depth of the data in 16-bit files, as for `read_image`: 12 for a camera of
+            12 bits.
 
     Returns:
         items without masks, the normal ones first. Files are read, and corrupt ones
         found, when an item is used.
 
     Raises:
-        ValueError: if there is no image, or the layout is ambiguous (for example a
-            folder "good" and none called `normal`).
+        ValueError: if there is no image, the layout is ambiguous (for example a folder
+            "good" and none called `normal`), or all 16-bit images leave the top bits
+            empty and `bits` is None.
 
     Example:
         >>> from pathlib import Path
@@ -295,6 +329,8 @@ def folder(
         samples,
         lambda image, _, filter: image.resize((size, size), filter),
         has_masks=False,
+        where=root,
+        bits=bits,
     )
 
 

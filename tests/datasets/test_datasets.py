@@ -1,4 +1,4 @@
-import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -42,9 +42,9 @@ def test_one_kind_is_the_subset_in_order(cells, kind):
 
 
 def test_unknown_kind_and_missing_package_are_refused(monkeypatch):
-    with refuses("unknown kind 'thin'; expected one of all, mono, poly"):
+    with refuses("kind='thin'; expected one of all, mono, poly"):
         datasets.elpv("thin")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "elpv_dataset", None)
     with refuses("pip install elpv-dataset"):
         datasets.elpv()
 

@@ -266,6 +266,10 @@ def test_damaged_files_are_named_when_they_are_read(mvtec):
         with refuses(message, UnusableFile):
             dataset[index]
     assert dataset[4].label == 1  # the rest can be read
+    for full in (Image.new("L", (SIDE, SIDE), 255), Image.new("1", (SIDE, SIDE), 1)):
+        save(full, mvtec / "bottle/ground_truth/crack/001_mask.png")
+        with refuses("its mask 001_mask.png marks every pixel", UnusableFile):
+            dataset[3]
 
 
 @pytest.mark.parametrize(
@@ -336,3 +340,24 @@ def test_a_sample_reads_a_mask_of_the_pictures_size(tmp_path):
     save(square(10, 20), tmp_path / "mask.png")
     mask = Sample(tmp_path / "a.png", 1, tmp_path / "mask.png").read_mask((SIDE, SIDE))
     assert mask[10:70, 20:80].all()
+
+
+@pytest.mark.parametrize("bits", [10, 14])
+def test_depths_of_cameras_reach_every_data_set(tmp_path, bits):
+    values = np.linspace(0, 2**bits - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for split in ("train", "test"):
+        for n in range(2):
+            save(Image.fromarray(values), tmp_path / f"part/{split}/good/{n}.png")
+    good = tmp_path / "part/train/good"
+    for load in (
+        lambda **options: folder(good, **options),
+        lambda **options: MVTecAD(tmp_path, "part", "train", **options),
+    ):
+        with refuses(f"2 images of 16 bits in .*part.train.* Pass bits={bits} "):
+            load()
+        image = load(bits=bits)[0].image
+        assert image.min() < 0.1 and image.max() > 0.9
+        assert load(bits=16)[0].image.max() < 1.1 * 2 ** (bits - 16)
+        assert f"bits={bits}" in repr(load(bits=bits))
+        with refuses("bits=4"):
+            load(bits=4)

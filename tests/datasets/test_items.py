@@ -108,7 +108,7 @@ def test_batches_that_cannot_be_put_together_are_refused():
     with refuses(r"image 0 is \(3, 2, 3\) and image 0 is \(3, 4, 3\)"):
         list(batches(sizes))
     for options in ({"size": 0}, {"threads": 0}):
-        with refuses("expected at least 1 of each"):
+        with refuses("expected at least 1"):
             list(batches(Numbered(2), **options))
 
 
