@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from paperlib.datasets.image_files import (
@@ -16,6 +17,7 @@ from paperlib.datasets.image_files import (
     raise_problems,
     read_image,
     read_mask,
+    resize_square,
 )
 from paperlib.datasets.items import Item
 from paperlib.validation import UnusableFile, check_at_least_one, check_choice
@@ -28,8 +30,8 @@ MVTEC_OBJECTS = tuple(
 RESIZE, CROP = 256, 224  # PaDiM, Sec. IV-B: pixels
 MAX_TURN = 10  # PaDiM, Sec. IV-A: degrees in either direction, of Rd-MVTec AD
 SPLITS, VARIANTS = ("train", "test"), ("centered", "random")
-# Image, its index, filter → the transformed image.
-View = Callable[[Image.Image, int, Image.Resampling], Image.Image]
+# Image or mask, its index, whether it is a mask → (3, h, w) in [0, 1], or (h, w).
+View = Callable[[Image.Image, int, bool], Tensor]
 
 
 class Sample(NamedTuple):
@@ -97,18 +99,11 @@ class FolderDataset(Dataset):
     def __getitem__(self, index: int) -> Item:
         sample, number = self.samples[index], index % len(self.samples)
         original = read_image(sample.path, self.bits)
-        image = np.array(self._view(original, number, Image.Resampling.BICUBIC))
-        mask = None
+        image, mask = self._view(original, number, False), None
         if self.has_masks:
             mask = Image.fromarray(sample.read_mask(original.size).astype(np.uint8))
-            mask = np.array(self._view(mask, number, Image.Resampling.NEAREST))
-            mask = torch.from_numpy(mask).bool()
-        return Item(
-            torch.from_numpy(image).movedim(-1, 0).contiguous().float() / 255,
-            sample.label,
-            mask,
-            str(sample.path),
-        )
+            mask = self._view(mask, number, True).bool()
+        return Item(image, sample.label, mask, str(sample.path))
 
 
 class MVTecAD(FolderDataset):
@@ -189,9 +184,8 @@ class MVTecAD(FolderDataset):
         samples = _mvtec_samples(where, split)
         super().__init__(samples, self._transform, True, where / split, bits)
 
-    def _transform(
-        self, image: Image.Image, number: int, resampling: Image.Resampling
-    ) -> Image.Image:
+    def _transform(self, image: Image.Image, number: int, is_mask: bool) -> Tensor:
+        resampling = Image.Resampling.NEAREST if is_mask else Image.Resampling.BICUBIC
         image = image.resize((self._resize, self._resize), resampling)
         margin = self._resize - self._crop
         left = top = round(margin / 2)
@@ -201,7 +195,8 @@ class MVTecAD(FolderDataset):
             )
             image = image.rotate(random.uniform(-MAX_TURN, MAX_TURN), resampling)
             left, top = random.integers(0, margin, size=2, endpoint=True).tolist()
-        return image.crop((left, top, left + self._crop, top + self._crop))
+        image = image.crop((left, top, left + self._crop, top + self._crop))
+        return torch.from_numpy(np.array(image)) if is_mask else _to_tensor(image)
 
 
 def categories(root: str | Path) -> list[str]:
@@ -282,7 +277,8 @@ def folder(
 
     Args:
         root: the folder.
-        size: side of the square in pixels (bicubic). Nothing is cropped.
+        size: side of the square in pixels; resized as a backbone's `transform` does
+            (bilinear with antialiasing). Nothing is cropped.
         normal: name of the folder of normal images.
         abnormal: name of the folder of defective images.
         bits: depth of the data in 16-bit files, as for `read_image`: 12 for a camera of
@@ -327,11 +323,16 @@ def folder(
     ]
     return FolderDataset(
         samples,
-        lambda image, _, filter: image.resize((size, size), filter),
+        lambda image, *_: resize_square(_to_tensor(image)[None], size)[0],
         has_masks=False,
         where=root,
         bits=bits,
     )
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """Convert 8-bit RGB to (3, h, w) in [0, 1]."""
+    return torch.from_numpy(np.array(image)).movedim(-1, 0).contiguous().float() / 255
 
 
 def _check_folder(root: str | Path) -> Path:

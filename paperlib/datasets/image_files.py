@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
+from torch import Tensor
 
+from paperlib.precision import at_least_float32
 from paperlib.validation import UnusableFile
 
 ENDINGS = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split())
@@ -17,6 +21,7 @@ ENDINGS = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split
 # EPS, which runs a PostScript interpreter.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MAX_LISTED = 10  # problems that one error lists
+RESAMPLING = ("bilinear", "bicubic")
 DEPTHS = (8, 10, 12, 14)  # bits of cameras that write 16-bit files
 MAX_LABEL = 15  # masks with more values, up to this one, hold labels of classes
 
@@ -234,6 +239,27 @@ def to_8_bits(values: np.ndarray, bits: int | None) -> UInt8[np.ndarray, "..."]:
             f"its values range from {low} to {high}; expected {depth}, 0 to {white}"
         )
     return ((values * 255 + white // 2) // white).astype(np.uint8)
+
+
+def resize_square(
+    images: Float[Tensor, "n 3 h w"], side: int, resampling: str = "bilinear"
+) -> Float[Tensor, "n 3 side side"]:
+    """Resize RGB in [0, 1] to a square, with antialiasing.
+
+    Bicubic on the CPU is Pillow's, on 8 bits, as for MVTec AD; all else computes in at
+    least float32.
+    """
+    x = images.to(at_least_float32(images.dtype))
+    if resampling == "bicubic" and x.device.type == "cpu":
+        pixels = (x * 255).round().byte().movedim(1, -1).numpy()
+        resized = [
+            Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+            for image in pixels
+        ]
+        return torch.from_numpy(np.stack(resized)).movedim(-1, 1).to(x.dtype) / 255
+    size = (side, side)
+    x = F.interpolate(x, size, mode=resampling, antialias=True, align_corners=False)
+    return x.clamp(0, 1)
 
 
 def _to_mask(image: Image.Image) -> np.ndarray:

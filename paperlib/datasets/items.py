@@ -5,11 +5,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from paperlib.datasets.image_files import resize_square
 from paperlib.validation import check_at_least_one, rgb_batch
 
 
@@ -76,9 +76,7 @@ class TensorItems(Dataset):
     def __getitem__(self, index: int) -> Item:
         image = rgb_batch(self.images[index][None])
         if self.size is not None:
-            size = (self.size, self.size)
-            image = F.interpolate(image, size, mode="bilinear", antialias=True)
-            image = image.clamp(0, 1)
+            image = resize_square(image, self.size)
         name = f"{self.name} {index % len(self.images)}"
         return Item(image[0].contiguous(), self.label, None, name)
 

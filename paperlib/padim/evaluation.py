@@ -5,6 +5,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from paperlib.backbones import Backbone, Transform
+from paperlib.backbones import Backbone
 from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, Batch, MVTecAD, batches
-from paperlib.datasets.folders import CROP
+from paperlib.datasets.folders import CROP, RESIZE
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
 from paperlib.storage import atomic_path
@@ -46,6 +47,7 @@ class Settings(NamedTuple):
     dimensions: int | None
     seed: int
     variant: str
+    bits: int | None = None
 
     def picture_name(self, category: str) -> str:
         """Return the name of a category's figure."""
@@ -138,19 +140,35 @@ def evaluate(
     Test: test_evaluation.py::test_one_category_equals_the_steps_written_out
     """
     train, test = (
-        MVTecAD(settings.data, category, split, settings.variant, seed=settings.seed)
+        MVTecAD(
+            settings.data,
+            category,
+            split,
+            settings.variant,
+            seed=settings.seed,
+            bits=settings.bits,
+        )
         for split in ("train", "test")
     )
     detector = PaDiM(
-        backbone.extractor(), settings.dimensions, settings.seed, mode="bicubic"
+        backbone.extractor(),
+        settings.dimensions,
+        settings.seed,
+        mode="bicubic",
+        transform=replace(
+            backbone.transform,
+            size=RESIZE,
+            crop=CROP,
+            resampling="bicubic",
+            bits=settings.bits,
+        ),
     )
-    transform = Transform(CROP, backbone.transform.mean, backbone.transform.std)
 
     def prepared(dataset: MVTecAD, word: str) -> Iterator[tuple[Tensor, Batch]]:
         label = f"{category}: {word}"
         with tqdm(None, label, len(dataset), disable=not progress) as bar:
             for batch in batches(dataset, batch_size, threads):
-                yield transform(batch.images.to(detector.device)), batch
+                yield detector.prepare(batch), batch
                 bar.update(len(batch.labels))
 
     started = time.perf_counter()
