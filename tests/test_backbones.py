@@ -204,6 +204,11 @@ def test_pillow_images_of_any_mode_are_prepared_as_their_files(tmp_path, mode, b
     assert (expected - transform(np.asarray(grey)[None])).abs().max() < 0.02
 
 
+def test_a_backbone_has_a_short_repr(lite0):
+    shown = "Backbone(efficientnet_lite0: blocks.1, blocks.2, blocks.4; Transform(size="
+    assert repr(lite0).startswith(shown) and len(repr(lite0)) < 300
+
+
 def test_half_precision_images_are_resized_in_float32(lite0):
     images = torch.rand(1, 3, 50, 40)
     for dtype in (torch.float16, torch.bfloat16):

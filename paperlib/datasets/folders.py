@@ -29,6 +29,7 @@ MVTEC_OBJECTS = tuple(
 )
 RESIZE, CROP = 256, 224  # PaDiM, Sec. IV-B: pixels
 MAX_TURN = 10  # PaDiM, Sec. IV-A: degrees in either direction, of Rd-MVTec AD
+NORMAL = ("good", "normal")  # names of folders of normal images
 SPLITS, VARIANTS = ("train", "test"), ("centered", "random")
 # Image or mask, its index, whether it is a mask → (3, h, w) in [0, 1], or (h, w).
 View = Callable[[Image.Image, int, bool], Tensor]
@@ -110,8 +111,11 @@ class MVTecAD(FolderDataset):
     """One category of MVTec AD, or of any set in the same layout, prepared as in PaDiM.
 
     The layout is the published one: category/train/good, category/test/good,
-    category/test/(defect) and category/ground_truth/(defect)/(name)_mask.png. The
-    fifteen categories are `MVTEC_TEXTURES` and `MVTEC_OBJECTS`. Images are resized
+    category/test/(defect) and category/ground_truth/(defect)/(name)_mask.png. Normal
+    images may be in folders "normal" instead of "good", all of these may contain
+    folders, and a mask may have the name of its image. Without any mask the defective
+    images have labels only. The fifteen published categories are `MVTEC_TEXTURES` and
+    `MVTEC_OBJECTS`. Images are resized
     (bicubic; masks nearest) and then cropped at the centre; greyscale ones get three
     equal channels. The variant "random" creates Rd-MVTec AD: each training and test
     image is rotated by up to 10° in either direction and cropped at random, and its
@@ -182,7 +186,8 @@ class MVTecAD(FolderDataset):
         self._resize, self._crop, self._seed = resize, crop, seed
         where = self.root / category
         samples = _mvtec_samples(where, split)
-        super().__init__(samples, self._transform, True, where / split, bits)
+        has_masks = all(bool(sample.label) == bool(sample.mask) for sample in samples)
+        super().__init__(samples, self._transform, has_masks, where / split, bits)
 
     def _transform(self, image: Image.Image, number: int, is_mask: bool) -> Tensor:
         resampling = Image.Resampling.NEAREST if is_mask else Image.Resampling.BICUBIC
@@ -227,36 +232,49 @@ def categories(root: str | Path) -> list[str]:
 
 def _mvtec_samples(folder: Path, split: str) -> list[Sample]:
     """List the normal images of a split, and then the defective ones."""
-    others = _subfolders(folder / split) - {"good"}
-    if split == "train":
-        raise_problems(
-            [f"{name}: expected only the folder 'good'" for name in sorted(others)],
-            folder / "train",
-        )
-    normal = [Sample(path, 0, None) for path in _list_images(folder / split / "good")]
+    names = _subfolders(folder / split)
+    good = next((name for name in NORMAL if name in names), NORMAL[0])
+    others = names - {good}
+    unexpected = others if split == "train" else others & {*NORMAL}
+    raise_problems(
+        [f"{name}: expected only the folder '{good}'" for name in sorted(unexpected)],
+        folder / split,
+    )
+    normal = [Sample(path, 0, None) for path in _list_images(folder / split / good)]
     return normal if split == "train" else normal + _defective_samples(folder, others)
 
 
 def _defective_samples(folder: Path, defects: set[str]) -> list[Sample]:
-    """Pair the defective images with their masks; raise if any has no partner."""
-    truth, samples, problems = folder / "ground_truth", [], []
+    """Pair the defective images with their masks; raise if any has no partner.
+
+    Without a single mask all of them have none.
+    """
     masks = {
-        (defect, path.stem): path
-        for defect in sorted(_subfolders(truth) - {"good"})
-        for path in list_image_files(truth / defect)
+        path.relative_to(folder / "ground_truth").with_suffix(""): path
+        for defect in sorted(_subfolders(folder / "ground_truth") - {*NORMAL})
+        for path in list_image_files(folder / "ground_truth" / defect)
     }
-    for defect in sorted(defects):
-        for path in list_image_files(folder / "test" / defect):
-            mask = masks.pop((defect, f"{path.stem}_mask"), None)
-            samples.append(Sample(path, 1, mask))
-            if mask is None:
-                problems.append(
-                    f"test/{defect}/{path.name} has no"
-                    f" mask ground_truth/{defect}/{path.stem}_mask.png"
-                )
+    paths = [
+        path
+        for defect in sorted(defects)
+        for path in list_image_files(folder / "test" / defect)
+    ]
+    if not masks:
+        return [Sample(path, 1, None) for path in paths]
+    samples, problems = [], []
+    for path in paths:
+        name = path.relative_to(folder / "test").with_suffix("")
+        masked = name.with_name(f"{name.name}_mask")
+        mask = masks.pop(masked, None) or masks.pop(name, None)
+        samples.append(Sample(path, 1, mask))
+        if mask is None:
+            problems.append(
+                f"{path.relative_to(folder).as_posix()} has no mask"
+                f" ground_truth/{masked.as_posix()}.png"
+            )
     problems += [
-        f"ground_truth/{defect}/{path.name} has no image in test/{defect}"
-        for (defect, _), path in masks.items()
+        f"{path.relative_to(folder).as_posix()} has no image in test/{name.parent}"
+        for name, path in masks.items()
     ]
     raise_problems(problems, folder)
     return samples
@@ -272,8 +290,9 @@ def folder(
 ) -> FolderDataset:
     """Load a folder of images as a data set, each image resized to a square.
 
-    Images in the folders `normal` and `abnormal` get the labels 0 and 1; either folder
-    may be missing. Without both, images in `root` itself are all normal.
+    Images in the folders `normal` and `abnormal`, and in folders within these, get the
+    labels 0 and 1; either folder may be missing. Without both, images in `root` itself
+    are all normal.
 
     Args:
         root: the folder.
@@ -319,7 +338,7 @@ def folder(
     samples = [
         Sample(path, label, None)
         for name, label in (labels or {".": 0}).items()
-        for path in _list_images(root / name)
+        for path in _list_images(root / name, nested=bool(labels))
     ]
     return FolderDataset(
         samples,
@@ -347,9 +366,9 @@ def _subfolders(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*/")}
 
 
-def _list_images(folder: Path) -> list[Path]:
+def _list_images(folder: Path, nested: bool = True) -> list[Path]:
     """List the images of a folder; raise if there is none."""
-    paths = list_image_files(_check_folder(folder))
+    paths = list_image_files(_check_folder(folder), nested)
     if not paths:
         raise ValueError(
             f"no image in {folder}; expected files such as 000.png,"

@@ -104,22 +104,35 @@ def check_depth(paths: Sequence[Path], where: str | Path) -> None:
         )
 
 
-def list_image_files(folder: Path) -> list[Path]:
-    """List the image files in a folder, without hidden ones, in natural order."""
-    candidates = (
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+def list_image_files(folder: Path, nested: bool = True) -> list[Path]:
+    """List the image files in a folder, without hidden ones, in natural order.
+
+    Args:
+        folder: to list; it must exist.
+        nested: whether to list the folders in it too.
+    """
+    paths = (
+        path.relative_to(folder) for path in folder.glob("**/*" if nested else "*")
     )
-    return sorted((path for path in candidates if path.is_file()), key=natural_sort_key)
+    candidates = (
+        folder / path
+        for path in sorted(paths, key=lambda path: [*map(_natural, path.parts)])
+        if path.suffix.lower() in ENDINGS
+        and not any(part.startswith(".") for part in path.parts)
+    )
+    return [path for path in candidates if path.is_file()]
 
 
 def natural_sort_key(path: Path) -> tuple:
     """Return a sort key for natural order: frame2 before frame10."""
-    parts = re.split(r"(\d+)", path.name)
+    return _natural(path.name)
+
+
+def _natural(name: str) -> tuple:
+    parts = re.split(r"(\d+)", name)
     return [
         int(part) if number % 2 else part for number, part in enumerate(parts)
-    ], path.name
+    ], name
 
 
 def raise_problems(problems: Sequence[str], where: str | Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from paperlib.datasets.image_files import resize_square
+from paperlib.tables import short_repr
 from paperlib.validation import check_at_least_one, rgb_batch
 
 
@@ -28,6 +29,7 @@ class Item(NamedTuple):
     label: int
     mask: Bool[Tensor, "h w"] | None
     path: str
+    __repr__ = short_repr
 
 
 class Batch(NamedTuple):
@@ -37,6 +39,7 @@ class Batch(NamedTuple):
     labels: Int[Tensor, " n"]
     masks: Bool[Tensor, "n h w"] | None
     paths: list[str]
+    __repr__ = short_repr
 
 
 class TensorItems(Dataset):
@@ -69,6 +72,11 @@ class TensorItems(Dataset):
                 " expected label 0 or 1, and a size of at least 1 pixel"
             )
         self.images, self.label, self.size, self.name = images, label, size, name
+
+    def __repr__(self) -> str:
+        """Name the images and their shape."""
+        shape = tuple(self.images.shape)
+        return f"TensorItems({self.name!r}: {shape}, label {self.label})"
 
     def __len__(self) -> int:
         return len(self.images)

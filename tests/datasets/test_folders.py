@@ -239,10 +239,53 @@ def test_masks_and_pictures_that_lack_each_other_are_named_together(mvtec):
     assert len(MVTecAD(mvtec, "bottle", "train")) == 3
 
 
-def test_without_ground_truth_all_defective_pictures_are_named(mvtec):
+def test_without_any_mask_defective_images_have_labels_only(mvtec):
     (mvtec / "bottle/ground_truth").rename(mvtec / "bottle/elsewhere")
-    with refuses("3 problems"):
+    test = MVTecAD(mvtec, "bottle", "test")
+    assert [item.label for item in test] == [0, 0, 1, 1, 1]
+    assert {item.mask for item in test} == {None} and not test.has_masks
+    (mvtec / "bottle/ground_truth/crack").mkdir(parents=True)
+    assert not MVTecAD(mvtec, "bottle", "test").has_masks
+    save(square(9, 9), mvtec / "bottle/ground_truth/crack/000.png")
+    with refuses("2 problems"):  # a mask is missing only where others are
         MVTecAD(mvtec, "bottle", "test")
+
+
+@pytest.mark.parametrize("normal", ["good", "normal"])
+@pytest.mark.parametrize("ending", ["", "_mask"])
+def test_nested_folders_and_both_names_of_masks_are_read(tmp_path, normal, ending):
+    root = tmp_path / "part"
+    for name in ("train/{}/monday/2", "train/{}/1", "test/{}/night/a/7"):
+        save(picture(1), root / f"{name.format(normal)}.png")
+    for n, name in enumerate(("dent/left/0", "dent/left/10", "dent/5", "a/b/c/1")):
+        mask = square(60 + 20 * n, 100)
+        save(mask.convert("RGB"), root / f"test/{name}.png")
+        save(mask, root / f"ground_truth/{name}{ending}.bmp")
+    save(picture(2), root / "test/dent/.hidden/9.png")
+    assert len(MVTecAD(tmp_path, "part", "train")) == 2
+    test = MVTecAD(tmp_path, "part", "test")
+    assert [item.label for item in test] == [0, 1, 1, 1, 1]
+    names = [item.path.split("test/")[1] for item in test]
+    assert names[1:] == [
+        *("a/b/c/1.png", "dent/5.png", "dent/left/0.png", "dent/left/10.png")
+    ]
+    for item in list(test)[1:]:
+        assert ((item.image[0] > 0.5) != item.mask).float().mean() < 0.01
+    save(picture(2), root / f"ground_truth/dent/5{'' if ending else '_mask'}.bmp")
+    with refuses("ground_truth/dent/5.*bmp has no image in test/dent"):
+        MVTecAD(tmp_path, "part", "test")
+
+
+def test_good_and_normal_together_are_refused(mvtec):
+    save(picture(1), mvtec / "bottle/test/normal/0.png")
+    with refuses("normal: expected only the folder 'good'"):
+        MVTecAD(mvtec, "bottle", "test")
+
+
+def test_folders_within_normal_and_abnormal_are_read(tmp_path):
+    for name in ("normal/day/1", "normal/2", "abnormal/dent/deep/3", "abnormal/4"):
+        save(picture(1), tmp_path / f"{name}.png")
+    assert [item.label for item in folder(tmp_path, size=8)] == [0, 0, 1, 1]
 
 
 def test_damaged_files_are_named_when_they_are_read(mvtec):
