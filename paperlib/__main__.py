@@ -16,24 +16,25 @@ from paperlib.padim import evaluation
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    The status is 0 for success, 1 after an error message, and 130 after an interrupt.
+    The status is 0 for success, 1 after an error message (other categories are still
+    run), and 130 after an interrupt.
 
     Args:
         arguments: as on the command line; None for `sys.argv`.
     """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options)
     except (ValueError, OSError) as error:
-        print(f"error: {_in_flags(str(error), vars(options))}", file=sys.stderr)
+        _print_error(error, options)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\nstopped; run the same command again to resume with the next category",
-            file=sys.stderr,
-        )
+        print(f"\nstopped; {options.stopped}", file=sys.stderr)
         return 130
-    return 0
+
+
+def _print_error(error: Exception, options: argparse.Namespace) -> None:
+    print(f"error: {_in_flags(str(error), vars(options))}", file=sys.stderr)
 
 
 def _in_flags(message: str, options: Collection[str]) -> str:
@@ -54,16 +55,23 @@ def _parser() -> argparse.ArgumentParser:
         description=(
             "Fit PaDiM to each category's normal images, score its test images,"
             " and print the results next to the paper's. Each category's row is written"
-            " to results.csv when it is done: the same command run again skips it."
+            " to results.csv when it is done: the same command run again reuses it, if"
+            " the files are unchanged."
         ),
     )
-    padim.set_defaults(run=_run_padim)
+    padim.set_defaults(
+        run=_run_padim,
+        stopped="rows of finished categories are stored: run the same command again,"
+        " without --fresh, to resume with the next category",
+    )
     padim.add_argument(
         "--data",
         required=True,
         type=Path,
         metavar="FOLDER",
-        help="folder that contains one folder per category",
+        help="folder that contains one folder per category, or one category's folder:"
+        " train/good, test/good and test/(defect), or train/normal, test/normal and"
+        " test/abnormal",
     )
     padim.add_argument(
         "--category",
@@ -125,6 +133,15 @@ def _parser() -> argparse.ArgumentParser:
         help="threads that read images (default: 2)",
     )
     padim.add_argument(
+        "--bits",
+        type=_parse_count,
+        metavar="N",
+        help="depth of the data in 16-bit files, for example 12 (default: 16)",
+    )
+    padim.add_argument(
+        "--fresh", action="store_true", help="evaluate again what results.csv holds"
+    )
+    padim.add_argument(
         "--no-pictures",
         dest="pictures",
         action="store_false",
@@ -132,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     archive = commands.add_parser("unpack", help="unpack a downloaded archive safely")
-    archive.set_defaults(run=_run_unpack)
+    archive.set_defaults(run=_run_unpack, stopped="nothing was unpacked")
     archive.add_argument("archive", type=Path, help="tar.xz, tar.gz, tar or zip")
     archive.add_argument(
         "folder", type=Path, help="folder to unpack into: new or empty"
@@ -166,42 +183,86 @@ def _usable_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _run_padim(options: argparse.Namespace) -> None:
+def _run_padim(options: argparse.Namespace) -> int:
     device = _usable_device(options.device)
-    names = options.category or categories(options.data)
+    settings, names = _read_settings(options)
+    runnable = _check_categories(options, settings, names)
+    torch.manual_seed(options.seed)  # for random weights
+    weights = None if options.weights == "none" else options.weights
+    backbone = backbones.load(options.backbone, weights)
+    backbone.model.to(device)
+    results = []
+    for name in runnable:
+        try:
+            results += evaluation.run(
+                settings,
+                [name],
+                backbone,
+                options.out,
+                batch_size=options.batch_size,
+                threads=options.threads,
+                pictures=options.pictures,
+                progress=True,
+                fresh=options.fresh,
+            )
+        except ValueError as error:
+            _print_error(error, options)
+    if results:
+        print(evaluation.report(results))
+        print(f"Rows of all runs: {options.out / 'results.csv'}")
+    return int(len(results) < len(names))
+
+
+def _read_settings(
+    options: argparse.Namespace,
+) -> tuple[evaluation.Settings, list[str]]:
+    """Return the settings of all categories, and the names of these, each once."""
+    data, names = options.data.resolve(), options.category
+    if (data / "train").is_dir():  # the folder of one category
+        data, names = data.parent, names or [data.name]
     dimensions = (
         evaluation.DIMENSIONS[options.backbone]
         if options.dimensions == 0
         else options.dimensions
     )
     settings = evaluation.Settings(
-        str(options.data.resolve()),
+        str(data),
         options.backbone,
         options.weights,
         dimensions,
         options.seed,
         options.variant,
+        options.bits,
     )
-    torch.manual_seed(options.seed)  # for random weights
-    weights = None if options.weights == "none" else options.weights
-    backbone = backbones.load(options.backbone, weights)
-    backbone.model.to(device)
-    results = evaluation.run(
-        settings,
-        names,
-        backbone,
-        options.out,
-        batch_size=options.batch_size,
-        threads=options.threads,
-        pictures=options.pictures,
-        progress=True,
-    )
-    print(evaluation.report(results))
-    print(f"Rows of all runs: {options.out / 'results.csv'}")
+    return settings, list(dict.fromkeys(names or categories(data)))
 
 
-def _run_unpack(options: argparse.Namespace) -> None:
+def _check_categories(
+    options: argparse.Namespace, settings: evaluation.Settings, names: list[str]
+) -> list[str]:
+    """Report what is certain before any work; return the categories that can run."""
+    runnable = []
+    for name in names:
+        try:
+            _, test = evaluation.load_splits(settings, name)
+            runnable.append(name)
+            if not test.has_masks:
+                truth = test.where.parent / "ground_truth"
+                print(f"{name}: no masks in {truth}: image AUROC only", file=sys.stderr)
+        except ValueError as error:
+            _print_error(error, options)
+    try:
+        evaluation.check_matplotlib()
+    except ValueError as error:
+        if options.pictures:
+            print(f"no figures: {error}", file=sys.stderr)
+            options.pictures = False
+    return runnable
+
+
+def _run_unpack(options: argparse.Namespace) -> int:
     print(f"unpacked to {unpack(options.archive, options.folder)}")
+    return 0
 
 
 if __name__ == "__main__":

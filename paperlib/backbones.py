@@ -13,11 +13,13 @@ Example:
 """
 
 import importlib.resources
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -25,7 +27,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from paperlib.activations import (
@@ -35,10 +39,20 @@ from paperlib.activations import (
     raise_unless_ran,
     spatial_map,
 )
+from paperlib.datasets.image_files import (
+    RESAMPLING,
+    check_bits,
+    read_image,
+    resize_square,
+    to_8_bits,
+    to_rgb,
+)
+from paperlib.datasets.items import Batch, Item
 from paperlib.inference import inference_state
 from paperlib.storage import is_dense, load_state
 from paperlib.validation import (
     UnusableFile,
+    as_tensor,
     check_at_least_one,
     check_choice,
     check_images,
@@ -60,6 +74,8 @@ TORCHVISION_LAYERS = {
     "efficientnet_b5": ("features.2.3", "features.4.6", "features.5.5"),
     "vgg16": ("features.15", "features.22", "features.29"),
 }
+# One image or several, in any form that `Transform` prepares.
+Images = Tensor | np.ndarray | Image.Image | str | Path | Sequence | Dataset
 
 
 class Backbone(NamedTuple):
@@ -71,20 +87,47 @@ class Backbone(NamedTuple):
     name: str
 
     def extractor(self) -> "FeatureExtractor":
-        """Return a FeatureExtractor of the model's feature layers."""
-        return FeatureExtractor(self.model, self.layers)
+        """Return a FeatureExtractor of the feature layers, with the transform."""
+        extractor = FeatureExtractor(self.model, self.layers)
+        extractor.transform = self.transform
+        return extractor
+
+    def __repr__(self) -> str:
+        """Name the network, its layers and the transform."""
+        layers = ", ".join(self.layers)
+        return f"Backbone({self.name}: {layers}; {self.transform})"
 
 
+@dataclass(frozen=True)
 class Transform:
-    """Prepare images for a network: resize the whole image to a square, then normalise.
+    """Prepare images for a network, from the file to the normalised batch.
 
-    Nothing is cropped, so a map of the input covers the whole image.
+    The image is resized to a square, cropped at the centre if `crop` is set, and
+    normalised. Without a crop, a map of the input covers the whole image. Paths, Pillow
+    images, arrays and items of data sets are prepared in the same way, so it does not
+    matter how an image gets to the network.
 
     Args:
-        size: side of the square that the network sees, in pixels (bilinear with
-            antialiasing).
+        size: side of the square that the image is resized to, in pixels.
         mean: subtracted from each RGB channel, in units where white is 1.
         std: divides each RGB channel after that.
+        crop: side of the square cut out of the centre; None for the whole image.
+        resampling: "bilinear", or "bicubic" as PaDiM (on the CPU by Pillow, on 8 bits);
+            both with antialiasing.
+        bits: depth of the data in 16-bit files and uint16 arrays, as for `read_image`.
+
+    Raises:
+        ValueError: for arguments outside these ranges.
+
+    Example:
+        >>> import skimage.data
+        >>> from dataclasses import replace
+        >>> from PIL import Image
+        >>> from paperlib import backbones
+        >>> transform = backbones.load("efficientnet_lite0").transform
+        >>> cat = Image.fromarray(skimage.data.chelsea())
+        >>> transform(cat).shape, replace(transform, size=448)([cat, cat]).shape
+        (torch.Size([1, 3, 224, 224]), torch.Size([2, 3, 448, 448]))
 
     Source: timm's data configuration of `tf_efficientnet_lite0`.
     Departures: timm resizes the short side, bicubic, and crops the centre; this keeps
@@ -92,32 +135,111 @@ class Transform:
     Test: test_backbones.py::test_transform_agrees_with_torchvision_on_pil
     """
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]):
-        check_at_least_one(size=size)
-        self.size, self.mean, self.std = size, mean, std
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    crop: int | None = None
+    resampling: str = "bilinear"
+    bits: int | None = None
 
-    def __call__(self, images: Tensor | np.ndarray) -> Float[Tensor, "n 3 size size"]:
-        """Transform a batch of images.
+    def __post_init__(self):
+        check_at_least_one(size=self.size, crop=self.side)
+        check_choice("resampling", self.resampling, RESAMPLING)
+        check_bits(self.bits)
+        mean, std = (tuple(map(float, values)) for values in (self.mean, self.std))
+        if not (
+            len(mean) == len(std) == 3
+            and all(map(math.isfinite, mean + std))
+            and min(std) > 0
+            and self.side <= self.size
+        ):
+            raise ValueError(
+                f"{self}; expected three means, three standard deviations above 0,"
+                " and crop ≤ size"
+            )
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+
+    @property
+    def side(self) -> int:
+        """Side of the square that the network sees, in pixels."""
+        return self.size if self.crop is None else self.crop
+
+    def __call__(self, images: Images) -> Float[Tensor, "n 3 side side"]:
+        """Prepare one image or several.
 
         Args:
-            images: uint8, or floating point in [0, 1]; (N, H, W, C) or (N, C, H, W)
-                with 3 channels or 1, or uint8 (N, H, W).
+            images: a path, a Pillow image or an `Item`, or a sequence of these or of
+                arrays (H, W, C), of any sizes; a `Batch`; or a tensor or array: uint8,
+                floating point in [0, 1], or uint16 if `bits` is set, (N, H, W, C) or
+                (N, C, H, W) with 3 channels or 1, or uint8 (N, H, W). The images of
+                items and batches are only normalised if they have the right size, and
+                resized if nothing is cropped.
 
         Raises:
-            ValueError: for any other shape, dtype or range.
+            ValueError: for any other shape, dtype or range, and for items of another
+                size than `crop`.
+            UnusableFile: for a file that can't be read.
         """
         return TF.normalize_image(self.resize(images), [*self.mean], [*self.std])
 
-    def resize(self, images: Tensor | np.ndarray) -> Float[Tensor, "n 3 size size"]:
-        """Resize only: return RGB in [0, 1], without normalisation, for plots."""
-        x = rgb_batch(torch.as_tensor(images))
-        return F.interpolate(
-            x,
-            (self.size, self.size),
-            mode="bilinear",
-            antialias=True,
-            align_corners=False,
-        )
+    def resize(self, images: Images) -> Float[Tensor, "n 3 side side"]:
+        """Resize and crop only: return RGB in [0, 1], without normalisation."""
+        if isinstance(images, Batch):
+            return self._fit_items(images.images)
+        if isinstance(images, (Tensor, np.ndarray)):
+            return self._fit(images)
+        is_single = isinstance(images, (str, Path, Image.Image, Item))
+        if not is_single and not isinstance(images, (Sequence, Dataset)):
+            raise ValueError(
+                f"images of type {type(images).__name__}; expected a path, a Pillow"
+                " image, an Item, an array or tensor, or a sequence of these"
+            )
+        prepared = [self._one(image) for image in ([images] if is_single else images)]
+        if not prepared:
+            raise ValueError("no image received; expected at least one")
+        return torch.cat(prepared)
+
+    def _one(self, image: Any) -> Tensor:
+        """Resize and crop one image that is not in a batch."""
+        if isinstance(image, Item):
+            return self._fit_items(image.image[None])
+        if isinstance(image, (str, Path)):
+            image = read_image(image, self.bits)
+        if isinstance(image, Image.Image):
+            image = np.array(to_rgb(image, self.bits))
+        if not isinstance(image, (Tensor, np.ndarray)):
+            raise ValueError(
+                f"an image of type {type(image).__name__}; expected a path, a Pillow"
+                " image, an Item, an array or a tensor"
+            )
+        return self._fit(image[None])
+
+    def _fit_items(self, images: Tensor) -> Tensor:
+        """Resize images that a data set has already resized or cropped."""
+        if images.shape[-2:] == (self.side, self.side):
+            return rgb_batch(images)
+        if self.crop is not None:
+            raise ValueError(
+                f"items of {images.shape[-2]}×{images.shape[-1]} pixels; expected"
+                f" {self.crop}×{self.crop}, cropped as this transform does."
+                " Pass the paths of the files, or items of that size"
+            )
+        return self._fit(images)
+
+    def _fit(self, images: Tensor | np.ndarray) -> Tensor:
+        """Resize and crop a batch of any accepted layout and dtype."""
+        if images.dtype in (np.uint16, torch.uint16):
+            if self.bits is None:
+                raise ValueError(
+                    "images of dtype uint16, of unknown depth; set the bits of the"
+                    " transform: dataclasses.replace(transform, bits=12)"
+                )
+            images = to_8_bits(np.asarray(images), self.bits)
+        x = rgb_batch(as_tensor(images, "images"))
+        x = resize_square(x, self.size, self.resampling)
+        start = round((self.size - self.side) / 2)
+        return x[..., start : start + self.side, start : start + self.side]
 
 
 def load(name: str, weights: str | Path | None = "default") -> Backbone:
@@ -256,6 +378,7 @@ class FeatureExtractor(nn.Module):
     Attributes:
         model: the network.
         layers: the dotted names of the layers.
+        transform: prepares images for the network; None unless a Backbone made this.
 
     Raises:
         ValueError: if there is no layer, an unknown one, or a duplicate.
@@ -272,6 +395,8 @@ class FeatureExtractor(nn.Module):
     Source: PaDiM, arXiv:2011.08785, Sec. III-A. Departures: none.
     Test: test_backbones.py::test_an_extractor_stops_after_its_last_layer
     """
+
+    transform: Transform | None = None
 
     def __init__(
         self,

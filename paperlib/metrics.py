@@ -17,24 +17,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
 from paperlib.precision import at_least_float32
+from paperlib.validation import Numbers, as_tensor
 
 
-def auroc(
-    labels: Bool[Tensor, " n"] | Int[Tensor, " n"], scores: Float[Tensor, " n"]
-) -> float:
+def auroc(labels: Numbers, scores: Numbers) -> float:
     r"""Measure how well scores rank positives above negatives: the area under the ROC.
 
     $$\mathrm{AUROC} = P(s^+ > s^-) + \tfrac12 P(s^+ = s^-)$$
     with $s^+$ the score of a random positive and $s^-$ that of a random negative.
 
     Args:
-        labels: truth, 1 or True for a positive.
-        scores: higher means more positive.
+        labels: truth (N,), 1 or True for a positive, as tensor, array or list.
+        scores: (N,); higher means more positive.
 
     Returns:
         the area, between 0 and 1; 0.5 is chance.
@@ -55,8 +54,8 @@ def auroc(
     Departures: none.
     Test: test_metrics.py::test_auroc_equals_scikit_learn
     """
-    is_positive = _check_labels(labels, scores)
-    scores = scores.detach().to(at_least_float32(scores.dtype))
+    is_positive, scores = _check_labels(labels, scores)
+    scores = scores.to(at_least_float32(scores.dtype))
     positives, negatives = scores[is_positive], scores[~is_positive]
     # Only negatives are sorted; twice the number of ordered pairs is an integer, so
     # ties are exact.
@@ -65,22 +64,23 @@ def auroc(
     return pairs / (2 * len(positives) * len(negatives))
 
 
-def pixel_auroc(masks: Bool[Tensor, "n h w"], maps: Float[Tensor, "n h w"]) -> float:
+def pixel_auroc(masks: Numbers, maps: Numbers) -> float:
     """Measure how well maps rank defective pixels above all others: the pixel AUROC.
 
     The AUROC is computed over all pixels of all images together, so a defect counts in
     proportion to its area; `aupro` weights all defects equally.
 
     Args:
-        masks: True where the defect is; normal images are included, all False.
-        maps: anomaly maps; higher means more anomalous.
+        masks: (N, H, W) or (N, 1, H, W), tensor or array: True, 1 or 255 where the
+            defect is, 0 elsewhere; normal images are included, all 0.
+        maps: anomaly maps of the same shape; higher means more anomalous.
 
     Returns:
         the area, between 0 and 1; 0.5 is chance.
 
     Raises:
-        ValueError: if the shapes differ, no pixel or every pixel is defective, or a map
-            contains NaN.
+        ValueError: if the shapes differ, a mask has other values, no pixel or every
+            pixel is defective, or a map contains NaN.
 
     Example:
         >>> import torch
@@ -94,13 +94,13 @@ def pixel_auroc(masks: Bool[Tensor, "n h w"], maps: Float[Tensor, "n h w"]) -> f
     Source: PaDiM, arXiv:2011.08785, Sec. IV-A. Departures: none.
     Test: test_metrics.py::test_pixel_auroc_equals_scikit_learn
     """
-    _check_same_shape(masks, maps)
+    masks, maps = _check_maps(masks, maps)
     return auroc(masks.flatten(), maps.flatten())
 
 
 def aupro(
-    masks: Bool[Tensor, "n h w"],
-    maps: Float[Tensor, "n h w"],
+    masks: Numbers,
+    maps: Numbers,
     fpr_limit: float = 0.3,
 ) -> float:
     r"""Measure how much of each defect maps find: the area under the PRO curve.
@@ -116,16 +116,17 @@ def aupro(
     `fpr_limit` of the normal pixels are sorted.
 
     Args:
-        masks: True where the defect is; normal images are included, all False.
-        maps: anomaly maps; higher means more anomalous.
+        masks: (N, H, W) or (N, 1, H, W), tensor or array: True, 1 or 255 where the
+            defect is, 0 elsewhere; normal images are included, all 0.
+        maps: anomaly maps of the same shape; higher means more anomalous.
         fpr_limit: upper limit of the integral over the false positive rate, in (0, 1].
 
     Returns:
         the area divided by the limit, between 0 and 1; chance is half the limit.
 
     Raises:
-        ValueError: if the shapes differ, no pixel or every pixel is defective, a map
-            contains NaN, or the limit is not in (0, 1].
+        ValueError: if the shapes differ, a mask has other values, no pixel or every
+            pixel is defective, a map contains NaN, or the limit is not in (0, 1].
 
     Example:
         >>> import torch
@@ -142,13 +143,13 @@ def aupro(
     Departures: none; computed on the CPU, where regions are labelled.
     Test: test_metrics.py::test_aupro_equals_the_definition
     """
-    _check_same_shape(masks, maps)
+    masks, maps = _check_maps(masks, maps)
     if not 0 < fpr_limit <= 1:
         raise ValueError(
             f"fpr_limit={fpr_limit}; expected a share above 0 and at most 1"
         )
     masks = masks.cpu()
-    maps = maps.detach().to("cpu", at_least_float32(maps.dtype))
+    maps = maps.to("cpu", at_least_float32(maps.dtype))
     _check_not_nan("values of maps", maps)
     regions, count = _regions(masks)
     defective, normal = maps[masks], maps[~masks]
@@ -200,9 +201,7 @@ class BestThreshold(NamedTuple):
     f1: float
 
 
-def best_threshold(
-    labels: Bool[Tensor, " n"] | Int[Tensor, " n"], scores: Float[Tensor, " n"]
-) -> BestThreshold:
+def best_threshold(labels: Numbers, scores: Numbers) -> BestThreshold:
     r"""Find the threshold with the highest F1 score of "score ≥ threshold".
 
     $$F_1 = \frac{2\,\mathrm{TP}}{2\,\mathrm{TP} + \mathrm{FP} + \mathrm{FN}}$$
@@ -210,8 +209,8 @@ def best_threshold(
     The choice uses the labels, so its F1 on the same labels is optimistic.
 
     Args:
-        labels: truth, 1 or True for a positive.
-        scores: higher means more positive.
+        labels: truth (N,), 1 or True for a positive, as tensor, array or list.
+        scores: (N,); higher means more positive.
 
     Returns:
         the threshold, which is one of the scores (the highest of equally good ones),
@@ -227,7 +226,7 @@ def best_threshold(
         >>> best_threshold(labels, scores)
         BestThreshold(threshold=0.5, f1=0.8)
     """
-    is_positive = _check_labels(labels, scores)
+    is_positive, scores = _check_labels(labels, scores)
     ordered, order = scores.sort(descending=True)
     true_positives = is_positive[order].cumsum(0)
     f1 = (
@@ -243,13 +242,14 @@ def best_threshold(
     return BestThreshold(float(ordered[best]), float(f1[best]))
 
 
-def intersection_over_union(a: Sequence[float], b: Sequence[float]) -> float:
+def intersection_over_union(a: Numbers, b: Numbers) -> float:
     r"""Measure how well two boxes agree: the area of intersection over that of union.
 
     $$\mathrm{IoU}(a, b) = |a \cap b| \,/\, |a \cup b|$$
 
     Args:
-        a, b: (top, left, bottom, right), half-open, in pixels.
+        a, b: (top, left, bottom, right), half-open, in pixels, as tensor, array or
+            sequence.
 
     Returns:
         between 0 (disjoint) and 1 (equal).
@@ -261,6 +261,7 @@ def intersection_over_union(a: Sequence[float], b: Sequence[float]) -> float:
     Departures: boxes are half-open, so there is no +1 in their sides.
     Test: test_metrics.py::test_iou_counts_cells
     """
+    a, b = (as_tensor(box, "box").flatten().tolist() for box in (a, b))
     for box in (a, b):
         if len(box) != 4 or not (box[2] > box[0] and box[3] > box[1]):
             raise ValueError(
@@ -275,8 +276,8 @@ def intersection_over_union(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def localization_error(
-    boxes: Sequence[Sequence[float] | Sequence[Sequence[float]] | None],
-    true_boxes: Sequence[Sequence[float]],
+    boxes: Numbers | Sequence[Numbers | None],
+    true_boxes: Numbers | Sequence[Numbers],
     iou: float = 0.5,
 ) -> float:
     """Measure the share of images in which no predicted box matches the true one.
@@ -286,8 +287,9 @@ def localization_error(
     class if it is among the five predictions, and None otherwise.
 
     Args:
-        boxes: per image a box (top, left, bottom, right), a list of boxes of which any
-            may match, or None.
+        boxes: per image a box (top, left, bottom, right), any number of boxes (K, 4) of
+            which one may match, or None. Tensors and arrays are accepted, also of all
+            images: (N, 4) or (N, K, 4).
         true_boxes: the one true box of each image.
         iou: a box matches if its intersection over union with the true box is at least
             this.
@@ -310,6 +312,9 @@ def localization_error(
     Departures: one true box per image.
     Test: test_metrics.py::test_localization_error_by_hand
     """
+    for values in (boxes, true_boxes):
+        if not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
+            raise ValueError(f"boxes {values!r}; expected one entry per image")
     if len(boxes) != len(true_boxes) or not len(boxes):
         raise ValueError(
             f"{len(boxes)} predictions and {len(true_boxes)} true boxes;"
@@ -319,17 +324,19 @@ def localization_error(
         raise ValueError(f"iou={iou}; expected a share above 0 and at most 1")
     missed = 0
     for predicted, true in zip(boxes, true_boxes, strict=True):
-        candidates = [] if predicted is None else list(predicted)
-        if candidates and not isinstance(candidates[0], Sequence):
-            candidates = [candidates]
+        candidates = as_tensor([] if predicted is None else predicted, "boxes")
+        candidates = candidates if candidates.ndim > 1 else candidates.reshape(1, -1)
         missed += not any(
-            intersection_over_union(box, true) >= iou for box in candidates
+            intersection_over_union(box, true) >= iou
+            for box in candidates
+            if box.numel()
         )
     return missed / len(boxes)
 
 
-def _check_labels(labels: Tensor, scores: Tensor) -> Tensor:
-    """Return which labels are positive; raise if labels and scores do not match."""
+def _check_labels(labels: Numbers, scores: Numbers) -> tuple[Tensor, Tensor]:
+    """Return which labels are positive, and the scores; raise unless they match."""
+    labels, scores = as_tensor(labels, "labels"), as_tensor(scores, "scores").detach()
     if labels.shape != scores.shape or labels.ndim != 1:
         raise ValueError(
             f"labels {tuple(labels.shape)} and scores {tuple(scores.shape)};"
@@ -348,7 +355,7 @@ def _check_labels(labels: Tensor, scores: Tensor) -> Tensor:
             f"{positives} positives and {negatives} negatives;"
             " expected at least one of each"
         )
-    return is_positive
+    return is_positive.to(scores.device), scores
 
 
 def _check_not_nan(what: str, values: Tensor) -> None:
@@ -358,13 +365,32 @@ def _check_not_nan(what: str, values: Tensor) -> None:
         )
 
 
-def _check_same_shape(masks: Tensor, maps: Tensor) -> None:
-    if masks.shape != maps.shape:
-        raise ValueError(
-            f"masks of shape {tuple(masks.shape)} and maps of shape"
-            f" {tuple(maps.shape)}; expected one shape (N, H, W)."
-            " Resize the maps to the masks with anomaly_map.upsample"
+def _check_maps(masks: Numbers, maps: Numbers) -> tuple[Tensor, Tensor]:
+    """Return masks, bool, and maps, both (N, H, W); raise unless they match."""
+    masks, maps = as_tensor(masks, "masks"), as_tensor(maps, "maps").detach()
+    shapes = (
+        f"masks of shape {tuple(masks.shape)} and maps of shape {tuple(maps.shape)}"
+    )
+    masks, maps = (
+        values[:, 0] if values.ndim == 4 and values.shape[1] == 1 else values
+        for values in (masks, maps)
+    )
+    if masks.ndim != 3 or masks.shape != maps.shape:
+        hint = (
+            "Add the axis of the images: masks[None], maps[None]"
+            if masks.ndim == 2
+            else "Resize the maps to the masks with anomaly_map.upsample"
         )
+        raise ValueError(
+            f"{shapes}; expected one shape, (N, H, W) or (N, 1, H, W). {hint}"
+        )
+    is_defective = masks == (255 if (masks == 255).any() else 1)
+    if not (is_defective | (masks == 0)).all():
+        raise ValueError(
+            f"masks with values from {masks.min().item():g} to {masks.max().item():g};"
+            " expected only 0 and 1, or 0 and 255. Pass masks > threshold"
+        )
+    return is_defective.to(maps.device), maps
 
 
 def _sorted(values: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Align rows of text in columns."""
+"""Text for people: aligned columns, and short descriptions of tuples of tensors."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def align_columns(rows: Sequence[Sequence[str]], sides: str) -> str:
@@ -19,3 +20,12 @@ def align_columns(rows: Sequence[Sequence[str]], sides: str) -> str:
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def short_repr(values: Any) -> str:
+    """Describe a NamedTuple, with the shapes of its tensors in place of their values."""
+    fields = (
+        f"{name}={tuple(value.shape) if hasattr(value, 'shape') else repr(value)}"
+        for name, value in zip(values._fields, values, strict=True)
+    )
+    return f"{type(values).__name__}({', '.join(fields)})"

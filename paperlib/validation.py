@@ -13,6 +13,9 @@ ClassTargets = (
     int | Sequence[int] | Sequence[Sequence[int]] | Tensor | np.ndarray | None
 )
 
+# What `as_tensor` converts.
+Numbers = Tensor | np.ndarray | Sequence
+
 
 class NotFitted(ValueError):
     """A detector is used before `fit` or `load`."""
@@ -29,6 +32,33 @@ def has_values(values: Tensor) -> bool:
         and not hasattr(values, "fake_mode")
         and not torch.compiler.is_compiling()
     )
+
+
+def as_tensor(values: Numbers, name: str) -> Tensor:
+    """Convert an array or nested sequences of numbers to a tensor; tensors are kept.
+
+    Args:
+        values: real numbers. Unsigned integers of 16 bits or more become int64, for
+            which PyTorch has all operations.
+        name: of the values, for the error.
+
+    Raises:
+        ValueError: for anything else, such as complex numbers or rows of several
+            lengths.
+    """
+    try:
+        array = (
+            values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} of type {type(values).__name__} can't be read as numbers"
+            f" ({error}); expected a tensor or an array"
+        ) from error
+    if array.is_complex():
+        raise ValueError(f"{name} are complex; expected real numbers")
+    is_wide = array.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return array.long() if is_wide else array
 
 
 def check_at_least_one(**numbers: int) -> None:

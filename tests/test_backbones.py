@@ -1,6 +1,7 @@
 import copy
 import sys
 import urllib.error
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms import v2
 
 from paperlib import backbones
-from paperlib.backbones import FeatureExtractor, concatenate_embeddings
+from paperlib.backbones import FeatureExtractor, Transform, concatenate_embeddings
+from paperlib.datasets import MVTecAD, batches, folder
 from paperlib.validation import UnusableFile
 
 
@@ -146,6 +148,108 @@ def test_resize_is_the_picture_before_normalising(lite0):
     torch.testing.assert_close(
         (shown - 127 / 255) / (128 / 255), lite0.transform(picture)
     )
+
+
+CAT = data.chelsea()
+WAYS = {
+    "path": lambda path: path,
+    "text": str,
+    "list of paths": lambda path: [path],
+    "Pillow": lambda path: Image.open(path),
+    "array": lambda path: [CAT],
+    "batch": lambda path: CAT[None],
+    "tensors": lambda path: (torch.from_numpy(CAT).movedim(-1, 0),),
+    "data set": lambda path: folder(path.parent, size=96),
+    "items": lambda path: [folder(path.parent, size=96)[0]],
+    "batch of items": lambda path: next(batches(folder(path.parent, size=96))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_from_file_to_network_prepares_alike(tmp_path, way):
+    transform = Transform(96, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    Image.fromarray(CAT).save(tmp_path / "cat.png")
+    expected = transform(torch.from_numpy(CAT)[None])
+    assert torch.equal(transform(WAYS[way](tmp_path / "cat.png")), expected)
+
+
+@pytest.mark.parametrize(("resize", "crop"), [(128, 101), (96, 64)])
+def test_a_bicubic_transform_with_a_crop_prepares_as_mvtec_ad(tmp_path, resize, crop):
+    path = tmp_path / "part/train/good/cat.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(CAT).save(path)
+    item = MVTecAD(tmp_path, "part", "train", resize=resize, crop=crop)[0]
+    transform = Transform(resize, (0,) * 3, (1,) * 3, crop, "bicubic")
+    for images in (path, Image.open(path), CAT[None], item):
+        assert torch.equal(transform(images)[0], item.image)
+    with refuses(f"items of 224×224 pixels; expected {crop}×{crop}, cropped"):
+        transform(folder(path.parent))
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("I;16", 12), ("I;16", 10), ("LA", None)])
+def test_pillow_images_of_any_mode_are_prepared_as_their_files(tmp_path, mode, bits):
+    grey = CAT[..., 0]
+    if bits:
+        image = Image.fromarray(grey.astype(np.uint16) * 2 ** (bits - 8))
+    else:
+        image = Image.fromarray(grey).convert(mode)
+    image.save(tmp_path / "cat.png")
+    transform = Transform(64, (0.5,) * 3, (0.5,) * 3, bits=bits)
+    expected = transform(tmp_path / "cat.png")
+    assert torch.equal(transform(image), expected)
+    if bits:
+        assert torch.equal(transform([np.asarray(image)]), expected)
+        with refuses("uint16, of unknown depth; .*bits=12"):
+            replace(transform, bits=None)([np.asarray(image)])
+    assert (expected - transform(np.asarray(grey)[None])).abs().max() < 0.02
+
+
+def test_a_backbone_has_a_short_repr(lite0):
+    shown = "Backbone(efficientnet_lite0: blocks.1, blocks.2, blocks.4; Transform(size="
+    assert repr(lite0).startswith(shown) and len(repr(lite0)) < 300
+
+
+def test_half_precision_images_are_resized_in_float32(lite0):
+    images = torch.rand(1, 3, 50, 40)
+    for dtype in (torch.float16, torch.bfloat16):
+        found = lite0.transform(images.to(dtype))
+        assert torch.equal(found, lite0.transform(images.to(dtype).float()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size=0"),
+        ({"crop": 0}, "crop=0"),
+        ({"crop": 65}, "crop=65, .* expected three means"),
+        ({"mean": (0.5,)}, "expected three means"),
+        ({"std": (1, 1, 0)}, "above 0"),
+        ({"resampling": "nearest"}, "resampling='nearest'"),
+        ({"bits": 20}, "bits=20"),
+    ],
+)
+def test_impossible_transforms_are_refused(options, message):
+    with refuses(message):
+        Transform(**{"size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3} | options)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "no image received"),
+        (3, "images of type int; expected a path"),
+        ([3.0], "an image of type float; expected a path"),
+        ([None], "an image of type NoneType"),
+        (np.zeros((1, 8, 8, 3), bool), "dtype bool; expected uint8"),
+        (np.zeros((1, 8, 8, 3), complex), "complex"),
+        (np.array([["a"]]), "can't be read as numbers"),
+        ("absent.png", "absent.png: .*No such file"),
+        (Image.new("F", (8, 8)), "floating-point numbers"),
+    ],
+)
+def test_what_is_no_image_is_refused(lite0, images, message):
+    with refuses(message):
+        lite0.transform(images)
 
 
 @pytest.mark.parametrize(

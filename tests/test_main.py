@@ -1,10 +1,13 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_mvtec
 import torch
+from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from paperlib.__main__ import main
@@ -42,7 +45,14 @@ def test_padim_prints_rows_beside_the_papers(root, tmp_path, capsys):
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
     assert padim(root, tmp_path / "out", "--dimensions", "10", "--device", "cpu") == 0
     again = capsys.readouterr()
-    assert again.out == printed.out and again.err == ""  # read, not run
+    assert again.out == printed.out  # read, not run
+    for line, name in zip(again.err.splitlines(), ("grid", "wood"), strict=True):
+        assert line.startswith(f"{name}: reused from ") and "--fresh" in line
+    options = ("--dimensions", "10", "--category", "wood", "wood", "--fresh")
+    assert padim(root, tmp_path / "out", *options) == 0
+    fresh = capsys.readouterr()
+    assert "reused" not in fresh.err and fresh.err.count("wood: fit:   0%") == 1
+    assert fresh.out.count("wood ") == 1
 
 
 def test_options_reach_the_run(root, tmp_path, capsys):
@@ -135,6 +145,66 @@ def test_an_interrupted_run_says_how_to_go_on(root, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("paperlib.padim.evaluation.evaluate", interrupted)
     assert padim(root, tmp_path) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_an_interrupted_unpacking_promises_nothing(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paperlib.__main__.unpack", interrupted)
+    assert main(["unpack", "a.zip", str(tmp_path / "b")]) == 130
+    assert capsys.readouterr().err == "\nstopped; nothing was unpacked\n"
+
+
+def test_what_is_certain_is_said_first_and_stops_no_other_category(
+    tmp_path, capsys, monkeypatch
+):
+    for name in ("single", "clean", "whole", "deep"):
+        small_mvtec.write(
+            tmp_path / "data", name, "brick", train=3, good=1, defective=1
+        )
+    data = tmp_path / "data"
+    for n in (1, 2):
+        (data / f"single/train/good/00{n}.png").unlink()
+    shutil.rmtree(data / "clean/ground_truth")
+    shutil.rmtree(data / "clean/test/stain")
+    for path in sorted((data / "deep").rglob("*.png")):
+        if "ground_truth" not in path.parts:
+            values = np.asarray(Image.open(path)).astype(np.uint16) * 16
+            Image.fromarray(values).save(path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    assert padim(data, tmp_path / "out", "--dimensions", "5") == 1
+    printed = capsys.readouterr()
+    certain = printed.err.partition("whole: fit")[0]
+    assert f"category single has 1 training image in {data / 'single/train'}" in certain
+    assert f"category clean has no defective image in {data / 'clean/test'}" in certain
+    assert "no figures: figures need matplotlib" in certain
+    assert "3 images of 16 bits in" in certain and "Pass --bits 12 if" in certain
+    assert "\nwhole " in printed.out and "single" not in printed.out
+    options = ["--dimensions", "5", "--category", "deep", "--no-pictures"]
+    assert padim(data, tmp_path / "out", *options, "--bits", "12") == 0
+    printed = capsys.readouterr()
+    assert "no figures" not in printed.err and "12 bits; in %" in printed.out
+
+
+@pytest.mark.parametrize("nested", ["", "/scratch"])
+def test_normal_and_abnormal_folders_are_evaluated(root, tmp_path, capsys, nested):
+    part = tmp_path / "my parts"
+    for source, target in (
+        ("train/good", "train/normal"),
+        ("test/good", "test/normal"),
+        ("test/stain", f"test/abnormal{nested}"),
+    ):
+        shutil.copytree(root / "grid" / source, part / target)
+    options = ["--dimensions", "5", "--no-pictures"]
+    assert padim(part, tmp_path / "out", *options) == 0
+    printed = capsys.readouterr()
+    (line,) = [x for x in printed.out.splitlines() if x.startswith("my parts")]
+    assert len(line.split()) == 4  # name, number of images and image AUROC
+    assert "my parts: no masks in " in printed.err
+    assert padim(tmp_path, tmp_path / "again", *options) == 0  # the folder above
+    assert line in capsys.readouterr().out
 
 
 def test_the_module_runs_and_unpacks(root, tmp_path, capsys):

@@ -104,6 +104,23 @@ def test_localization_error_by_hand():
 
 
 @pytest.mark.parametrize(
+    "form", [torch.tensor, np.array, lambda box: torch.tensor(box).float(), tuple]
+)
+def test_boxes_of_every_form_have_the_same_error(form):
+    true = form([(0, 0, 10, 10), (5, 5, 9, 9), (2, 2, 4, 4)])
+    assert localization_error(form([(0, 0, 10, 10)] * 3), true) == 2 / 3
+    several = form([[(0, 0, 10, 10), (2, 2, 4, 4)]] * 3)  # (N, K, 4)
+    assert localization_error(several, true) == 1 / 3
+    mixed = [None, form([(1, 1, 2, 2), (5, 5, 9, 9)]), form((2, 2, 4, 4))]
+    assert localization_error(mixed, true) == 1 / 3
+    assert localization_error([form([])] * 3, true) == 1
+    assert intersection_over_union(true[0], form((0, 0, 5, 10))) == 0.5
+    for wrong in ([form((1, 2, 3))] * 3, [["box"]] * 3, 3, torch.tensor(3)):
+        with refuses("box"):
+            localization_error(wrong, true)
+
+
+@pytest.mark.parametrize(
     ("boxes", "true", "iou", "message"),
     [
         ([(0, 0, 1, 1)], [], 0.5, "1 predictions and 0 true boxes"),
@@ -263,6 +280,68 @@ def test_aupro_refuses_what_has_no_answer(change, message):
     masks, maps = defects()
     with refuses(message):
         aupro(*change(masks, maps))
+
+
+FORMS = {
+    "float32": lambda masks: masks.float(),
+    "float16": lambda masks: masks.half(),
+    "int32": lambda masks: masks.int(),
+    "uint8": lambda masks: masks.byte(),
+    "uint8 0/255": lambda masks: masks.byte() * 255,
+    "int64 0/255": lambda masks: masks.long() * 255,
+    "uint16": lambda masks: masks.numpy().astype(np.uint16),
+    "array": lambda masks: masks.numpy(),
+    "array, not contiguous": lambda masks: masks.numpy()[:, ::-1][:, ::-1],
+    "array (N, 1, H, W)": lambda masks: masks[:, None].numpy().astype(np.float64),
+    "(N, 1, H, W)": lambda masks: masks[:, None],
+    "list of tensors": list,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_of_every_form_have_the_same_metrics(form):
+    masks, maps = defects()
+    other = FORMS[form](masks)
+    for metric in (aupro, pixel_auroc):
+        expected = metric(masks, maps)
+        assert metric(other, maps) == expected
+        assert metric(masks, maps.numpy()) == metric(masks, maps[:, None]) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda m: m[0],
+            r"expected one shape, \(N, H, W\).*masks\[None\], maps\[None\]",
+        ),
+        (lambda m: m[..., None], "expected one shape"),
+        (lambda m: m.flatten(), "expected one shape"),
+        (lambda m: m.long() * 3, "values from 0 to 3; expected only 0 and 1, or 0 and"),
+        (lambda m: m * 0.5, "values from 0 to 0.5; .* Pass masks > threshold"),
+        (lambda m: m.long() + 254 * m[:1], "values from 0 to 255"),
+        (lambda m: -m.long(), "values from -1 to 0"),
+        (lambda m: m * float("nan"), "values from nan to nan"),
+        (lambda m: m * 1j, "masks are complex"),
+        (lambda m: "masks", "masks of type str can't be read as numbers"),
+        (lambda m: [m[0], m[1, 1:]], "masks of type list can't be read as numbers"),
+    ],
+)
+def test_masks_without_one_meaning_are_refused(change, message):
+    masks, maps = defects()
+    masks[0, 0, 0] = True
+    for metric in (aupro, pixel_auroc):
+        with refuses(message):
+            metric(change(masks), change(maps) if "shape" in message else maps)
+
+
+def test_labels_and_scores_of_every_form_have_the_same_metrics():
+    labels, scores = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([1, 3, 2, 2, 5])
+    expected = auroc(labels, scores.double()), best_threshold(labels, scores.double())
+    for form in (torch.Tensor.numpy, list, torch.Tensor.tolist, torch.Tensor.half):
+        found = auroc(form(labels), form(scores)), best_threshold(labels, form(scores))
+        assert found == expected
+    assert auroc(labels.bool().numpy(), scores.numpy().astype(np.uint16)) == expected[0]
 
 
 def test_pixel_auroc_refuses_what_has_no_answer():

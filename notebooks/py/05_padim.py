@@ -1423,12 +1423,15 @@ n_normal = sum(sample.label == 0 for sample in dataset.samples)
 n_fit = n_normal * 4 // 5
 
 
+own_detector = PaDiM(extractor, DIMENSIONS[NETWORK], transform=backbone.transform)
+
+
 def read_batches(start, stop):
     for batch in batches(Subset(dataset, range(start, stop)), batch_size):
-        yield prepare(batch.images)
+        yield own_detector.prepare(batch)
 
 
-own_detector = PaDiM(extractor, DIMENSIONS[NETWORK]).fit(read_batches(0, n_fit))
+own_detector.fit(read_batches(0, n_fit))
 own_threshold = own_detector.normal_threshold(read_batches(n_fit, n_normal), 0.95)
 
 # %% tags=["nbval-check-output"]
@@ -1446,8 +1449,9 @@ print(f"fitted {n_fit} images, saved {megabytes:.0f} MB, loaded: the same scores
 
 # %% [markdown]
 # `PaDiM.load(path)` works from the path alone for networks that the library knows by
-# name. The file is safetensors: numbers and their names. The usual code pickles the
-# statistics, and loading a pickle runs the code in it.
+# name. The file includes how images are prepared: `loaded.prepare("cell.png")` returns
+# the batch that `loaded.score` expects. It is a safetensors file: numbers and their
+# names. The usual code pickles the statistics, and loading a pickle runs the code in it.
 #
 # ## Exercises
 #

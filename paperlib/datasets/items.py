@@ -5,11 +5,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from paperlib.datasets.image_files import resize_square
+from paperlib.tables import short_repr
 from paperlib.validation import check_at_least_one, rgb_batch
 
 
@@ -28,6 +29,7 @@ class Item(NamedTuple):
     label: int
     mask: Bool[Tensor, "h w"] | None
     path: str
+    __repr__ = short_repr
 
 
 class Batch(NamedTuple):
@@ -37,6 +39,7 @@ class Batch(NamedTuple):
     labels: Int[Tensor, " n"]
     masks: Bool[Tensor, "n h w"] | None
     paths: list[str]
+    __repr__ = short_repr
 
 
 class TensorItems(Dataset):
@@ -70,15 +73,18 @@ class TensorItems(Dataset):
             )
         self.images, self.label, self.size, self.name = images, label, size, name
 
+    def __repr__(self) -> str:
+        """Name the images and their shape."""
+        shape = tuple(self.images.shape)
+        return f"TensorItems({self.name!r}: {shape}, label {self.label})"
+
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Item:
         image = rgb_batch(self.images[index][None])
         if self.size is not None:
-            size = (self.size, self.size)
-            image = F.interpolate(image, size, mode="bilinear", antialias=True)
-            image = image.clamp(0, 1)
+            image = resize_square(image, self.size)
         name = f"{self.name} {index % len(self.images)}"
         return Item(image[0].contiguous(), self.label, None, name)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
+from paperlib.tables import short_repr
 from paperlib.validation import check_at_least_one, check_choice
 
 ELPV_PACKAGE = "elpv-dataset"
@@ -22,6 +23,7 @@ class ELPV(NamedTuple):
     images: UInt8[Tensor, "n 300 300"]
     probability: Float[Tensor, " n"]
     kind: Shaped[np.ndarray, " n"]
+    __repr__ = short_repr
 
 
 def elpv(kind: str = "all") -> ELPV:
@@ -78,6 +80,7 @@ class CellSplit(NamedTuple):
     train_labels: Int[Tensor, " n_train"]
     test: Float[Tensor, "n_test 3 side side"]
     test_labels: Int[Tensor, " n_test"]
+    __repr__ = short_repr
 
 
 def split_cells(

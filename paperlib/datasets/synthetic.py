@@ -95,6 +95,11 @@ class SyntheticDefects(Dataset):
         self.normal, self.kinds, self.contrast = normal, tuple(kinds), contrast
         self.seed = seed
 
+    def __repr__(self) -> str:
+        """Name the kinds, their contrast and the images that they are painted on."""
+        kinds = ", ".join(self.kinds)
+        return f"SyntheticDefects({kinds} of contrast {self.contrast} on {self.normal})"
+
     def __len__(self) -> int:
         return len(self.normal)
 

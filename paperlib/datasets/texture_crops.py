@@ -99,6 +99,10 @@ class Textures(Dataset):
         self.kinds, self.split, self.count, self.side = kinds, split, count, side
         self.size, self.seed = size, seed
 
+    def __repr__(self) -> str:
+        """Name the textures and count the crops."""
+        return f"Textures({', '.join(self.kinds)}, {self.split}: {self.count} crops)"
+
     def __len__(self) -> int:
         return self.count
 

@@ -8,6 +8,7 @@ number of images.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ from torch import Tensor, nn
 
 from paperlib import backbones
 from paperlib.anomaly_map import MODES, Detection, gaussian_blur, upsample
-from paperlib.backbones import FeatureExtractor, concatenate_embeddings
+from paperlib.backbones import (
+    FeatureExtractor,
+    Images,
+    Transform,
+    concatenate_embeddings,
+)
 from paperlib.distributed import check_same_size, fail_together
 from paperlib.padim.gaussian import (
     COVARIANCE_EPSILON,
@@ -28,7 +34,13 @@ from paperlib.padim.gaussian import (
 )
 from paperlib.precision import at_least_float32
 from paperlib.storage import checksum, read_tensors, write_tensors
-from paperlib.validation import NotFitted, UnusableFile, check_choice, check_images
+from paperlib.validation import (
+    NotFitted,
+    UnusableFile,
+    check_choice,
+    check_images,
+    has_values,
+)
 
 SMOOTHING_SIGMA = 4.0  # PaDiM, Sec. IV-B: Gaussian filter on anomaly maps, in pixels
 PADIM_FORMAT = "paperlib.padim.1"
@@ -56,6 +68,8 @@ class PaDiM(nn.Module):
         epsilon: added to the variances.
         mode: how maps are upsampled, "bilinear" or "bicubic".
         sigma: of the Gaussian that smooths anomaly maps, in pixels of the image.
+        transform: how `prepare` gets from files to the network's input; None for that
+            of the extractor, if `Backbone.extractor` made it.
 
     Attributes:
         mean: μ, (P, D); None before `fit` or `load`, like the next two.
@@ -71,12 +85,11 @@ class PaDiM(nn.Module):
         ValueError: for arguments outside these ranges.
 
     Example:
-        >>> import torch
         >>> from paperlib import PaDiM, backbones, datasets
         >>> backbone = backbones.load("efficientnet_lite0")
         >>> bricks = datasets.textures("brick", count=12)
-        >>> images = backbone.transform(torch.stack([item.image for item in bricks]))
         >>> detector = PaDiM(backbone.extractor(), dimensions=20)
+        >>> images = detector.prepare(bricks)  # or paths, or Pillow images
         >>> detector = detector.fit(images[:8].split(4))
         >>> threshold = detector.normal_threshold(images[8:].split(4))
         >>> scores, maps = detector(images[:2])
@@ -101,6 +114,7 @@ class PaDiM(nn.Module):
         *,
         mode: str = "bilinear",
         sigma: float = SMOOTHING_SIGMA,
+        transform: Transform | None = None,
     ):
         super().__init__()
         if not isinstance(extractor, FeatureExtractor):
@@ -122,6 +136,7 @@ class PaDiM(nn.Module):
             )
         self.extractor, self.dimensions, self.seed = extractor, dimensions, seed
         self.epsilon, self.mode, self.sigma = epsilon, mode, sigma
+        self.transform = transform or extractor.transform
         for name in _FITTED:
             self.register_buffer(name, None)
         self.grid = self.size = (0, 0)
@@ -135,6 +150,26 @@ class PaDiM(nn.Module):
         parameters = self.extractor.parameters()
         return next((p.device for p in parameters), torch.device("cpu"))
 
+    def prepare(self, images: Images) -> Float[Tensor, "n 3 h w"]:
+        """Prepare images as the detector's: one way for `fit`, scores and files.
+
+        Args:
+            images: one or several, as `Transform` accepts them: paths, Pillow images,
+                arrays, items, or a batch of items.
+
+        Returns:
+            a batch for `fit` and the other methods, on the detector's device.
+
+        Raises:
+            ValueError: if the detector has no transform, or as `Transform`.
+        """
+        if self.transform is None:
+            raise ValueError(
+                "this detector has no transform; pass PaDiM(…, transform=…),"
+                " or make the extractor with load(name).extractor()"
+            )
+        return self.transform(images).to(self.device)
+
     def fit(self, batches: Iterable[Tensor], *, distribute: bool = False) -> "PaDiM":
         """Estimate the Gaussians from batches of normal images, and return self.
 
@@ -145,7 +180,7 @@ class PaDiM(nn.Module):
         previous fit is replaced, and its threshold forgotten, only on success.
 
         Args:
-            batches: of images (N, 3, H, W), already transformed.
+            batches: of images (N, 3, H, W), as `prepare` returns them.
             distribute: True if the batches are this process's part of the images. All
                 processes of `torch.distributed` call this with at least one batch, and
                 each ends with the Gaussians of all. One image per process is enough. If
@@ -248,6 +283,7 @@ class PaDiM(nn.Module):
             "layers": self.extractor.layers,
             "weights": _digest_weights(model),
             "settings": {name: getattr(self, name) for name in _SETTINGS},
+            "transform": self.transform and asdict(self.transform),
             **{name: getattr(self, name) for name in _NUMBERS},
         }
         tensors = {name: getattr(self, name) for name in _FITTED}
@@ -262,7 +298,8 @@ class PaDiM(nn.Module):
         Args:
             path: the file.
             extractor: the one it was fitted with. None loads the backbone by its name
-                with its default weights.
+                with its default weights. The transform is always that of the file, if
+                it has one.
 
         Raises:
             UnusableFile: naming the file, if it is missing, another kind of file,
@@ -281,7 +318,9 @@ class PaDiM(nn.Module):
         if extractor is None:
             extractor = _load_extractor(path, about)
         try:
-            detector = cls(extractor, **about["settings"])
+            transform = about.get("transform")  # older files have none
+            transform = transform and Transform(**transform)
+            detector = cls(extractor, **about["settings"], transform=transform)
         except (TypeError, ValueError) as error:
             raise UnusableFile(
                 f"{path} can't be used with these settings or this extractor ({error});"
@@ -295,6 +334,7 @@ class PaDiM(nn.Module):
     def extra_repr(self) -> str:
         """Describe the settings and what the detector was fitted on."""
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in _SETTINGS)
+        settings += f"\n{self.transform}" * (self.transform is not None)
         fit = "fitted on {} images of {}×{} pixels".format(self.count, *self.size)
         return f"{settings}\n{fit if self.count else 'not fitted'}"
 
@@ -359,7 +399,18 @@ class PaDiM(nn.Module):
         return gaussian_blur(upsample(distances, self.size, self.mode), self.sigma)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        maps = self.extractor(images)
+        if self.transform is not None and has_values(images):
+            _check_prepared(images, self.transform)
+        try:
+            maps = self.extractor(images)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(
+                f"the network can't process images of shape {tuple(images.shape)} and"
+                f" {images.dtype} on {images.device} ({error}); expected RGB"
+                " (N, 3, H, W) in the dtype of its weights. Use detector.prepare"
+            ) from error
         # A network under autocast returns half precision: too coarse for the sums that
         # follow.
         return [part.to(at_least_float32(part.dtype)) for part in maps]
@@ -473,6 +524,35 @@ def _check_size(images: Tensor, expected: tuple[int, int] | None) -> tuple[int, 
             f" expected {expected[0]}×{expected[1]}, as fitted"
         )
     return received
+
+
+def _check_prepared(images: Tensor, transform: Transform) -> None:
+    """Raise if the values show that images were not prepared by a transform.
+
+    Only what is certain is refused: values far above white, and values in [0, 1] that
+    are all on the grid of 8-bit images divided by 255. Prepared images are on it only
+    if the normalisation maps the grid to itself, as mean = std = 0.5 does.
+    """
+    channels = list(zip(transform.mean, transform.std, strict=True))
+    white = max(max(m, 1 - m) / s for m, s in channels)
+    low, high = (value.item() for value in torch.aminmax(images))
+    keeps_grid = any(_are_integers(torch.tensor([255 * m, 1]) / s) for m, s in channels)
+    if high > 8 * white or (
+        0 <= low < high <= 1 and not keeps_grid and _is_8_bit(255 * images.float())
+    ):
+        raise ValueError(
+            f"images with the values of 8-bit images, from {low:g} to {high:g};"
+            " expected prepared images. Use detector.prepare(images)"
+        )
+
+
+def _is_8_bit(values: Tensor) -> bool:
+    """Return whether values are integers, and not only 0 and 255."""
+    return _are_integers(values) and bool(((values > 0.5) & (values < 254.5)).any())
+
+
+def _are_integers(values: Tensor) -> bool:
+    return bool(((values - values.round()).abs() < 1e-3).all())
 
 
 def _digest_weights(model: nn.Module) -> str:

@@ -3,8 +3,10 @@
 import csv
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +14,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from paperlib.backbones import Backbone, Transform
+from paperlib.backbones import Backbone
 from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, Batch, MVTecAD, batches
-from paperlib.datasets.folders import CROP
+from paperlib.datasets.folders import CROP, RESIZE
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
-from paperlib.storage import atomic_path
-from paperlib.tables import align_columns
+from paperlib.storage import atomic_path, fingerprint
+from paperlib.tables import align_columns, short_repr
 from paperlib.validation import UnusableFile
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
@@ -46,6 +48,7 @@ class Settings(NamedTuple):
     dimensions: int | None
     seed: int
     variant: str
+    bits: int | None = None
 
     def picture_name(self, category: str) -> str:
         """Return the name of a category's figure."""
@@ -62,7 +65,10 @@ class Settings(NamedTuple):
         )
         variant = "Rd-MVTec AD" if self.variant == "random" else "centred crops"
         weights = "" if self.weights == "default" else f", weights {self.weights}"
-        return f"{self.backbone}, {dimensions}, seed {self.seed}{weights}, {variant}"
+        bits = "" if self.bits is None else f", {self.bits} bits"
+        return (
+            f"{self.backbone}, {dimensions}, seed {self.seed}{weights}, {variant}{bits}"
+        )
 
 
 class Result(NamedTuple):
@@ -72,9 +78,11 @@ class Result(NamedTuple):
         settings: of the run.
         category: its name.
         train, test: numbers of images.
-        image_auroc, pixel_auroc, aupro: as in `paperlib.metrics`.
+        image_auroc, pixel_auroc, aupro: as in `paperlib.metrics`; the last two are None
+            without masks.
         threshold, f1: the image score that separates the test images best, and its F1.
         fit_seconds, score_seconds: including reading the files.
+        files: identifies names, sizes and times of the files, as `fingerprint_files`.
     """
 
     settings: Settings
@@ -82,12 +90,13 @@ class Result(NamedTuple):
     train: int
     test: int
     image_auroc: float
-    pixel_auroc: float
-    aupro: float
+    pixel_auroc: float | None
+    aupro: float | None
     threshold: float
     f1: float
     fit_seconds: float
     score_seconds: float
+    files: str = ""
 
 
 # Column of results.csv → what converts its text.
@@ -95,8 +104,12 @@ _COLUMNS = {
     **Settings.__annotations__,
     **Result.__annotations__,
     "dimensions": lambda text: None if text == "all" else int(text),
+    "bits": lambda text: int(text) if text else None,
+    "pixel_auroc": lambda text: float(text) if text else None,
+    "aupro": lambda text: float(text) if text else None,
 }
 del _COLUMNS["settings"]
+_ADDED = {"bits": "", "files": ""}  # columns that older tables lack
 
 
 class Scored(NamedTuple):
@@ -107,6 +120,55 @@ class Scored(NamedTuple):
     labels: Tensor
     scores: Tensor
     maps: Tensor
+    __repr__ = short_repr
+
+
+def load_splits(settings: Settings, category: str) -> tuple[MVTecAD, MVTecAD]:
+    """Load a category's training and test set, and check what can be known before.
+
+    Raises:
+        ValueError: that names category and folder, if the layout is wrong, there are
+            fewer than two training images or no defective test image, or 16-bit images
+            leave the top bits empty.
+    """
+    train, test = (
+        MVTecAD(
+            settings.data,
+            category,
+            split,
+            settings.variant,
+            seed=settings.seed,
+            bits=settings.bits,
+        )
+        for split in ("train", "test")
+    )
+    if len(train) < 2:
+        raise ValueError(
+            f"category {category} has {len(train)} training image in {train.where};"
+            " expected at least 2, for the covariance"
+        )
+    if not any(sample.label for sample in test.samples):
+        raise ValueError(
+            f"category {category} has no defective image in {test.where}; expected"
+            " some in folders beside the normal ones, for the AUROC"
+        )
+    return train, test
+
+
+def fingerprint_files(settings: Settings, *datasets: MVTecAD) -> str:
+    """Identify names, sizes and times of all files that a result depends on."""
+    paths = [
+        path
+        for dataset in datasets
+        for sample in dataset.samples
+        for path in (sample.path, sample.mask)
+        if path is not None
+    ]
+    paths += [path for path in [Path(settings.weights)] if path.is_file()]
+    stats = [(path, path.stat()) for path in paths]
+    return fingerprint(
+        *(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
+    )
 
 
 def evaluate(
@@ -137,20 +199,26 @@ def evaluate(
     Source: PaDiM, arXiv:2011.08785, Sec. IV. Departures: none.
     Test: test_evaluation.py::test_one_category_equals_the_steps_written_out
     """
-    train, test = (
-        MVTecAD(settings.data, category, split, settings.variant, seed=settings.seed)
-        for split in ("train", "test")
-    )
+    train, test = load_splits(settings, category)
     detector = PaDiM(
-        backbone.extractor(), settings.dimensions, settings.seed, mode="bicubic"
+        backbone.extractor(),
+        settings.dimensions,
+        settings.seed,
+        mode="bicubic",
+        transform=replace(
+            backbone.transform,
+            size=RESIZE,
+            crop=CROP,
+            resampling="bicubic",
+            bits=settings.bits,
+        ),
     )
-    transform = Transform(CROP, backbone.transform.mean, backbone.transform.std)
 
     def prepared(dataset: MVTecAD, word: str) -> Iterator[tuple[Tensor, Batch]]:
         label = f"{category}: {word}"
         with tqdm(None, label, len(dataset), disable=not progress) as bar:
             for batch in batches(dataset, batch_size, threads):
-                yield transform(batch.images.to(detector.device)), batch
+                yield detector.prepare(batch), batch
                 bar.update(len(batch.labels))
 
     started = time.perf_counter()
@@ -161,7 +229,11 @@ def evaluate(
         for images, batch in prepared(test, "score")
     ]
     seconds = (fitted - started, time.perf_counter() - fitted)
-    maps, labels, masks = map(torch.cat, zip(*parts, strict=True))
+    maps, labels, *masks = (
+        torch.cat(part)
+        for part in zip(*parts, strict=True)
+        if isinstance(part[0], Tensor)
+    )
     scores = maps.amax((1, 2))
     result = Result(
         settings,
@@ -169,10 +241,11 @@ def evaluate(
         len(train),
         len(test),
         auroc(labels, scores),
-        pixel_auroc(masks, maps),
-        aupro(masks, maps),
+        pixel_auroc(*masks, maps) if masks else None,
+        aupro(*masks, maps) if masks else None,
         *best_threshold(labels, scores),
         *seconds,
+        fingerprint_files(settings, train, test),
     )
     return Scored(result, test, labels, scores, maps)
 
@@ -197,6 +270,17 @@ def examples(scored: Scored) -> dict[str, int]:
     return chosen
 
 
+def check_matplotlib() -> None:
+    """Raise ValueError if matplotlib, which draws the figures, is missing."""
+    try:
+        import matplotlib.pyplot  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "figures need matplotlib; run `pip install matplotlib`,"
+            " or pass --no-pictures"
+        ) from error
+
+
 def save_pictures(scored: Scored, path: Path) -> None:
     """Draw the examples with mask, map and overlay into a PNG file.
 
@@ -207,15 +291,11 @@ def save_pictures(scored: Scored, path: Path) -> None:
     Raises:
         ValueError: if matplotlib is missing.
     """
-    try:
-        import matplotlib.pyplot as plt
+    check_matplotlib()
+    import matplotlib.pyplot as plt
 
-        from paperlib import viz
-    except ImportError as error:
-        raise ValueError(
-            "figures need matplotlib; run `pip install matplotlib`,"
-            " or pass --no-pictures"
-        ) from error
+    from paperlib import viz
+
     reasons = examples(scored)
     numbers = list(reasons.values())
     items = [scored.test[number] for number in numbers]
@@ -227,7 +307,7 @@ def save_pictures(scored: Scored, path: Path) -> None:
     figure = viz.anomaly_figure(
         torch.stack([item.image for item in items]),
         scored.maps[numbers],
-        torch.stack([item.mask for item in items]),
+        torch.stack([item.mask for item in items]) if scored.test.has_masks else None,
         labels=labels,
         scale="anomaly score (smoothed Mahalanobis distance)",
     )
@@ -248,39 +328,54 @@ def run(
     threads: int = 2,
     pictures: bool = True,
     progress: bool = False,
+    fresh: bool = False,
 ) -> list[Result]:
-    """Evaluate categories; store each result at once, and skip those stored before.
+    """Evaluate categories; store each result at once, and reuse those stored before.
+
+    A stored row is reused, and that is said on standard error, if settings and files
+    are the same: names, sizes and times.
 
     Args:
         settings: of all categories.
-        categories: their names.
+        categories: their names; repeated ones are run once.
         backbone: from `backbones.load`.
         out: folder for results.csv, in which rows of other settings remain, and for one
             figure per category. Simultaneous runs need different folders: each would
             overwrite the other's newest row.
         batch_size, threads, progress: as for `evaluate`.
         pictures: whether to draw figures.
+        fresh: whether to evaluate again what is stored.
 
     Returns:
         one result per category, in the order of `categories`.
 
     Raises:
-        ValueError: if the layout of any category is wrong, before the first is run; as
-            `evaluate`; and for a results.csv that this function did not write.
+        ValueError: as `load_splits` for any category and as `check_matplotlib`, before
+            the first is run; as `evaluate`; and for a results.csv that this function
+            did not write.
         FileExistsError: if `out` is a file.
     """
     out.mkdir(parents=True, exist_ok=True)
     table = out / "results.csv"
+    files = {
+        category: fingerprint_files(settings, *load_splits(settings, category))
+        for category in categories
+    }
     done = {
         result.category: result
-        for result in read_results(table)
-        if result.settings == settings
+        for result in ([] if fresh else read_results(table))
+        if result.settings == settings and result.files == files.get(result.category)
     }
-    remaining = [category for category in categories if category not in done]
-    for category in remaining:
-        for split in ("train", "test"):
-            MVTecAD(settings.data, category, split, settings.variant)
-    for category in remaining:
+    if pictures and done.keys() < files.keys():
+        check_matplotlib()
+    for category in files:
+        if category in done:
+            print(
+                f"{category}: reused from {table}, its files are unchanged;"
+                " --fresh (fresh=True) evaluates it again",
+                file=sys.stderr,
+            )
+            continue
         scored = evaluate(
             settings,
             category,
@@ -292,8 +387,13 @@ def run(
         if pictures:
             save_pictures(scored, out / settings.picture_name(category))
         done[category] = scored.result
-        write_results(table, [*read_results(table), scored.result])
-    return [done[category] for category in categories]
+        others = [
+            row
+            for row in read_results(table)
+            if (row.settings, row.category) != (settings, category)
+        ]
+        write_results(table, [*others, scored.result])
+    return [done[category] for category in files]
 
 
 def read_results(path: Path) -> list[Result]:
@@ -307,9 +407,12 @@ def read_results(path: Path) -> list[Result]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file, strict=True)
-            if rows.fieldnames != list(_COLUMNS):
+            missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+            if len(rows.fieldnames or ()) != len(_COLUMNS) - len(missing) or not (
+                _ADDED.keys() >= {*missing}
+            ):
                 raise ValueError(f"its columns are {rows.fieldnames}")
-            return [_parse_result(row) for row in rows]
+            return [_parse_result(_ADDED | row) for row in rows]
     except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
         raise UnusableFile(
             f"{path} is not a table of results ({error});"
@@ -341,7 +444,8 @@ def report(results: Sequence[Result]) -> str:
     """Format results as a table, in percent, next to the paper's.
 
     The paper's are Tables III and V, or VI for the random variant. Means are over the
-    categories present; the paper's means are shown only next to complete groups.
+    categories present, each once; the paper's means are shown only next to complete
+    groups. If there are categories of another data set, a last row has the mean of all.
 
     Args:
         results: of one run, at least one.
@@ -354,6 +458,7 @@ def report(results: Sequence[Result]) -> str:
     """
     if not results:
         raise ValueError("no result to report; expected at least one")
+    results = list({result.category: result for result in results}.values())
     settings = results[0].settings
     is_centered = settings.variant == "centered"
     tables = ("table_V", "table_III") if is_centered else ("table_VI",)
@@ -367,12 +472,12 @@ def report(results: Sequence[Result]) -> str:
     def add_row(title: str, parts: Sequence[Result], name: str) -> None:
         """Add the means of some results, and the paper's numbers under a name."""
         means = (
-            100 * statistics.fmean(getattr(part, field) for part in parts)
+            _format_mean([getattr(part, field) for part in parts])
             for field in ("image_auroc", "pixel_auroc", "aupro")
         )
         papers = (_format_quoted(numbers.get(name)) for numbers in quoted.values())
         n_test = sum(part.test for part in parts)
-        rows.append((title, str(n_test), *(f"{m:.1f}" for m in means), *papers))
+        rows.append((title, str(n_test), *means, *papers))
 
     for result in results:
         add_row(result.category, [result], result.category)
@@ -381,6 +486,8 @@ def report(results: Sequence[Result]) -> str:
         if parts:
             title = f"{group} ({len(parts)} of {len(members)})"
             add_row(title, parts, group if len(parts) == len(members) else "")
+    if len(results) > 1 and not {r.category for r in results} <= {*GROUPS["all"]}:
+        add_row(f"mean of {len(results)}", results, "")
     legend = (
         "Table V (image AUROC) and Table III (pixel AUROC / PRO)"
         if is_centered
@@ -394,6 +501,11 @@ def report(results: Sequence[Result]) -> str:
             f"from {PAPER['source'].split(', Tables')[0]}",
         ]
     )
+
+
+def _format_mean(values: Sequence[float | None]) -> str:
+    """Format the mean in percent, or nothing if a category has no masks."""
+    return "" if None in values else f"{100 * statistics.fmean(values):.1f}"
 
 
 def _format_quoted(values: float | list[float] | None) -> str:

@@ -6,6 +6,7 @@ from refusals import refuses
 from torchvision.transforms import functional as TF
 from torchvision.transforms.functional import InterpolationMode
 
+from paperlib.backbones import Transform
 from paperlib.datasets import (
     MVTEC_OBJECTS,
     MVTEC_TEXTURES,
@@ -238,10 +239,53 @@ def test_masks_and_pictures_that_lack_each_other_are_named_together(mvtec):
     assert len(MVTecAD(mvtec, "bottle", "train")) == 3
 
 
-def test_without_ground_truth_all_defective_pictures_are_named(mvtec):
+def test_without_any_mask_defective_images_have_labels_only(mvtec):
     (mvtec / "bottle/ground_truth").rename(mvtec / "bottle/elsewhere")
-    with refuses("3 problems"):
+    test = MVTecAD(mvtec, "bottle", "test")
+    assert [item.label for item in test] == [0, 0, 1, 1, 1]
+    assert {item.mask for item in test} == {None} and not test.has_masks
+    (mvtec / "bottle/ground_truth/crack").mkdir(parents=True)
+    assert not MVTecAD(mvtec, "bottle", "test").has_masks
+    save(square(9, 9), mvtec / "bottle/ground_truth/crack/000.png")
+    with refuses("2 problems"):  # a mask is missing only where others are
         MVTecAD(mvtec, "bottle", "test")
+
+
+@pytest.mark.parametrize("normal", ["good", "normal"])
+@pytest.mark.parametrize("ending", ["", "_mask"])
+def test_nested_folders_and_both_names_of_masks_are_read(tmp_path, normal, ending):
+    root = tmp_path / "part"
+    for name in ("train/{}/monday/2", "train/{}/1", "test/{}/night/a/7"):
+        save(picture(1), root / f"{name.format(normal)}.png")
+    for n, name in enumerate(("dent/left/0", "dent/left/10", "dent/5", "a/b/c/1")):
+        mask = square(60 + 20 * n, 100)
+        save(mask.convert("RGB"), root / f"test/{name}.png")
+        save(mask, root / f"ground_truth/{name}{ending}.bmp")
+    save(picture(2), root / "test/dent/.hidden/9.png")
+    assert len(MVTecAD(tmp_path, "part", "train")) == 2
+    test = MVTecAD(tmp_path, "part", "test")
+    assert [item.label for item in test] == [0, 1, 1, 1, 1]
+    names = [item.path.split("test/")[1] for item in test]
+    assert names[1:] == [
+        *("a/b/c/1.png", "dent/5.png", "dent/left/0.png", "dent/left/10.png")
+    ]
+    for item in list(test)[1:]:
+        assert ((item.image[0] > 0.5) != item.mask).float().mean() < 0.01
+    save(picture(2), root / f"ground_truth/dent/5{'' if ending else '_mask'}.bmp")
+    with refuses("ground_truth/dent/5.*bmp has no image in test/dent"):
+        MVTecAD(tmp_path, "part", "test")
+
+
+def test_good_and_normal_together_are_refused(mvtec):
+    save(picture(1), mvtec / "bottle/test/normal/0.png")
+    with refuses("normal: expected only the folder 'good'"):
+        MVTecAD(mvtec, "bottle", "test")
+
+
+def test_folders_within_normal_and_abnormal_are_read(tmp_path):
+    for name in ("normal/day/1", "normal/2", "abnormal/dent/deep/3", "abnormal/4"):
+        save(picture(1), tmp_path / f"{name}.png")
+    assert [item.label for item in folder(tmp_path, size=8)] == [0, 0, 1, 1]
 
 
 def test_damaged_files_are_named_when_they_are_read(mvtec):
@@ -266,6 +310,10 @@ def test_damaged_files_are_named_when_they_are_read(mvtec):
         with refuses(message, UnusableFile):
             dataset[index]
     assert dataset[4].label == 1  # the rest can be read
+    for full in (Image.new("L", (SIDE, SIDE), 255), Image.new("1", (SIDE, SIDE), 1)):
+        save(full, mvtec / "bottle/ground_truth/crack/001_mask.png")
+        with refuses("its mask 001_mask.png marks every pixel", UnusableFile):
+            dataset[3]
 
 
 @pytest.mark.parametrize(
@@ -307,10 +355,12 @@ def test_folders_of_normal_and_abnormal_pictures(tmp_path):
     assert [item.label for item in items] == [0, 0, 0, 1]
     assert all(item.mask is None for item in items)
     for item in items:
-        expected = TF.to_tensor(
-            TF.resize(Image.open(item.path), [64, 64], InterpolationMode.BICUBIC)
-        )
-        assert torch.equal(item.image, expected)
+        original = Image.open(item.path)
+        expected = TF.to_tensor(TF.resize(original, [64, 64]))  # bilinear
+        # Pillow rounds to 8 bits after each axis.
+        assert (item.image - expected).abs().max() < 1.5 / 255
+        transform = Transform(64, (0.4,) * 3, (0.2,) * 3)
+        assert torch.equal(item.image, transform.resize(original)[0])
     assert folder(tmp_path)[0].image.shape == (3, 224, 224)
     (tmp_path / "normal").rename(tmp_path / "good")
     assert [item.label for item in folder(tmp_path, normal="good")] == [0, 0, 0, 1]
@@ -336,3 +386,24 @@ def test_a_sample_reads_a_mask_of_the_pictures_size(tmp_path):
     save(square(10, 20), tmp_path / "mask.png")
     mask = Sample(tmp_path / "a.png", 1, tmp_path / "mask.png").read_mask((SIDE, SIDE))
     assert mask[10:70, 20:80].all()
+
+
+@pytest.mark.parametrize("bits", [10, 14])
+def test_depths_of_cameras_reach_every_data_set(tmp_path, bits):
+    values = np.linspace(0, 2**bits - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for split in ("train", "test"):
+        for n in range(2):
+            save(Image.fromarray(values), tmp_path / f"part/{split}/good/{n}.png")
+    good = tmp_path / "part/train/good"
+    for load in (
+        lambda **options: folder(good, **options),
+        lambda **options: MVTecAD(tmp_path, "part", "train", **options),
+    ):
+        with refuses(f"2 images of 16 bits in .*part.train.* Pass bits={bits} "):
+            load()
+        image = load(bits=bits)[0].image
+        assert image.min() < 0.1 and image.max() > 0.9
+        assert load(bits=16)[0].image.max() < 1.1 * 2 ** (bits - 16)
+        assert f"bits={bits}" in repr(load(bits=bits))
+        with refuses("bits=4"):
+            load(bits=4)

@@ -12,6 +12,7 @@ from skimage import data
 
 from paperlib.datasets import read_image, read_mask
 from paperlib.datasets.image_files import (
+    check_depth,
     list_image_files,
     natural_sort_key,
     raise_problems,
@@ -320,3 +321,140 @@ def test_a_tiff_that_ends_before_its_height_is_refused(tmp_path):
     path.write_bytes(whole[:place] + struct.pack("<I", 39) + whole[place + 4 :])
     # All that it announces is there.
     assert np.array_equal(read_image(path), pixels[:39])
+
+
+# ---- masks that are soft or transparent ----
+
+DISC = (np.mgrid[:64, :64] - 30) ** 2
+DISC = DISC.sum(0) < 400
+
+
+def antialiased(dtype, white):
+    """The disc, drawn four times as large and averaged."""
+    large = Image.fromarray(DISC.astype(np.float32)).resize((256, 256), 0)
+    soft = np.asarray(large.resize((64, 64), Image.Resampling.BICUBIC)).clip(0, 1)
+    return Image.fromarray((soft * white).astype(dtype))
+
+
+@pytest.mark.parametrize("quality", [30, 60, 90])
+def test_lossy_masks_are_read_as_they_were_drawn(tmp_path, quality):
+    for name in ("mask.jpg", "mask.webp"):
+        Image.fromarray(DISC * np.uint8(255)).save(tmp_path / name, quality=quality)
+        marked = read_mask(tmp_path / name)
+        assert np.count_nonzero(marked != DISC) <= 0.01 * DISC.sum()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white"),
+    [(np.uint8, 255), (np.uint8, 100), (np.uint16, 65535), (np.float32, 1)],
+)
+def test_soft_masks_are_cut_at_half_of_their_maximum(tmp_path, dtype, white):
+    antialiased(dtype, white).save(tmp_path / "mask.tif")
+    assert np.array_equal(read_mask(tmp_path / "mask.tif"), DISC)
+
+
+@pytest.mark.parametrize("colour", [0, 90, 255])
+def test_transparency_alone_is_a_mask(tmp_path, colour):
+    plain, alpha = np.full(DISC.shape, colour, np.uint8), DISC * np.uint8(255)
+    Image.fromarray(np.dstack([plain] * 3 + [alpha])).save(tmp_path / "rgba.png")
+    Image.fromarray(np.dstack([plain, alpha]), "LA").save(tmp_path / "la.png")
+    palette = Image.fromarray(DISC.astype(np.uint8), "P")
+    palette.putpalette([colour] * 6)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    for name in ("rgba", "la", "palette"):
+        assert np.array_equal(read_mask(tmp_path / f"{name}.png"), DISC)
+
+
+def test_what_is_painted_on_a_transparent_layer_is_marked(tmp_path):
+    white = np.full((64, 64, 4), 255, np.uint8)
+    white[..., 3] = 0
+    white[DISC] = (200, 0, 0, 255)
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), DISC)
+    white[DISC] = (0, 0, 0, 255)
+    Image.fromarray(white).save(tmp_path / "black.png")
+    with refuses("black.png: its colours and its transparency mark different pixels"):
+        read_mask(tmp_path / "black.png")
+
+
+@pytest.mark.parametrize("labels", [(0, 1, 2), (0, 3, 9)])
+def test_labels_of_classes_are_no_soft_mask(tmp_path, labels):
+    values = np.resize(np.array(labels, np.uint8), (6, 6))
+    for dtype in (np.uint8, np.uint16):
+        Image.fromarray(values.astype(dtype)).save(tmp_path / "mask.png")
+        with refuses("mask.png: its values are 0, .*, labels of classes"):
+            read_mask(tmp_path / "mask.png")
+
+
+# ---- 10 to 14 bits in files of 16 ----
+
+
+def camera(bits, colour=False):
+    """A ramp over all values of a camera, and the same in 8 bits."""
+    values = np.linspace(0, 2**bits - 1, 64 * 64).round().astype(np.uint16)
+    values = values.reshape(64, 64)
+    if colour:
+        values = np.dstack([values, values[::-1], values.T])
+    return values, (values / (2**bits - 1) * 255).round()
+
+
+@pytest.mark.parametrize("bits", [8, 10, 11, 12, 14, 16])
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_white_is_the_highest_value_of_the_depth(tmp_path, bits, ending):
+    values, expected = camera(bits)
+    path = tmp_path / f"image.{ending}"
+    cv2.imwrite(str(path), values)
+    found = np.asarray(read_image(path, bits))
+    assert (found == expected[..., None]).all()
+    assert len(np.unique(found)) == 256
+    if bits > 8:
+        with refuses(rf"image.{ending}: its values range .* expected bits={bits - 1}"):
+            read_image(path, bits - 1)
+
+
+@pytest.mark.parametrize(("bits", "factor"), [(10, 64), (12, 16), (14, 4)])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_colours_of_16_bits_have_to_be_scaled_before(tmp_path, bits, factor, ending):
+    values, expected = camera(bits, colour=True)
+    path = str(tmp_path / f"image.{ending}")
+    cv2.imwrite(path, values[..., ::-1])
+    with refuses(f"bits={bits} of 16-bit colours, .* multiply the values by {factor} "):
+        read_image(path, bits)
+    cv2.imwrite(path, values[..., ::-1] * np.uint16(factor))
+    assert np.abs(np.asarray(read_image(path, 16)) - expected).max() <= 1
+
+
+def test_the_depth_concerns_files_of_16_bits_only(tmp_path):
+    rgb_png(tmp_path / "8.png")
+    assert np.array_equal(read_image(tmp_path / "8.png", 12), CAT)
+    stated = np.arange(0, 4096, 256, dtype=">u2")
+    (tmp_path / "12.pgm").write_bytes(b"P5 4 4 4095\n" + stated.tobytes())
+    for bits in (None, 10):
+        found = np.asarray(read_image(tmp_path / "12.pgm", bits))[..., 0]
+        assert np.abs(found.ravel() - stated / 4095 * 255).max() <= 0.51
+    for bits in (7, 17, 12.5, "12"):
+        with refuses("bits=.* expected 8 to 16, or None"):
+            read_image(tmp_path / "8.png", bits)
+
+
+@pytest.mark.parametrize(("bits", "likely"), [(8, 8), (9, 10), (10, 10), (13, 14)])
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_folder_that_leaves_the_top_bits_empty_is_refused(
+    tmp_path, bits, likely, colour
+):
+    values, _ = camera(bits, colour)
+    paths = [tmp_path / f"{n}.png" for n in range(3)]
+    for path in paths[:2]:
+        cv2.imwrite(str(path), values)
+    check_depth(paths[:1], tmp_path)  # one image does not decide
+    with refuses(rf"the 2 images of 16 bits in {tmp_path} have .* Pass bits={likely} "):
+        check_depth(paths[:2], tmp_path)
+    rgb_png(paths[2])
+    with refuses("the 2 images of 16 bits"):  # those of 8 bits do not count
+        check_depth(paths, tmp_path)
+    bright, _ = camera(16, colour)
+    cv2.imwrite(str(paths[2]), bright)
+    check_depth(paths, tmp_path)
+    paths[2].write_text("corrupt")
+    with refuses("the 2 images of 16 bits"):
+        check_depth(paths, tmp_path)

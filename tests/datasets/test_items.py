@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from refusals import refuses
 from torch.utils.data import ConcatDataset, Dataset
 
-from paperlib.datasets import Batch, Item, TensorItems, batches
+from paperlib.datasets import (
+    Batch,
+    Item,
+    TensorItems,
+    batches,
+    synthetic_defects,
+    textures,
+)
 
 
 class Numbered(Dataset):
@@ -136,6 +143,20 @@ def test_pictures_in_memory_become_items():
     )
     assert resized.shape == (3, 8, 8)
     torch.testing.assert_close(resized[:1], expected[0])
+
+
+def test_what_holds_images_has_a_short_repr():
+    items = TensorItems(torch.zeros(3, 40, 60).byte(), name="cell")
+    assert repr(items) == "TensorItems('cell': (3, 40, 60), label 0)"
+    item = "Item(image=(3, 40, 60), label=0, mask=None, path='cell 1')"
+    assert repr(items[1]) == item
+    (batch,) = batches(items)
+    assert repr(batch).startswith("Batch(images=(3, 3, 40, 60), labels=(3,), masks=No")
+    bricks = textures("brick", count=2)
+    assert repr(bricks) == "Textures(brick, train: 2 crops)"
+    assert repr(synthetic_defects(bricks)) == (
+        f"SyntheticDefects(crack, scratch, stain of contrast 0.5 on {bricks!r})"
+    )
 
 
 @pytest.mark.parametrize(

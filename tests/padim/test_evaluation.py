@@ -1,4 +1,6 @@
 import csv
+import os
+import shutil
 import statistics
 
 import numpy as np
@@ -198,7 +200,8 @@ def test_every_layout_is_checked_before_the_first_category_runs(
 ):
     small_mvtec.write(tmp_path / "data", "aa", "brick", train=2, good=1, defective=1)
     small_mvtec.write(tmp_path / "data", "zz", "brick", train=2, good=1, defective=1)
-    (tmp_path / "data/zz/ground_truth/stain/000_mask.png").unlink()
+    mask = tmp_path / "data/zz/ground_truth/stain/000_mask.png"
+    mask.rename(mask.with_name("001_mask.png"))
     monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: pytest.fail("it ran"))
     with refuses("test/stain/000.png has no mask"):
         evaluation.run(
@@ -207,6 +210,98 @@ def test_every_layout_is_checked_before_the_first_category_runs(
             lite0,
             tmp_path / "out",
         )
+
+
+@pytest.mark.parametrize("change", ["content", "time", "removed", "added", "mask"])
+def test_a_row_is_reused_only_for_the_same_files(
+    tmp_path, lite0, settings, monkeypatch, capsys, change
+):
+    small_mvtec.write(tmp_path / "data", "part", "brick", train=4)
+    settings = settings._replace(data=str(tmp_path / "data"))
+    root, ran = tmp_path / "data/part", []
+
+    def evaluated(settings, category, *_, **__):
+        ran.append(category)
+        splits = evaluation.load_splits(settings, category)
+        files = evaluation.fingerprint_files(settings, *splits)
+        row = result(category, settings, files=files)
+        return evaluation.Scored(row, *[None] * 4)
+
+    def run(**options):
+        del ran[:]
+        out = tmp_path / "out"
+        evaluation.run(settings, ["part"], lite0, out, pictures=False, **options)
+        return ran, capsys.readouterr().err
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluated)
+    assert run() == (["part"], "")
+    reused, said = run()
+    assert not reused and said.startswith("part: reused from ") and "--fresh" in said
+    assert run(fresh=True) == (["part"], "")
+    path = root / "train/good/001.png"
+    if change == "content":
+        path.write_bytes(path.read_bytes() + b"0")
+    elif change == "time":
+        os.utime(path, (1, 1))
+    elif change == "removed":
+        path.unlink()
+    elif change == "added":
+        shutil.copy(path, root / "test/good/9.png")
+    else:
+        os.utime(root / "ground_truth/stain/000_mask.png", (1, 1))
+    assert run() == (["part"], "")
+    assert len(evaluation.read_results(tmp_path / "out/results.csv")) == 1
+
+
+def test_a_set_without_masks_has_image_scores_only(tmp_path, lite0, settings):
+    for category in ("aa", "bb"):
+        small_mvtec.write(tmp_path / "data", category, "brick", train=3)
+    shutil.rmtree(tmp_path / "data/aa/ground_truth")
+    settings = settings._replace(data=str(tmp_path / "data"))
+    found = evaluation.run(settings, ["aa", "bb", "aa"], lite0, tmp_path / "out")
+    assert [row.category for row in found] == ["aa", "bb"]
+    assert found[0].pixel_auroc is None and found[0].aupro is None
+    assert found[1].aupro is not None and 0 <= found[0].image_auroc <= 1
+    assert evaluation.read_results(tmp_path / "out/results.csv") == found
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    report = evaluation.report(found)
+    assert len(cells(report, "aa ")) and "nan" not in report
+    assert f"{100 * found[0].image_auroc:.1f}" in report
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("test/stain/*", "category part has no defective image in .*part.test"),
+        (
+            "train/good/00[1-9].png",
+            "category part has 1 training image in .*part.train",
+        ),
+    ],
+)
+def test_what_can_not_be_evaluated_is_refused_before(
+    tmp_path, settings, pattern, message
+):
+    small_mvtec.write(tmp_path, "part", "brick", train=3)
+    for path in (tmp_path / "part").glob(pattern):
+        path.unlink()
+    shutil.rmtree(tmp_path / "part/ground_truth")
+    with refuses(message):
+        evaluation.load_splits(settings._replace(data=str(tmp_path)), "part")
+
+
+def test_tables_of_the_last_version_are_read(tmp_path, settings):
+    path = tmp_path / "results.csv"
+    evaluation.write_results(path, [result("bottle", settings)])
+    with open(path, newline="") as file:
+        rows = [
+            [row[name] for name in row if name not in ("bits", "files")]
+            for row in csv.DictReader(file)
+        ]
+        names = [n for n in evaluation._COLUMNS if n not in ("bits", "files")]
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([names, *rows])
+    assert evaluation.read_results(path) == [result("bottle", settings)]
 
 
 def test_results_come_back_as_they_were_written(tmp_path, settings, monkeypatch):
@@ -341,6 +436,11 @@ def test_the_papers_mean_stands_only_beside_a_complete_one(settings):
         "50.0",
     ]
     assert "all_object" not in text
+    assert [c.strip() for c in cells(text, "mean of 2") if c.strip()] == [
+        *("12", "50.0", "50.0", "50.0")
+    ]
+    twice = [result("carpet", settings), result("carpet", settings)]
+    assert evaluation.report(twice) == evaluation.report(twice[:1])
     alone = evaluation.report([result("my own", settings)])
     source = "from Defard, Setkov, Loesch, Audigier: PaDiM, arXiv:2011.08785v1"
     assert alone.splitlines()[-1] == source

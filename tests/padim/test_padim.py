@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from naive_gaussian import naive_distance, naive_statistics
+from PIL import Image
 from refusals import refuses
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -16,8 +18,8 @@ from torch import nn
 
 from paperlib import backbones, storage
 from paperlib.anomaly_map import Detection
-from paperlib.backbones import FeatureExtractor
-from paperlib.datasets import elpv
+from paperlib.backbones import FeatureExtractor, Transform
+from paperlib.datasets import elpv, folder
 from paperlib.metrics import auroc
 from paperlib.padim import PaDiM
 from paperlib.validation import NotFitted, UnusableFile
@@ -309,6 +311,76 @@ def test_the_repr_names_settings_network_and_fit(images):
     shown = repr(model.fit([images])).splitlines()
     assert "fitted on 40 images of 32×24 pixels" in shown[2]
     assert shown[3].strip() == "(extractor): FeatureExtractor(Sequential: 0, 1, 2)"
+
+
+# ---- from files to the network ----
+
+TRANSFORM = Transform(48, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_one_preparation_is_saved_with_the_detector(tmp_path):
+    for n in range(6):
+        noise = np.random.default_rng(n).integers(0, 256, (60, 50, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{n}.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    transform = replace(TRANSFORM, size=50, crop=48, resampling="bicubic", bits=12)
+    for preparation in (TRANSFORM, transform):
+        model = PaDiM(small_extractor(), 7, transform=preparation)
+        model.fit([model.prepare(paths)]).save(tmp_path / "model.safetensors")
+        loaded = PaDiM.load(tmp_path / "model.safetensors", small_extractor())
+        assert loaded.transform == preparation and repr(preparation) in repr(loaded)
+        scores = loaded.score(loaded.prepare([Image.open(path) for path in paths]))
+        assert torch.equal(scores, model.score(model.prepare(paths)))
+    items = folder(tmp_path, size=48)
+    model = PaDiM(small_extractor(), 7, transform=TRANSFORM)
+    assert torch.equal(model.prepare(items), model.prepare(paths))
+    with refuses("this detector has no transform; pass .*transform="):
+        PaDiM(small_extractor()).prepare(paths)
+
+
+def test_a_backbones_extractor_brings_its_transform():
+    backbone = backbones.load("efficientnet_lite0")
+    assert PaDiM(backbone.extractor()).transform == backbone.transform
+    other = replace(backbone.transform, size=320)
+    assert PaDiM(backbone.extractor(), transform=other).transform == other
+    assert PaDiM(FeatureExtractor(*backbone[:2])).transform is None
+
+
+def test_images_that_were_certainly_not_prepared_are_refused():
+    model = PaDiM(small_extractor(), 7, transform=TRANSFORM)
+    pixels = torch.randint(256, (8, 3, 48, 48), generator=torch.manual_seed(0))
+    prepared = model.prepare(pixels.byte())
+    model.fit([prepared])
+    for raw in (pixels.float(), pixels / 255, pixels // 2 / 255):
+        for call in (lambda x: model.fit([x]), model.score, model.anomaly_map):
+            with refuses("values of 8-bit images, from .* Use detector.prepare"):
+                call(raw)
+    with refuses("uint8; expected floating point, .* was trained"):
+        model.score(pixels.byte())
+    # Prepared images may lie in [0, 1]: bright ones do.
+    bright = TRANSFORM((pixels % 20 + 130).byte())
+    assert 0 < bright.min() and bright.max() < 1
+    model.score(bright)
+    half = Transform(48, (0.5,) * 3, (0.5,) * 3)  # maps the grid of 8 bits to itself
+    PaDiM(small_extractor(), 7, transform=half).fit([half((pixels // 2 + 128).byte())])
+    PaDiM(small_extractor(), 7).fit([pixels / 255])  # without a transform, who knows
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:, :1],
+        lambda x: x[:, [0, 1, 2, 2]],
+        lambda x: x.half(),
+        lambda x: x.bfloat16(),
+        lambda x: x.double(),
+    ],
+)
+def test_grey_and_half_precision_images_are_explained(images, change):
+    model = PaDiM(small_extractor(), 7).fit([images])
+    for call in (model.score, lambda x: model.fit([x])):
+        with refuses("can't process images of shape .*expected RGB .*detector.prepare"):
+            call(change(images))
 
 
 # ---- files ----

@@ -57,7 +57,7 @@ def test_names_of_any_kind(tmp_path, cases, name):
     (tmp_path / "bad").mkdir()
     bad = tmp_path / "bad" / name
     bad.write_bytes(b"text")
-    with refuses("it is not an image") as error:
+    with refuses("cannot identify image file") as error:
         folder(tmp_path / "bad", size=16)[0]
     assert str(bad) in str(error.value)
     cases("images: names").survive(2)
