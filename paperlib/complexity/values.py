@@ -27,8 +27,8 @@ _LIKE = {
 
 def without_data(tensor: Tensor) -> Tensor:
     """Return a constant on the meta device, with the given tensor as its `original`."""
-    if tensor.is_sparse:  # compressed sparse tensors have no strides, and are refused
-        raise ValueError("it has a sparse tensor")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise ValueError(f"it has a tensor of layout {tensor.layout}, {tensor.dtype}")
     # empty_like would keep a fake tensor fake.
     empty = torch.empty_strided(
         tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
