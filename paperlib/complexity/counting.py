@@ -204,7 +204,7 @@ def profile(
             arguments, a tensor for the only argument. A forward whose only argument is
             a list needs `([a, b],)`, one whose only argument is a dictionary
             `({"x": a},)`.
-        rules: multiply-adds of operators that have no formula, by operator
+        rules: multiply-adds of operators without a formula, by operator
             (`torch.ops.library.name`): a function that receives the operator's
             arguments, each tensor replaced by its shape, and the keyword `out_shape`,
             the shape of the result. `torch.utils.flop_counter.register_flop_formula`
@@ -324,8 +324,8 @@ def _copy_to_meta(value: Any, tensors: list[Tensor]) -> Any:
         with HOOK_NUMBERS, NumbersOnCpu(), _MetaCopies():
             return copy.deepcopy(value, memo)
     except Exception as error:
-        name = type(value).__name__
-        what = f"this {name}" if isinstance(value, nn.Module) else "inputs"
+        is_model = isinstance(value, nn.Module)
+        what = f"this {type(value).__name__}" if is_model else "inputs"
         raise ValueError(
             f"{what} cannot be copied ({type(error).__name__}: {error}); expected what"
             " copy.deepcopy accepts, with dense tensors; pass the module inside a"

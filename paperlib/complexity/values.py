@@ -49,10 +49,9 @@ def list_tensors(values: Any) -> list[Tensor]:
 
 def to_meta(item: Any) -> Any:
     """Replace a device or a tensor with data by one on the meta device."""
-    if isinstance(item, torch.device):
-        return torch.device("meta")
-    is_real = isinstance(item, Tensor) and not item.is_meta
-    return without_data(item) if is_real else item
+    if isinstance(item, Tensor) and not item.is_meta:
+        return without_data(item)
+    return torch.device("meta") if isinstance(item, torch.device) else item
 
 
 class Values:
@@ -126,12 +125,12 @@ def _is_known(tensor: Tensor) -> bool:
 
 
 def _value(item: Any) -> Any:
-    if isinstance(item, torch.device):
-        return torch.device("cpu")
+    """Return a tensor's values, or the CPU for a device."""
     if isinstance(item, Tensor) and item.is_meta and not hasattr(item, "value"):
         # A copy, because an in-place operation must not change the model or the input.
         item.value = item.original.detach().to("cpu", copy=True)
-    return getattr(item, "value", item)
+    is_device = isinstance(item, torch.device)
+    return torch.device("cpu") if is_device else getattr(item, "value", item)
 
 
 def _to_number(item: Any) -> Any:
@@ -146,14 +145,13 @@ class NumbersOnCpu(TorchFunctionMode):
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
         if func == Tensor.device.__get__:
             return torch.device("cpu")
         if func in (Tensor.numpy, Tensor.__array__):
             args = args[0].resolve_conj(), *args[1:]  # reads the values
         if func == Tensor.new_tensor:
-            func, kwargs = torch.tensor, {"dtype": args[0].dtype, **kwargs}
-            args = args[1:]
+            kwargs = {"dtype": args[0].dtype, **(kwargs or {})}
+            func, args = torch.tensor, args[1:]
         if func == torch.tensor:  # its numbers may be tensors
             args = map_aggregate(args, _to_number)
-        return func(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
