@@ -17,23 +17,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Num
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from paperlib.guided_relu import GuidedReLU, guided_relu
 from paperlib.inference import hook_in_this_thread, raise_if_hidden, without_compiler
 
-__all__ = [
-    "GuidedReLU",
-    "Layer",
-    "feature_map",
-    "find_layer",
-    "guided_relu",
-    "on_output",
-    "raise_unless_ran",
-    "record_activations",
-    "spatial_map",
-]
+__all__ = ["record_activations", "guided_relu", "find_layer", "Layer", "GuidedReLU"]
 
 
 @contextmanager
@@ -91,12 +83,29 @@ def record_activations(
 
 # ---- layers and hooks, shared by CAM, Grad-CAM and feature extractors ----
 
+# A function from a layer's output to feature maps (N, C, *spatial)
+Reshape = Callable[[Any], Tensor]
+_AXES = {3: "l", 4: "h, w", 5: "d, h, w"}  # number of axes: the spatial ones
+_RESHAPE_HINT = (
+    "reshape=<function from the layer's output to (N, C, *spatial)>, for example"
+    " lambda x: x.movedim(-1, 1) for channels last,"
+    " or lambda x: x[:, 1:].mT.unflatten(2, (14, 14)) for a class token and 14×14"
+    " tokens"
+)
+
 
 class Layer(NamedTuple):
     """A layer of a model: the module and its dotted name."""
 
     module: nn.Module
     name: str
+
+
+class Layout(NamedTuple):
+    """Where the last function of a layer that fixes a layout put the channels."""
+
+    is_channels_last: bool
+    shape: torch.Size
 
 
 def find_layer(model: nn.Module, layer: nn.Module | str) -> Layer:
@@ -149,54 +158,103 @@ def feature_map(name: str, output: Any) -> Tensor:
         ValueError: if it is anything else.
     """
     if not isinstance(output, Tensor):
-        raise ValueError(
-            f"layer {name!r} returns a {type(output).__name__}; expected a tensor."
-            " Choose a layer inside it"
-        )
+        raise ValueError(_not_a_tensor(name, output))
     return output
 
 
+def _not_a_tensor(name: str, output: Any) -> str:
+    return (
+        f"layer {name!r} returns a {type(output).__name__}; expected a tensor."
+        " Choose a layer inside it"
+    )
+
+
 def spatial_map(
-    name: str, output: Any, images: Float[Tensor, "n c height width"]
-) -> Float[Tensor, "n channels h w"]:
-    """Return a layer's output if it is a batch of feature maps (N, C, h, w).
+    name: str,
+    output: Any,
+    images: Num[Tensor, " n *axes"],
+    reshape: Reshape | None = None,
+    layout: Layout | None = None,
+) -> Float[Tensor, "n channels *spatial"]:
+    """Return a layer's output if it is a batch of feature maps (N, C, *spatial).
 
     Args:
         name: of the layer.
         output: of the layer.
-        images: (N, C, H, W), the input of the network.
+        images: (N, C, *spatial), the input of the network.
+        reshape: applied to the output first.
+        layout: of the output, from `on_output_with_layout`; None if unknown.
 
     Raises:
         ValueError: for anything else, such as token maps and channels-last maps.
     """
-    output, (n, _, height, width) = feature_map(name, output), images.shape
-    description = f"layer {name!r} returns {tuple(output.shape)}"
-    if output.ndim == 3:
+    if reshape is not None:
+        output = _reshape(name, output, reshape)
+    elif isinstance(output, Tensor):
+        _check_layout(name, output, images, layout)
+    else:
+        raise ValueError(f"{_not_a_tensor(name, output)}, or pass {_RESHAPE_HINT}")
+    n, received = len(images), "after reshape=" if reshape else "returns"
+    description = f"layer {name!r} {received} {tuple(output.shape)}"
+    if output.ndim not in _AXES or len(output) != n or output.numel() == 0:
         raise ValueError(
-            f"{description}, the token map of a transformer:"
-            " it has no spatial axes (h, w). Choose a layer that returns (N, C, h, w)"
-        )
-    if output.ndim != 4 or len(output) != n or output.numel() == 0:
-        raise ValueError(
-            f"{description} for {n} image{'s' * (n != 1)}; expected ({n}, C, h, w)."
-            " Choose a convolutional layer"
+            f"{description} for {n} image{'s' * (n != 1)};"
+            f" expected ({n}, C, {_AXES.get(images.ndim, '*spatial')})."
+            f" Choose a convolutional layer, or pass {_RESHAPE_HINT}"
         )
     if not output.is_floating_point():
         raise ValueError(
             f"{description} of dtype {output.dtype}; expected floating point"
         )
-    # Channels-last outputs would return a wrong map without an error. They are
-    # recognised by the shape: the first two axes have the image's proportions, the last
-    # two do not, and the last is the longest.
-    a, b, c = output.shape[1:]
-    first_error, last_error = abs(a * width - b * height), abs(b * width - c * height)
-    if first_error <= max(height, width) < last_error and c > max(a, b):
-        raise ValueError(
-            f"{description}, which for images of {height}×{width} is (N, h, w, C):"
-            " channels last. Choose a layer that returns (N, C, h, w),"
-            " for example the one that permutes the axes before pooling"
-        )
     return output
+
+
+def _reshape(name: str, output: Any, reshape: Reshape) -> Tensor:
+    """Apply the user's function to a layer's output."""
+    received = f"reshape= for the output of layer {name!r}, " + (
+        f"a tensor {tuple(output.shape)}"
+        if isinstance(output, Tensor)
+        else f"a {type(output).__name__}"
+    )
+    try:
+        result = reshape(output)
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{received}, raises {type(error).__name__}: {error}. Pass {_RESHAPE_HINT}"
+        ) from error
+    if not isinstance(result, Tensor):
+        raise ValueError(
+            f"{received}, returns a {type(result).__name__}; expected a tensor."
+            f" Pass {_RESHAPE_HINT}"
+        )
+    return result
+
+
+def _check_layout(
+    name: str, output: Tensor, images: Tensor, layout: Layout | None
+) -> None:
+    """Raise ValueError for channels-last maps and for tokens."""
+    shape = tuple(output.shape)
+    if (
+        layout is not None
+        and layout.is_channels_last
+        and layout.shape[-1:] == shape[-1:]
+        and layout.shape.numel() == output.numel()
+        and output.ndim in _AXES
+    ):
+        raise ValueError(
+            f"layer {name!r} returns {shape} as its last linear layer or layer norm"
+            " computed it: tokens, or maps with channels last. Expected"
+            f" ({len(images)}, C, *spatial): pass {_RESHAPE_HINT},"
+            " or choose the layer that permutes the axes before pooling"
+        )
+    is_conv1d = layout is not None and len(layout.shape) == 3
+    if output.ndim == 3 < images.ndim and not is_conv1d:
+        raise ValueError(
+            f"layer {name!r} returns {shape}, the token map of a transformer, or a map"
+            f" with one spatial axis for images with {images.ndim - 2}:"
+            f" pass {_RESHAPE_HINT}"
+        )
 
 
 def raise_unless_ran(name: str, ran: bool, other_threads: list[int]) -> None:
@@ -234,3 +292,65 @@ def on_output(
     return hook_in_this_thread(
         module.register_forward_hook, lambda module, inputs, output: act(output)
     )
+
+
+@contextmanager
+def on_output_with_layout(
+    module: nn.Module, act: Callable[[Any, Layout | None], Any]
+) -> Iterator[list[int]]:
+    """Call `act` on a module's output and its layout, as `on_output` does.
+
+    The layout is that of the last linear layer, layer norm, embedding or convolution
+    that ran inside the module; None if there is none, or if its last axis was moved.
+    """
+    watches: list[_LayoutWatch] = []
+
+    def start(*_):
+        watches.append(_LayoutWatch())
+        watches[-1].__enter__()
+
+    def finish(output):
+        watch = watches.pop() if watches else None
+        if watch:
+            watch.__exit__(None, None, None)
+        return act(output, watch and watch.layout)
+
+    is_watched = any(isinstance(part, _WATCHED) for part in module.modules())
+    with ExitStack() as stack:
+        if is_watched:
+            register = module.register_forward_pre_hook
+            stack.enter_context(hook_in_this_thread(register, start))
+        try:
+            yield stack.enter_context(on_output(module, finish))
+        finally:  # of calls that raised an exception
+            while watches:
+                watches.pop().__exit__(None, None, None)
+
+
+class _LayoutWatch(TorchFunctionMode):
+    """Notes the layout of the last function of this thread that fixes one."""
+
+    layout: Layout | None = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        # An exported network calls linear.default.
+        name = getattr(func, "__name__", "").partition(".")[0]
+        output = result[0] if isinstance(result, tuple) and result else result
+        if name in _FIXED_LAYOUTS:
+            self.layout = Layout(_FIXED_LAYOUTS[name], output.shape)
+        elif name in _AXES_MOVED and args:
+            last_axis = args[0].shape[-1:], args[0].stride()[-1:]
+            if last_axis != (output.shape[-1:], output.stride()[-1:]):
+                self.layout = None
+        return result
+
+
+# Modules whose functions are watched; other layers cost nothing.
+_WATCHED = nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.Conv1d
+_FIXED_LAYOUTS = dict.fromkeys(
+    "linear layer_norm rms_norm embedding multi_head_attention_forward"
+    " lstm gru rnn_tanh rnn_relu".split(),
+    True,
+) | dict.fromkeys("conv1d conv2d conv3d batch_norm group_norm".split(), False)
+_AXES_MOVED = frozenset("permute transpose movedim moveaxis swapaxes swapdims".split())

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from paperlib.activations import (
+    Reshape,
     find_layer,
-    on_output,
+    on_output_with_layout,
     raise_unless_ran,
     spatial_map,
 )
@@ -249,6 +250,8 @@ class FeatureExtractor(nn.Module):
         layers: modules of the model, or their dotted names, the one with the largest
             map first; each returns (N, C, h, w). For the layers of a named backbone
             use `load("resnet18").extractor()`.
+        reshape: a function from a layer's output to (N, C, h, w), for tokens and maps
+            with channels last; applied to each layer.
 
     Attributes:
         model: the network.
@@ -271,7 +274,11 @@ class FeatureExtractor(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[nn.Module | str] | nn.Module | str
+        self,
+        model: nn.Module,
+        layers: Sequence[nn.Module | str] | nn.Module | str,
+        *,
+        reshape: Reshape | None = None,
     ):
         super().__init__()
         layers = [layers] if isinstance(layers, (str, nn.Module)) else layers
@@ -279,7 +286,7 @@ class FeatureExtractor(nn.Module):
         names = [name for _, name in modules]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"layers {names}; expected at least one layer, each once")
-        self.model, self.layers = model, tuple(names)
+        self.model, self.layers, self.reshape = model, tuple(names), reshape
 
     def __repr__(self) -> str:
         """Name the network and the layers; the network itself may have hundreds."""
@@ -297,10 +304,13 @@ class FeatureExtractor(nn.Module):
         other_threads: dict[str, list[int]] = {}
         images = check_images(images)
 
-        def record(name, output):
+        def record(name, output, layout):
             if name in features:
                 return
-            features[name] = spatial_map(name, output, images)
+            features[name] = spatial_map(name, output, images, self.reshape, layout)
+            if features[name].ndim != 4:
+                shape = tuple(features[name].shape)
+                raise ValueError(f"layer {name!r}: maps {shape}; expected (N, C, h, w)")
             if len(features) == len(self.layers):
                 raise _AllRecorded
             # The network continues, and may change its own copy in place.
@@ -309,7 +319,7 @@ class FeatureExtractor(nn.Module):
         with inference_state(self.model), torch.no_grad(), ExitStack() as stack:
             for name in self.layers:
                 layer, _ = find_layer(self.model, name)
-                hook = on_output(layer, partial(record, name))
+                hook = on_output_with_layout(layer, partial(record, name))
                 other_threads[name] = stack.enter_context(hook)
             try:
                 self.model(images.clone())  # a network may change its input in place

@@ -21,9 +21,15 @@ from paperlib.validation import has_values
 
 
 class GuidedReLU:
-    """The switch of a `guided_relu` block: while `on` is False, gradients are plain."""
+    """The switch of a `guided_relu` block: while `on` is False, gradients are plain.
+
+    Attributes:
+        on: whether gradients are guided.
+        uses_float16: whether an activation in the block was computed in float16.
+    """
 
     on = True
+    uses_float16 = False
 
     def check(self, output: Tensor) -> None:
         """Raise ValueError if an output depends on activations that are not guided.
@@ -150,6 +156,7 @@ class _GuidedMode(TorchFunctionMode):
         x = activation.x
         if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
             return func(*args, **kwargs)
+        self.switch.uses_float16 |= x.dtype is torch.float16
         in_place = bool(
             full_name.endswith("_")
             or kwargs.get("inplace")

@@ -1,12 +1,15 @@
 """Run a model in eval mode, uncompiled, and restore its state."""
 
+import copy
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+import torch.utils.checkpoint
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 # PyTorch numbers hooks by a counter that two threads can read at once: the second hook
@@ -101,14 +104,22 @@ def inference_state(model: nn.Module) -> Iterator[None]:
 def override_autocast(**change: bool) -> Iterator[None]:
     """Change autocast on the devices where it is enabled."""
     with ExitStack() as stack:
-        for device in ("cpu", "cuda", "mps", "xpu"):
-            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(
-                device
-            ):
-                stack.enter_context(
-                    torch.autocast(device, torch.get_autocast_dtype(device), **change)
-                )
+        for device, dtype in _autocast().items():
+            stack.enter_context(torch.autocast(device, dtype, **change))
         yield
+
+
+def autocast_dtypes() -> list[torch.dtype]:
+    """Return the dtypes to which autocast converts, on the devices where it is on."""
+    return list(_autocast().values())
+
+
+def _autocast() -> dict[str, torch.dtype]:
+    return {
+        device: torch.get_autocast_dtype(device)
+        for device in ("cpu", "cuda", "mps", "xpu")
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    }
 
 
 class SharedSetting:
@@ -157,3 +168,79 @@ def without_compiler() -> Iterator[None]:
         if sys.modules.keys() & {"torch._dynamo", "torch.nn.attention.flex_attention"}:
             stack.enter_context(_EAGER.block())
         yield
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to a tensor, or to those in dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        # Of the same class: its keys may be attributes too.
+        result = copy.copy(value) if isinstance(value, MutableMapping) else {}
+        for key in value:
+            result[key] = map_tensors(value[key], function)
+        return result
+    if isinstance(value, list | tuple):
+        parts = [map_tensors(part, function) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Run layers that have no gradient in eval mode or at all so that they have one.
+
+    cuDNN computes no gradient of a recurrent layer in eval mode; PyTorch's own code
+    does. Reentrant checkpoints, which `torch.autograd.grad` refuses, keep their graph.
+    """
+    recurrent = [part for part in model.modules() if isinstance(part, nn.RNNBase)]
+    with ExitStack() as stack:
+        for part in recurrent:
+            if any(weight.is_cuda for weight in part.parameters()):
+                stack.enter_context(_without_cudnn(part))
+        stack.enter_context(_KEPT_GRAPHS.block())
+        is_outer = getattr(_KEEPS, "graphs", False)
+        _KEEPS.graphs = True
+        stack.callback(setattr, _KEEPS, "graphs", is_outer)
+        yield
+
+
+_CUDNN_OFF = SharedSetting(lambda: torch.backends.cudnn.flags(enabled=False))
+
+
+@contextmanager
+def _without_cudnn(module: nn.Module) -> Iterator[None]:
+    """Disable cuDNN while a module runs in this thread."""
+    with ExitStack() as running, ExitStack() as stack:
+        for register, hook in (
+            (
+                module.register_forward_pre_hook,
+                lambda *_: running.enter_context(_CUDNN_OFF.block()),
+            ),
+            (module.register_forward_hook, lambda *_: running.close()),
+        ):
+            stack.enter_context(hook_in_this_thread(register, hook))
+        yield
+
+
+@contextmanager
+def _kept_graphs() -> Iterator[None]:
+    """Run the function of a reentrant checkpoint directly, in the threads of _KEEPS."""
+    original = torch.utils.checkpoint.CheckpointFunction
+
+    class Direct(original):
+        @staticmethod
+        def apply(function, preserve_rng_state, *args):
+            if getattr(_KEEPS, "graphs", False):
+                return function(*args)
+            return original.apply(function, preserve_rng_state, *args)
+
+    torch.utils.checkpoint.CheckpointFunction = Direct
+    try:
+        yield
+    finally:
+        torch.utils.checkpoint.CheckpointFunction = original
+
+
+_KEPT_GRAPHS = SharedSetting(_kept_graphs)
+_KEEPS = threading.local()

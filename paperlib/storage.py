@@ -114,6 +114,11 @@ def read_tensors(
             # size.
             tensors = {name: mapped[name].clone() for name in mapped if is_intact}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if not Path(path).is_file():
+            raise UnusableFile(
+                f"{path} is no file (looked for it from {Path.cwd()});"
+                f" expected a {what}; check the path"
+            ) from error
         raise UnusableFile(
             f"{path} can't be read as a {what} ({error}); {instead}"
         ) from error

@@ -88,8 +88,14 @@ def check_finite(values: Tensor, what: str) -> None:
         )
 
 
-def check_images(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+def check_images(
+    images: Float[Tensor, " n *axes"], *, any_axes: bool = False
+) -> Float[Tensor, " n *axes"]:
     """Return a detached batch of images, usable outside inference mode.
+
+    Args:
+        images: (N, C, H, W).
+        any_axes: True accepts signals, volumes and other batches (N, …) as well.
 
     Raises:
         ValueError: unless it is a floating-point batch (N, C, H, W) with at least one
@@ -101,7 +107,7 @@ def check_images(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
             " expected a torch.Tensor (N, C, H, W)"
         )
     received = _describe(images, "images")
-    if images.ndim != 4:
+    if images.ndim != 4 and not (any_axes and images.ndim > 1):
         hint = ". Add a batch axis with images[None]" if images.ndim == 3 else ""
         raise ValueError(f"{received}; expected a batch (N, C, H, W){hint}")
     if not images.is_floating_point():

@@ -3,9 +3,14 @@
 Example:
     >>> import torch
     >>> from paperlib import viz
+    >>> from skimage.data import brick  # a photograph, 512×512, grey
     >>> viz.use_style()  # matplotlib's defaults of the book
-    >>> viz.heatmap(torch.rand(7, 7), size=224).shape
-    (224, 224, 3)
+    >>> image = torch.from_numpy(brick())[:, :, None]
+    >>> scores = torch.rand(56, 56)  # an anomaly map in [0, 1]
+    >>> viz.overlay(viz.heatmap(scores, size=512), image).shape
+    (512, 512, 3)
+    >>> figure = viz.anomaly_figure(image[None], scores[None], labels=["brick"])
+    >>> figure.savefig("brick.png")
 """
 
 from collections.abc import Mapping, Sequence

@@ -43,6 +43,7 @@ from paperlib import (
 )
 from paperlib.padim.gaussian import whiten, whitened_norm
 from paperlib.patch_svdd.encoders import check_rgb
+from paperlib.patch_svdd.images import check_range
 from paperlib.patch_svdd.pairs import crop_patches, random_crops
 
 aten = torch.ops.aten
@@ -199,7 +200,16 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "activations.on_output": through(
         lambda model: activations.on_output(model[3], lambda output: output * 2)
     ),
+    "activations.on_output_with_layout": through(
+        lambda model: activations.on_output_with_layout(
+            model[3], lambda output, layout: output * 2
+        )
+    ),
+    "inference.differentiable": through(inference.differentiable),
     "inference.evaluating": through(inference.evaluating),
+    "inference.map_tensors": lambda at: inference.map_tensors(
+        {"images": [at.pictures(), 2]}, lambda tensor: tensor + 1
+    )["images"][0],
     "inference.inference_state": through(inference.inference_state),
     "inference.override_autocast": through(
         lambda model: inference.override_autocast(enabled=False)
@@ -281,7 +291,7 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     "padim.whiten": lambda at: whiten(fed(at), 0.01),
     "patch_svdd.mean_image": lambda at: patch_svdd.mean_image(at.pictures()),
     "patch_svdd.check_rgb": lambda at: check_rgb(at.pictures()),
-    "patch_svdd.check_range": lambda at: patch_svdd.check_range(at.pictures()),
+    "patch_svdd.check_range": lambda at: check_range(at.pictures()),
     "patch_svdd.random_crops": lambda at: random_crops(
         at.pictures(), at(3, 64, 64), 3, (40, 40), torch.Generator().manual_seed(0)
     ),
@@ -336,6 +346,9 @@ EXEMPT = {
     "inference.hook_in_this_thread": "registers a hook; activations.on_output calls it",
     "inference.SharedSetting.block": "a setting of the process",
     "backbones.Backbone.extractor": "names of layers",
+    "inference.autocast_dtypes": "dtypes",
+    "gradcam.Inputs.run": "gradcam.grad_cam calls it",
+    "gradcam.read_inputs": "gradcam.grad_cam calls it",
     "backbones.load": FILES,
     "cam.bounding_boxes": "regions are found on the host; one map is copied there once",
     "training.derive_seed": "integers",

@@ -125,7 +125,7 @@ def test_every_damage_is_noticed(tmp_path):
 def test_other_files_are_refused_by_name(tmp_path):
     path = tmp_path / "thing.safetensors"
     with refuses(
-        r"thing.safetensors can't be read as a saved thing .*; make it again",
+        r"thing.safetensors is no file \(.*\); expected a saved thing",
     ):
         read(path)
     pickle.dump({"a": 1}, path.open("wb"))

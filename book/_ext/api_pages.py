@@ -20,9 +20,13 @@ from paperlib.storage import write_text  # noqa: E402
 FOLDER = Path("book/api")
 # What a module exports is documented under its own path.
 MODULE = """\
+```{{eval-rst}}
 .. automodule:: {name}
    :members:
+   :special-members: __call__
+   :exclude-members: get_extra_state, set_extra_state, extra_repr
    :{which}:
+```
 """
 
 
@@ -32,8 +36,10 @@ def page_text(root: Path, page: str) -> str:
     exports = api_names.exported(api_names.module_file(root, page)) is not None
     which = {own: "imported-members" if exports else "ignore-module-all"}
     which |= dict.fromkeys(others, "ignore-module-all")
-    directives = "\n".join(MODULE.format(name=m, which=w) for m, w in which.items())
-    return f"# paperlib.{page}\n\n```{{eval-rst}}\n{directives}```\n"
+    return "\n".join(
+        f"{'#' if name == own else '##'} {name}\n\n{MODULE.format(name=name, which=w)}"
+        for name, w in which.items()
+    )
 
 
 def list_of_pages(root: Path) -> str:

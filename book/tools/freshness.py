@@ -12,7 +12,9 @@ count as part of the library.
 import ast
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
@@ -28,6 +30,13 @@ FOLDERS = {
 RESULTS = Path("book/data/results")
 
 
+class Names(NamedTuple):
+    """What a source imports, as dotted names, and the strings in it."""
+
+    imports: tuple[str, ...]
+    strings: frozenset[str]
+
+
 def code_hash(notebook: NotebookNode, root: Path, written: str = "") -> str:
     """Hash what `notebook` runs: its code cells, and the modules below `root` that they
     import.
@@ -38,8 +47,7 @@ def code_hash(notebook: NotebookNode, root: Path, written: str = "") -> str:
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     parts = [_canonical_source(source) for source in cells]
     for name, path in sorted(imported_modules(cells, root).items()):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        parts.append(f"{name} {_canonical(_without_docstrings(tree))}")
+        parts.append(f"{name} {_canonical_module(path.read_text(encoding='utf-8'))}")
     for path in (path for path in data_files(cells, root) if path.stem != written):
         parts.append(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
@@ -61,33 +69,34 @@ def imported_modules(sources: list[str], root: Path) -> dict[str, Path]:
     name.
     """
     found: dict[str, Path] = {}
-    waiting = [
-        name
-        for source in sources
-        for name in _library_names(_parse_cell(source), package="")
-    ]
+    seen = set()
+    waiting = [name for source in sources for name in _library_names(source)]
     while waiting:
         name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         path = _module_file(name, root)
-        if path is None and (package := _lazy_names(root).get(name)):
-            waiting.append(package)
-        if path is None or name in found:
+        if path is None:
+            if package := _lazy_names(root).get(name):
+                waiting.append(package)
             continue
         found[name] = path
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting.extend(
-            _library_names(ast.parse(path.read_text(encoding="utf-8")), package)
-        )
+        waiting.extend(_library_names(path.read_text(encoding="utf-8"), package))
     return found
 
 
 def _lazy_names(root: Path) -> dict[str, str]:
-    """Map the names that the library loads at first use to their packages.
+    """Map the names that the library loads at first use to their packages."""
+    path = root / LIBRARY / "__init__.py"
+    return _names_for_type_checkers(path.read_text(encoding="utf-8"))
 
-    They stand in its `__init__.py`, for type checkers: under `if TYPE_CHECKING`.
-    """
-    tree = ast.parse((root / LIBRARY / "__init__.py").read_text(encoding="utf-8"))
-    blocks = (node for node in tree.body if _is_for_type_checkers(node))
+
+@cache
+def _names_for_type_checkers(source: str) -> dict[str, str]:
+    """Read the imports under `if TYPE_CHECKING`, where lazily loaded names stand."""
+    blocks = (node for node in ast.parse(source).body if _is_for_type_checkers(node))
     imports = (
         node
         for block in blocks
@@ -124,20 +133,21 @@ def outside_names(sources: list[str], root: Path) -> tuple[set[str], set[str]]:
     """Name the packages other than the library that `sources` or their library modules
     import, and list all strings.
     """
-    trees = [_parse_cell(source) for source in sources]
-    trees += [
-        ast.parse(path.read_text(encoding="utf-8"))
-        for path in imported_modules(sources, root).values()
-    ]
-    imports = {
-        name.partition(".")[0] for tree in trees for name in _imported(tree, package="")
-    } - {*FOLDERS, ""}
-    nodes = (node for tree in trees for node in ast.walk(tree))
-    return imports, {
-        node.value
-        for node in nodes
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
+    modules = imported_modules(sources, root).values()
+    texts = [*sources, *(path.read_text(encoding="utf-8") for path in modules)]
+    found = [_names(text, package="") for text in texts]
+    imports = {name.partition(".")[0] for names in found for name in names.imports}
+    strings = {string for names in found for string in names.strings}
+    return imports - {*FOLDERS, ""}, strings
+
+
+@cache
+def _names(source: str, package: str) -> Names:
+    """Read the names in a source once, however many notebooks lead to it."""
+    tree = _parse_cell(source)
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    strings = (node.value for node in constants if isinstance(node.value, str))
+    return Names(tuple(_imported(tree, package)), frozenset(strings))
 
 
 def _parse_cell(source: str) -> ast.Module:
@@ -161,8 +171,8 @@ def _parse_cell(source: str) -> ast.Module:
             ) from error
 
 
-def _library_names(tree: ast.AST, package: str) -> Iterator[str]:
-    for name in _imported(tree, package):
+def _library_names(source: str, package: str = "") -> Iterator[str]:
+    for name in _names(source, package).imports:
         parts = name.split(".")
         if parts[0] in FOLDERS:
             # Importing a.b.c runs a and a.b first.
@@ -222,6 +232,12 @@ def _module_file(name: str, root: Path) -> Path | None:
     )
 
 
+@cache
+def _canonical_module(source: str) -> str:
+    return _canonical(_without_docstrings(ast.parse(source)))
+
+
+@cache
 def _canonical_source(source: str) -> str:
     try:
         return _canonical(ast.parse(source))

@@ -400,19 +400,10 @@ def peers(path: Path, test: str) -> list[str]:
     """Name the libraries that a test compares with: what it uses, or a function of the
     same file that it calls.
     """
-    imported, functions, found = {}, {}, []
-    for node in ast.walk(_parsed(path)):
-        if isinstance(node, ast.Import):
-            imported |= {alias.asname or alias.name: alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported |= {
-                alias.asname or alias.name: f"{node.module}.{alias.name}"
-                for alias in node.names
-            }
-        elif isinstance(node, ast.FunctionDef):
-            functions[node.name] = node
+    imported, functions = _imports_and_functions(path)
     names = _names(functions.get(test))
     inner = [name for called in names for name in _names(functions.get(called))]
+    found = []
     for name in [*names, *inner]:
         whole = f"{imported.get(name, '')}."
         found += [
@@ -422,8 +413,25 @@ def peers(path: Path, test: str) -> list[str]:
 
 
 @functools.cache
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
+def _imports_and_functions(
+    path: Path,
+) -> tuple[dict[str, str], dict[str, ast.FunctionDef]]:
+    """Map the names that a file imports to what they stand for, and the names of its
+    functions to their code.
+    """
+    imported, functions = {}, {}
+    tree = ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}"
+                for alias in node.names
+            }
+        elif isinstance(node, ast.FunctionDef):
+            functions[node.name] = node
+    return imported, functions
 
 
 def _names(function: ast.FunctionDef | None) -> list[str]:

@@ -99,12 +99,17 @@ def leaks(notebook: NotebookNode, text: str) -> list[str]:
 
     What the chapter itself says elsewhere is no secret.
     """
+    return quoted(secrets(notebook), text)
+
+
+def secrets(notebook: NotebookNode) -> list[str]:
+    """List what only the solutions and quiz answers of a notebook say, each in one
+    line.
+
+    Raises:
+        ValueError: if there is nothing to look for.
+    """
     solutions, answers = solution_cells(notebook), quiz_answers(notebook)
-    if not solutions or not answers:
-        return [
-            "no cell has the tag `solution`, or the quiz has no answers: are the tags"
-            " right?"
-        ]
     others = [
         cell.source
         for cell in notebook.cells
@@ -118,12 +123,21 @@ def leaks(notebook: NotebookNode, text: str) -> list[str]:
         for part in re.split(r"(?<=[.:?!])\s+", answer)
         if len(part) > 20
     ]
-    secrets = [
+    found = [
         secret
         for secret in map(_one_line, [*lines, *sentences])
         if secret not in chapter
     ]
-    assert secrets, "nothing to look for"
+    if not (solutions and answers and found):
+        raise ValueError(
+            "no cell has the tag `solution`, or the quiz has no answers: are the tags"
+            " right?"
+        )
+    return found
+
+
+def quoted(secrets: list[str], text: str) -> list[str]:
+    """List the secrets that stand in `text`, line breaks and JSON's escapes aside."""
     shown = _one_line(
         text.replace("\\n", "\n").replace('\\"', '"').replace('",\n', "\n")
     )
@@ -195,9 +209,10 @@ def check_built(folder: Path, root: Path = ROOT) -> list[str]:
     ]
     if not (folder / "index.html").is_file():
         raise ValueError(f"{folder} holds no built book; run `make student-book`")
-    notebooks = [
-        nbformat.read(path, as_version=4)
+    hidden = [
+        secret
         for path in sorted((root / "notebooks").glob("*.ipynb"))
+        for secret in secrets(nbformat.read(path, as_version=4))
     ]
     found = []
     for path in files:
@@ -205,9 +220,7 @@ def check_built(folder: Path, root: Path = ROOT) -> list[str]:
         if path.suffix == ".html":
             text = html.unescape(re.sub(r"<[^>]*>", "", text))
         found += [
-            f"{path.relative_to(folder)}: {leak}"
-            for notebook in notebooks
-            for leak in leaks(notebook, text)
+            f"{path.relative_to(folder)}: {leak}" for leak in quoted(hidden, text)
         ]
     return found
 

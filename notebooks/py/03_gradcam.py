@@ -796,6 +796,29 @@ explanation = grad_cam(segmenter, batch[:1], "classifier.cbr", score_cars)
 print_shapes("LR-ASPP", "classifier.cbr", explanation)
 
 # %% [markdown]
+# A vision transformer has no feature maps (N, C, h, w). It cuts the image into
+# 14×14 patches, and each of its layers returns one vector of 768 numbers per patch (a
+# *token*) after one for the class: (N, 197, 768). The function `reshape` removes the
+# class token and moves the channels to the front: (N, 768, 14, 14). The layer is the
+# first norm of the last block: the block's output would have no gradient at the
+# patches, because only the class token is read after it. These weights are random too,
+# so what the cell shows is the layout, not an explanation.
+
+# %% tags=["nbval-check-output"]
+from torchvision.models import vit_b_16
+
+vit = vit_b_16(weights=None).to(run.device)
+
+
+def tokens_to_maps(tokens):
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, (14, 14))
+
+
+vit_layer = "encoder.layers.encoder_layer_11.ln_1"
+explanation = grad_cam(vit, batch[:1], vit_layer, CAT, reshape=tokens_to_maps)
+print_shapes("ViT-B/16", "ln_1", explanation)
+
+# %% [markdown]
 # A batch may have several targets per image. The maps equal those of separate calls.
 
 # %% tags=["nbval-check-output"]

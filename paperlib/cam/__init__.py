@@ -1,6 +1,7 @@
 """CAM: class activation maps, for networks that end in GAP and a linear layer.
 
 Example:
+    >>> from paperlib.anomaly_map import minmax, upsample
     >>> from paperlib.backbones import load
     >>> from paperlib.cam import bounding_boxes, cam
     >>> from skimage.data import chelsea  # a cat
@@ -8,8 +9,9 @@ Example:
     >>> result = cam(backbone.model, backbone.transform(chelsea()[None]))
     >>> result.maps.shape, result.targets  # class 285 of ImageNet is the Egyptian cat
     (torch.Size([1, 7, 7]), tensor([285]))
-    >>> bounding_boxes(result.maps[0], largest=True)  # in positions of the map
-    [Box(top=0, left=0, bottom=7, right=6)]
+    >>> scaled = minmax(upsample(result.maps, (224, 224)))
+    >>> bounding_boxes(scaled[0], threshold=0.6, largest=True)  # in pixels
+    [Box(top=24, left=36, bottom=190, right=173)]
 """
 
 from paperlib.cam.boxes import (
@@ -20,12 +22,13 @@ from paperlib.cam.boxes import (
 )
 from paperlib.cam.maps import CAM, cam, class_activation_map
 
+# In the order in which the API page shows them.
 __all__ = [
-    "CAM",
-    "CODE_REVIEW_THRESHOLD",
-    "LOCALIZATION_THRESHOLD",
-    "Box",
-    "bounding_boxes",
     "cam",
+    "CAM",
     "class_activation_map",
+    "bounding_boxes",
+    "Box",
+    "LOCALIZATION_THRESHOLD",
+    "CODE_REVIEW_THRESHOLD",
 ]

@@ -36,8 +36,8 @@ def bounding_boxes(
     are in pixels, and use the largest region.
 
     Args:
-        map: (h, w), of any scale; min-max scale it first for the 60 % rule
-            (`CODE_REVIEW_THRESHOLD`).
+        map: (h, w), of any scale. Scripts that threshold at 60 %
+            (`CODE_REVIEW_THRESHOLD`) scale it with `anomaly_map.minmax` first.
         threshold: share of the maximum; positions strictly above it count.
         connectivity: 8 joins positions that touch at a corner, 4 does not.
         largest: True returns only the box of the largest region (the first of equals).

@@ -23,17 +23,18 @@ from paperlib.complexity.latency import (
 )
 from paperlib.complexity.recorder import Layer
 
+# In the order in which the API page shows them.
 __all__ = [
-    "Convention",
-    "Layer",
-    "LayerTime",
-    "Machine",
+    "profile",
     "Profile",
+    "Layer",
     "conv2d_macs",
     "depthwise_separable_macs",
-    "measure_machine",
-    "profile",
-    "time_call",
-    "time_layers",
     "totals",
+    "Convention",
+    "time_layers",
+    "LayerTime",
+    "time_call",
+    "measure_machine",
+    "Machine",
 ]

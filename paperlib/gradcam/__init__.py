@@ -21,12 +21,13 @@ from paperlib.gradcam.maps import (
     grad_cam_weights,
 )
 
+# In the order in which the API page shows them.
 __all__ = [
-    "LOCALIZATION_THRESHOLD",
-    "GradCAM",
     "grad_cam",
-    "grad_cam_map",
-    "grad_cam_weights",
+    "GradCAM",
     "guided_backprop",
     "guided_grad_cam",
+    "grad_cam_weights",
+    "grad_cam_map",
+    "LOCALIZATION_THRESHOLD",
 ]

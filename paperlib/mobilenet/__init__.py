@@ -18,11 +18,12 @@ from paperlib.mobilenet.network import (
 )
 from paperlib.mobilenet.optimizer import parameter_groups
 
+# In the order in which the API page shows them.
 __all__ = [
+    "MobileNetV1",
+    "parameter_groups",
+    "Block",
     "BLOCKS",
     "SHALLOW_BLOCKS",
     "STEM_CHANNELS",
-    "Block",
-    "MobileNetV1",
-    "parameter_groups",
 ]

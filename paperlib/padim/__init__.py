@@ -9,8 +9,9 @@ Example:
     >>> detector = PaDiM(backbone.extractor(), dimensions=50).fit(images.split(4))
     >>> detector.anomaly_map(images).shape
     torch.Size([8, 224, 224])
-    >>> detector.score(images).shape
-    torch.Size([8])
+    >>> threshold = detector.normal_threshold(images.split(4), fitted=True)
+    >>> (detector.score(images) > threshold).tolist()
+    [False, False, False, False, False, False, False, False]
 """
 
 from paperlib.padim.detector import PaDiM
@@ -21,10 +22,11 @@ from paperlib.padim.gaussian import (
     mahalanobis_distance,
 )
 
+# In the order in which the API page shows them.
 __all__ = [
-    "COVARIANCE_EPSILON",
     "PaDiM",
     "PatchGaussian",
-    "leave_one_out_distance",
     "mahalanobis_distance",
+    "leave_one_out_distance",
+    "COVARIANCE_EPSILON",
 ]

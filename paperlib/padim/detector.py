@@ -138,6 +138,9 @@ class PaDiM(nn.Module):
     def fit(self, batches: Iterable[Tensor], *, distribute: bool = False) -> "PaDiM":
         """Estimate the Gaussians from batches of normal images, and return self.
 
+        Prepare the images as the backbone's `transform` does: other scales are accepted
+        and detect less.
+
         Batches may be of any lengths, may come from a generator, and are read once. A
         previous fit is replaced, and its threshold forgotten, only on success.
 

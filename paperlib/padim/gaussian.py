@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paperlib.distributed import check_same, fail_together
 from paperlib.precision import at_least_float32, full_precision
-from paperlib.validation import NotFitted, check_at_least_one, check_finite
+from paperlib.validation import NotFitted, check_at_least_one, check_finite, has_values
 
 COVARIANCE_EPSILON = 0.01  # PaDiM, Sec. IV-B: added to the variances
 # Positions are processed in chunks, so that data read twice are still in the
@@ -204,7 +204,8 @@ class PatchGaussian:
     def _check_enough(self, least: int) -> None:
         self._check_not_consumed()
         if self.count < least:
-            raise NotFitted(
+            error = ValueError if self.count else NotFitted
+            raise error(
                 f"{self.count} image{'s' * (self.count != 1)}; a mean needs at least 1,"
                 " and a sample covariance, which divides by N - 1, at least 2."
                 " Add more images"
@@ -334,12 +335,19 @@ def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
         the corrected distances, of the same shape.
 
     Raises:
-        ValueError: for a count below 3.
+        ValueError: for a count below 3, or distances above the bound, which training
+            images cannot have.
     """
     if count < 3:
         raise ValueError(f"{count} images; expected at least 3 to leave one out")
     # In float64, because the difference is small where N is below D.
     share = 1 - distance.double().square() * (count / (count - 1) ** 2)
+    if has_values(share) and share.min() < -1e-3:  # beyond rounding
+        raise ValueError(
+            f"distances up to {distance.max():.4g}; those of {count} training images"
+            f" are at most {(count - 1) / math.sqrt(count):.4g}."
+            " Pass the images of fit, or leave fitted=False for others"
+        )
     scale = count / (count - 1) * math.sqrt((count - 2) / (count - 1))
     return (scale * distance / share.clamp_min(1e-12).sqrt()).to(distance.dtype)
 

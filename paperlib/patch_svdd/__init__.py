@@ -13,21 +13,21 @@ Example:
     True
 """
 
-from paperlib.patch_svdd.detector import SVDD_FORMAT, PatchMaps, PatchSVDD
+from paperlib.patch_svdd.detector import PatchMaps, PatchSVDD
 from paperlib.patch_svdd.encoders import (
     BIG_PATCH,
     BIG_STRIDE,
     SMALL_PATCH,
     SMALL_STRIDE,
+    BySize,
     Embeddings,
     FlatEncoder,
     HierarchicalEncoder,
     PatchEncoder,
-    encoder_from_weights,
     initialize,
     load_released_weights,
 )
-from paperlib.patch_svdd.images import check_range, mean_image
+from paperlib.patch_svdd.images import mean_image
 from paperlib.patch_svdd.losses import PositionClassifier, position_loss, svdd_loss
 from paperlib.patch_svdd.pairs import (
     DIRECTIONS,
@@ -44,34 +44,33 @@ from paperlib.patch_svdd.training import (
     train_on_patches,
 )
 
+# In the order in which the API page shows them.
 __all__ = [
-    "BIG_PATCH",
-    "BIG_STRIDE",
-    "DIRECTIONS",
-    "SMALL_PATCH",
-    "SMALL_STRIDE",
-    "SVDD_FORMAT",
-    "Embeddings",
-    "FlatEncoder",
-    "HierarchicalEncoder",
-    "Pairs",
-    "PatchEncoder",
-    "PatchMaps",
     "PatchSVDD",
-    "PositionClassifier",
-    "Record",
-    "Training",
-    "check_range",
-    "encoder_from_weights",
+    "PatchMaps",
+    "HierarchicalEncoder",
+    "PatchEncoder",
+    "FlatEncoder",
+    "Embeddings",
     "initialize",
     "load_released_weights",
-    "mean_image",
-    "neighbor_pairs",
-    "perturb",
-    "position_accuracy",
-    "position_loss",
-    "position_pairs",
-    "svdd_loss",
     "train",
+    "Training",
+    "Record",
     "train_on_patches",
+    "PositionClassifier",
+    "svdd_loss",
+    "position_loss",
+    "position_accuracy",
+    "BySize",
+    "neighbor_pairs",
+    "position_pairs",
+    "Pairs",
+    "perturb",
+    "mean_image",
+    "SMALL_PATCH",
+    "BIG_PATCH",
+    "SMALL_STRIDE",
+    "BIG_STRIDE",
+    "DIRECTIONS",
 ]

@@ -33,6 +33,7 @@ CANDIDATES = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = {"desktop": 1280, "phone": 390}
 HEIGHT = 844
 SCHEMES = ("light", "dark")
+CONTRAST = "color-contrast"  # the one rule of axe-core that depends on the scheme
 
 # Resolves when every picture and font is there; gives the reason where that does not
 # happen.
@@ -82,6 +83,10 @@ FACTS = r"""() => {
       .filter(image => !image.naturalWidth).map(image => image.src.slice(0, 120)),
     undescribed: [...document.images]
       .filter(image => !image.alt.trim()).map(image => image.src.slice(0, 120)),
+    // A formula whose end is out of sight may look complete and be another formula.
+    cut: [...document.querySelectorAll('div.math > span:not(.eqno)')]
+      .filter(box => box.scrollWidth - box.clientWidth > 10)
+      .map(box => box.parentElement.id || box.textContent.slice(0, 80)),
     sideways: !sideways ? [] : [...document.body.querySelectorAll('*')]
       .filter(reaches).slice(0, 5).map(shown)
       .concat([`page is ${document.documentElement.scrollWidth} px wide in ${width}`]),
@@ -89,20 +94,54 @@ FACTS = r"""() => {
   };
 }"""
 
-# Three quarters of a notebook's page are coloured tokens of code. Where another one
-# with the same classes has been seen inside the same kinds of boxes, a token becomes
-# plain text: it would be judged the same, for as much time again.
+# Three quarters of a notebook's page are coloured tokens of code, and half of a paper's
+# page are parts of formulas. Where another one with the same classes has been seen
+# inside the same kinds of boxes, a token or a formula becomes plain text: it would be
+# judged the same, for as much time again.
 EACH_TOKEN_ONCE = """() => {
   const seen = new Set();
-  for (const token of document.querySelectorAll('pre span')) {
-    if (token.childElementCount) continue;
+  for (const token of document.querySelectorAll('pre span, .katex')) {
+    if (token.childElementCount && !token.matches('.katex')) continue;
     // axe-core judges no single letter.
     let kind = token.textContent.trim().length > 1 ? 'word ' : '';
     for (let box = token; box !== document.body; box = box.parentElement)
       kind += box.tagName + '.' + box.className + ' ';
-    if (seen.has(kind)) token.replaceWith(token.textContent);
+    const drawn = token.querySelector('.katex-html') || token;
+    if (seen.has(kind)) token.replaceWith(drawn.textContent);
     seen.add(kind);
   }
+}"""
+
+# The same for contrast, which axe-core computes for one text after the other: of the
+# texts inside the same kinds of boxes one is left, and what is empty then goes. Rows of
+# a table are striped; of a formula the part for screen readers has no colour.
+EACH_TEXT_ONCE = """() => {
+  const kinds = new Map(), seen = new Set(), texts = [];
+  const kind = box => {
+    if (box === document.documentElement) return '';
+    if (!kinds.has(box)) {
+      const style = box.getAttribute('style') || '';
+      kinds.set(box, [kind(box.parentElement), box.tagName,
+        box.className.baseVal ?? box.className, /color|background/.test(style) && style,
+        box.tagName === 'TR' && [...box.parentElement.children].indexOf(box) % 2,
+      ].join(' '));
+    }
+    return kinds.get(box);
+  };
+  for (const unseen of document.querySelectorAll('.katex-mathml')) unseen.remove();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) texts.push(walker.currentNode);
+  for (const text of texts) {
+    const length = text.data.trim().length;
+    if (!length) continue;
+    const box = text.parentElement.closest('.katex-html') || text.parentElement;
+    const found = (length > 1 ? 'word' : 'letter') + kind(box);
+    if (seen.has(found)) text.data = '';
+    seen.add(found);
+  }
+  for (const element of [...document.body.querySelectorAll('*')].reverse())
+    if (!element.textContent.trim() && !element.matches('input, textarea, select'))
+      element.remove();
 }"""
 
 
@@ -228,19 +267,32 @@ def axe() -> str:
     )
 
 
-def accessibility_faults(page, rules: list[str] | None = None) -> list[tuple]:
-    """Ask axe-core for what is serious or critical: rule, place, reason. The tokens of
-    the page's code get fewer.
+def accessibility_faults(page) -> list[tuple]:
+    """Ask axe-core for what is serious or critical, in the colours in which the page is
+    shown: rule, place, reason. The page's code and formulas become fewer.
     """
     page.evaluate(EACH_TOKEN_ONCE)
+    return _faults(page, {"rules": {CONTRAST: {"enabled": False}}}) + contrast_faults(
+        page
+    )
+
+
+def contrast_faults(page) -> list[tuple]:
+    """Ask axe-core for text without enough contrast. The page's text becomes less."""
+    page.evaluate(EACH_TEXT_ONCE)
+    return _faults(page, {"runOnly": [CONTRAST]})
+
+
+def _faults(page, options: dict) -> list[tuple]:
     if not page.evaluate("'axe' in window"):
         page.evaluate(axe())
-    options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
-    report = page.evaluate("options => axe.run(document, options)", options)
-    found = report["violations"]
+    report = page.evaluate(
+        "options => axe.run(document, options)",
+        {"resultTypes": ["violations"]} | options,
+    )
     return [
         (fault["id"], node["target"], re.sub(r"\s+", " ", node["failureSummary"])[:200])
-        for fault in found
+        for fault in report["violations"]
         if fault["impact"] in ("serious", "critical")
         for node in fault["nodes"][:5]
     ]

@@ -5,7 +5,7 @@ from browser import chromium, driver, launched
 from built import HTML, why_not_built
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium_type():
     assert chromium(), (
         "no chromium: install it (apt-get install chromium) or set CHROMIUM=<its path>"
@@ -14,7 +14,7 @@ def chromium_type():
         yield found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(chromium_type):
     problem = why_not_built()
     assert not problem, problem

@@ -177,12 +177,3 @@ def test_the_librarys_tables_of_padim_are_those_of_the_facts():
                 for key, row in data[source]["rows"].items()
                 if key in means
             }, (table, name)
-
-
-def test_what_is_only_remembered_is_not_printable():
-    data = {
-        "a": {"confidence": "memory", "value": 1.5},
-        "b": [{"confidence": "checked", "value": "12.5 and 1,000"}],
-        "c": 3,
-    }
-    assert printable(data) == {12.5, 1000.0, 3.0}

@@ -51,15 +51,6 @@ def faults(source: str) -> list[str]:
     return found
 
 
-def test_the_check_sees_each_fault():
-    wrong = (
-        "plt.subplots(figsize=(8, 3)); plt.legend(fontsize=9);"
-        ' plt.rcParams["figure.dpi"] = 70'
-    )
-    assert len(faults(wrong)) == 3
-    assert faults("plt.subplots(figsize=(6.4, 8)); plt.legend(fontsize=11)") == []
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_figures_are_readable_on_a_phone(path):
     cells = [

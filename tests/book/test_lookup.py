@@ -121,11 +121,3 @@ def test_the_table_names_what_the_library_has():
     }
     assert len(named) > 20
     assert {name for name in named if not re.search(rf"\b{name}\b", LIBRARY)} == set()
-
-
-def test_symbols_are_found_in_formulas_only():
-    text = (
-        "A cat $x_i$ and $$\\mathcal L_{\\text{SVDD}} = \\lambda \\sum_k f(x)$$ in"
-        " `$y$`.\n```\n$q$\n```\n"
-    )
-    assert symbols(text) == {"x", "i", "\\mathcalL", "\\lambda", "k", "f", "y"}

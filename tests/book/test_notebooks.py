@@ -67,10 +67,6 @@ def undescribed(cell):
     return faults
 
 
-def test_there_are_notebooks():
-    assert NOTEBOOKS
-
-
 def test_texts_and_notebooks_are_the_same_set():
     assert [path.stem for path in NOTEBOOKS] == run_notebooks.names(ROOT)
 
@@ -182,26 +178,6 @@ def test_no_cell_takes_the_name_of_an_import(path):
 def test_status_page_is_the_one_that_the_stamps_give():
     committed = (ROOT / status.PAGE).read_text(encoding="utf-8")
     assert committed == status.page(ROOT), "run `make execute` (it writes the page too)"
-
-
-def test_the_description_check_can_fail():
-    """Each fault that a picture can have is found."""
-    picture = nbformat.v4.new_output(
-        "display_data", data={"image/png": "", "text/plain": "<Figure>"}
-    )
-    html = nbformat.v4.new_output(
-        "display_data",
-        data={"text/html": "<p><img src='a'><img src='b' alt='a line'></p>"},
-    )
-    described = {"mystnb": {"image": {"alt": "a rising line"}}}
-
-    def cell(outputs, metadata):
-        return nbformat.v4.new_code_cell("draw()", outputs=outputs, metadata=metadata)
-
-    assert undescribed(cell([picture], described)) == []
-    assert "mystnb" in undescribed(cell([picture], {}))[0]
-    assert "2 pictures" in undescribed(cell([picture, picture], described))[0]
-    assert undescribed(cell([html], {})) == ["an <img> without alt"]
 
 
 def test_the_losses_of_the_t_sne_figure_are_trained_with_one_budget():

@@ -2,7 +2,7 @@
 hosts.
 """
 
-import importlib
+import ast
 import json
 import os
 import re
@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import api_names
 import built as built_book
 import pytest
+from api_names import exported
 from bs4 import BeautifulSoup
 from built import HTML, ROOT, documents, pages, why_not_built
 from test_package import NAMES
@@ -96,8 +97,17 @@ def test_each_api_page_begins_with_an_example_and_is_listed(built):
     assert {path.stem for path in (ROOT / "book" / "api").glob("*.md")} == set(pages)
     for page in pages:
         assert f"api/{page}.html" in built["book/api.html"].links, page
-        module = importlib.import_module(f"paperlib.{page}")
-        assert ">>> " in module.__doc__, page
+        module = api_names.module_file(ROOT, page).read_text(encoding="utf-8")
+        assert ">>> " in ast.get_docstring(ast.parse(module)), page
+
+
+def test_what_a_package_exports_is_documented_under_the_path_of_its_import(built):
+    for package in ("cam", "complexity", "datasets", "gradcam", "padim", "patch_svdd"):
+        ids = built[f"book/api/{package}.html"].ids
+        names = exported(ROOT / "paperlib" / package / "__init__.py")
+        documented = {name for name in names if not name.isupper()}  # no constants
+        assert documented
+        assert {f"paperlib.{package}.{name}" for name in documented} <= ids
 
 
 def test_links_within_the_book_lead_somewhere(built):

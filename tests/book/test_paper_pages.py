@@ -7,7 +7,6 @@ import re
 
 import ledger
 import pytest
-from browser import BROWSER_MARKS
 from built import ROOT
 
 CHAPTERS = [path.stem for path in sorted((ROOT / "book").glob("0*.md"))]
@@ -102,19 +101,3 @@ def test_equations_have_the_papers_numbers(chapter):
     tags = re.findall(r"\\tag\{([^}]*)\}", text(chapter))
     assert len(set(tags)) == len(tags) > 0
     assert "{eq}`" not in text(chapter) + notebook.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS)
-class TestBrowser:
-    pytestmark = BROWSER_MARKS
-
-    def test_no_listing_and_no_table_is_cut(self, browser, chapter):
-        with browser.page(f"book/{chapter}.html", 1280) as page:
-            boxes = page.locator(
-                ".bd-article pre, .bd-article .pst-scrollable-table-container"
-            ).evaluate_all(
-                "all => all.map(box => [box.tagName, box.innerText.slice(0, 60),"
-                " box.scrollWidth > box.clientWidth + 1])"
-            )
-        assert {tag for tag, _, _ in boxes} == {"PRE", "DIV"}
-        assert [text for _, text, is_cut in boxes if is_cut] == []

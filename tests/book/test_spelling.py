@@ -157,21 +157,3 @@ def test_the_list_is_sorted_and_holds_nothing_twice():
 def test_the_list_repeats_nothing_of_the_dictionary():
     listed = WORDS.read_text(encoding="utf-8").split()
     assert [word for word in listed if DICTIONARY.spell(word)] == []
-
-
-def test_the_check_can_fail(known):
-    """A misspelling is found in prose, in a link's text and beside a formula; code and
-    formulas are left alone.
-    """
-    text = (
-        "A [neigbour](page.md) has a colur, $x$ behavior and {term}`embeding"
-        " <embedding>`. `colur_of(neigbr)` $\\bta$"
-    )
-    assert [word for word in words(text) if not known(word)] == [
-        "neigbour",
-        "colur",
-        "behavior",
-        "embeding",
-    ]
-    text = "The network’s colours, and its neighbours' embeddings, can't be normalised."
-    assert all(map(known, words(text)))

@@ -589,7 +589,7 @@ def test_the_model_comes_back_as_it_was(call, prepare):
     assert same_state(kept, state(model))
     with refuses():
         call(model, images, lambda y: y)  # not one score per image
-    with pytest.raises(RuntimeError):
+    with refuses("the model raises RuntimeError for images of shape"):
         call(model, pictures()[:, :2])
     assert same_state(kept, state(model))
     assert torch.is_grad_enabled() and torch._C._len_torch_function_stack() == 0
@@ -653,7 +653,9 @@ def test_half_precision_adds_up_in_single(dtype):
     found = grad_cam(model.to(dtype), images.to(dtype), "body", 1)
     assert found.maps.dtype == found.weights.dtype == torch.float32
     assert distance(found.maps, expected.maps) < 0.02
-    assert guided_grad_cam(model, images.to(dtype), "body", 1).dtype == dtype
+    product = guided_grad_cam(model, images.to(dtype), "body", 1)
+    # Gradients of float16 images may be too small for float16.
+    assert product.dtype == (torch.float32 if dtype == torch.float16 else dtype)
 
     # 128 × 128 gradients of 1: their sum is beyond what half precision can hold.
     ones = torch.ones(1, 1, 128, 128, dtype=torch.float16, requires_grad=True)
@@ -788,15 +790,12 @@ class Branches(nn.Module):
         self.tokens = nn.Flatten(2)
         self.lists = nn.LSTM(4, 4)
         self.head = nn.Linear(4, 5)
-        self.last = nn.Sequential(nn.Conv2d(3, 40, 3, stride=4))
-        self.permuted = nn.Identity()
         self.folded = nn.Identity()
         self.integers = nn.Identity()
 
     def forward(self, x):
         self.aside(x)
         y = self.used(x)
-        self.permuted(self.last(x).permute(0, 2, 3, 1))
         self.folded(y.reshape(-1, 4, 2, 7))
         self.integers((y > 0).int())
         tokens = self.tokens(y).transpose(1, 2)
@@ -816,13 +815,6 @@ class Branches(nn.Module):
         (
             "head",
             r"layer 'head' returns \(2, 5\) for 2 images; expected \(2, C, h, w\)",
-        ),
-        (
-            "permuted",
-            (
-                r"returns \(2, 4, 4, 40\), which for images of 16×16 is \(N, h, w, C\):"
-                r" channels last"
-            ),
         ),
         ("folded", r"returns \(28, 4, 2, 7\) for 2 images"),
         ("integers", "of dtype torch.int32; expected floating point"),

@@ -361,6 +361,9 @@ def test_leaving_out_equals_fitting_again(n, d):
     assert fitted.max() < (n - 1) / n**0.5  # however strange the image
     with refuses("2 images; expected at least 3 to leave one out"):
         leave_one_out_distance(fitted, 2)
+    bound = (n - 1) / n**0.5
+    with refuses(f"up to .*; those of {n} training images are at most {bound:.4g}"):
+        leave_one_out_distance(torch.tensor([0.5, 1.01]) * bound, n)
 
 
 # ---- precision ----

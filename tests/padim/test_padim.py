@@ -416,7 +416,8 @@ def test_unusable_files_are_refused_by_name_before_the_extractor_is_asked_for(
         {**metadata, "paperlib": json.dumps({**about, "count": 9})},
     )
     for name in (*bad, "torch", "bare", "other", "newer", "changed", "settings"):
-        message = f"{name} (can't be read|is not a saved|has the format|is corrupt)"
+        reasons = "is no file|can't be read|is not a saved|has the format|is corrupt"
+        message = f"{name} ({reasons})"
         with refuses(message, UnusableFile):
             PaDiM.load(tmp_path / name)
     with refuses(

@@ -11,7 +11,8 @@ from sklearn.neighbors import KDTree
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paperlib.anomaly_map import Detection
-from paperlib.patch_svdd import SVDD_FORMAT, FlatEncoder, HierarchicalEncoder, PatchSVDD
+from paperlib.patch_svdd import FlatEncoder, HierarchicalEncoder, PatchSVDD
+from paperlib.patch_svdd.detector import SVDD_FORMAT
 from paperlib.storage import read_tensors, write_tensors
 from paperlib.validation import NotFitted, UnusableFile
 
