@@ -163,8 +163,9 @@ def without_compiler() -> Iterator[None]:
     code of all threads runs uncompiled, and slower. Blocks may overlap.
     """
     with ExitStack() as stack:
-        # Otherwise nothing is compiled, and the import would take seconds.
-        if "torch._dynamo" in sys.modules:
+        # Otherwise nothing is compiled, and the import would take seconds. The function
+        # flex_attention compiles itself at its first call.
+        if sys.modules.keys() & {"torch._dynamo", "torch.nn.attention.flex_attention"}:
             stack.enter_context(_EAGER.block())
         yield
 

@@ -54,8 +54,8 @@ def conv2d_macs(
     """
     kernel_height, kernel_width = _pair(kernel, "kernel")
     height, width = _pair(out_size, "out_size")
-    m = _check_size(in_channels, "in_channels")
-    n, g = _check_size(out_channels, "out_channels"), _check_size(groups, "groups")
+    m = check_size(in_channels, "in_channels")
+    n, g = check_size(out_channels, "out_channels"), check_size(groups, "groups")
     if m % g or n % g:
         raise ValueError(
             f"groups = {g} with in_channels = {m} and out_channels = {n}; expected"
@@ -100,15 +100,16 @@ def depthwise_separable_macs(
     return depthwise + conv2d_macs(1, in_channels, out_channels, out_size)
 
 
-def _check_size(value: Any, what: str) -> int:
+def check_size(value: Any, what: str, least: int = 1) -> int:
+    """Return an integer; raise ValueError unless it is one, and large enough."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise ValueError(
             f"{what} = {value!r}; expected an integer:"
             " 224 // 32 is one, 224 / 32 is a float"
         )
     number = operator.index(value)
-    if number < 1:
-        raise ValueError(f"{what} = {number}; expected at least 1")
+    if number < least:
+        raise ValueError(f"{what} = {number}; expected at least {least}")
     return number
 
 
@@ -118,4 +119,4 @@ def _pair(value: Any, what: str) -> tuple[int, int]:
         raise ValueError(
             f"{what} = {value!r}; expected one number for a square, or (height, width)"
         )
-    return _check_size(sides[0], what), _check_size(sides[1], what)
+    return check_size(sides[0], what), check_size(sides[1], what)

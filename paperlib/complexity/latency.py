@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.fx.node import map_aggregate
 
 from paperlib.complexity.counting import profile
+from paperlib.complexity.values import list_tensors
 from paperlib.inference import evaluating
 from paperlib.validation import check_at_least_one
 
@@ -86,7 +86,7 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
     # The first pass allocates memory and chooses algorithms: it does not count.
     first, *passes = _record_passes(model, images, repeats + 1)
     macs, kinds = defaultdict(int), {}
-    for layer in profile(model, tuple(images.shape)).layers:
+    for layer in profile(model, inputs=images).layers:
         macs[layer.name] += layer.macs
         kinds.setdefault(layer.name, layer.kind)
     return [
@@ -240,7 +240,5 @@ def _elapsed_seconds(start: Any, end: Any) -> float:
 
 def _bytes(values: Any) -> int:
     """Sum the sizes of all tensors in nested containers, each tensor once."""
-    leaves: list[Any] = []
-    map_aggregate(values, leaves.append)
-    tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+    tensors = {id(tensor): tensor for tensor in list_tensors(values)}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -10,15 +10,17 @@ once its formula is registered with `torch.utils.flop_counter.register_flop_form
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+from paperlib.complexity.formulas import check_size
+from paperlib.complexity.values import Values, list_tensors, to_meta
 
 
 class Layer(NamedTuple):
@@ -32,9 +34,10 @@ class Layer(NamedTuple):
             other groups, also 1×1), "transposed conv", "deformable conv", "linear",
             "bilinear", "matmul", "attention" (scaled_dot_product_attention, and the
             products inside nn.MultiheadAttention; attention written as products is two
-            "matmul"), "recurrent", and without MACs "norm", "parameter" (used outside
-            all of these, as a class token or a position embedding) and "unused" (by
-            this forward, as an auxiliary head in eval mode).
+            "matmul"), "recurrent", the operator's name if it has a rule, and without
+            MACs "norm", "parameter" (used outside all of these, as a class token or a
+            position embedding) and "unused" (by this forward, as an auxiliary head in
+            eval mode).
         output_shape: with the batch dimension.
         macs: multiply-adds of this call.
         params: elements of its parameters that no earlier row used.
@@ -60,9 +63,21 @@ class MacRecorder(TorchDispatchMode):
     parameters, and a norm of a weight is not counted as a layer.
     """
 
-    def __init__(self, model: nn.Module):
+    supports_higher_order_operators = True
+
+    def __init__(self, model: nn.Module, rules: Mapping[Any, Callable[..., int]]):
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.uncounted: Counter[str] = Counter()
+        self.values = Values()
+        self._rules = rules
+        for operator in rules:
+            # One overload, or all of them.
+            if not (hasattr(operator, "namespace") or hasattr(operator, "overloads")):
+                raise ValueError(
+                    f"rules has the key {operator!r}; expected operators, such as"
+                    " torch.ops.library.name"
+                )
         # Names and modules whose forward runs, the innermost last.
         self.running: list[tuple[str, nn.Module]] = [("", model)]
         self._rows: list[Layer] = []
@@ -83,19 +98,29 @@ class MacRecorder(TorchDispatchMode):
         return out
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        # max_pool2d → max_pool, relu_ → relu
-        name = _VARIANT.sub("", func.overloadpacket.__name__)
+        packet = getattr(func, "overloadpacket", func)  # of a higher-order operator
+        operator = f"{func.namespace}::{packet.__name__}"
+        # aten::max_pool2d → max_pool, aten::relu_ → relu, other::relu → other::relu
+        name = _VARIANT.sub("", operator)
         if name in _READS:
-            return func(*map_aggregate(args, _to_original), **(kwargs or {}))
-        tensors: list[Tensor] = []
-        args, kwargs = map_aggregate((args, kwargs or {}), partial(_to_meta, tensors))
-        product = _PRODUCTS.get(name) or _find_registered(func.overloadpacket)
+            return func(*map_aggregate(args, self.values.read), **(kwargs or {}))
+        args, kwargs = map_aggregate((args, kwargs or {}), to_meta)
+        tensors = list_tensors((args, kwargs))
+        rule = self._rules.get(func) or self._rules.get(packet)
+        product = (
+            _Product(operator, 0, partial(_apply_rule, rule, operator))
+            if rule
+            else _PRODUCTS.get(name) or _find_registered(packet)
+        )
         if product is None and name not in _NORMS and name not in _ELEMENTS:
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        out = func(*args, **kwargs)
+            if hasattr(func, "decompose") and name not in _UNDIVIDED:
+                with self:
+                    out = func.decompose(*args, **kwargs)
+                if out is not NotImplemented:
+                    return out
+            if tensors and ("::" in name or _HEAVY.search(name)):
+                self.uncounted[operator] += 1
+        out = self.values.run(func, name, args, kwargs, tensors)
         is_activation = bool(tensors) and _parameter_names(tensors[0]) is None
         if product is not None:
             macs = product.macs(out, *args, **kwargs)
@@ -112,12 +137,11 @@ class MacRecorder(TorchDispatchMode):
     def _follow(self, out: Any, tensors: list[Tensor]) -> None:
         """Mark the results of an operation as constant if all its tensors are."""
         names = [_parameter_names(tensor) for tensor in tensors]
-        if None in names or not tensors:
+        is_constant = tensors and None not in names
+        if not is_constant:
             self._use(tensors)
-            return
-        for result in out if isinstance(out, (list, tuple)) else [out]:
-            if isinstance(result, Tensor):
-                result.parameter_names = frozenset().union(*names)
+        for result in list_tensors(out):
+            result.parameter_names = frozenset().union(*names) if is_constant else None
 
     def _use(self, tensors: list[Tensor]) -> None:
         """Add a row per parameter at its first use; `finish` drops those of layers."""
@@ -140,7 +164,7 @@ class MacRecorder(TorchDispatchMode):
     def _add_product(
         self, product: "_Product", macs: int, out: Any, tensors: list, args: tuple
     ) -> None:
-        kind, result = product.kind, out[0] if isinstance(out, tuple) else out
+        kind, result = product.kind, [*list_tensors(out), *tensors][0]
         if kind == "conv":
             kind = _convolution_kind(args)
         elif kind == "matmul" and isinstance(
@@ -174,32 +198,6 @@ class MacRecorder(TorchDispatchMode):
         ] + [Layer(name, "unused", (), 0, params) for name, params in unused.items()]
 
 
-def _without_data(tensor: Tensor) -> Tensor:
-    """Return a constant on the meta device, with the tensor as its `original`."""
-    # empty_like would keep a fake tensor fake.
-    constant = torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
-    )
-    if isinstance(tensor, nn.Parameter):
-        constant = nn.Parameter(constant, tensor.requires_grad)
-    constant.original, constant.parameter_names = tensor, frozenset()
-    return constant
-
-
-def _to_original(value: Any) -> Any:
-    return getattr(value, "original", value)
-
-
-def _to_meta(tensors: list[Tensor], value: Any) -> Any:
-    """Replace a tensor or a device by a meta one; collect the tensors."""
-    if isinstance(value, torch.device):
-        return torch.device("meta")
-    if isinstance(value, Tensor):
-        value = value if value.is_meta else _without_data(value)
-        tensors.append(value)
-    return value
-
-
 def _parameter_names(tensor: Tensor) -> frozenset[str] | None:
     """Return the names of a constant's parameters; None for an activation."""
     return getattr(tensor, "parameter_names", None)
@@ -227,7 +225,13 @@ def _find_registered(packet: Any) -> _Product | None:
         return flop_registry[packet](*args, **kwargs, out_val=result) // 2
 
     is_convolution = packet.__name__.endswith("convolution")
-    return _Product("conv", 1, macs) if is_convolution else _Product("matmul", 0, macs)
+    kind = "attention" if packet.__name__.endswith("attention") else "matmul"
+    return _Product("conv", 1, macs) if is_convolution else _Product(kind, 0, macs)
+
+
+def _apply_rule(rule, operator, result, /, *args, **kwargs):
+    macs = shape_wrapper(rule)(*args, **kwargs, out_val=result)
+    return check_size(macs, f"the result of the rule for {operator}", least=0)
 
 
 def _convolution_kind(args: tuple) -> str:
@@ -249,8 +253,10 @@ def _attention_macs(out, q, k, v, *rest, **options):
     return out.numel() // v.shape[-1] * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 
 
-def _recurrent_macs(out, x, state, weights, *rest):
-    # Every matrix multiplies one vector per step and sequence.
+def _recurrent_macs(out, *args):
+    # Every matrix multiplies one vector per step and sequence. The weights are the last
+    # list: a state may be a list too, and packed sequences have batch sizes before it.
+    weights = [arg for arg in args if isinstance(arg, (list, tuple))][-1]
     steps = out[0].numel() // out[0].shape[-1]
     return steps * sum(weight.numel() for weight in weights if weight.ndim == 2)
 
@@ -296,12 +302,21 @@ _ELEMENTS = {
     ).split(),
     ("activation",),
 )
-# Operations that read a value or a device, on which the forward may depend; buffers and
-# parameters are read from the original model. Activations have no values: PyTorch
-# raises. `lift_fresh` keeps the values of torch.tensor([...]).
+# Operations that read a value or a device, on which the forward may depend. PyTorch
+# raises if the value is unknown.
 _READS = {
     *"item is_nonzero equal _local_scalar_dense resolve_conj resolve_neg".split(),
-    *"lift_fresh device".split(),
+    "device",
 }
-# Suffixes for the number of dimensions and for in-place operations.
-_VARIANT = re.compile(r"[123]d(_with_indices)?$|_$")
+# Their decomposition reads lengths or indices in C++, which the mode does not see.
+_UNDIVIDED = {"_pad_packed_sequence", "tensor_split"}
+# Operators of PyTorch that multiply and add, but have no formula above or in the
+# registry. Interpolation does not count as a product.
+_HEAVY = re.compile(
+    r"mm(_|$)|matmul|(^|_)linear$|_trilinear$|conv(?!ert)|attention|transformer_|rnn"
+    r"|lstm|gru|fft_.2|cdist|euclidean_dist|cholesky|triangular_solve|geqrf|ormqr"
+    r"|linalg_(?!vector_norm|cross|check)"
+)
+# Libraries whose operators are known above, and suffixes for the number of dimensions
+# and for in-place operations.
+_VARIANT = re.compile(r"^(aten|prims?|torchvision)::|[123]d(_with_indices)?$|_$")
