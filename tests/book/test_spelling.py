@@ -37,6 +37,7 @@ SHORTEST = 3
 NO_PROSE = re.compile(
     r"""
     ^---\n.*?^---$                              # the head of a page
+    | ^[ ]*>>>[ ].*?(?:^[ ]*$|\Z)               # an example, up to an empty line
     | <!--.*?--> | </?[a-zA-Z][^>\n]*>          # HTML
     | \$\$.+?\$\$ | (?<!\\)\$[^$]+?\$           # formulas
     | \{(?:cite|eq|ref|numref|doc|py)[\w:]*\}`[^`]+`
