@@ -72,7 +72,12 @@ def stay():
         except BaseException:
             pass
 """
-FOREVER = "def forever():\n    while True:\n        pass"
+FOREVER = """
+import time
+def forever():
+    while True:
+        time.sleep(0.1)
+"""
 DIE = "import os, signal\ndef die():\n    os.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -87,6 +92,9 @@ def test_each_submission_costs_only_itself(tmp_path):
     time.
     """
     submissions = {
+        "a stubborn one.ipynb": attempt(
+            second="stay()", before=STUBBORN
+        ),  # waits beside the others
         "crashing.ipynb": attempt(second="1 / 0", last="nothing"),
         "dying.ipynb": attempt(second="die()", before=DIE),
         "greedy.ipynb": attempt(
@@ -97,7 +105,6 @@ def test_each_submission_costs_only_itself(tmp_path):
         "leaving.ipynb": attempt(second="exit()", last="44_640"),
         "looping.ipynb": attempt(second="forever()", last="44_640", before=FOREVER),
         "right.ipynb": attempt(last="44_640"),
-        "stubborn.ipynb": attempt(second="stay()", before=STUBBORN),
         "wrong.ipynb": attempt("20_070_400", "17"),
     }
     table, said = tmp_path / "grades.csv", []
@@ -119,7 +126,7 @@ def test_each_submission_costs_only_itself(tmp_path):
         "leaving.ipynb": ["graded", "2", "passed", "error", "passed"],
         "looping.ipynb": ["graded", "2", "passed", "error", "passed"],
         "right.ipynb": ["graded", "2", "passed", "not attempted", "passed"],
-        "stubborn.ipynb": [timeout, "1", "passed", "not reached", "not reached"],
+        "a stubborn one.ipynb": [timeout, "1", "passed", "not reached", "not reached"],
         "wrong.ipynb": ["graded", "0", "failed", "failed", "not attempted"],
     }
     remarks = {name: row["remarks"] for name, row in found.items()}
@@ -175,20 +182,25 @@ def slip():
         time.sleep(200)
         os._exit(0)
     return 0"""
+# Each process loads torch: cheats that do not get in each other's way share one.
 CHEATS = {
-    "prints": answered(
-        "cam", {}, after="print('right: the areas may differ')\nprint('passed')"
+    "prints and edits the check's cell": answered(
+        "cam",
+        {},
+        after="print('right: the areas may differ')\nprint('passed')\n"
+        "done = True  # side_ratio",
     ),
-    "edits the check's cell": notebook(
-        ["from paperlib.exercises import cam as check", "done = True  # side_ratio"]
+    "writes verdicts and overwrites check": answered(
+        "cam", {"side_ratio": "3"}, before=FALSE_VERDICT + OVERWRITTEN
     ),
-    "overwrites check": answered("cam", {"side_ratio": "3"}, before=OVERWRITTEN),
-    "patches the module": answered("cam", {"side_ratio": "3"}, before=PATCHED_MODULE),
-    "patches torch": answered("cam", {"map_function": "f"}, before=PATCHED_TORCH),
+    "patches the module and torch": answered(
+        "cam",
+        {"side_ratio": "3", "map_function": "f"},
+        before=PATCHED_MODULE + PATCHED_TORCH,
+    ),
     "patches Python": answered(
         "cam", {"side_ratio": "3"}, before="import builtins\nbuiltins.abs = lambda x: 0"
     ),
-    "writes verdicts": answered("cam", {"side_ratio": "3"}, before=FALSE_VERDICT),
 }
 
 

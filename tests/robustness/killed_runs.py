@@ -69,7 +69,7 @@ def classifier(folder: Path) -> None:
         model,
         (images, labels),
         optimizer,
-        epochs=40,
+        epochs=20,
         batch_size=8,
         checkpoint=checkpoint,
     )

@@ -6,6 +6,7 @@ thousand and every kilobyte.
 """
 
 import collections
+import gzip
 import io
 import json
 import os
@@ -15,7 +16,6 @@ import resource
 import struct
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -316,7 +316,10 @@ def format_of(path):
     return json.loads(header["__metadata__"]["paperlib"])["format"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+# One function reads the headers of all models.
+@pytest.mark.parametrize(
+    "name", [pytest.param(m, marks=pytest.mark.long) for m in MODELS[1:]] + MODELS[:1]
+)
 def test_absurd_headers(tmp_path, cases, name):
     write, read, _ = KINDS[name]
     path = tmp_path / name
@@ -362,10 +365,10 @@ def test_other_and_newer_models(tmp_path, cases, name):
 
 # A checksum tells damage. It can't tell who wrote a file, so what is whole may still
 # not fit together.
-ODD = (None, -1, 1.5, "x", [], [1], {}, [1, 2, 3], {"a": 1})
+ODD = (None, -1, "x", 1.5, [], [1], {}, [1, 2, 3], {"a": 1})
 
 
-def made_up(about, tensors):
+def made_up(about, tensors, odd_values):
     """Yield (what, about, tensors): a missing part, or a wrong type, shape or value."""
     yield "no tensor", about, {}
     for name, tensor in tensors.items():
@@ -384,17 +387,20 @@ def made_up(about, tensors):
             {key: other for key, other in about.items() if key != name},
             tensors,
         )
-        for odd in ODD:
+        for odd in odd_values:
             yield f"{name}={odd}", about | {name: odd}, tensors
         for key in value if isinstance(value, dict) else ():
-            for odd in ODD:
+            for odd in odd_values:
                 yield f"{name}.{key}={odd}", about | {name: value | {key: odd}}, tensors
         if isinstance(value, dict):
             yield f"more in {name}", about | {name: value | {"evil": 1}}, tensors
 
 
+@pytest.mark.parametrize(
+    "odd_values", [ODD[:3], pytest.param(ODD, marks=pytest.mark.long)], ids=len
+)
 @pytest.mark.parametrize("name", MODELS)
-def test_files_that_somebody_made_up(tmp_path, cases, name):
+def test_files_that_somebody_made_up(tmp_path, cases, name, odd_values):
     """Their checksum is right. A ValueError that names them, or something that can be
     used.
     """
@@ -405,7 +411,7 @@ def test_files_that_somebody_made_up(tmp_path, cases, name):
     about, tensors = storage.read_tensors(path, format, "", "")
     del about["format"]
     counter = cases("files: whole, but made up")
-    for what, said, held in made_up(about, tensors):
+    for what, said, held in made_up(about, tensors, odd_values):
         storage.write_tensors(path, held, said, format)
         try_it(path, None, read, False, f"{name}, {what}")
         counter.survive()
@@ -577,14 +583,14 @@ def test_weights_packed_a_thousandfold(tmp_path, cases):
     torch.save({"0.weight": torch.zeros(2**28)}, plain)  # 1 GiB
     with (
         zipfile.ZipFile(plain) as source,
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
     ):
         for info in source.infolist():
             with source.open(info) as from_, target.open(info.filename, "w") as to:
                 while chunk := from_.read(2**20):
                     to.write(chunk)
     plain.unlink()
-    assert path.stat().st_size < 2**21
+    assert path.stat().st_size < 2**23
     for read in (read_state, load_released_weights):
         refused(path, read, cases("files: bombs"), "packed")
 
@@ -657,21 +663,16 @@ def archives():
     enormous.
     """
     end = bytes(1024)
-    zeros = zlib.compressobj(9, wbits=31)
+    mebibyte = gzip.compress(bytes(2**20))  # parts of a gzip file stand in a row
     for kind in (
         tarfile.GNUTYPE_LONGNAME,
         tarfile.GNUTYPE_LONGLINK,
         tarfile.XHDTYPE,
         tarfile.XGLTYPE,
     ):
-        packer = zeros.copy()
-        packed = packer.compress(tar_header(kind, 2**29))
-        for _ in range(512):
-            packed += packer.compress(bytes(2**20))
-        yield (
-            "a name of half a gigabyte.tar.gz",
-            packed + packer.compress(tar_header(b"0", 0, "x") + end) + packer.flush(),
-        )
+        first = gzip.compress(tar_header(kind, 2**29))
+        last = gzip.compress(tar_header(b"0", 0, "x") + end)
+        yield "a name of half a gigabyte.tar.gz", first + 512 * mebibyte + last
     nested = tar_header(tarfile.GNUTYPE_LONGNAME, 3) + b"abc".ljust(512, b"\0")
     yield "names of names.tar", nested * 5000 + tar_header(b"0", 0, "x") + end
     yield "a size of 2^60.tar", tar_header(b"0", 2**60, "x") + end
@@ -686,7 +687,7 @@ def archives():
         yield "a long name.zip", file.getvalue()
     file = io.BytesIO()
     with (
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("zeros", "w") as member,
     ):
         for _ in range(256):

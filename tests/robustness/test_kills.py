@@ -231,9 +231,11 @@ print({number})
 """
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(15, marks=pytest.mark.long)])
-def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases, kills):
+# One kill at a chosen moment: test_freshness.test_a_killed_run_leaves_the_old_file.
+@pytest.mark.long
+def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases):
     """The end is that of an undisturbed run: same cells, outputs and code stamp."""
+    kills = 15
     counter, rng = cases("kills: make execute"), random.Random(kills)
     (tmp_path / "notebooks" / "py").mkdir(parents=True)
     (tmp_path / "paperlib").mkdir()
