@@ -23,7 +23,7 @@ def align_columns(rows: Sequence[Sequence[str]], sides: str) -> str:
 
 
 def short_repr(values: Any) -> str:
-    """Describe a NamedTuple, with the shapes of its tensors in place of their values."""
+    """Describe a NamedTuple with the shapes of its tensors, not their values."""
     fields = (
         f"{name}={tuple(value.shape) if hasattr(value, 'shape') else repr(value)}"
         for name, value in zip(values._fields, values, strict=True)
