@@ -148,14 +148,16 @@ class Transform:
         check_bits(self.bits)
         mean, std = (tuple(map(float, values)) for values in (self.mean, self.std))
         if not (
-            len(mean) == len(std) == 3
+            isinstance(self.size, int)
+            and isinstance(self.side, int)
+            and len(mean) == len(std) == 3
             and all(map(math.isfinite, mean + std))
             and min(std) > 0
             and self.side <= self.size
         ):
             raise ValueError(
                 f"{self}; expected three means, three standard deviations above 0,"
-                " and crop ≤ size"
+                " and integers crop ≤ size"
             )
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)

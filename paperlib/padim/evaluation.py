@@ -101,6 +101,7 @@ class Result(NamedTuple):
 
 # Column of results.csv → what converts its text.
 _COLUMNS = {
+    "files": str,
     **Settings.__annotations__,
     **Result.__annotations__,
     "dimensions": lambda text: None if text == "all" else int(text),
@@ -432,11 +433,15 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        rows = csv.writer(file)
-        rows.writerow(_COLUMNS)
+        rows = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+        rows.writeheader()
         rows.writerows(
-            [*settings._replace(dimensions=settings.dimensions or "all"), *scores]
-            for settings, *scores in results
+            {
+                **result._asdict(),
+                **result.settings._asdict(),
+                "dimensions": result.settings.dimensions or "all",
+            }
+            for result in results
         )
 
 

@@ -338,6 +338,21 @@ def test_one_preparation_is_saved_with_the_detector(tmp_path):
         PaDiM(small_extractor()).prepare(paths)
 
 
+@pytest.mark.parametrize(
+    "forged", [{"size": 0}, {"std": [0, 1, 1]}, {"other": 1}, {"mean": "abc"}, [1], "x"]
+)
+def test_a_file_with_an_impossible_preparation_is_refused(images, tmp_path, forged):
+    model, path = PaDiM(small_extractor(), 3), tmp_path / "model.safetensors"
+    model.transform = TRANSFORM
+    model.fit([images]).save(path)
+    about, tensors = storage.read_tensors(path, "paperlib.padim.1", "", "")
+    if isinstance(forged, dict):
+        forged = about["transform"] | forged
+    storage.write_tensors(path, tensors, about | {"transform": forged}, about["format"])
+    with refuses("model.safetensors can't be used with these settings", UnusableFile):
+        PaDiM.load(path, small_extractor())
+
+
 def test_a_backbones_extractor_brings_its_transform():
     backbone = backbones.load("efficientnet_lite0")
     assert PaDiM(backbone.extractor()).transform == backbone.transform

@@ -646,7 +646,7 @@ def test_postscript_under_a_pictures_name_is_not_run(tmp_path, cases, monkeypatc
         path = tmp_path / f"cell.{ending}"
         path.write_text(source)
         for read in (read_image, read_mask):
-            with refuses(f"cell.{ending}: it is not an image that can be read"):
+            with refuses(f"cell.{ending}: cannot identify image file"):
                 read(path)
             cases("files: PostScript as a picture").survive()
     assert not started
