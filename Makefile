@@ -97,21 +97,32 @@ lint: $(VENV)/.ready-test
 unit: $(VENV)/.ready-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests --ignore=tests/book $(TWO_PROCESSES)
 
+# The cells of a notebook share a kernel, so a notebook is the unit of work. The longest comes first, by the stamps, so
+# that both processes end at about the same time.
+LONGEST_FIRST = $(shell grep -o '"seconds": [0-9.]*' $(NOTEBOOKS) | sort -t: -k3 -rn | cut -d: -f1)
 notebooks-test: $(VENV)/.ready-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	    -p no:cacheprovider $(NOTEBOOKS) -n 2 --dist loadscope  # the cells of a notebook share a kernel
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -p no:cacheprovider \
+	    $(LONGEST_FIRST) $(filter-out $(LONGEST_FIRST),$(NOTEBOOKS)) -n 2 --dist loadscope --no-loadscope-reorder
+
+define look-for-chromium
+@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || test -n "$(CHROMIUM)" || \
+    echo "No chromium: the browser tests will be skipped. Debian and Ubuntu: apt-get install chromium." \
+    "Elsewhere: install Chromium and set CHROMIUM=<path of its program>."
+endef
 
 pages-test: $(VENV)/.ready-test html
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || test -n "$(CHROMIUM)" || \
-	    echo "No chromium: the browser tests will be skipped. Debian and Ubuntu: apt-get install chromium." \
-	    "Elsewhere: install Chromium and set CHROMIUM=<path of its program>."
-	$(BIN)/pytest -q -rs tests/book $(TWO_PROCESSES)
+	$(look-for-chromium)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs tests/book $(TWO_PROCESSES)
 
 screenshots: $(VENV)/.ready-test html
 	rm -rf _build/screenshots
 	SCREENSHOTS=1 $(BIN)/pytest -q tests/book/test_browser.py -k test_page_is_whole -n 2
 
-test: lint unit notebooks-test pages-test
+# The book is built by one process, so the notebooks run beside it; then unit and pages-test in one session.
+test: $(VENV)/.ready-test
+	$(MAKE) --jobs=2 lint html notebooks-test
+	$(look-for-chromium)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs tests $(TWO_PROCESSES)
 	@echo "make test: everything passed"
 
 test-long: $(VENV)/.ready-test
