@@ -70,8 +70,11 @@ FACTS = r"""() => {
       const name = entry.name.split('?')[0];
       weights[name] = Math.max(weights[name] || 0, entry.decodedBodySize || 0);
     }
+  // What lies in a box that scrolls or hides makes no page wider.
+  const shows = box => !box || getComputedStyle(box).overflowX === 'visible'
+    && shows(box.parentElement);
   const reaches = e => e.getBoundingClientRect().right > width + 1
-    && !e.closest('.katex-mathml');
+    && shows(e.parentElement);
   return {
     formulas: document.querySelectorAll('.math').length,
     undrawn: [...document.querySelectorAll('.math')]
