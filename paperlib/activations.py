@@ -176,12 +176,12 @@ def spatial_map(
     reshape: Reshape | None = None,
     layout: Layout | None = None,
 ) -> Float[Tensor, "n channels *spatial"]:
-    """Return a layer's output if it is a batch of feature maps (N, C, *spatial).
+    """Return a layer's output if it is a batch `(N, C, *spatial)`.
 
     Args:
         name: of the layer.
         output: of the layer.
-        images: (N, C, *spatial), the input of the network.
+        images: `(N, C, *spatial)`, the input of the network.
         reshape: applied to the output first.
         layout: of the output, from `on_output_with_layout`; None if unknown.
 

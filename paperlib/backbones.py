@@ -39,7 +39,7 @@ from paperlib.activations import (
     raise_unless_ran,
     spatial_map,
 )
-from paperlib.datasets.image_files import (
+from paperlib.image_files import (
     RESAMPLING,
     check_bits,
     read_image,
@@ -47,8 +47,8 @@ from paperlib.datasets.image_files import (
     to_8_bits,
     to_rgb,
 )
-from paperlib.datasets.items import Batch, Item
 from paperlib.inference import inference_state
+from paperlib.items import Batch, Item
 from paperlib.storage import is_dense, load_state
 from paperlib.validation import (
     UnusableFile,

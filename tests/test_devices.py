@@ -363,6 +363,8 @@ EXEMPT = {
     "complexity.list_tensors": "reads no tensor",
     "complexity.profile": "runs on meta, in a thread of its own: test_complexity.py",
     "datasets.*": FILES,
+    "image_files.*": FILES,
+    "items.*": FILES,
     "distributed.*": "needs processes; test_distributed.py starts them",
     "padim.Settings.picture_name": "text",
     "padim.check_matplotlib": "imports a package",

@@ -20,11 +20,11 @@ from paperlib.datasets.folders import (
     categories,
     folder,
 )
-from paperlib.datasets.image_files import read_image, read_mask
-from paperlib.datasets.items import Batch, Item, TensorItems, batches
 from paperlib.datasets.solar_cells import ELPV, CellSplit, elpv, split_cells
 from paperlib.datasets.synthetic import DEFECTS, SyntheticDefects, synthetic_defects
 from paperlib.datasets.texture_crops import Textures, textures
+from paperlib.image_files import read_image, read_mask
+from paperlib.items import Batch, Item, TensorItems, batches
 
 # In the order in which the API page shows them.
 __all__ = [

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paperlib.datasets.image_files import (
+from paperlib.image_files import (
     check_bits,
     check_depth,
     list_image_files,
@@ -19,7 +19,7 @@ from paperlib.datasets.image_files import (
     read_mask,
     resize_square,
 )
-from paperlib.datasets.items import Item
+from paperlib.items import Item
 from paperlib.validation import UnusableFile, check_at_least_one, check_choice
 
 MVTEC_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paperlib.datasets.items import Item, TensorItems
+from paperlib.items import Item, TensorItems
 
 DEFECTS = ("crack", "scratch", "stain")
 _SUPERSAMPLING = 4  # lines are drawn this much larger and averaged

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from paperlib.datasets.items import Item
+from paperlib.items import Item
 
 TEXTURES = ("brick", "grass", "gravel")
 TRAIN_ROWS = 320  # of 512: training crops lie above, test crops below

@@ -166,7 +166,7 @@ def _reached(gradients: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 def _resize(maps: Tensor, images: Tensor, n_target_axes: int) -> Tensor:
-    """Resize maps (N, *t, *spatial) to (N, *t, 1, *spatial) of the images."""
+    """Resize maps `(N, *t, *spatial)` to `(N, *t, 1, *spatial)` of the images."""
     leading, spatial = maps.shape[: 1 + n_target_axes], maps.shape[1 + n_target_axes :]
     size = images.shape[2:]
     if len(spatial) != len(size):

@@ -209,7 +209,7 @@ def grad_cam(
         counterfactual: negate the gradient: the regions whose removal would increase
             the score (Sec. 3.3).
         relu: False keeps negative values.
-        reshape: a function from the layer's output to (N, C, *spatial), for tokens,
+        reshape: a function from the layer's output to `(N, C, *spatial)`, for tokens,
             maps with channels last, and layers that return something other than one
             tensor. It rearranges or selects values; it is applied to the gradient, too.
         explain: which of several inputs is explained, by position or keyword; None for
@@ -224,7 +224,7 @@ def grad_cam(
     Raises:
         ValueError: for images that are not a finite batch; inputs that the model does
             not accept; a layer that is unknown, does not run in the calling thread or
-            so many times, does not return (N, C, *spatial) or does not influence the
+            so many times, does not return `(N, C, *spatial)` or does not influence the
             score; targets that do not match the batch or the classes; a ScriptModule;
             and an nn.DataParallel over several devices. Without `reshape`, also for a
             layer that returns what its last linear layer or layer norm computed, whose

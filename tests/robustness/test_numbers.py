@@ -371,7 +371,7 @@ def test_patch_maps_know_no_batches_no_order_and_no_layout(monkeypatch, cases):
             same(a, b) for a, b in zip(detector.anomaly_maps(other), whole, strict=True)
         )
         counter.survive()
-    with refuses("images are torch.float64 .* the encoder is torch.float32"):
+    with refuses("images are torch.float64 .* the mean image is torch.float32"):
         detector.anomaly_maps(test.double())
     half = test.half()  # less the mean image it is float32
     found, truth = detector.anomaly_maps(half), detector.anomaly_maps(half.float())

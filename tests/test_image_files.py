@@ -11,7 +11,7 @@ from refusals import refuses
 from skimage import data
 
 from paperlib.datasets import read_image, read_mask
-from paperlib.datasets.image_files import (
+from paperlib.image_files import (
     check_depth,
     list_image_files,
     natural_sort_key,

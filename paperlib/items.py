@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paperlib.datasets.image_files import resize_square
+from paperlib.image_files import resize_square
 from paperlib.tables import short_repr
 from paperlib.validation import check_at_least_one, rgb_batch
 
