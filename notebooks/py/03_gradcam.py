@@ -25,7 +25,7 @@
 # understand mistakes, to look through an attack, and to find out that a network learned
 # the wrong thing. Then it asks when such maps deserve trust.
 #
-# - **Read first**: the [review of the paper](../book/03_gradcam.md), 30 minutes, and
+# - **Read first**: the [review of the paper](../book/03_gradcam.md), 35 minutes, and
 #   [chapter 02](02_cam.ipynb) on CAM. You need PyTorch basics, and what a gradient is.
 # - **Time**: 85 minutes to read and run, 35 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
