@@ -112,7 +112,7 @@ LOWERED = {
 
 @pytest.fixture
 def owners():
-    """Put back what a test sets of the precision of products."""
+    """Restore the precision of products, which a test sets."""
     found = [
         owner
         for owner in (torch.backends, *precision._BACKENDS)

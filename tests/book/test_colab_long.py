@@ -82,7 +82,7 @@ def installed():
 @pytest.fixture(scope="module")
 def base():
     """Make the environment where it is missing or other; give its packages, none of
-    them one that a notebook adds.
+    them a name that a notebook adds.
     """
     python = python_of_colab()
     if python is None:

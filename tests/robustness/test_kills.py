@@ -115,7 +115,7 @@ def killed_again_and_again(name, root, kills, seed, counter):
         assert outcome(name, folder) == truth
     shutil.rmtree(undisturbed)
     shutil.rmtree(folder)
-    # Some of the kills hit a run that had something to go on from.
+    # Some of the kills hit a run that resumed a checkpoint.
     assert kills < 5 or any(moments)
 
 
