@@ -63,7 +63,9 @@ def undescribed(cell):
     if pictures and not described:
         faults.append('a picture; give the cell mystnb={"image": {"alt": "…"}}')
     if pictures > 1:
-        faults.append(f"{pictures} pictures share one description; draw one per notebook cell")
+        faults.append(
+            f"{pictures} pictures share one description; draw one per notebook cell"
+        )
     return faults
 
 
