@@ -320,7 +320,9 @@ class PaDiM(nn.Module):
         try:
             transform = about.get("transform")  # older files have none
             transform = transform and Transform(**transform)
-            detector = cls(extractor, **about["settings"], transform=transform)
+            # Older files have settings that no longer exist.
+            settings = {name: about["settings"][name] for name in _SETTINGS}
+            detector = cls(extractor, **settings, transform=transform)
         except (TypeError, ValueError) as error:
             raise UnusableFile(
                 f"{path} can't be used with these settings or this extractor ({error});"

@@ -264,6 +264,8 @@ class PatchSVDD(nn.Module):
         """
         self._check_fitted()
         images = check_range(images, self.mean)
+        # Half-precision images are computed in the precision of the mean image.
+        images = images.to(torch.promote_types(images.dtype, self.mean.dtype))
         check_same_kind("images", images, "the mean image", self.mean)
         parts = [self._patch_maps(part) for part in images.split(IMAGES_PER_SEARCH)]
         small, big = (torch.cat(maps) for maps in zip(*parts, strict=True))
