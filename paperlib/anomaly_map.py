@@ -13,6 +13,7 @@ Example:
 """
 
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from paperlib.precision import at_least_float32
 from paperlib.validation import check_at_least_one, check_choice, check_finite
 
 MODES = ("bilinear", "bicubic", "nearest")
+NO_BATCH = "no batch received; a generator yields its batches only once"
 
 
 class Detection(NamedTuple):
@@ -31,6 +33,33 @@ class Detection(NamedTuple):
 
     scores: Tensor
     maps: Tensor
+
+
+def score_quantile(
+    images: Tensor | Iterable[Tensor],
+    score: Callable[[Tensor], Tensor],
+    quantile: float,
+) -> float:
+    """Return a quantile of the scores of images, which detectors use as a threshold.
+
+    Args:
+        images: one batch, or an iterable of batches.
+        score: returns one score per image of a batch.
+        quantile: share of the scores below the result.
+
+    Raises:
+        ValueError: for no batch, or a quantile outside [0, 1].
+    """
+    if not 0 <= quantile <= 1:
+        raise ValueError(
+            f"quantile={quantile}; expected a share of the normal images,"
+            " between 0 and 1"
+        )
+    batches = [images] if isinstance(images, Tensor) else images
+    scores = [score(batch) for batch in batches]
+    if not scores:
+        raise ValueError(NO_BATCH)
+    return float(torch.cat(scores).double().quantile(quantile))
 
 
 def upsample(

@@ -114,21 +114,18 @@ def list_image_files(folder: Path, nested: bool = True) -> list[Path]:
     paths = (
         path.relative_to(folder) for path in folder.glob("**/*" if nested else "*")
     )
+    in_order = sorted(paths, key=lambda path: [*map(_natural_sort_key, path.parts)])
     candidates = (
         folder / path
-        for path in sorted(paths, key=lambda path: [*map(_natural, path.parts)])
+        for path in in_order
         if path.suffix.lower() in ENDINGS
         and not any(part.startswith(".") for part in path.parts)
     )
     return [path for path in candidates if path.is_file()]
 
 
-def natural_sort_key(path: Path) -> tuple:
+def _natural_sort_key(name: str) -> tuple:
     """Return a sort key for natural order: frame2 before frame10."""
-    return _natural(path.name)
-
-
-def _natural(name: str) -> tuple:
     parts = re.split(r"(\d+)", name)
     return [
         int(part) if number % 2 else part for number, part in enumerate(parts)

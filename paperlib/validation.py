@@ -156,7 +156,8 @@ def channels_first(images: Tensor, name: str = "images") -> Tensor:
     Args:
         images: (N, C, H, W) or (N, H, W, C) with C = 3, or 1 for grey; or grey
             (N, H, W). Of floating-point numbers (N, H, W) is accepted for N = 1 only,
-            because (3, H, W) is rather one colour image without a batch axis.
+            because (3, H, W) is rather one colour image without a batch axis; so is
+            uint8 (H, W, 3), and (H, W, 4).
         name: of the images, for messages.
 
     Raises:
@@ -166,7 +167,8 @@ def channels_first(images: Tensor, name: str = "images") -> Tensor:
     received = _describe(images, name)
     if images.numel() == 0:
         raise ValueError(f"{received} are empty; expected at least one pixel")
-    if images.ndim == 3 and (images.dtype == torch.uint8 or len(images) == 1):
+    is_grey_batch = images.dtype == torch.uint8 and images.shape[-1] not in (3, 4)
+    if images.ndim == 3 and (is_grey_batch or len(images) == 1):
         return images[:, None]
     first, last = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (1, 3))
     if first and last:

@@ -345,6 +345,7 @@ EXEMPT = {
     "inference.raise_if_hidden": "reads a module's type",
     "inference.hook_in_this_thread": "registers a hook; activations.on_output calls it",
     "inference.SharedSetting.block": "a setting of the process",
+    "anomaly_map.score_quantile": "the detectors' normal_threshold calls it",
     "backbones.Backbone.extractor": "names of layers",
     "inference.autocast_dtypes": "dtypes",
     "gradcam.Inputs.run": "gradcam.grad_cam calls it",

@@ -146,8 +146,6 @@ def test_images_of_every_layout_become_rgb_batches():
     for same in (eight[..., 0], eight[..., :1], expected[:, :1]):
         assert torch.equal(rgb_batch(same), grey)
     assert torch.equal(rgb_batch(expected[:1, 0]), grey[:1])
-    # Grey images of 3 columns have no other layout.
-    assert rgb_batch(eight[..., :3, 0]).shape == (2, 3, 4, 3)
     doubles = expected.double()
     assert rgb_batch(doubles).data_ptr() == doubles.data_ptr()
 
@@ -156,6 +154,8 @@ def test_images_of_every_layout_become_rgb_batches():
     ("images", "message"),
     [
         (torch.zeros(3, 4, 6), r"photos of shape \(3, 4, 6\) .*images\[None\]"),
+        (torch.zeros(4, 6, 3).byte(), r"photos of shape \(4, 6, 3\) .*images\[None\]"),
+        (torch.zeros(4, 6, 4).byte(), r"\(4, 6, 4\) .*images\[None\]"),
         (torch.zeros(2, 4, 6, 2).byte(), "with 3 channels or 1$"),
         (torch.zeros(2, 3, 6, 1), "the axis of the colours is ambiguous"),
         (torch.zeros(2, 3, 0, 6), "are empty"),

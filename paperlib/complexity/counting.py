@@ -170,7 +170,7 @@ class Profile:
 
 def profile(
     model: nn.Module,
-    input_shape: Sequence[int] | Sequence[Sequence[int]] = _IMAGE,
+    input_shape: Sequence[int] | Sequence[Sequence[int]] = (1, 3, 224, 224),
     dtype: torch.dtype | Sequence[torch.dtype] | None = None,
     *,
     inputs: Any = None,

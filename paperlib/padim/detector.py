@@ -17,7 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib import backbones
-from paperlib.anomaly_map import MODES, Detection, gaussian_blur, upsample
+from paperlib.anomaly_map import (
+    MODES,
+    NO_BATCH,
+    Detection,
+    gaussian_blur,
+    score_quantile,
+    upsample,
+)
 from paperlib.backbones import (
     FeatureExtractor,
     Images,
@@ -173,8 +180,7 @@ class PaDiM(nn.Module):
     def fit(self, batches: Iterable[Tensor], *, distribute: bool = False) -> "PaDiM":
         """Estimate the Gaussians from batches of normal images, and return self.
 
-        Prepare the images as the backbone's `transform` does: other scales are accepted
-        and detect less.
+        Prepare the images with `prepare`: other scales are accepted and detect less.
 
         Batches may be of any lengths, may come from a generator, and are read once. A
         previous fit is replaced, and its threshold forgotten, only on success.
@@ -230,7 +236,7 @@ class PaDiM(nn.Module):
 
     def normal_threshold(
         self,
-        batches: Iterable[Tensor],
+        batches: Tensor | Iterable[Tensor],
         quantile: float = 0.99,
         *,
         fitted: bool = False,
@@ -243,7 +249,7 @@ class PaDiM(nn.Module):
         is then scored as if it had been left out (see `leave_one_out_distance`).
 
         Args:
-            batches: of normal images, as for `fit`.
+            batches: of normal images, as for `fit`, or one batch.
             quantile: share of normal images below the threshold.
             fitted: whether these are the training images.
 
@@ -254,20 +260,14 @@ class PaDiM(nn.Module):
             NotFitted, ValueError: as `anomaly_map`, for no batch, or a quantile outside
                 [0, 1].
         """
-        if not 0 <= quantile <= 1:
-            raise ValueError(
-                f"quantile={quantile}; expected a share of the normal images,"
-                " between 0 and 1"
-            )
-        scores = []
-        for images in batches:
+
+        def score(images: Tensor) -> Tensor:
             distances = self._distances(images)
             if fitted:
                 distances = leave_one_out_distance(distances, self.count)
-            scores.append(self._upsample_and_smooth(distances).amax((1, 2)))
-        if not scores:
-            raise ValueError(_NO_BATCH)
-        self.threshold = float(torch.cat(scores).double().quantile(quantile))
+            return self._upsample_and_smooth(distances).amax((1, 2))
+
+        self.threshold = score_quantile(batches, score, quantile)
         return self.threshold
 
     def save(self, path: str | Path) -> None:
@@ -367,7 +367,7 @@ class PaDiM(nn.Module):
             gaussian = gaussian or PatchGaussian(*x.shape[1:], x.dtype)
             gaussian.update(x)
         if gaussian is None:
-            raise ValueError(_NO_BATCH)
+            raise ValueError(NO_BATCH)
         return gaussian, channels, tuple(maps[0].shape[2:]), size
 
     def _set_fitted(
@@ -443,7 +443,6 @@ def _embed(maps: list[Tensor], channels: Tensor | list[int]) -> Float[Tensor, "n
 
 # ---- checks and files ----
 
-_NO_BATCH = "no batch received; a generator yields its batches only once"
 _FITTED = ("mean", "whitening", "channels")
 _NUMBERS = ("grid", "size", "count", "threshold")
 _SETTINGS = ("dimensions", "seed", "epsilon", "mode", "sigma")

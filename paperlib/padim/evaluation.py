@@ -180,6 +180,7 @@ def evaluate(
     batch_size: int = 32,
     threads: int = 2,
     progress: bool = False,
+    splits: tuple[MVTecAD, MVTecAD] | None = None,
 ) -> Scored:
     """Fit PaDiM to one category's training images and score its test images.
 
@@ -193,6 +194,7 @@ def evaluate(
         batch_size: images per batch.
         threads: that read images.
         progress: whether to show progress bars, of the images fitted and scored.
+        splits: from `load_splits`, if they have been loaded before.
 
     Raises:
         ValueError: if the data or the settings can't be used, with the reason.
@@ -200,7 +202,7 @@ def evaluate(
     Source: PaDiM, arXiv:2011.08785, Sec. IV. Departures: none.
     Test: test_evaluation.py::test_one_category_equals_the_steps_written_out
     """
-    train, test = load_splits(settings, category)
+    train, test = splits or load_splits(settings, category)
     detector = PaDiM(
         backbone.extractor(),
         settings.dimensions,
@@ -358,10 +360,8 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     table = out / "results.csv"
-    files = {
-        category: fingerprint_files(settings, *load_splits(settings, category))
-        for category in categories
-    }
+    splits = {category: load_splits(settings, category) for category in categories}
+    files = {name: fingerprint_files(settings, *pair) for name, pair in splits.items()}
     done = {
         result.category: result
         for result in ([] if fresh else read_results(table))
@@ -384,6 +384,7 @@ def run(
             batch_size=batch_size,
             threads=threads,
             progress=progress,
+            splits=splits[category],
         )
         if pictures:
             save_pictures(scored, out / settings.picture_name(category))

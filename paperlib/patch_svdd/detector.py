@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
 
-from paperlib.anomaly_map import Detection, spread_patch_scores
+from paperlib.anomaly_map import Detection, score_quantile, spread_patch_scores
 from paperlib.distributed import fail_together
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
 from paperlib.patch_svdd.encoders import (
@@ -309,24 +309,17 @@ class PatchSVDD(nn.Module):
             NotFitted, ValueError: as `anomaly_maps`, for no batch, a quantile outside
                 [0, 1], or images with score 0, which `fit` has seen.
         """
-        if not 0 <= quantile <= 1:
-            raise ValueError(
-                f"quantile={quantile}; expected a share of the normal images,"
-                " between 0 and 1"
-            )
-        batches = [images] if isinstance(images, Tensor) else images
-        parts = [self.score(batch) for batch in batches]
-        if not parts:
-            raise ValueError(
-                "no batch received; a generator yields its batches only once"
-            )
-        scores = torch.cat(parts).double()
-        if not scores.all():
-            raise ValueError(
-                f"{int((scores == 0).sum())} of {len(scores)} images have score 0,"
-                " as the images of fit; pass normal images that fit has not seen"
-            )
-        self.threshold = float(scores.quantile(quantile))
+
+        def score(images: Tensor) -> Tensor:
+            scores = self.score(images)
+            if not scores.all():
+                raise ValueError(
+                    f"{int((scores == 0).sum())} of {len(scores)} images have score 0,"
+                    " as the images of fit; pass normal images that fit has not seen"
+                )
+            return scores
+
+        self.threshold = score_quantile(images, score, quantile)
         return self.threshold
 
     def save(self, path: str | Path) -> None:
