@@ -41,6 +41,30 @@ class Runtime(NamedTuple):
         """Return `full` in the full profile, else `smoke`."""
         return full if self.full else smoke
 
+    def expect(self, holds: bool, statement: str) -> None:
+        """Check what the text says about a measured value.
+
+        Args:
+            holds: whether the statement is true in this run.
+            statement: about the smoke profile's result. Other networks and longer
+                trainings of the full profile may contradict it without a fault.
+
+        Raises:
+            AssertionError: if it does not hold in the smoke profile. The full profile
+                prints the statement and goes on.
+
+        Example:
+            >>> import torch
+            >>> from paperlib.runtime import Runtime
+            >>> run = Runtime("full", torch.device("cpu"))
+            >>> run.expect(0.4 > 0.5, "the map lies on the cat")
+            Not so in this run: the map lies on the cat.
+        """
+        if not holds:
+            if not self.full:
+                raise AssertionError(f"not so in this run: {statement}")
+            print(f"Not so in this run: {statement}.")
+
 
 def default_profile() -> str:
     """Return `PAPERLIB_PROFILE` if it is set, else full on a Colab GPU, else smoke.

@@ -20,6 +20,19 @@ def test_profile_comes_from_the_environment(monkeypatch, name):
     assert run.choose(smoke=2, full=30) == {"smoke": 2, "full": 30}[name]
 
 
+def test_a_measured_value_stops_the_smoke_profile_only(capsys):
+    full, smoke = (
+        runtime.Runtime(name, torch.device("cpu")) for name in ("full", "smoke")
+    )
+    full.expect(False, "the map lies on the cat")
+    assert capsys.readouterr().out == "Not so in this run: the map lies on the cat.\n"
+    with pytest.raises(AssertionError, match="the map lies on the cat"):
+        smoke.expect(False, "the map lies on the cat")
+    smoke.expect(True, "the map lies on the cat")
+    full.expect(True, "the map lies on the cat")
+    assert capsys.readouterr().out == ""
+
+
 def test_nonsense_profile_is_refused_with_the_valid_names(monkeypatch):
     monkeypatch.setenv("PAPERLIB_PROFILE", "fast")
     with refuses("'fast'.*smoke, full"):
