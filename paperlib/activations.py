@@ -194,9 +194,9 @@ def spatial_map(
         _check_layout(name, output, images, layout)
     else:
         raise ValueError(f"{_not_a_tensor(name, output)}, or pass {_RESHAPE_HINT}")
-    n, received = len(images), "after reshape=" if reshape else "returns"
+    n, received = images.shape[0], "after reshape=" if reshape else "returns"
     description = f"layer {name!r} {received} {tuple(output.shape)}"
-    if output.ndim not in _AXES or len(output) != n or output.numel() == 0:
+    if output.ndim not in _AXES or output.shape[0] != n or 0 in output.shape:
         raise ValueError(
             f"{description} for {n} image{'s' * (n != 1)};"
             f" expected ({n}, C, {_AXES.get(images.ndim, '*spatial')})."

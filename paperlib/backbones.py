@@ -33,8 +33,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from paperlib.activations import (
+    Layout,
     Reshape,
     find_layer,
+    on_output,
     on_output_with_layout,
     raise_unless_ran,
     spatial_map,
@@ -43,19 +45,19 @@ from paperlib.image_files import (
     RESAMPLING,
     check_bits,
     read_image,
-    resize_square,
+    resize,
     to_8_bits,
     to_rgb,
 )
-from paperlib.inference import inference_state
+from paperlib.inference import evaluating, inference_state
 from paperlib.items import Batch, Item
 from paperlib.storage import is_dense, load_state
 from paperlib.validation import (
     UnusableFile,
     as_tensor,
-    check_at_least_one,
     check_choice,
     check_images,
+    has_values,
     rgb_batch,
 )
 
@@ -74,6 +76,9 @@ TORCHVISION_LAYERS = {
     "efficientnet_b5": ("features.2.3", "features.4.6", "features.5.5"),
     "vgg16": ("features.15", "features.22", "features.29"),
 }
+# The input and the output of a layer then stay below 32 MiB together. glibc's malloc
+# maps larger blocks anew at each layer, and page faults cost more than the arithmetic.
+PIECE_BYTES = 2**24
 # One image or several, in any form that `Transform` prepares.
 Images = Tensor | np.ndarray | Image.Image | str | Path | Sequence | Dataset
 
@@ -86,9 +91,13 @@ class Backbone(NamedTuple):
     transform: "Transform"
     name: str
 
-    def extractor(self) -> "FeatureExtractor":
+    def extractor(
+        self, *, tile: int | None = None, overlap: int = 0
+    ) -> "FeatureExtractor":
         """Return a FeatureExtractor of the feature layers, with the transform."""
-        extractor = FeatureExtractor(self.model, self.layers)
+        extractor = FeatureExtractor(
+            self.model, self.layers, tile=tile, overlap=overlap
+        )
         extractor.transform = self.transform
         return extractor
 
@@ -102,16 +111,18 @@ class Backbone(NamedTuple):
 class Transform:
     """Prepare images for a network, from the file to the normalised batch.
 
-    The image is resized to a square, cropped at the centre if `crop` is set, and
-    normalised. Without a crop, a map of the input covers the whole image. Paths, Pillow
+    The image is resized, cropped at the centre if `crop` is set, and normalised.
+    Without a crop, a map of the input covers the whole image. Paths, Pillow
     images, arrays and items of data sets are prepared in the same way, so it does not
     matter how an image gets to the network.
 
     Args:
-        size: side of the square that the image is resized to, in pixels.
+        size: (height, width) that the image is resized to, in pixels; one number for a
+            square.
         mean: subtracted from each RGB channel, in units where white is 1.
         std: divides each RGB channel after that.
-        crop: side of the square cut out of the centre; None for the whole image.
+        crop: (height, width) cut out of the centre, or one number; None for the whole
+            image.
         resampling: "bilinear", or "bicubic" as PaDiM (on the CPU by Pillow, on 8 bits);
             both with antialiasing.
         bits: depth of the data in 16-bit files and uint16 arrays, as for `read_image`.
@@ -135,39 +146,42 @@ class Transform:
     Test: test_backbones.py::test_transform_agrees_with_torchvision_on_pil
     """
 
-    size: int
+    size: int | Sequence[int]
     mean: Sequence[float]
     std: Sequence[float]
-    crop: int | None = None
+    crop: int | Sequence[int] | None = None
     resampling: str = "bilinear"
     bits: int | None = None
 
     def __post_init__(self):
-        check_at_least_one(size=self.size, crop=self.side)
         check_choice("resampling", self.resampling, RESAMPLING)
         check_bits(self.bits)
         mean, std = (tuple(map(float, values)) for values in (self.mean, self.std))
+        sizes = [_as_pair(self.size), self.shape]
         if not (
-            isinstance(self.size, int)
-            and isinstance(self.side, int)
+            all(type(n) is int and n >= 1 for pair in sizes for n in pair)
+            and [len(pair) for pair in sizes] == [2, 2]
             and len(mean) == len(std) == 3
             and all(map(math.isfinite, mean + std))
             and min(std) > 0
-            and self.side <= self.size
+            and all(cut <= whole for whole, cut in zip(*sizes, strict=True))
         ):
             raise ValueError(
                 f"{self}; expected three means, three standard deviations above 0,"
-                " and integers crop ≤ size"
+                " and integers crop ≤ size, at least 1 pixel"
             )
+        for name in ("size", "crop"):  # a file stores a pair as a list
+            if isinstance(getattr(self, name), Sequence):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
 
     @property
-    def side(self) -> int:
-        """Side of the square that the network sees, in pixels."""
-        return self.size if self.crop is None else self.crop
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the images that the network sees, in pixels."""
+        return _as_pair(self.size if self.crop is None else self.crop)
 
-    def __call__(self, images: Images) -> Float[Tensor, "n 3 side side"]:
+    def __call__(self, images: Images) -> Float[Tensor, "n 3 h w"]:
         """Prepare one image or several.
 
         Args:
@@ -185,7 +199,7 @@ class Transform:
         """
         return TF.normalize_image(self.resize(images), [*self.mean], [*self.std])
 
-    def resize(self, images: Images) -> Float[Tensor, "n 3 side side"]:
+    def resize(self, images: Images) -> Float[Tensor, "n 3 h w"]:
         """Resize and crop only: return RGB in [0, 1], without normalisation."""
         if isinstance(images, Batch):
             return self._fit_items(images.images)
@@ -219,12 +233,13 @@ class Transform:
 
     def _fit_items(self, images: Tensor) -> Tensor:
         """Resize images that a data set has already resized or cropped."""
-        if images.shape[-2:] == (self.side, self.side):
+        height, width = self.shape
+        if images.shape[-2:] == (height, width):
             return rgb_batch(images)
         if self.crop is not None:
             raise ValueError(
                 f"items of {images.shape[-2]}×{images.shape[-1]} pixels; expected"
-                f" {self.crop}×{self.crop}, cropped as this transform does."
+                f" {height}×{width}, cropped as this transform does."
                 " Pass the paths of the files, or items of that size"
             )
         return self._fit(images)
@@ -239,9 +254,14 @@ class Transform:
                 )
             images = to_8_bits(np.asarray(images), self.bits)
         x = rgb_batch(as_tensor(images, "images"))
-        x = resize_square(x, self.size, self.resampling)
-        start = round((self.size - self.side) / 2)
-        return x[..., start : start + self.side, start : start + self.side]
+        size, (height, width) = _as_pair(self.size), self.shape
+        x = resize(x, size, self.resampling)
+        top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
+        return x[..., top : top + height, left : left + width]
+
+
+def _as_pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(size) if isinstance(size, Sequence) else (size, size)
 
 
 def load(name: str, weights: str | Path | None = "default") -> Backbone:
@@ -367,7 +387,10 @@ class FeatureExtractor(nn.Module):
     The network runs in eval mode without a graph, and its state is restored: no hook,
     mode or `.grad` remains. The forward pass ends as soon as every layer has run, so
     later layers are not computed; of a layer that runs several times the first output
-    is returned.
+    is returned. On a CPU a batch runs in pieces of a few images, which is faster.
+
+    `torch.compile` and `torch.export` can follow it if they can follow the network: the
+    whole batch then runs through the whole network, and no value is checked.
 
     Args:
         model: any network that is not a ScriptModule.
@@ -376,14 +399,20 @@ class FeatureExtractor(nn.Module):
             use `load("resnet18").extractor()`.
         reshape: a function from a layer's output to (N, C, h, w), for tokens and maps
             with channels last; applied to each layer.
+        tile: side of the squares in which the network processes large images, in
+            pixels; None for the whole image. The maps of the tiles are joined.
+        overlap: of neighbouring tiles, in pixels. Each contributes up to the middle of
+            the overlap, so that the padding at a tile's border changes less of the map.
 
     Attributes:
         model: the network.
         layers: the dotted names of the layers.
+        tile, overlap: as the arguments.
         transform: prepares images for the network; None unless a Backbone made this.
 
     Raises:
-        ValueError: if there is no layer, an unknown one, or a duplicate.
+        ValueError: if there is no layer, an unknown one, or a duplicate; for an overlap
+            that is not below the tile.
 
     Example:
         >>> import torch
@@ -406,6 +435,8 @@ class FeatureExtractor(nn.Module):
         layers: Sequence[nn.Module | str] | nn.Module | str,
         *,
         reshape: Reshape | None = None,
+        tile: int | None = None,
+        overlap: int = 0,
     ):
         super().__init__()
         layers = [layers] if isinstance(layers, (str, nn.Module)) else layers
@@ -413,31 +444,59 @@ class FeatureExtractor(nn.Module):
         names = [name for _, name in modules]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"layers {names}; expected at least one layer, each once")
+        if tile is not None and not 0 <= overlap < tile:
+            raise ValueError(
+                f"tile={tile}, overlap={overlap}; expected pixels, 0 ≤ overlap < tile"
+            )
         self.model, self.layers, self.reshape = model, tuple(names), reshape
+        self.tile, self.overlap = tile, overlap
+        # Number of images per piece, by their shape and dtype.
+        self._pieces: dict[tuple, int] = {}
 
     def __repr__(self) -> str:
         """Name the network and the layers; the network itself may have hundreds."""
         network, layers = type(self.model).__name__, ", ".join(self.layers)
-        return f"{type(self).__name__}({network}: {layers})"
+        tiles = f"; tiles of {self.tile}, overlap {self.overlap}" if self.tile else ""
+        return f"{type(self).__name__}({network}: {layers}{tiles})"
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the layers' outputs for prepared images (N, C, H, W).
 
         Raises:
-            ValueError: for images that are not a finite batch, and a layer that does
-                not run or does not return (N, C, h, w).
+            ValueError: for images that are not a finite batch or can't be divided into
+                tiles, and a layer that does not run or does not return (N, C, h, w).
         """
+        images = check_images(images)
+        if self.tile is None:
+            return self._run(images)
+        corners = _tile_corners(images.shape[2:], self.tile, self.overlap)
+        tiles = [images[..., y : y + self.tile, x : x + self.tile] for y, x in corners]
+        return [
+            _join_tiles(
+                part.unflatten(0, (len(corners), -1)), corners, self.tile, self.overlap
+            )
+            for part in self._run(torch.cat(tiles))
+        ]
+
+    def _run(self, images: Tensor) -> list[Tensor]:
+        """Run the network on all images, in pieces if that is faster."""
+        if torch.compiler.is_compiling():
+            return self._run_traced(images)
+        size = self._images_per_piece(images)
+        parts = [self._run_piece(piece) for piece in images.split(size)]
+        return (
+            parts[0] if len(parts) == 1 else [*map(torch.cat, zip(*parts, strict=True))]
+        )
+
+    def _run_piece(self, images: Tensor) -> list[Tensor]:
+        """Run the network up to its last layer."""
         features: dict[str, Tensor] = {}
         other_threads: dict[str, list[int]] = {}
-        images = check_images(images)
 
         def record(name, output, layout):
             if name in features:
                 return
-            features[name] = spatial_map(name, output, images, self.reshape, layout)
-            if features[name].ndim != 4:
-                shape = tuple(features[name].shape)
-                raise ValueError(f"layer {name!r}: maps {shape}; expected (N, C, h, w)")
+            features[name] = self._feature_map(name, output, images, layout)
             if len(features) == len(self.layers):
                 raise _AllRecorded
             # The network continues, and may change its own copy in place.
@@ -456,9 +515,138 @@ class FeatureExtractor(nn.Module):
             raise_unless_ran(name, name in features, other_threads[name])
         return [features[name] for name in self.layers]
 
+    def _run_traced(self, images: Tensor) -> list[Tensor]:
+        """Run the whole network under a compiler, which removes what is not needed.
+
+        It can follow neither the end of a forward pass by an exception nor a change of
+        its own settings.
+        """
+        recorder = _start_recording(self.model, self.layers)
+        with evaluating(self.model), torch.no_grad():
+            self.model(images)
+        outputs = _stop_recording(recorder)
+        for name in self.layers:
+            raise_unless_ran(name, name in outputs, [])
+        return [self._feature_map(name, outputs[name], images) for name in self.layers]
+
+    def _feature_map(
+        self, name: str, output: Any, images: Tensor, layout: Layout | None = None
+    ) -> Tensor:
+        """Return a layer's output if it is (N, C, h, w)."""
+        features = spatial_map(name, output, images, self.reshape, layout)
+        if features.ndim != 4:
+            shape = tuple(features.shape)
+            raise ValueError(f"layer {name!r}: maps {shape}; expected (N, C, h, w)")
+        return features
+
+    def _images_per_piece(self, images: Tensor) -> int:
+        """Return how many images the network runs on at a time.
+
+        On a CPU, activations that malloc takes from the operating system and returns to
+        it at every layer cost more time in page faults than in arithmetic.
+        """
+        if len(images) == 1 or images.device.type != "cpu" or not has_values(images):
+            return len(images)
+        kind = (images.shape[1:], images.dtype)
+        if kind not in self._pieces:
+            sizes = [images[:1].nbytes]
+
+            def measure(output):
+                if isinstance(output, Tensor):
+                    sizes.append(output.nbytes)
+
+            with ExitStack() as stack:
+                for module in self.model.modules():
+                    stack.enter_context(on_output(module, measure))
+                self._run_piece(images[:1])
+            self._pieces[kind] = max(1, PIECE_BYTES // max(sizes))
+        return self._pieces[kind]
+
 
 class _AllRecorded(BaseException):
     """Ends a forward pass; not an Exception, so that no network catches it."""
+
+
+# `torch.compile` calls these two functions as they are: it can't follow how hooks are
+# registered, but it follows the hooks.
+
+
+@torch.compiler.disable
+def _start_recording(
+    model: nn.Module, layers: Sequence[str]
+) -> tuple[dict[str, Tensor], ExitStack]:
+    """Record the first output of layers until `_stop_recording`."""
+    outputs: dict[str, Tensor] = {}
+    stack = ExitStack()
+
+    def record(name, module, inputs, output):
+        outputs.setdefault(name, output.clone())
+
+    for name in layers:
+        hook = partial(record, name)
+        handle = model.get_submodule(name).register_forward_hook(hook)
+        stack.callback(handle.remove)
+    return outputs, stack
+
+
+@torch.compiler.disable
+def _stop_recording(
+    recorder: tuple[dict[str, Tensor], ExitStack],
+) -> dict[str, Tensor]:
+    outputs, stack = recorder
+    stack.close()
+    return outputs
+
+
+def _tile_corners(
+    size: Sequence[int], tile: int, overlap: int
+) -> list[tuple[int, int]]:
+    """Return the upper left corners of overlapping tiles, row by row."""
+    step = tile - overlap
+    if any(length < tile or (length - tile) % step for length in size):
+        fitting = [
+            tile + max(0, round((length - tile) / step)) * step for length in size
+        ]
+        raise ValueError(
+            f"images of {size[0]}×{size[1]} pixels can't be divided into tiles of"
+            f" {tile} pixels with an overlap of {overlap}; resize them to"
+            f" {fitting[0]}×{fitting[1]}"
+        )
+    rows, columns = (range(0, length - tile + 1, step) for length in size)
+    return [(y, x) for y in rows for x in columns]
+
+
+def _join_tiles(
+    parts: Float[Tensor, "tiles n c h w"],
+    corners: Sequence[tuple[int, int]],
+    tile: int,
+    overlap: int,
+) -> Float[Tensor, "n c height width"]:
+    """Join the maps of tiles; each contributes up to the middle of an overlap."""
+    side = parts.shape[-1]
+    if parts.shape[-2] != side or tile % side or overlap % (2 * (tile // side)):
+        raise ValueError(
+            f"tile={tile}, overlap={overlap} with maps of {parts.shape[-2]}×{side};"
+            " expected a tile that is a multiple of the layers' strides, and an"
+            " overlap that is a multiple of twice the strides, such as 32 or 64"
+        )
+    stride, margin = tile // side, overlap // (tile // side) // 2
+    ends = [max(values) // stride + side for values in zip(*corners, strict=True)]
+    joined = parts.new_empty(*parts.shape[1:3], *ends)
+    for part, corner in zip(parts, corners, strict=True):
+        starts = [start // stride for start in corner]
+        # From the border of the image, or from the middle of the overlap.
+        low = [start + margin * (start > 0) for start in starts]
+        high = [
+            start + side - margin * (start + side < end)
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        joined[..., low[0] : high[0], low[1] : high[1]] = part[
+            ...,
+            low[0] - starts[0] : high[0] - starts[0],
+            low[1] - starts[1] : high[1] - starts[1],
+        ]
+    return joined
 
 
 def concatenate_embeddings(
@@ -543,7 +731,11 @@ def _count_channels(maps: Sequence[Tensor]) -> int:
             f"maps of shapes {shapes}; expected at least one, each (N, C, h, w) without"
             " an empty axis, and none larger than the first. Put the largest first"
         )
-    if len({(len(part), part.dtype, part.device) for part in maps}) > 1:
+    if any(
+        (part.shape[0], part.dtype, part.device)
+        != (maps[0].shape[0], maps[0].dtype, maps[0].device)
+        for part in maps
+    ):
         kinds = [f"{tuple(part.shape)} {part.dtype} on {part.device}" for part in maps]
         raise ValueError(
             f"maps {', '.join(kinds)}; expected one batch, one dtype and one device"

@@ -251,10 +251,12 @@ def to_8_bits(values: np.ndarray, bits: int | None) -> UInt8[np.ndarray, "..."]:
     return ((values * 255 + white // 2) // white).astype(np.uint8)
 
 
-def resize_square(
-    images: Float[Tensor, "n 3 h w"], side: int, resampling: str = "bilinear"
-) -> Float[Tensor, "n 3 side side"]:
-    """Resize RGB in [0, 1] to a square, with antialiasing.
+def resize(
+    images: Float[Tensor, "n 3 h w"],
+    size: tuple[int, int],
+    resampling: str = "bilinear",
+) -> Float[Tensor, "n 3 height width"]:
+    """Resize RGB in [0, 1] to (height, width), with antialiasing.
 
     Bicubic on the CPU is Pillow's, on 8 bits, as for MVTec AD; all else computes in at
     least float32.
@@ -263,11 +265,10 @@ def resize_square(
     if resampling == "bicubic" and x.device.type == "cpu":
         pixels = (x * 255).round().byte().movedim(1, -1).numpy()
         resized = [
-            Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+            Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
             for image in pixels
         ]
         return torch.from_numpy(np.stack(resized)).movedim(-1, 1).to(x.dtype) / 255
-    size = (side, side)
     x = F.interpolate(x, size, mode=resampling, antialias=True, align_corners=False)
     return x.clamp(0, 1)
 

@@ -33,8 +33,11 @@ def full_precision() -> Iterator[None]:
 
     If another thread changes the precision (`torch.set_float32_matmul_precision`) while
     a block runs, that change applies inside the block too, and it remains after the
-    block.
+    block. In code that is compiled or exported, the settings are those of the caller.
     """
+    if torch.compiler.is_compiling():
+        yield
+        return
     with _FULL_FLOAT32.block(), override_autocast(enabled=False):
         yield
 

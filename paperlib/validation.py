@@ -147,7 +147,8 @@ def check_images(
     if images.numel() == 0:
         raise ValueError(f"{received}; expected at least one image, and no empty axis")
     check_finite(images, "images")
-    return images.clone() if images.is_inference() else images.detach()
+    is_inference = not torch.compiler.is_compiling() and images.is_inference()
+    return images.clone() if is_inference else images.detach()
 
 
 def channels_first(images: Tensor, name: str = "images") -> Tensor:

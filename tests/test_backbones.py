@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+import torchvision.transforms.v2.functional as TF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -186,6 +187,16 @@ def test_a_bicubic_transform_with_a_crop_prepares_as_mvtec_ad(tmp_path, resize, 
         transform(folder(path.parent))
 
 
+def test_a_transform_that_is_not_square_resizes_and_crops_each_side():
+    transform = Transform([96, 128], (0,) * 3, (1,) * 3, crop=(64, 112))
+    whole = Transform((96, 128), (0,) * 3, (1,) * 3)(CAT[None])
+    assert whole.shape == (1, 3, 96, 128) and transform.shape == (64, 112)
+    assert torch.equal(transform(CAT[None]), whole[..., 16:80, 8:120])
+    expected = TF.resize(torch.from_numpy(CAT).movedim(-1, 0), [96, 128]) / 255
+    torch.testing.assert_close(whole[0], expected, rtol=0, atol=0.006)
+    assert Transform(64, (0,) * 3, (1,) * 3).shape == (64, 64)
+
+
 @pytest.mark.parametrize(("mode", "bits"), [("I;16", 12), ("I;16", 10), ("LA", None)])
 def test_pillow_images_of_any_mode_are_prepared_as_their_files(tmp_path, mode, bits):
     grey = CAT[..., 0]
@@ -221,6 +232,8 @@ def test_half_precision_images_are_resized_in_float32(lite0):
     [
         ({"size": 0}, "size=0"),
         ({"size": 64.5}, "integers crop ≤ size"),
+        ({"size": (64, 32), "crop": 48}, "integers crop ≤ size"),
+        ({"size": (64, 32, 3)}, "integers crop ≤ size"),
         ({"crop": 0}, "crop=0"),
         ({"crop": 65}, "crop=65, .* expected three means"),
         ({"mean": (0.5,)}, "expected three means"),
@@ -483,6 +496,73 @@ def test_maps_survive_in_place_operations_and_nothing_is_left_behind():
         FeatureExtractor(model, ["last"])(torch.randn(1, 5, 8, 8))
     assert all(not module._forward_hooks for module in model.modules())
     assert model.training
+
+
+def test_a_batch_runs_in_pieces_and_equals_the_whole(monkeypatch):
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18().eval()
+    extractor = FeatureExtractor(model, ["layer1", "layer2"])
+    images, lengths = torch.randn(7, 3, 64, 64), []
+    model.register_forward_pre_hook(lambda _, inputs: lengths.append(len(inputs[0])))
+    whole = extractor(images)
+    assert lengths == [1, 7]  # one image to measure its activations, then all
+    # The largest output of a module has 64 channels of 32×32 float32.
+    monkeypatch.setattr(backbones, "PIECE_BYTES", 3 * 64 * 32 * 32 * 4)
+    pieces = FeatureExtractor(model, ["layer1", "layer2"])
+    for _ in range(2):
+        lengths.clear()
+        for part, expected in zip(pieces(images), whole, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-5)
+            assert part.stride() == expected.stride()
+    assert lengths == [3, 3, 1]  # measured once
+    lengths.clear()
+    pieces(images[:1])
+    assert lengths == [1]
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(32, 0), (32, 16), (64, 32), (96, 0)])
+def test_tiles_are_joined_in_the_places_of_the_whole_map(tile, overlap):
+    """Layers without padding differ at no position; here nothing reaches a border."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 5, 2, 2), nn.Conv2d(5, 6, 2, 2)
+    ).eval()
+    images = torch.randn(3, 3, 96, 160 if overlap else 192)
+    whole = FeatureExtractor(model, ["0", "2"])(images)
+    tiled = FeatureExtractor(model, ["0", "2"], tile=tile, overlap=overlap)
+    assert f"tiles of {tile}, overlap {overlap}" in repr(tiled)
+    for part, expected in zip(tiled(images), whole, strict=True):
+        torch.testing.assert_close(part, expected)
+
+
+def test_an_overlap_brings_tiles_closer_to_the_whole_map():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18().eval()
+    images = torch.randn(1, 3, 192, 192)
+    (whole,) = FeatureExtractor(model, "layer1")(images)
+    tiled = (
+        FeatureExtractor(model, "layer1", tile=64, overlap=overlap)(images)[0]
+        for overlap in (0, 32)
+    )
+    errors = [float((part - whole).norm()) for part in tiled]
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap", "message"),
+    [
+        ((96, 96), 32, 32, "tile=32, overlap=32; .* overlap < tile"),
+        ((96, 96), 32, -8, "tile=32, overlap=-8"),
+        ((90, 96), 32, 0, "90×96 pixels .* tiles of 32 .* resize them to 96×96"),
+        ((24, 96), 32, 16, "24×96 pixels .* resize them to 32×96"),
+        ((56, 56), 32, 8, "maps of 4×4; .* multiple of twice the strides"),
+    ],
+)
+def test_tiles_that_do_not_fit_are_refused(size, tile, overlap, message):
+    model = nn.Sequential(nn.Conv2d(3, 4, 8, 8))
+    with refuses(message):
+        FeatureExtractor(model, "0", tile=tile, overlap=overlap)(
+            torch.zeros(2, 3, *size)
+        )
 
 
 def test_unusable_layers_are_refused():

@@ -17,7 +17,7 @@ from paperlib.image_files import (
     raise_problems,
     read_image,
     read_mask,
-    resize_square,
+    resize,
 )
 from paperlib.items import Item
 from paperlib.validation import UnusableFile, check_at_least_one, check_choice
@@ -342,7 +342,7 @@ def folder(
     ]
     return FolderDataset(
         samples,
-        lambda image, *_: resize_square(_to_tensor(image)[None], size)[0],
+        lambda image, *_: resize(_to_tensor(image)[None], (size, size))[0],
         has_masks=False,
         where=root,
         bits=bits,

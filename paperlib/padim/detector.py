@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from paperlib import backbones
@@ -32,6 +33,7 @@ from paperlib.backbones import (
     concatenate_embeddings,
 )
 from paperlib.distributed import check_same_size, fail_together
+from paperlib.image_files import read_mask
 from paperlib.padim.gaussian import (
     COVARIANCE_EPSILON,
     PatchGaussian,
@@ -44,6 +46,7 @@ from paperlib.storage import checksum, read_tensors, write_tensors
 from paperlib.validation import (
     NotFitted,
     UnusableFile,
+    as_tensor,
     check_choice,
     check_images,
     has_values,
@@ -77,12 +80,15 @@ class PaDiM(nn.Module):
         sigma: of the Gaussian that smooths anomaly maps, in pixels of the image.
         transform: how `prepare` gets from files to the network's input; None for that
             of the extractor, if `Backbone.extractor` made it.
+        region: where anomalies are searched for: a mask (H, W), True inside, or the
+            path of a mask image. It is prepared as an image is. Maps are 0 outside.
 
     Attributes:
         mean: μ, (P, D); None before `fit` or `load`, like the next two.
         whitening: $L^{-1}$, (P, D, D), lower triangular.
         channels: indices of the selected channels, ascending.
         grid: (h, w).
+        region: (H, W), the mask in pixels of the prepared images, or None.
         size: (H, W) of the images.
         count: N, the number of training images; 0 before `fit`.
         threshold: the score above which an image is anomalous; None until
@@ -122,6 +128,7 @@ class PaDiM(nn.Module):
         mode: str = "bilinear",
         sigma: float = SMOOTHING_SIGMA,
         transform: Transform | None = None,
+        region: Tensor | np.ndarray | str | Path | None = None,
     ):
         super().__init__()
         if not isinstance(extractor, FeatureExtractor):
@@ -146,6 +153,7 @@ class PaDiM(nn.Module):
         self.transform = transform or extractor.transform
         for name in _FITTED:
             self.register_buffer(name, None)
+        self.register_buffer("region", _read_region(region, self.transform))
         self.grid = self.size = (0, 0)
         self.count, self.threshold = 0, None
         self._channel_list: list[int] = []  # read on the host once, not per batch
@@ -270,23 +278,34 @@ class PaDiM(nn.Module):
         self.threshold = score_quantile(batches, score, quantile)
         return self.threshold
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write one safetensors file, atomically, without the network's weights.
+
+        Args:
+            path: of the file.
+            dtype: of the stored factors; `torch.float16` halves the file, and changes
+                scores by about 0.1 %. None for that of the detector.
 
         Raises:
             NotFitted: before `fit`.
+            ValueError: for factors that the dtype can't represent.
         """
         self._check_fitted()
         model = self.extractor.model
         about = {
             "backbone": getattr(model, "backbone_name", None),
             "layers": self.extractor.layers,
+            "tile": self.extractor.tile,
+            "overlap": self.extractor.overlap,
             "weights": _digest_weights(model),
             "settings": {name: getattr(self, name) for name in _SETTINGS},
             "transform": self.transform and asdict(self.transform),
             **{name: getattr(self, name) for name in _NUMBERS},
         }
         tensors = {name: getattr(self, name) for name in _FITTED}
+        tensors["whitening"] = _pack(self.whitening, dtype)
+        if self.region is not None:
+            tensors["region"] = self.region
         write_tensors(path, tensors, about, PADIM_FORMAT)
 
     @classmethod
@@ -329,6 +348,9 @@ class PaDiM(nn.Module):
                 " pass another extractor, or fit and save again"
             ) from error
         _check_same_network(path, about, extractor)
+        if "region" in tensors:
+            detector.region = tensors["region"].to(detector.device)
+        tensors["whitening"] = _unpack(tensors["whitening"], tensors["mean"])
         fitted = tuple(tensors[name].to(detector.device) for name in _FITTED)
         detector._set_fitted(fitted, *(about.get(name) for name in _NUMBERS))
         return detector
@@ -337,6 +359,8 @@ class PaDiM(nn.Module):
         """Describe the settings and what the detector was fitted on."""
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in _SETTINGS)
         settings += f"\n{self.transform}" * (self.transform is not None)
+        if self.region is not None:
+            settings += f"\nregion of interest: {self.region.float().mean():.0%}"
         fit = "fitted on {} images of {}×{} pixels".format(self.count, *self.size)
         return f"{settings}\n{fit if self.count else 'not fitted'}"
 
@@ -361,6 +385,7 @@ class PaDiM(nn.Module):
         gaussian = size = None
         for images in batches:
             size = _check_size(images, size)
+            _check_region(self.region, size)
             maps = self._maps(images)
             channels = self._draw_channels(sum(part.shape[1] for part in maps))
             x = _embed(maps, channels)
@@ -398,7 +423,8 @@ class PaDiM(nn.Module):
         )
 
     def _upsample_and_smooth(self, distances: Tensor) -> Tensor:
-        return gaussian_blur(upsample(distances, self.size, self.mode), self.sigma)
+        maps = gaussian_blur(upsample(distances, self.size, self.mode), self.sigma)
+        return maps if self.region is None else maps.where(self.region, 0)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         if self.transform is not None and has_values(images):
@@ -452,7 +478,7 @@ def _allocate_buffers(
     detector: PaDiM, state: Mapping[str, Any], prefix: str, *unused: Any
 ) -> None:
     """Give the buffers the shapes of the state that `load_state_dict` is loading."""
-    for name in _FITTED:
+    for name in (*_FITTED, "region"):
         value = state.get(prefix + name)
         if value is not None:
             setattr(detector, name, torch.empty_like(value, device=detector.device))
@@ -465,6 +491,7 @@ def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
         sizes = [h, w, height, width, about["count"]]
         mean, whitening, channels = (tensors[name] for name in _FITTED)
         p, d = mean.shape
+        region = tensors.get("region", torch.zeros(height, width, dtype=torch.bool))
         layers_and_settings = [*about["layers"], *about["settings"]]
         threshold = about.get("threshold", 0.0)  # older files have none
     except (KeyError, TypeError, ValueError):
@@ -477,11 +504,66 @@ def _is_consistent(about: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
         and all(type(number) is int and number > 0 for number in sizes)
         and p == h * w
         and (threshold is None or type(threshold) is float)
-        and whitening.shape == (p, d, d)
-        and mean.dtype == whitening.dtype
+        and whitening.shape in ((p, d * (d + 1) // 2), (p, d, d))  # older files
+        and whitening.dtype in (mean.dtype, torch.float16)
         and mean.dtype in (torch.float32, torch.float64)
+        and (region.shape, region.dtype) == ((height, width), torch.bool)
         and all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     )
+
+
+def _pack(whitening: Tensor, dtype: torch.dtype | None) -> Float[Tensor, "p m"]:
+    """Return the lower triangles, row by row, in the dtype of a file."""
+    rows, columns = torch.tril_indices(*whitening.shape[1:], device=whitening.device)
+    packed = whitening[:, rows, columns].to(dtype)
+    if (
+        dtype not in (None, torch.float16, whitening.dtype)
+        or not packed.isfinite().all()
+    ):
+        raise ValueError(
+            f"dtype={dtype} for factors of {whitening.dtype} up to"
+            f" {whitening.abs().max():.3g}; expected None, or torch.float16 if they are"
+            " below 65504"
+        )
+    return packed
+
+
+def _unpack(packed: Tensor, mean: Float[Tensor, "p d"]) -> Float[Tensor, "p d d"]:
+    """Return lower triangular matrices from what `_pack` returned."""
+    if packed.ndim == 3:  # older files
+        return packed
+    p, d = mean.shape
+    whitening = mean.new_zeros(p, d, d)
+    rows, columns = torch.tril_indices(d, d)
+    whitening[:, rows, columns] = packed.to(mean.dtype)
+    return whitening
+
+
+def _read_region(
+    region: Tensor | np.ndarray | str | Path | None, transform: Transform | None
+) -> Bool[Tensor, "h w"] | None:
+    """Return the region of interest in pixels of the prepared images."""
+    if region is None:
+        return None
+    mask = read_mask(region) if isinstance(region, (str, Path)) else region
+    mask = as_tensor(mask, "region").bool()
+    if mask.ndim != 2 or not mask.any():
+        raise ValueError(
+            f"region of shape {tuple(mask.shape)} with {int(mask.sum())} pixels inside;"
+            " expected a mask (H, W) that is True where anomalies are searched for"
+        )
+    if transform is None:
+        return mask
+    return transform.resize(mask[None].float())[0, 0] > 0.5
+
+
+def _check_region(region: Tensor | None, size: tuple[int, int]) -> None:
+    if region is not None and region.shape != size:
+        raise ValueError(
+            f"images of {size[0]}×{size[1]} pixels with a region of interest of"
+            f" {region.shape[0]}×{region.shape[1]}; expected the same."
+            " Use detector.prepare for the images"
+        )
 
 
 def _load_extractor(path: str | Path, about: dict[str, Any]) -> FeatureExtractor:
@@ -493,7 +575,10 @@ def _load_extractor(path: str | Path, about: dict[str, Any]) -> FeatureExtractor
         )
     try:
         return FeatureExtractor(
-            backbones.load(about["backbone"]).model, about["layers"]
+            backbones.load(about["backbone"]).model,
+            about["layers"],
+            tile=about.get("tile"),
+            overlap=about.get("overlap", 0),
         )
     except ValueError as error:
         raise UnusableFile(
@@ -508,6 +593,12 @@ def _check_same_network(
         raise UnusableFile(
             f"{path} was fitted on layers {about['layers']};"
             f" the extractor has {extractor.layers}"
+        )
+    tiles = extractor.tile, extractor.overlap
+    if tiles != (about.get("tile"), about.get("overlap", 0)):
+        raise UnusableFile(
+            f"{path} was fitted with tile={about.get('tile')},"
+            f" overlap={about.get('overlap', 0)}; the extractor has {tiles}"
         )
     if _digest_weights(extractor.model) != about["weights"]:
         raise UnusableFile(

@@ -453,7 +453,12 @@ def _inverse_cholesky(covariance: Float[Tensor, "p d d"]) -> Float[Tensor, "p d 
 
 
 def _chunks(positions: int, elements: int) -> Iterator[slice]:
-    """Split the positions into slices of about CHUNK_ELEMENTS elements."""
+    """Split the positions into slices of about CHUNK_ELEMENTS elements.
+
+    A compiler gets all positions at once: it divides the work itself.
+    """
+    if torch.compiler.is_compiling():
+        return iter([slice(0, positions)])
     step = max(1, CHUNK_ELEMENTS // max(1, elements))
     return (
         slice(start, min(start + step, positions))

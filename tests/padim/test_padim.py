@@ -568,3 +568,90 @@ def test_defective_solar_cells_are_told_apart(kind, first, least):
         found = auroc(cells.probability[test] == 1, scores)
         print(f"{kind}, seed {seed}: image AUROC {found:.4f} of {len(test)} cells")
         assert found >= least
+
+
+# ---- region of interest, tiles, smaller files ----
+
+
+def test_nothing_outside_the_region_of_interest_counts(images, tmp_path):
+    region = np.zeros((32, 24), bool)
+    region[4:20, 6:24] = True
+    plain = PaDiM(small_extractor(), 9).fit([images[:30]])
+    model = PaDiM(small_extractor(), 9, region=region).fit([images[:30]])
+    scores, maps = model(images[30:])
+    outside = ~torch.from_numpy(region)
+    assert torch.equal(maps, plain.anomaly_map(images[30:]).masked_fill(outside, 0))
+    assert torch.equal(scores, maps.amax((1, 2)))
+    assert "region of interest: 38%" in repr(model)
+    model.save(tmp_path / "m.safetensors")
+    loaded = PaDiM.load(tmp_path / "m.safetensors", small_extractor())
+    assert torch.equal(loaded.region, model.region)
+    assert torch.equal(loaded.score(images[30:]), scores)
+    copied = PaDiM(small_extractor(), 9)
+    copied.load_state_dict(model.state_dict())
+    assert torch.equal(copied.score(images[30:]), scores)
+
+
+def test_a_region_is_prepared_as_an_image_is(tmp_path):
+    mask = np.zeros((60, 120), np.uint8)
+    mask[:30] = 255  # the upper half
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    transform = Transform((32, 64), (0.5,) * 3, (0.5,) * 3, crop=(32, 24))
+    for region in (tmp_path / "mask.png", mask, torch.from_numpy(mask) > 0):
+        model = PaDiM(small_extractor(), transform=transform, region=region)
+        assert model.region.shape == (32, 24)
+        assert model.region[:15].all() and not model.region[17:].any()
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        (np.zeros((32, 24), bool), r"\(32, 24\) with 0 pixels inside"),
+        (np.ones((1, 32, 24), bool), r"region of shape \(1, 32, 24\)"),
+        (np.ones((8, 8), bool), "32×24 pixels with a region of interest of 8×8"),
+    ],
+)
+def test_unusable_regions_are_refused(images, region, message):
+    with refuses(message):
+        PaDiM(small_extractor(), region=region).fit([images])
+
+
+def test_a_file_in_float16_is_smaller_and_scores_alike(images, tmp_path):
+    model = PaDiM(small_extractor(), None).fit([images[:30]])
+    model.save(tmp_path / "full.safetensors")
+    model.save(tmp_path / "half.safetensors", torch.float16)
+    full, half = (
+        PaDiM.load(tmp_path / f"{name}.safetensors", small_extractor())
+        for name in ("full", "half")
+    )
+    assert torch.equal(full.whitening, model.whitening)
+    assert half.whitening.dtype == torch.float32
+    expected = model.score(images[30:])
+    assert torch.equal(full.score(images[30:]), expected)
+    torch.testing.assert_close(half.score(images[30:]), expected, rtol=2e-3, atol=0)
+    with safe_open(tmp_path / "half.safetensors", framework="pt") as file:
+        packed = file.get_tensor("whitening")
+        assert packed.shape == (16 * 12, 24 * 25 // 2) and packed.dtype == torch.float16
+    model.whitening *= 1e6
+    with refuses("dtype=torch.float16 for factors of torch.float32 up to"):
+        model.save(tmp_path / "large.safetensors", torch.float16)
+    with refuses("dtype=torch.bfloat16"):
+        model.save(tmp_path / "large.safetensors", torch.bfloat16)
+    assert not (tmp_path / "large.safetensors").exists()
+
+
+def test_tiles_belong_to_the_file(tmp_path, monkeypatch):
+    network = small_network()
+    network.backbone_name = "small"
+    monkeypatch.setattr(
+        backbones, "load", lambda name: backbones.Backbone(network, (), None, name)
+    )
+    images = torch.randn(12, 3, 64, 96)
+    tiled = FeatureExtractor(network, ["0", "1"], tile=64, overlap=32)
+    model = PaDiM(tiled, 6).fit([images[:8]])
+    model.save(tmp_path / "tiles.safetensors")
+    loaded = PaDiM.load(tmp_path / "tiles.safetensors")
+    assert (loaded.extractor.tile, loaded.extractor.overlap) == (64, 32)
+    assert torch.equal(loaded.score(images[8:]), model.score(images[8:]))
+    with refuses("was fitted with tile=64, overlap=32; the extractor has"):
+        PaDiM.load(tmp_path / "tiles.safetensors", small_extractor(layers=("0", "1")))
