@@ -387,7 +387,7 @@ class FeatureExtractor(nn.Module):
     The network runs in eval mode without a graph, and its state is restored: no hook,
     mode or `.grad` remains. The forward pass ends as soon as every layer has run, so
     later layers are not computed; of a layer that runs several times the first output
-    is returned. On a CPU a batch runs in pieces of a few images, which is faster.
+    is returned. Batches run in pieces of a few images on a CPU, which is faster.
 
     `torch.compile` and `torch.export` can follow it if they can follow the network: the
     whole batch then runs through the whole network, and no value is checked.
