@@ -164,7 +164,7 @@ def test_links_lead_to_the_published_book_where_there_is_one():
     )
 
 
-def test_pictures_travel_inside():
+def test_images_are_embedded():
     (text,) = plain("![a mark](../book/_static/logo.svg)")
     assert text.startswith("![a mark](data:image/svg+xml;base64,")
 
@@ -172,19 +172,19 @@ def test_pictures_travel_inside():
 @pytest.mark.parametrize(
     ("myst", "message"),
     [
-        (":::{mermaid}\ngraph\n:::", "can't show the directive {mermaid}"),
-        ("{unheard}`x`", "can't show the role {unheard}"),
+        (":::{mermaid}\ngraph\n:::", "the directive {mermaid} has no plain Markdown"),
+        ("{unheard}`x`", "the role {unheard}`x` has no plain Markdown"),
         ("{eq}`eq-missing`", "not an equation or exercise"),
-        ("{cite:t}`nobody1999`", "no such key"),
+        ("{cite:t}`nobody1999`", "not in book/references.bib"),
         (":::{note}\nnever closed", "is not closed"),
         (
             "```{literalinclude} ../paperlib/storage.py\n:pyobject: absent\n```",
-            "has no absent",
+            "defines no absent",
         ),
-        ("![x](missing.png)", "no file missing.png"),
+        ("![x](missing.png)", "missing.png does not exist"),
     ],
 )
-def test_what_can_not_be_shown_is_refused(myst, message):
+def test_markdown_that_cannot_be_converted_is_refused(myst, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         plain(myst)
 
