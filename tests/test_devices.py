@@ -490,7 +490,7 @@ def tensors(found: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_it_stays_where_its_input_is(name):
+def test_results_are_on_the_device_of_the_input(name):
     if name in ON_META:
         watch = OnTheWay(torch.device("meta"))
         with watch:

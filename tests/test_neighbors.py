@@ -258,7 +258,7 @@ def test_covering_radius_bounds_the_error_of_a_coreset():
         ((4, 3), (5, 3), {"chunk": 0}, "chunk=0"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(queries, bank, options, message):
+def test_invalid_vectors_are_refused(queries, bank, options, message):
     with refuses(message):
         nearest_distance(torch.zeros(queries), torch.zeros(bank), **options)
 

@@ -82,7 +82,7 @@ def test_mirroring_flips_batches_both_ways_and_can_be_turned_off():
         assert {tuple(corners) for corners in seen} == expected
 
 
-def test_equal_seeds_give_equal_runs_whatever_ran_before():
+def test_equal_seeds_result_in_equal_runs():
     _, first = trained(seed=3)
     torch.rand(17)
     _, again = trained(seed=3)
@@ -331,7 +331,7 @@ def test_a_dataset_trains_like_the_tensors_it_holds():
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_the_callers_random_numbers_are_left_alone():
+def test_the_callers_random_state_is_not_changed():
     torch.manual_seed(5)
     expected = torch.rand(1)
     model, data = dropout_network(), left_or_right(8)

@@ -136,7 +136,7 @@ def test_profile_of_the_hand_example():
         ((3, 5, 10, 7, 2), "groups = 2 with in_channels = 5"),
     ],
 )
-def test_formulas_say_what_is_wrong(arguments, said):
+def test_formulas_explain_invalid_arguments(arguments, said):
     with refuses(said):
         conv2d_macs(*arguments)
     if len(arguments) == 4:  # without groups
@@ -980,7 +980,7 @@ def test_other_modes_do_not_mix():
     assert counter.get_total_flops() == 0
 
 
-def test_threads_that_share_a_model_see_nothing_of_each_other():
+def test_threads_that_share_a_model_are_independent():
     ready, counted = threading.Event(), threading.Event()
 
     class Waits(nn.Module):
@@ -1223,7 +1223,7 @@ def test_a_model_on_several_gpus_is_refused():
         profile(model, (1, 4))
 
 
-def test_the_cause_is_kept():
+def test_the_cause_of_an_error_is_chained():
     with refuses() as caught:
         profile(Careless(fails=True), (1, 3, 5, 5))
     assert isinstance(caught.value.__cause__, KeyError)

@@ -172,7 +172,7 @@ def test_random_turns_stay_within_ten_degrees_and_random_crops_within_the_pictur
         assert np.ptp(found) > 20
 
 
-def test_the_random_variant_follows_seed_and_number_alone(mvtec):
+def test_the_random_variant_depends_only_on_seed_and_index(mvtec):
     first, again = (
         MVTecAD(mvtec, "bottle", "train", "random", seed=4) for _ in range(2)
     )

@@ -252,7 +252,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_linear_layer_or_norm_returned_is_refused(name):
+def test_outputs_of_linear_layers_and_norms_are_refused(name):
     class Pooled(nn.Module):
         def __init__(self):
             super().__init__()

@@ -289,7 +289,7 @@ def test_the_signal_keeps_its_size_through_the_layers():
     )
 
 
-def test_what_cannot_be_embedded_is_refused():
+def test_images_that_cannot_be_embedded_are_refused():
     model = encoder()
     for images, message in (
         (torch.zeros(1, 3, 63, 80), "at least 64×64 pixels"),

@@ -201,7 +201,7 @@ def test_a_dense_step_is_the_loss_over_its_patches(monkeypatch):
     assert training.history[0].loss == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_equal_arguments_give_equal_weights_whatever_ran_before():
+def test_equal_arguments_result_in_equal_weights():
     results = []
     for seed in (0, 0, 1):
         torch.rand(7)
@@ -237,7 +237,7 @@ def test_the_generators_of_other_devices_are_not_seeded(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_the_callers_cuda_generator_is_left_alone():
+def test_the_callers_cuda_generator_is_not_changed():
     model = encoder()  # this seeds all devices
     torch.rand(1, device="cuda")
     before = torch.cuda.get_rng_state()
@@ -341,7 +341,7 @@ def test_the_order_is_one_of_its_own_for_each_seed_and_epoch(seed):
     assert orders[0] == tuple(training_module._order(50, seed, 0).tolist())
 
 
-def test_an_older_torch_without_muon_is_told_to_use_adam(monkeypatch):
+def test_without_muon_the_error_suggests_adam(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with refuses("optimizer='muon' requires PyTorch 2.9 or newer.*pass 'adam'"):
         train(HierarchicalEncoder(), torch.rand(2, 3, 96, 96), steps=1)

@@ -41,7 +41,7 @@ def test_the_position_loss(encoder):
     torch.testing.assert_close(loss, expected)
 
 
-def test_a_position_pair_lies_where_it_says():
+def test_a_position_pair_lies_in_its_direction():
     """The image holds each pixel's row and column, so that a patch tells its corner."""
     assert tuple(plain.DIRECTIONS) == library.DIRECTIONS
     image = torch.stack(torch.meshgrid(*[torch.arange(90)] * 2, indexing="ij"))

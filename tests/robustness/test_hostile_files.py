@@ -629,7 +629,7 @@ def test_code_in_files_is_not_run(tmp_path, cases, name):
         counter.survive()
 
 
-def test_postscript_under_a_pictures_name_is_not_run(tmp_path, cases, monkeypatch):
+def test_postscript_with_an_image_name_is_not_run(tmp_path, cases, monkeypatch):
     """Pillow hands EPS to a PostScript interpreter, by what the file holds and not by
     its name.
     """

@@ -122,7 +122,7 @@ def bad_files():
     }
 
 
-def test_what_can_not_be_read_is_named(tmp_path, cases):
+def test_unreadable_files_are_named(tmp_path, cases):
     """Each is named when it is read; other kinds of files are no images and are
     skipped.
     """

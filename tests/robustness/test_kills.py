@@ -233,7 +233,7 @@ print({number})
 
 # One kill at a chosen moment: test_freshness.test_a_killed_run_leaves_the_old_file.
 @pytest.mark.long
-def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases):
+def test_make_execute_killed_leaves_complete_notebooks(tmp_path, cases):
     """The end is that of an undisturbed run: same cells, outputs and code stamp."""
     kills = 15
     counter, rng = cases("kills: make execute"), random.Random(kills)

@@ -489,7 +489,7 @@ def test_class_maps_of_any_number_and_layout(n, t, c, h, w, dtype, seed):
     seed=st.integers(0, 999),
     scale=st.sampled_from([1e-40, 1, 1e38]),
 )
-def test_scores_depend_on_their_order_alone(n, ties, seed, scale):
+def test_scores_depend_only_on_the_order(n, ties, seed, scale):
     """Of the scores: shifted, scaled, in half or double precision, and of the images in
     any order, the area is one.
     """

@@ -138,7 +138,7 @@ def hooks_and_modes(model):
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(40, marks=pytest.mark.long)])
-def test_threads_that_share_one_model_get_what_they_get_alone(
+def test_threads_that_share_a_model_get_the_same_results_as_alone(
     shared, tmp_path, cases, rounds
 ):
     """Eight threads call everything at once, in an order of their own, on one network
@@ -260,7 +260,7 @@ class Failing(nn.Module):
 
 
 @pytest.mark.parametrize("times", [20, pytest.param(1000, marks=pytest.mark.long)])
-def test_calls_that_fail_leave_nothing_either(tmp_path, cases, times):
+def test_failed_calls_leave_no_state(tmp_path, cases, times):
     model = network()
     model.append(Failing())
     before, text = hooks_and_modes(model), tmp_path / "text.tar"

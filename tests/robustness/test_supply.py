@@ -177,7 +177,7 @@ def test_the_pins_are_complete(cases):
     cases("supply: pinned packages").survive(len(seen - loose))
 
 
-def test_what_is_installed_is_what_the_locks_pin(cases):
+def test_installed_versions_are_those_of_the_locks(cases):
     for lock in ("book", "test"):
         text = (ROOT / "requirements" / f"{lock}.txt").read_text()
         for requirement in map(
