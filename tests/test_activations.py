@@ -88,7 +88,7 @@ OTHERS = {
 
 
 def derivative(function, x, upstream):
-    """What a backward pass gives at the input of `function`, without any rule."""
+    """Return the plain gradient at the input of `function`."""
     x = x.clone().requires_grad_()
     return torch.autograd.grad(function(x.clone()), x, upstream)[0]
 

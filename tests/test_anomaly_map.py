@@ -12,8 +12,8 @@ from paperlib.anomaly_map import gaussian_blur, minmax, spread_patch_scores, ups
 
 
 def test_bilinear_is_a_weighted_mean_of_the_nearest_positions():
-    # Four pixels per cell: their centres lie 3/8 and 1/8 of a cell from the cell's
-    # centre; beyond the first and the last centre there is nothing to mix with.
+    # Four pixels per position: their centres lie 3/8 and 1/8 of a position from its
+    # centre. Beyond the first and the last centre the values are constant.
     row = torch.tensor([[0.0, 8.0]])
     assert upsample(row, (1, 8)).tolist() == [[0, 0, 1, 3, 5, 7, 8, 8]]
     assert upsample(row.T, (8, 1)).tolist() == [[0], [0], [1], [3], [5], [7], [8], [8]]

@@ -50,7 +50,7 @@ def trained(images: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
 
 
 def mapped(part: torch.Tensor, seen: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
-    """Maps, mean and the number of patches kept."""
+    """Return maps, mean and the number of patches in the bank."""
     detector = PatchSVDD(encoder()).fit(part, **extra)
     maps = detector.anomaly_maps(seen)
     return {

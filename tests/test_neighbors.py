@@ -216,9 +216,7 @@ def test_greedy_coreset_takes_the_farthest_each_time():
 
 
 def test_a_coreset_takes_no_memory_that_grows_with_its_size():
-    """A small tensor kept from each turn once broke up the heap, and 8 images took 9
-    GB.
-    """
+    """Small tensors that outlive an iteration fragment the heap: 8 images took 9 GB."""
     resident = Path("/proc/self/statm")
     if not resident.exists():
         pytest.skip("no /proc here to read the memory from")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def colab(monkeypatch, tmp_path):
-    """A working folder of Colab's, with nothing else of it."""
+    """Imitate Colab: its module, its working folder, and the path of Drive."""
     monkeypatch.delenv("PAPERLIB_CHECKPOINTS", raising=False)
     monkeypatch.setitem(sys.modules, "google.colab", object())
     monkeypatch.setattr(runtime, "DRIVE", tmp_path / "drive" / "MyDrive")

@@ -14,9 +14,7 @@ from paperlib.training import predict, train_classifier
 
 
 def left_or_right(n=96, seed=0):
-    """Noise in which one half is brighter: the left one in class 0, the right one in
-    class 1.
-    """
+    """Draw noise images with a brighter half: left for class 0, right for class 1."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(n, 3, 16, 16, generator=generator)
     labels = torch.arange(n) % 2
@@ -58,9 +56,7 @@ def test_learns_which_half_is_bright():
 
 
 def test_mirroring_flips_batches_both_ways_and_can_be_turned_off():
-    """Each image has one bright corner; where it is seen tells how the batch was
-    flipped.
-    """
+    """Each image has a bright corner, whose position shows how the batch was flipped."""
     seen = []
 
     class Spy(nn.Linear):

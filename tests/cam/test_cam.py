@@ -46,7 +46,7 @@ def build(name):
 
 
 class Pooled(nn.Module):
-    """Features, a way to pool and classify them, and nothing else."""
+    """Features, followed by pooling and classification."""
 
     def __init__(self, end, channels=8):
         super().__init__()
@@ -149,7 +149,7 @@ def test_maps_average_to_the_logits_of_many_networks(name):
 
 
 def test_every_position_of_the_map_is_correct():
-    # Not only the mean: each cell equals the layer applied to that cell alone.
+    # Each position equals the layer applied to that position, not only the mean.
     for name, features in (
         ("resnet18", "layer4"),
         ("densenet121", "features"),

@@ -1,5 +1,6 @@
-"""Every classification network of torchvision, counted by us and by PyTorch's own
-counter (`make test-long`).
+"""Count all of torchvision's classification networks, and compare with PyTorch's counter.
+
+Runs in `make test-long`.
 """
 
 import pytest

@@ -117,7 +117,7 @@ def test_no_path_leads_out(tmp_path, name, kind):
     path = (tar if kind == "tar" else zipped)(inner / f"a.{kind}", members)
     with refuses("may lead out of the folder"):
         unpack(path, inner / "data")
-    # Nothing beside it, nothing left.
+    # No other file was written.
     assert [p.name for p in tmp_path.rglob("*")] == ["inner", f"a.{kind}"]
 
 

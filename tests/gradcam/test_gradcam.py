@@ -780,7 +780,7 @@ def test_shapes_on_the_meta_device():
 
 
 class Branches(nn.Module):
-    """Layers that can't be explained, each for its own reason."""
+    """Layers that can't be explained, for different reasons."""
 
     def __init__(self):
         super().__init__()

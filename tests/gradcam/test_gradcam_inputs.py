@@ -661,7 +661,7 @@ def test_other_precisions_are_not_scaled(dtype, monkeypatch):
 
 
 class Modes(nn.Module):
-    """Two stages with batch norm, each run in its own way."""
+    """Two stages with batch norm, which `run` may execute in different modes."""
 
     def __init__(self, run):
         super().__init__()

@@ -342,9 +342,7 @@ def test_a_table_of_something_else_is_refused(tmp_path, settings, damage):
 
 
 def test_the_printed_means_of_the_paper_follow_from_its_rows():
-    """Table III's own averages, taken again from its rows; the last digit may differ by
-    rounding.
-    """
+    """The averages of Table III; the last digit may differ by rounding."""
     for model, rows in PAPER["table_III"].items():
         assert set(rows) == {*GROUPS["all"], *GROUPS}
         for group, members in GROUPS.items():

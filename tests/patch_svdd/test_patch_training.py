@@ -138,7 +138,7 @@ def test_training_learns_positions_that_it_has_not_seen():
     assert training.history[-1].accuracy_big > 0.16
     assert not same(state(learned), state(start))
     small, big = position_accuracy(start, training, images[100:])
-    # The classifiers mean nothing without their encoder.
+    # With another encoder, the classifiers are at chance level.
     assert abs(big - 0.125) < 0.02 and abs(small - 0.125) < 0.02
 
 
@@ -265,8 +265,7 @@ def test_objectives_for_comparison(monkeypatch):
             model.embed(images - training.mean).small.flatten(0, 2).std(0).norm().item()
         )
         distances[objective].append(spread)
-    # Without position to tell, nothing keeps embeddings apart: they shrink together,
-    # around a centre or pair by pair.
+    # Without the loss of positions, all embeddings converge, to a centre or pair by pair.
     for objective in ("neighbors", "centre"):
         assert distances[objective][-2] < 0.5 * distances[objective][0]
         assert distances[objective][-1] < 0.5 * distances["patch_svdd"][-1]

@@ -42,7 +42,7 @@ def test_the_position_loss(encoder):
 
 
 def test_a_position_pair_lies_in_its_direction():
-    """The image holds each pixel's row and column, so that a patch tells its corner."""
+    """The pixel values are row and column, so a patch contains its position."""
     assert tuple(plain.DIRECTIONS) == library.DIRECTIONS
     image = torch.stack(torch.meshgrid(*[torch.arange(90)] * 2, indexing="ij"))
     torch.manual_seed(0)

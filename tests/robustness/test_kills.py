@@ -1,8 +1,7 @@
-"""Killed at any moment, a run goes on or starts clean, and ends as if nothing had
-happened; files are whole or absent.
+"""A run that is killed at any time can be resumed or restarted, with the same result.
 
-The fast part kills a few times; `make test-long` more than fifty times, at moments
-drawn from a seed.
+Files are written atomically. The fast tests kill a few runs; `make test-long` kills
+more than fifty, at random times.
 """
 
 import json
@@ -59,7 +58,7 @@ def finish(process):
 
 
 def outcome(name: str, folder: Path):
-    """What a finished run gives, without what can't be equal: times."""
+    """Return the result of a finished run, without times."""
     assert (folder / "end").exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     if name == "padim_over_categories":

@@ -82,7 +82,7 @@ def layouts(x):
 
 # ---- layout, dtype, batch ----
 
-# Whatever takes images: what it gives for a batch, image by image.
+# Functions of a batch of images that return one result per image.
 METHODS = {
     "grad_cam": lambda images: grad_cam(network(images.dtype), images, "3", 1).maps,
     "guided_backprop": lambda images: guided_backprop(network(images.dtype), images, 1),
@@ -238,9 +238,7 @@ def test_a_gaussian_knows_no_batches_and_no_order(n, p, d, cuts, seed, far, dtyp
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_singular_covariances_are_scored(change, dtype, cases):
-    """Fewer directions than dimensions: only epsilon keeps them apart, and the distance
-    stays finite and right.
-    """
+    """With fewer images than dimensions, distances are finite because of epsilon."""
     images = pictures(5, dtype=dtype)
     fitted = {
         "constant": images.mean((2, 3), keepdim=True).expand_as(images),
