@@ -56,7 +56,7 @@ def test_learns_which_half_is_bright():
 
 
 def test_mirroring_flips_batches_both_ways_and_can_be_turned_off():
-    """Each image has a bright corner, whose position shows how the batch was flipped."""
+    """Each image has a bright corner, whose position shows how it was flipped."""
     seen = []
 
     class Spy(nn.Linear):

@@ -1,4 +1,4 @@
-"""Counts compared with results by hand, PyTorch's counter, fvcore and eight other tools."""
+"""Counts compared with those by hand, of PyTorch, fvcore and eight other tools."""
 
 import contextlib
 import copy
@@ -1072,7 +1072,7 @@ def test_no_memory_is_allocated(monkeypatch):
 
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
 def test_a_model_on_a_gpu(inside):
-    """Like real ones, fake CUDA tensors can't be mixed with others; no GPU is needed."""
+    """Like real ones, fake CUDA tensors can't be mixed with other tensors."""
     mode = FakeTensorMode()
     with mode, torch.device("cuda"):
         resnet = torchvision.models.resnet18()

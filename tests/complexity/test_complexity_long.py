@@ -1,4 +1,4 @@
-"""Count all of torchvision's classification networks, and compare with PyTorch's counter.
+"""Counts of all classification networks of torchvision agree with PyTorch's counter.
 
 Runs in `make test-long`.
 """

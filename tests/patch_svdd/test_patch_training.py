@@ -265,7 +265,7 @@ def test_objectives_for_comparison(monkeypatch):
             model.embed(images - training.mean).small.flatten(0, 2).std(0).norm().item()
         )
         distances[objective].append(spread)
-    # Without the loss of positions, all embeddings converge, to a centre or pair by pair.
+    # Without the loss of positions, embeddings converge, to a centre or pair by pair.
     for objective in ("neighbors", "centre"):
         assert distances[objective][-2] < 0.5 * distances[objective][0]
         assert distances[objective][-1] < 0.5 * distances["patch_svdd"][-1]

@@ -1,4 +1,4 @@
-"""Runs for the tests that kill them: each writes checkpoints, and a result at its end."""
+"""Runs that tests kill: each writes checkpoints, and a result at its end."""
 
 from pathlib import Path
 

@@ -629,7 +629,7 @@ def test_code_in_files_is_not_run(tmp_path, cases, name):
 
 
 def test_postscript_with_an_image_name_is_not_run(tmp_path, cases, monkeypatch):
-    """Pillow passes EPS content to a PostScript interpreter, whatever the file's name."""
+    """Pillow passes EPS content to a PostScript interpreter, whatever its name."""
     started = []
     monkeypatch.setattr("subprocess.check_call", lambda *a, **k: started.append(a))
     monkeypatch.setattr("subprocess.Popen", lambda *a, **k: started.append(a))

@@ -1,4 +1,4 @@
-"""Real-world image folders: read like an independent reader does, or refused by name."""
+"""Real-world image folders are read as by an independent reader, or refused by name."""
 
 import io
 import os

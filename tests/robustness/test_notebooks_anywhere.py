@@ -28,7 +28,7 @@ def run(sources, folder, runtime, **environment):
         kernel_name="python3",
         resources={"metadata": {"path": folder}},
     )
-    # The kernel has the same as a reader's: paperlib, the folder of the notebooks, and a
+    # The kernel has what a reader's has: paperlib, the folder of the notebooks, and a
     # folder for the connection file.
     added = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "notebooks")]),
