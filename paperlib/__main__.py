@@ -49,22 +49,37 @@ def _in_flags(message: str, options: Collection[str]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m paperlib", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    padim = commands.add_parser(
-        "padim",
-        help="fit and score PaDiM on MVTec AD, or any data set in its layout",
-        description=(
-            "Fit PaDiM to each category's normal images, score its test images,"
-            " and print the results next to the paper's. Each category's row is written"
-            " to results.csv when it is done: the same command run again reuses it, if"
-            " the files are unchanged."
-        ),
+    _define_padim(
+        commands.add_parser(
+            "padim",
+            help="fit and score PaDiM on MVTec AD, or any data set in its layout",
+        )
     )
-    padim.set_defaults(
+    _define_unpack(
+        commands.add_parser("unpack", help="unpack a downloaded archive safely")
+    )
+    return parser
+
+
+def _define_padim(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Fit PaDiM to each category's normal images, score its test images, and print"
+        " the results next to the paper's. Each category's row is written to"
+        " results.csv when it is done: the same command run again reuses it, if the"
+        " files are unchanged."
+    )
+    parser.set_defaults(
         run=_run_padim,
         stopped="rows of finished categories are stored: run the same command again,"
         " without --fresh, to resume with the next category",
     )
-    padim.add_argument(
+    _add_method_flags(parser)
+    _add_run_flags(parser)
+
+
+def _add_method_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that select the data and the variant of PaDiM."""
+    parser.add_argument(
         "--data",
         required=True,
         type=Path,
@@ -73,88 +88,90 @@ def _parser() -> argparse.ArgumentParser:
         " train/good, test/good and test/(defect), or train/normal, test/normal and"
         " test/abnormal",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--category",
         nargs="+",
         metavar="NAME",
         help="categories to evaluate (default: all in FOLDER)",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--backbone",
         default="resnet18",
         choices=evaluation.DIMENSIONS,
         help="default: %(default)s",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--weights",
         default="default",
         help="a file with the backbone's weights, or 'none' for random ones",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--dimensions",
         type=_parse_dimensions,
         default=0,
         metavar="N",
         help="or 'all' (default: the paper's: 100, 550 or all)",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--seed",
         type=int,
         default=0,
         help="seed of channels, rotations and crops (default: 0)",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--variant", default="centered", choices=VARIANTS, help="random: Rd-MVTec AD"
     )
-    padim.add_argument(
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the output, the device, and the reading of images."""
+    parser.add_argument(
         "--out",
         type=Path,
         default=Path("padim-results"),
         metavar="FOLDER",
         help="default: %(default)s",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="default: %(default)s",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--batch-size",
         type=_parse_count,
         default=32,
         metavar="N",
         help="default: %(default)s",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--threads",
         type=_parse_count,
         default=2,
         metavar="N",
         help="threads that read images (default: 2)",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--bits",
         type=_parse_count,
         metavar="N",
         help="depth of the data in 16-bit files, for example 12 (default: 16)",
     )
-    padim.add_argument(
+    parser.add_argument(
         "--fresh", action="store_true", help="evaluate again what results.csv holds"
     )
-    padim.add_argument(
+    parser.add_argument(
         "--no-pictures",
         dest="pictures",
         action="store_false",
         help="write the table only",
     )
 
-    archive = commands.add_parser("unpack", help="unpack a downloaded archive safely")
-    archive.set_defaults(run=_run_unpack, stopped="nothing was unpacked")
-    archive.add_argument("archive", type=Path, help="tar.xz, tar.gz, tar or zip")
-    archive.add_argument(
-        "folder", type=Path, help="folder to unpack into: new or empty"
-    )
-    return parser
+
+def _define_unpack(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run_unpack, stopped="nothing was unpacked")
+    parser.add_argument("archive", type=Path, help="tar.xz, tar.gz, tar or zip")
+    parser.add_argument("folder", type=Path, help="folder to unpack into: new or empty")
 
 
 def _parse_dimensions(text: str) -> int | None:

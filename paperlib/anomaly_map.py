@@ -93,7 +93,7 @@ def upsample(
     Source: Grad-CAM, arXiv:1610.02391v4, Sec. 3.2 (bilinear); PaDiM, arXiv:2011.08785,
         Sec. V-A (bicubic).
     Departures: none; neither paper says how corners are treated.
-    Test: test_anomaly_map.py::test_bilinear_is_a_weighted_mean_of_the_nearest_cells
+    Test: test_anomaly_map.py::test_bilinear_is_a_weighted_mean_of_the_nearest_positions
     """
     height, width = (size, size) if isinstance(size, int) else size
     check_choice("mode", mode, MODES)

@@ -194,7 +194,8 @@ def _search_tiles(
         differences.sub_(queries[:, None]), dim=2
     ).min(1)
     rows = candidates.gather(1, nearest[:, None]).flatten()
-    # The error of |b|² - 2 q·b is at most this times (|q| + |b|) |b|; two are compared.
+    # The rounding error of a group's minimum is at most this times (|q| + |b|) |b|; the
+    # factor 2 allows for both minima of a comparison.
     rounding = 2 * (bank.shape[1] + 4) * torch.finfo(bank.dtype).eps
     squares = centred.square().sum(1, keepdim=True)
     error_bound = rounding * (squares.sqrt() + max_norm) * max_norm

@@ -1,6 +1,4 @@
-"""What every test shares: pictures are drawn without a screen, and GPU tests wait for a
-GPU.
-"""
+"""Settings of all tests: figures without a screen, GPU tests only with a GPU."""
 
 import matplotlib
 import pytest

@@ -88,7 +88,7 @@ OTHERS = {
 
 
 def derivative(function, x, upstream):
-    """What a backward pass gives at the input of `function`, without any rule."""
+    """Return the plain gradient at the input of `function`."""
     x = x.clone().requires_grad_()
     return torch.autograd.grad(function(x.clone()), x, upstream)[0]
 
@@ -306,7 +306,7 @@ def test_compiled_networks_are_watched_too(wrap):
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
-def test_scripts_are_refused_and_nothing_is_left_behind():
+def test_script_modules_are_refused_without_side_effects():
     scripted = torch.jit.trace(network(), torch.zeros(1, 2, 8, 8))
     for model in (scripted, nn.Sequential(scripted)):
         with (
@@ -434,7 +434,7 @@ def test_the_last_call_of_a_shared_layer_counts_and_a_skipped_one_has_no_entry()
     assert list(kept) == ["0"] and torch.equal(kept["0"], last)
 
 
-def test_threads_keep_their_own_records():
+def test_records_of_threads_are_separate():
     model, results, barrier = network(), {}, threading.Barrier(4)
 
     def run(seed):

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from paperlib.anomaly_map import gaussian_blur, minmax, spread_patch_scores, upsample
 
 
-def test_bilinear_is_a_weighted_mean_of_the_nearest_cells():
-    # Four pixels per cell: their centres lie 3/8 and 1/8 of a cell from the cell's
-    # centre; beyond the first and the last centre there is nothing to mix with.
+def test_bilinear_is_a_weighted_mean_of_the_nearest_positions():
+    # Four pixels per position: their centres lie 3/8 and 1/8 of a position from its
+    # centre. Beyond the first and the last centre the values are constant.
     row = torch.tensor([[0.0, 8.0]])
     assert upsample(row, (1, 8)).tolist() == [[0, 0, 1, 3, 5, 7, 8, 8]]
     assert upsample(row.T, (8, 1)).tolist() == [[0], [0], [1], [3], [5], [7], [8], [8]]
@@ -68,7 +68,7 @@ def test_leading_axes_dtype_and_a_square():
         ((2,), 4, "bilinear", r"shape \(2,\)"),
     ],
 )
-def test_what_cannot_be_resized_is_refused(shape, size, mode, message):
+def test_invalid_sizes_are_refused(shape, size, mode, message):
     with refuses(message):
         upsample(torch.zeros(shape), size, mode)
 
@@ -105,7 +105,7 @@ def test_minmax_forgets_scale_and_shift(n, h, w, scale, shift):
     )
 
 
-def test_minmax_refuses_what_has_no_extremes():
+def test_minmax_refuses_maps_without_extremes():
     maps = torch.zeros(3, 2, 2)
     maps[1, 0, 0] = float("nan")
     with refuses("1 values of maps are NaN or infinite, in maps number 1"):

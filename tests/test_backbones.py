@@ -261,7 +261,7 @@ def test_impossible_transforms_are_refused(options, message):
         (Image.new("F", (8, 8)), "floating-point numbers"),
     ],
 )
-def test_what_is_no_image_is_refused(lite0, images, message):
+def test_invalid_images_are_refused(lite0, images, message):
     with refuses(message):
         lite0.transform(images)
 
@@ -475,7 +475,7 @@ class _InPlace(nn.Module):
         return x.mean()
 
 
-def test_maps_survive_in_place_operations_and_nothing_is_left_behind():
+def test_recorded_maps_survive_in_place_operations():
     torch.manual_seed(0)
     model = _InPlace(again=True).train()
     images = torch.randn(2, 3, 8, 8, requires_grad=True)
@@ -690,6 +690,6 @@ def test_embeddings_keep_dtype_and_device():
         ([(2, 3, 4, 4)], torch.tensor([True, False, True]), "channels .True, False"),
     ],
 )
-def test_what_cannot_be_joined_is_refused(shapes, channels, message):
+def test_mismatched_maps_are_refused(shapes, channels, message):
     with refuses(message):
         concatenate_embeddings([torch.zeros(shape) for shape in shapes], channels)

@@ -1,6 +1,4 @@
-"""The bench measures what it says: ratios, differences, peaks, floors, and which peers
-are missing.
-"""
+"""The benchmarks' measurements: ratios, differences, peaks, floors, missing peers."""
 
 import importlib
 import json
@@ -24,9 +22,7 @@ CPU = torch.device("cpu")
 
 
 class Clocks:
-    """The clocks that the bench reads, advanced by the work itself: a busy machine
-    changes nothing.
-    """
+    """Clocks that only the measured work advances, so that tests are reproducible."""
 
     def __init__(self):
         self.wall = self.cpu = 0.0
@@ -38,7 +34,7 @@ class Clocks:
         return self.cpu
 
     def work(self, wall, cpu, result=1.0):
-        """Return work that takes so many seconds on each clock."""
+        """Return a function that advances the clocks by these seconds."""
 
         def run():
             self.wall += wall
@@ -77,11 +73,11 @@ def test_ratios_are_times_over_the_first_contenders(clocks):
     assert part["ratio"] == pytest.approx(5) and part["difference"] is None
     assert ours["macs"] == 5_000_000 and ours["cpu"] == pytest.approx(0.01)
     assert ours["turns"] == 3 and ours["wall"] == pytest.approx(0.04)
-    # No budget: three turns at least.
+    # Three turns are run without any budget.
     assert len(rows(Part("work", contenders, 0, 0, {}), 9, 0, CPU)) == 3
 
 
-def test_what_uses_threads_is_compared_by_wall_time(clocks):
+def test_contenders_with_threads_are_compared_by_wall_time(clocks):
     calls, wait = [], clocks.work(0.2, 0.0)
     contenders = [
         Contender("paperlib", clocks.work(0.01, 0.01)),
@@ -90,11 +86,11 @@ def test_what_uses_threads_is_compared_by_wall_time(clocks):
     by_wall = rows(Part("work", contenders, 0, 0, {}, wall=True), 3, 9, CPU)
     assert by_wall[1]["ratio"] == pytest.approx(20)
     assert rows(Part("work", contenders, 0, 0, {}), 3, 9, CPU)[1]["ratio"] == 0
-    # What waits is not repeated until it has used the processor for as long as others.
+    # The repeats follow from the longer of both times, because a contender may wait.
     assert len(calls) < 60
 
 
-def test_the_figures_of_the_page_are_of_the_parts_that_the_bench_has():
+def test_the_committed_measurements_cover_all_parts():
     committed = json.loads(
         (ROOT / "book" / "data" / "speed.json").read_text(encoding="utf-8")
     )["rows"]
@@ -114,7 +110,7 @@ def test_the_figures_of_the_page_are_of_the_parts_that_the_bench_has():
     "name", ["complexity", "gradcam", "metrics", "padim", "pipeline", "patch_svdd"]
 )
 def test_every_part_can_be_set_up_at_its_full_size(name):
-    """The full bench takes half an hour: what fails in it is to be known before."""
+    """The full run takes half an hour; errors should be found before it."""
     for build in importlib.import_module(f"bench_{name}").PARTS.values():
         names = [contender.name for contender in build(True, CPU).contenders]
         assert names[0] == "paperlib" and len(names) == len(set(names))
@@ -130,14 +126,17 @@ def test_the_floor_is_the_longer_of_arithmetic_and_memory():
 
 def test_peak_memory_is_that_of_a_first_call():
     allocate = lambda: torch.ones(50 * 2**18).sum()  # noqa: E731
-    found = peak_apart(Contender("fifty MiB", allocate), CPU)
-    if found is None:
-        pytest.skip("no /proc here to read it from")
-    assert 45 < found < 60
-    kept: list[torch.Tensor] = []
-    prepare = lambda: kept.append(torch.ones(50 * 2**18))  # noqa: E731
-    assert peak_apart(Contender("prepared", lambda: kept[0].sum(), prepare), CPU) < 20
-    assert kept == []  # it happened in a copy of this process
+    # The first operation of a process also maps pages of PyTorch's libraries.
+    load_libraries = lambda: torch.ones(2).sum()  # noqa: E731
+    peak = peak_apart(Contender("fifty MiB", allocate, load_libraries), CPU)
+    if peak is None:
+        pytest.skip("this system has no /proc to read the peak from")
+    assert 45 < peak < 60
+    tensors: list[torch.Tensor] = []
+    prepare = lambda: tensors.append(torch.ones(50 * 2**18))  # noqa: E731
+    score = lambda: tensors[0].sum()  # noqa: E731
+    assert peak_apart(Contender("prepared", score, prepare), CPU) < 20
+    assert tensors == []  # the fork appended to its own copy
 
 
 def test_a_missing_peer_is_named():

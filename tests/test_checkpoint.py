@@ -26,7 +26,7 @@ def advance(model, optimizers, steps):
             optimizer.zero_grad()
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_saved_values_are_restored(tmp_path):
     path = tmp_path / "run.safetensors"
     model, optimizers = model_and_optimizers()
     advance(model, optimizers, 3)
@@ -45,7 +45,7 @@ def test_what_is_saved_comes_back(tmp_path):
         assert torch.equal(value, again.state_dict()[name])
 
 
-def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
+def test_mismatched_checkpoints_are_refused_and_change_nothing(tmp_path):
     path = tmp_path / "run.safetensors"
     model, optimizers = model_and_optimizers()
     advance(model, optimizers, 2)

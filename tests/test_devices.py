@@ -322,9 +322,9 @@ CALLS: dict[str, Callable[[Place], Any]] = {
     ),
 }
 
-# Fake CUDA tensors have no gradients, and under their mode nothing drawn on the host
-# can be read: these run on the meta device, whose tensors can't be read or mixed with
-# others either.
+# Fake CUDA tensors have no gradients, and their mode prevents reading random numbers of
+# the host. So these functions run on the meta device, whose tensors can't be read or
+# mixed with others either.
 ON_META = {
     *"guided_relu.guided_relu padim.PaDiM.fit padim.PaDiM.anomaly_map".split(),
     *"padim.PaDiM.forward padim.PaDiM.score gradcam.grad_cam_weights".split(),
@@ -490,7 +490,7 @@ def tensors(found: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_it_stays_where_its_input_is(name):
+def test_results_are_on_the_device_of_the_input(name):
     if name in ON_META:
         watch = OnTheWay(torch.device("meta"))
         with watch:
@@ -634,9 +634,7 @@ def test_a_gpu_trains():
 
 @pytest.mark.gpu
 def test_a_gpu_holds_only_the_gaussians():
-    """PaDiM's memory does not grow with the images: fitting four times as many takes
-    what the first fit took.
-    """
+    """Four times as many images need no more memory."""
     extractor = backbones.FeatureExtractor(
         torchvision.models.resnet18().cuda().eval(), ["layer1", "layer2", "layer3"]
     )

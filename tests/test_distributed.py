@@ -50,7 +50,7 @@ def trained(images: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
 
 
 def mapped(part: torch.Tensor, seen: torch.Tensor, **extra) -> dict[str, torch.Tensor]:
-    """Maps, mean and the number of patches kept."""
+    """Return maps, mean and the number of patches in the bank."""
     detector = PatchSVDD(encoder()).fit(part, **extra)
     maps = detector.anomaly_maps(seen)
     return {
@@ -318,7 +318,7 @@ def errors_of_two(folder: Path, names: list[str]) -> list[dict[str, str]]:
     return [json.loads(text) for text in texts]
 
 
-def test_what_one_process_refuses_every_process_refuses(tmp_path):
+def test_an_error_in_a_process_is_raised_in_every_process(tmp_path):
     first, second = errors_of_two(tmp_path, list(REFUSALS))
     for name, (_, _, of_first, of_second) in REFUSALS.items():
         assert of_first in first.get(name, "no error"), name
@@ -359,7 +359,7 @@ def test_a_process_alone_raises_as_without_the_block():
         raise KeyError("a")
 
 
-def test_without_processes_it_says_so():
+def test_a_missing_process_group_is_an_error():
     message = (
         "no process group; start with torchrun and call"
         " torch.distributed.init_process_group first"

@@ -40,7 +40,7 @@ def public_names():
 
 
 @pytest.mark.parametrize("value", list(public_names()))
-def test_what_implements_a_paper_names_source_departures_and_test(value):
+def test_implementations_of_papers_name_source_departures_and_test(value):
     text = inspect.getdoc(value)
     assert text, "it has no docstring"
     assert "Source: this book" not in text, "Source is for what implements a paper"

@@ -89,7 +89,7 @@ def test_a_reading_that_is_given_up_leaves_no_thread_and_reads_no_more():
     assert len(dataset.read) < 8  # the rest of the batch ahead is not read
 
 
-def test_an_error_while_reading_comes_through():
+def test_errors_while_reading_are_propagated():
     class Broken(Numbered):
         def __getitem__(self, index):
             if index == 5:
@@ -145,7 +145,7 @@ def test_pictures_in_memory_become_items():
     torch.testing.assert_close(resized[:1], expected[0])
 
 
-def test_what_holds_images_has_a_short_repr():
+def test_objects_with_images_have_a_short_repr():
     items = TensorItems(torch.zeros(3, 40, 60).byte(), name="cell")
     assert repr(items) == "TensorItems('cell': (3, 40, 60), label 0)"
     item = "Item(image=(3, 40, 60), label=0, mask=None, path='cell 1')"

@@ -138,7 +138,7 @@ def test_a_device_without_float64_is_explained(root, tmp_path, capsys):
     assert "another device with float64" in said
 
 
-def test_an_interrupted_run_says_how_to_go_on(root, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_run_explains_how_to_resume(root, tmp_path, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
@@ -147,7 +147,7 @@ def test_an_interrupted_run_says_how_to_go_on(root, tmp_path, capsys, monkeypatc
     assert "run the same command again" in capsys.readouterr().err
 
 
-def test_an_interrupted_unpacking_promises_nothing(tmp_path, capsys, monkeypatch):
+def test_an_interrupted_unpacking_unpacks_nothing(tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -156,7 +156,7 @@ def test_an_interrupted_unpacking_promises_nothing(tmp_path, capsys, monkeypatch
     assert capsys.readouterr().err == "\nstopped; nothing was unpacked\n"
 
 
-def test_what_is_certain_is_said_first_and_stops_no_other_category(
+def test_certain_errors_are_reported_first_and_other_categories_run(
     tmp_path, capsys, monkeypatch
 ):
     for name in ("single", "clean", "whole", "deep"):

@@ -56,7 +56,7 @@ def test_auroc_of_perfect_reversed_and_constant_scores():
         ([0, 1], [0.1, float("nan")], "1 of 2 scores are NaN"),
     ],
 )
-def test_auroc_refuses_what_has_no_answer(labels, scores, message):
+def test_auroc_refuses_invalid_arguments(labels, scores, message):
     with refuses(message):
         auroc(torch.tensor(labels), torch.tensor(scores))
 
@@ -276,7 +276,7 @@ def test_half_precision_and_graphs_are_scored():
         ),
     ],
 )
-def test_aupro_refuses_what_has_no_answer(change, message):
+def test_aupro_refuses_invalid_arguments(change, message):
     masks, maps = defects()
     with refuses(message):
         aupro(*change(masks, maps))
@@ -344,7 +344,7 @@ def test_labels_and_scores_of_every_form_have_the_same_metrics():
     assert auroc(labels.bool().numpy(), scores.numpy().astype(np.uint16)) == expected[0]
 
 
-def test_pixel_auroc_refuses_what_has_no_answer():
+def test_pixel_auroc_refuses_invalid_arguments():
     masks, maps = defects()
     with refuses("one shape"):
         pixel_auroc(masks, maps[:1])

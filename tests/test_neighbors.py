@@ -216,9 +216,7 @@ def test_greedy_coreset_takes_the_farthest_each_time():
 
 
 def test_a_coreset_takes_no_memory_that_grows_with_its_size():
-    """A small tensor kept from each turn once broke up the heap, and 8 images took 9
-    GB.
-    """
+    """Small tensors that outlive an iteration fragment the heap: 8 images took 9 GB."""
     resident = Path("/proc/self/statm")
     if not resident.exists():
         pytest.skip("no /proc here to read the memory from")
@@ -258,7 +256,7 @@ def test_covering_radius_bounds_the_error_of_a_coreset():
         ((4, 3), (5, 3), {"chunk": 0}, "chunk=0"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(queries, bank, options, message):
+def test_invalid_vectors_are_refused(queries, bank, options, message):
     with refuses(message):
         nearest_distance(torch.zeros(queries), torch.zeros(bank), **options)
 

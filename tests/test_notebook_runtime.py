@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def colab(monkeypatch, tmp_path):
-    """A working folder of Colab's, with nothing else of it."""
+    """Imitate Colab: its module, its working folder, and the path of Drive."""
     monkeypatch.delenv("PAPERLIB_CHECKPOINTS", raising=False)
     monkeypatch.setitem(sys.modules, "google.colab", object())
     monkeypatch.setattr(runtime, "DRIVE", tmp_path / "drive" / "MyDrive")
@@ -24,7 +24,7 @@ def colab(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_a_training_is_kept_on_the_drive(colab):
+def test_checkpoints_are_stored_on_the_drive(colab):
     lost = runtime.checkpoint_path("a net", 3)
     assert lost.parent.resolve() == colab / "paperlib" and lost.parent.is_dir()
     runtime.DRIVE.mkdir(parents=True)
@@ -35,7 +35,7 @@ def test_a_training_is_kept_on_the_drive(colab):
     assert kept.suffix == ".safetensors"
 
 
-def test_elsewhere_nothing_is_kept_unless_asked_for(monkeypatch, tmp_path):
+def test_outside_colab_checkpoints_are_stored_on_request_only(monkeypatch, tmp_path):
     monkeypatch.delenv("PAPERLIB_CHECKPOINTS", raising=False)
     assert runtime.checkpoint_path("a") is None
     monkeypatch.setenv("PAPERLIB_CHECKPOINTS", str(tmp_path / "mine"))
@@ -88,7 +88,7 @@ def test_unpacked_copies_are_removed_when_python_exits(tmp_path):
     assert not list(folder.iterdir())
 
 
-def test_nothing_there_says_where_it_looked(tmp_path, monkeypatch):
+def test_a_missing_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with refuses("no folder or archive mine.zip .*on Colab, drop a zip"):
         open_folder("mine.zip")

@@ -41,7 +41,7 @@ def read(path):
     return read_tensors(path, FORMAT, "saved thing", "make it again")
 
 
-def test_what_is_written_comes_back(tmp_path):
+def test_written_values_are_read_back(tmp_path):
     path = tmp_path / "thing.safetensors"
     write_tensors(path, tensors(), {"list": [1, None], "word": "é"}, FORMAT)
     assert os.listdir(tmp_path) == [path.name]
@@ -162,7 +162,7 @@ def test_a_file_is_readable_to_whom_the_users_mask_says(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path):
+def test_files_of_a_killed_run_are_removed(tmp_path):
     path, left = tmp_path / "thing.safetensors", tmp_path / ".thing.safetensors.tmp"
     left.mkdir()
     (left / ".tmp1SiPOv").write_bytes(
@@ -172,7 +172,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     assert os.listdir(tmp_path) == [path.name] and read(path)
 
 
-def test_what_is_packed_or_only_looks_large_is_told(tmp_path):
+def test_compressed_and_sparse_content_is_reported(tmp_path):
     path, packed = tmp_path / "weights.pth", tmp_path / "packed.pth"
     torch.save(tensors(), path)
     assert load_state(path).keys() == tensors().keys()

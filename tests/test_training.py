@@ -14,9 +14,7 @@ from paperlib.training import predict, train_classifier
 
 
 def left_or_right(n=96, seed=0):
-    """Noise in which one half is brighter: the left one in class 0, the right one in
-    class 1.
-    """
+    """Draw noise images with a brighter half: left for class 0, right for class 1."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(n, 3, 16, 16, generator=generator)
     labels = torch.arange(n) % 2
@@ -58,9 +56,7 @@ def test_learns_which_half_is_bright():
 
 
 def test_mirroring_flips_batches_both_ways_and_can_be_turned_off():
-    """Each image has one bright corner; where it is seen tells how the batch was
-    flipped.
-    """
+    """Each image has a bright corner, whose position shows how it was flipped."""
     seen = []
 
     class Spy(nn.Linear):
@@ -82,7 +78,7 @@ def test_mirroring_flips_batches_both_ways_and_can_be_turned_off():
         assert {tuple(corners) for corners in seen} == expected
 
 
-def test_equal_seeds_give_equal_runs_whatever_ran_before():
+def test_equal_seeds_result_in_equal_runs():
     _, first = trained(seed=3)
     torch.rand(17)
     _, again = trained(seed=3)
@@ -331,7 +327,7 @@ def test_a_dataset_trains_like_the_tensors_it_holds():
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_the_callers_random_numbers_are_left_alone():
+def test_the_callers_random_state_is_not_changed():
     torch.manual_seed(5)
     expected = torch.rand(1)
     model, data = dropout_network(), left_or_right(8)

@@ -1,8 +1,7 @@
-"""Mend what Sphinx and the theme write and a screen reader can't use: buttons without a
-name, lists that are none.
+"""Fix HTML of Sphinx and the theme for screen readers: unnamed buttons, wrong roles.
 
-tests/book/test_reading.py looks for such faults with axe-core; what it found in pages
-that we do not write is here.
+tests/book/test_reading.py finds such errors with axe-core. This extension fixes those
+in HTML that Sphinx or the theme generates.
 """
 
 import re
@@ -12,36 +11,32 @@ from bs4 import BeautifulSoup
 from sphinx.application import Sphinx
 
 SIGNATURE = re.compile(r'<dt class="sig[^>]*>.*?</dt>', re.S)
-# docutils marks a bibliography as a list whose children are no list items; without
-# roles it is plain text.
-NO_LIST = re.compile(
+# docutils gives a bibliography the role of a list, but its children are not list items.
+# Without roles it is read as plain text.
+BIBLIOGRAPHY_ROLE = re.compile(
     r' role="(?:list|doc-biblioentry)"(?= class="citation)|(?<=")'
     r' role="doc-biblioentry"'
 )
 
 
-def mend_body(html: str) -> str:
-    """Return a page's body with a long signature's parameters as spans, and a
-    bibliography without list roles.
-    """
+def fix_body(html: str) -> str:
+    """Fix a page's body: parameters of long signatures, roles of the bibliography."""
 
-    def spans(match: re.Match) -> str:
-        # Sphinx writes one parameter a line as a <dl> without a single <dt>; course.css
-        # sets the lines.
+    def use_spans(match: re.Match) -> str:
+        # Sphinx writes the parameters of a long signature as <dl> without any <dt>;
+        # course.css displays the spans as lines.
         return re.sub(
             r"</d[ld]>",
             "</span>",
             re.sub(r"<d[ld]>", '<span class="sig-lines">', match[0]),
         )
 
-    return NO_LIST.sub("", SIGNATURE.sub(spans, html))
+    return BIBLIOGRAPHY_ROLE.sub("", SIGNATURE.sub(use_spans, html))
 
 
 @cache
 def name_toggles(html: str) -> str:
-    """Return the table of contents with a name for every button that unfolds a part of
-    it.
-    """
+    """Add a name to each button that expands a part of the table of contents."""
     tree = BeautifulSoup(html, "html.parser")
     for summary in tree.select("li > details > summary"):
         link = summary.find_parent("li").find("a")
@@ -49,18 +44,18 @@ def name_toggles(html: str) -> str:
     return str(tree)
 
 
-def _mend(
+def _fix_page(
     app: Sphinx, page: str, template: str, context: dict, doctree: object
 ) -> None:
     if "body" in context:
-        context["body"] = mend_body(context["body"])
+        context["body"] = fix_body(context["body"])
     if make := context.get("generate_toctree_html"):
-        context["generate_toctree_html"] = lambda *given, **named: name_toggles(
-            str(make(*given, **named))
+        context["generate_toctree_html"] = lambda *args, **kwargs: name_toggles(
+            str(make(*args, **kwargs))
         )
 
 
 def setup(app: Sphinx) -> dict:
-    # After the theme has put its functions there.
-    app.connect("html-page-context", _mend, priority=900)
+    # With a late priority, after the theme has added its functions to the context.
+    app.connect("html-page-context", _fix_page, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,8 +1,8 @@
-"""Write what book/speed.md includes, its tables and curves, from the files that
-`make bench` and `make test-gpu` leave.
+"""Write the tables and curves that book/speed.md includes, into book/speed_parts.
 
-book/data/speed.json holds the CPU's figures, speed_gpu.json a GPU's. What is written,
-into book/speed_parts, is made anew when they change and is not committed.
+The measurements are in book/data/speed.json (CPU, written by `make bench`) and
+speed_gpu.json (GPU, written by `make test-gpu`). The folder is not committed; its files
+are rewritten when the measurements change.
 """
 
 import inspect
@@ -20,30 +20,28 @@ from paperlib.storage import write_text  # noqa: E402
 from paperlib.viz import use_style  # noqa: E402
 
 FOLDER = Path("book/speed_parts")
-OURS, USUAL = "paperlib", "the review's way"
+OURS, COMMON = "paperlib", "the common implementation"
 TITLES = {
     "complexity": "Counting",
     "gradcam": "CAM and Grad-CAM",
     "metrics": "Metrics",
     "padim": "PaDiM",
-    "pipeline": "From pictures on",
+    "pipeline": "Backbones and image reading",
     "patch_svdd": "Patch SVDD",
 }
 COLUMNS = (
-    "Way",
-    "processor ms",
+    "Implementation",
+    "CPU ms",
     "wall ms",
-    "time over paperlib's",
+    "relative time",
     "peak MiB",
-    "differs by",
+    "relative difference",
 )
-TO_FILL = (  # heads the last column until `make test-gpu` has filled it
-    "GPU ms: none yet"
-)
+NO_GPU = "GPU ms (not measured)"  # the heading without results of `make test-gpu`
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Write a number as a reader wants it: three digits, no exponent."""
+    """Format a number with three significant digits and without an exponent."""
     if value is None:
         return "–"
     if value == 0 or abs(value) >= 1000:
@@ -53,35 +51,33 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def is_peer(row: dict) -> bool:
-    """Whether a row is of another way to do the same, and no floor or what comes
-    before.
-    """
+    """Return whether a row is another implementation of the part's task."""
     return row["contender"] != OURS and "no peer" not in row["note"]
 
 
 def parts(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """Sort rows by their part, in the order in which they came."""
-    found: dict[tuple[str, str], list[dict]] = {}
+    """Group rows by benchmark and part, in their order."""
+    groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
-        found.setdefault((row["bench"], row["part"]), []).append(row)
-    return found
+        groups.setdefault((row["bench"], row["part"]), []).append(row)
+    return groups
 
 
 def summary(rows: list[dict]) -> str:
-    """Say for each part how much longer the review's way and the fastest peer take."""
+    """Write the table of relative times: one row per part."""
     lines = [
-        "| Work | the review's way takes | the fastest peer takes |",
+        "| Task | common implementation | fastest peer |",
         "|---|---|---|",
     ]
     for part in parts(rows).values():
         times = {row["contender"]: row for row in part if is_peer(row)}
-        usual = times.pop(USUAL, None)
-        best = min(times.values(), key=lambda row: row["ratio"], default=None)
-        if usual is None and best is None:
+        common = times.pop(COMMON, None)
+        fastest = min(times.values(), key=lambda row: row["ratio"], default=None)
+        if common is None and fastest is None:
             continue
-        told = [_ratio(row) if row else "–" for row in (usual, best)]
-        told[1] += f", {best['contender']}" if best else ""
-        lines.append(f"| {part[0]['what']} | {told[0]} | {told[1]} |")
+        cells = [_ratio(row) if row else "–" for row in (common, fastest)]
+        cells[1] += f", {fastest['contender']}" if fastest else ""
+        lines.append(f"| {part[0]['what']} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines) + "\n"
 
 
@@ -91,19 +87,19 @@ def _ratio(row: dict) -> str:
 
 
 def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
-    """Write a table for each bench, its parts one below the other."""
-    there = (
+    """Write a section per benchmark with a table per part."""
+    gpu_rows = (
         {(row["bench"], row["part"], row["contender"]): row for row in gpu["rows"]}
         if gpu
         else {}
     )
-    columns, text = (*COLUMNS, "GPU ms" if gpu else TO_FILL), []
+    columns, text = (*COLUMNS, "GPU ms" if gpu else NO_GPU), []
     for bench, title in TITLES.items():
-        own = {key: part for key, part in parts(rows).items() if key[0] == bench}
-        if not own:
+        section = {key: part for key, part in parts(rows).items() if key[0] == bench}
+        if not section:
             continue
         text += [f"## {title}\n"]
-        for key, part in own.items():
+        for key, part in section.items():
             row = part[0]
             floor = max(
                 row["macs"] / machine["macs_per_second"],
@@ -116,7 +112,7 @@ def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
                 "|---" * len(columns) + "|",
             ]
             for row in part:
-                on_gpu = there.get((*key, row["contender"]))
+                gpu_row = gpu_rows.get((*key, row["contender"]))
                 cells = [
                     row["contender"],
                     number(1e3 * row["cpu"]),
@@ -136,7 +132,7 @@ def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
                         if row["difference"]
                         else "0"
                     ),
-                    number(1e3 * on_gpu["wall"]) if on_gpu else "–",
+                    number(1e3 * gpu_row["wall"]) if gpu_row else "–",
                 ]
                 text.append(f"| {' | '.join(cells)} |")
             notes = [
@@ -146,8 +142,8 @@ def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
     return "\n".join(text)
 
 
-def seconds_an_image(rows: list[dict], part: str, contender: str = OURS) -> float:
-    """The processor's time for one image of a part's work."""
+def seconds_per_image(rows: list[dict], part: str, contender: str = OURS) -> float:
+    """Return the processor time per image of a part."""
     row = next(
         row for row in rows if row["part"] == part and row["contender"] == contender
     )
@@ -159,18 +155,19 @@ def hours(seconds: float) -> str:
 
 
 def million(rows: list[dict]) -> str:
-    """What a million images take, from this machine's measured rates: memory by
-    arithmetic, hours by measurement.
+    """Write the table of memory and time for a million images.
+
+    The memory is computed; the times are extrapolated from the measured rates.
     """
     images = 10**6
-    positions, kept, queries = 56**2, 57**2 + 13**2, 57**2
+    positions, patches, queries = 56**2, 57**2 + 13**2, 57**2
     gaussians = positions * 100**2 * 4 + positions * 100 * 8
     wide = positions * 550**2 * 4 + positions * 550 * 8
-    bank = kept * 64 * 4
-    fit = seconds_an_image(rows, "fit")
-    backbone = seconds_an_image(rows, "fit", "the backbone alone")
-    embed = seconds_an_image(rows, "embedding")
-    step = seconds_an_image(rows, "training")
+    bank = patches * 64 * 4
+    fit = seconds_per_image(rows, "fit")
+    backbone = seconds_per_image(rows, "fit", "the backbone alone")
+    embed = seconds_per_image(rows, "embedding")
+    step = seconds_per_image(rows, "training")
     search = next(
         row for row in rows if row["part"] == "neighbours" and row["contender"] == OURS
     )
@@ -178,8 +175,8 @@ def million(rows: list[dict]) -> str:
     searching = search["cpu"] / pairs * images * queries**2
     lines = [
         (
-            "| A million images, one thread of this machine | memory that stays |"
-            " memory that grows | time |"
+            "| A million images, one thread of this machine | constant memory |"
+            " memory that grows with the images | time |"
         ),
         "|---|---|---|---|",
         (
@@ -191,42 +188,41 @@ def million(rows: list[dict]) -> str:
             f" {hours(images * fit)} |"
         ),
         (
-            f"| the same, Wide ResNet-50-2, d = 550 | {number(wide / 2**30)} GiB | – |"
-            " not measured |"
+            "| the same for Wide ResNet-50-2, d = 550 |"
+            f" {number(wide / 2**30)} GiB | – | not measured |"
         ),
         (
-            f"| Patch SVDD, 256×256: embedding | – | {number(images * bank / 2**30)}"
-            f" GiB | {hours(images * embed)} |"
+            "| Patch SVDD, 256×256 pixels: embedding | – |"
+            f" {number(images * bank / 2**30)} GiB | {hours(images * embed)} |"
         ),
-        f"| searching that bank, for one image | – | – | {hours(searching)} |",
-        f"| training, each image in one crop | – | – | {hours(images * step)} |",
+        f"| searching that bank for one image | – | – | {hours(searching)} |",
+        f"| training on one crop per image | – | – | {hours(images * step)} |",
     ]
     return "\n".join(lines) + "\n"
 
 
 def where(stamp: dict) -> str:
-    """Say where and with what a file of figures was made, and which peers it lacks."""
+    """Describe a measurement: machine, date, versions, and missing peers."""
     versions = ", ".join(
         f"{name} {version}"
         for name, version in {**stamp["versions"], **stamp["peers"]}.items()
         if version
     )
-    lacks = "".join(
-        f" Missing: {name}, {why}." for name, why in stamp["missing"].items()
+    missing = "".join(
+        f" Missing: {name}, {reason}." for name, reason in stamp["missing"].items()
     )
-    peak = (
-        f"{stamp['machine']['macs_per_second'] / 1e9:,.0f} billion multiply-adds and "
-    )
-    peak += f"{stamp['machine']['bytes_per_second'] / 1e9:,.1f} GB a second"
+    machine = stamp["machine"]
     return (
         f"**{stamp['device']}**, {stamp['date']}, {stamp['mode']} run of"
-        f" {stamp['seconds'] / 60:.0f} minutes; measured peak {peak}."
-        f" {versions}.{lacks}\n"
+        f" {stamp['seconds'] / 60:.0f} minutes; measured peak"
+        f" {machine['macs_per_second'] / 1e9:,.0f} billion multiply-adds and"
+        f" {machine['bytes_per_second'] / 1e9:,.1f} GB per second."
+        f" {versions}.{missing}\n"
     )
 
 
 def draw(curve: dict, path: Path) -> None:
-    """Draw one curve on logarithmic axes, as text that is the same each time."""
+    """Draw a curve on logarithmic axes as an SVG file with reproducible content."""
     use_style()
     with plt.rc_context({"svg.hashsalt": curve["name"], "figure.figsize": (5.6, 3.4)}):
         figure, ax = plt.subplots()
@@ -252,7 +248,7 @@ def draw(curve: dict, path: Path) -> None:
 
 
 def describe(curve: dict) -> str:
-    """Tell a curve's ends in words."""
+    """Describe the ends of a curve in words, for its alt text."""
     ends = [
         f"{name} from "
         + " to ".join(f"{number(y)} at {number(x)}" for x, y in (points[0], points[-1]))
@@ -262,7 +258,7 @@ def describe(curve: dict) -> str:
 
 
 def write_parts(root: Path) -> None:
-    """Write tables and curves; a file whose text is the same keeps its time."""
+    """Write tables and curves; unchanged files keep their modification time."""
     data, folder = root / "book" / "data", root / FOLDER
     folder.mkdir(exist_ok=True)
     if not (data / "speed.json").is_file():
@@ -280,7 +276,7 @@ def write_parts(root: Path) -> None:
         "gpu.txt": (
             where(gpu["stamp"])
             if gpu
-            else "No GPU was at hand: the last column is empty.\n"
+            else "No GPU was available, so the last column is empty.\n"
         ),
     }
     curves = [
@@ -301,11 +297,11 @@ def write_parts(root: Path) -> None:
         target = folder / name
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             write_text(target, text)
-    # A new style draws the same points anew.
-    how = inspect.getsource(draw) + inspect.getsource(use_style)
+    # A change to the style also redraws the curves.
+    drawing_code = inspect.getsource(draw) + inspect.getsource(use_style)
     for curve in curves:
         target, mark = folder / f"{curve['name']}.svg", folder / f"{curve['name']}.json"
-        text = json.dumps([curve, how])
+        text = json.dumps([curve, drawing_code])
         if (
             not target.exists()
             or not mark.exists()
@@ -313,12 +309,12 @@ def write_parts(root: Path) -> None:
         ):
             draw(curve, target)
             write_text(mark, text)
-    kept = {
+    current = {
         *texts,
         *(f"{curve['name']}.{kind}" for curve in curves for kind in ("svg", "json")),
     }
     for path in folder.iterdir():
-        if path.name not in kept:
+        if path.name not in current:
             path.unlink()
 
 

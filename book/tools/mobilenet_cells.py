@@ -1,11 +1,9 @@
-"""Train MobileNets and their full-convolution twin on solar cells, over several seeds
-(`make results`).
+"""Train MobileNets and a network of full convolutions on solar cells (`make results`).
 
-Tables 4 and 6 of the MobileNet paper in miniature, on data that is here: functional
-against defective ELPV cells. Writes book/data/results/mobilenet_cells.json, which
-chapter 01 draws. Every finished run is written at once, and a run that the file already
-holds is not repeated, so an interrupted command goes on where it stopped; `--force`
-starts over.
+A small version of the MobileNet paper's Tables 4 and 6, with functional and defective
+ELPV cells and several seeds. Writes book/data/results/mobilenet_cells.json, which
+chapter 01 plots. Each run is saved when it is done, and runs that the file contains are
+skipped, so an interrupted command can be resumed; `--force` repeats all runs.
 """
 
 import statistics
@@ -36,17 +34,14 @@ MODELS = {
 
 
 def run(name: str, seed: int, cells: CellSplit) -> dict:
-    """Train one model with one seed; the seed sets the split, the weights, the order
-    and the flips.
-    """
+    """Train a model; the seed determines split, weights, batch order and flips."""
     torch.manual_seed(seed)
     model = MobileNetV1(num_classes=2, **MODELS[name]).to(
         memory_format=torch.channels_last
     )
     groups = parameter_groups(model, WEIGHT_DECAY)
     optimizer = torch.optim.RMSprop(groups, lr=LEARNING_RATE, alpha=0.9, momentum=0.9)
-    # Processor time on one thread: unlike the wall clock it does not change with what
-    # else the machine does.
+    # Processor time, because other processes hardly affect it, unlike wall time.
     readings = [time.process_time()]
     history = train_classifier(
         model,
@@ -71,9 +66,9 @@ def run(name: str, seed: int, cells: CellSplit) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is missing."""
-    found = results.Results(__file__, RECIPE, force=results.forced(__doc__, arguments))
-    done = {(row["model"], row["seed"]) for row in found.runs}
+    """Run the missing combinations of model and seed."""
+    stored = results.Results(__file__, RECIPE, force=results.forced(__doc__, arguments))
+    done = {(row["model"], row["seed"]) for row in stored.runs}
     cells = elpv()
     for seed in range(SEEDS):
         split = split_cells(cells, side=SIDE, seed=seed)
@@ -81,8 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
             if (name, seed) in done:
                 continue
             row = run(name, seed, split)
-            found.runs.append(row)
-            found.save()
+            stored.runs.append(row)
+            stored.save()
             print(
                 f"seed {seed}, {name}: accuracy {row['accuracy']:.3f}, AUROC"
                 f" {row['auroc']:.3f}",

@@ -1,10 +1,10 @@
-"""Repeat PaDiM's Tables I, II and VI, and SPADE's way, on solar cells over several
-seeds (`make results`).
+"""Repeat PaDiM's Tables I, II and VI, and SPADE, on solar cells (`make results`).
 
-Real cells for detection (functional against defective), synthetic defects with masks
-for localisation. Writes book/data/results/padim_cells.json, which chapter 05 draws.
-Every finished part is written at once, and a part that the file already holds is not
-repeated, so an interrupted command goes on where it stopped; `--force` starts over.
+Detection is measured on functional and defective cells, localisation on synthetic
+defects with masks, both over several seeds. Writes book/data/results/padim_cells.json,
+which chapter 05 plots. Each experiment is saved when it is done, and experiments that
+the file contains are skipped, so an interrupted command can be resumed; `--force`
+repeats all of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,19 +25,19 @@ from paperlib.neighbors import nearest_distance
 from paperlib.padim import PatchGaussian, mahalanobis_distance
 
 SEEDS = 5
-# Cells: to fit, held back, of each class to test, with a painted defect.
-TRAIN, SPARE, TEST, PAINTED = 150, 50, 75, 24
-CONTRAST = {"mono": 0.1, "poly": 0.2}  # of the synthetic defects: where it is hard
+# Cells: for training, unused, for the test per class, with synthetic defects.
+TRAIN, SPARE, TEST, SYNTHETIC = 150, 50, 75, 24
+CONTRAST = {"mono": 0.1, "poly": 0.2}  # of the synthetic defects; low, to be difficult
 DIMENSIONS = (10, 25, 50, 100)
 DRAWS = 10
-# the training cells in which SPADE's way looks for the nearest embedding
+# training cells in which SPADE searches the nearest embedding
 NEAREST_IMAGES = 10
-CHUNK = 25
+CHUNK = 25  # images scored at once
 RECIPE = {
     "backbone": "efficientnet_lite0",
     "train": TRAIN,
     "test of each class": TEST,
-    "painted": PAINTED,
+    "painted": SYNTHETIC,
     "contrast": CONTRAST,
     "nearest images": NEAREST_IMAGES,
 }
@@ -45,73 +45,60 @@ Maps = list[Tensor]
 
 
 class Cells(NamedTuple):
-    """What one seed works on: the feature maps of cells to fit and to test, and of
-    synthetic defects with masks.
-    """
+    """The feature maps of a seed's training cells, test cells and synthetic defects."""
 
     train: Maps
     real: Maps
     labels: Tensor
-    painted: Maps
+    synthetic: Maps
     masks: Tensor
 
 
 class Features:
-    """A backbone's feature maps of pictures, one at a time: a CPU is fastest so."""
+    """A backbone's feature maps, computed image by image, which is fastest on a CPU."""
 
     def __init__(self):
         self.backbone = backbones.load("efficientnet_lite0")
         self.extract = FeatureExtractor(*self.backbone[:2])
 
     def __call__(self, images: Sequence[Tensor]) -> Maps:
-        parts = [self.extract(self.backbone.transform(image[None])) for image in images]
-        return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+        maps = [self.extract(self.backbone.transform(image[None])) for image in images]
+        return [torch.cat(layer) for layer in zip(*maps, strict=True)]
 
 
 def split(probability: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw indices of functional cells to fit, functional cells to test, and defective
-    cells.
-    """
+    """Draw the indices of training cells, functional test cells and defective cells."""
     generator = torch.Generator().manual_seed(seed)
     good, bad = (torch.nonzero(probability == p).flatten() for p in (0, 1))
-    good, bad = (of[torch.randperm(len(of), generator=generator)] for of in (good, bad))
+    good, bad = (
+        rows[torch.randperm(len(rows), generator=generator)] for rows in (good, bad)
+    )
     return good[:TRAIN], good[TRAIN + SPARE : TRAIN + SPARE + TEST], bad[:TEST]
 
 
 def paint(images: Tensor, kind: str, seed: int, size: int) -> tuple[Tensor, Tensor]:
-    """Paint a synthetic defect on each of some cells; return the pictures and their
-    masks.
-    """
-    items = list(
-        map(
-            synthetic_defects(
-                images, contrast=CONTRAST[kind], seed=seed, size=size
-            ).__getitem__,
-            range(len(images)),
-        )
-    )
-    return torch.stack([item.image for item in items]), torch.stack(
-        [item.mask for item in items]
-    )
+    """Paint a synthetic defect on each cell; return the images and the masks."""
+    dataset = synthetic_defects(images, contrast=CONTRAST[kind], seed=seed, size=size)
+    items = [dataset[index] for index in range(len(images))]
+    painted = torch.stack([item.image for item in items])
+    return painted, torch.stack([item.mask for item in items])
 
 
 def embed(maps: Maps, channels: Tensor | None = None) -> Tensor:
-    """(N, P, D) of feature maps."""
+    """Concatenate feature maps to embeddings (N, P, D)."""
     return concatenate_embeddings(maps, channels).flatten(2).transpose(1, 2)
 
 
 def evaluate(cells: Cells, represent: Callable[[Maps], Tensor]) -> dict:
-    """Fit a Gaussian for each position to `represent(maps)` of the training cells, and
-    measure.
-    """
-    real, painted = anomaly_maps(cells, represent)
-    return measure(cells, real, painted)
+    """Fit Gaussians to `represent(maps)` of the training cells, and measure."""
+    real, synthetic = anomaly_maps(cells, represent)
+    return measure(cells, real, synthetic)
 
 
 def anomaly_maps(
     cells: Cells, represent: Callable[[Maps], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """PaDiM's maps of real and of painted cells."""
+    """Compute PaDiM's maps of the test cells and of the synthetic defects."""
     x = represent(cells.train)
     gaussian = PatchGaussian(*x.shape[1:]).update(x)
     mean, factor = gaussian.mean(), torch.linalg.cholesky(gaussian.covariance())
@@ -120,8 +107,8 @@ def anomaly_maps(
         return smooth(mahalanobis_distance(represent(maps), mean, factor))
 
     return tuple(
-        torch.cat([score(part) for part in chunks(maps)])
-        for maps in (cells.real, cells.painted)
+        torch.cat([score(chunk) for chunk in chunks(maps)])
+        for maps in (cells.real, cells.synthetic)
     )
 
 
@@ -132,22 +119,25 @@ def smooth(distances: Tensor) -> Tensor:
 
 
 def chunks(maps: Maps) -> Iterator[Maps]:
-    """A few images at a time."""
+    """Yield the maps of a few images at a time."""
     return map(list, zip(*(layer.split(CHUNK) for layer in maps), strict=True))
 
 
-def measure(cells: Cells, real: Tensor, painted: Tensor) -> dict:
-    """Image AUROC on real cells, pixel AUROC and PRO on synthetic defects."""
+def measure(cells: Cells, real: Tensor, synthetic: Tensor) -> dict:
+    """Measure image AUROC on real cells, pixel AUROC and PRO on synthetic defects."""
     return {
         "image": auroc(cells.labels, real.amax((1, 2))),
-        "pixel": pixel_auroc(cells.masks, painted),
-        "pro": aupro(cells.masks, painted),
+        "pixel": pixel_auroc(cells.masks, synthetic),
+        "pro": aupro(cells.masks, synthetic),
     }
 
 
 def reductions(cells: Cells, seed: int) -> Iterator[tuple[str, int, dict]]:
-    """Tables I and II: layers alone, added and joint; random channels, and most and
-    least varying directions.
+    """Repeat Tables I and II.
+
+    Table I compares single layers, the sum of their maps, and concatenated layers;
+    Table II compares random channels with the directions of largest and of smallest
+    variance.
     """
     layers = [
         anomaly_maps(cells, lambda maps, k=k: maps[k].flatten(2).transpose(1, 2))
@@ -191,35 +181,39 @@ def draw(total: int, d: int, seed: int) -> Tensor:
 
 
 def neighbours(cells: Cells) -> Iterator[tuple[str, int, dict]]:
-    """SPADE's way: the nearest training cells by their pooled last map, then the
-    nearest embedding in them.
+    """Run SPADE: find the nearest training cells, then the nearest embeddings in them.
+
+    The distance between cells is that of their average-pooled last maps.
     """
     gallery = cells.train[-1].mean((2, 3))
-    found = [
+    nearest_real, nearest_synthetic = (
         torch.cdist(maps[-1].mean((2, 3)), gallery).topk(NEAREST_IMAGES, largest=False)
-        for maps in (cells.real, cells.painted)
-    ]
+        for maps in (cells.real, cells.synthetic)
+    )
     distances = []
-    for i, images in enumerate(found[1].indices):
+    for i, images in enumerate(nearest_synthetic.indices):
         bank = embed([layer[images] for layer in cells.train]).flatten(0, 1)
         distances.append(
             nearest_distance(
-                embed([layer[i : i + 1] for layer in cells.painted])[0], bank
+                embed([layer[i : i + 1] for layer in cells.synthetic])[0], bank
             )
         )
     scores = measure(
-        cells, found[0].values.mean(1)[:, None, None], smooth(torch.stack(distances))
+        cells,
+        nearest_real.values.mean(1)[:, None, None],
+        smooth(torch.stack(distances)),
     )
     yield "nearest neighbours", sum(layer.shape[1] for layer in cells.train), scores
 
 
-def turned(
-    images: Tensor, masks: Tensor, seed: int, most: float
+def rotate_and_crop(
+    images: Tensor, masks: Tensor, seed: int, max_angle: float
 ) -> tuple[Tensor, Tensor]:
-    """Resize to 256, turn by up to `most` degrees and crop 224: anywhere, or the middle
-    where nothing is turned.
+    """Resize to 256, rotate by up to `max_angle` degrees and crop 224 pixels.
+
+    The crop is random; without a rotation it is central.
     """
-    generator, shown = torch.Generator().manual_seed(seed), []
+    generator, crops = torch.Generator().manual_seed(seed), []
     for image, mask in zip(images, masks, strict=True):
         both = torch.cat(
             [
@@ -229,8 +223,8 @@ def turned(
                 F.interpolate(mask[None, None].float(), (256, 256))[0],
             ]
         )
-        if most:
-            angle = float(torch.rand((), generator=generator) * 2 - 1) * most
+        if max_angle:
+            angle = float(torch.rand((), generator=generator) * 2 - 1) * max_angle
             both = torch.cat(
                 [
                     rotate(both[:3], angle, InterpolationMode.BILINEAR),
@@ -238,60 +232,62 @@ def turned(
                 ]
             )
         top, left = (
-            torch.randint(33, (2,), generator=generator).tolist() if most else (16, 16)
+            torch.randint(33, (2,), generator=generator).tolist()
+            if max_angle
+            else (16, 16)
         )
-        shown.append(both[:, top : top + 224, left : left + 224])
-    shown = torch.stack(shown)
-    return shown[:, :3].clamp(0, 1), shown[:, 3] > 0.5
+        crops.append(both[:, top : top + 224, left : left + 224])
+    crops = torch.stack(crops)
+    return crops[:, :3].clamp(0, 1), crops[:, 3] > 0.5
 
 
-def load(kind: str, seed: int, features: Features, most: float | None = None) -> Cells:
-    """Compute the feature maps of one seed's cells, turned by up to `most` degrees;
-    None takes the pictures whole.
+def load(
+    kind: str, seed: int, features: Features, max_angle: float | None = None
+) -> Cells:
+    """Compute the feature maps of a seed's cells.
+
+    The cells are rotated by up to `max_angle` degrees and cropped; None does neither.
     """
     cells = elpv(kind)
     train, good, bad = split(cells.probability, seed)
-    pictures = [
-        cells.images[i, None].float().div(255).expand(-1, 3, -1, -1)
-        for i in (train, torch.cat([good, bad]))
-    ]
-    painted, masks = paint(
-        cells.images[good[:PAINTED]], kind, seed, size=224 if most is None else 300
+    without_defect = good[SYNTHETIC : 2 * SYNTHETIC]
+    train_images, test_images, plain_images = (
+        cells.images[rows, None].float().div(255).expand(-1, 3, -1, -1)
+        for rows in (train, torch.cat([good, bad]), without_defect)
     )
-    whole = (
-        cells.images[good[PAINTED : 2 * PAINTED], None]
-        .float()
-        .div(255)
-        .expand(-1, 3, -1, -1)
+    synthetic_images, synthetic_masks = paint(
+        cells.images[good[:SYNTHETIC]],
+        kind,
+        seed,
+        size=224 if max_angle is None else 300,
     )
-    sets = [*pictures, painted, whole]
-    marks = [torch.zeros(len(s), *s.shape[2:], dtype=torch.bool) for s in sets]
-    marks[2] = masks
-    if most is None:
-        marks[3] = torch.zeros_like(masks)
+    sets = [train_images, test_images, synthetic_images, plain_images]
+    masks = [torch.zeros(len(s), *s.shape[2:], dtype=torch.bool) for s in sets]
+    masks[2] = synthetic_masks
+    if max_angle is None:
+        masks[3] = torch.zeros_like(synthetic_masks)
     else:
-        sets, marks = zip(
+        sets, masks = zip(
             *(
-                turned(s, m, 4 * seed + i, most)
-                for i, (s, m) in enumerate(zip(sets, marks, strict=True))
+                rotate_and_crop(s, m, 4 * seed + i, max_angle)
+                for i, (s, m) in enumerate(zip(sets, masks, strict=True))
             ),
             strict=True,
         )
-    fit, real, *rest = map(features, sets)
-    labels = torch.arange(2 * TEST) >= TEST
+    train_maps, real_maps, *synthetic_and_plain = map(features, sets)
     return Cells(
-        fit,
-        real,
-        labels,
-        [torch.cat(layers) for layers in zip(*rest, strict=True)],
-        torch.cat(marks[2:]),
+        train_maps,
+        real_maps,
+        torch.arange(2 * TEST) >= TEST,
+        [torch.cat(layers) for layers in zip(*synthetic_and_plain, strict=True)],
+        torch.cat(masks[2:]),
     )
 
 
-def parts(
+def experiments(
     features: Features,
 ) -> Iterator[tuple[dict, Callable[[], Iterator[tuple[str, int, dict]]]]]:
-    """What there is to run: a name for each part, and what gives its rows."""
+    """List the experiments: the key of each, and a function that yields its rows."""
     for seed in range(SEEDS):
         for kind in CONTRAST:
             yield (
@@ -300,17 +296,17 @@ def parts(
                     load(kind, seed, features), seed
                 ),
             )
-            for name, most in (("upright", 0.0), ("turned", 10.0)):
+            for name, max_angle in (("upright", 0.0), ("turned", 10.0)):
 
-                def aligned(kind=kind, seed=seed, most=most):
-                    cells = load(kind, seed, features, most)
+                def rotated(kind=kind, seed=seed, max_angle=max_angle):
+                    cells = load(kind, seed, features, max_angle)
                     yield (
                         "random",
                         100,
                         evaluate(cells, lambda maps: embed(maps, draw(176, 100, seed))),
                     )
 
-                yield {"experiment": name, "kind": kind, "seed": seed}, aligned
+                yield {"experiment": name, "kind": kind, "seed": seed}, rotated
             yield (
                 {"experiment": "neighbours", "kind": kind, "seed": seed},
                 lambda kind=kind, seed=seed: neighbours(load(kind, seed, features)),
@@ -332,19 +328,19 @@ def parts(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is missing."""
-    found = results.Results(__file__, RECIPE, force=results.forced(__doc__, arguments))
-    done = {(row["experiment"], row["kind"], row["seed"]) for row in found.runs}
-    for names, rows in parts(Features()):
-        if tuple(names.values()) in done:
+    """Run the missing experiments."""
+    stored = results.Results(__file__, RECIPE, force=results.forced(__doc__, arguments))
+    done = {(row["experiment"], row["kind"], row["seed"]) for row in stored.runs}
+    for key, rows in experiments(Features()):
+        if tuple(key.values()) in done:
             continue
-        for method, dimensions, measured in rows():
-            rounded = {key: round(value, 5) for key, value in measured.items()}
-            found.runs.append(
-                {**names, "method": method, "dimensions": dimensions, **rounded}
+        for method, dimensions, metrics in rows():
+            rounded = {name: round(value, 5) for name, value in metrics.items()}
+            stored.runs.append(
+                {**key, "method": method, "dimensions": dimensions, **rounded}
             )
-            print(*found.runs[-1].values(), flush=True)
-        found.save()
+            print(*stored.runs[-1].values(), flush=True)
+        stored.save()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Train Patch SVDD's encoders on solar cells, compare them with random ones and take
-the recipe apart (`make results`).
+"""Train Patch SVDD on solar cells: random encoders, ablations (`make results`).
 
-Real cells for detection (functional against defective), synthetic defects with masks
-for localisation. Writes the encoder that chapter 04 evaluates,
-book/data/results/patch_svdd_cells.safetensors, and the measurements beside it,
-patch_svdd_cells.json. Every finished run is written at once and a run that the file
-already holds is not repeated; a run that is cut off goes on from its checkpoint in
-`_build`. `--force` starts over.
+Detection is measured on functional and defective cells, localisation on synthetic
+defects with masks. Writes the encoder that chapter 04 evaluates to
+book/data/results/patch_svdd_cells.safetensors, and the measurements to
+patch_svdd_cells.json in the same folder. Each run is saved when it is done, and runs
+that the file contains are skipped; an interrupted run is resumed from its checkpoint in
+`_build`. `--force` repeats all runs.
 """
 
 import time
@@ -32,31 +31,31 @@ from paperlib.patch_svdd import (
     train,
 )
 
-# Columns of the curves in the file of results.
+# Columns of the training curves in the result file.
 CURVES = ("step", "loss", "accuracy_big", "accuracy_small", "svdd_big", "svdd_small")
 CHECKPOINTS = results.ROOT / "_build" / "patch_svdd_cells"
 KINDS = ("mono", "poly")
 SIDE, SEEDS = 256, 3
-# Cells of each kind: of each class to test, in the bank, with a synthetic defect.
-TEST, BANK, PAINTED = 40, 60, 12
+# Cells per kind: for the test per class, in the bank, with synthetic defects.
+TEST, BANK, SYNTHETIC = 40, 60, 12
 CONTRAST = {"mono": 0.2, "poly": 0.3}  # of the synthetic defects
-# twice the published stride: a quarter of the patches, which costs little accuracy and
-# saves minutes
+# Twice the published stride: a quarter of the patches, which saves minutes for little
+# loss of accuracy.
 STRIDE_SMALL = 8
-# Of a seed's encoder, of the committed one, of the comparisons.
+# Training steps of a seed's encoder, of the committed one, and of the comparisons.
 STEPS, LONG, SHORT = 200, 500, 100
 RECIPE = {
     "side": SIDE,
     "test of each class": TEST,
     "bank": BANK,
-    "painted": PAINTED,
+    "painted": SYNTHETIC,
     "contrast": CONTRAST,
     "small stride": STRIDE_SMALL,
     "steps": STEPS,
     "steps, committed": LONG,
     "steps, comparisons": SHORT,
 }
-# Name → what is changed. λ = 0.001 is the recipe; all see the same crops.
+# Name → changed arguments of the recipe, whose λ is 0.001. All use the same crops.
 COMPARISONS = {
     "L_SVDD": {"objective": "centre"},
     "L_SVDD'": {"objective": "neighbors"},
@@ -71,74 +70,70 @@ COMPARISONS = {
 
 
 class Cells(NamedTuple):
-    """What one seed works on: of each kind functional cells to fit and test, defective
-    ones, and painted ones.
-    """
+    """The images of a seed, per kind: for training, bank and test, and with defects."""
 
     train: Tensor  # both kinds
     bank: dict[str, Tensor]
     test: dict[str, Tensor]  # TEST functional cells, then TEST defective ones
-    painted: dict[str, Tensor]
+    synthetic: dict[str, Tensor]
     masks: dict[str, Tensor]
 
 
 def load(seed: int) -> Cells:
-    """Split the cells on which the experts agree; the first functional ones in random
-    order are for the test.
-    """
-    train_parts, bank, test, painted, masks = [], {}, {}, {}, {}
+    """Split the cells on which the experts agree, in random order."""
+    train_images, bank, test, synthetic, masks = [], {}, {}, {}, {}
     for kind in KINDS:
         cells, generator = elpv(kind), torch.Generator().manual_seed(seed)
         good, bad = (torch.nonzero(cells.probability == p).flatten() for p in (0, 1))
         good, bad = (
-            of[torch.randperm(len(of), generator=generator)] for of in (good, bad)
+            rows[torch.randperm(len(rows), generator=generator)] for rows in (good, bad)
         )
-        train_parts.append(resized(cells.images[good[TEST:]]))
-        bank[kind] = train_parts[-1][:BANK]
-        test[kind] = resized(cells.images[torch.cat([good[:TEST], bad[:TEST]])])
-        made = synthetic_defects(
-            cells.images[good[:PAINTED]], contrast=CONTRAST[kind], seed=seed, size=SIDE
+        train_images.append(resize(cells.images[good[TEST:]]))
+        bank[kind] = train_images[-1][:BANK]
+        test[kind] = resize(cells.images[torch.cat([good[:TEST], bad[:TEST]])])
+        dataset = synthetic_defects(
+            cells.images[good[:SYNTHETIC]],
+            contrast=CONTRAST[kind],
+            seed=seed,
+            size=SIDE,
         )
-        items = [made[i] for i in range(PAINTED)]
-        painted[kind] = torch.stack([item.image for item in items])
+        items = [dataset[i] for i in range(SYNTHETIC)]
+        synthetic[kind] = torch.stack([item.image for item in items])
         masks[kind] = torch.stack([item.mask for item in items])
-    return Cells(torch.cat(train_parts), bank, test, painted, masks)
+    return Cells(torch.cat(train_images), bank, test, synthetic, masks)
 
 
-def resized(images: Tensor) -> Tensor:
-    """Grey bytes (N, 300, 300) to RGB in [0, 1], (N, 3, SIDE, SIDE)."""
-    pictures = F.interpolate(
+def resize(images: Tensor) -> Tensor:
+    """Convert grey bytes (N, 300, 300) to RGB in [0, 1], (N, 3, SIDE, SIDE)."""
+    resized = F.interpolate(
         images[:, None].float() / 255, (SIDE, SIDE), mode="bilinear", antialias=True
     )
-    return pictures.clamp(0, 1).expand(-1, 3, -1, -1)
+    return resized.clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def evaluate(encoder: nn.Module, cells: Cells) -> dict:
-    """Image AUROC on real cells and pixel AUROC on synthetic defects, of each kind and
-    each map.
-    """
-    measured = {}
+    """Measure the AUROC of images and pixels, per kind of cell and per map."""
+    areas = {}
     for kind in KINDS:
         images = torch.cat(
             [
                 cells.test[kind],
-                cells.painted[kind],
-                cells.test[kind][PAINTED : 2 * PAINTED],
+                cells.synthetic[kind],
+                cells.test[kind][SYNTHETIC : 2 * SYNTHETIC],
             ]
         )
         maps = anomaly_maps(encoder, cells.bank[kind], images)
         labels = torch.arange(2 * TEST) >= TEST
         masks = torch.cat([cells.masks[kind], torch.zeros_like(cells.masks[kind])])
-        for name, of in maps.items():
-            measured[f"{kind} image {name}"] = auroc(
-                labels, of[: 2 * TEST].amax((1, 2))
-            )
-            measured[f"{kind} pixel {name}"] = pixel_auroc(masks, of[2 * TEST :])
-    return measured
+        for name, values in maps.items():
+            scores = values[: 2 * TEST].amax((1, 2))
+            areas[f"{kind} image {name}"] = auroc(labels, scores)
+            areas[f"{kind} pixel {name}"] = pixel_auroc(masks, values[2 * TEST :])
+    return areas
 
 
 def anomaly_maps(encoder: nn.Module, bank: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """All maps that an encoder gives; the flat one gives the big one only."""
+    """Compute all maps of an encoder; a flat one has only the map of big patches."""
     if isinstance(encoder, HierarchicalEncoder):
         return (
             PatchSVDD(encoder, stride_small=STRIDE_SMALL)
@@ -147,15 +142,18 @@ def anomaly_maps(encoder: nn.Module, bank: Tensor, images: Tensor) -> dict[str, 
             ._asdict()
         )
     mean = bank.mean(0)
-    kept, found = (encoder.embed(part - mean, BIG_STRIDE) for part in (bank, images))
-    scores = nearest_distance(found.flatten(0, 2), kept.flatten(0, 2)).view(
-        found.shape[:3]
+    references, queries = (
+        encoder.embed(batch - mean, BIG_STRIDE) for batch in (bank, images)
     )
+    distances = nearest_distance(queries.flatten(0, 2), references.flatten(0, 2))
+    scores = distances.view(queries.shape[:3])
     return {"big": spread_patch_scores(scores, BIG_PATCH, BIG_STRIDE, SIDE)}
 
 
-def fresh(seed: int, *, flat: bool = False, as_released: bool = False) -> nn.Module:
-    """Make an encoder with random weights, ours or PyTorch's default."""
+def random_encoder(
+    seed: int, *, flat: bool = False, as_released: bool = False
+) -> nn.Module:
+    """Create an encoder with random weights, Kaiming's or PyTorch's default."""
     torch.manual_seed(seed)
     encoder = FlatEncoder() if flat else HierarchicalEncoder()
     if as_released:
@@ -163,21 +161,21 @@ def fresh(seed: int, *, flat: bool = False, as_released: bool = False) -> nn.Mod
     return encoder
 
 
-def learn(
+def train_encoder(
     name: str, seed: int, steps: int, options: dict, cells: Cells, code: str
 ) -> tuple[nn.Module, dict]:
-    """Train an encoder, or go on from its checkpoint; return it with its curves."""
-    kinds = {
+    """Train an encoder, or resume from its checkpoint; return it and its curves."""
+    encoder_options = {
         key: value for key, value in options.items() if key in ("flat", "as_released")
     }
-    others = {key: value for key, value in options.items() if key not in kinds}
-    encoder = fresh(seed, **kinds)
-    folder = CHECKPOINTS / code  # other code does not go on where this stopped
+    train_options = {
+        key: value for key, value in options.items() if key not in encoder_options
+    }
+    encoder = random_encoder(seed, **encoder_options)
+    folder = CHECKPOINTS / code  # only the same code may resume
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = (
-        folder
-        / f"{''.join(c if c.isalnum() else '_' for c in name)}_{seed}.safetensors"
-    )
+    stem = "".join(c if c.isalnum() else "_" for c in name)
+    checkpoint = folder / f"{stem}_{seed}.safetensors"
     start = None if checkpoint.exists() else time.process_time()
     training = train(
         encoder,
@@ -186,34 +184,35 @@ def learn(
         seed=seed,
         checkpoint=checkpoint,
         progress=True,
-        **others,
+        **train_options,
     )
-    # None where it went on from a checkpoint.
-    found = {
+    record = {
         "steps": steps,
+        # None if the run was resumed.
         "cpu_seconds": (start and round(time.process_time() - start, 1)),
         "curves": [
             [
                 None if value != value else round(value, 4)
-                for value in (getattr(record, name) for name in CURVES)
+                for value in (getattr(entry, column) for column in CURVES)
             ]
-            for record in training.history
+            for entry in training.history
         ],
     }
     if training.big is not None:
-        # Of 64×64 and of 32×32 patches of functional cells that were not trained on.
-        found["positions"] = {}
+        # Accuracy for 64×64 and 32×32 patches of functional cells outside the training
+        # set.
+        record["positions"] = {}
         for kind, images in cells.test.items():
             shares = position_accuracy(encoder, training, images[:TEST])
-            found["positions"][kind] = [
+            record["positions"][kind] = [
                 None if value != value else round(value, 4)
                 for value in (shares.big, shares.small)
             ]
-    return encoder, found
+    return encoder, record
 
 
 def plan() -> list[tuple[str, int]]:
-    """What there is to run, name and seed, the most important first."""
+    """List all runs by name and seed, the most important first."""
     default = "random, PyTorch's first weights"
     return [
         ("random", 0),
@@ -227,42 +226,44 @@ def plan() -> list[tuple[str, int]]:
     ]
 
 
-def run(name: str, seed: int, cells: Cells, kept: results.Results) -> dict:
-    """Make one encoder and measure it."""
-    code = kept.stamp["code"]
+def run(name: str, seed: int, cells: Cells, stored: results.Results) -> dict:
+    """Create an encoder and measure it."""
+    code = stored.stamp["code"]
     if name.startswith("random"):
-        encoder, found = fresh(seed, as_released=name != "random"), {}
+        encoder, record = random_encoder(seed, as_released=name != "random"), {}
     elif name in COMPARISONS:
-        encoder, found = learn(name, seed, SHORT, COMPARISONS[name], cells, code)
+        encoder, record = train_encoder(
+            name, seed, SHORT, COMPARISONS[name], cells, code
+        )
     else:
-        encoder, found = learn(
+        encoder, record = train_encoder(
             name, seed, LONG if name == "committed" else STEPS, {}, cells, code
         )
     if name == "committed":
-        encoder.save(kept.path.with_suffix(".safetensors"))
+        encoder.save(stored.path.with_suffix(".safetensors"))
     rounded = {key: round(value, 5) for key, value in evaluate(encoder, cells).items()}
-    return {"name": name, "seed": seed, **found, "auroc": rounded}
+    return {"name": name, "seed": seed, **record, "auroc": rounded}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is missing."""
-    kept = results.Results(__file__, RECIPE, force=results.forced(__doc__, arguments))
-    done = {(row["name"], row["seed"]) for row in kept.runs}
+    """Run the missing combinations of name and seed."""
+    stored = results.Results(__file__, RECIPE, force=results.forced(__doc__, arguments))
+    done = {(row["name"], row["seed"]) for row in stored.runs}
     cells: dict[int, Cells] = {}
     for name, seed in plan():
         if (name, seed) in done:
             continue
         if seed not in cells:
-            cells = {seed: load(seed)}  # one seed's at a time
-        row = run(name, seed, cells[seed], kept)
-        kept.runs.append(row)
-        kept.save()
-        told = {
+            cells = {seed: load(seed)}  # those of one seed, to save memory
+        row = run(name, seed, cells[seed], stored)
+        stored.runs.append(row)
+        stored.save()
+        areas = {
             key: value
             for key, value in row["auroc"].items()
             if key.endswith(("mult", "image big"))
         }
-        print(f"{name}, seed {seed}: {row.get('positions', '')} {told}", flush=True)
+        print(f"{name}, seed {seed}: {row.get('positions', '')} {areas}", flush=True)
 
 
 if __name__ == "__main__":

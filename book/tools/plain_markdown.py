@@ -1,9 +1,8 @@
-"""Turn the MyST Markdown of a notebook's cells into what every notebook viewer can
-show.
+"""Convert the MyST Markdown of a notebook to Markdown that every viewer renders.
 
 Jupyter Book resolves directives, citations and references when it builds a page; Colab
-shows them raw. What is not known here is an error, so that nothing raw is published:
-add it below, or write the cell without it.
+shows their source. A directive or role that this module does not know raises an error,
+so that no source is published: support it below, or write the cell without it.
 """
 
 import ast
@@ -41,8 +40,9 @@ TRANSPARENT = {"div", "tab-set"}
 
 
 class PlainMarkdown:
-    """Convert the Markdown cells of one notebook; equations and exercises are numbered
-    through all of them.
+    """Convert the Markdown cells of a notebook.
+
+    Equations and exercises are numbered across all cells.
 
     Args:
         cells: the Markdown sources, in order.
@@ -50,7 +50,7 @@ class PlainMarkdown:
             resolved.
         root: the repository's root.
         references: the book's bibliography.
-        pages: address of the published book, or empty: then links between pages become
+        pages: address of the published book; if empty, links between pages become
             plain text.
     """
 
@@ -88,7 +88,7 @@ class PlainMarkdown:
 
     def _blocks(self, lines: list[str]) -> str:
         """Convert lines, fence by fence."""
-        out: list[str] = []
+        blocks: list[str] = []
         text: list[str] = []
         position = 0
         while position < len(lines):
@@ -99,20 +99,20 @@ class PlainMarkdown:
                 continue
             end = _closing(lines, position, opening["marks"])
             body = lines[position + 1 : end]
-            out.append(self._text("\n".join(text)))
+            blocks.append(self._text("\n".join(text)))
             if opening["name"]:
-                out.append(
+                blocks.append(
                     self._directive(opening["name"], opening["argument"].strip(), body)
                 )
             else:
-                out.append("\n".join(lines[position : end + 1]))
+                blocks.append("\n".join(lines[position : end + 1]))
             text, position = [], end + 1
-        out.append(self._text("\n".join(text)))
-        return "\n".join(part for part in out if part)
+        blocks.append(self._text("\n".join(text)))
+        return "\n".join(block for block in blocks if block)
 
     def _directive(self, name: str, argument: str, body: list[str]) -> str:
         options, body = _options(body)
-        inside = "\n".join(body)
+        content = "\n".join(body)
         title = self._text(argument)
         if name in DROPPED:
             return ""
@@ -122,8 +122,8 @@ class PlainMarkdown:
             name in ADMONITIONS and "dropdown" in options.get("class", "")
         ):
             summary = "Solution" if name == "solution" else title or name.capitalize()
-            head = f"<details><summary><b>{summary}</b></summary>"
-            return f"{head}\n\n{self._blocks(body)}\n\n</details>\n"
+            opening = f"<details><summary><b>{summary}</b></summary>"
+            return f"{opening}\n\n{self._blocks(body)}\n\n</details>\n"
         if name in ADMONITIONS:
             heading = title or name.capitalize()
             quoted = [f"**{heading}**", "", *self._blocks(body).splitlines()]
@@ -139,20 +139,20 @@ class PlainMarkdown:
             return f"**{title}**\n\n{self._blocks(body)}"
         if name == "math":
             label = options.get("label")
-            return f"$$\n{inside}{self._tag(label) if label else ''}\n$$"
+            return f"$$\n{content}{self._tag(label) if label else ''}\n$$"
         if name in ("figure", "image"):
             image = f"![{options.get('alt', '')}]({self._picture(argument)})"
             return f"{image}\n\n{self._blocks(body)}".rstrip() + "\n"
         if name in ("code-block", "code"):
-            return f"```{argument}\n{inside}\n```"
+            return f"```{argument}\n{content}\n```"
         if name == "literalinclude":
             language = options.get("language", "python")
             return f"```{language}\n{self._included(argument, options)}\n```"
         if name == "raw" and argument == "html":
-            return inside
+            return content
         raise ValueError(
-            f"a plain notebook can't show the directive {{{name}}}; "
-            "use another, or convert it in book/tools/plain_markdown.py"
+            f"the directive {{{name}}} has no plain Markdown;"
+            " use another, or convert it in book/tools/plain_markdown.py"
         )
 
     def _text(self, text: str) -> str:
@@ -162,8 +162,8 @@ class PlainMarkdown:
             lambda match: self._tag(match["label"]).lstrip("\n") + "\n$$", text
         )
         text = ENVIRONMENT.sub(self._environment, text)
-        # Code stays as it is; a link's text may hold code, so links come last and look
-        # at what is between code only.
+        # Code is not changed. A link's text may contain code, so links are converted
+        # last, and only outside code.
         return self._links(
             SPAN.sub(
                 lambda match: match["code"] or self._role(match["role"], match["text"]),
@@ -172,7 +172,7 @@ class PlainMarkdown:
         )
 
     def _environment(self, match: re.Match) -> str:
-        # The other viewers know these environments only between dollars.
+        # Other viewers render these environments only between dollar signs.
         before = match.string[: match.start()].rstrip()
         return match[0] if before.endswith("$$") else f"$$\n{match[0]}\n$$"
 
@@ -180,77 +180,74 @@ class PlainMarkdown:
         return f"\n\\tag{{{self.labels[label].strip('()')}}}"
 
     def _role(self, role: str, text: str) -> str:
-        shown, _, target = re.fullmatch(r"(.*?)(\s*<([^<>]+)>)?", text, re.S).groups()
+        title, _, target = re.fullmatch(r"(.*?)(\s*<([^<>]+)>)?", text, re.S).groups()
         if role.startswith("cite"):
             return self._citation(role, text)
         if role == "eq":
             return self._known(role, text)
         if role in ("ref", "numref"):
-            return shown if target else self._known(role, text)
+            return title if target else self._known(role, text)
         if role == "doc":
-            return f"[{shown}]({target or text})"
+            return f"[{title}]({target or text})"
         if role.startswith("py:"):
-            return f"`{text.rpartition('.')[2] if text.startswith('~') else shown}`"
+            return f"`{text.rpartition('.')[2] if text.startswith('~') else title}`"
         if role in ("term", "abbr"):
-            return shown
+            return title
         if role == "math":
             return f"${text}$"
         if role in ("sub", "sup"):
             return f"<{role}>{text}</{role}>"
         raise ValueError(
-            f"a plain notebook can't show the role {{{role}}}`{text}`; "
-            "write it as text, or convert it in book/tools/plain_markdown.py"
+            f"the role {{{role}}}`{text}` has no plain Markdown;"
+            " write it as text, or convert it in book/tools/plain_markdown.py"
         )
 
     def _known(self, role: str, label: str) -> str:
         if label not in self.labels:
             raise ValueError(
                 f"{{{role}}}`{label}` is not an equation or exercise of this notebook;"
-                f" expected one of {', '.join(self.labels) or '(none)'}, or a text:"
+                f" expected one of {', '.join(self.labels) or '(none)'}, or a title:"
                 f" {{ref}}`text <{label}>`"
             )
         return self.labels[label]
 
     def _citation(self, role: str, keys: str) -> str:
-        cited = []
+        citations = []
         for key in re.split(r"\s*,\s*", keys.strip()):
             if key not in self.references.entries:
                 raise ValueError(
-                    f"{{{role}}}`{key}`: no such key in book/references.bib; add the"
-                    " entry or mend the key"
+                    f"{{{role}}}`{key}`: the key is not in book/references.bib;"
+                    " add the entry or correct the key"
                 )
             entry = self.references.entries[key]
             names = [
                 " ".join(person.prelast_names + person.last_names)
                 for person in entry.persons["author"]
             ]
-            people = [str(Text.from_latex(name)) for name in names]
-            who = f"{people[0]} et al." if len(people) > 2 else " and ".join(people)
+            authors = [str(Text.from_latex(name)) for name in names]
+            label = (
+                f"{authors[0]} et al." if len(authors) > 2 else " and ".join(authors)
+            )
             year = entry.fields["year"]
-            form = f"{who} ({year})" if role.startswith("cite:t") else f"{who}, {year}"
-            where = entry.fields.get("url") or (
+            label += f" ({year})" if role.startswith("cite:t") else f", {year}"
+            address = entry.fields.get("url") or (
                 f"https://doi.org/{entry.fields['doi']}"
                 if "doi" in entry.fields
                 else ""
             )
-            cited.append(f"[{form}]({where})" if where else form)
-        return (
-            ", ".join(cited) if role.startswith("cite:t") else f"({'; '.join(cited)})"
-        )
+            citations.append(f"[{label}]({address})" if address else label)
+        if role.startswith("cite:t"):
+            return ", ".join(citations)
+        return f"({'; '.join(citations)})"
 
     def _links(self, text: str) -> str:
-        pieces = re.split(r"((`+)(?!`).+?(?<!`)\2(?!`))", text, flags=re.S)
-        # re.split also returns the inner group (the backticks); every third piece from
-        # 0 is text, from 1 is code.
+        parts = re.split(r"((`+)(?!`).+?(?<!`)\2(?!`))", text, flags=re.S)
+        # re.split also returns the inner group (the backticks): text, code, backticks,
+        # text, and so on.
         return "".join(
-            (
-                LINK.sub(self._link, piece)
-                if index % 3 == 0
-                else piece
-                if index % 3 == 1
-                else ""
-            )
-            for index, piece in enumerate(pieces)
+            LINK.sub(self._link, part) if index % 3 == 0 else part
+            for index, part in enumerate(parts)
+            if index % 3 != 2
         )
 
     def _link(self, match: re.Match) -> str:
@@ -275,18 +272,18 @@ class PlainMarkdown:
 
     def _included(self, target: str, options: dict[str, str]) -> str:
         source = self._file(target).read_text(encoding="utf-8")
-        wanted = options.get("pyobject")
-        if not wanted:
+        name = options.get("pyobject")
+        if not name:
             return source.rstrip()
         nodes = ast.parse(source).body
-        for part in wanted.split("."):
+        for part in name.split("."):
             node = next(
                 (node for node in nodes if getattr(node, "name", None) == part), None
             )
             if node is None:
                 raise ValueError(
-                    f"{target} has no {wanted}; give the name of a function or class"
-                    " in it"
+                    f"{target} defines no {name};"
+                    " expected the name of a function or class in it"
                 )
             nodes = node.body
         first = min(
@@ -295,22 +292,20 @@ class PlainMarkdown:
         return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
 
     def _file(self, target: str) -> Path:
-        # As in Sphinx, a leading slash means the root of the book's sources.
+        # As in Sphinx, a leading slash is the root of the book's sources.
         path = (
             self.root / target[1:] if target.startswith("/") else self.folder / target
         )
         if not path.is_file():
             raise ValueError(
-                f"no file {target} (looked for it from {self.folder.name}/); mend the"
-                " path in the notebook"
+                f"{target} does not exist (relative to {self.folder.name}/);"
+                " correct the path in the notebook"
             )
         return path
 
 
 def _closing(lines: list[str], start: int, marks: str) -> int:
-    """Find the line that closes a fence: the same mark, at least as many, and nothing
-    else.
-    """
+    """Find the line that closes a fence: at least as many of the same marks."""
     for position in range(start + 1, len(lines)):
         line = lines[position].strip()
         if set(line) == {marks[0]} and len(line) >= len(marks):

@@ -1,6 +1,4 @@
-"""What the long runs of `make results` share: a stamp of what made them, and a file
-that grows run by run.
-"""
+"""Store the results of `make results`: runs, and a stamp of code and versions."""
 
 import argparse
 import datetime
@@ -18,19 +16,18 @@ FOLDER = ROOT / "book" / "data" / "results"
 
 
 class Results:
-    """The runs of one script, kept in the JSON file of its name; those of other code
-    are dropped.
+    """The runs of a script, stored in a JSON file; runs of other code are discarded.
 
     Args:
         script: the script's `__file__`.
         recipe: its constants, for the stamp.
-        force: whether to repeat what the file holds.
+        force: whether to repeat the runs that the file contains.
     """
 
     def __init__(self, script: str, recipe: dict, *, force: bool):
         source = Path(script)
         self.path = (FOLDER / source.name).with_suffix(".json")
-        # Of the code as it is now, whatever is edited while the runs take their time.
+        # Hashed before the runs, because the code may be edited while they take hours.
         self.stamp = {
             "code": script_hash(source, ROOT),
             "versions": runtime.versions(),
@@ -38,18 +35,18 @@ class Results:
             "date": datetime.date.today().isoformat(),
             "recipe": recipe,
         }
-        old = (
+        stored = (
             json.loads(self.path.read_text(encoding="utf-8"))
             if self.path.is_file() and not force
             else {"stamp": {}}
         )
         # The recipe is part of the code.
         self.runs: list[dict] = (
-            old["runs"] if old["stamp"].get("code") == self.stamp["code"] else []
+            stored["runs"] if stored["stamp"].get("code") == self.stamp["code"] else []
         )
 
     def save(self) -> None:
-        """Write stamp and runs, whole or not at all."""
+        """Write stamp and runs atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(
             self.path,
@@ -58,12 +55,13 @@ class Results:
 
 
 def forced(description: str, arguments: list[str] | None = None) -> bool:
-    """Read the command line of a long run: only `--force`. Results are made on one
-    thread, which other load disturbs least.
+    """Return whether the command line contains `--force`.
+
+    Also set PyTorch to one thread, on which other processes affect the times least.
     """
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument(
-        "--force", action="store_true", help="repeat the runs that the file holds"
+        "--force", action="store_true", help="repeat the runs that the file contains"
     )
     return parser.parse_args(arguments).force

@@ -176,23 +176,7 @@ def map_function(answer: Any) -> bool:
 @expects(function)
 def contrast_score(answer: Any) -> bool:
     """Check the reader's `score(logits)`: why class 2 rather than class 0."""
-    # The state of the reader's generator does not change.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = nn.Sequential(
-            nn.Conv2d(3, 6, 3),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(6, 4),
-        )
-    (images,) = random_tensors((3, 3, 8, 8))
-    # Class 2 has the higher score in some images, but not in all.
-    with torch.no_grad():
-        logits = network(images)
-        difference = logits[:, 2] - logits[:, 0]
-        network[-1].bias[2] -= difference.mean()
-    is_preferred = difference > difference.mean()
+    network, images, is_preferred = _network_and_images()
 
     def compute_maps(score: Any) -> Tensor:
         return grad_cam(network, images, "0", score, relu=False).maps
@@ -239,6 +223,27 @@ def contrast_score(answer: Any) -> bool:
         "when is class 2 preferred to class 0? When this number is positive: which?",
         tolerance=1e-6,
     )
+
+
+def _network_and_images() -> tuple[nn.Sequential, Tensor, Tensor]:
+    """Return a network, images, and for which of them it prefers class 2 to class 0."""
+    # The state of the reader's generator does not change.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 6, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 4),
+        )
+    (images,) = random_tensors((3, 3, 8, 8))
+    # Class 2 has the higher score in some images, but not in all.
+    with torch.no_grad():
+        logits = network(images)
+        difference = logits[:, 2] - logits[:, 0]
+        network[-1].bias[2] -= difference.mean()
+    return network, images, difference > difference.mean()
 
 
 @expects(function)

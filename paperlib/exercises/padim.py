@@ -266,21 +266,10 @@ def merge_function(answer: Any) -> bool:
     (n1, mean1, scatter1), (n2, mean2, scatter2), (n, mean, scatter) = map(
         statistics, (x[:7], x[7:], x)
     )
-    got = answer(n1, mean1, scatter1, n2, mean2, scatter2)
-    is_sequence = isinstance(got, tuple | list)
-    received = f"{len(got)} values" if is_sequence else f"a {type(got).__name__}"
-    require(
-        is_sequence and len(got) == 3,
-        f"f returned {received}; expected three values: n, mean and scatter",
+    got_n, got_mean, got_scatter = _read_statistics(
+        answer(n1, mean1, scatter1, n2, mean2, scatter2), like_tensor=mean
     )
-    require(got[0] == n, f"7 images and 3 images gave n = {got[0]}")
-    got_mean, got_scatter = (like(value, mean) for value in got[1:])
-    shapes = [shape_of(value) for value in (got_mean, got_scatter)]
-    require(
-        shapes == ["(3,)", "(3, 3)"],
-        f"mean and scatter have shapes {shapes[0]} and {shapes[1]};"
-        " expected (3,) and (3, 3)",
-    )
+    require(got_n == n, f"7 images and 3 images gave n = {got_n}")
     require(
         not torch.allclose(got_mean, (mean1 + mean2) / 2),
         "seven images have more weight than three: weight the means",
@@ -313,3 +302,21 @@ def merge_function(answer: Any) -> bool:
         " a term that grows with the distance between the means",
         tolerance=1e-8,
     )
+
+
+def _read_statistics(merged: Any, like_tensor: Tensor) -> tuple[Any, Tensor, Tensor]:
+    """Return n, mean and scatter of an answer, if it has the right form."""
+    is_sequence = isinstance(merged, tuple | list)
+    received = f"{len(merged)} values" if is_sequence else f"a {type(merged).__name__}"
+    require(
+        is_sequence and len(merged) == 3,
+        f"f returned {received}; expected three values: n, mean and scatter",
+    )
+    n, mean, scatter = merged
+    mean, scatter = like(mean, like_tensor), like(scatter, like_tensor)
+    require(
+        (shape_of(mean), shape_of(scatter)) == ("(3,)", "(3, 3)"),
+        f"mean and scatter have shapes {shape_of(mean)} and {shape_of(scatter)};"
+        " expected (3,) and (3, 3)",
+    )
+    return n, mean, scatter

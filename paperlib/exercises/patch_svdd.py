@@ -248,10 +248,7 @@ def hierarchy_function(answer: Any) -> bool:
     with torch.no_grad():
         with errors_rejected("it raises an error"):
             got = answer(encoder, patches.clone())
-        # (N, 3, 2, 2, 32, 32), rows before columns
-        quarters = patches.unfold(2, 32, 32).unfold(3, 32, 32)
-        embedded = encoder.small(quarters.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
-        embedded = embedded.view(3, 4, 8)
+        embedded = _embed_quarters(encoder, patches)
         grid = embedded.mT.unflatten(2, (2, 2))  # (N, D, 2, 2)
         return judge_tensor(
             got,
@@ -291,6 +288,14 @@ def hierarchy_function(answer: Any) -> bool:
             "embed the four quarters with encoder.small, arrange them as (N, D, 2, 2),"
             " then conv1 and conv2",
         )
+
+
+def _embed_quarters(encoder: HierarchicalEncoder, patches: Tensor) -> Tensor:
+    """Return the embeddings of the quarters of 64×64 patches, (N, 4, D)."""
+    # (N, 3, 2, 2, 32, 32), rows before columns
+    quarters = patches.unfold(2, 32, 32).unfold(3, 32, 32)
+    embedded = encoder.small(quarters.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
+    return embedded.unflatten(0, (len(patches), 4))
 
 
 @expects(number)

@@ -29,12 +29,11 @@ def guided_backprop(
     positive_gradients: bool = False,
     explain: int | str | None = None,
 ) -> Float[Tensor, " n *axes"]:
-    r"""Compute guided backpropagation, a gradient of the class score to the image.
+    """Compute guided backpropagation, a gradient of the class score to the image.
 
-    Negative gradients are set to zero at every ReLU, which propagates
-    $R^l = [f^l > 0]\,[R^{l+1} > 0]\,R^{l+1}$; for a ReLU6 the gradient is also zero
-    where $f^l \ge 6$. Modules, functions and methods are recognised; see `guided_relu`.
-    The state of model and caller is restored as by `grad_cam`.
+    Every ReLU also sets negative gradients to zero, whether it is a module, a function
+    or a method; `guided_relu` states the rule. The state of model and caller is
+    restored as by `grad_cam`.
 
     Args:
         model: a network with ReLUs as activations.

@@ -390,7 +390,7 @@ def whitened_norm(
 
 
 def whiten(gaussian: PatchGaussian, epsilon: float) -> Float[Tensor, "p d d"]:
-    r"""Compute the inverse Cholesky factors $L^{-1}$ of $\Sigma = L L^\mathrm{T}$.
+    """Compute the inverse of each covariance's Cholesky factor.
 
     The factors overwrite the sums, a few positions at a time, so that no second
     (P, D, D) is allocated. This consumes the Gaussian: each of its methods raises
@@ -427,14 +427,14 @@ def whiten(gaussian: PatchGaussian, epsilon: float) -> Float[Tensor, "p d d"]:
 
 
 def _inverse_cholesky(covariance: Float[Tensor, "p d d"]) -> Float[Tensor, "p d d"]:
-    r"""Return $L^{-1}$ with $\Sigma = L L^\mathrm{T}$, reading below the diagonal only.
+    r"""Return the inverse Cholesky factors; only the lower triangle is read.
 
-    The matrix is split into quarters: $L_{21} = \Sigma_{21} L_{11}^{-\mathrm{T}}$,
-    $L_{22}$ is the factor of $\Sigma_{22} - L_{21}L_{21}^\mathrm{T}$, and the inverse
-    has the block $-L_{22}^{-1} L_{21} L_{11}^{-1}$ below its diagonal. Nearly all
-    operations are batched matrix products. On two CPUs (one thread, D from 50 to 550)
-    this was 0.7 to 3 times as fast as LAPACK, which factorises one matrix after
-    another.
+    With $L$ and $\Sigma$ as in `mahalanobis_distance`, split into quarters:
+    $L_{21} = \Sigma_{21} L_{11}^{-\mathrm{T}}$, $L_{22}$ is the factor of
+    $\Sigma_{22} - L_{21}L_{21}^\mathrm{T}$, and the inverse has the block
+    $-L_{22}^{-1} L_{21} L_{11}^{-1}$ below its diagonal. Nearly all operations are
+    batched matrix products. On two CPUs (one thread, D from 50 to 550) this was 0.7 to
+    3 times as fast as LAPACK, which factorises one matrix after another.
     """
     d = covariance.shape[-1]
     if d <= LEAF:

@@ -64,10 +64,11 @@ class PatchMaps(NamedTuple):
 
 
 class PatchSVDD(nn.Module):
-    r"""Detect anomalies by the distance of patches to the nearest normal patch.
+    """Detect anomalies by the distance of patches to the nearest normal patch.
 
-    $$\mathcal A^{\text{patch}}(p) =
-      \min_{p_{\text{normal}}} \|f(p) - f(p_{\text{normal}})\|_2$$
+    The score of a patch is the distance of its embedding to the bank of normal
+    embeddings (`nearest_distance`), and the score of a pixel is the mean over the
+    patches that cover it (`spread_patch_scores`).
 
     Args:
         encoder: trained, or random, which is a strong baseline.

@@ -30,7 +30,7 @@ def mean_image(
             `group_device`, every process raises if one of them does.
 
     Source: the released code of Patch SVDD. Departures: none.
-    Test: test_pairs.py::test_images_that_teach_nothing_are_refused
+    Test: test_pairs.py::test_unusable_training_images_are_refused
     """
     with fail_together(group_device):
         images = check_range(images)

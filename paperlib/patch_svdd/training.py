@@ -1,9 +1,7 @@
-r"""Train Patch SVDD's encoders, without labels.
+"""Train Patch SVDD's encoders, without labels.
 
-$$\mathcal L = \lambda\,\mathcal L_{\text{SVDD'}} + \mathcal L_{\text{SSL}}$$
-summed over both patch sizes. `train` draws its pairs from the feature map of a large
-crop, computed in one pass; `train_on_patches` crops and embeds each patch, as
-published.
+`train` draws its pairs from the feature map of a large crop, computed in one pass;
+`train_on_patches` crops and embeds each patch, as published.
 """
 
 import functools
@@ -427,6 +425,9 @@ def train(
 ) -> Training:
     r"""Train encoders in place on dense embeddings of large crops: minutes on a CPU.
 
+    $$\mathcal L = \lambda\,\mathcal L_{\text{SVDD'}} + \mathcal L_{\text{SSL}}$$
+    summed over both patch sizes, with $\lambda$ = `svdd_weight`.
+
     A step perturbs a few crops, embeds all of their patches at stride 2 in one pass
     (the flat encoder's at stride 8), and draws thousands of pairs from the maps.
     Weights are optimised with Muon, biases and the classifiers' last layers with Adam,
@@ -442,9 +443,9 @@ def train(
         crops: random crops per step, each of a random image.
         side: of a crop in pixels, at least 127; smaller images are not cropped.
         pairs: per crop, patch size and loss.
-        svdd_weight: λ. A larger value pulls neighbours closer; with a far too large one
+        svdd_weight: a larger value pulls neighbours closer; with a far too large one
             all embeddings collapse.
-        objective: "patch_svdd" (λ L_SVDD' + L_SSL); for comparison "neighbors" (L_SVDD'
+        objective: "patch_svdd" for both losses; for comparison "neighbors" (L_SVDD'
             alone) and "centre" (L_SVDD alone, with one centre per patch size, the mean
             embedding before training).
         optimizer: "muon", or "adam" for all weights, which learns more slowly here.
@@ -570,7 +571,7 @@ def train_on_patches(
         epochs: passes in which each image is drawn `repeat` times, in random order.
         repeat: pairs per image, set and epoch.
         batch_size: pairs per set and step.
-        svdd_weight: λ.
+        svdd_weight: as in `train`.
         learning_rate: Adam's, constant.
         as_released: True clips pairs at the border and uses PyTorch's default weights
             for the classifiers, whose last layers are then not trained.

@@ -1,9 +1,9 @@
-"""Time paperlib beside its peers: `python tests/bench` (quick), `--full`,
-`--device cuda`, or some benches by name.
+"""Compare the speed of paperlib with that of its peers.
 
-Each bench runs in a process of its own, so that none disturbs the next. The rows go to
-book/data/speed.json (on a GPU speed_gpu.json), from which book/speed.md is drawn, and
-are printed as a table.
+`python tests/bench` runs all benchmarks at small sizes, `--full` at large ones; names
+select benchmarks, and `--device cuda` runs them on a GPU. Each runs in its own process.
+The rows are printed as a table and written to book/data/speed.json (on a GPU
+speed_gpu.json), from which book/speed.md is built.
 """
 
 import argparse
@@ -28,58 +28,57 @@ from paperlib.storage import write_text  # noqa: E402
 
 BENCHES = ("complexity", "gradcam", "metrics", "padim", "pipeline", "patch_svdd")
 PEERS = tuple("anomalib captum faiss-cpu fvcore grad-cam scikit-learn torchcam".split())
-# Seconds of turns for each part, once there are three.
+# Seconds per part after which no turn begins, except for the first three.
 BUDGET = {"quick": 1.0, "full": 60.0}
 TURNS = {"quick": 5, "full": 15}
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument(
+    flags.add_argument(
         "benches",
         nargs="*",
-        help=f"some of {', '.join(BENCHES)} (default: all); nothing is written",
+        help=f"from {', '.join(BENCHES)} (default: all); a selection is printed only",
     )
-    found.add_argument(
+    flags.add_argument(
         "--full", action="store_true", help="larger sizes, more turns, and the curves"
     )
-    found.add_argument("--curves", action="store_true", help="the curves alone")
-    found.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    found.add_argument(
+    flags.add_argument("--curves", action="store_true", help="only the curves")
+    flags.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    flags.add_argument(
         "--threads",
         type=int,
         default=1,
-        help="of a CPU (default 1, which other work disturbs least)",
+        help="CPU threads (default 1, which other processes affect least)",
     )
-    found.add_argument("--child", help=argparse.SUPPRESS)
-    return found
+    flags.add_argument("--child", help=argparse.SUPPRESS)
+    return flags
 
 
 def child(task: str, full: bool, device: torch.device) -> object:
-    """Do one process's work: the rows of a bench, or the curves of a subject."""
-    kind, _, rest = task.partition(":")
+    """Run the task of a child process: the rows of a benchmark, or a set of curves."""
+    kind, _, name = task.partition(":")
     if kind == "curves":
         from scaling import CURVES
 
-        return list(CURVES[rest](device))
+        return list(CURVES[name](device))
     machine = peak_of_machine(device)
     mode = "full" if full else "quick"
-    found = []
-    missing = {}
-    for name, build in importlib.import_module(f"bench_{rest}").PARTS.items():
+    bench_rows, missing = [], {}
+    for part_name, build in importlib.import_module(f"bench_{name}").PARTS.items():
         part = build(full, device)
         for row in rows(part, TURNS[mode], BUDGET[mode], device):
-            found.append({"bench": rest, "part": name, **row})
+            bench_rows.append({"bench": name, "part": part_name, **row})
         missing |= part.missing
-    return {"rows": found, "missing": missing, "machine": machine._asdict()}
+    return {"rows": bench_rows, "missing": missing, "machine": machine._asdict()}
 
 
 def run_child(task: str, options: argparse.Namespace) -> object:
-    """Run one task in a process of its own and read what it found."""
+    """Run a task in a child process and return its result."""
     threads = str(options.threads)
-    # Before libraries load: numpy's and faiss's threads are set by these alone.
+    # NumPy and faiss read these variables once, when they are imported.
     env = os.environ | dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads
     )
@@ -93,7 +92,7 @@ def run_child(task: str, options: argparse.Namespace) -> object:
         "--threads",
         threads,
     ]
-    found = subprocess.run(
+    process = subprocess.run(
         [*command, *["--full"] * options.full],
         cwd=ROOT,
         env=env,
@@ -101,9 +100,12 @@ def run_child(task: str, options: argparse.Namespace) -> object:
         text=True,
         check=False,
     )
-    if found.returncode:
-        sys.exit(f"error: {task} ended with {found.returncode}; what it said is above")
-    return json.loads(found.stdout.splitlines()[-1])
+    if process.returncode:
+        sys.exit(
+            f"error: {task} failed with exit status {process.returncode};"
+            " its messages are above"
+        )
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def version(name: str) -> str | None:
@@ -113,7 +115,7 @@ def version(name: str) -> str | None:
         return None
 
 
-def shown(value: float | None, digits: int = 3) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
     return (
         ""
         if value is None
@@ -123,26 +125,29 @@ def shown(value: float | None, digits: int = 3) -> str:
     )
 
 
-def table(found: list[dict], machine: dict) -> str:
-    """Write the rows for a terminal: times in milliseconds, ratios to paperlib."""
+def table(bench_rows: list[dict], machine: dict) -> str:
+    """Format the rows for a terminal: times in milliseconds, ratios to paperlib's."""
     lines = [
         f"{'':38} {'wall ms':>9} {'min to max':>17} {'CPU ms':>8} {'ratio':>6}"
         f" {'min to max':>13} {'floor':>6} {'peak MiB':>8} {'difference':>10}"
     ]
-    last = None
-    for row in found:
-        if row["what"] != last:
-            last = row["what"]
-            lines.append(last)
-        spread = f"{shown(1e3 * row['wall_low'])} to {shown(1e3 * row['wall_high'])}"
+    heading = None
+    for row in bench_rows:
+        if row["what"] != heading:
+            heading = row["what"]
+            lines.append(heading)
+        wall, low, high, cpu = (
+            format_number(1e3 * row[key])
+            for key in ("wall", "wall_low", "wall_high", "cpu")
+        )
         ratios = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
         bound = floor(row, machine)
-        least = shown(bound and 1e3 * bound)
-        apart = "" if row["difference"] is None else f"{row['difference']:.1e}"
+        floor_ms = format_number(bound and 1e3 * bound)
+        error = "" if row["difference"] is None else f"{row['difference']:.1e}"
         lines.append(
-            f"  {row['contender']:36} {shown(1e3 * row['wall']):>9} {spread:>17}"
-            f" {shown(1e3 * row['cpu']):>8} {row['ratio']:6.2f} {ratios:>13} {least:>6}"
-            f" {shown(row['peak']):>8} {apart:>10}  {row['note']}"
+            f"  {row['contender']:36} {wall:>9} {f'{low} to {high}':>17} {cpu:>8}"
+            f" {row['ratio']:6.2f} {ratios:>13} {floor_ms:>6}"
+            f" {format_number(row['peak']):>8} {error:>10}  {row['note']}"
         )
     return "\n".join(lines)
 
@@ -152,8 +157,8 @@ def main() -> None:
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit(
-            "error: --device cuda, and there is no CUDA device here; leave --device out"
-            " for the CPU"
+            "error: --device cuda needs a CUDA device, and PyTorch finds none;"
+            " omit --device for the CPU"
         )
     torch.set_num_threads(options.threads)
     if options.child:
@@ -162,8 +167,8 @@ def main() -> None:
     unknown = set(options.benches) - set(BENCHES)
     if unknown:
         sys.exit(
-            f"error: no bench {', '.join(sorted(unknown))}; there are"
-            f" {', '.join(BENCHES)}"
+            f"error: unknown benchmarks {', '.join(sorted(unknown))};"
+            f" expected {', '.join(BENCHES)}"
         )
 
     start = time.perf_counter()
@@ -175,57 +180,56 @@ def main() -> None:
     )
     path.parent.mkdir(exist_ok=True)
     if not options.curves:
-        stamp, found = measured(options, device)
+        stamp, bench_rows = measure(options, device)
         if options.benches:
             return
         save(
             path,
             {
                 "stamp": stamp | {"seconds": round(time.perf_counter() - start)},
-                "rows": found,
+                "rows": bench_rows,
             },
         )
     if options.curves or options.full:
         from scaling import CURVES
 
-        # Each is kept as soon as it is there: together they take a while.
+        # Each is saved when it is done, because all of them take long.
         for name in CURVES:
             print(f"curves of {name} …", flush=True, file=sys.stderr)
             points = run_child(f"curves:{name}", options)
-            old = read(path).get("curves", {})
-            curve = {"stamp": stamped(options, device), "curves": points}
-            save(path, {"curves": old | {name: curve}})
+            stored = read(path).get("curves", {})
+            curve = {"stamp": make_stamp(options, device), "curves": points}
+            save(path, {"curves": stored | {name: curve}})
     print(f"{path.relative_to(ROOT)} written, {time.perf_counter() - start:.0f} s")
 
 
-def measured(
+def measure(
     options: argparse.Namespace, device: torch.device
 ) -> tuple[dict, list[dict]]:
-    """Run the benches one after the other, print their table, and give what stands in
-    the file.
-    """
-    found, missing, machines = [], {}, []
+    """Run the benchmarks, print their table, and return the stamp and the rows."""
+    bench_rows, missing, machines = [], {}, []
     for name in options.benches or BENCHES:
         print(f"{name} …", flush=True, file=sys.stderr)
-        got = run_child(f"rows:{name}", options)
-        found += got["rows"]
-        missing |= got["missing"]
-        machines.append(got["machine"])
-    best = max(machines, key=lambda machine: machine["macs_per_second"])
-    print(table(found, best))
+        result = run_child(f"rows:{name}", options)
+        bench_rows += result["rows"]
+        missing |= result["missing"]
+        machines.append(result["machine"])
+    fastest = max(machines, key=lambda machine: machine["macs_per_second"])
+    print(table(bench_rows, fastest))
     print(
-        "ratio: median over turns of time over paperlib's (processor time on one thread"
-        " of a CPU, else wall time); floor: ms\nfor the part's operations and bytes at"
-        " this machine's measured peak; difference: norm, over that of paperlib's"
-        " result."
+        "ratio: time over paperlib's, median over the turns (processor time on one"
+        " thread of a CPU, else wall time); floor: ms\nfor the part's operations or"
+        " bytes at this machine's measured peak; difference: norm, relative to"
+        " paperlib's result."
     )
-    for name, why in missing.items():
-        print(f"missing: {name}, {why}")
-    return stamped(options, device) | {"missing": missing, "machine": best}, found
+    for name, reason in missing.items():
+        print(f"missing: {name}, {reason}")
+    stamp = make_stamp(options, device) | {"missing": missing, "machine": fastest}
+    return stamp, bench_rows
 
 
-def stamped(options: argparse.Namespace, device: torch.device) -> dict:
-    """Say where, when and with what something was measured."""
+def make_stamp(options: argparse.Namespace, device: torch.device) -> dict:
+    """Record the device, the date and the versions of a measurement."""
     return {
         "device": runtime.device_name(device),
         "threads": options.threads,
@@ -240,9 +244,9 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def save(path: Path, changed: dict) -> None:
-    """Put what was measured into a file of figures, and leave the rest of it."""
-    write_text(path, json.dumps(read(path) | changed, indent=1) + "\n")
+def save(path: Path, entries: dict) -> None:
+    """Replace entries of a result file; the others are not changed."""
+    write_text(path, json.dumps(read(path) | entries, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""Counting: `paperlib.complexity.counting.profile` beside fvcore, PyTorch's own counter
-and the usual hooks, on ResNet-50.
-"""
+"""Compare `profile` with fvcore, PyTorch's counter and plain hooks, on ResNet-50."""
 
 import copy
 import logging
 
 import torch
 import torchvision
-from measure import OURS, USUAL, Contender, Part, peer
+from measure import COMMON, OURS, Contender, Part, peer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,19 +15,17 @@ SHAPE = (1, 3, 224, 224)
 
 
 def by_hooks(model: nn.Module) -> int:
-    """Count as most published scripts do: a hook on every convolution and linear layer,
-    and a real forward pass.
-    """
+    """Count as most published scripts do: with hooks, in a real forward pass."""
     total, handles = 0, []
 
-    def after(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def count(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         nonlocal total
         total += output[0].numel() * (layer.weight[0].numel())
 
     try:
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                handles.append(module.register_forward_hook(after))
+                handles.append(module.register_forward_hook(count))
         with torch.no_grad():
             model(torch.zeros(SHAPE, device=next(model.parameters()).device))
     finally:
@@ -49,12 +45,12 @@ def counting(full: bool, device: torch.device) -> Part:
 
     contenders = [
         Contender(OURS, lambda: profile(model, SHAPE).macs),
-        Contender(USUAL, lambda: by_hooks(model)),
+        Contender(COMMON, lambda: by_hooks(model)),
         Contender("torch's counter", lambda: counter(model)),
         Contender(
             "torch's counter, meta",
             lambda: counter(on_meta),
-            note="names no layer's kind, parameters or shape",
+            note="reports no layer types, parameters or shapes",
         ),
     ]
     with peer(missing, "fvcore"):

@@ -1,9 +1,8 @@
-"""CAM, Grad-CAM and Guided Grad-CAM beside pytorch-grad-cam, captum, torchcam and the
-usual way: ResNet-50, layer4.
+"""Compare CAM, Grad-CAM and Guided Grad-CAM with pytorch-grad-cam, captum and torchcam.
 
-Weights are random: they change no time. The last row of Guided Grad-CAM is a floor of
-another kind than that of the table: the network's own forward and backward pass to the
-image, and nothing else.
+All explain layer4 of a ResNet-50 with random weights, which do not affect the times.
+The last row of Guided Grad-CAM is a lower bound: the forward and the backward pass of
+the network, without any explanation.
 """
 
 import copy
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torchvision
-from measure import OURS, USUAL, Contender, Part, peer
+from measure import COMMON, OURS, Contender, Part, peer
 from torch import Tensor, nn
 
 from paperlib.cam import cam
@@ -28,10 +27,8 @@ COPIES = (
 LAYER = "layer4"
 
 
-class Given(NamedTuple):
-    """A network, images, the classes asked for, and what a forward pass has to compute
-    and to read.
-    """
+class Task(NamedTuple):
+    """A network, images, their target classes, and the cost of a forward pass."""
 
     model: nn.Module
     images: Tensor
@@ -40,37 +37,40 @@ class Given(NamedTuple):
     bytes: int
 
 
-def given(batch: int, device: torch.device) -> Given:
+def make_task(batch: int, device: torch.device) -> Task:
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     model = torchvision.models.resnet50().eval().to(device)
     images = torch.randn(batch, 3, 224, 224).to(device)
     macs = profile(model, tuple(images.shape)).macs
     moved = 4 * (images.numel() + sum(p.numel() for p in model.parameters()))
-    return Given(model, images, torch.arange(batch, device=device), macs, moved)
+    return Task(model, images, torch.arange(batch, device=device), macs, moved)
 
 
-def usual_grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM as most published notebooks have it: hooks, one image after the other, a
-    backward pass through the whole network, and the sum in numpy.
+def common_grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Compute Grad-CAM as most published notebooks do.
+
+    One image at a time, with hooks, a backward pass through the whole network, and the
+    sum in NumPy.
     """
-    kept, maps = {}, []
+    recorded, maps = {}, []
     layer = model.get_submodule(LAYER)
     handles = [
         layer.register_forward_hook(
-            lambda module, inputs, output: kept.update(features=output)
+            lambda module, inputs, output: recorded.update(features=output)
         ),
         layer.register_full_backward_hook(
-            lambda module, inputs, outputs: kept.update(gradients=outputs[0])
+            lambda module, inputs, outputs: recorded.update(gradients=outputs[0])
         ),
     ]
     try:
-        for image, one in zip(images, classes, strict=True):
+        for image, target in zip(images, classes, strict=True):
             model.zero_grad()
-            score = model(image[None])[0, one]
+            score = model(image[None])[0, target]
             score.backward(retain_graph=True)
             features, gradients = (
-                kept[k][0].detach().cpu().numpy() for k in ("features", "gradients")
+                recorded[name][0].detach().cpu().numpy()
+                for name in ("features", "gradients")
             )
             total = np.zeros(features.shape[1:], dtype=np.float32)
             for weight, channel in zip(gradients.mean((1, 2)), features, strict=True):
@@ -82,25 +82,20 @@ def usual_grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(maps))
 
 
-def usual_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """CAM as most published notebooks have it: a hook, and a product in numpy for each
-    image.
-    """
-    kept, maps = [], []
+def common_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Compute CAM as most published notebooks do: a hook, and a product per image."""
+    outputs, maps = [], []
     handle = model.get_submodule(LAYER).register_forward_hook(
-        lambda m, i, output: kept.append(output)
+        lambda module, inputs, output: outputs.append(output)
     )
     try:
         weight = list(model.parameters())[-2].detach().cpu().numpy()
-        for image, one in zip(images, classes.tolist(), strict=True):
-            kept.clear()
+        for image, target in zip(images, classes.tolist(), strict=True):
+            outputs.clear()
             model(image[None])
-            features = kept[0][0].detach().cpu().numpy()
-            maps.append(
-                (weight[one] @ features.reshape(len(features), -1)).reshape(
-                    features.shape[1:]
-                )
-            )
+            features = outputs[0][0].detach().cpu().numpy()
+            flat_map = weight[target] @ features.reshape(len(features), -1)
+            maps.append(flat_map.reshape(features.shape[1:]))
     finally:
         handle.remove()
     return torch.from_numpy(np.stack(maps))
@@ -111,12 +106,12 @@ def torchcam_maps(
 ) -> Callable[[], Tensor]:
     import torchcam.methods
 
-    own = copy.deepcopy(model)  # its hooks stay on
-    extra = {"fc_layer": "fc"} if kind == "CAM" else {}
-    extractor = getattr(torchcam.methods, kind)(own, LAYER, **extra)
+    network = copy.deepcopy(model)  # torchcam's hooks remain registered
+    options = {"fc_layer": "fc"} if kind == "CAM" else {}
+    extractor = getattr(torchcam.methods, kind)(network, LAYER, **options)
 
     def run() -> Tensor:
-        logits = own(images)
+        logits = network(images)
         return extractor(classes.tolist(), logits, normalized=False)[0].detach()
 
     return run
@@ -131,27 +126,28 @@ def pytorch_grad_cam_maps(
     layer = model.get_submodule(LAYER)
 
     def run() -> Tensor:
-        peer = GradCAM(model, [layer])
-        # Scales and resizes its maps as well.
-        peer(images, [ClassifierOutputTarget(int(c)) for c in classes])
-        found = peer.activations_and_grads
-        a, g = found.activations[0].cpu().numpy(), found.gradients[0].cpu().numpy()
-        raw = peer.get_cam_image(images, layer, None, a, g)
-        found.release()
-        return torch.from_numpy(raw).clamp_min(0)
+        extractor = GradCAM(model, [layer])
+        # This call also scales and resizes the maps.
+        extractor(images, [ClassifierOutputTarget(int(c)) for c in classes])
+        recorder = extractor.activations_and_grads
+        activations = recorder.activations[0].cpu().numpy()
+        gradients = recorder.gradients[0].cpu().numpy()
+        maps = extractor.get_cam_image(images, layer, None, activations, gradients)
+        recorder.release()
+        return torch.from_numpy(maps).clamp_min(0)
 
     return run
 
 
 def class_maps(full: bool, device: torch.device) -> Part:
-    model, images, classes, macs, moved = given(8 if full else 4, device)
+    model, images, classes, macs, moved = make_task(8 if full else 4, device)
     contenders = [
         Contender(
             OURS,
             lambda: cam(model, images, classes).maps,
-            note="also proves that the map is exact here",
+            note="also verifies that the map is exact",
         ),
-        Contender(USUAL, lambda: usual_cam(model, images, classes)),
+        Contender(COMMON, lambda: common_cam(model, images, classes)),
     ]
     missing: dict[str, str] = {}
     with peer(missing, "torchcam"):
@@ -169,12 +165,12 @@ def class_maps(full: bool, device: torch.device) -> Part:
 
 
 def gradient_maps(full: bool, device: torch.device) -> Part:
-    model, images, classes, macs, moved = given(8 if full else 4, device)
+    model, images, classes, macs, moved = make_task(8 if full else 4, device)
     contenders = [
         Contender(
             OURS, lambda: grad_cam(model, images, LAYER, classes).maps, note=COPIES
         ),
-        Contender(USUAL, lambda: usual_grad_cam(model, images, classes)),
+        Contender(COMMON, lambda: common_grad_cam(model, images, classes)),
     ]
     missing: dict[str, str] = {}
     with peer(missing, "pytorch-grad-cam"):
@@ -210,7 +206,7 @@ def gradient_maps(full: bool, device: torch.device) -> Part:
 
 
 def guided_maps(full: bool, device: torch.device) -> Part:
-    model, images, classes, macs, moved = given(8 if full else 4, device)
+    model, images, classes, macs, moved = make_task(8 if full else 4, device)
     contenders = [
         Contender(OURS, lambda: guided_grad_cam(model, images, LAYER, classes))
     ]
@@ -226,21 +222,20 @@ def guided_maps(full: bool, device: torch.device) -> Part:
 
         contenders.append(Contender("captum", captum_products))
 
-    def passes() -> Tensor:
-        source = images.clone().requires_grad_()
-        return torch.autograd.grad(
-            model(source).gather(1, classes[:, None]).sum(), source
-        )[0]
+    def input_gradients() -> Tensor:
+        inputs = images.clone().requires_grad_()
+        score = model(inputs).gather(1, classes[:, None]).sum()
+        return torch.autograd.grad(score, inputs)[0]
 
     contenders.append(
         Contender(
             "forward and backward alone",
-            passes,
+            input_gradients,
             compared=False,
-            note="a floor, no peer",
+            note="lower bound, no peer",
         )
     )
-    # Backward to the image: one more product of the same size for each layer.
+    # The backward pass to the image has one more product of the same size per layer.
     return Part(
         f"Guided Grad-CAM, ResNet-50, {len(images)} images",
         contenders,

@@ -1,10 +1,11 @@
-"""AUPRO beside anomalib's, pixel AUROC beside scikit-learn's, and the usual ways, on
-maps shaped as MVTec's bottles.
+"""Compare AUPRO with anomalib's and pixel AUROC with scikit-learn's.
+
+The masks and maps have the number and size of MVTec AD's bottles.
 """
 
 import numpy as np
 import torch
-from measure import OURS, USUAL, Contender, Part, peer
+from measure import COMMON, OURS, Contender, Part, peer
 from scipy import ndimage
 from torch import Tensor
 
@@ -12,9 +13,7 @@ from paperlib.metrics import aupro, pixel_auroc
 
 
 def bottles(count: int) -> tuple[Tensor, Tensor]:
-    """Masks of discs on three quarters of the pictures, and smooth noise that is higher
-    where they are.
-    """
+    """Draw masks of discs for three quarters of the images, and noisy maps of them."""
     random = np.random.default_rng(0)
     masks = np.zeros((count, 224, 224), dtype=bool)
     rows, columns = np.mgrid[:224, :224]
@@ -29,49 +28,47 @@ def bottles(count: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(masks), torch.from_numpy(maps.astype(np.float32))
 
 
-def usual_aupro(masks: Tensor, maps: Tensor, steps: int = 200) -> float:
-    """AUPRO as most published scripts have it: a grid of thresholds, every region and
-    pixel looked at for each.
-    """
+def common_aupro(masks: Tensor, maps: Tensor, steps: int = 200) -> float:
+    """Compute AUPRO as most published scripts do: from a grid of thresholds."""
     masks, maps = masks.numpy(), maps.numpy()
     regions = [
-        (picture, labelled == k)
-        for picture, mask in enumerate(masks)
-        for labelled, n in [ndimage.label(mask, np.ones((3, 3)))]
+        (image, labels == k)
+        for image, mask in enumerate(masks)
+        for labels, n in [ndimage.label(mask, np.ones((3, 3)))]
         for k in range(1, n + 1)
     ]
     rates, overlaps = [], []
     for threshold in np.linspace(maps.max(), maps.min(), steps):
-        found = maps >= threshold
-        rates.append((found & ~masks).sum() / (~masks).sum())
+        predicted = maps >= threshold
+        rates.append((predicted & ~masks).sum() / (~masks).sum())
         overlaps.append(
-            np.mean([found[picture][region].mean() for picture, region in regions])
+            np.mean([predicted[image][region].mean() for image, region in regions])
         )
     x, y = np.array(rates), np.array(overlaps)
     limit = 0.3
-    inside = x <= limit
-    x, y = np.append(x[inside], limit), np.append(y[inside], np.interp(limit, x, y))
+    below = x <= limit
+    x, y = np.append(x[below], limit), np.append(y[below], np.interp(limit, x, y))
     return float(np.trapezoid(y, x) / limit)
 
 
-def on_host(device: torch.device, missing: dict[str, str], *names: str) -> None:
+def add_cpu_only(device: torch.device, missing: dict[str, str], *names: str) -> None:
     if device.type != "cpu":
         missing |= dict.fromkeys(names, "runs on the CPU only")
 
 
-def given(full: bool, device: torch.device) -> tuple[Tensor, Tensor, int]:
+def make_data(full: bool, device: torch.device) -> tuple[Tensor, Tensor, int]:
     masks, maps = bottles(83 if full else 20)
     return masks.to(device), maps.to(device), masks.nbytes + maps.nbytes
 
 
 def region_overlap(full: bool, device: torch.device) -> Part:
-    masks, maps, moved = given(full, device)
+    masks, maps, moved = make_data(full, device)
     contenders, missing = [Contender(OURS, lambda: aupro(masks, maps))], {}
     if device.type == "cpu":
         contenders.append(
             Contender(
-                USUAL,
-                lambda: usual_aupro(masks, maps),
+                COMMON,
+                lambda: common_aupro(masks, maps),
                 note="200 thresholds: not exact",
             )
         )
@@ -84,12 +81,12 @@ def region_overlap(full: bool, device: torch.device) -> Part:
             return float(metric.compute())
 
         contenders.append(Contender("anomalib", anomalib))
-    on_host(device, missing, USUAL)
+    add_cpu_only(device, missing, COMMON)
     return Part(f"AUPRO, {len(maps)} maps of 224×224", contenders, 0, moved, missing)
 
 
 def pixel_area(full: bool, device: torch.device) -> Part:
-    masks, maps, moved = given(full, device)
+    masks, maps, moved = make_data(full, device)
     contenders, missing = [Contender(OURS, lambda: pixel_auroc(masks, maps))], {}
     with peer(missing, "scikit-learn"):
         from sklearn.metrics import roc_auc_score
@@ -99,7 +96,7 @@ def pixel_area(full: bool, device: torch.device) -> Part:
 
         if device.type == "cpu":
             contenders.append(Contender("scikit-learn", sklearn))
-    on_host(device, missing, "scikit-learn")
+    add_cpu_only(device, missing, "scikit-learn")
     return Part(
         f"pixel AUROC, {len(maps)} maps of 224×224", contenders, 0, moved, missing
     )

@@ -1,10 +1,9 @@
-"""Weigh the built book and time it: the largest contentful paint of each page at phone
-width, and a warm build.
+"""Measure the size and the largest contentful paint of each page of the built book.
 
-The pages come from a server on this computer. The paint is the browser's own measure:
-the moment at which the largest picture or paragraph of the first screen stood there.
-Start it with `python -m tests.bench.bench_pages` on a built book; `--build` times a
-build as well, in which one page's source has changed.
+The pages are served locally and loaded at phone width. The largest contentful paint is
+the time at which the largest image or paragraph of the first screen is painted. Run
+`python -m tests.bench.bench_pages` on a built book; `--build` also times an incremental
+build after a change to one page.
 """
 
 import argparse
@@ -33,8 +32,8 @@ WEIGHT = """() => ['navigation', 'resource']
   .reduce((sum, entry) => sum + entry.decodedBodySize, 0)"""
 
 
-def warm_build() -> float:
-    """Build with one page to write anew; return the seconds."""
+def incremental_build() -> float:
+    """Rebuild after a change to one page; return the seconds."""
     os.utime(ROOT / "book" / "02_cam.md")
     command = [
         str(Path(sys.executable).with_name("jupyter-book")),
@@ -54,15 +53,13 @@ def warm_build() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "-n", type=int, default=3, help="times that each page is loaded (default 3)"
-    )
-    parser.add_argument("--build", action="store_true", help="time a warm build, too")
+    parser.add_argument("-n", type=int, default=3, help="loads per page (default 3)")
+    parser.add_argument("--build", action="store_true", help="also time a build")
     options = parser.parse_args()
     if problem := why_not_built():
         sys.exit(problem)
     if options.build:
-        print(f"a warm build, one page changed: {warm_build():.1f} s")
+        print(f"build after a change to one page: {incremental_build():.1f} s")
     files = [path.stat().st_size for path in HTML.rglob("*") if path.is_file()]
     print(f"the book: {sum(files) / 1e6:.1f} MB in {len(files)} files")
     print(
@@ -70,7 +67,7 @@ def main() -> None:
     )
     names = [name for name in documents() if not name.startswith("book/api/")]
     with driver() as chromium, launched(chromium, HTML) as browser:
-        # Everything is fetched anew, as on a first visit.
+        # Without the cache, every load is like a first visit.
         browser.context.new_cdp_session(browser.context.pages[0]).send(
             "Network.setCacheDisabled", {"cacheDisabled": True}
         )

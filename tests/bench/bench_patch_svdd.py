@@ -1,16 +1,17 @@
-"""Patch SVDD's parts beside how they are usually done, and the whole detector beside
-the published procedure.
+"""Compare the steps of Patch SVDD, and the whole detector, with other implementations.
 
-Embedding: one dense pass beside batches of 64 patches through the same encoder.
-Spreading: beside the loop over patches. Neighbours: beside faiss's flat index and
-scikit-learn's KD-tree. Whole: both sizes, nothing thinned.
+- embedding: one dense pass, and batches of 64 patches through the same encoder;
+- spreading: `spread_patch_scores`, and the loop over patches;
+- neighbours: `nearest_distance`, faiss's flat index and scikit-learn's KD-tree;
+- whole: the detector with both patch sizes, without a coreset, and the published
+  procedure.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
-from measure import OURS, USUAL, Contender, Part, peer
+from measure import COMMON, OURS, Contender, Part, peer
 from torch import Tensor, nn
 
 from paperlib.anomaly_map import spread_patch_scores
@@ -24,54 +25,52 @@ SIZES = (("small", 32, 4), ("big", 64, 16))  # name, patch and stride in pixels
 
 
 def as_cells(images: Tensor) -> Tensor:
-    """Grey bytes (N, H, W) as RGB (N, 3, 256, 256) in [0, 1]."""
-    large = F.interpolate(
+    """Convert grey bytes (N, H, W) to RGB (N, 3, 256, 256) in [0, 1]."""
+    resized = F.interpolate(
         images[:, None].float() / 255, (SIDE, SIDE), mode="bilinear", antialias=True
     )
-    return large.clamp(0, 1).expand(-1, 3, -1, -1)
+    return resized.clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def cells(count: int) -> Tensor:
-    """The first solar cells without a defect."""
-    found = elpv("mono")
-    return as_cells(found.images[found.probability == 0][:count])
+    """Load the first solar cells without a defect."""
+    elpv_cells = elpv("mono")
+    return as_cells(elpv_cells.images[elpv_cells.probability == 0][:count])
 
 
 @torch.no_grad()
 def by_batches(
     encoder: torch.nn.Module, image: Tensor, patch: int, stride: int
 ) -> Tensor:
-    """Embed an image's patches as the released code does: cut out, 64 at a time; (h, w,
-    D).
-    """
-    cut = image.unfold(1, patch, stride).unfold(2, patch, stride)
-    rows, columns = cut.shape[1:3]
-    patches = cut.permute(1, 2, 0, 3, 4).reshape(-1, 3, patch, patch)
+    """Embed cropped patches in batches of 64, as the released code does: (h, w, D)."""
+    crops = image.unfold(1, patch, stride).unfold(2, patch, stride)
+    rows, columns = crops.shape[1:3]
+    patches = crops.permute(1, 2, 0, 3, 4).reshape(-1, 3, patch, patch)
     return torch.cat([encoder(batch) for batch in patches.split(64)]).view(
         rows, columns, -1
     )
 
 
-def by_the_loop(scores: Tensor, patch: int, stride: int, side: int) -> Tensor:
-    """Spread scores (N, h, w) to (N, side, side) as the released code, in NumPy."""
+def by_loop(scores: Tensor, patch: int, stride: int, side: int) -> Tensor:
+    """Spread scores (N, h, w) to (N, side, side) in NumPy, like the released code."""
     maps = []
     for grid in scores.numpy():
-        total, covering = torch.zeros(2, side, side).numpy()
+        sums, counts = torch.zeros(2, side, side).numpy()
         for i in range(grid.shape[0]):
             for j in range(grid.shape[1]):
                 window = (
                     slice(i * stride, i * stride + patch),
                     slice(j * stride, j * stride + patch),
                 )
-                total[window] += grid[i, j]
-                covering[window] += 1
-        covering[covering == 0] = 1
-        maps.append(torch.from_numpy(total / covering))
+                sums[window] += grid[i, j]
+                counts[window] += 1
+        counts[counts == 0] = 1
+        maps.append(torch.from_numpy(sums / counts))
     return torch.stack(maps)
 
 
 class Dense(nn.Module):
-    """One dense pass as a forward, to count what it multiplies."""
+    """A dense pass as a forward method, for `profile`."""
 
     def __init__(self, encoder: HierarchicalEncoder):
         super().__init__()
@@ -82,17 +81,17 @@ class Dense(nn.Module):
         return self.encoder.aggregate(small, 4, 4, exact=False)
 
 
-def macs_an_image(encoder: HierarchicalEncoder) -> int:
+def macs_per_image(encoder: HierarchicalEncoder) -> int:
     return profile(Dense(encoder), (1, 3, SIDE, SIDE)).macs
 
 
-def given(count: int, device: torch.device) -> tuple[HierarchicalEncoder, Tensor]:
+def make_data(count: int, device: torch.device) -> tuple[HierarchicalEncoder, Tensor]:
     torch.manual_seed(0)
     return HierarchicalEncoder().to(device), cells(count).to(device)
 
 
 def embedding(full: bool, device: torch.device) -> Part:
-    encoder, images = given(3, device)
+    encoder, images = make_data(3, device)
     images = images - images.mean(0)
 
     def batches() -> Tensor:
@@ -101,8 +100,8 @@ def embedding(full: bool, device: torch.device) -> Part:
         return torch.cat([small.flatten(), big.flatten()])
 
     def dense() -> Tensor:
-        found = encoder.embed(images[:1])
-        return torch.cat([found.small.flatten(), found.big.flatten()])
+        embeddings = encoder.embed(images[:1])
+        return torch.cat([embeddings.small.flatten(), embeddings.big.flatten()])
 
     moved = 4 * (
         images[0].numel()
@@ -113,9 +112,9 @@ def embedding(full: bool, device: torch.device) -> Part:
         "Patch SVDD, embed 1 image",
         [
             Contender(OURS, dense),
-            Contender(USUAL, batches, note="batches of 64 patches"),
+            Contender(COMMON, batches, note="batches of 64 patches"),
         ],
-        macs_an_image(encoder),
+        macs_per_image(encoder),
         moved,
         {},
     )
@@ -123,18 +122,18 @@ def embedding(full: bool, device: torch.device) -> Part:
 
 def spreading(full: bool, device: torch.device) -> Part:
     scores = torch.rand(4, 57, 57, generator=torch.Generator().manual_seed(0))
-    there, missing = scores.to(device), {}
-    contenders = [Contender(OURS, lambda: spread_patch_scores(there, 32, 4, SIDE))]
+    on_device, missing = scores.to(device), {}
+    contenders = [Contender(OURS, lambda: spread_patch_scores(on_device, 32, 4, SIDE))]
     if device.type == "cpu":
         contenders.append(
             Contender(
-                USUAL,
-                lambda: by_the_loop(scores, 32, 4, SIDE),
+                COMMON,
+                lambda: by_loop(scores, 32, 4, SIDE),
                 note="a loop over patches",
             )
         )
     else:
-        missing[USUAL] = "runs on the CPU only"
+        missing[COMMON] = "runs on the CPU only"
     return Part(
         "Patch SVDD, spread scores of 4 images",
         contenders,
@@ -148,18 +147,21 @@ def neighbours(full: bool, device: torch.device) -> Part:
     generator, count = torch.Generator().manual_seed(0), 200_000 if full else 60_000
     bank = torch.randn(count, 64, generator=generator)
     queries = torch.randn(3249, 64, generator=generator)
-    there, asked = bank.to(device), queries.to(device)
+    device_bank, device_queries = bank.to(device), queries.to(device)
     contenders = [
         Contender(
             OURS,
-            lambda: nearest_distance(asked, there),
-            note="proves that rounding hid no nearer one",
+            lambda: nearest_distance(device_queries, device_bank),
+            note="verifies that rounding hides no nearer vector",
         )
     ]
     missing = {}
     if device.type != "cpu":
         contenders.append(
-            Contender("torch.cdist", lambda: torch.cdist(asked, there).amin(1))
+            Contender(
+                "torch.cdist",
+                lambda: torch.cdist(device_queries, device_bank).amin(1),
+            )
         )
         missing |= dict.fromkeys(
             ("faiss", "scikit-learn"), "runs on the CPU only (faiss-cpu)"
@@ -195,7 +197,7 @@ def neighbours(full: bool, device: torch.device) -> Part:
                 )
             )
     return Part(
-        f"nearest of {count:,} for 3,249 queries, 64 numbers each",
+        f"nearest of {count:,} for 3,249 queries, 64 dimensions",
         contenders,
         count * len(queries) * 64,
         bank.nbytes + queries.nbytes,
@@ -205,15 +207,13 @@ def neighbours(full: bool, device: torch.device) -> Part:
 
 def whole(full: bool, device: torch.device) -> Part:
     train, test = (8, 2) if full else (2, 1)
-    encoder, images = given(train + test, device)
+    encoder, images = make_data(train + test, device)
 
     def ours() -> Tensor:
         return PatchSVDD(encoder).fit(images[:train]).anomaly_maps(images[train:]).mult
 
     def published() -> Tensor:
-        """Patches in batches, a bank on the host, the nearest by a KD-tree and by
-        faiss, and the loop over patches.
-        """
+        """Embed in batches, search a bank on the host, and spread in a loop."""
         import faiss
         from sklearn.neighbors import KDTree
 
@@ -231,29 +231,30 @@ def whole(full: bool, device: torch.device) -> Part:
             else:
                 tree = KDTree(bank)
             for number, x in enumerate(embedded[train:]):
-                asked = x.flatten(0, 1).numpy()
+                queries = x.flatten(0, 1).numpy()
                 if name == "small":
                     nearest = (
-                        torch.from_numpy(index.search(asked, 1)[0][:, 0])
+                        torch.from_numpy(index.search(queries, 1)[0][:, 0])
                         .clamp_min(0)
                         .sqrt()
                     )
                 else:
-                    nearest = torch.from_numpy(tree.query(asked, 1)[0][:, 0]).float()
-                spread = by_the_loop(
-                    nearest.view(1, *x.shape[:2]), patch, stride, SIDE
-                )[0]
-                maps.append(spread if name == "small" else maps[number] * spread)
+                    nearest = torch.from_numpy(tree.query(queries, 1)[0][:, 0]).float()
+                scores = nearest.view(1, *x.shape[:2])
+                pixels = by_loop(scores, patch, stride, SIDE)[0]
+                maps.append(pixels if name == "small" else maps[number] * pixels)
         return torch.stack(maps[test:])
 
     contenders, missing = [Contender(OURS, ours)], {}
-    with peer(missing, USUAL):
+    with peer(missing, COMMON):
         import faiss  # noqa: F401
         import sklearn.neighbors  # noqa: F401
 
         contenders.append(
             Contender(
-                USUAL, published, note="the published procedure; faiss for its NGT"
+                COMMON,
+                published,
+                note="the published procedure, with faiss instead of NGT",
             )
         )
     count = train + test
@@ -267,16 +268,16 @@ def whole(full: bool, device: torch.device) -> Part:
         * 64
     )
     return Part(
-        f"Patch SVDD, {train} images kept and {test} mapped",
+        f"Patch SVDD, fit {train} images and score {test}",
         contenders,
-        count * macs_an_image(encoder) + searched,
+        count * macs_per_image(encoder) + searched,
         images.nbytes + 4 * count * patches * 64,
         missing,
     )
 
 
 def training(full: bool, device: torch.device) -> Part:
-    encoder, images = given(8, device)
+    encoder, images = make_data(8, device)
     crops, side = 8, 160
     encoder.requires_grad_()
 
@@ -292,7 +293,7 @@ def training(full: bool, device: torch.device) -> Part:
         def forward(self, crop: Tensor) -> Tensor:
             return self.encoder.dense(crop)[1]
 
-    # Forward, and two products of the same size backward.
+    # The backward pass has two products of the same size per product.
     macs = 3 * profile(Maps(), (crops, 3, side, side)).macs
     moved = 3 * 4 * (crops * 3 * side**2 + sum(p.numel() for p in encoder.parameters()))
     contenders = [
@@ -301,7 +302,7 @@ def training(full: bool, device: torch.device) -> Part:
             ours,
             compared=False,
             note="in bfloat16 where that is fast, for which the floor is no bound;"
-            " no peer does this work",
+            " no peer for this task",
         )
     ]
     return Part(

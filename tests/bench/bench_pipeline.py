@@ -1,15 +1,14 @@
-"""PaDiM from pictures on, network and all; what the network's layout brings; reading
-files beside the network.
+"""Measure PaDiM with its backbone, memory layouts of the backbone, and image reading.
 
-- PaDiM from pictures: ResNet-18 with the same random weights on both sides, d = 100,
-  batches of 8.
-- the layout: `backbones.load` keeps the channels last. Beside it PyTorch's default
-  layout and, in the full bench, `torch.compile` of the channels-last network, whose
-  note tells after how many batches it has paid for its compiling.
-- reading: photographs of 1000 × 750 pixels, read, resized and run through a network,
-  two threads by `batches` (ours) beside one thread, none (each picture read when its
-  batch is due) and two worker processes of a DataLoader. On a GPU also from page-locked
-  ("pinned") memory, from which the copy to the device need not be waited for.
+- PaDiM from images on: ResNet-18 with the same random weights for both contenders,
+  d = 100, batches of 8.
+- the layout: the channels-last format of `backbones.load`, PyTorch's default format
+  and, in the full run, `torch.compile` of the channels-last network. Its note reports
+  after how many batches the compilation time is recovered.
+- reading: photographs of 1000 × 750 pixels are read, resized and run through a network;
+  with two threads of `batches` (ours), one thread, none (each image is read when its
+  batch is computed), and two worker processes of a DataLoader. On a GPU also with
+  pinned memory, from which copies to the device are asynchronous.
 """
 
 import copy
@@ -40,20 +39,18 @@ NO_PEER = "no peer"
 
 def resnet18(device: torch.device) -> backbones.Backbone:
     torch.manual_seed(0)
-    found = backbones.load("resnet18", weights=None)
-    return found._replace(model=found.model.to(device))
+    backbone = backbones.load("resnet18", weights=None)
+    return backbone._replace(model=backbone.model.to(device))
 
 
-def pictures(count: int, device: torch.device) -> Tensor:
+def random_images(count: int, device: torch.device) -> Tensor:
     return torch.randn(
         count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)
     ).to(device)
 
 
 class Anomalib:
-    """anomalib's PaDiM from pictures on, with our network's weights and our choice of
-    channels.
-    """
+    """anomalib's PaDiM with the weights of our network and our selected channels."""
 
     def __init__(self, model: nn.Module, ours: PaDiM):
         from anomalib.models.image.padim.torch_model import PadimModel
@@ -85,82 +82,75 @@ class Anomalib:
 
 def whole(task: str, full: bool, device: torch.device) -> Part:
     backbone, missing = resnet18(device), {}
-    train = pictures(128 if full else 8, device)
-    part = {
-        "whole fit": slice(None),
-        "whole score": slice(8),
-        "whole score one": slice(1),
-    }
-    seen = train[part[task]]
+    train = random_images(128 if full else 8, device)
+    count = {"whole fit": len(train), "whole score": 8, "whole score one": 1}[task]
+    images = train[:count]
     ours = PaDiM(FeatureExtractor(*backbone[:2]), 100).fit(train.split(BATCH))
-    fit = task == "whole fit"
+    is_fit = task == "whole fit"
 
     def our_fit():
         return ours.fit(train.split(BATCH)).mean
 
     def our_maps():
-        return torch.cat([ours.anomaly_map(batch) for batch in seen.split(BATCH)])
+        return torch.cat([ours.anomaly_map(batch) for batch in images.split(BATCH)])
 
-    contenders = [Contender(OURS, our_fit if fit else our_maps)]
+    contenders = [Contender(OURS, our_fit if is_fit else our_maps)]
     with peer(missing, "anomalib"):
-        other = Anomalib(backbone.model, ours)
-        if not fit:
-            other.fit(train)
+        anomalib = Anomalib(backbone.model, ours)
+        if not is_fit:
+            anomalib.fit(train)
         contenders.append(
-            Contender("anomalib", lambda: other.fit(train) if fit else other.maps(seen))
+            Contender(
+                "anomalib",
+                lambda: anomalib.fit(train) if is_fit else anomalib.maps(images),
+            )
         )
-    verb = "fit" if fit else "score"
-    what = (
-        f"PaDiM with its ResNet-18, {verb} {len(seen)} picture{'s' * (len(seen) > 1)},"
-        " d = 100"
-    )
-    return Part(what, contenders, 0, 0, missing, len(seen))
+    verb = "fit" if is_fit else "score"
+    what = f"PaDiM with its ResNet-18, {verb} {count} image{'s' * (count > 1)}, d = 100"
+    return Part(what, contenders, 0, 0, missing, count)
 
 
 def layout(name: str, count: int, full: bool, device: torch.device) -> Part:
     torch.manual_seed(0)
-    found = backbones.load(name, weights=None)
-    model, images = found.model.to(device), pictures(count, device)
-    usual = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    backbone = backbones.load(name, weights=None)
+    model, images = backbone.model.to(device), random_images(count, device)
+    contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
 
     def maps(network: nn.Module) -> Tensor:
-        return torch.cat(
-            [part.flatten() for part in FeatureExtractor(network, found.layers)(images)]
-        )
+        layers = FeatureExtractor(network, backbone.layers)(images)
+        return torch.cat([layer.flatten() for layer in layers])
 
     contenders = [
         Contender(OURS, lambda: maps(model)),
-        Contender("PyTorch's default layout", lambda: maps(usual), note=NO_PEER),
+        Contender("PyTorch's default layout", lambda: maps(contiguous), note=NO_PEER),
     ]
     if full:
-        # Its padding follows from the size of its input, so it can't be traced without
-        # one.
-        whole = {"leaf_modules": [Conv2dSame]}
+        # Conv2dSame pads by the size of its input, which symbolic tracing can't follow.
+        options = {"leaf_modules": [Conv2dSame]}
         run = compiled(
             create_feature_extractor(
-                model, list(found.layers), tracer_kwargs=whole
+                model, list(backbone.layers), tracer_kwargs=options
             ).eval()
         )
-        start = time.perf_counter()
-        run(images)
-        took = time.perf_counter() - start
-        least = min(timed(lambda: maps(model)) for _ in range(3)) - min(
+        compilation = timed(lambda: run(images))
+        saving = min(timed(lambda: maps(model)) for _ in range(3)) - min(
             timed(lambda: run(images)) for _ in range(3)
         )
-        pays = (
-            f"pays after {took / least:,.0f} such batches"
-            if least > 0
-            else "never pays"
+        gain = (
+            f"faster in total after {compilation / saving:,.0f} batches"
+            if saving > 0
+            else "never faster"
         )
         contenders.append(
             Contender(
-                "compiled as well",
+                "with torch.compile",
                 lambda: run(images),
-                note=f"compiled in {took:.0f} s, {pays}; {NO_PEER}",
+                note=f"compiled in {compilation:.0f} s, {gain}; {NO_PEER}",
             )
         )
     return Part(
-        f"{name} as far as PaDiM needs it, {count} picture{'s' * (count > 1)}",
+        f"{name} up to the last layer that PaDiM uses,"
+        f" {count} image{'s' * (count > 1)}",
         contenders,
         0,
         0,
@@ -170,21 +160,22 @@ def layout(name: str, count: int, full: bool, device: torch.device) -> Part:
 
 
 def compiled(graph: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A network's joined maps through torch.compile with the weights frozen in, which
-    folds the batch norms.
+    """Compile a network with frozen weights, which folds the batch norms.
+
+    The compiled function concatenates the network's maps.
     """
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
-    # what a first compile takes, not a second
+    # A cached compilation would not show the time of the first.
     torch._inductor.config.force_disable_caches = True
     run = torch.compile(graph)
 
     @torch.no_grad()
-    def joined(images: Tensor) -> Tensor:
-        return torch.cat([part.flatten() for part in run(images).values()])
+    def concatenated(images: Tensor) -> Tensor:
+        return torch.cat([layer.flatten() for layer in run(images).values()])
 
-    return joined
+    return concatenated
 
 
 def timed(run: Callable[[], Tensor]) -> float:
@@ -194,20 +185,21 @@ def timed(run: Callable[[], Tensor]) -> float:
 
 
 def photographs(count: int) -> FolderDataset:
-    """Cuts of one photograph as JPEG files of 1000 × 750 pixels, in a temporary folder
-    that lives with the process.
+    """Write crops of a photograph as JPEG files of 1000 × 750 pixels.
+
+    They are in a temporary folder, which is deleted when the process ends.
     """
-    photographs.kept = temporary = tempfile.TemporaryDirectory()
+    photographs.folder = temporary = tempfile.TemporaryDirectory()
     Path(temporary.name, "normal").mkdir()
     random, scene = np.random.default_rng(0), Image.fromarray(data.astronaut())
     for number in range(count):
         x, y = random.integers(0, 200, 2)
-        cut = scene.crop((x, y, x + 300, y + 225)).resize((1000, 750))
-        cut.save(Path(temporary.name, "normal", f"{number}.jpg"), quality=90)
+        crop = scene.crop((x, y, x + 300, y + 225)).resize((1000, 750))
+        crop.save(Path(temporary.name, "normal", f"{number}.jpg"), quality=90)
     return folder(temporary.name)
 
 
-def first(items: list) -> Tensor:
+def stack(items: list) -> Tensor:
     return torch.stack([item.image for item in items])
 
 
@@ -217,7 +209,7 @@ def reading(full: bool, device: torch.device) -> Part:
     extract = FeatureExtractor(*backbone[:2])
 
     def run(read: Iterable[Tensor]) -> float:
-        # non_blocking matters for pinned memory alone.
+        # non_blocking has an effect for pinned memory only.
         return float(
             sum(
                 extract(images.to(device, non_blocking=True))[-1].sum()
@@ -225,9 +217,9 @@ def reading(full: bool, device: torch.device) -> Part:
             )
         )
 
-    def waiting() -> Iterator[Tensor]:
+    def without_threads() -> Iterator[Tensor]:
         for start in range(0, count, BATCH):
-            yield first(
+            yield stack(
                 [items[number] for number in range(start, min(start + BATCH, count))]
             )
 
@@ -240,10 +232,10 @@ def reading(full: bool, device: torch.device) -> Part:
             lambda: run(b.images for b in batches(items, BATCH, threads=1)),
             note=NO_PEER,
         ),
-        Contender("no thread", lambda: run(waiting()), note=NO_PEER),
+        Contender("no threads", lambda: run(without_threads()), note=NO_PEER),
         Contender(
-            "a DataLoader's two processes",
-            lambda: run(DataLoader(items, BATCH, num_workers=2, collate_fn=first)),
+            "DataLoader, two processes",
+            lambda: run(DataLoader(items, BATCH, num_workers=2, collate_fn=stack)),
         ),
     ]
     if device.type == "cuda":
@@ -254,7 +246,7 @@ def reading(full: bool, device: torch.device) -> Part:
         )
         contenders.append(pinned)
     return Part(
-        f"reading {count} photographs beside the network",
+        f"reading {count} photographs while the network runs",
         contenders,
         0,
         0,

@@ -1,11 +1,9 @@
-"""What every bench shares: contenders that take turns, peak memory in a process of its
-own, the floor, and the rows.
+"""Shared code of the benchmarks: timing in turns, peak memory, floors, and table rows.
 
-A part is one piece of work that several libraries can do. Its contenders take turns, so
-that a machine that slows down slows all of them down, and a ratio is the median over
-turns: each turn meets the same load. On one thread of a CPU what is compared is
-processor time, which other work on the machine disturbs least; elsewhere it is the wall
-clock.
+A part is one task that several libraries can do. Its contenders run in turns, so that
+other load on the machine affects all of them alike, and a ratio is the median over the
+turns. On one thread of a CPU, processor times are compared, because other processes
+affect them least; otherwise wall times are.
 """
 
 import contextlib
@@ -24,22 +22,23 @@ from torch import Tensor
 
 from paperlib.complexity import Machine, measure_machine
 
-OURS, USUAL = "paperlib", "the review's way"
-WALL, CPU = 0, 1  # of what `seconds` gives
-AT_LEAST = 0.05  # seconds: shorter calls are repeated within a turn
+OURS, COMMON = "paperlib", "the common implementation"
+WALL, CPU = 0, 1  # indices of the pair that `seconds` returns
+MIN_SECONDS = 0.05  # of a turn; shorter calls are repeated
 
 
 class Contender(NamedTuple):
-    """One way to do a part's work.
+    """One implementation of a part's task.
 
     Fields:
-        name: of the library, or of the way.
-        run: does the work once; the first contender's result is what the others' are
-            compared with.
-        prepare: what peak memory leaves out: a model fitted before it scores, say.
-        share: of the work that it is given; its time is divided by it.
-        compared: False where the result is something else, as of a floor.
-        note: what a reader should know beside its numbers.
+        name: of the library or the implementation.
+        run: does the task once; the results of the other contenders are compared with
+            that of the first.
+        prepare: runs before peak memory is measured: for example, fits the model that
+            `run` scores with.
+        share: of the task that `run` does; its time is divided by it.
+        compared: False where the result is another quantity.
+        note: for the table.
     """
 
     name: str
@@ -51,19 +50,18 @@ class Contender(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A piece of work, its contenders (paperlib first), and what no exact way can do
-    without.
+    """A task, its contenders, and its minimum of operations and memory traffic.
 
     Fields:
-        what: in words, with sizes.
-        contenders: in the order of the table.
-        macs: multiply-adds that have to be carried out.
-        bytes: that have to be read or written at least once.
-        missing: peers that can't be imported here, or can't run on this device, and
-            why.
-        images: that the work takes, for times an image.
-        wall: compare what the clock on the wall says: for ways that use several threads
-            or processes.
+        what: the task in words, with sizes.
+        contenders: in the order of the table, paperlib first.
+        macs: multiply-adds that any exact implementation computes.
+        bytes: read or written at least once by any implementation.
+        missing: peers that can't be imported or can't run on this device, with the
+            reasons.
+        images: that the task processes, for times per image.
+        wall: whether to compare wall times, for contenders with several threads or
+            processes.
     """
 
     what: str
@@ -77,9 +75,7 @@ class Part(NamedTuple):
 
 @contextlib.contextmanager
 def peer(missing: dict[str, str], name: str) -> Iterator[None]:
-    """Import a peer and add its contenders inside; where it can't be imported, note
-    that and go on.
-    """
+    """Record a peer as missing, and continue, if its import fails inside the block."""
     try:
         yield
     except ImportError as error:
@@ -87,9 +83,7 @@ def peer(missing: dict[str, str], name: str) -> Iterator[None]:
 
 
 def mebibytes(field: str) -> float:
-    """A line of /proc/self/status: VmRSS, what is resident now, or VmHWM, the most that
-    was.
-    """
+    """Read resident memory (VmRSS) or its peak (VmHWM) from /proc/self/status."""
     return (
         int(
             re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
@@ -99,8 +93,9 @@ def mebibytes(field: str) -> float:
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> float | None:
-    """Run once and give the MiB taken at the highest, above what was there; None where
-    that can't be read.
+    """Run once; return the peak memory in MiB above that before the call.
+
+    None on systems where the peak can't be read.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -109,26 +104,27 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float | None
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        # What was freed but kept would hide what is taken.
+        # Freed memory that the allocator has not returned would hide new allocations.
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):
         pass  # another C library
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = mebibytes("VmRSS")
     except OSError:
         return None
-    kept = run()
-    taken = mebibytes("VmHWM") - before
-    del kept
-    return taken
+    result = run()
+    peak = mebibytes("VmHWM") - before
+    del result  # it counts towards the peak
+    return peak
 
 
 def peak_apart(contender: Contender, device: torch.device) -> float | None:
-    """Peak memory of a contender's first call, in a copy of this process: nothing freed
-    earlier hides what it takes.
+    """Return the peak memory of a contender's first call, in a forked process.
+
+    In the fork, no memory that earlier calls have freed is reused.
     """
-    # Neither survives being copied.
+    # CUDA and thread pools do not survive a fork.
     if device.type == "cuda" or torch.get_num_threads() > 1:
         if contender.prepare is not None:
             contender.prepare()
@@ -142,23 +138,23 @@ def peak_apart(contender: Contender, device: torch.device) -> float | None:
                 contender.prepare()
             os.write(theirs, json.dumps(peak_memory(contender.run, device)).encode())
         finally:
-            os._exit(0)  # whatever happened: this copy has nothing else to do
+            os._exit(0)  # also after an exception: the fork must not return
     os.close(theirs)
     with os.fdopen(ours, "rb") as pipe:
-        told = pipe.read()
+        message = pipe.read()
     os.waitpid(process, 0)
-    return json.loads(told) if told else None
+    return json.loads(message) if message else None
 
 
 def clock(device: torch.device) -> int:
-    """Which time to compare: CPU time on one thread of a CPU, else wall time."""
+    """Select the time to compare: CPU time on one thread of a CPU, else wall time."""
     return CPU if device.type == "cpu" and torch.get_num_threads() == 1 else WALL
 
 
 def seconds(
     run: Callable[[], object], device: torch.device, repeats: int = 1
 ) -> tuple[float, float]:
-    """Wall and processor seconds of one call, the mean of `repeats`."""
+    """Measure the wall and processor seconds of a call, the mean of `repeats` calls."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -169,16 +165,22 @@ def seconds(
     return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
 
 
-def difference(found: Tensor | float | int, ours: Tensor | float | int) -> float:
-    """Norm of the difference over the norm of ours, on what both results have."""
-    a, b = (torch.as_tensor(x).detach().cpu().double().flatten() for x in (found, ours))
+def difference(result: Tensor | float | int, ours: Tensor | float | int) -> float:
+    """Compute the relative difference: the norm of the difference over that of ours.
+
+    A contender that does a share of the task is compared on the first values.
+    """
+    a, b = (
+        torch.as_tensor(x).detach().cpu().double().flatten() for x in (result, ours)
+    )
     b = b[: len(a)]
     return float((a - b).norm() / b.norm().clamp_min(1e-300))
 
 
 def floor(row: dict, machine: dict) -> float | None:
-    """The time that a row's operations and bytes take at a machine's measured peak,
-    whichever is longer.
+    """Compute the seconds of a row's operations or bytes at the machine's peak rates.
+
+    The longer of the two counts; None for a row without either.
     """
     return (
         max(
@@ -190,9 +192,7 @@ def floor(row: dict, machine: dict) -> float | None:
 
 
 def peak_of_machine(device: torch.device) -> Machine:
-    """This machine's fastest float32 product and copy, on the clock that ratios are
-    taken from.
-    """
+    """Measure the peak rates of float32 products and copies, by the compared clock."""
     if clock(device) == WALL:
         return measure_machine(device)
     a, source = torch.ones(768, 768), torch.ones(2**25)
@@ -203,29 +203,28 @@ def peak_of_machine(device: torch.device) -> Machine:
 
 
 def rows(part: Part, turns: int, budget: float, device: torch.device) -> list[dict]:
-    """Let the contenders take turns and give a row for each.
+    """Run the contenders in turns and return one row per contender.
 
     Args:
-        part: with paperlib first.
-        turns: of each contender, after one that warms up and whose results are
-            compared.
-        budget: seconds after which no new turn begins, once there are three.
-        device: where the work is done.
+        part: with paperlib as its first contender.
+        turns: per contender, after a warm-up call whose results are compared.
+        budget: in seconds; once it is spent, no turn after the third begins.
+        device: on which the contenders compute.
     """
-    at = WALL if part.wall else clock(device)
+    compared_clock = WALL if part.wall else clock(device)
     peaks = {
         contender.name: peak_apart(contender, device) for contender in part.contenders
     }
     results, repeats = {}, {}
     for contender in part.contenders:
-        # The first call also loads and allocates; where it took long, a second would
-        # say no more.
-        took = max(
+        # The first call also loads and allocates, which matters only if it is short.
+        duration = max(
             seconds(lambda c=contender: results.update({c.name: c.run()}), device)
         )
-        took = max(seconds(contender.run, device)) if took < 1 else took
-        repeats[contender.name] = max(1, round(AT_LEAST / max(took, 1e-6)))
-    taken: dict[str, list[tuple[float, float]]] = {
+        if duration < 1:
+            duration = max(seconds(contender.run, device))
+        repeats[contender.name] = max(1, round(MIN_SECONDS / max(duration, 1e-6)))
+    times: dict[str, list[tuple[float, float]]] = {
         contender.name: [] for contender in part.contenders
     }
     spent = 0.0
@@ -234,17 +233,20 @@ def rows(part: Part, turns: int, budget: float, device: torch.device) -> list[di
             break
         for contender in part.contenders:
             pair = seconds(contender.run, device, repeats[contender.name])
-            spent += pair[at] * repeats[contender.name]
-            taken[contender.name].append(
+            spent += pair[compared_clock] * repeats[contender.name]
+            times[contender.name].append(
                 tuple(value / contender.share for value in pair)
             )
     ours = part.contenders[0].name
-    found = []
+    table = []
     for contender in part.contenders:
-        wall, cpu = zip(*taken[contender.name], strict=True)
-        pairs = zip(taken[contender.name], taken[ours], strict=True)
-        ratios = [theirs[at] / max(mine[at], 1e-9) for theirs, mine in pairs]
-        found.append(
+        wall, cpu = zip(*times[contender.name], strict=True)
+        pairs = zip(times[contender.name], times[ours], strict=True)
+        ratios = [
+            pair[compared_clock] / max(our_pair[compared_clock], 1e-9)
+            for pair, our_pair in pairs
+        ]
+        table.append(
             {
                 "what": part.what,
                 "images": part.images,
@@ -268,4 +270,4 @@ def rows(part: Part, turns: int, budget: float, device: torch.device) -> list[di
                 "note": contender.note,
             }
         )
-    return found
+    return table

@@ -1,4 +1,4 @@
-"""Look at the built book with a real browser that can reach nothing but the book."""
+"""Open the built book in a real browser without access to any other host."""
 
 import functools
 import os
@@ -16,8 +16,8 @@ from built import ROOT, in_ci
 
 SCREENSHOTS = ROOT / "_build" / "screenshots"
 
-# No background traffic of the browser's own, and no name or number but localhost's is
-# found; the sandbox needs rights that containers do not give.
+# No background traffic, and no host except localhost resolves. The sandbox needs rights
+# that containers do not have.
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -35,21 +35,20 @@ HEIGHT = 844
 SCHEMES = ("light", "dark")
 CONTRAST = "color-contrast"  # the one rule of axe-core that depends on the scheme
 
-# Resolves when every picture and font is there; gives the reason where that does not
-# happen.
+# Resolves when all images and fonts are loaded, or to the reason why they are not.
 SETTLED = """async () => {
   for (const image of document.querySelectorAll('img[loading=lazy]'))
     image.loading = 'eager';
   const decoded = [...document.images].map(image => image.decode().catch(() => {}));
-  const parts = {pictures: Promise.all(decoded), fonts: document.fonts.ready};
+  const parts = {images: Promise.all(decoded), fonts: document.fonts.ready};
   const late = name => new Promise(resolve =>
-    setTimeout(() => resolve(name + ' did not arrive in 15 s'), 15000));
+    setTimeout(() => resolve(name + ' not loaded after 15 s'), 15000));
   const results = Object.entries(parts).map(([name, part]) =>
     Promise.race([part.then(() => ''), late(name)]));
   return (await Promise.all(results)).filter(Boolean).join('; ');
 }"""
 
-# What can be seen without interacting; each list holds what is wrong.
+# Facts about a page without interaction. The lists contain its errors.
 FACTS = r"""() => {
   const article = document.querySelector('.bd-article') || document.body;
   const shown = element => element.tagName.toLowerCase() + '.'
@@ -70,7 +69,7 @@ FACTS = r"""() => {
       const name = entry.name.split('?')[0];
       weights[name] = Math.max(weights[name] || 0, entry.decodedBodySize || 0);
     }
-  // What lies in a box that scrolls or hides makes no page wider.
+  // Content of a box that scrolls or hides does not make the page wider.
   const shows = box => !box || getComputedStyle(box).overflowX === 'visible'
     && shows(box.parentElement);
   const reaches = e => e.getBoundingClientRect().right > width + 1
@@ -86,7 +85,7 @@ FACTS = r"""() => {
       .filter(image => !image.naturalWidth).map(image => image.src.slice(0, 120)),
     undescribed: [...document.images]
       .filter(image => !image.alt.trim()).map(image => image.src.slice(0, 120)),
-    // A formula whose end is out of sight may look complete and be another formula.
+    // A formula that is cut off may look like another complete formula.
     cut: [...document.querySelectorAll('div.math > span:not(.eqno)')]
       .filter(box => box.scrollWidth - box.clientWidth > 10)
       .map(box => box.parentElement.id || box.textContent.slice(0, 80)),
@@ -97,15 +96,14 @@ FACTS = r"""() => {
   };
 }"""
 
-# Three quarters of a notebook's page are coloured tokens of code, and half of a paper's
-# page are parts of formulas. Where another one with the same classes has been seen
-# inside the same kinds of boxes, a token or a formula becomes plain text: it would be
-# judged the same, for as much time again.
+# Most elements of a page are tokens of code and parts of formulas. axe-core's results
+# depend only on the classes of an element and of its ancestors, so to save time all
+# elements but the first with the same classes are replaced by plain text.
 EACH_TOKEN_ONCE = """() => {
   const seen = new Set();
   for (const token of document.querySelectorAll('pre span, .katex')) {
     if (token.childElementCount && !token.matches('.katex')) continue;
-    // axe-core judges no single letter.
+    // axe-core skips single letters.
     let kind = token.textContent.trim().length > 1 ? 'word ' : '';
     for (let box = token; box !== document.body; box = box.parentElement)
       kind += box.tagName + '.' + box.className + ' ';
@@ -115,9 +113,9 @@ EACH_TOKEN_ONCE = """() => {
   }
 }"""
 
-# The same for contrast, which axe-core computes for one text after the other: of the
-# texts inside the same kinds of boxes one is left, and what is empty then goes. Rows of
-# a table are striped; of a formula the part for screen readers has no colour.
+# The same for contrast, which axe-core computes per text node: one text per kind of
+# ancestors remains, and empty elements are removed. The rows of tables alternate in
+# colour, so their parity counts; a formula's part for screen readers has no colour.
 EACH_TEXT_ONCE = """() => {
   const kinds = new Map(), seen = new Set(), texts = [];
   const kind = box => {
@@ -149,19 +147,16 @@ EACH_TEXT_ONCE = """() => {
 
 
 def chromium() -> str | None:
-    """Find the browser: `CHROMIUM` from the environment, or one of the usual names;
-    None where there is none.
-    """
+    """Find the browser: $CHROMIUM, or a common name on the path; None without one."""
     return os.environ.get("CHROMIUM") or next(
         filter(None, map(shutil.which, CANDIDATES)), None
     )
 
 
-# What a module of browser tests sets as its pytestmark.
+# The pytestmark of modules with browser tests.
 BROWSER_MARKS = [
     pytest.mark.browser,
-    # In continuous integration a missing browser is an error that the fixture reports,
-    # not a reason to skip.
+    # In continuous integration a missing browser is an error, reported by the fixture.
     pytest.mark.skipif(
         chromium() is None and not in_ci(),
         reason="no chromium; install it or set CHROMIUM=<its path>",
@@ -171,12 +166,12 @@ BROWSER_MARKS = [
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
-        """Say nothing: the tests report what matters."""
+        """Log nothing; the tests report the errors."""
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """Serve a folder on localhost; give its address, ending in a slash."""
+    """Serve a folder on localhost; yield its address, which ends in a slash."""
     server = ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))
     )
@@ -191,20 +186,17 @@ def served(folder: Path) -> Iterator[str]:
 
 
 class Browser:
-    """Opens pages of one served folder, and remembers everything that went wrong while
-    they loaded.
-    """
+    """Open pages of a served folder, and record the errors while they load."""
 
     def __init__(self, context, base: str):
         self.context, self.base = context, base
         self.complaints: list[str] = []
-        # Noted, not intercepted: that would take every request through this process,
-        # and the browser's cache away.
-        at_home = (base, "data:", "blob:", "about:")
+        # Recorded, not intercepted, which would be slow and disable the cache.
+        local = (base, "data:", "blob:", "about:")
         context.on(
             "request",
             lambda sent: (
-                sent.url.startswith(at_home)
+                sent.url.startswith(local)
                 or self.complaints.append(f"left localhost: {sent.url}")
             ),
         )
@@ -230,14 +222,12 @@ class Browser:
     def page(
         self, path: str, width: int = WIDTHS["desktop"], scheme: str = "light"
     ) -> Iterator:
-        """Open a page in the browser's one tab, and wait until nothing in it is missing
-        any more.
-        """
+        """Open a page in the browser's only tab, and wait until it is loaded."""
         page = self.context.pages[0]
         if page.url.startswith(self.base):
-            # As for a new reader: the theme keeps its colours there.
+            # The theme stores its colour scheme there; a new reader has none.
             page.evaluate("localStorage.clear()")
-        # What still loads of the page before is no complaint about this one.
+        # Errors of the previous page, which may still be loading, are discarded.
         page.goto("about:blank")
         self.complaints.clear()
         page.set_viewport_size({"width": width, "height": HEIGHT})
@@ -248,8 +238,8 @@ class Browser:
         yield page
 
 
-def still(page) -> None:
-    """Stop transitions, so that nothing is judged half-way between two colours."""
+def stop_transitions(page) -> None:
+    """Stop transitions, so that no colour is measured during a change."""
     page.add_style_tag(
         content=(
             "*, *::before, *::after { transition: none !important; animation: none"
@@ -260,7 +250,7 @@ def still(page) -> None:
 
 @functools.cache
 def axe() -> str:
-    """Read the accessibility checker as its package carries it: nothing is fetched."""
+    """Read the accessibility checker from its package."""
     import axe_playwright_python
 
     return (
@@ -271,8 +261,10 @@ def axe() -> str:
 
 
 def accessibility_faults(page) -> list[tuple]:
-    """Ask axe-core for what is serious or critical, in the colours in which the page is
-    shown: rule, place, reason. The page's code and formulas become fewer.
+    """Return axe-core's serious and critical findings: rule, element, reason.
+
+    Contrast is checked for the current colour scheme. The page loses repeated code and
+    formulas.
     """
     page.evaluate(EACH_TOKEN_ONCE)
     return _faults(page, {"rules": {CONTRAST: {"enabled": False}}}) + contrast_faults(
@@ -281,7 +273,7 @@ def accessibility_faults(page) -> list[tuple]:
 
 
 def contrast_faults(page) -> list[tuple]:
-    """Ask axe-core for text without enough contrast. The page's text becomes less."""
+    """Return axe-core's findings on contrast. The page loses repeated texts."""
     page.evaluate(EACH_TEXT_ONCE)
     return _faults(page, {"runOnly": [CONTRAST]})
 
@@ -303,9 +295,8 @@ def _faults(page, options: dict) -> list[tuple]:
 
 @contextmanager
 def driver() -> Iterator:
-    """Start playwright; it can be started once at a time."""
-    # Imported here, so that the other tests of this folder run where playwright is
-    # missing.
+    """Start playwright, of which only one instance can run."""
+    # Imported here, so that the other tests of this folder run without playwright.
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -319,7 +310,7 @@ def launched(chromium_type, folder: Path) -> Iterator[Browser]:
         context = chromium_type.launch_persistent_context(
             profile, executable_path=chromium(), headless=True, args=ARGUMENTS
         )
-        # A machine that does other work is slow, not wrong.
+        # Long enough for a busy machine.
         context.set_default_timeout(120_000)
         try:
             yield Browser(context, base)

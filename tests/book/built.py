@@ -1,6 +1,4 @@
-"""Where the book is, what it is made of, and whether the built one is there and up to
-date.
-"""
+"""Paths of the book and its sources, and whether the built book is up to date."""
 
 import os
 from pathlib import Path
@@ -32,13 +30,13 @@ def documents() -> list[str]:
         if isinstance(node, list):
             return [name for item in node for name in walk(item)]
         if isinstance(node, dict):
-            own = [node[key] for key in ("root", "file") if key in node]
+            listed = [node[key] for key in ("root", "file") if key in node]
             if "glob" in node:
-                own += sorted(
+                listed += sorted(
                     path.relative_to(ROOT).with_suffix("").as_posix()
                     for path in ROOT.glob(f"{node['glob']}.md")
                 )
-            return own + [
+            return listed + [
                 name
                 for key in ("parts", "chapters", "sections")
                 for name in walk(node.get(key, []))
@@ -49,21 +47,17 @@ def documents() -> list[str]:
 
 
 def pages() -> list[str]:
-    """List every built page, as a path below the built book; without index.html, which
-    only forwards to the first.
-    """
-    found = sorted(path.relative_to(HTML) for path in HTML.rglob("*.html"))
+    """List all built pages, relative to the built book, except index.html."""
+    paths = sorted(path.relative_to(HTML) for path in HTML.rglob("*.html"))
     return [
         path.as_posix()
-        for path in found
+        for path in paths
         if path.parts[0] not in ("_static", "_sources", "index.html")
     ]
 
 
 def why_not_built() -> str:
-    """Say what is wrong with the built book; empty if it is complete and newer than its
-    sources.
-    """
+    """Return why the built book can't be tested; empty if it is up to date."""
     if not MARK.is_file():
         return f"the book is not built; {BUILD_IT}"
     built = MARK.stat().st_mtime
@@ -89,5 +83,5 @@ def why_not_built() -> str:
 
 
 def in_ci() -> bool:
-    """Say whether this is continuous integration, where nothing may be skipped."""
+    """Return whether this is continuous integration, where no test may be skipped."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false")

@@ -1,14 +1,12 @@
-"""Run a notebook as Colab would; a program for the environment with Colab's versions
-(see test_colab_long.py).
+"""Run a notebook like Colab, in the environment of test_colab_long.py.
 
     python colab_kernel.py NOTEBOOK FOLDER PLAN
 
-PLAN is JSON: `sessions`, a list of kernels to start one after the other in FOLDER, each
-a list of steps. A step has `cells`, the numbers of the cells to run in order; `edit`, a
-cell's number → its source from now on; `interrupt`, the pattern of a file upon whose
-appearance the step is interrupted; `ask`, code whose printed text is the answer.
-Written to standard output is JSON again: for each step its seconds, the cells' printed
-texts, what they wrote to stderr, the error that ended the step, and the answer.
+PLAN is JSON: `sessions`, a list of kernel sessions in FOLDER, each a list of steps. A
+step has `cells`, the numbers of the cells to run in order; `edit`, new sources by cell
+number; `interrupt`, the pattern of a file whose creation interrupts the step; `ask`,
+code whose output is the answer. The program prints JSON: per step its seconds, the
+output of the cells on stdout and stderr, the error that ended the step, and the answer.
 """
 
 import json
@@ -27,7 +25,7 @@ CELL_SECONDS = 1800
 
 
 def interrupt_when(client, folder, pattern, finished):
-    """Press Colab's stop button once a file is there."""
+    """Interrupt the kernel, like Colab's stop button, when a file exists."""
     while not finished.wait(0.05):
         if any(folder.glob(pattern)):
             os.kill(client.km.provisioner.pid, signal.SIGINT)
@@ -35,7 +33,7 @@ def interrupt_when(client, folder, pattern, finished):
 
 
 def run_step(client, step, folder):
-    """Run one step in a kernel that is up."""
+    """Run a step in a running kernel."""
     cells, begin = client.nb.cells, time.monotonic()
     for number, source in step.get("edit", {}).items():
         cells[int(number)].source = source
@@ -56,27 +54,27 @@ def run_step(client, step, folder):
                 f" {error.evalue}\n{error.traceback[-3000:]}"
             )
         outputs = cells[number].outputs
-        for stream, kept in (("stdout", "printed"), ("stderr", "stderr")):
+        for stream, key in (("stdout", "printed"), ("stderr", "stderr")):
             text = "".join(
                 output.text for output in outputs if output.get("name") == stream
             )
             if text:
-                result[kept][number] = text
+                result[key][number] = text
         if result["error"]:
             break
     finished.set()
     result["seconds"] = round(time.monotonic() - begin, 1)
     if "ask" in step:
-        asked = nbformat.v4.new_code_cell(step["ask"])
-        cells.append(asked)
-        client.execute_cell(asked, len(cells) - 1)
+        query = nbformat.v4.new_code_cell(step["ask"])
+        cells.append(query)
+        client.execute_cell(query, len(cells) - 1)
         cells.pop()
-        result["answer"] = "".join(output.get("text", "") for output in asked.outputs)
+        result["answer"] = "".join(output.get("text", "") for output in query.outputs)
     return result
 
 
 def main(path, folder, plan):
-    """Run the plan."""
+    """Run the plan; return the results of its steps."""
     folder, results = Path(folder), []
     for steps in plan["sessions"]:
         notebook = nbformat.read(path, as_version=4)

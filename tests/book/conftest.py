@@ -8,10 +8,11 @@ from built import HTML, why_not_built
 @pytest.fixture(scope="session")
 def chromium_type():
     assert chromium(), (
-        "no chromium: install it (apt-get install chromium) or set CHROMIUM=<its path>"
+        "Chromium was not found; install it (apt-get install chromium) or set"
+        " CHROMIUM=<its path>"
     )
-    with driver() as found:
-        yield found
+    with driver() as playwright_chromium:
+        yield playwright_chromium
 
 
 @pytest.fixture(scope="session")

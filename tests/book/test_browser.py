@@ -1,6 +1,4 @@
-"""The built book in a real browser: whole offline, readable at two widths, in light and
-dark, by everybody.
-"""
+"""The built book in a real browser: offline, at two widths, in light and dark mode."""
 
 import os
 import re
@@ -15,7 +13,7 @@ from browser import (
     WIDTHS,
     accessibility_faults,
     contrast_faults,
-    still,
+    stop_transitions,
 )
 from built import HTML, documents, pages
 
@@ -23,7 +21,7 @@ PAGE_BYTES = 2_500_000
 FAULTS = "undrawn wrong raw broken undescribed cut sideways".split()
 FORMULAS = 3  # at least, on the pages of a chapter
 SEARCH = "search.html"
-# Listings of source are all alike: their index and the longest stand for all.
+# Source listings are alike, so only their index and the longest are tested.
 LISTINGS = [page for page in pages() if page.startswith("_modules/")]
 LONGEST = max(LISTINGS, key=lambda page: (HTML / page).stat().st_size, default=None)
 SHOWN = [
@@ -33,7 +31,7 @@ SHOWN = [
 ]
 
 CHAPTERS = [page for page in SHOWN if re.match(r"(book|notebooks)/\d\d_", page)]
-# Listings and tables of a page that are cut on a desktop, and what there is of both.
+# The kinds of code and table boxes of a page, and those that are cut off on a desktop.
 CUT = """() => {
   const boxes = [...document.querySelectorAll(
     '.bd-article pre, .bd-article .pst-scrollable-table-container')];
@@ -46,14 +44,14 @@ pytestmark = BROWSER_MARKS
 
 
 @pytest.mark.parametrize("path", SHOWN)
-def test_page_is_whole(browser, path):
-    """No request leaves localhost, no error, every formula and picture there and whole,
-    no sideways scroll at either width, under 2.5 MB. On a paper's page no listing and
-    no table is cut on a desktop.
+def test_page_is_complete_and_accessible(browser, path):
+    """A page loads without errors and without other hosts, and is below 2.5 MB.
 
-    On a desktop axe-core finds nothing serious: with all rules in light, in dark with
-    the one that depends on colour. `make screenshots` keeps a picture of each page as
-    well; otherwise only a page with a fault gets one.
+    All formulas and images are complete, and no page scrolls sideways at either width;
+    on the page of a paper no listing and no table is cut off on a desktop. axe-core has
+    no serious findings on a desktop: with all rules in light mode, for contrast also in
+    dark mode. `make screenshots` stores a screenshot of each page; otherwise only pages
+    with an error have one.
     """
     light, dark = SCHEMES
     with browser.page(path, WIDTHS["phone"], light) as page:
@@ -68,9 +66,9 @@ def test_page_is_whole(browser, path):
             assert browser.complaints == []
             if os.environ.get("SCREENSHOTS"):
                 photograph_all(page, path)
-            still(page)
+            stop_transitions(page)
             assert accessibility_faults(page) == []
-            switch(page, dark)
+            set_scheme(page, dark)
             assert contrast_faults(page) == []
         except AssertionError:
             photograph(page, path, "fault")
@@ -81,8 +79,8 @@ def resize(page, width):
     page.set_viewport_size({"width": WIDTHS[width], "height": HEIGHT})
 
 
-def switch(page, scheme):
-    """The page follows the reader's system while it is open."""
+def set_scheme(page, scheme):
+    """Change the colour scheme of the system, which an open page follows."""
     page.emulate_media(color_scheme=scheme)
     page.wait_for_function(
         "scheme => document.documentElement.dataset.theme === scheme", arg=scheme
@@ -90,7 +88,7 @@ def switch(page, scheme):
 
 
 def check(page):
-    """See what is there without interacting."""
+    """Check a page without interaction; return its facts."""
     facts = page.evaluate(FACTS)
     for fault in FAULTS:
         assert facts[fault] == [], fault
@@ -102,16 +100,16 @@ def check(page):
 
 
 def photograph_all(page, path):
-    """For people to look at; the page is left as it was, on a desktop in light."""
+    """Take screenshots at all widths and schemes, ending on a desktop in light mode."""
     for scheme in SCHEMES[::-1]:
-        switch(page, scheme)
+        set_scheme(page, scheme)
         for width in ("phone", "desktop"):
             resize(page, width)
             photograph(page, path, f"{width}_{scheme}")
 
 
 def photograph(page, path, what):
-    """Keep the whole page as an image."""
+    """Store a screenshot of the full page."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "_", path.removesuffix(".html"))
     page.screenshot(path=SCREENSHOTS / f"{name}_{what}.png", full_page=True)
@@ -124,11 +122,11 @@ def test_axe_finds_nothing_serious_on_a_phone(browser):
         "notebooks/02_cam.html",
     ):
         with browser.page(path, WIDTHS["phone"]) as page:
-            still(page)
+            stop_transitions(page)
             assert accessibility_faults(page) == [], path
 
 
-def test_each_kind_of_token_is_judged_once_in_each_kind_of_box(browser):
+def test_each_kind_of_token_is_checked_once_per_kind_of_box(browser):
     token = '<span style="color: #bbb" class="pale">{}</span>'
     code = " ".join(token.format(text) for text in ("=", "word", "again"))
     code = f"<pre>{code}</pre>"
@@ -138,15 +136,15 @@ def test_each_kind_of_token_is_judged_once_in_each_kind_of_box(browser):
             '<button></button><p style="color: #bbb; background: #fff">pale</p>'
             f'<img src="data:,">{code}<div class="note">{code}</div>',
         )
-        found = accessibility_faults(page)
+        findings = accessibility_faults(page)
         assert page.locator(".pale").count() == 4
-    rules = {rule for rule, _, _ in found}
+    rules = {rule for rule, _, _ in findings}
     assert rules >= {"button-name", "color-contrast", "image-alt"}
-    pale = [target for rule, target, _ in found if rule == "color-contrast"]
-    assert sum(".pale" in str(target) for target in pale) == 2, found
+    pale = [target for rule, target, _ in findings if rule == "color-contrast"]
+    assert sum(".pale" in str(target) for target in pale) == 2, findings
 
 
-def test_the_front_door_opens_on_the_first_page(browser):
+def test_index_html_forwards_to_the_first_page(browser):
     browser.complaints.clear()
     page = browser.context.new_page()
     try:
@@ -164,14 +162,14 @@ def test_the_front_door_opens_on_the_first_page(browser):
 def test_search_finds_the_chapter(browser):
     with browser.page(f"{SEARCH}?q=depthwise") as page:
         page.wait_for_selector("#search-results .search li a")
-        found = page.eval_on_selector_all(
+        links = page.eval_on_selector_all(
             "#search-results .search li a", "links => links.map(link => link.href)"
         )
-    assert any("notebooks/01_mobilenet.html" in link for link in found), found
+    assert any("notebooks/01_mobilenet.html" in link for link in links), links
     assert browser.complaints == []
 
 
-def test_search_finds_nothing_for_nonsense(browser):
+def test_search_has_no_results_for_an_unknown_word(browser):
     with browser.page(f"{SEARCH}?q=xylophonic") as page:
         page.wait_for_function(
             "document.querySelector('#search-results')?.textContent.includes('did not"
@@ -181,9 +179,7 @@ def test_search_finds_nothing_for_nonsense(browser):
 
 
 def test_icons_are_drawn_by_the_font(browser):
-    """A letter of the icon font stands in the buttons above the page; without the font
-    it would be an empty box.
-    """
+    """The buttons contain characters of the icon font, empty boxes without the font."""
     with browser.page(f"{documents()[0]}.html") as page:
         icon = page.locator(
             "button.theme-switch-button:visible i, .dropdown-download-buttons"
@@ -199,14 +195,14 @@ def test_icons_are_drawn_by_the_font(browser):
 
 def test_dark_mode_can_be_switched_on(browser):
     with browser.page(f"{documents()[0]}.html") as page:
-        ground = "getComputedStyle(document.body).backgroundColor"
-        before = page.evaluate(ground)
-        for _ in range(3):  # the button goes round through auto, light and dark
+        background = "getComputedStyle(document.body).backgroundColor"
+        before = page.evaluate(background)
+        for _ in range(3):  # the button cycles through auto, light and dark
             page.locator("button.theme-switch-button:visible").first.click()
             if page.evaluate("document.documentElement.dataset.theme") == "dark":
                 break
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-        assert page.evaluate(ground) != before
-    # The next test is another reader.
+        assert page.evaluate(background) != before
+    # The scheme is not stored for the next test.
     with browser.page(f"{documents()[0]}.html") as page:
-        assert page.evaluate(ground) == before
+        assert page.evaluate(background) == before

@@ -1,6 +1,4 @@
-"""Sentences of the chapters that compare numbers, worked out again from the papers'
-tables and the stored results.
-"""
+"""Numbers stated in the chapters, recomputed from the papers' tables and results."""
 
 import json
 import re
@@ -14,7 +12,7 @@ NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
 
 
 def words(path):
-    """The text of a page, or of a notebook's twin, in one line."""
+    """Return the text of a page, or of a notebook's text twin, in one line."""
     text = path.read_text(encoding="utf-8")
     return " ".join(re.sub(r"^# ?", "", text, flags=re.M).split())
 
@@ -41,22 +39,22 @@ def decimals(number):
 
 
 def tables(path):
-    """The tables of a page, each a list of rows, each a list of cells."""
-    rows, found = [], []
+    """Return the tables of a page, each a list of rows, each a list of cells."""
+    rows, page_tables = [], []
     for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
         if line.startswith("|"):
             rows.append([cell.strip() for cell in line.strip("|").split("|")])
         elif rows:
-            found.append(rows)
+            page_tables.append(rows)
             rows = []
-    return found
+    return page_tables
 
 
 def numbers_of(cell):
-    """The numbers of a cell such as `97.6 / **93.4**`, each with whether it is bold."""
-    whole = re.fullmatch(r"\*\*[^*]+\*\*", cell) is not None
+    """Return the numbers of a cell such as `97.6 / **93.4**`, and which are bold."""
+    all_bold = re.fullmatch(r"\*\*[^*]+\*\*", cell) is not None
     parts = [part.strip() for part in cell.split("/")]
-    bold = [whole or part.startswith("**") for part in parts]
+    bold = [all_bold or part.startswith("**") for part in parts]
     return list(zip((part.strip("*") for part in parts), bold, strict=True))
 
 
@@ -64,7 +62,7 @@ def numbers_of(cell):
 def test_a_bold_number_is_the_only_one_of_its_value_in_its_column(path):
     ties = []
     for table in tables(path):
-        # There bold sets the row apart.
+        # A row of means is bold as a whole.
         compared = [row for row in table if "**mean**" not in row]
         for column in zip(*compared, strict=True):
             cells = [numbers_of(cell) for cell in column]
@@ -77,7 +75,7 @@ def test_a_bold_number_is_the_only_one_of_its_value_in_its_column(path):
 
 
 @pytest.mark.parametrize("path", PAGES.values(), ids=PAGES)
-def test_differences_and_quotients_are_worked_out_correctly(path):
+def test_differences_and_quotients_are_correct(path):
     text = words(path)
     wrong = []
     for a, b, c in re.findall(rf"(?<![\d.]){NUMBER} [−-] {NUMBER} = {NUMBER}", text):
@@ -89,7 +87,7 @@ def test_differences_and_quotients_are_worked_out_correctly(path):
     assert wrong == []
 
 
-def test_what_separating_saves_is_the_papers_table_4():
+def test_the_saving_by_separable_convolutions_agrees_with_table_4():
     full, separable = facts("mobilenet")["table_4_depthwise_vs_full"]["rows"]
     times = full["madds_million"] / separable["madds_million"]
     points = full["accuracy_pct"] - separable["accuracy_pct"]
@@ -98,7 +96,7 @@ def test_what_separating_saves_is_the_papers_table_4():
     assert f"{saved} for {cost} of accuracy" in twin("01_mobilenet")
 
 
-def test_what_the_stored_trainings_of_chapter_1_show():
+def test_the_training_time_of_chapter_1_agrees_with_the_stored_runs():
     runs = measured("mobilenet_cells")["runs"]
     recipe = measured("mobilenet_cells")["stamp"]["recipe"]
     seconds = sum(run["cpu_seconds_per_epoch"] for run in runs) * recipe["epochs"]
@@ -107,7 +105,7 @@ def test_what_the_stored_trainings_of_chapter_1_show():
     )
 
 
-def test_what_average_pooling_costs_and_gains_is_the_papers_tables_1_and_2():
+def test_the_effect_of_average_pooling_agrees_with_tables_1_and_2():
     data, page = facts("cam"), words(PAGES["02_cam"])
     classified = {
         name: top1
@@ -132,7 +130,7 @@ def test_what_average_pooling_costs_and_gains_is_the_papers_tables_1_and_2():
     assert heading in PAGES["02_cam"].read_text("utf-8")
 
 
-def test_how_many_boxes_are_right_once_the_class_is_right():
+def test_the_share_of_correct_boxes_among_correct_classes():
     rows = {
         tuple(row["cells"][:2]): row["cells"][2:]
         for row in facts("gradcam")["table_1_localization"]["rows"]

@@ -1,10 +1,10 @@
-"""Every self-contained notebook on what Colab has: Python 3.13 and exactly the versions
-of colab_runtime.yml.
+"""Run every self-contained notebook with Colab's Python and package versions.
 
-`make test-long`. The environment is made once, in _build/colab-env (6 GB, two minutes),
-and needs the package index; the set-up cells need it too, as on Colab. Two things
-differ from Colab and are not pretended: torch and torchvision are the index's builds of
-the same public versions, and there is no GPU. `google.colab` is an empty module.
+`make test-long` runs these tests. They create an environment once, in _build/colab-env
+(6 GB, two minutes), with Python 3.13 and the versions of colab_runtime.yml. This needs
+the package index, and so do the set-up cells, as on Colab. Two differences from Colab
+remain: torch and torchvision are the index's builds of the same public versions, and
+there is no GPU. `google.colab` is an empty module.
 """
 
 import json
@@ -28,7 +28,7 @@ ENVIRONMENT = ROOT / "_build" / "colab-env"
 RUNTIME = yaml.safe_load(
     (ROOT / "book" / "data" / "colab_runtime.yml").read_text(encoding="utf-8")
 )
-WANTED = {
+COLAB_VERSIONS = {
     name: version.partition("+")[0] for name, version in RUNTIME["packages"].items()
 }
 OWN = re.compile(r"^(?P<name>FOLDER|PICTURE)(?P<more>(?:, \w+)*) = None", re.M)
@@ -36,10 +36,8 @@ TRAINING = "runtime.checkpoint_path("
 SECONDS = 3600
 
 
-def python_of_colab():
-    """Find a Python of Colab's version on the path or in pyenv; None where there is
-    none.
-    """
+def find_colab_python():
+    """Find a Python of Colab's version on the path or in pyenv; None without one."""
     version = RUNTIME["python"]
     folder = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
     for candidate in (
@@ -58,7 +56,7 @@ def python_of_colab():
 
 
 def pip(*words):
-    """Run pip of the environment; return what it prints."""
+    """Run pip in the environment; return its output."""
     command = [
         ENVIRONMENT / "bin" / "python",
         "-m",
@@ -81,32 +79,31 @@ def installed():
 
 @pytest.fixture(scope="module")
 def base():
-    """Make the environment where it is missing or other; give its packages, none of
-    them a name that a notebook adds.
-    """
-    python = python_of_colab()
+    """Create the environment if it is missing or outdated; return its packages."""
+    python = find_colab_python()
     if python is None:
         pytest.skip(
-            f"no Python {RUNTIME['python']}, which Colab has; pyenv install"
-            f" {RUNTIME['python']}"
+            f"Python {RUNTIME['python']}, Colab's version, was not found;"
+            f" run `pyenv install {RUNTIME['python']}`"
         )
     stamp = ENVIRONMENT / "base.json"
-    before = json.loads(stamp.read_text()) if stamp.is_file() else {}
-    if {name: before.get(name) for name in WANTED} != WANTED:
+    packages = json.loads(stamp.read_text()) if stamp.is_file() else {}
+    versions = {name: packages.get(name) for name in COLAB_VERSIONS}
+    if versions != COLAB_VERSIONS:
         subprocess.run([python, "-m", "venv", "--clear", ENVIRONMENT], check=True)
         pip(
-            "install", "-q", *(f"{name}=={version}" for name, version in WANTED.items())
+            "install",
+            "-q",
+            *(f"{name}=={version}" for name, version in COLAB_VERSIONS.items()),
         )
-        before = installed()
-        stamp.write_text(json.dumps(before))
-    return before
+        packages = installed()
+        stamp.write_text(json.dumps(packages))
+    return packages
 
 
 @pytest.fixture
 def fresh(base):
-    """Bring the environment back to what Colab has: without what another notebook's
-    set-up added.
-    """
+    """Uninstall the packages that another notebook's set-up has added."""
     if added := installed().keys() - base.keys():
         pip("uninstall", "-q", "-y", *added)
     assert installed() == base
@@ -114,15 +111,12 @@ def fresh(base):
 
 
 class Copy:
-    """A notebook's self-contained copy, and an empty folder outside the repository to
-    run it in.
-    """
+    """A notebook's self-contained copy, and an empty folder in which it runs."""
 
     def __init__(self, path, folder):
         self.name = path.stem
         self.file = export(path, folder / "copy")
         self.folder = folder / "content"
-        self.around = {}
         self.folder.mkdir()
         self.cells = nbformat.read(self.file, as_version=4).cells
         self.code = [
@@ -130,16 +124,16 @@ class Copy:
         ]
         colab = folder / "modules" / "google" / "colab"
         startup = folder / "ipython" / "profile_default" / "startup"
-        for made in (colab, startup, folder / "tmp", folder / "jupyter"):
-            made.mkdir(parents=True)
+        for path in (colab, startup, folder / "tmp", folder / "jupyter"):
+            path.mkdir(parents=True)
         (colab / "__init__.py").touch()
         (startup / "colab.py").write_text("import google.colab\n")
-        kept = {
+        variables = {
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("PAPERLIB", "PYTHON", "MPL"))
         }
-        self.around = kept | {
+        self.environment = variables | {
             "PYTHONPATH": str(folder / "modules"),
             "IPYTHONDIR": str(folder / "ipython"),
             "JUPYTER_DATA_DIR": str(folder / "jupyter"),
@@ -148,7 +142,7 @@ class Copy:
         }
 
     def numbers(self, pattern):
-        """Number the code cells in which a pattern is found."""
+        """List the numbers of the code cells that match a pattern."""
         return [
             number
             for number in self.code
@@ -156,7 +150,7 @@ class Copy:
         ]
 
     def run(self, *sessions):
-        """Run sessions of steps (see colab_kernel.py) and give each step's result."""
+        """Run sessions of steps (see colab_kernel.py); return each step's result."""
         program = [
             ENVIRONMENT / "bin" / "python",
             ROOT / "tests" / "book" / "colab_kernel.py",
@@ -164,7 +158,7 @@ class Copy:
         plan = json.dumps({"sessions": sessions})
         done = subprocess.run(
             [*program, self.file, self.folder, plan],
-            env=self.around,
+            env=self.environment,
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -186,41 +180,40 @@ def copy(request, tmp_path, fresh):
     return Copy(request.param, tmp_path)
 
 
-def own_pictures(copy, folder):
-    """Make pictures of a reader's own for a chapter, two kinds of texture; give the
-    path that its cell takes.
-    """
+def write_reader_images(copy, folder):
+    """Write images of two textures as a reader's own; return the path for the cell."""
     kinds = (
         ("normal", "abnormal")
         if copy.name.startswith(("04", "05"))
         else ("brick", "gravel")
     )
-    photographs, made = (data.brick(), data.gravel()), folder / "my pictures"
+    photographs, target = (data.brick(), data.gravel()), folder / "my pictures"
     for kind, photograph in zip(kinds, photographs, strict=True):
-        (made / kind).mkdir(parents=True)
+        (target / kind).mkdir(parents=True)
         for i in range(40 if kind != "abnormal" else 6):
             top, left = 7 * i, 5 * i
             crop = Image.fromarray(
                 photograph[top : top + 200, left : left + 180 + i]
             ).convert("RGB")
-            crop.save(made / kind / f"{i}.jpg", exif=_turned() if i % 2 else b"")
+            exif = _rotated_exif() if i % 2 else b""
+            crop.save(target / kind / f"{i}.jpg", exif=exif)
     if copy.numbers("^PICTURE"):
-        return made / kinds[0] / "1.jpg"
+        return target / kinds[0] / "1.jpg"
     if not copy.numbers(r"open_folder\("):
-        return made
-    zipped = folder / "my pictures.zip"
-    with zipfile.ZipFile(zipped, "w") as archive:
-        for path in sorted(made.rglob("*.jpg")):
+        return target
+    zip_file = folder / "my pictures.zip"
+    with zipfile.ZipFile(zip_file, "w") as archive:
+        for path in sorted(target.rglob("*.jpg")):
             archive.write(path, path.relative_to(folder))
             archive.writestr(
                 f"__MACOSX/{path.relative_to(folder).parent}/._{path.name}",
-                b"not a picture",
+                b"not an image",
             )
-    shutil.rmtree(made)
-    return zipped
+    shutil.rmtree(target)
+    return zip_file
 
 
-def _turned():
+def _rotated_exif():
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera on its side
     return exif
@@ -232,36 +225,36 @@ every_notebook = pytest.mark.parametrize(
 
 
 @every_notebook
-def test_a_copy_runs_twice_beside_colabs_versions_and_then_on_own_pictures(
+def test_a_copy_runs_twice_with_colabs_versions_and_then_on_reader_images(
     copy, fresh, capsys
 ):
     assert list(copy.folder.iterdir()) == [] and ROOT not in copy.folder.parents
-    asked = (
+    query = (
         "import sys, paperlib; print('google.colab' in sys.modules, paperlib.__file__)"
     )
-    steps = [{"cells": copy.code, "ask": asked}, {"cells": copy.code}]
-    (own,) = copy.numbers(OWN.pattern) or (None,)
-    if own is not None:
-        path = own_pictures(copy, copy.folder.parent)
+    steps = [{"cells": copy.code, "ask": query}, {"cells": copy.code}]
+    (path_cell,) = copy.numbers(OWN.pattern) or (None,)
+    if path_cell is not None:
+        path = write_reader_images(copy, copy.folder.parent)
         source = OWN.sub(
             lambda match: f"{match['name']}{match['more']} = {str(path)!r}",
-            copy.cells[own].source,
+            copy.cells[path_cell].source,
         )
         steps.append(
             {
-                "edit": {own: source},
-                "cells": [number for number in copy.code if number >= own],
+                "edit": {path_cell: source},
+                "cells": [number for number in copy.code if number >= path_cell],
             }
         )
     first, *others = copy.run(steps)
     for result in (first, *others):
         assert result["error"] is None, result["error"]
-        # pip may warn of its own settings.
+        # pip may print warnings about its settings.
         assert result["stderr"].keys() <= {str(copy.setup)}
     on_colab, library = first["answer"].split(maxsplit=1)
     assert on_colab == "True" and str(ROOT) not in library and "paperlib-" in library
     after = installed()
-    # Of the listed packages, and of all others.
+    # No package was replaced.
     assert {name: after.get(name) for name in fresh} == fresh
     with capsys.disabled():
         times = " + ".join(f"{result['seconds']:.0f}" for result in (first, *others))
@@ -274,9 +267,10 @@ def test_a_copy_runs_twice_beside_colabs_versions_and_then_on_own_pictures(
 @pytest.mark.parametrize(
     "copy", [NOTEBOOKS[0]], ids=lambda path: path.stem, indirect=True
 )
-def test_a_training_that_was_stopped_goes_on_in_the_next_session(copy):
-    """Stop the training cell after its first epoch, lose the kernel, and run again: no
-    epoch is repeated.
+def test_an_interrupted_training_resumes_in_the_next_session(copy):
+    """Interrupt the training cell after an epoch and restart the kernel.
+
+    No epoch is repeated.
     """
     training = copy.numbers(re.escape(TRAINING))[0]
     before = [number for number in copy.code if number < training]
@@ -286,19 +280,19 @@ def test_a_training_that_was_stopped_goes_on_in_the_next_session(copy):
         " []\nregister_optimizer_step_post_hook(lambda *all: taken.append(1));"
     )
     prepare = {"cells": before, "ask": count}
-    asked = "print(len(taken), len(history), len(split.train))"
+    query = "print(len(taken), len(history), len(split.train))"
     stop = {
         "cells": [training],
         "interrupt": "paperlib/*.safetensors",
         "ask": "print(len(taken))",
     }
-    started, cut_off, again, resumed = copy.run(
-        [prepare, stop], [prepare, {"cells": [training], "ask": asked}]
+    first, interrupted, second, resumed = copy.run(
+        [prepare, stop], [prepare, {"cells": [training], "ask": query}]
     )
-    assert [result["error"] for result in (started, again, resumed)] == [None] * 3
-    assert "KeyboardInterrupt" in cut_off["error"]
-    steps, epochs, pictures = map(int, resumed["answer"].split())
-    an_epoch = -(-pictures // 32)
-    assert int(cut_off["answer"]) >= an_epoch  # it was stopped after an epoch …
-    # … which, of two trainings of so many epochs, was not repeated.
-    assert steps == (2 * epochs - 1) * an_epoch
+    assert [result["error"] for result in (first, second, resumed)] == [None] * 3
+    assert "KeyboardInterrupt" in interrupted["error"]
+    steps, epochs, n_images = map(int, resumed["answer"].split())
+    steps_per_epoch = -(-n_images // 32)
+    assert int(interrupted["answer"]) >= steps_per_epoch
+    # The cell trains two networks for the same number of epochs; one epoch was done.
+    assert steps == (2 * epochs - 1) * steps_per_epoch

@@ -1,4 +1,4 @@
-"""The figures of the paper pages: drawn by today's code, readable, numbered."""
+"""The figures of the paper pages: up to date with their code, readable, numbered."""
 
 import io
 import re
@@ -17,15 +17,15 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
 
 @pytest.mark.parametrize("paper", draw.papers())
-def test_the_figures_were_drawn_by_this_code(paper):
+def test_the_figures_are_up_to_date(paper):
     assert not draw.is_stale(paper), "run `make figures`"
 
 
 @pytest.mark.parametrize("paper", draw.papers())
 def test_every_figure_is_on_a_page(paper):
     pages = [path.read_text(encoding="utf-8") for path in ROOT.glob("book/*.md")]
-    shown = set(re.findall(r"\{drawn\} (\S+)", "\n".join(pages)))
-    assert {f"{paper}/{name}" for name in draw.names(paper)} <= shown
+    on_pages = set(re.findall(r"\{drawn\} (\S+)", "\n".join(pages)))
+    assert {f"{paper}/{name}" for name in draw.names(paper)} <= on_pages
 
 
 def test_changed_code_makes_figures_stale(tmp_path, monkeypatch):
@@ -36,16 +36,14 @@ def test_changed_code_makes_figures_stale(tmp_path, monkeypatch):
     folder = tmp_path / "paper"
     folder.mkdir()
     (folder / "stamp.txt").write_text(draw.code_hash("paper"))
-    assert draw.is_stale("paper"), "its file is missing"
+    assert draw.is_stale("paper"), "the figure's file is missing"
     (folder / "dot-1.svg").write_text("<svg/>")
     assert not draw.is_stale("paper")
     (tmp_path / "paper.py").write_text(code.replace("1", "2"))
     assert draw.is_stale("paper")
 
 
-def test_drawing_a_paper_stamps_it_and_removes_what_has_no_function(
-    tmp_path, monkeypatch
-):
+def test_drawing_a_paper_writes_a_stamp_and_removes_old_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(draw, "HERE", tmp_path)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     monkeypatch.syspath_prepend(tmp_path)
@@ -74,10 +72,10 @@ def figure():
     plt.close(figure)
 
 
-def test_a_figure_takes_the_colours_of_the_page(figure):
+def test_a_figure_uses_the_colours_of_the_page(figure):
     text = drawing.svg(figure, "line")
     assert "currentColor" in text
-    assert not any(stand_in in text for stand_in in drawing.PAGE_COLOURS)
+    assert not any(placeholder in text for placeholder in drawing.PAGE_COLOURS)
     assert "<style" not in text
     tree = ElementTree.fromstring(text)
     identifiers = [node.get("id") for node in tree.iter() if node.get("id")]
@@ -86,7 +84,7 @@ def test_a_figure_takes_the_colours_of_the_page(figure):
     assert {a or b for a, b in targets} <= set(identifiers)
 
 
-def test_a_figure_is_the_same_each_time(figure):
+def test_figures_are_reproducible(figure):
     assert drawing.svg(figure, "line") == drawing.svg(figure, "line")
 
 
@@ -101,12 +99,12 @@ def test_parts_are_numbered_and_old_ones_are_removed(figure, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["line-1.svg"]
 
 
-def test_coordinates_are_cut_after_a_hundredth_of_a_point(figure):
+def test_coordinates_have_two_decimals(figure):
     paths = re.findall(r' d="([^"]*)"', drawing.svg(figure, "line"))
     assert paths and not any(re.search(r"\.\d{3}", path) for path in paths)
 
 
-def test_what_a_phone_cannot_show_is_refused(figure):
+def test_small_text_and_wide_figures_are_refused(figure):
     figure.axes[0].set_title("title", fontsize=7)
     with pytest.raises(ValueError, match="'title' has 7"):
         drawing.svg(figure, "line")
@@ -141,7 +139,7 @@ def test_figures_are_numbered_within_their_chapter():
         ),
     ],
 )
-def test_a_figure_that_cannot_be_shown_fails_the_build(tmp_path, directive, expected):
+def test_an_invalid_figure_directive_fails_the_build(tmp_path, directive, expected):
     (tmp_path / "index.md").write_text(f"# Title\n\n{directive}\n")
     warnings = io.StringIO()
     app = Sphinx(

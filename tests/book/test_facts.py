@@ -1,6 +1,4 @@
-"""One set of facts: what pages, notebooks and the library print as a paper's is what
-book/data says.
-"""
+"""The numbers that pages, notebooks and library quote from a paper are in book/data."""
 
 import ast
 import json
@@ -36,9 +34,7 @@ def facts(paper):
 
 
 def printable(node, key=""):
-    """List the numbers that may be printed as the paper's: all but those marked
-    `memory`, in numbers and in texts.
-    """
+    """List the numbers that may be quoted: all except those marked `memory`."""
     if isinstance(node, dict):
         if str(node.get("confidence", "")).startswith("memory"):
             return set()
@@ -62,7 +58,7 @@ def numbers(text):
 
 
 def quoted_tables(text):
-    """Give the rows of Markdown tables below the heading of the paper's experiments."""
+    """List the rows of Markdown tables in the section on the paper's experiments."""
     experiments = text.split("## What the experiments show")[1].split("\n## ")[0]
     return [
         line
@@ -80,46 +76,44 @@ def test_every_file_names_its_sources(chapter, paper):
         if isinstance(value, dict) and (
             key.startswith(("table_", "figures")) or key == "equations"
         ):
-            told = re.search(
+            has_source = re.search(
                 rf"^{key}:\n(?:[ -].*\n)*?.*(?:source|confidence)", text, flags=re.M
             )
-            assert told, f"{key} says neither its source nor how far it was checked"
+            assert has_source, f"{key} has neither a source nor a confidence"
 
 
 @every_paper
-def test_the_tables_of_a_review_are_the_papers(chapter, paper):
+def test_the_tables_of_a_page_contain_only_numbers_of_the_papers(chapter, paper):
     known = printable(facts(paper)) | printable(
         facts("patch_svdd" if paper == "padim" else paper)
     )
     rows = quoted_tables((ROOT / "book" / f"{chapter}.md").read_text(encoding="utf-8"))
     assert len(rows) > 10
-    strangers = {}
+    unknown = {}
     for row in rows:
         printed = [
             n for cell in row.split("|")[2:] for n in numbers(NO_NUMBERS.sub("", cell))
         ]
-        # The paper prints fractions, later papers quote them in percent.
+        # The paper prints fractions; later papers quote them as percentages.
         if paper == "patch_svdd":
             printed = [n for n in printed if round(n / 100, 3) not in known]
-        if odd := set(printed) - known:
-            strangers[row] = odd
-    assert strangers == {}
+        if numbers_of_row := set(printed) - known:
+            unknown[row] = numbers_of_row
+    assert unknown == {}
 
 
 QUOTED = re.compile(r"^(?:QUOTED\w*|TABLE\d|PAPER|RIVALS|SPADE_AUROC)$")
 
 
 def quoted_constants(path):
-    """Give name and numbers of each constant of a notebook that holds a paper's
-    numbers.
-    """
+    """Yield the name and the numbers of each constant that quotes a paper."""
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             for node in ast.parse(cell.source).body:
                 if isinstance(node, ast.Assign) and QUOTED.match(
                     getattr(node.targets[0], "id", "")
                 ):
-                    inside = [
+                    values = [
                         n.value
                         for n in ast.walk(node.value)
                         if isinstance(n, ast.Constant)
@@ -128,25 +122,25 @@ def quoted_constants(path):
                         node.targets[0].id,
                         {
                             float(v)
-                            for v in inside
+                            for v in values
                             if isinstance(v, int | float) and not isinstance(v, bool)
                         },
                     )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_constants_of_a_notebook_are_the_papers(path):
+def test_the_constants_of_a_notebook_agree_with_the_facts(path):
     known = printable(facts(PAPERS[path.stem])) | {0.0, 1.0, 2.0, 3.0, 9.0}
     for name, values in quoted_constants(path):
         assert values - known == set(), name
 
 
 def test_constants_are_found():
-    found = {name for path in NOTEBOOKS for name, _ in quoted_constants(path)}
-    assert {"QUOTED", "TABLE2", "TABLE3", "PAPER", "RIVALS"} <= found
+    names = {name for path in NOTEBOOKS for name, _ in quoted_constants(path)}
+    assert {"QUOTED", "TABLE2", "TABLE3", "PAPER", "RIVALS"} <= names
 
 
-def test_the_librarys_tables_of_padim_are_those_of_the_facts():
+def test_the_librarys_tables_of_padim_agree_with_the_facts():
     ours = json.loads(
         (ROOT / "paperlib" / "padim" / "paper.json").read_text(encoding="utf-8")
     )
@@ -165,15 +159,15 @@ def test_the_librarys_tables_of_padim_are_those_of_the_facts():
         ("table_V", "table_V_detection"),
         ("table_VI", "table_VI_rd_mvtec"),
     ):
-        heads = data[source]["columns"]
+        columns = data[source]["columns"]
         for name, means in ours[table].items():
-            (at,) = [
+            (index,) = [
                 i
-                for i, head in enumerate(heads)
-                if name in (head, head.replace(" EfficientNet", "-EfficientNet"))
+                for i, column in enumerate(columns)
+                if name in (column, column.replace(" EfficientNet", "-EfficientNet"))
             ]
             assert means == {
-                key: row[at]
+                key: row[index]
                 for key, row in data[source]["rows"].items()
                 if key in means
             }, (table, name)

@@ -1,6 +1,4 @@
-"""Figures of the notebooks stay readable on a phone, which shows 6.4 inches at about
-350 pixels.
-"""
+"""Figures of the notebooks are readable on a phone, where 6.4 inches are 350 pixels."""
 
 import ast
 import base64
@@ -12,8 +10,8 @@ from built import NOTEBOOKS
 from PIL import Image
 
 WIDEST = 6.4  # inches
-SMALLEST = 11  # points: 8.3 px on that phone
-DOTS = 110  # an inch, from `viz.use_style`
+SMALLEST = 11  # points; 8.3 px on the phone
+DPI = 110  # of `viz.use_style`
 
 
 def constants(node: ast.expr) -> list[float]:
@@ -25,10 +23,8 @@ def constants(node: ast.expr) -> list[float]:
 
 
 def faults(source: str) -> list[str]:
-    """What a cell does that the style forbids: a wide figure, small letters, a
-    resolution of its own.
-    """
-    found = []
+    """List wide figures, small text and changes of the resolution in a cell."""
+    messages = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.keyword):
             if (
@@ -36,19 +32,19 @@ def faults(source: str) -> list[str]:
                 and isinstance(node.value, ast.Tuple)
                 and max(constants(node.value.elts[0]), default=0) > WIDEST
             ):
-                found.append(
+                messages.append(
                     f"figsize {ast.unparse(node.value)}: wider than {WIDEST} inches"
                 )
             if (
                 node.arg in ("fontsize", "labelsize")
                 and min(constants(node.value), default=SMALLEST) < SMALLEST
             ):
-                found.append(
+                messages.append(
                     f"{node.arg}={ast.unparse(node.value)}: under {SMALLEST} points"
                 )
         if isinstance(node, ast.Constant) and node.value == "figure.dpi":
-            found.append("figure.dpi: the style has one for all")
-    return found
+            messages.append("figure.dpi: set by the style for all figures")
+    return messages
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -72,4 +68,4 @@ def test_figures_are_readable_on_a_phone(path):
                     width = Image.open(
                         io.BytesIO(base64.b64decode("".join(data)))
                     ).width
-                    assert width <= 1.1 * WIDEST * DOTS, "".join(cell["source"])[:200]
+                    assert width <= 1.1 * WIDEST * DPI, "".join(cell["source"])[:200]

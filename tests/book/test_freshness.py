@@ -1,4 +1,4 @@
-"""When is a notebook stale? Tested on a small library and notebook."""
+"""When a notebook is stale, tested with a small library and notebook."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ LIBRARY = {
 
 @pytest.fixture
 def book(tmp_path):
-    """A repository of one notebook, which prints 42."""
+    """A repository with a notebook that prints 42."""
     for name, source in LIBRARY.items():
         path = (tmp_path / "paperlib" / name).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def book(tmp_path):
 
 @pytest.fixture
 def stamped(book):
-    """The same with a notebook that looks executed, made without a kernel."""
+    """The same repository with outputs and a stamp, written without a kernel."""
     write_as_executed(book)
     return book
 
@@ -115,12 +115,12 @@ def test_imports_are_followed(book):
         "%matplotlib inline\n!ls\nfrom paperlib import unrelated",
     ],
 )
-def test_every_form_of_import_is_seen(book, source):
+def test_every_form_of_import_is_recognised(book, source):
     assert "paperlib.unrelated" in imported_modules([source], book)
 
 
-def test_what_the_notebooks_share_counts_as_library(stamped):
-    """With what it imports, and only for a notebook that imports it."""
+def test_the_companion_module_counts_as_library(stamped):
+    """With its imports, for the notebooks that import it."""
     assert "paperlib.unrelated" in imported_modules(["import companion"], stamped)
     edit(stamped / "notebooks" / "py" / "small.py", "1 + 1", "import companion")
     write_as_executed(stamped)
@@ -128,8 +128,8 @@ def test_what_the_notebooks_share_counts_as_library(stamped):
     assert state(stamped) == "stale"
 
 
-def test_a_name_that_is_loaded_at_first_use_is_followed(book):
-    """It stands under `if TYPE_CHECKING`, which imports nothing by itself."""
+def test_lazily_imported_names_are_followed(book):
+    """They are declared under `if TYPE_CHECKING`, which imports nothing at run time."""
     lazy = (
         "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from paperlib.outer"
         " import answer\n"
@@ -145,7 +145,7 @@ def test_a_name_that_is_loaded_at_first_use_is_followed(book):
     ]
 
 
-def test_packages_of_others_and_strings_are_listed(book):
+def test_other_packages_and_strings_are_listed(book):
     imports, strings = outside_names(
         [
             "import numpy as np\nfrom PIL import Image\nx = 'run'\nfrom paperlib import"
@@ -190,12 +190,12 @@ def test_a_changed_import_makes_it_stale(stamped, name, old, new):
         ("../notebooks/companion.py", "unrelated", "middle"),
     ],
 )
-def test_what_changes_no_output_leaves_it_fresh(stamped, name, old, new):
+def test_changes_without_effect_on_outputs_leave_it_fresh(stamped, name, old, new):
     edit(stamped / "paperlib" / name, old, new)
     assert state(stamped) == "fresh"
 
 
-def test_a_data_file_that_is_named_counts(stamped):
+def test_changed_data_files_make_it_stale(stamped):
     edit(stamped / "notebooks" / "py" / "small.py", "1 + 1", 'result = "run"')
     write_as_executed(stamped)
     assert state(stamped) == "fresh"
@@ -211,14 +211,14 @@ def test_changed_code_is_stale_and_changed_text_is_unpaired(stamped):
     assert state(stamped) == "stale"
 
 
-def test_a_string_in_a_cell_is_no_docstring(stamped):
+def test_a_string_in_a_cell_is_not_a_docstring(stamped):
     edit(stamped / "notebooks" / "py" / "small.py", "1 + 1", '"shown"')
     write_as_executed(stamped)
     edit(stamped / "notebooks" / "py" / "small.py", '"shown"', '"shown differently"')
     assert state(stamped) == "stale"
 
 
-def test_a_tag_is_shared_and_a_moved_cell_boundary_is_code(stamped):
+def test_a_changed_tag_is_unpaired_and_a_changed_cell_boundary_is_stale(stamped):
     text = stamped / "notebooks" / "py" / "small.py"
     edit(text, ' tags=["nbval-check-output"]', "")
     assert state(stamped) == "unpaired"
@@ -252,7 +252,7 @@ def test_new_text_keeps_outputs_and_stamp(stamped):
     assert after.metadata == before.metadata
 
 
-def test_cell_ids_do_not_change_by_themselves(book):
+def test_cell_ids_are_stable(book):
     path = book / "notebooks" / "small.ipynb"
     ids = [cell.id for cell in run_notebooks.read_text(path).cells]
     assert ids == [cell.id for cell in run_notebooks.read_text(path).cells]
@@ -277,7 +277,7 @@ def test_run_writes_outputs_stamp_and_status(book, capsys):
         book
     )
     assert "| 1 of 2 |" in status.page(book)
-    # Nothing is left over, and a second run runs nothing.
+    # No other file remains, and a second call runs nothing.
     assert sorted(path.name for path in (book / "notebooks").iterdir()) == [
         "companion.py",
         "py",
@@ -330,7 +330,7 @@ def test_a_killed_run_leaves_the_old_file(stamped):
         stderr=subprocess.DEVNULL,
     )
     try:
-        # A kernel needs a minute to start where other work goes on.
+        # On a busy machine a kernel may need a minute to start.
         for _ in range(1800):
             if started.exists():
                 break
@@ -365,10 +365,8 @@ def test_status_of_an_unstamped_notebook_is_refused(stamped):
         status.page(stamped)
 
 
-def test_the_status_page_tells_of_long_runs(stamped):
-    """Whether their code is still the same; what they write themselves is not part of
-    it.
-    """
+def test_the_status_page_lists_long_runs(stamped):
+    """Their own result file does not count as a change of their code."""
     script = stamped / "book" / "tools" / "small_cells.py"
     result = stamped / "book" / "data" / "results" / "small_cells.json"
     script.parent.mkdir()

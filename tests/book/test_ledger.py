@@ -1,6 +1,4 @@
-"""The ledger: every item has its row, nothing else has, and what the page says leads
-somewhere.
-"""
+"""The ledger: one row per item, and links that lead to existing places."""
 
 import re
 import shutil
@@ -14,22 +12,22 @@ ARXIV = {"1704.04861": "mobilenet", "2006.16067": "patch_svdd", "2011.08785": "p
 
 
 @pytest.fixture(scope="module")
-def found():
+def book_ledger():
     return ledger.collect(ROOT)
 
 
-def test_nothing_is_wrong_with_the_ledger(found):
-    assert found.problems == []
+def test_the_ledger_has_no_problems(book_ledger):
+    assert book_ledger.problems == []
 
 
-def test_at_most_a_fifth_of_equations_and_algorithms_is_quoted_only(found):
-    counted = [row.kind for row in found.rows if row.group in ("eq", "algorithm")]
+def test_at_most_a_fifth_of_equations_and_algorithms_is_quoted_only(book_ledger):
+    counted = [row.kind for row in book_ledger.rows if row.group in ("eq", "algorithm")]
     assert len(counted) == 35
-    assert found.quoted_share() == counted.count("quoted") / len(counted) <= 0.2
+    assert book_ledger.quoted_share() == counted.count("quoted") / len(counted) <= 0.2
 
 
-def test_every_row_is_complete(found):
-    for row in found.rows:
+def test_every_row_is_complete(book_ledger):
+    for row in book_ledger.rows:
         assert row.kind in ledger.KINDS and row.group in ledger.GROUPS, row.item
         assert 3 <= len(row.entry["says"].split()) <= 8, row.entry["says"]
         assert set(row.entry) <= {
@@ -41,13 +39,13 @@ def test_every_row_is_complete(found):
 
 
 @pytest.mark.parametrize("group", ["eq", "algorithm", "table", "figure"])
-def test_numbered_items_have_no_gap(found, group):
-    """Figure 14 cannot exist without Figures 1 to 13: the ledger says that each has a
-    row.
-    """
-    for paper in found.papers:
+def test_numbered_items_have_no_gap(book_ledger, group):
+    """Figure 14 cannot exist without Figures 1 to 13, so each of them has a row."""
+    for paper in book_ledger.papers:
         items = [
-            row.item for row in found.rows if (row.paper, row.group) == (paper, group)
+            row.item
+            for row in book_ledger.rows
+            if (row.paper, row.group) == (paper, group)
         ]
         numbers = sorted(
             int(item.partition("-")[2]) for item in items if item[-1].isdigit()
@@ -55,11 +53,9 @@ def test_numbered_items_have_no_gap(found, group):
         assert numbers == list(range(1, len(numbers) + 1)), paper
 
 
-def test_what_is_computed_from_a_paper_is_tested(found):
-    """Equations, algorithms and the paper's numbers are verified by code: a test, or a
-    cell that compares.
-    """
-    for row in found.rows:
+def test_verified_equations_and_algorithms_have_a_test(book_ledger):
+    """A test or an asserting notebook cell verifies each of them."""
+    for row in book_ledger.rows:
         if row.group in ("eq", "algorithm") and row.kind not in ledger.UNVERIFIED:
             assert row.tests or any(mark.asserts for mark in row.marks), (
                 row.paper,
@@ -129,10 +125,10 @@ def test_items_are_read_from_facts():
     assert ledger.known(facts) == items
 
 
-# ---- what is wrong is noticed ----
+# ---- errors are reported ----
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """All that the ledger reads, to be broken and mended."""
+    """A copy of all files that the ledger reads, for tests that introduce errors."""
     root = tmp_path_factory.mktemp("copy")
     ignore = shutil.ignore_patterns("__pycache__", "*.safetensors", "api", "_static")
     for folder in ("book", "paperlib", "tests", "notebooks"):
@@ -141,8 +137,8 @@ def copy(tmp_path_factory):
     return root
 
 
-def broken(copy, path, old, new):
-    """List the problems once `old`, a pattern, is `new` in a file of the copy."""
+def problems_after(copy, path, old, new):
+    """Replace `old`, a pattern, in a file of the copy; return the reported problems."""
     text = (copy / path).read_text(encoding="utf-8")
     changed = re.sub(old, new, text)
     assert changed != text
@@ -154,7 +150,7 @@ def broken(copy, path, old, new):
 
 
 @pytest.mark.parametrize(
-    ("path", "old", "new", "said"),
+    ("path", "old", "new", "message"),
     [
         (
             "book/data/items.yml",
@@ -215,28 +211,28 @@ def broken(copy, path, old, new):
         ),
     ],
 )
-def test_a_fault_is_noticed(copy, path, old, new, said):
-    problems = broken(copy, path, re.escape(old), new)
-    assert said in problems and bool(problems) == bool(said), problems
+def test_an_error_is_reported(copy, path, old, new, message):
+    problems = problems_after(copy, path, re.escape(old), new)
+    assert message in problems and bool(problems) == bool(message), problems
 
 
-def test_too_much_quoting_is_noticed(found, monkeypatch):
+def test_too_many_quoted_items_are_reported(book_ledger, monkeypatch):
     quoted = [
         row._replace(
             marks=[mark._replace(kind="quoted") for mark in row.marks], peers=[]
         )
-        for row in found.rows
+        for row in book_ledger.rows
     ]
     few = [
         new if row.paper == "padim" else row
-        for row, new in zip(found.rows, quoted, strict=True)
+        for row, new in zip(book_ledger.rows, quoted, strict=True)
     ]
     many = [
         new if row.paper == "gradcam" else row
-        for row, new in zip(found.rows, quoted, strict=True)
+        for row, new in zip(book_ledger.rows, quoted, strict=True)
     ]
     assert [
-        found._replace(rows=rows).quoted_share() for rows in (few, many, quoted)
+        book_ledger._replace(rows=rows).quoted_share() for rows in (few, many, quoted)
     ] == [2 / 35, 12 / 35, 1]
     monkeypatch.setattr(ledger, "QUOTED_SHARE", -0.1)
     assert (
@@ -245,7 +241,7 @@ def test_too_much_quoting_is_noticed(found, monkeypatch):
     )
 
 
-def test_a_cell_that_compares_is_told_from_one_that_shows():
+def test_cells_with_assertions_are_recognised():
     assert ledger._asserts("x = 1\nassert x")
     assert ledger._asserts("np.testing.assert_allclose(a, b)")
     assert not ledger._asserts("print('assert')")
@@ -260,37 +256,37 @@ def page():
     return html[html.index("<article") : html.index("</article>")]
 
 
-def test_the_page_has_a_row_for_each_item(found, page):
+def test_the_page_has_a_row_for_each_item(book_ledger, page):
     tables = re.findall(r'<table class="ledger table">.*?</table>', page, flags=re.S)
-    assert len(tables) == len(found.papers) == 5
-    for paper, table in zip(found.papers, tables, strict=True):
+    assert len(tables) == len(book_ledger.papers) == 5
+    for paper, table in zip(book_ledger.papers, tables, strict=True):
         rows = re.findall(
             r"<tr class=.*?</tr>", table[table.index("<tbody") :], flags=re.S
         )
-        assert len(rows) == sum(row.paper == paper for row in found.rows), paper
+        assert len(rows) == sum(row.paper == paper for row in book_ledger.rows), paper
 
 
-def test_the_summary_counts_every_row_once(found, page):
+def test_the_summary_counts_every_row_once(book_ledger, page):
     (summary,) = re.findall(
         r'<table class="ledger-summary table">.*?</table>', page, flags=re.S
     )
     last = [int(number) for number in re.findall(r"<strong>(\d+)</strong>", summary)]
-    needy = sum(row.group == "table" and "needs" in row.entry for row in found.rows)
-    assert last[-1] == needy > 0 and sum(last) == len(found.rows)
+    not_repeated = sum(
+        row.group == "table" and "needs" in row.entry for row in book_ledger.rows
+    )
+    assert last[-1] == not_repeated > 0 and sum(last) == len(book_ledger.rows)
     for row in re.findall(
         r"<tr.*?</tr>", summary[summary.index("<tbody") :], flags=re.S
     ):
         assert re.search(r"\d", re.sub(r"<[^>]+>", "", row)), "a row without a number"
-    assert f"{len(found.rows)} items" in page
+    assert f"{len(book_ledger.rows)} items" in page
     for kind, sentence in ledger.KINDS.values():
         meaning = rf"<strong>{kind}</strong>: {re.escape(sentence[:20])}"
         assert re.search(meaning, page.replace("’", "'")), kind
 
 
-def test_links_lead_to_the_place_the_source_and_the_test(found, page):
-    """Each link's anchor is in the page it names; each mark and each function's source
-    has its link.
-    """
+def test_links_lead_to_the_place_the_source_and_the_test(book_ledger, page):
+    """Each link's anchor exists; each mark and each function's source has a link."""
     links = set(re.findall(r'href="([^"#]+)#([^"]+)"', page))
     assert len(links) > 200
     ids = {}
@@ -301,7 +297,7 @@ def test_links_lead_to_the_place_the_source_and_the_test(found, page):
                 re.findall(r'id="([^"]+)"', path.read_text(encoding="utf-8"))
             )
         assert anchor in ids[path], f"{address}#{anchor}"
-    for row in found.rows:
+    for row in book_ledger.rows:
         for mark in row.marks:
             assert (f"../{mark.page}.html", mark.anchor) in links
         for function in row.functions:
@@ -312,25 +308,25 @@ def test_links_lead_to_the_place_the_source_and_the_test(found, page):
             ) in links
 
 
-def test_every_test_of_the_ledger_is_shown(found, page):
+def test_the_page_contains_every_test_of_the_ledger(book_ledger, page):
     html = (HTML / "book" / "ledger" / "tests.html").read_text(encoding="utf-8")
-    tests = {test for row in found.rows for test in row.tests}
+    tests = {test for row in book_ledger.rows for test in row.tests}
     assert len(tests) > 15
     for file, name in tests:
         code = html[html.index(f'id="{ledger._test_anchor(file, name)}"') :]
-        shown = re.sub(r"<[^>]+>", "", code[: code.index("</pre>")])
+        listing = re.sub(r"<[^>]+>", "", code[: code.index("</pre>")])
         line = ledger._line_of_test(ROOT, file, name)
-        assert re.search(rf"^ *{line} ?def {name}\(", shown, flags=re.M), name
+        assert re.search(rf"^ *{line} ?def {name}\(", listing, flags=re.M), name
 
 
-def test_a_peer_is_what_a_test_compares_with(found):
-    peers = {f"{row.paper}-{row.item}": row.peers for row in found.rows}
+def test_peers_are_the_libraries_that_a_test_compares_with(book_ledger):
+    peers = {f"{row.paper}-{row.item}": row.peers for row in book_ledger.rows}
     assert peers["gradcam-eq-1"] == ["captum"]
     assert ledger.peers(
         ROOT / "tests" / "test_metrics.py", "test_auroc_equals_scikit_learn"
     ) == ["scikit-learn"]
-    # A helper of the same file counts, a library that only gives networks or pictures
-    # does not.
+    # Helpers of the same file count; libraries that only provide networks or images do
+    # not.
     assert ledger.peers(
         ROOT / "tests" / "complexity" / "test_complexity.py",
         "test_agrees_with_flop_counter",

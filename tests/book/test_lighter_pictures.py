@@ -1,4 +1,4 @@
-"""Lighter pictures look the same."""
+"""Compressed images look the same."""
 
 import base64
 import copy
@@ -23,9 +23,7 @@ def decode(data):
 
 @pytest.fixture
 def plot():
-    """White ground, a few colours, soft edges, as matplotlib writes it: four channels,
-    all opaque.
-    """
+    """An image like a matplotlib plot: white background, few colours, opaque RGBA."""
     y, x = np.mgrid[0:200, 0:300]
     ground = np.full((200, 300, 4), 255)
     line = np.clip(3 - np.abs(y - 100 - 60 * np.sin(x / 40)), 0, 1)[..., None]
@@ -40,7 +38,7 @@ def photograph():
     return coarse.resize((300, 200), Image.Resampling.BICUBIC)
 
 
-def test_a_plot_stays_png_and_gets_lighter(plot):
+def test_a_plot_remains_png_and_becomes_smaller(plot):
     before = encode(plot)
     kind, after = lighten(before)
     assert kind == "image/png"
@@ -56,13 +54,13 @@ def test_a_photograph_becomes_jpeg_and_looks_the_same(photograph):
     assert np.abs(decode(after) - decode(before)).mean() < 2
 
 
-def test_transparency_is_kept(plot):
+def test_transparent_images_are_not_changed(plot):
     plot.putpixel((0, 0), (0, 0, 0, 0))
     before = encode(plot)
     assert lighten(before) == ("image/png", before)
 
 
-def test_nothing_gets_heavier():
+def test_no_image_becomes_larger():
     before = encode(Image.new("P", (4, 4)))
     assert lighten(before) == ("image/png", before)
 
@@ -83,7 +81,7 @@ def test_outputs_keep_their_text(photograph):
     nbformat.validate(notebook)
 
 
-def test_pictures_inside_html_get_lighter_unless_they_are_compared(plot):
+def test_images_in_html_become_smaller_unless_they_are_compared(plot):
     address = "data:image/png;base64," + base64.b64encode(encode(plot)).decode()
     html = f'<img src="{address}" alt="a curve"><script>frames = ["{address}"]</script>'
     output = nbformat.v4.new_output("display_data", data={"text/html": html})

@@ -1,6 +1,4 @@
-"""The glossary, linked both ways, and the table of symbols, beside the pages that use
-them.
-"""
+"""The glossary and its links in both directions, and the table of symbols."""
 
 import re
 from functools import cache
@@ -15,7 +13,7 @@ LIBRARY = "\n".join(
     for path in sorted((ROOT / "paperlib").rglob("*.py"))
 )
 
-# TeX that is not a symbol of a paper: layout, operators, and letters inside words.
+# TeX that is not a symbol of a paper: layout, operators, and words.
 WORDS = re.compile(
     r"\\(?:text|mathrm|mathsf|operatorname)\s*\{[^{}]*\}|\\mathsf\s+T|\\(?:begin|end)\{\w+\}"
 )
@@ -32,9 +30,7 @@ def source(name):
 
 
 def symbols(text):
-    """List the letters that stand for something in a text's formulas, without their
-    indices' words.
-    """
+    """List the symbols in a text's formulas, without words in their indices."""
     prose = re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.S | re.M)
     formulas = WORDS.sub(
         " ", " ".join(display or inline for display, inline in FORMULA.findall(prose))
@@ -88,8 +84,8 @@ def test_every_page_on_a_paper_uses_the_glossary():
         assert source(name).count("{term}`") >= 8, name
 
 
-def test_a_term_is_linked_once_a_page():
-    """At its first use; a page full of links to the glossary is hard to read."""
+def test_a_term_is_linked_once_per_page():
+    """A page with many links to the glossary is hard to read."""
     for name in REVIEWS:
         targets = [
             target or text
@@ -101,7 +97,7 @@ def test_a_term_is_linked_once_a_page():
         assert len(lower) == len(set(lower)), name
 
 
-def test_the_glossary_is_in_order(entries):
+def test_the_glossary_is_sorted(entries):
     names = [term.find(string=True).strip() for term in entries]
     assert names == sorted(names, key=str.lower)
 
@@ -115,7 +111,7 @@ def test_every_symbol_of_a_page_is_in_the_table(name):
     assert symbols(source(name)) - symbols(table) == set()
 
 
-def test_the_table_names_what_the_library_has():
+def test_the_names_in_the_table_exist_in_the_library():
     named = set(re.findall(r"`([A-Za-z_]{3,})`", source("book/notation"))) - {
         "paperlib"
     }

@@ -1,6 +1,4 @@
-"""Every committed notebook: paired with its text, fresh, run through, described, and
-within its limits.
-"""
+"""Every committed notebook: paired with its text, up to date, complete, small."""
 
 import ast
 import re
@@ -13,9 +11,9 @@ import status
 from built import NOTEBOOKS, ROOT, documents
 from freshness import imported_modules
 
-CODE_LINES, CODE_COLUMNS = 25, 88  # of a cell: what fits the book's column
+CODE_LINES, CODE_COLUMNS = 25, 88  # per notebook cell; the book's column fits them
 NOTEBOOK_BYTES = 1_500_000
-PICTURES = ("image/png", "image/jpeg", "image/svg+xml", "image/gif")
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/svg+xml", "image/gif")
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -28,13 +26,13 @@ def code_cells(path):
     ]
 
 
-def shown(cell):
-    """Name a cell in a message by its first line."""
+def first_line(cell):
+    """Return the first line, which identifies a cell in messages."""
     return cell.source.splitlines()[0]
 
 
 class Images(HTMLParser):
-    """Collects the alt text of every <img>."""
+    """Collect the alt text of every <img>."""
 
     def __init__(self, html):
         super().__init__()
@@ -46,30 +44,28 @@ class Images(HTMLParser):
             self.alts.append((dict(attributes).get("alt") or "").strip())
 
 
-def undescribed(cell):
-    """Say what pictures in a cell's output a reader who can't see them is not told
-    about.
-    """
-    described = bool(
+def description_errors(cell):
+    """List the images in a cell's output that have no description."""
+    has_description = bool(
         cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip()
     )
-    faults, pictures = [], 0
+    errors, n_images = [], 0
     for output in cell.outputs:
         data = output.get("data", {})
         if html := data.get("text/html"):
-            faults += ["an <img> without alt"] * Images(html).alts.count("")
-        elif any(kind in data for kind in PICTURES):
-            pictures += 1
-    if pictures and not described:
-        faults.append('a picture; give the cell mystnb={"image": {"alt": "…"}}')
-    if pictures > 1:
-        faults.append(
-            f"{pictures} pictures share one description; draw one per notebook cell"
+            errors += ["an <img> without alt"] * Images(html).alts.count("")
+        elif any(kind in data for kind in IMAGE_TYPES):
+            n_images += 1
+    if n_images and not has_description:
+        errors.append('an image; add mystnb={"image": {"alt": "…"}} to the cell')
+    if n_images > 1:
+        errors.append(
+            f"{n_images} images share one description; draw one per notebook cell"
         )
-    return faults
+    return errors
 
 
-def test_texts_and_notebooks_are_the_same_set():
+def test_every_notebook_has_a_text_and_the_reverse():
     assert [path.stem for path in NOTEBOOKS] == run_notebooks.names(ROOT)
 
 
@@ -78,7 +74,7 @@ def test_every_notebook_is_in_the_table_of_contents():
 
 
 @every_notebook
-def test_notebook_and_text_hold_the_same_cells(path):
+def test_notebook_and_text_contain_the_same_cells(path):
     text = run_notebooks.shared_part(run_notebooks.read_text(path))
     notebook = run_notebooks.shared_part(nbformat.read(path, as_version=4))
     for ours, theirs in zip(text, notebook, strict=True):
@@ -102,20 +98,22 @@ def test_every_cell_was_run_once_in_order(path):
 def test_no_output_is_an_error_or_a_warning(path):
     for cell in code_cells(path):
         for output in cell.outputs:
-            assert output.output_type != "error", shown(cell)
-            assert output.get("name") != "stderr", shown(cell)
+            assert output.output_type != "error", first_line(cell)
+            assert output.get("name") != "stderr", first_line(cell)
 
 
 @every_notebook
 def test_cells_are_short(path):
-    long = {shown(cell): len(cell.source.splitlines()) for cell in code_cells(path)}
+    long = {
+        first_line(cell): len(cell.source.splitlines()) for cell in code_cells(path)
+    }
     assert {name: lines for name, lines in long.items() if lines > CODE_LINES} == {}
 
 
 @every_notebook
 def test_code_fits_the_column(path):
     wide = {
-        shown(cell): line
+        first_line(cell): line
         for cell in code_cells(path)
         for line in cell.source.splitlines()
         if len(line) > CODE_COLUMNS
@@ -125,19 +123,19 @@ def test_code_fits_the_column(path):
 
 
 @every_notebook
-def test_every_picture_is_described(path):
-    faults = {shown(cell): undescribed(cell) for cell in code_cells(path)}
-    assert {name: fault for name, fault in faults.items() if fault} == {}
+def test_every_image_has_a_description(path):
+    errors = {first_line(cell): description_errors(cell) for cell in code_cells(path)}
+    assert {name: error for name, error in errors.items() if error} == {}
 
 
 @every_notebook
-def test_notebook_is_light(path):
+def test_notebook_files_are_small(path):
     assert path.stat().st_size < NOTEBOOK_BYTES
 
 
 @every_notebook
 def test_the_notebook_redefines_nothing_of_the_library(path):
-    """A second function under a library function's name would teach the wrong one."""
+    """Two functions of the same name would confuse readers."""
     sources = [cell.source for cell in code_cells(path)]
     public = {
         name
@@ -146,19 +144,17 @@ def test_the_notebook_redefines_nothing_of_the_library(path):
             r"^(?:def|class) ([a-zA-Z]\w*)", module.read_text(encoding="utf-8"), re.M
         )
     }
-    own = {
+    defined = {
         name
         for source in sources
         for name in re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", source, re.M)
     }
-    assert own & public == set()
+    assert defined & public == set()
 
 
 @every_notebook
-def test_no_cell_takes_the_name_of_an_import(path):
-    """A later cell would find something else: seen only in the profile that no test
-    runs.
-    """
+def test_no_cell_reassigns_an_imported_name(path):
+    """Later cells would use the wrong object, perhaps only in the full profile."""
     tree = ast.parse(
         (path.parent / "py" / f"{path.stem}.py").read_text(encoding="utf-8")
     )
@@ -169,23 +165,21 @@ def test_no_cell_takes_the_name_of_an_import(path):
         for alias in node.names
     ]
     imported = {alias.asname or alias.name.partition(".")[0] for alias in imports}
-    taken = {
+    assigned = {
         node.id
         for node in ast.walk(tree)
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     }
-    assert imported and imported & taken == set()
+    assert imported and imported & assigned == set()
 
 
-def test_status_page_is_the_one_that_the_stamps_give():
+def test_the_status_page_agrees_with_the_stamps():
     committed = (ROOT / status.PAGE).read_text(encoding="utf-8")
     assert committed == status.page(ROOT), "run `make execute` (it writes the page too)"
 
 
 def test_the_losses_of_the_t_sne_figure_are_trained_with_one_budget():
-    """Chapter 04 compares encoders by loss: they may differ in nothing else, so no call
-    names a budget of its own.
-    """
+    """Chapter 04 compares encoders by loss, so nothing else may differ."""
     text = run_notebooks.read_text(ROOT / "notebooks" / "04_patch_svdd.ipynb")
     code = "\n".join(cell.source for cell in text.cells if cell.cell_type == "code")
     calls = [
@@ -199,11 +193,11 @@ def test_the_losses_of_the_t_sne_figure_are_trained_with_one_budget():
         if ast.unparse(call.args[0]) == "live"
         or "encoders[" in ast.unparse(call.args[0])
     ]
-    assert len(compared) == 2  # the live training, and those beside it
+    assert len(compared) == 2  # the live training, and the stored ones
     for call in compared:
         named = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert named.get(None) == "BUDGET"
         assert not {"steps", "crops", "side", "pairs"} & set(named)
     (live,) = [call for call in compared if ast.unparse(call.args[0]) == "live"]
     assert ast.unparse(live.args[1]) == "train_images"
-    assert "(train_images, kind)" in code  # the same pictures for the other losses
+    assert "(train_images, kind)" in code  # the same images for the other losses

@@ -1,6 +1,4 @@
-"""The built pages as files: complete, linked within themselves, and free of other
-hosts.
-"""
+"""The built pages as files: complete, with valid links, and without other hosts."""
 
 import ast
 import json
@@ -34,7 +32,7 @@ LOADED = {
 
 
 class Page(HTMLParser):
-    """What a page loads, links to, can be linked at, and shows as pictures."""
+    """The resources, links, ids and images of a page."""
 
     def __init__(self, path):
         super().__init__()
@@ -42,15 +40,15 @@ class Page(HTMLParser):
         self.feed((HTML / path).read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        if identity := given.get("id") or given.get("name"):
-            self.ids.add(identity)
-        if tag in LOADED and given.get(LOADED[tag]):
-            self.loads.append(given[LOADED[tag]])
-        if tag == "a" and given.get("href"):
-            self.links.append(given["href"])
-        if tag == "img" and not (given.get("alt") or "").strip():
-            self.undescribed.append(given.get("src", "")[:80])
+        values = dict(attributes)
+        if identifier := values.get("id") or values.get("name"):
+            self.ids.add(identifier)
+        if tag in LOADED and values.get(LOADED[tag]):
+            self.loads.append(values[LOADED[tag]])
+        if tag == "a" and values.get("href"):
+            self.links.append(values["href"])
+        if tag == "img" and not (values.get("alt") or "").strip():
+            self.undescribed.append(values.get("src", "")[:80])
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +66,14 @@ def test_every_page_of_the_contents_is_built_and_no_other(built):
     } - made_by_sphinx == expected
 
 
-def test_every_page_written_is_in_the_contents():
-    written = [
+def test_every_source_page_is_in_the_contents():
+    sources = [
         path
         for folder in ("book", "notebooks")
         for kind in ("md", "ipynb")
         for path in (ROOT / folder).rglob(f"*.{kind}")
     ]
-    names = {path.relative_to(ROOT).with_suffix("").as_posix() for path in written}
+    names = {path.relative_to(ROOT).with_suffix("").as_posix() for path in sources}
     assert names - set(documents()) == set()
 
 
@@ -101,7 +99,7 @@ def test_each_api_page_begins_with_an_example_and_is_listed(built):
         assert ">>> " in ast.get_docstring(ast.parse(module)), page
 
 
-def test_what_a_package_exports_is_documented_under_the_path_of_its_import(built):
+def test_exported_names_are_documented_under_their_import_path(built):
     for package in ("cam", "complexity", "datasets", "gradcam", "padim", "patch_svdd"):
         ids = built[f"book/api/{package}.html"].ids
         names = exported(ROOT / "paperlib" / package / "__init__.py")
@@ -110,7 +108,7 @@ def test_what_a_package_exports_is_documented_under_the_path_of_its_import(built
         assert {f"paperlib.{package}.{name}" for name in documented} <= ids
 
 
-def test_links_within_the_book_lead_somewhere(built):
+def test_links_within_the_book_are_valid(built):
     dead = []
     for path, page in built.items():
         for link in page.links:
@@ -148,28 +146,26 @@ def test_nothing_is_loaded_from_another_host(built):
 
 
 def test_no_style_or_script_of_a_page_names_another_host():
-    """What is only loaded later is found here: addresses in style sheets, and imports
-    of scripts.
-    """
-    fetched = re.compile(
+    """Style sheets and scripts may load addresses after the page."""
+    pattern = re.compile(
         r"""(?:url\(\s*["']?|@import\s+["']|import\(["']|from\s*["'])(?:https?:)?//[^"')\s]+"""
     )
-    found = [
+    matches = [
         (path.relative_to(HTML).as_posix(), match[0])
         for kind in ("css", "js")
         for path in (HTML / "_static").rglob(f"*.{kind}")
-        for match in fetched.finditer(path.read_text(encoding="utf-8"))
+        for match in pattern.finditer(path.read_text(encoding="utf-8"))
     ]
-    assert found == []
+    assert matches == []
 
 
-def test_the_book_is_light():
-    """All of it; the browser test weighs each page with what it loads."""
+def test_the_book_is_small():
+    """The browser test measures each page with its resources."""
     files = [path for path in HTML.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < BOOK_BYTES
 
 
-def test_every_picture_is_described(built):
+def test_every_image_has_a_description(built):
     assert {
         path: page.undescribed for path, page in built.items() if page.undescribed
     } == {}
@@ -196,46 +192,44 @@ def test_without_a_repository_no_page_links_to_one(built):
 
 
 def test_the_docstrings_are_rendered(built):
-    """Formulas, code and the three fields of a docstring become HTML, and no dollar or
-    backtick is left.
-    """
+    """Formulas, code and the three fields become HTML, without markup characters."""
     html = (HTML / "book" / "api" / "complexity.html").read_text(encoding="utf-8")
     article = html[html.index("<article") : html.index("</article>")]
     assert len(re.findall(r'class="math notranslate', article)) >= 3
     for field in ("Source", "Departures", "Test"):
         assert re.search(rf"<dt[^>]*>{field}<", article), field
-    # "D." alone would be the fourth item of a list, and what precedes the first colon
-    # of a result its type.
+    # docutils reads "D." at the start of a paragraph as a list item, and napoleon reads
+    # the text before the first colon of a result as its type.
     for path in (HTML / "book" / "api").glob("*.html"):
         page = path.read_text(encoding="utf-8")
         assert "upperalpha" not in page, path.name
         assert not re.search(
             r"<dt[^>]*>(Returns|Yields)<.{0,40}</dt>\s*<dd[^>]*><p><em>", page
         ), path.name
-        assert ">Fields:" not in page, path.name  # a list like that of the parameters
+        assert ">Fields:" not in page, path.name  # it becomes a list of parameters
     text = re.sub(r"<(pre|code|script|style).*?</\1>|<[^>]+>", "", article, flags=re.S)
     assert re.findall(r".{0,30}(?:\$|`).{0,30}", text) == []
 
 
 def test_keys_of_the_bibliography_are_initials(built):
-    """An accent written as TeX would bring a whole name into the key."""
+    """An accent in TeX notation would add a whole name to the key."""
     page = (HTML / "book" / "bibliography.html").read_text(encoding="utf-8")
     keys = re.findall(
         r'<span class="label"><span class="fn-bracket">\[</span>(.*?)<span', page
     )
     assert len(keys) > 40
-    # An author of one name.
+    # Its author has a single name.
     assert [key for key in keys if re.search("[a-z]{3}", key)] == ["Google26"]
 
 
-def test_the_search_index_knows_the_words_of_the_notebooks():
+def test_the_search_index_contains_the_words_of_the_notebooks():
     index = (HTML / "searchindex.js").read_text(encoding="utf-8")
     data = json.loads(index[index.index("{") : index.rindex("}") + 1])
     assert set(documents()) <= set(data["docnames"])
     assert "depthwis" in data["terms"]
 
 
-def test_a_book_older_than_a_source_is_noticed(tmp_path, monkeypatch):
+def test_a_book_older_than_a_source_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(built_book, "ROOT", tmp_path)
     monkeypatch.setattr(built_book, "MARK", tmp_path / ".built")
     source, page = tmp_path / "paperlib" / "a.py", tmp_path / "book" / "api" / "a.md"
@@ -252,8 +246,8 @@ def test_a_book_older_than_a_source_is_noticed(tmp_path, monkeypatch):
     assert "older than paperlib/a.py" in why_not_built()
 
 
-def test_the_front_page_is_a_page(built):
-    """A reader who is not forwarded finds a link; no browser has to guess an icon."""
+def test_index_html_is_a_complete_page(built):
+    """It has a link for readers who are not forwarded, a title and an icon."""
     soup = BeautifulSoup(
         (HTML / "index.html").read_text(encoding="utf-8"), "html.parser"
     )
@@ -267,6 +261,6 @@ def test_the_front_page_is_a_page(built):
     assert soup.body.find("a", href=target).text == "Open the first page of the book"
 
 
-def test_names_on_the_front_page_are_text():
+def test_titles_are_escaped_in_index_html():
     page = front_page('A <b> & "c"', "en", "icon.svg", "first.html")
     assert BeautifulSoup(page, "html.parser").title.text == 'A <b> & "c"'

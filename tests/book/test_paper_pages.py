@@ -1,6 +1,4 @@
-"""The five pages on the papers: short headings, figures, and listings that are the
-equation.
-"""
+"""The five pages on the papers: short headings and listings, figures, equations."""
 
 import ast
 import re
@@ -19,7 +17,7 @@ def text(chapter):
 
 
 def listings(chapter):
-    """The functions that a page prints: (file, name)."""
+    """List the functions that a page prints, as (file, name)."""
     return [(ROOT / path, name) for path, name in LISTING.findall(text(chapter))]
 
 
@@ -34,7 +32,7 @@ def definition(path, name):
 
 
 def names_used(path):
-    """Every name that the test functions of a file use."""
+    """Return all names that the test functions of a file use."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     tests = [
         node
@@ -50,7 +48,7 @@ def names_used(path):
 
 
 def documented_name(function):
-    """The path under which the pages document a function of the ledger."""
+    """Return the path under which a function of the ledger is documented."""
     inner = function.name.removeprefix(f"{function.module}.")
     return ledger.documented_as(ROOT, function.path, inner)[1]
 
@@ -65,10 +63,10 @@ def test_headings_are_short(chapter):
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_listings_are_short_and_their_code_is_tested(chapter):
-    shown = listings(chapter)
-    assert shown
+    functions = listings(chapter)
+    assert functions
     assert "{literalinclude}" not in LISTING.sub("", text(chapter))
-    for path, name in shown:
+    for path, name in functions:
         assert path.name.startswith("plain_"), f"{path.name} is not a plain module"
         node = definition(path, name)
         assert ast.get_docstring(node) is None, name
@@ -78,11 +76,11 @@ def test_listings_are_short_and_their_code_is_tested(chapter):
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_an_equation_that_the_library_computes_is_linked_to_it(chapter):
-    found = ledger.collect(ROOT)
-    paper = next(p for p, head in found.papers.items() if head["review"] == chapter)
+def test_equations_link_to_the_functions_that_implement_them(chapter):
+    collected = ledger.collect(ROOT)
+    paper = next(p for p, head in collected.papers.items() if head["review"] == chapter)
     links = set(re.findall(r"\{py:\w+\}`(?:[^`<]*<)?~?([\w.]+)>?`", text(chapter)))
-    for row in found.rows:
+    for row in collected.rows:
         if row.paper == paper and row.group == "eq" and row.functions:
             names = {documented_name(function) for function in row.functions}
             assert names & links, f"{row.item}: the page links to none of {names}"

@@ -1,9 +1,7 @@
-"""What a reader does with the built book: look at the opening page, search, unfold,
-slide, tab, print.
-"""
+"""The actions of a reader: open the first page, search, open solutions, tab, print."""
 
 import pytest
-from browser import BROWSER_MARKS, HEIGHT, WIDTHS, still
+from browser import BROWSER_MARKS, HEIGHT, WIDTHS, stop_transitions
 from built import HTML, NOTEBOOKS, documents
 
 pytestmark = BROWSER_MARKS
@@ -18,33 +16,33 @@ SLIDER_PAGES = [
     if "companion.Slider(" in path.read_text(encoding="utf-8")
 ]
 SCREEN = {"width": 1280, "height": 800}
-PRINTED_HEIGHT = 1000  # px of an A4 page between usual margins
+PRINTED_HEIGHT = 1000  # px of an A4 page between its margins
 
 # Does the element with the focus look different from the same element without it?
 FOCUS_IS_SEEN = """() => {
-  const it = document.activeElement;
+  const element = document.activeElement;
   const keys = ['outlineStyle', 'outlineWidth', 'outlineColor', 'boxShadow',
     'backgroundColor', 'borderColor', 'textDecoration', 'color'];
-  const look = of => JSON.stringify(keys.map(key => getComputedStyle(of)[key]));
+  const style = box => JSON.stringify(keys.map(key => getComputedStyle(box)[key]));
   // A theme may mark the box around a field, or a symbol in a button.
-  const around = [it, it.parentElement, it.closest('form'), it.firstElementChild]
-    .filter(Boolean);
-  const now = around.map(look);
-  it.blur();
-  const seen = around.some((of, i) => look(of) !== now[i]);
-  it.focus();
-  return seen;
+  const boxes = [element, element.parentElement, element.closest('form'),
+    element.firstElementChild].filter(Boolean);
+  const focused = boxes.map(style);
+  element.blur();
+  const differs = boxes.some((box, i) => style(box) !== focused[i]);
+  element.focus();
+  return differs;
 }"""
 
 SHOWN_BY_SLIDER = """figure => [figure.querySelector('img').src,
   figure.querySelector('img').alt, figure.innerText]"""
 
-# ---- what is looked for on paper ----
+# ---- print ----
 
 NOT_PRINTED = (
     ".bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-footer"
 )
-# Images that leave the page or may be broken by its end; those in folded parts are not
+# Images beyond the margins, or that a page break may split. Collapsed parts are not
 # printed.
 CUT_IMAGES = """height => [...document.querySelectorAll('.bd-article img')]
   .filter(image => image.getClientRects().length)
@@ -67,7 +65,7 @@ WIDE_CODE = """listings => listings
 # ---- the opening page ----
 
 
-def test_one_screen_says_what_the_book_does_and_where_to_start(browser):
+def test_the_first_screen_contains_heading_figure_and_start(browser):
     with browser.page(OPENING) as page:
         page.set_viewport_size(SCREEN)
         heading = page.locator(".bd-article h1").inner_text()
@@ -86,8 +84,7 @@ def test_the_cards_figures_are_large_enough_to_read(browser, width):
         assert min(drawing.bounding_box()["width"] for drawing in drawings) >= 130
 
 
-def test_the_links_of_the_opening_page_can_be_followed(browser):
-    """Every way to start leads to a page with a heading."""
+def test_the_links_of_the_opening_page_lead_to_pages_with_a_heading(browser):
     with browser.page(OPENING) as page:
         links = page.eval_on_selector_all(
             ".chapters a, .start a", "links => links.map(a => a.getAttribute('href'))"
@@ -115,14 +112,12 @@ def test_a_heading_is_larger_than_those_below_it(browser, width):
         assert h1 > h2 > h3 > 16
 
 
-# ---- search, folded parts, sliders ----
+# ---- search, solutions, sliders ----
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_searching_for_mahalanobis_leads_to_padim(browser, width):
-    """From the opening page, by the button, to the results, to the page on the paper;
-    nothing leaves this computer.
-    """
+    """From the opening page by the search button, without any other host."""
     with browser.page(OPENING, WIDTHS[width]) as page:
         page.locator(
             "button.search-button__button:visible, button.search-button-field:visible"
@@ -134,8 +129,8 @@ def test_searching_for_mahalanobis_leads_to_padim(browser, width):
         page.wait_for_function(
             "document.querySelector('#search-results').textContent.includes('found')"
         )
-        found = page.locator("#search-results li > a", has_text="PaDiM: the paper")
-        found.first.click()
+        results = page.locator("#search-results li > a", has_text="PaDiM: the paper")
+        results.first.click()
         page.wait_for_url("**/book/05_padim.html*")
         assert (
             page.locator(".bd-article h1").inner_text().startswith("PaDiM: the paper")
@@ -160,14 +155,14 @@ def test_a_search_by_keyboard_alone(browser):
 )
 def test_a_solution_opens_by_click_and_by_keyboard(browser, path, width):
     with browser.page(path, WIDTHS[width]) as page:
-        folded = page.locator("section[id^='exercises'] details")
-        assert folded.count() >= 3, "a chapter has exercises with folded solutions"
-        first, second = folded.nth(0), folded.nth(1)
-        # Cells of set-up and answers of a quiz fold as well.
-        elsewhere = page.locator(
+        solutions = page.locator("section[id^='exercises'] details")
+        assert solutions.count() >= 3, "a chapter has exercises with solutions"
+        first, second = solutions.nth(0), solutions.nth(1)
+        # Set-up cells and answers of the quiz also open.
+        others = page.locator(
             ".bd-article details:not([open]):not(section[id^='exercises'] details)"
         )
-        for part in elsewhere.element_handles()[:: elsewhere.count() - 1]:
+        for part in others.element_handles()[:: others.count() - 1]:
             part.query_selector("summary").click()
             assert part.evaluate("details => details.open")
         for solution in (first, second):
@@ -185,9 +180,9 @@ def test_a_solution_opens_by_click_and_by_keyboard(browser, path, width):
 
 
 @pytest.mark.parametrize("path", SLIDER_PAGES)
-def test_a_slider_changes_picture_and_text(browser, path):
-    """By the arrow keys and by a click on its track, at both widths."""
-    moved = 0
+def test_a_slider_changes_image_and_text(browser, path):
+    """With the arrow keys and with a click on its track, at both widths."""
+    n_sliders = 0
     with browser.page(path) as page:
         for width in WIDTHS.values():
             page.set_viewport_size({"width": width, "height": HEIGHT})
@@ -205,8 +200,8 @@ def test_a_slider_changes_picture_and_text(browser, path):
                     )
                     assert slider.input_value() == "0"
                     assert figure.evaluate(SHOWN_BY_SLIDER) == before
-                    moved += 1
-    assert moved >= 2
+                    n_sliders += 1
+    assert n_sliders >= 2
     assert browser.complaints == []
 
 
@@ -218,7 +213,7 @@ def test_the_keyboard_alone_reaches_the_text(browser):
         page.keyboard.press("Tab")
         focused = page.evaluate("document.activeElement.textContent.trim()")
         assert focused == "Skip to main content"
-        # The link slides in; it is seen when it has the focus.
+        # The link slides in when it has the focus.
         page.wait_for_function(
             "document.querySelector('#pst-skip-link a').getBoundingClientRect().y >= 0"
         )
@@ -238,24 +233,24 @@ def test_the_keyboard_alone_reaches_the_text(browser):
         ("notebooks/01_mobilenet.html", "light"),
     ],
 )
-def test_the_focus_is_seen_wherever_tab_goes(browser, path, scheme):
+def test_the_focus_is_visible_on_every_element(browser, path, scheme):
     with browser.page(path, scheme=scheme) as page:
-        still(page)
-        hidden = []
+        stop_transitions(page)
+        without_focus_style = []
         for _ in range(45):
             page.keyboard.press("Tab")
             if page.evaluate("document.activeElement === document.body"):
                 break
             if not page.evaluate(FOCUS_IS_SEEN):
-                hidden.append(
+                without_focus_style.append(
                     page.evaluate("document.activeElement.outerHTML.slice(0, 120)")
                 )
-        assert hidden == []
+        assert without_focus_style == []
 
 
 @pytest.mark.parametrize("path", [OPENING, "book/03_gradcam.html", *NOTEBOOK_PAGES])
-def test_print_shows_the_text_and_whole_figures(browser, path):
-    with browser.page(path, width=720) as page:  # what an A4 page has room for
+def test_print_contains_the_text_and_complete_figures(browser, path):
+    with browser.page(path, width=720) as page:  # the width of an A4 page
         page.emulate_media(media="print")
         assert page.locator(NOT_PRINTED).count() >= 3
         assert page.locator(NOT_PRINTED).filter(visible=True).count() == 0

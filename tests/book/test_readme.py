@@ -1,4 +1,4 @@
-"""README: what it names exists, and each of its examples runs as it is written."""
+"""README: its examples run as written, and the paths that it names exist."""
 
 import os
 import re
@@ -42,9 +42,7 @@ def run(command, folder):
 
 @pytest.fixture
 def image_folders(tmp_path):
-    """The folder `my-pictures` that README's example reads: images of random noise, in
-    several sizes.
-    """
+    """The folder `my-pictures` of README's example: noise images of several sizes."""
     generator = np.random.default_rng(0)
     for kind, count in (("train/normal", 4), ("test/normal", 1), ("test/abnormal", 1)):
         folder = tmp_path / "my-pictures" / kind
@@ -58,7 +56,7 @@ def image_folders(tmp_path):
 
 
 def test_every_python_example_runs_as_written(image_folders):
-    """In one process, so that torch is loaded once; each has its own names."""
+    """In one process, so that torch is loaded once, but in separate namespaces."""
     assert len(PYTHON) >= 2
     run_each = "import sys\nfor code in sys.argv[1:]: exec(code, {}); print('next')"
     outputs = run([sys.executable, "-c", run_each, *PYTHON], image_folders)
@@ -77,7 +75,7 @@ def test_the_grading_command_runs_as_written(tmp_path):
     assert "student.ipynb" in (tmp_path / "grades.csv").read_text(encoding="utf-8-sig")
 
 
-def test_its_make_targets_are_those_of_the_makefile():
+def test_its_make_targets_exist_and_are_complete():
     named = set(re.findall(r"(?:^|`)make ([a-z][\w-]*)", README, re.M))
     assert named <= TARGETS, named - TARGETS
     assert TARGETS - named <= {
@@ -114,7 +112,7 @@ def test_each_paper_has_a_row():
 
 
 def test_the_tree_has_one_line_per_entry_of_the_library():
-    """What `ls paperlib` shows, and nothing else."""
+    """The tree lists the same names as `ls paperlib`."""
     tree = README.split("```\npaperlib/\n")[1].split("\n```")[0]
     lines = tree[: tree.index("\nnotebooks/")].splitlines()
     listed = [line.split()[0].rstrip("/") for line in lines]
@@ -126,7 +124,7 @@ def test_the_tree_has_one_line_per_entry_of_the_library():
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md"])
-def test_the_tour_names_what_exists(name):
+def test_the_paths_and_targets_of_the_tour_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     pattern = r"`((?:book|notebooks|tests|paperlib)/[\w./-]+)`"
     for path in set(re.findall(pattern, text)):

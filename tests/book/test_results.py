@@ -1,6 +1,4 @@
-"""What the scripts of `make results` share: runs of the same code are kept, others are
-not.
-"""
+"""The result files of `make results`: runs of the same code are kept, others not."""
 
 import json
 
@@ -12,7 +10,7 @@ from freshness import script_hash
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """A script that names its own result, in a repository of its own."""
+    """A script that names its result file, in a temporary repository."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(results, "FOLDER", tmp_path / "book" / "data" / "results")
     path = tmp_path / "small_cells.py"
@@ -25,13 +23,12 @@ def test_runs_of_the_same_code_are_kept_and_others_dropped(script, tmp_path):
     assert first.runs == [] and first.stamp["code"] == script_hash(script, tmp_path)
     first.runs.append({"name": "a", "value": 0.5})
     first.save()
-    kept = json.loads(
+    stored = json.loads(
         (tmp_path / "book" / "data" / "results" / "small_cells.json").read_text()
     )
-    assert kept["runs"] == first.runs and kept["stamp"] == first.stamp
-    assert set(kept["stamp"]) == {"code", "versions", "device", "date", "recipe"}
-    # An interrupted command goes on: the result that it wrote itself is not part of its
-    # code.
+    assert stored["runs"] == first.runs and stored["stamp"] == first.stamp
+    assert set(stored["stamp"]) == {"code", "versions", "device", "date", "recipe"}
+    # An interrupted command can be resumed, because its result file is not hashed.
     again = results.Results(str(script), {"steps": 3}, force=False)
     assert again.runs == first.runs and again.stamp["code"] == first.stamp["code"]
     assert results.Results(str(script), {"steps": 3}, force=True).runs == []

@@ -1,6 +1,4 @@
-"""The set-up: what pyproject.toml, environment.yml, the constraints and the Makefile
-say must agree.
-"""
+"""The set-up: pyproject.toml, environment.yml, constraints and Makefile agree."""
 
 import re
 import subprocess
@@ -61,7 +59,7 @@ def test_the_locks_pin_each_package_once_at_the_version_of_the_constraints():
     assert not any("://" in text for text in LOCKS.values())  # no index's address
 
 
-def test_each_lock_holds_what_its_extra_declares():
+def test_each_lock_contains_the_packages_of_its_extra():
     extras = PROJECT["optional-dependencies"]
     book = [
         *PROJECT["dependencies"],
@@ -102,7 +100,7 @@ def test_colab_satisfies_the_ranges_so_that_installing_replaces_nothing():
             )
 
 
-def test_nothing_tells_a_reader_to_install_somebody_elses_paperlib():
+def test_no_text_installs_another_projects_paperlib():
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
         cwd=ROOT,
@@ -123,7 +121,7 @@ def test_nothing_tells_a_reader_to_install_somebody_elses_paperlib():
 
 
 @pytest.mark.parametrize("version", [(3, 10, 14), (2, 7, 18)])
-def test_an_old_python_is_refused_with_what_to_do(version):
+def test_an_old_python_is_refused_with_advice(version):
     with pytest.raises(
         ValueError,
         match=r"this is Python \d\.\d+; expected 3.11 or newer. Run.* `make PYTHON=",
@@ -155,7 +153,7 @@ install.index-url='https://mirror.example/simple'
 
 
 def test_a_failing_command_is_named_without_a_traceback(tmp_path):
-    """Here it is `python -m venv`, which cannot write into a file."""
+    """For example `python -m venv`, which cannot write to a file."""
     occupied = tmp_path / "venv"
     occupied.write_text("a file")
     script = ROOT / "book" / "tools" / "set_up.py"
@@ -178,8 +176,6 @@ def test_every_make_target_is_described_and_ci_calls_make_test():
 
 
 def test_no_two_test_files_share_a_name():
-    """pytest imports a test file by its name alone, and `make test-long` collects all
-    folders at once.
-    """
+    """pytest imports test files by name, and `make test-long` collects all folders."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))

@@ -1,4 +1,4 @@
-"""The page on speed: what its tables say is what the bench's files hold."""
+"""The page on speed: its tables agree with the stored measurements."""
 
 import json
 import re
@@ -13,8 +13,8 @@ import speed_page  # noqa: E402
 SPEED = json.loads((ROOT / "book" / "data" / "speed.json").read_text(encoding="utf-8"))
 
 
-def row(contender: str, **changed) -> dict:
-    found = {
+def row(contender: str, **values) -> dict:
+    defaults = {
         "bench": "padim",
         "part": "fit",
         "what": "PaDiM, fit 64 images",
@@ -34,44 +34,45 @@ def row(contender: str, **changed) -> dict:
         "peak": 12.34,
         "note": "",
     }
-    return found | changed
+    return defaults | values
 
 
 MACHINE = {"macs_per_second": 2e9, "bytes_per_second": 1e9}
 ROWS = [
     row("paperlib"),
-    row("the review's way", ratio=4.25, ratio_low=4, ratio_high=5, difference=2.2e-7),
+    row(speed_page.COMMON, ratio=4.25, ratio_low=4, ratio_high=5, difference=2.2e-7),
     row("anomalib", ratio=6.0, note="blurs otherwise"),
     row(
         "the backbone alone",
         ratio=0.5,
         difference=None,
-        note="what comes before, no peer",
+        note="preceding step, no peer",
     ),
 ]
 
 
-def test_the_summary_names_the_fastest_peer_and_no_floor():
+def test_the_summary_names_the_fastest_peer_and_no_other_rows():
     text = speed_page.summary([*ROWS, row("other", ratio=7.5)])
     assert (
         "| PaDiM, fit 64 images | 4.25× (4 to 5) | 6× (0.9 to 1.2), anomalib |" in text
     )
 
 
-def test_tables_hold_floor_spread_notes_and_a_column_to_fill():
+def test_tables_contain_floor_spread_notes_and_a_gpu_column():
     text = speed_page.tables(ROWS, MACHINE, None)
     assert "Floor: 50 ms." in text and "anomalib: blurs otherwise" in text
     assert (
-        "| the review's way | 640 | 1,500 to 4,000 | 4.25 (4 to 5) | 12.3 | 2e-07 | – |"
-        in text
+        f"| {speed_page.COMMON} | 640 | 1,500 to 4,000 | 4.25 (4 to 5) | 12.3 | 2e-07"
+        " | – |" in text
     )
-    alone = "| the backbone alone | 640 | 1,500 to 4,000 | 0.5 (0.9 to 1.2) | 12.3"
-    assert f"{alone} | – | – |" in text
-    assert "| differs by | GPU ms: none yet |" in text
-    filled = speed_page.tables(ROWS, MACHINE, {"rows": [row("paperlib", wall=0.0123)]})
-    assert "| 12.3 |\n| the review's way" in filled
-    assert "none yet" not in filled
-    assert filled.count("| – |\n") == 3
+    backbone = "| the backbone alone | 640 | 1,500 to 4,000 | 0.5 (0.9 to 1.2) | 12.3"
+    assert f"{backbone} | – | – |" in text
+    assert "| relative difference | GPU ms (not measured) |" in text
+    gpu = {"rows": [row("paperlib", wall=0.0123)]}
+    with_gpu = speed_page.tables(ROWS, MACHINE, gpu)
+    assert f"| 12.3 |\n| {speed_page.COMMON}" in with_gpu
+    assert "not measured" not in with_gpu
+    assert with_gpu.count("| – |\n") == 3
 
 
 def test_missing_peers_are_named():
@@ -95,11 +96,11 @@ def test_curves_are_drawn_and_described(tmp_path):
     folder = tmp_path / speed_page.FOLDER
     alt = ":alt: seconds to fit against images: paperlib from 0.5 at 1 to 2.25 at 4\n"
     assert alt in (folder / "curves.txt").read_text(encoding="utf-8")
-    drawn = (folder / "a.svg").read_bytes()
+    svg = (folder / "a.svg").read_bytes()
     (folder / "left.over").touch()
     (folder / "a.json").unlink()
     speed_page.write_parts(tmp_path)
-    assert (folder / "a.svg").read_bytes() == drawn
+    assert (folder / "a.svg").read_bytes() == svg
     assert not (folder / "left.over").exists()
     (tmp_path / "book" / "data" / "speed.json").unlink()
     with pytest.raises(
@@ -108,7 +109,7 @@ def test_curves_are_drawn_and_described(tmp_path):
         speed_page.write_parts(tmp_path)
 
 
-def test_the_committed_figures_are_whole():
+def test_the_committed_measurements_are_complete():
     assert {row["bench"] for row in SPEED["rows"]} == set(speed_page.TITLES)
     for part in speed_page.parts(SPEED["rows"]).values():
         assert part[0]["contender"] == "paperlib" and part[0]["ratio"] == 1
@@ -122,26 +123,25 @@ def test_the_committed_figures_are_whole():
         )
 
 
-def test_a_million_images_by_arithmetic():
+def test_the_cost_of_a_million_images_follows_from_the_measured_rates():
     text = speed_page.million(SPEED["rows"])
     assert "| its Gaussians | 122 MiB | – |" in text
     assert re.search(r"embedding \| – \| 815 GiB \|", text)
-    # Each of the 57² patches of one image against those of a million, at the rate of
-    # the bench's bank × 3,249.
+    # The 57² patches of one image are compared with those of a million images, at the
+    # measured rate of bank × 3,249 distances.
     (search,) = (
         row
         for row in SPEED["rows"]
         if (row["part"], row["contender"]) == ("neighbours", "paperlib")
     )
-    # Quick, full.
-    bank = {
+    bank_sizes = {  # of the quick and the full run
         "nearest of 60,000 for 3,249": 60_000,
         "nearest of 200,000 for 3,249": 200_000,
     }
     (count,) = (
-        number for words, number in bank.items() if search["what"].startswith(words)
+        size for start, size in bank_sizes.items() if search["what"].startswith(start)
     )
     expected = search["cpu"] * (1e6 * 3249 * 3249) / (count * 3249) / 3600
-    row = r"searching that bank, for one image \| – \| – \| ([\d.,]+) h"
-    told = float(re.search(row, text)[1].replace(",", ""))
-    assert told == pytest.approx(expected, rel=0.06)  # it is told with two digits
+    row = r"searching that bank for one image \| – \| – \| ([\d.,]+) h"
+    hours = float(re.search(row, text)[1].replace(",", ""))
+    assert hours == pytest.approx(expected, rel=0.06)  # the page has two digits

@@ -1,10 +1,9 @@
-"""British spelling in everything that is read: pages, notebooks' text and comments,
-README, docstrings.
+"""British spelling in pages, notebooks, README and docstrings.
 
 The dictionary is SCOWL's en_GB-ise for hunspell (tests/book/dictionary; npm's
-dictionary-en-gb 3.0.0), which knows one spelling of a word, with -ise; book/words.txt
-holds the field's words and names. A word that fails is misspelt, or belongs into that
-list, or is code and belongs between backticks.
+dictionary-en-gb 3.0.0), which has only the -ise spelling of a word; book/words.txt
+contains technical terms and names. A word that fails is misspelt, is missing in that
+list, or is code and needs backticks.
 """
 
 import ast
@@ -21,7 +20,7 @@ WORDS = ROOT / "book" / "words.txt"
 DICTIONARY = Hunspell(
     "en_GB-ise", hunspell_data_dir=str(ROOT / "tests" / "book" / "dictionary")
 )
-# Written by a tool; it names whatever processor the notebooks were run on.
+# Generated; it names the processor on which the notebooks were run.
 GENERATED = ROOT / "book" / "status.md"
 PAGES = [
     ROOT / "README.md",
@@ -33,7 +32,7 @@ TEXTS = sorted((ROOT / "notebooks" / "py").glob("*.py"))
 MODULES = sorted((ROOT / "paperlib").rglob("*.py"))
 SHORTEST = 3
 
-# What stands in Markdown or a docstring and is no English, from the largest down.
+# Parts of Markdown and docstrings that are not English, the largest first.
 NO_PROSE = re.compile(
     r"""
     ^---\n.*?^---$                              # the head of a page
@@ -59,48 +58,46 @@ WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)")
 
 @pytest.fixture(scope="module")
 def known():
-    """Say whether a word is in the dictionary or on the list."""
-    own = set(WORDS.read_text(encoding="utf-8").split())
+    """Return a function that looks up a word in the dictionary and the list."""
+    listed = set(WORDS.read_text(encoding="utf-8").split())
 
     def check(word):
         word = word.replace("’", "'")
         stem = word.removesuffix("'s").removesuffix("'")
         forms = {word, stem, stem.removesuffix("s")}
         forms |= {form[:1].lower() + form[1:] for form in forms}
-        return bool(forms & own) or DICTIONARY.spell(word) or DICTIONARY.spell(stem)
+        return bool(forms & listed) or DICTIONARY.spell(word) or DICTIONARY.spell(stem)
 
     return check
 
 
 def words(text):
-    """List the words of a Markdown text or docstring that are prose."""
-    found = WORD.findall(NO_PROSE.sub(" ", TERM.sub(r"\1", outside_code(text))))
+    """List the words of the prose in a Markdown text or docstring."""
+    candidates = WORD.findall(NO_PROSE.sub(" ", TERM.sub(r"\1", outside_code(text))))
     return [
         word
-        for word in found
+        for word in candidates
         if len(word) >= SHORTEST and not word.removesuffix("s").isupper()
     ]
 
 
 def outside_code(text):
-    """Drop the fenced blocks of code; of any other directive keep what it holds."""
-    kept, opened = [], []
+    """Remove fenced code; keep the content of other directives."""
+    prose, opened = [], []
     for line in text.splitlines():
         fence = FENCE.match(line)
         if opened and line.strip() == opened[-1][0]:
             opened.pop()
         elif fence and not any(name in CODE for _, name in opened):
             opened.append((fence["marks"], fence["name"]))
-            kept += [fence["title"]] * (fence["name"] not in CODE)
+            prose += [fence["title"]] * (fence["name"] not in CODE)
         elif not any(name in CODE for _, name in opened):
-            kept.append(line)
-    return "\n".join(kept)
+            prose.append(line)
+    return "\n".join(prose)
 
 
 def notebook_text(path):
-    """Join what is read in a notebook: Markdown, the comments and docstrings in its
-    code, its pictures' alt texts.
-    """
+    """Join a notebook's Markdown, comments, docstrings and alt texts."""
     parts = []
     for cell in jupytext.read(path).cells:
         if cell.cell_type == "markdown":
@@ -146,15 +143,15 @@ def read(path):
 def test_every_word_is_known(path, known):
     unknown = sorted({word for word in words(read(path)) if not known(word)})
     assert unknown == [], (
-        "misspelt? Or a word for book/words.txt, or code that wants backticks"
+        "misspelt, missing in book/words.txt, or code without backticks"
     )
 
 
-def test_the_list_is_sorted_and_holds_nothing_twice():
+def test_the_list_is_sorted_without_duplicates():
     listed = WORDS.read_text(encoding="utf-8").split()
     assert listed == sorted(set(listed), key=lambda word: (word.lower(), word))
 
 
-def test_the_list_repeats_nothing_of_the_dictionary():
+def test_the_list_contains_no_word_of_the_dictionary():
     listed = WORDS.read_text(encoding="utf-8").split()
     assert [word for word in listed if DICTIONARY.spell(word)] == []

@@ -1,4 +1,4 @@
-"""Notebooks and a book for students: no solution, no quiz answer, everything else."""
+"""Notebooks and a book for students: without solutions and answers of the quiz."""
 
 import ast
 import builtins
@@ -20,21 +20,21 @@ TASK = (
 )
 
 
-def small(*more):
-    """A notebook with one exercise, its solution and a quiz."""
+def small(*cells):
+    """Create a notebook with an exercise, its solution, other cells and a quiz."""
     answer = "def twice(x):\n    return x + 2 * x\n\n\nassert check.twice(twice)"
     return new_notebook(
         cells=[
             new_markdown_cell(TASK),
             new_code_cell("done = check.twice(...)", metadata={"tags": ["exercise"]}),
             new_code_cell(answer, metadata={"tags": ["solution", "hide-cell"]}),
-            *more,
+            *cells,
             new_markdown_cell(QUIZ),
         ]
     )
 
 
-def test_solutions_go_and_the_rest_stays():
+def test_solutions_are_removed_and_other_cells_remain():
     sources = [cell.source for cell in student.without_solutions(small()).cells]
     assert sources == [
         "Put your answer in.\n\n:::{dropdown} Answer\nPredicted.\n:::",
@@ -53,12 +53,12 @@ def test_solutions_go_and_the_rest_stays():
         new_code_cell("print(1)", metadata={"hidden": "assert check.twice(twice)"}),
     ],
 )
-def test_a_solution_that_is_left_stops_it(cell):
+def test_a_remaining_solution_is_an_error(cell):
     with pytest.raises(ValueError, match="what they should find"):
         student.without_solutions(small(cell))
 
 
-def test_missing_tags_stop_it():
+def test_missing_tags_are_an_error():
     notebook = small()
     for cell in notebook.cells:
         cell.metadata.pop("tags", None)
@@ -67,7 +67,7 @@ def test_missing_tags_stop_it():
 
 
 @every_notebook
-def test_a_students_copy_holds_no_solution(path, tmp_path):
+def test_a_students_copy_contains_no_solution(path, tmp_path):
     copy = nbformat.read(
         export(path, tmp_path, edit=student.without_solutions), as_version=4
     )
@@ -75,13 +75,13 @@ def test_a_students_copy_holds_no_solution(path, tmp_path):
     text = (tmp_path / path.name).read_text(encoding="utf-8")
     assert student.leaks(whole, text) == [] and "Solutions are folded" not in text
     code, exercises = (
-        [c.source for c in found]
-        for found in (
+        [c.source for c in cells]
+        for cells in (
             (c for c in copy.cells if c.cell_type == "code"),
             (c for c in whole.cells if "exercise" in c.metadata.get("tags", ())),
         )
     )
-    # The stubs, as they were.
+    # The stubs are unchanged.
     assert [source for source in code if source in exercises] == exercises
     assert len(code) == 1 + sum(c.cell_type == "code" for c in whole.cells) - len(
         student.solution_cells(whole)
@@ -94,7 +94,7 @@ def test_a_students_copy_holds_no_solution(path, tmp_path):
     assert "<details>" not in quiz
 
 
-def test_solutions_and_answers_are_what_the_search_looks_for():
+def test_the_search_looks_for_solutions_and_answers():
     whole = small()
     secrets = student.secrets(whole)
     assert secrets == [
@@ -108,9 +108,9 @@ def test_solutions_and_answers_are_what_the_search_looks_for():
 
 
 @every_notebook
-def test_nothing_after_a_solution_needs_it(path):
-    """Students' notebooks run through without it."""
-    defined, only_there = set(dir(builtins)), set()
+def test_no_later_cell_needs_a_solution(path):
+    """Students' notebooks run without the solutions."""
+    defined, only_in_solutions = set(dir(builtins)), set()
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code":
             continue
@@ -130,22 +130,22 @@ def test_nothing_after_a_solution_needs_it(path):
         }
         bound |= {n.arg for n in tree if isinstance(n, ast.arg)}
         if "solution" in cell.metadata.get("tags", ()):
-            only_there |= bound - defined
+            only_in_solutions |= bound - defined
         else:
             assert not {node.id for node in names if isinstance(node.ctx, ast.Load)} & (
-                only_there - bound
+                only_in_solutions - bound
             )
             defined |= bound
-            only_there -= bound
+            only_in_solutions -= bound
 
 
 def test_the_sources_for_students(tmp_path):
-    """`make student-book` builds them; what they do not hold can't be published."""
-    made = tmp_path / "sources"
-    student.write_sources(made)
+    """`make student-book` builds them; they contain no solution."""
+    folder = tmp_path / "sources"
+    student.write_sources(folder)
     texts = {
-        path.relative_to(made).as_posix(): path.read_text(encoding="utf-8")
-        for path in made.rglob("*")
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8")
+        for path in folder.rglob("*")
         if path.suffix in student.TEXTS
     }
     secrets = [
@@ -154,22 +154,23 @@ def test_the_sources_for_students(tmp_path):
         for secret in student.secrets(nbformat.read(path, as_version=4))
     ]
     assert {
-        name: found
+        name: quotes
         for name, text in texts.items()
-        if (found := student.quoted(secrets, text))
+        if (quotes := student.quoted(secrets, text))
     } == {}
-    assert not (made / "book" / "instructor.md").exists()
+    assert not (folder / "book" / "instructor.md").exists()
     pages = [name for name in texts if name.startswith(("book/", "notebooks/"))]
     assert [name for name in pages if "instructor.md" in texts[name]] == []
-    assert "instructor" not in (made / "book" / "_toc.yml").read_text()
-    assert not (made / "notebooks" / "py").exists()
-    kept = nbformat.read(made / "notebooks" / NOTEBOOKS[0].name, as_version=4)
-    assert sum(bool(cell.get("outputs")) for cell in kept.cells) > 10  # figures stay
+    assert "instructor" not in (folder / "book" / "_toc.yml").read_text()
+    assert not (folder / "notebooks" / "py").exists()
+    notebook = nbformat.read(folder / "notebooks" / NOTEBOOKS[0].name, as_version=4)
+    # Outputs such as figures remain.
+    assert sum(bool(cell.get("outputs")) for cell in notebook.cells) > 10
 
 
-def test_checks_do_not_show_their_source_in_the_book():
-    if why := why_not_built():
-        pytest.skip(why)
+def test_the_book_does_not_contain_the_source_of_the_checks():
+    if problem := why_not_built():
+        pytest.skip(problem)
     for path in (HTML / "_modules" / "paperlib" / "exercises").glob("*.html"):
         assert "exact =" not in re.sub(
             r"<[^>]*>", "", path.read_text(encoding="utf-8")

@@ -1,6 +1,4 @@
-"""Every statement of minutes against book/data/minutes.yml; the syllabus's rows against
-the notebooks' sections.
-"""
+"""All stated minutes agree with book/data/minutes.yml and the notebooks' sections."""
 
 import re
 
@@ -20,7 +18,7 @@ every_chapter = pytest.mark.parametrize("name", NAMES)
 
 
 def session(name):
-    """A chapter's part of the syllabus; its rows: section → minutes, class or home."""
+    """Return a chapter's part of the syllabus, and its rows: title, minutes, place."""
     part = SYLLABUS.split("### Session ")[NAMES.index(name) + 1]
     assert f"../notebooks/{name}.ipynb" in part
     rows = re.findall(
@@ -39,9 +37,7 @@ def text(name):
 
 @every_chapter
 def test_every_section_has_its_minutes(name):
-    """A minute or a fifth of difference is allowed: a reworded sentence should not need
-    a new plan.
-    """
+    """A difference of a minute or a fifth is allowed, for small edits of the text."""
     _, rows = session(name)
     planned = {
         title: count
@@ -90,16 +86,14 @@ def test_a_session_is_ninety_minutes(name):
 
 @every_chapter
 def test_the_planned_minutes_are_the_estimated_ones(name):
-    """Rounded to five: four minutes of difference are allowed, since an edited sentence
-    should not need a new plan.
-    """
-    plan, found = PLANNED[name], minutes.sections(minutes.read(name))
+    """They are multiples of five, and may differ by up to four minutes."""
+    plan, estimates = PLANNED[name], minutes.sections(minutes.read(name))
     assert plan.keys() == {"page", "notebook", "exercises", "quiz"}
     assert (plan["exercises"], plan["quiz"]) == (
-        found.pop("Exercises"),
-        found.pop("Quiz"),
+        estimates.pop("Exercises"),
+        estimates.pop("Quiz"),
     )
-    estimated = {"page": minutes.page(name), "notebook": sum(found.values())}
+    estimated = {"page": minutes.page(name), "notebook": sum(estimates.values())}
     off = {
         key: (plan[key], value)
         for key, value in estimated.items()
@@ -128,8 +122,8 @@ def test_every_place_states_the_planned_minutes(name):
 
 def test_front_page_and_syllabus_add_up_the_planned_minutes():
     pages = [plan["page"] for plan in PLANNED.values()]
-    told = f"takes {min(pages)} to {max(pages)} minutes"
-    assert told in " ".join(FRONT_PAGE.split())
+    statement = f"takes {min(pages)} to {max(pages)} minutes"
+    assert statement in " ".join(FRONT_PAGE.split())
     total = {name: sum(plan.values()) for name, plan in PLANNED.items()}
     assert f"in about {sum(total.values()) / 60:.0f} hours" in SYLLABUS
     for numbers, names in (("2 and 3", NAMES[1:3]), ("4 and 5", NAMES[3:])):
@@ -138,43 +132,41 @@ def test_front_page_and_syllabus_add_up_the_planned_minutes():
 
 
 def test_a_slower_reader_takes_half_as_long_again(monkeypatch):
-    """The syllabus says so of 100 words and 10 lines of code per minute."""
+    """The syllabus states this for 100 words and 10 lines of code per minute."""
 
-    def reading():
-        found = [minutes.sections(minutes.read(name)) for name in NAMES]
+    def reading_minutes():
+        chapters = [minutes.sections(minutes.read(name)) for name in NAMES]
         return sum(
             count
-            for titles in found
+            for titles in chapters
             for title, count in titles.items()
             if title not in ("Exercises", "Quiz")
         )
 
-    usual = reading()
+    default = reading_minutes()
     monkeypatch.setattr(minutes, "WORDS", 100)
     monkeypatch.setattr(minutes, "LINES", 10)
     assert (
         "at 100 words and 10 lines of code per minute takes about one and a half times"
         in SYLLABUS.replace("\n", " ")
     )
-    assert 1.35 < reading() / usual < 1.65
+    assert 1.35 < reading_minutes() / default < 1.65
 
 
 @every_chapter
-def test_a_chapter_has_what_a_class_needs(name):
-    """Five exercises in three levels, six questions with answers, and something to
-    predict.
-    """
-    whole = text(name)
-    exercises, _, quiz = whole.partition("## Exercises")[2].partition("## Quiz")
+def test_a_chapter_has_exercises_a_quiz_and_predictions(name):
+    """Five exercises in three levels, six questions with answers, four predictions."""
+    notebook_text = text(name)
+    exercises, _, quiz = notebook_text.partition("## Exercises")[2].partition("## Quiz")
     assert len(re.findall(r"^(?:\*\*)?\d+\.(?:\*\*)? ", exercises, re.M)) >= 5
     assert set(minutes.exercise_minutes(exercises)) == set(LEVELS.values())
     quiz = quiz.partition("\n## ")[0]
     questions = re.findall(r"^\*\*\d+\.\*\* ", quiz, re.M)
     answers = re.findall(r"^:::\{dropdown\} Answer\n(.+?)^:::$", quiz, re.M | re.S)
     assert len(questions) == len(answers) >= 6
-    # Explained, not only given.
+    # The answers are explained.
     assert all(len(answer.split()) >= 8 for answer in answers)
-    assert whole.count("Predict first") >= 4
+    assert notebook_text.count("Predict first") >= 4
 
 
 @every_chapter

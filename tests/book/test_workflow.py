@@ -1,4 +1,4 @@
-"""The workflow is valid, and fills in the repository that the built pages link to."""
+"""The workflow is valid, and inserts the repository to which the pages link."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ CONFIG = (ROOT / "_config.yml").read_text(encoding="utf-8")
 
 
 def test_workflow_is_valid():
-    # The schema is part of the package: nothing is fetched.
+    # The schema is part of the package.
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
     result = subprocess.run(
         [*command, "vendor.github-workflows", str(WORKFLOW)],
@@ -24,7 +24,7 @@ def test_workflow_is_valid():
     assert result.returncode == 0, result.stdout
 
 
-def test_a_repository_is_filled_in_and_nothing_else_changes():
+def test_only_the_repository_of_the_configuration_changes():
     changed = set_repository.with_repository(CONFIG, "a-fork/vision.papers")
     address = yaml.safe_load(changed)["repository"]["url"]
     assert address == "https://github.com/a-fork/vision.papers"
@@ -48,7 +48,7 @@ def test_the_committed_configuration_names_no_repository():
         "-o/n",
     ],
 )
-def test_another_form_of_name_is_refused(name):
+def test_an_invalid_repository_name_is_refused(name):
     with pytest.raises(ValueError, match="expected OWNER/NAME"):
         set_repository.with_repository(CONFIG, name)
 
@@ -60,7 +60,7 @@ def test_a_configuration_without_the_line_is_refused():
         )
 
 
-def test_the_command_writes_the_file_or_leaves_it(tmp_path, capsys):
+def test_the_command_does_not_change_the_file_after_an_error(tmp_path, capsys):
     config = tmp_path / "_config.yml"
     config.write_text(CONFIG, encoding="utf-8")
     assert set_repository.main(["not a name"], config) == 1

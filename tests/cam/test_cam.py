@@ -46,7 +46,7 @@ def build(name):
 
 
 class Pooled(nn.Module):
-    """Features, a way to pool and classify them, and nothing else."""
+    """Features, followed by pooling and classification."""
 
     def __init__(self, end, channels=8):
         super().__init__()
@@ -148,8 +148,8 @@ def test_maps_average_to_the_logits_of_many_networks(name):
     torch.testing.assert_close(found.maps.mean((2, 3)), expected, rtol=1e-9, atol=1e-10)
 
 
-def test_the_place_of_every_cell_is_right():
-    # Not only the mean: each cell equals the layer applied to that cell alone.
+def test_every_position_of_the_map_is_correct():
+    # Each position equals the layer applied to that position, not only the mean.
     for name, features in (
         ("resnet18", "layer4"),
         ("densenet121", "features"),
@@ -336,7 +336,7 @@ def test_classes_and_images_are_checked():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_model_comes_back_as_it_was(training):
+def test_the_model_is_restored(training):
     model = build("resnet18").train(training)
     model.layer1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -468,7 +468,7 @@ def test_boxes_equal_skimage_regions(
         (torch.ones(2, 2), {"connectivity": 6}, "connectivity=6; expected 4 or 8"),
     ],
 )
-def test_boxes_refuse_what_has_no_answer(values, options, message):
+def test_boxes_refuse_invalid_arguments(values, options, message):
     with refuses(message):
         bounding_boxes(values, **options)
 

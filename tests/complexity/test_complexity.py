@@ -1,6 +1,4 @@
-"""Counts against witnesses: by hand, one multiplication at a time, PyTorch's own
-counter, fvcore, eight other tools.
-"""
+"""Counts compared with those by hand, of PyTorch, fvcore and eight other tools."""
 
 import contextlib
 import copy
@@ -46,8 +44,8 @@ TIMM = {
 
 
 def build(name, device="meta", **options):
-    # torchvision's RegNet looks at its own random weights while it is built, which the
-    # meta device does not allow.
+    # torchvision's RegNet reads its random weights in its constructor, which is not
+    # possible on the meta device.
     with torch.device("cpu" if name.startswith("regnet") else device):
         if name in TORCHVISION:
             return torchvision.models.get_model(name, weights=None, **options).eval()
@@ -59,8 +57,9 @@ def parameters(model):
 
 
 def mobilenet():
-    """MobileNetV1 in nothing but nn.Conv2d, nn.BatchNorm2d, nn.ReLU and nn.Linear, as
-    the other tools were shown it.
+    """Build MobileNetV1 from nn.Conv2d, nn.BatchNorm2d, nn.ReLU and nn.Linear only.
+
+    The other tools counted this network.
     """
 
     def block(m, n, kernel, stride, groups=1):
@@ -136,7 +135,7 @@ def test_profile_of_the_hand_example():
         ((3, 5, 10, 7, 2), "groups = 2 with in_channels = 5"),
     ],
 )
-def test_formulas_say_what_is_wrong(arguments, said):
+def test_formulas_explain_invalid_arguments(arguments, said):
     with refuses(said):
         conv2d_macs(*arguments)
     if len(arguments) == 4:  # without groups
@@ -401,8 +400,8 @@ def test_conventions_of_mobilenet():
     blocks = zip(itertools.pairwise(widths), sides, strict=True)
     separable = sum(depthwise_separable_macs(3, m, n, side) for (m, n), side in blocks)
     assert rows[0].total == conv2d_macs(3, 3, 32, 112) + 1024 * 1000 + separable
-    # The same network in timm's own modules, which tools that go by module type do not
-    # know, has the same totals here.
+    # timm's version has modules that tools which count by module type do not know; here
+    # its totals are the same.
     assert profile(build("mobilenetv1_100")).conventions() == rows
 
 
@@ -837,17 +836,15 @@ def test_table():
     )
     costly = counted.table(costly_only=True)
     assert "norm" not in costly and costly.endswith("10,656       3,130")
-    # The model itself goes by its class.
+    # The model itself is listed by its class.
     assert "Linear  linear  1×2" in profile(nn.Linear(3, 2), (1, 3)).table()
 
 
-# The model is left as it was
+# The model is restored
 
 
 def state(model):
-    """Everything that could be left behind: modes, hooks, attributes, and the tensors
-    themselves with their values.
-    """
+    """Return all state that a count could change: modes, hooks, attributes, tensors."""
     found = []
     for name, module in model.named_modules():
         values = vars(module)
@@ -980,7 +977,7 @@ def test_other_modes_do_not_mix():
     assert counter.get_total_flops() == 0
 
 
-def test_threads_that_share_a_model_see_nothing_of_each_other():
+def test_threads_that_share_a_model_are_independent():
     ready, counted = threading.Event(), threading.Event()
 
     class Waits(nn.Module):
@@ -1075,9 +1072,7 @@ def test_no_memory_is_allocated(monkeypatch):
 
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
 def test_a_model_on_a_gpu(inside):
-    """Fake CUDA tensors refuse to meet any other, as real ones do, and no CUDA device
-    is there to compute on.
-    """
+    """Like real ones, fake CUDA tensors can't be mixed with other tensors."""
     mode = FakeTensorMode()
     with mode, torch.device("cuda"):
         resnet = torchvision.models.resnet18()
@@ -1223,7 +1218,7 @@ def test_a_model_on_several_gpus_is_refused():
         profile(model, (1, 4))
 
 
-def test_the_cause_is_kept():
+def test_the_cause_of_an_error_is_chained():
     with refuses() as caught:
         profile(Careless(fails=True), (1, 3, 5, 5))
     assert isinstance(caught.value.__cause__, KeyError)

@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 
 def repeat(count):
-    """A function that runs the layer as often as a function of the input says."""
+    """Return a forward function that runs the layer `count(x)` times."""
 
     def function(net, x):
         for _ in range(int(count(net, x))):

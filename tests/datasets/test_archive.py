@@ -48,7 +48,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz", "tar.bz2", "tar.xz", "zip"])
-def test_every_kind_is_unpacked_whole(tmp_path, ending):
+def test_every_kind_is_unpacked_completely(tmp_path, ending):
     path = tmp_path / f"data.{ending}"
     if ending == "zip":
         zipped(path, FILES.items())
@@ -117,7 +117,7 @@ def test_no_path_leads_out(tmp_path, name, kind):
     path = (tar if kind == "tar" else zipped)(inner / f"a.{kind}", members)
     with refuses("may lead out of the folder"):
         unpack(path, inner / "data")
-    # Nothing beside it, nothing left.
+    # No other file was written.
     assert [p.name for p in tmp_path.rglob("*")] == ["inner", f"a.{kind}"]
 
 
@@ -160,7 +160,7 @@ def test_a_bomb_is_stopped_while_it_unpacks(tmp_path):
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz", "tar.xz", "zip"])
 @pytest.mark.parametrize("kept", [0.3, 0.9])
-def test_what_is_cut_short_is_refused_and_leaves_nothing(tmp_path, ending, kept):
+def test_truncated_archives_are_refused_and_leave_no_files(tmp_path, ending, kept):
     members = [(f"{n}.bin", os.urandom(20_000)) for n in range(4)]
     path = tmp_path / f"data.{ending}"
     if ending == "zip":
@@ -186,7 +186,7 @@ def test_damage_inside_is_refused(tmp_path):
             unpack(path, tmp_path / "data")
 
 
-def test_a_name_that_comes_twice_is_refused(tmp_path):
+def test_duplicate_names_are_refused(tmp_path):
     for members in (
         [("x", b"1"), ("x", b"2")],
         [("x", b"1"), ("x/y", b"2")],
@@ -196,7 +196,7 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
             unpack(tar(tmp_path / "a.tar", members), tmp_path / "data")
 
 
-def test_what_cannot_be_unpacked_is_refused(tmp_path):
+def test_unsupported_archives_are_refused(tmp_path):
     path = tar(tmp_path / "a.tar", FILES.items())
     with refuses("absent.tar can't be unpacked .*No such file", UnusableFile):
         unpack(tmp_path / "absent.tar", tmp_path / "data")

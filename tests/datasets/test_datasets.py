@@ -50,9 +50,7 @@ def test_unknown_kind_and_missing_package_are_refused(monkeypatch):
 
 
 def small_cells(seed=0):
-    """Forty cells with a brightness of their own each, so that a resized picture still
-    tells which one it is.
-    """
+    """Create forty cells of different brightness, which identifies resized images."""
     brightness = torch.randperm(40, generator=torch.Generator().manual_seed(seed)) * 6
     images = brightness.to(torch.uint8)[:, None, None].expand(40, 300, 300).contiguous()
     probability = torch.tensor([0.0, 1.0, 1 / 3, 0.0], dtype=torch.float64).repeat(10)
@@ -65,7 +63,7 @@ def test_split_is_stratified_disjoint_and_repeatable():
     assert split.train.shape == (21, 3, 8, 8) and split.test.shape == (9, 3, 8, 8)
     assert split.train_labels.sum() == 7 and split.test_labels.sum() == 3
 
-    # Undo the standardisation by two known cells, and recognise every picture by its
+    # Undo the standardisation with two known cells, and identify every image by its
     # brightness.
     values = torch.cat([split.train, split.test])[:, 0, 0, 0].double()
     labels = torch.cat([split.train_labels, split.test_labels])

@@ -28,7 +28,7 @@ def picture(seed, grey=False, side=SIDE):
 
 
 def square(top, left, side=60):
-    """A mask, and the picture of that mask."""
+    """Create an image of a white square, which is also its mask."""
     mask = np.zeros((SIDE, SIDE), np.uint8)
     mask[top : top + side, left : left + side] = 255
     return Image.fromarray(mask)
@@ -133,7 +133,7 @@ def test_greyscale_categories_get_three_equal_channels(mvtec):
 def test_the_random_variant_turns_and_crops_picture_and_mask_alike(mvtec):
     places = set()
     for seed in range(6):
-        for index in (2, 3):  # here the picture is its own mask
+        for index in (2, 3):  # image and mask are equal
             item = MVTecAD(mvtec, "bottle", "test", "random", seed=seed)[index]
             assert item.image.shape == (3, 224, 224) and item.mask.shape == (224, 224)
             apart = (item.image[0] > 0.5) != item.mask
@@ -146,16 +146,13 @@ def test_the_random_variant_turns_and_crops_picture_and_mask_alike(mvtec):
 def test_random_turns_stay_within_ten_degrees_and_random_crops_within_the_picture(
     mvtec,
 ):
-    """The turn and the place are read off the picture itself: a square whose middle and
-    corners are found again.
-    """
+    """Angle and offset are measured from the centre and corners of a square."""
     angles, offsets = [], []
     for seed in range(40):
         options = {"seed": seed, "resize": 256, "crop": 224}
         dataset = MVTecAD(mvtec, "bottle", "test", "random", **options)
         rows, columns = (dataset[2].mask.nonzero()[:, axis].double() for axis in (0, 1))
-        # The lowest pixels of the square's right half lie left or right of its middle
-        # as it is turned.
+        # The angle follows from the top and the left corner of the square.
         top, left = rows.argmin(), columns.argmin()
         turned = torch.atan2(
             rows[left] - rows[top], columns[top] - columns[left]
@@ -163,8 +160,8 @@ def test_random_turns_stay_within_ten_degrees_and_random_crops_within_the_pictur
         angles.append(float(min(turned, 90 - turned)))
         offsets.append((float(rows.mean()), float(columns.mean())))
     assert max(angles) < 12 and max(angles) > 4
-    # The square's middle lies 15 px above and 17 px beside the picture's, which a turn
-    # of 10° moves by up to 4 px.
+    # The square's centre lies 15 px above and 17 px beside that of the image, so a
+    # rotation by 10° moves it by up to 4 px.
     rows, columns = np.array(offsets).T
     middle = (110 * 256 / 300, 130 * 256 / 300)
     for found, centre in ((rows, middle[0]), (columns, middle[1])):
@@ -172,7 +169,7 @@ def test_random_turns_stay_within_ten_degrees_and_random_crops_within_the_pictur
         assert np.ptp(found) > 20
 
 
-def test_the_random_variant_follows_seed_and_number_alone(mvtec):
+def test_the_random_variant_depends_only_on_seed_and_index(mvtec):
     first, again = (
         MVTecAD(mvtec, "bottle", "train", "random", seed=4) for _ in range(2)
     )

@@ -24,7 +24,7 @@ def items(dataset):
 
 
 @pytest.mark.parametrize("kind", DEFECTS)
-def test_contrast_goes_from_invisible_to_strong(bricks, kind):
+def test_contrast_ranges_from_invisible_to_strong(bricks, kind):
     clean, none = stacked(items(bricks))
     assert not none.any()
     changes, masks = [], []
@@ -78,7 +78,7 @@ def test_a_crack_is_dark_a_scratch_bright_and_a_stain_stands_out():
         assert (inside - value).abs().median() < 0.25, kind
 
 
-def test_seed_and_number_decide_and_nothing_else(bricks):
+def test_a_defect_depends_only_on_seed_and_index(bricks):
     first, again = (synthetic_defects(bricks, seed=5) for _ in range(2))
     order = [7, 0, 3]
     for index in order:  # in any order, and by negative numbers
@@ -113,7 +113,7 @@ def test_real_cells_are_painted_on_at_a_size():
         assert item.path.endswith(f"on image {index}")
 
 
-def test_a_mask_that_is_there_is_kept(bricks):
+def test_an_existing_mask_is_not_changed(bricks):
     twice = synthetic_defects(synthetic_defects(bricks, seed=1), seed=2)
     for index in range(3):
         once = synthetic_defects(bricks, seed=1)[index].mask

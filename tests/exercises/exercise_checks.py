@@ -43,8 +43,8 @@ def spellings(value: float) -> set[str]:
     return ways
 
 
-def given_away(said: str, right: list, solutions: list[str]) -> list[str]:
-    """What of the right answers, or of the code of a solution, stands in a message."""
+def leaked_answers(message: str, right: list, solutions: list[str]) -> list[str]:
+    """List the right answers, and parts of the solutions' code, in a message."""
     numbers = [
         item for answer in right if not callable(answer) for item in (answer, [answer])
     ]
@@ -55,10 +55,10 @@ def given_away(said: str, right: list, solutions: list[str]) -> list[str]:
         for way in spellings(answer)
     }
     ways |= {str(answer) for answer in numbers if isinstance(answer, list | tuple)}
-    found = [
+    leaks = [
         way
         for way in ways
-        if re.search(rf"(?<![\w.,]){re.escape(way)}(?![\w]|[.,]\d)", said)
+        if re.search(rf"(?<![\w.,]){re.escape(way)}(?![\w]|[.,]\d)", message)
     ]
     for source in solutions:
         parts = (
@@ -67,13 +67,14 @@ def given_away(said: str, right: list, solutions: list[str]) -> list[str]:
             if isinstance(node, ast.Call | ast.Subscript | ast.BinOp)
         )
         code = {ast.unparse(node) for node in parts}
-        found += [part for part in code if len(part) > 9 and part in said]
-    return found
+        leaks += [part for part in code if len(part) > 9 and part in message]
+    return leaks
 
 
 def assert_check(chapter: str, name: str, case: tuple[list, dict], capsys) -> None:
-    """A check accepts what is right, turns down what is wrong with a hint that gives
-    nothing away, and knows a stub.
+    """Assert that a check accepts right answers and rejects wrong ones and stubs.
+
+    Its hints may not contain the answer.
     """
     check = getattr(importlib.import_module(f"paperlib.exercises.{chapter}"), name)
     right, wrong = case
@@ -90,7 +91,7 @@ def assert_check(chapter: str, name: str, case: tuple[list, dict], capsys) -> No
         assert check(answer) is False
         said = capsys.readouterr().out
         assert said.startswith("not yet: ") and hint in said
-        assert given_away(said, right, solutions) == []
+        assert leaked_answers(said, right, solutions) == []
         if isinstance(answer, int | float) and isinstance(right[0], int | float):
             assert check(torch.tensor(answer, dtype=torch.float64)) is False
             assert hint in capsys.readouterr().out  # the same for a tensor

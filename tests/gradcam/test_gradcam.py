@@ -279,7 +279,7 @@ def torchcam(model, layer, images, targets):
         return peer(targets, scores, normalized=False)[0]
 
 
-def test_two_more_libraries_agree_where_nothing_happens_in_place():
+def test_two_more_libraries_agree_without_in_place_operations():
     model, images, targets = build("resnet18"), pictures(2, 64), [3, 5]
     for name in ("layer4", "layer1.0.conv1", "layer2"):
         ours = grad_cam(model, images, name, targets).maps
@@ -473,7 +473,7 @@ def test_the_ways_to_give_a_class_agree():
     assert torch.equal(grad_cam(model, images, "body", 2).targets, torch.tensor([2, 2]))
 
 
-def test_each_image_is_explained_as_if_alone():
+def test_each_image_is_explained_independently():
     model, images = small(), pictures(4)
     together = grad_cam(model, images, "stem.0", [0, 1, 2, 3])
     for i in range(4):
@@ -517,7 +517,7 @@ def test_the_similarity_of_two_embeddings():
     torch.testing.assert_close(found.weights, slope / 4, rtol=1e-4, atol=1e-7)
 
 
-def test_a_functions_own_exception_passes_through():
+def test_exceptions_of_a_function_are_propagated():
     model = small()
     kept = state(model)
 
@@ -573,7 +573,7 @@ CALLS = {
     "prepare",
     ["eval", "train", "half train", "frozen", "half frozen", "with gradients"],
 )
-def test_the_model_comes_back_as_it_was(call, prepare):
+def test_the_model_is_restored(call, prepare):
     model, images = small(), pictures()
     expected = call(model, images)
     {
@@ -619,7 +619,7 @@ def test_a_model_made_in_inference_mode_is_refused_with_the_way_out():
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_the_callers_images_are_left_alone(call):
+def test_the_callers_images_are_not_changed(call):
     class Greedy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -780,7 +780,7 @@ def test_shapes_on_the_meta_device():
 
 
 class Branches(nn.Module):
-    """Layers that can't be explained, each for its own reason."""
+    """Layers that can't be explained, for different reasons."""
 
     def __init__(self):
         super().__init__()
@@ -960,7 +960,7 @@ def test_any_output_is_explained_by_a_function_and_returned_detached():
 # ---- a real network on a real picture ----
 
 
-def test_two_classes_in_one_picture_are_told_apart():
+def test_two_classes_in_an_image_have_different_maps():
     backbone = backbones.load("efficientnet_lite0")
     cat, cup = (
         backbone.transform(picture[None]) for picture in (data.chelsea(), data.coffee())

@@ -252,7 +252,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_linear_layer_or_norm_returned_is_refused(name):
+def test_outputs_of_linear_layers_and_norms_are_refused(name):
     class Pooled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -661,7 +661,7 @@ def test_other_precisions_are_not_scaled(dtype, monkeypatch):
 
 
 class Modes(nn.Module):
-    """Two stages with batch norm, each run in its own way."""
+    """Two stages with batch norm, which `run` may execute in different modes."""
 
     def __init__(self, run):
         super().__init__()

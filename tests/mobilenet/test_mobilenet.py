@@ -51,7 +51,7 @@ def test_macs_and_parameters_are_the_papers(case):
     assert counted.params - norm_parameters(model) == parameters
 
 
-def test_each_block_of_table_1_takes_what_the_one_before_gives():
+def test_the_shapes_of_consecutive_blocks_of_table_1_match():
     given = [STEM_CHANNELS, *(block.out_channels for block in BLOCKS)]
     assert [block.in_channels for block in BLOCKS] == given[:-1]
 
@@ -148,13 +148,13 @@ def test_the_least_that_is_accepted():
         ({"last_stride": 3}, r"last_stride=3; expected 1 .* or 2"),
     ],
 )
-def test_bad_arguments_say_what_to_do(arguments, message):
+def test_errors_explain_invalid_arguments(arguments, message):
     with refuses(message):
         MobileNetV1(**arguments)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 32, 32, 3)])
-def test_bad_images_say_what_to_do(shape):
+def test_errors_explain_invalid_images(shape):
     with refuses(r"expected \(N, 3, H, W\)"):
         MobileNetV1(width=0.25)(torch.zeros(shape))
 

@@ -169,7 +169,7 @@ def test_a_run_writes_rows_and_pictures(tmp_path, lite0, settings, monkeypatch):
     assert "stain/" in options["labels"][0] and "good/" in options["labels"][3]
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path, lite0, settings, monkeypatch):
+def test_a_killed_run_is_resumed(tmp_path, lite0, settings, monkeypatch):
     whole, ran = evaluation.evaluate, []
 
     def killed(settings, category, *rest, **options):
@@ -279,9 +279,7 @@ def test_a_set_without_masks_has_image_scores_only(tmp_path, lite0, settings):
         ),
     ],
 )
-def test_what_can_not_be_evaluated_is_refused_before(
-    tmp_path, settings, pattern, message
-):
+def test_invalid_data_are_refused_before_the_run(tmp_path, settings, pattern, message):
     small_mvtec.write(tmp_path, "part", "brick", train=3)
     for path in (tmp_path / "part").glob(pattern):
         path.unlink()
@@ -343,10 +341,8 @@ def test_a_table_of_something_else_is_refused(tmp_path, settings, damage):
         evaluation.read_results(path)
 
 
-def test_the_papers_means_are_those_of_its_rows():
-    """Table III's own averages, taken again from its rows; the last digit may differ by
-    rounding.
-    """
+def test_the_printed_means_of_the_paper_follow_from_its_rows():
+    """The averages of Table III; the last digit may differ by rounding."""
     for model, rows in PAPER["table_III"].items():
         assert set(rows) == {*GROUPS["all"], *GROUPS}
         for group, members in GROUPS.items():

@@ -57,7 +57,7 @@ def test_batches_give_numpys_mean_and_covariance(n, p, d, cut, wide):
     assert gaussian.covariance().dtype == gaussian.mean().dtype == x.dtype
 
 
-def test_far_from_zero_the_covariance_keeps_its_digits():
+def test_the_covariance_is_accurate_far_from_zero():
     x = 1e4 + 0.1 * torch.randn(300, 4, 6, generator=torch.Generator().manual_seed(0))
     x = x.float()
     _, truth = naive_statistics(x, 0)
@@ -140,7 +140,7 @@ def test_one_image_has_no_covariance():
         gaussian.covariance(-1)
 
 
-def test_what_a_gaussian_cannot_take_changes_nothing():
+def test_a_refused_update_does_not_change_a_gaussian():
     x = torch.randn(4, 2, 3)
     gaussian, bad = fed(x), x.clone()
     bad[1, 0, 2] = torch.nan
@@ -331,7 +331,7 @@ def test_distance_runs_where_its_input_lies():
         (((2, 3, 4), (3, 4), (3, 4, 4)), "hhh", "float16.*float32 or float64"),
     ],
 )
-def test_distances_of_what_does_not_fit_are_refused(shapes, dtypes, message):
+def test_distances_with_mismatched_arguments_are_refused(shapes, dtypes, message):
     kinds = {"f": torch.float32, "d": torch.float64, "h": torch.float16}
     x = [
         torch.zeros(shape, dtype=kinds[kind])

@@ -419,7 +419,7 @@ def test_a_saved_model_scores_the_same(images, tmp_path, options):
         PaDiM(small_extractor()).save(path)
 
 
-def test_a_named_backbone_loads_from_the_path_alone(tmp_path):
+def test_a_named_backbone_loads_without_an_extractor(tmp_path):
     path = tmp_path / "cells.safetensors"
     backbone = backbones.load("efficientnet_lite0")
     images = backbone.transform(elpv("mono").images[:6])
@@ -551,7 +551,7 @@ def test_a_write_that_fails_leaves_the_old_file(images, tmp_path, monkeypatch):
     ("kind", "first", "least"),
     [("mono", 200, 0.97), ("mono", None, 0.92), ("poly", None, 0.85)],
 )
-def test_defective_solar_cells_are_told_apart(kind, first, least):
+def test_defective_solar_cells_have_higher_scores(kind, first, least):
     backbone = backbones.load("efficientnet_lite0")
     extractor, cells = FeatureExtractor(*backbone[:2]), elpv(kind)
     good, bad = ((cells.probability == p).nonzero().flatten() for p in (0, 1))

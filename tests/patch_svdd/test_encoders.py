@@ -21,9 +21,9 @@ from paperlib.patch_svdd import (
 )
 from paperlib.validation import UnusableFile
 
-# Two orders of the same float32 sums, of values below one: each strays 0.9e-6 at most
-# from the sums in float64 over 660 pictures, so the two stray up to twice that from
-# each other. What float64 can tell is compared at 1e-14.
+# Two orders of the same float32 sums of values below one: over 660 images each differs
+# by at most 0.9e-6 from the sums in float64, so they differ by up to twice that from
+# each other. Results in float64 are compared at 1e-14.
 ROUNDING = 2e-6
 
 
@@ -96,7 +96,7 @@ def patch_by_patch(embed, images, side, stride):
 
 
 def expected(model, images, stride):
-    """By the table, in double precision; `model` and `images` stay as they are."""
+    """Embed by the table, in double precision; the arguments are not changed."""
     table = {
         PatchEncoder: small_by_the_table,
         FlatEncoder: flat_by_the_table,
@@ -289,7 +289,7 @@ def test_the_signal_keeps_its_size_through_the_layers():
     )
 
 
-def test_what_cannot_be_embedded_is_refused():
+def test_images_that_cannot_be_embedded_are_refused():
     model = encoder()
     for images, message in (
         (torch.zeros(1, 3, 63, 80), "at least 64×64 pixels"),

@@ -177,7 +177,7 @@ def test_equal_images_are_refused_and_a_few_that_repeat_are_not():
     torch.testing.assert_close(mean_image(repeated), (8 * one[0] + other[0]) / 9)
 
 
-def test_images_that_teach_nothing_are_refused():
+def test_unusable_training_images_are_refused():
     images = torch.rand(4, 3, 64, 70)
     expected = images.double().mean(0).float()
     assert torch.equal(mean_image(images), expected)

@@ -110,7 +110,7 @@ def test_images_are_scored_alike_alone_and_together(monkeypatch):
     assert torch.equal(together.sum, together.small + together.big)
 
 
-def test_the_memory_of_the_banks_is_told():
+def test_the_memory_of_the_banks_is_reported():
     detector = PatchSVDD(encoder(64))
     assert repr(detector) == "PatchSVDD, not fitted" and detector.bank_bytes == 0
     assert detector.fit(pictures(3, 256, 256)) is detector
@@ -127,7 +127,7 @@ def test_the_memory_of_the_banks_is_told():
     assert round(detector.bank_bytes / 3 / 2**20, 2) == 0.83
 
 
-def test_a_coreset_errs_by_no_more_than_it_says():
+def test_the_error_of_a_coreset_is_within_its_bound():
     model, train, test = encoder(), pictures(4), pictures(2, seed=1)
     full = PatchSVDD(model).fit(train)
     part = PatchSVDD(model).fit(train, coreset=0.1, seed=3)
@@ -146,7 +146,7 @@ def test_a_coreset_errs_by_no_more_than_it_says():
         PatchSVDD(model).fit(train, coreset=0)
 
 
-def test_what_is_saved_gives_the_same_maps(tmp_path):
+def test_a_saved_detector_returns_the_same_maps(tmp_path):
     path, test = tmp_path / "cells.safetensors", pictures(2, seed=1)
     detector = PatchSVDD(encoder(), stride_small=6, stride_big=10).fit(
         pictures(), coreset=0.5

@@ -138,7 +138,7 @@ def test_training_learns_positions_that_it_has_not_seen():
     assert training.history[-1].accuracy_big > 0.16
     assert not same(state(learned), state(start))
     small, big = position_accuracy(start, training, images[100:])
-    # The classifiers mean nothing without their encoder.
+    # With another encoder, the classifiers are at chance level.
     assert abs(big - 0.125) < 0.02 and abs(small - 0.125) < 0.02
 
 
@@ -201,7 +201,7 @@ def test_a_dense_step_is_the_loss_over_its_patches(monkeypatch):
     assert training.history[0].loss == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_equal_arguments_give_equal_weights_whatever_ran_before():
+def test_equal_arguments_result_in_equal_weights():
     results = []
     for seed in (0, 0, 1):
         torch.rand(7)
@@ -237,7 +237,7 @@ def test_the_generators_of_other_devices_are_not_seeded(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_the_callers_cuda_generator_is_left_alone():
+def test_the_callers_cuda_generator_is_not_changed():
     model = encoder()  # this seeds all devices
     torch.rand(1, device="cuda")
     before = torch.cuda.get_rng_state()
@@ -265,8 +265,7 @@ def test_objectives_for_comparison(monkeypatch):
             model.embed(images - training.mean).small.flatten(0, 2).std(0).norm().item()
         )
         distances[objective].append(spread)
-    # Without position to tell, nothing keeps embeddings apart: they shrink together,
-    # around a centre or pair by pair.
+    # Without the loss of positions, embeddings converge, to a centre or pair by pair.
     for objective in ("neighbors", "centre"):
         assert distances[objective][-2] < 0.5 * distances[objective][0]
         assert distances[objective][-1] < 0.5 * distances["patch_svdd"][-1]
@@ -341,7 +340,7 @@ def test_the_order_is_one_of_its_own_for_each_seed_and_epoch(seed):
     assert orders[0] == tuple(training_module._order(50, seed, 0).tolist())
 
 
-def test_an_older_torch_without_muon_is_told_to_use_adam(monkeypatch):
+def test_without_muon_the_error_suggests_adam(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with refuses("optimizer='muon' requires PyTorch 2.9 or newer.*pass 'adam'"):
         train(HierarchicalEncoder(), torch.rand(2, 3, 96, 96), steps=1)

@@ -41,8 +41,8 @@ def test_the_position_loss(encoder):
     torch.testing.assert_close(loss, expected)
 
 
-def test_a_position_pair_lies_where_it_says():
-    """The image holds each pixel's row and column, so that a patch tells its corner."""
+def test_a_position_pair_lies_in_its_direction():
+    """The pixel values are row and column, so a patch contains its position."""
     assert tuple(plain.DIRECTIONS) == library.DIRECTIONS
     image = torch.stack(torch.meshgrid(*[torch.arange(90)] * 2, indexing="ij"))
     torch.manual_seed(0)

@@ -1,6 +1,4 @@
-"""Count what the robustness tests put up with, and print it as a table: kind of fault,
-cases, survived, lost.
-"""
+"""Count the cases of the robustness tests, and print a table per kind of fault."""
 
 import pytest
 
@@ -8,9 +6,7 @@ PROPERTY = "robustness"
 
 
 class Cases:
-    """How many cases of one kind of fault a test has come through; a case that fails
-    ends the test and is lost.
-    """
+    """The number of cases of a kind of fault that a test has passed."""
 
     def __init__(self, kind: str):
         self.kind, self.survived = kind, 0
@@ -21,8 +17,9 @@ class Cases:
 
 @pytest.fixture
 def cases(request):
-    """Give a counter for a kind of fault: `survived = cases("files: truncated")`, then
-    `survived.survive()` a case.
+    """Create counters: `counter = cases("files: truncated")`.
+
+    The test calls `counter.survive()` per case.
     """
 
     def count(kind: str) -> Cases:
@@ -30,7 +27,7 @@ def cases(request):
 
     counters: dict[str, Cases] = {}
     yield count
-    # Properties travel with the report from a process of pytest-xdist.
+    # pytest-xdist sends properties with the report to the main process.
     request.node.user_properties += [
         (PROPERTY, [c.kind, c.survived]) for c in counters.values()
     ]
@@ -55,18 +52,18 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line(
             f"{kind:{width}}  {survived + lost:7,}  {survived:8,}  {lost:4}"
         )
-    whole = [sum(row[i] for row in table.values()) for i in (0, 1)]
+    totals = [sum(row[i] for row in table.values()) for i in (0, 1)]
     terminalreporter.line(
-        f"{'together':{width}}  {sum(whole):7,}  {whole[0]:8,}  {whole[1]:4}"
+        f"{'total':{width}}  {sum(totals):7,}  {totals[0]:8,}  {totals[1]:4}"
     )
 
 
-# Test → its counts: on the report of its teardown, which pytest keeps nowhere.
+# Test → its counts, from the reports of teardowns, which pytest does not store.
 FINISHED: dict[str, list] = {}
 
 
 def pytest_runtest_logreport(report):
     if report.when == "teardown":
-        found = [value for name, value in report.user_properties if name == PROPERTY]
-        if found:
-            FINISHED[report.nodeid] = found
+        counts = [value for name, value in report.user_properties if name == PROPERTY]
+        if counts:
+            FINISHED[report.nodeid] = counts

@@ -1,6 +1,4 @@
-"""Runs that are killed: each writes a checkpoint or a table as it goes, and in the end
-what it was started for.
-"""
+"""Runs that tests kill: each writes checkpoints, and a result at its end."""
 
 from pathlib import Path
 
@@ -97,14 +95,14 @@ RUNS = {
 
 
 def run(name: str, folder: Path) -> None:
-    """Run one of them to its end, and say so with an empty file."""
+    """Run one of the runs; an empty file marks its end."""
     torch.set_num_threads(1)
     RUNS[name](folder)
     (folder / "end").touch()
 
 
 def padim(seed: int, fitted: bool = True) -> PaDiM:
-    """A detector of 4 MB, told from the other seed's by its epsilon."""
+    """Fit a detector of 4 MB, whose epsilon identifies the seed."""
     torch.manual_seed(0)
     extractor = FeatureExtractor(nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1)), ["0"])
     return PaDiM(extractor, 64, seed, epsilon=seed + 1.0).fit(

@@ -1,8 +1,8 @@
-"""Files that are not what they should be: a ValueError that names the file, no code
-run, no memory taken, nothing lost.
+"""Corrupt and hostile files raise a ValueError with their name, without side effects.
 
-The fast part flips and cuts a few places of every kind of file; `make test-long` a
-thousand and every kilobyte.
+No code runs, no memory is allocated, and no file is lost. The fast tests flip bits and
+truncate every kind of file at a few places; `make test-long` flips a thousand bits and
+truncates at every kilobyte.
 """
 
 import collections
@@ -117,9 +117,9 @@ def write_picture(path):
     ).save(path)
 
 
-# File → (write, read, whether a checksum tells every change). What has none may read as
-# something else, but never raises anything but a ValueError, and never leaves anything
-# behind.
+# File → (write, read, whether a checksum detects every change). A changed file without
+# a checksum may be read as other content; if not, it raises ValueError and leaves no
+# state.
 def write_encoder(path):
     encoder().save(path)
 
@@ -239,8 +239,8 @@ def wreck(path, cases, flips, step):
     start = peak()
     for what, content in damaged(whole, path.name, flips, step):
         cut = "flipped" not in what
-        # A table that ends with a whole row, and a picture's or archive's unused end,
-        # are read rightly when cut.
+        # A table that ends with a complete row, and images or archives without their
+        # unused end, are read correctly.
         must_fail = checked or what == "empty" and path.suffix != ".csv"
         try_it(path, content, read, must_fail, f"{path.name}, {what}")
         counters["cut short" if cut else "bits flipped"].survive()
@@ -264,7 +264,7 @@ def test_files_cut_at_every_kilobyte_and_a_thousand_flips(tmp_path, cases, name)
 
 
 def refused(path, read, counter, what):
-    """Refused by name, unchanged, nothing beside it, and no memory taken."""
+    """Assert a ValueError with the name, no changed or new file, and little memory."""
     before, start = path.stat(), peak()
     with refuses() as error:
         read(path)
@@ -363,8 +363,7 @@ def test_other_and_newer_models(tmp_path, cases, name):
         refused(path, read, counter, found)
 
 
-# A checksum tells damage. It can't tell who wrote a file, so what is whole may still
-# not fit together.
+# A checksum detects corruption, but not forged files, which may be inconsistent.
 ODD = (None, -1, "x", 1.5, [], [1], {}, [1, 2, 3], {"a": 1})
 
 
@@ -629,10 +628,8 @@ def test_code_in_files_is_not_run(tmp_path, cases, name):
         counter.survive()
 
 
-def test_postscript_under_a_pictures_name_is_not_run(tmp_path, cases, monkeypatch):
-    """Pillow hands EPS to a PostScript interpreter, by what the file holds and not by
-    its name.
-    """
+def test_postscript_with_an_image_name_is_not_run(tmp_path, cases, monkeypatch):
+    """Pillow passes EPS content to a PostScript interpreter, whatever its name."""
     started = []
     monkeypatch.setattr("subprocess.check_call", lambda *a, **k: started.append(a))
     monkeypatch.setattr("subprocess.Popen", lambda *a, **k: started.append(a))
@@ -659,11 +656,9 @@ def tar_header(kind, size, name="././@LongLink"):
 
 
 def archives():
-    """Yield (name, content): archives of a few kilobytes that say they are something
-    enormous.
-    """
+    """Yield (name, content) of small archives that declare enormous sizes."""
     end = bytes(1024)
-    mebibyte = gzip.compress(bytes(2**20))  # parts of a gzip file stand in a row
+    mebibyte = gzip.compress(bytes(2**20))  # a gzip file may have several members
     for kind in (
         tarfile.GNUTYPE_LONGNAME,
         tarfile.GNUTYPE_LONGLINK,

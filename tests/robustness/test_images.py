@@ -1,6 +1,4 @@
-"""Folders of pictures as people have them: read as an independent reader does, or
-refused by name and counted.
-"""
+"""Real-world image folders are read as by an independent reader, or refused by name."""
 
 import io
 import os
@@ -122,7 +120,7 @@ def bad_files():
     }
 
 
-def test_what_can_not_be_read_is_named(tmp_path, cases):
+def test_unreadable_files_are_named(tmp_path, cases):
     """Each is named when it is read; other kinds of files are no images and are
     skipped.
     """
@@ -165,7 +163,7 @@ ENDINGS = ["png", "jpg", "tif", "gif", "bmp", "webp", "ppm", "pgm"]
 
 
 def write(path, mode) -> bool:
-    """Write the noise in a mode; say whether Pillow can."""
+    """Write the noise in a mode; return whether Pillow supports it."""
     try:
         if mode == "I;16":
             Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257).save(path)

@@ -1,8 +1,7 @@
-"""Killed at any moment, a run goes on or starts clean, and ends as if nothing had
-happened; files are whole or absent.
+"""A run that is killed at any time can be resumed or restarted, with the same result.
 
-The fast part kills a few times; `make test-long` more than fifty times, at moments
-drawn from a seed.
+Files are written atomically. The fast tests kill a few runs; `make test-long` kills
+more than fifty, at random times.
 """
 
 import json
@@ -59,7 +58,7 @@ def finish(process):
 
 
 def outcome(name: str, folder: Path):
-    """What a finished run gives, without what can't be equal: times."""
+    """Return the result of a finished run, without times."""
     assert (folder / "end").exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     if name == "padim_over_categories":
@@ -233,7 +232,7 @@ print({number})
 
 # One kill at a chosen moment: test_freshness.test_a_killed_run_leaves_the_old_file.
 @pytest.mark.long
-def test_make_execute_killed_leaves_whole_notebooks(tmp_path, cases):
+def test_make_execute_killed_leaves_complete_notebooks(tmp_path, cases):
     """The end is that of an undisturbed run: same cells, outputs and code stamp."""
     kills = 15
     counter, rng = cases("kills: make execute"), random.Random(kills)

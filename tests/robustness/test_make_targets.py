@@ -1,6 +1,4 @@
-"""Every target of the Makefile, run once in a clone whose path has a space and letters
-outside ASCII.
-"""
+"""Every target of the Makefile, in a clone whose path has a space and an accent."""
 
 import os
 import re
@@ -25,7 +23,7 @@ LAST = ["bench", "clean"]
 
 
 def targets():
-    """The targets of .PHONY in an order in which each can run."""
+    """List the targets of .PHONY in an order in which each can run."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split()
     assert set(phony) >= LEFT_OUT.keys() | set(LAST)
@@ -43,7 +41,7 @@ def make(clone, *arguments):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A clone with its own virtual environment: the pins are downloaded once more."""
+    """A clone with its own virtual environment, for which the pins are downloaded."""
     folder = tmp_path_factory.mktemp("clones") / "a book é"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     return folder

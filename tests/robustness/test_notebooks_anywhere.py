@@ -1,6 +1,4 @@
-"""Notebooks as people run them: twice in one kernel, from any folder, with a home that
-can't be written to.
-"""
+"""Notebooks run twice in a kernel, from any folder, and without a writable home."""
 
 import os
 from pathlib import Path
@@ -30,8 +28,8 @@ def run(sources, folder, runtime, **environment):
         kernel_name="python3",
         resources={"metadata": {"path": folder}},
     )
-    # The kernel gets what a reader's has, and no more: paperlib, what lies beside a
-    # notebook, and a folder for the connection's own file.
+    # The kernel has what a reader's has: paperlib, the folder of the notebooks, and a
+    # folder for the connection file.
     added = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "notebooks")]),
         "PAPERLIB_PROFILE": "smoke",
@@ -56,13 +54,10 @@ def run(sources, folder, runtime, **environment):
 def test_twice_in_one_kernel_in_any_folder_with_no_home_to_write_to(
     tmp_path, cases, name
 ):
-    """The second round meets what the first has left behind: names, figures, random
-    states, patched modules.
-    """
+    """The second run starts with the names, figures and random state of the first."""
     sources = code(name)
-    # Nobody can write to /proc, root included. IPython takes a temporary folder by
-    # itself where it may not write; but root may, as far as it can tell, so it is given
-    # one.
+    # Not even root can write to /proc. IPython uses a temporary folder if its folder is
+    # not writable, but root has all permissions, so the test sets one.
     kernels = tmp_path / "runtime" / "ipython"
     run(
         sources + sources,

@@ -82,7 +82,7 @@ def layouts(x):
 
 # ---- layout, dtype, batch ----
 
-# Whatever takes images: what it gives for a batch, image by image.
+# Functions of a batch of images that return one result per image.
 METHODS = {
     "grad_cam": lambda images: grad_cam(network(images.dtype), images, "3", 1).maps,
     "guided_backprop": lambda images: guided_backprop(network(images.dtype), images, 1),
@@ -238,9 +238,7 @@ def test_a_gaussian_knows_no_batches_and_no_order(n, p, d, cuts, seed, far, dtyp
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_singular_covariances_are_scored(change, dtype, cases):
-    """Fewer directions than dimensions: only epsilon keeps them apart, and the distance
-    stays finite and right.
-    """
+    """With fewer images than dimensions, distances are finite because of epsilon."""
     images = pictures(5, dtype=dtype)
     fitted = {
         "constant": images.mean((2, 3), keepdim=True).expand_as(images),
@@ -489,7 +487,7 @@ def test_class_maps_of_any_number_and_layout(n, t, c, h, w, dtype, seed):
     seed=st.integers(0, 999),
     scale=st.sampled_from([1e-40, 1, 1e38]),
 )
-def test_scores_depend_on_their_order_alone(n, ties, seed, scale):
+def test_scores_depend_only_on_the_order(n, ties, seed, scale):
     """Of the scores: shifted, scaled, in half or double precision, and of the images in
     any order, the area is one.
     """

@@ -72,7 +72,7 @@ def make_shared():
 
 
 def calls(shared, tmp_path):
-    """Name → a call that gives a tensor and depends on its number alone."""
+    """Map names to functions of a number, whose results depend only on the number."""
     model, padim, svdd, extractor = shared
     bank = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
     masks = pictures(2)[:, 0] > 0.9
@@ -138,12 +138,10 @@ def hooks_and_modes(model):
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(40, marks=pytest.mark.long)])
-def test_threads_that_share_one_model_get_what_they_get_alone(
+def test_threads_that_share_a_model_get_the_same_results_as_alone(
     shared, tmp_path, cases, rounds
 ):
-    """Eight threads call everything at once, in an order of their own, on one network
-    and one detector of each kind.
-    """
+    """Eight threads make all calls in different orders, on shared models."""
     every = calls(shared, tmp_path)
     assert list(every) == NAMES
     alone = {(name, n): every[name](n) for name in every for n in range(5)}
@@ -191,7 +189,7 @@ def test_forked_workers_read_what_the_parent_reads(tmp_path, cases, kind, shared
             textures("brick", "test", count=12, size=64)
         ),
     }[kind]()
-    # Workers are forked while the parent has threads and hooks of its own, as in a
+    # Workers are forked while the parent has running threads and hooks, as in a
     # notebook.
     with ThreadPoolExecutor(2) as pool:
         busy = [
@@ -260,7 +258,7 @@ class Failing(nn.Module):
 
 
 @pytest.mark.parametrize("times", [20, pytest.param(1000, marks=pytest.mark.long)])
-def test_calls_that_fail_leave_nothing_either(tmp_path, cases, times):
+def test_failed_calls_leave_no_state(tmp_path, cases, times):
     model = network()
     model.append(Failing())
     before, text = hooks_and_modes(model), tmp_path / "text.tar"

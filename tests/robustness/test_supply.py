@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# What each part may import: its own extra and those below it.
+# The extras that each part may import from.
 PARTS = {
     "paperlib": ("paperlib/**/*.py", []),
     "notebooks": ("notebooks/py/*.py", ["notebooks"]),
@@ -50,8 +50,7 @@ USED_OTHERWISE = {
 # A peer that the benchmarks time where somebody has installed it, and one that a test
 # of theirs makes up.
 PEERS = {"anomalib", "a_library_that_nobody_wrote"}
-# Imported by the library only where it is there, with a message of its own where it is
-# not.
+# Optional imports of the library, which raise an error with advice if missing.
 OPTIONAL = {
     "matplotlib": "notebooks",
     "skimage": "notebooks",
@@ -177,7 +176,7 @@ def test_the_pins_are_complete(cases):
     cases("supply: pinned packages").survive(len(seen - loose))
 
 
-def test_what_is_installed_is_what_the_locks_pin(cases):
+def test_installed_versions_are_those_of_the_locks(cases):
     for lock in ("book", "test"):
         text = (ROOT / "requirements" / f"{lock}.txt").read_text()
         for requirement in map(
@@ -193,9 +192,7 @@ def test_what_is_installed_is_what_the_locks_pin(cases):
 
 
 def test_a_file_with_another_hash_is_not_installed(tmp_path, monkeypatch, capfd, cases):
-    """set_up.py's own call of uv, with an index of one small package that is made
-    here.
-    """
+    """With set_up.py's call of uv, and a local index of one small package."""
     wheel = tmp_path / "harmless-1.0-py3-none-any.whl"
     about = "Metadata-Version: 2.1\nName: harmless\nVersion: 1.0\n"
     with zipfile.ZipFile(wheel, "w") as file:
@@ -262,8 +259,9 @@ def test_every_supported_python_compiles_the_sources(tmp_path, cases, version):
 @pytest.mark.long
 @pytest.mark.parametrize("version", pythons())
 def test_every_supported_python_passes_the_fast_tests(cases, version):
-    """In an environment of its own, _build/python<version>, which is made once
-    (minutes, 7 GB) and kept.
+    """In the environment _build/python<version>, which is created once.
+
+    This takes minutes and 7 GB.
     """
     interpreter, venv = pythons()[version], ROOT / "_build" / f"python{version}"
     if interpreter is None:
@@ -271,8 +269,7 @@ def test_every_supported_python_passes_the_fast_tests(cases, version):
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         pytest.skip("this is that Python: `make unit` runs them here")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # The same as `make` does, and again when a pin has changed: uv leaves alone what
-    # is there.
+    # The command of `make`; on later runs uv installs only changed pins.
     made = subprocess.run(
         [interpreter, ROOT / "book" / "tools" / "set_up.py", venv, "book", "test"],
         capture_output=True,
