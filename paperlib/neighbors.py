@@ -23,13 +23,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from paperlib.devices import chunk_sizes
 from paperlib.precision import at_least_float32, full_precision
 from paperlib.validation import check_finite, check_same_kind, has_values
 
-# Vectors of the bank per tile, and products in memory at once. On a CPU the products of
-# a tile with 512 queries, 4 MiB, fit the cache; a GPU wants few, large products.
-_CPU_TILE, _CPU_PRODUCTS = 2048, 512 * 2048
-_GPU_TILE, _GPU_PRODUCTS = 16384, 2**25
 _GROUP_SIZE = 32  # vectors per group, of which only the minimum is stored
 _SEARCHED_GROUPS = 2  # groups per query that are searched exactly
 
@@ -101,7 +98,7 @@ def nearest_distance(
     """
     _check_vectors(queries, bank)
     if chunk is None:
-        chunk = _CPU_TILE if bank.device.type == "cpu" else _GPU_TILE
+        chunk = chunk_sizes(bank.device).bank_tile
     if chunk < 1:
         raise ValueError(
             f"chunk={chunk}; expected at least 1 vector of the bank per tile, or None"
@@ -125,7 +122,7 @@ def _search(queries: Tensor, bank: Tensor, chunk: int) -> tuple[Tensor, Tensor, 
     tile = group_size * math.ceil(min(chunk, len(bank)) / group_size)
     centre = bank.mean(0)
     tiles, max_norm = _make_tiles(bank, centre, tile)
-    max_products = _CPU_PRODUCTS if bank.device.type == "cpu" else _GPU_PRODUCTS
+    max_products = chunk_sizes(bank.device).products
     results = [
         _search_tiles(part, bank, centre, tiles, max_norm, group_size)
         for part in queries.split(max(1, max_products // tile))

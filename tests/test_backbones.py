@@ -23,7 +23,7 @@ from torchvision import tv_tensors
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms import v2
 
-from paperlib import backbones
+from paperlib import backbones, devices
 from paperlib.backbones import FeatureExtractor, Transform, concatenate_embeddings
 from paperlib.datasets import MVTecAD, batches, folder
 from paperlib.validation import UnusableFile
@@ -507,7 +507,8 @@ def test_a_batch_runs_in_pieces_and_equals_the_whole(monkeypatch):
     whole = extractor(images)
     assert lengths == [1, 7]  # one image to measure its activations, then all
     # The largest output of a module has 64 channels of 32×32 float32.
-    monkeypatch.setattr(backbones, "PIECE_BYTES", 3 * 64 * 32 * 32 * 4)
+    three = 3 * 64 * 32 * 32 * 4
+    monkeypatch.setattr(devices, "_CPU", devices._CPU._replace(activation_bytes=three))
     pieces = FeatureExtractor(model, ["layer1", "layer2"])
     for _ in range(2):
         lengths.clear()

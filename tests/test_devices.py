@@ -10,6 +10,7 @@ not called is in `EXEMPT`, with the reason; a new public function that is in nei
 fails.
 """
 
+import collections
 import contextlib
 import fnmatch
 import importlib
@@ -32,6 +33,7 @@ from paperlib import (
     anomaly_map,
     backbones,
     cam,
+    devices,
     gradcam,
     inference,
     mobilenet,
@@ -41,6 +43,7 @@ from paperlib import (
     training,
     validation,
 )
+from paperlib.padim import PatchGaussian
 from paperlib.padim.gaussian import whiten, whitened_norm
 from paperlib.patch_svdd.encoders import check_rgb
 from paperlib.patch_svdd.images import check_range
@@ -338,6 +341,7 @@ TIMES = "times what it is given, where that lies"
 TRAINS = "needs a generator of its device; test_a_gpu_trains runs it on a GPU"
 READS = "gives Python numbers, which are read once, at the end"
 EXEMPT = {
+    "devices.chunk_sizes": "numbers",
     "__main__.main": "a command line",
     "activations.find_layer": "looks up a name",
     "guided_relu.GuidedReLU.check": "reads the names of a graph's nodes",
@@ -526,6 +530,74 @@ def test_reads_do_not_grow_with_the_batch(name):
             CALLS[name](Place("cpu", n=n))
         counted.append(watch.reads)
     assert counted[0] == counted[1]
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations that launch a kernel: no views, no allocations."""
+
+    OTHERS = frozenset(
+        "device promote_types detach alias lift_fresh empty empty_like empty_strided"
+        " new_empty new_empty_strided".split()
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.partition("::")[2]
+        if not func.is_view and name not in self.OTHERS:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+# PaDiM on Wide ResNet-50-2, a batch of 32, and Patch SVDD's search of a full bank.
+N, P, D = 32, 56 * 56, 550
+WIDE_MAPS = ((256, 56), (512, 28), (1024, 14))  # channels, side
+BUDGETS = {
+    "update": (120, lambda rand: PatchGaussian(P, D).update(rand(N, P, D))),
+    "concatenate": (
+        20,
+        lambda rand: backbones.concatenate_embeddings(
+            [rand(N, channels, side, side) for channels, side in WIDE_MAPS],
+            range(0, 1792, 3),
+        ),
+    ),
+    "distance": (
+        30,
+        lambda rand: whitened_norm(rand(N, P, D), rand(P, D), rand(P, D, D)),
+    ),
+    "blur": (20, lambda rand: anomaly_map.gaussian_blur(rand(N, 224, 224))),
+    "search": (
+        300,
+        lambda rand: neighbors.nearest_distance(rand(3249, 64), rand(200_000, 64)),
+    ),
+    "factorise": (
+        200,
+        lambda rand: whiten(PatchGaussian(P, D).update(rand(2, P, D)), 0.01),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_gpu_launches_few_kernels(name):
+    budget, call = BUDGETS[name]
+    with FakeTensorMode():
+        # Empty, so that making the arguments is not counted.
+        with Kernels() as kernels:
+            call(lambda *shape: torch.empty(shape, device="cuda"))
+    assert len(kernels.names) <= budget, collections.Counter(kernels.names)
+
+
+def test_sizes_of_a_gpu_follow_its_free_memory(monkeypatch):
+    cuda, gib = torch.device("cuda"), 2**30
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for free, elements in ((80 * gib, 2**28), (4 * gib, 2**26), (0, 2**24)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 0))
+        assert devices.chunk_sizes(cuda).elements == elements
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.chunk_sizes(cuda).elements == 2**28
+    assert devices.chunk_sizes(torch.device("cpu")).elements == 2**20
 
 
 def test_the_watch_sees_copies_and_reads():

@@ -10,7 +10,7 @@ from refusals import refuses
 from sklearn.neighbors import KDTree
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paperlib import neighbors, precision
+from paperlib import devices, neighbors, precision
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
 
 
@@ -180,7 +180,7 @@ def test_memory_is_bounded_by_the_tile(monkeypatch):
     assert max(seen) <= 512 * 2048 and len(seen) == 6 * 3
     seen.clear()
     # Less than a tile: one query at a time.
-    monkeypatch.setattr(neighbors, "_CPU_PRODUCTS", 1)
+    monkeypatch.setattr(devices, "_CPU", devices._CPU._replace(products=1))
     nearest_distance(vectors(3, 4), vectors(64, 4, 1))
     assert seen == [64] * 3
 

@@ -2,7 +2,7 @@
 
 There are P positions, numbered row by row, with an embedding of length D at each.
 Estimates are stable for data far from zero. Matrix products are computed in full
-precision whatever the caller has set, and in chunks that fit the processor's cache.
+precision whatever the caller has set, in chunks that suit the device.
 """
 
 import math
@@ -11,21 +11,20 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from paperlib.devices import chunk_sizes
 from paperlib.distributed import check_same, fail_together
 from paperlib.precision import at_least_float32, full_precision
 from paperlib.validation import NotFitted, check_at_least_one, check_finite, has_values
 
 COVARIANCE_EPSILON = 0.01  # PaDiM, Sec. IV-B: added to the variances
-# Positions are processed in chunks, so that data read twice are still in the
-# processor's cache: about 1.7 times faster than all at once at D = 100.
-CHUNK_ELEMENTS = 2**20
 # A symmetric or triangular matrix is computed in bands of this many rows that end at
 # the diagonal: at D = 550 a quarter less time.
 BAND = 128
-# below this size a matrix is factorised by LAPACK, above it by products of its quarters
+# On a CPU a matrix below this size is factorised by LAPACK, and above it by products of
+# its quarters.
 LEAF = 16
 
 
@@ -97,7 +96,8 @@ class PatchGaussian:
         self._allocate(x.device, "x")
         total = self.count + len(x)
         x = x.detach().transpose(0, 1)
-        for rows in _chunks(self.positions, (x.shape[1] + 1) * self.dimensions):
+        elements = (x.shape[1] + 1) * self.dimensions
+        for rows in _chunks(self.positions, elements, x.device):
             self._add_batch(rows, x[rows], total)
         self.count = total
         self.result_dtype = torch.promote_types(self.result_dtype, x.dtype)
@@ -123,7 +123,7 @@ class PatchGaussian:
         mean_difference = (other._mean - self._mean) * math.sqrt(
             self.count * other.count / total
         )
-        for rows in _chunks(self.positions, self.dimensions**2):
+        for rows in _chunks(self.positions, self.dimensions**2, self._mean.device):
             self._products[rows] += other._products[rows]
             self._add_products(rows, mean_difference[rows, None].to(self.dtype))
         self._mean.lerp_(other._mean, other.count / total)
@@ -164,7 +164,7 @@ class PatchGaussian:
             mean = self._mean * (self.count / total)
             distributed.all_reduce(mean, group=group)
             mean_difference = (self._mean - mean) * math.sqrt(self.count)
-            for rows in _chunks(self.positions, self.dimensions**2):
+            for rows in _chunks(self.positions, self.dimensions**2, self._mean.device):
                 self._add_products(rows, mean_difference[rows, None].to(self.dtype))
             distributed.all_reduce(self._products, group=group)
             self._mean.copy_(mean)
@@ -377,7 +377,7 @@ def whitened_norm(
     distances = x.new_empty(p, n)
     x = x.transpose(0, 1)
     with full_precision():
-        for rows in _chunks(p, n * d):
+        for rows in _chunks(p, n * d, x.device):
             centred, factor = x[rows] - mean[rows, None], whitening[rows]
             squares = [
                 torch.bmm(centred[..., :stop], factor[:, stop - BAND : stop, :stop].mT)
@@ -410,56 +410,69 @@ def whiten(gaussian: PatchGaussian, epsilon: float) -> Float[Tensor, "p d d"]:
     gaussian._check_enough(least=2)
     gaussian._consumed = True
     products, dtype = gaussian._products, gaussian.result_dtype
-    for rows in _chunks(gaussian.positions, gaussian.dimensions**2):
+    failed = torch.zeros((), dtype=torch.int32, device=products.device)
+    variance = torch.zeros((), dtype=products.dtype, device=products.device)
+    chunks = _chunks(gaussian.positions, gaussian.dimensions**2, products.device)
+    for rows in chunks:
         covariance = products[rows] / (gaussian.count - 1)
         covariance.diagonal(dim1=1, dim2=2).add_(epsilon)
-        try:
-            with full_precision():
-                products[rows] = _inverse_cholesky(covariance)
-        except torch.linalg.LinAlgError as error:
-            variance = covariance.diagonal(dim1=1, dim2=2).max()
-            raise ValueError(
-                f"a covariance with variances up to {variance:.3g} is not positive"
-                f" definite in {products.dtype}: epsilon={epsilon} is lost in rounding."
-                " Scale the features down or raise epsilon"
-            ) from error
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        variance = torch.maximum(variance, diagonal.max())
+        with full_precision():
+            products[rows], info = _inverse_cholesky(covariance)
+        failed = torch.maximum(failed, info.max())
+    # Read once, because reading waits for the GPU.
+    if has_values(failed) and failed:
+        raise ValueError(
+            f"a covariance with variances up to {variance:.3g} is not positive"
+            f" definite in {products.dtype}: epsilon={epsilon} is lost in rounding."
+            " Scale the features down or raise epsilon"
+        )
     return products.to(dtype)
 
 
-def _inverse_cholesky(covariance: Float[Tensor, "p d d"]) -> Float[Tensor, "p d d"]:
-    r"""Return the inverse Cholesky factors; only the lower triangle is read.
+def _inverse_cholesky(
+    covariance: Float[Tensor, "p d d"],
+) -> tuple[Float[Tensor, "p d d"], Int[Tensor, " *leaves"]]:
+    r"""Return $L^{-1}$ and LAPACK's codes, above 0 where there is no factor $L$.
 
-    With $L$ and $\Sigma$ as in `mahalanobis_distance`, split into quarters:
-    $L_{21} = \Sigma_{21} L_{11}^{-\mathrm{T}}$, $L_{22}$ is the factor of
-    $\Sigma_{22} - L_{21}L_{21}^\mathrm{T}$, and the inverse has the block
-    $-L_{22}^{-1} L_{21} L_{11}^{-1}$ below its diagonal. Nearly all operations are
-    batched matrix products. On two CPUs (one thread, D from 50 to 550) this was 0.7 to
-    3 times as fast as LAPACK, which factorises one matrix after another.
+    Only the part below the diagonal is read. On a GPU all matrices are factorised by
+    one call. On a CPU a matrix is split into quarters:
+    $L_{21} = \Sigma_{21} L_{11}^{-\mathrm{T}}$,
+    $L_{22}$ is the factor of $\Sigma_{22} - L_{21}L_{21}^\mathrm{T}$, and the inverse
+    has the block $-L_{22}^{-1} L_{21} L_{11}^{-1}$ below its diagonal. Nearly all
+    operations are batched matrix products. On two CPUs (one thread, D from 50 to 550)
+    this was 0.7 to 3 times as fast as LAPACK, which factorises one matrix after
+    another.
     """
     d = covariance.shape[-1]
-    if d <= LEAF:
-        lower = torch.linalg.cholesky(covariance)
+    if d <= LEAF or covariance.device.type != "cpu":
+        lower, info = torch.linalg.cholesky_ex(covariance)
         eye = torch.eye(d, dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
+        inverse = torch.linalg.solve_triangular(
+            lower, eye.expand_as(lower), upper=False
+        )
+        return inverse, info
     h = d // 2
     inverse = torch.zeros_like(covariance)
-    first = inverse[:, :h, :h] = _inverse_cholesky(covariance[:, :h, :h])
+    first, first_info = _inverse_cholesky(covariance[:, :h, :h])
     below = torch.bmm(covariance[:, h:, :h], first.mT)
-    last = inverse[:, h:, h:] = _inverse_cholesky(
+    last, last_info = _inverse_cholesky(
         torch.baddbmm(covariance[:, h:, h:], below, below.mT, alpha=-1)
     )
+    inverse[:, :h, :h], inverse[:, h:, h:] = first, last
     inverse[:, h:, :h] = torch.bmm(torch.bmm(last, below), first).neg_()
-    return inverse
+    return inverse, torch.maximum(first_info, last_info)
 
 
-def _chunks(positions: int, elements: int) -> Iterator[slice]:
-    """Split the positions into slices of about CHUNK_ELEMENTS elements.
+def _chunks(positions: int, elements: int, device: torch.device) -> Iterator[slice]:
+    """Split positions with so many elements each into slices that suit the device.
 
     A compiler gets all positions at once: it divides the work itself.
     """
     if torch.compiler.is_compiling():
         return iter([slice(0, positions)])
-    step = max(1, CHUNK_ELEMENTS // max(1, elements))
+    step = max(1, chunk_sizes(device).elements // max(1, elements))
     return (
         slice(start, min(start + step, positions))
         for start in range(0, positions, step)

@@ -245,7 +245,7 @@ def test_distance_equals_scipys(n, p, d):
     )
     single = mahalanobis_distance(seen.float(), mean.float(), cholesky.float())
     np.testing.assert_allclose(single, truth, rtol=1e-4)
-    whitening = _inverse_cholesky(gaussian.covariance())
+    whitening, _ = _inverse_cholesky(gaussian.covariance())
     np.testing.assert_allclose(whitened_norm(seen, mean, whitening), truth, rtol=1e-9)
     assert single.dtype == torch.float32 and single.shape == (n, p)
     assert (mahalanobis_distance(mean[None], mean, cholesky) == 0).all()
@@ -259,7 +259,7 @@ def test_inverse_factor_equals_lapacks(d):
     covariance = a @ a.mT / (2 * d) + 0.01 * torch.eye(d)
     # Above the diagonal nothing is read.
     below = covariance.tril() + 1e9 * torch.ones(d, d).triu(1)
-    found = _inverse_cholesky(below)
+    found, _ = _inverse_cholesky(below)
     torch.testing.assert_close(
         found, torch.linalg.inv(torch.linalg.cholesky(covariance)), rtol=1e-9, atol=1e-9
     )
@@ -400,7 +400,7 @@ def test_a_precision_set_during_a_block_remains_after_it():
 def test_no_bfloat16_or_tf32_leaks_in(monkeypatch, lower):
     x, seen = torch.randn(40, 3, 300), torch.randn(60, 3, 300)
     covariance = fed(x).covariance()
-    whitening = _inverse_cholesky(covariance)
+    whitening, _ = _inverse_cholesky(covariance)
     quiet = whitened_norm(seen, fed(x).mean(), whitening)
     inside, bmm, baddbmm = [], torch.bmm, torch.Tensor.baddbmm_
     note = precision._read_settings

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from refusals import refuses
 from torch import nn
 
+from paperlib import devices
 from paperlib.anomaly_map import gaussian_blur, minmax, spread_patch_scores, upsample
 from paperlib.backbones import FeatureExtractor, concatenate_embeddings
 from paperlib.cam import bounding_boxes, cam, class_activation_map
@@ -22,7 +23,6 @@ from paperlib.gradcam import grad_cam, guided_backprop, guided_grad_cam
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.neighbors import covering_radius, greedy_coreset, nearest_distance
 from paperlib.padim import PaDiM, PatchGaussian, mahalanobis_distance
-from paperlib.padim import gaussian as gaussian_module
 from paperlib.padim.gaussian import whiten, whitened_norm
 from paperlib.patch_svdd import HierarchicalEncoder, PatchSVDD, mean_image
 from paperlib.training import predict
@@ -309,7 +309,7 @@ def test_chunks_change_no_map(monkeypatch, cases):
     counter, images = cases("numbers: chunk and thread count"), pictures(9)
     whole = PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images)
     for chunk in (1, 50, 1000):
-        monkeypatch.setattr(gaussian_module, "CHUNK_ELEMENTS", chunk)
+        monkeypatch.setattr(devices, "_CPU", devices._CPU._replace(elements=chunk))
         maps = PaDiM(extractor(), None).fit(images.split(4)).anomaly_map(images)
         assert same(maps, whole, scale=10 * whole.max())
         counter.survive()
