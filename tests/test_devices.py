@@ -382,7 +382,7 @@ EXEMPT = {
     "tables.*": "text",
     "validation.as_tensor": "converts what is not a tensor, on the host",
     "validation.has_values": "says whether a tensor can be read",
-    "validation.check_at_least_one": "numbers in",
+    "validation.check_integers": "numbers in",
     "validation.check_choice": "names in",
     "validation.check_same_kind": "reads dtypes and devices",
     "complexity.measure_machine": TIMES,

@@ -6,7 +6,6 @@ length. The Gaussians are estimated batch by batch, so memory does not grow with
 number of images.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from paperlib.anomaly_map import (
     MODES,
     NO_BATCH,
     Detection,
+    check_sigma,
     gaussian_blur,
     score_quantile,
     upsample,
@@ -46,6 +46,10 @@ from paperlib.validation import (
     UnusableFile,
     check_choice,
     check_images,
+    check_integers,
+    check_iterable,
+    check_number,
+    check_values,
     has_values,
 )
 
@@ -130,17 +134,11 @@ class PaDiM(nn.Module):
                 " a FeatureExtractor. From a backbone: load(name).extractor()"
             )
         check_choice("mode", mode, MODES)
-        if dimensions is not None and dimensions < 1:
-            raise ValueError(
-                f"dimensions={dimensions}; expected at least 1,"
-                " or None for all channels"
-            )
-        if not 0 < epsilon < math.inf:
-            raise ValueError(f"epsilon={epsilon}; expected a variance to add, above 0")
-        if not 0 <= sigma < math.inf:
-            raise ValueError(
-                f"sigma={sigma}; expected a standard deviation in pixels, at least 0"
-            )
+        if dimensions is not None:  # None for all channels
+            check_integers(dimensions=dimensions)
+        check_integers(0, seed=seed)
+        check_number("epsilon", epsilon, "a variance to add", above=0)
+        check_sigma(sigma)
         self.extractor, self.dimensions, self.seed = extractor, dimensions, seed
         self.epsilon, self.mode, self.sigma = epsilon, mode, sigma
         self.transform = transform or extractor.transform
@@ -358,6 +356,7 @@ class PaDiM(nn.Module):
                 f"one tensor of shape {tuple(batches.shape)};"
                 " expected an iterable of batches. Pass images.split(32)"
             )
+        check_iterable(batches)
         gaussian = size = None
         for images in batches:
             size = _check_size(images, size)
@@ -403,19 +402,11 @@ class PaDiM(nn.Module):
     def _maps(self, images: Tensor) -> list[Tensor]:
         if self.transform is not None and has_values(images):
             _check_prepared(images, self.transform)
-        try:
-            maps = self.extractor(images)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise ValueError(
-                f"the network can't process images of shape {tuple(images.shape)} and"
-                f" {images.dtype} on {images.device} ({error}); expected RGB"
-                " (N, 3, H, W) in the dtype of its weights. Use detector.prepare"
-            ) from error
         # A network under autocast returns half precision: too coarse for the sums that
         # follow.
-        return [part.to(at_least_float32(part.dtype)) for part in maps]
+        return [
+            part.to(at_least_float32(part.dtype)) for part in self.extractor(images)
+        ]
 
     def _draw_channels(self, total: int) -> Tensor:
         """Draw the channels, in ascending order; raise if there are too few."""
@@ -558,5 +549,7 @@ def _are_integers(values: Tensor) -> bool:
 
 def _digest_weights(model: nn.Module) -> str:
     """Digest a network's weights in order, without names (wrappers add prefixes)."""
+    for parameter in model.parameters():
+        check_values(parameter, "the network's weights")
     state = {str(i): tensor for i, tensor in enumerate(model.state_dict().values())}
     return checksum("", state)

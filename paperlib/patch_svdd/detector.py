@@ -31,7 +31,8 @@ from paperlib.storage import read_tensors, write_tensors
 from paperlib.validation import (
     NotFitted,
     UnusableFile,
-    check_at_least_one,
+    check_integers,
+    check_number,
     check_same_kind,
 )
 
@@ -122,7 +123,7 @@ class PatchSVDD(nn.Module):
                 f"a {type(encoder).__name__};"
                 " expected a HierarchicalEncoder, which embeds both sizes"
             )
-        check_at_least_one(stride_small=stride_small, stride_big=stride_big)
+        check_integers(stride_small=stride_small, stride_big=stride_big)
         self.encoder = encoder
         self.stride_small, self.stride_big = stride_small, stride_big
         for name in _FITTED:
@@ -207,10 +208,8 @@ class PatchSVDD(nn.Module):
         self, images: Tensor, mean: Tensor, coreset: float, seed: int
     ) -> tuple[list[Tensor], BySize]:
         """Return both banks, and the covering radius of each."""
-        if not 0 < coreset <= 1:
-            raise ValueError(
-                f"coreset={coreset}; expected a share of the bank above 0 and at most 1"
-            )
+        check_number("coreset", coreset, "a share of the bank", above=0, most=1)
+        check_integers(0, seed=seed)
         parts = [self._embed(part, mean) for part in images.split(IMAGES_PER_SEARCH)]
         banks = [
             torch.cat([embeddings.flatten(0, 2) for embeddings in size])
