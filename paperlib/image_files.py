@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from paperlib.precision import at_least_float32
-from paperlib.validation import UnusableFile, check_choice
+from paperlib.validation import UnusableFile
 
 ENDINGS = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split())
 # The formats that are opened, whatever the file's name: others are unsafe, for example
@@ -72,8 +72,9 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
 
 def check_bits(bits: int | None) -> None:
     """Raise ValueError unless `bits` is None or a depth that a 16-bit file can hold."""
-    if bits is not None:
-        check_choice("bits", bits, range(8, 17))
+    is_integer = isinstance(bits, int | np.integer)
+    if bits is not None and not (is_integer and 8 <= bits <= 16):
+        raise ValueError(f"bits={bits!r:.80}; expected 8 to 16, or None")
 
 
 def check_depth(paths: Sequence[Path], where: str | Path) -> None:

@@ -104,9 +104,9 @@ def check_number(
         and (above < value if least is None else least <= value)
         and value <= most
     ):
-        low = f"above {above:g}" if least is None else f"at least {least:g}"
+        low = f" above {above:g}" if least is None else f", at least {least:g}"
         limits = low if most == math.inf else f"{low} and at most {most:g}"
-        raise ValueError(f"{name}={value!r}; expected {what}, {limits}")
+        raise ValueError(f"{name}={value!r}; expected {what}{limits}")
 
 
 def check_tensor(
@@ -144,17 +144,21 @@ def check_iterable(batches: Any, what: str = "an iterable of batches") -> None:
         raise ValueError(f"{batches!r:.80}; expected {what}")
 
 
-def height_and_width(size: int | tuple[int, int], name: str = "size") -> Sequence[int]:
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return two sides in pixels; one number is that of a square.
 
     Raises:
         ValueError: for anything else, and sides below 1.
     """
-    sides = size if isinstance(size, Sequence | Tensor) else (size, size)
-    if len(sides) != 2:
-        raise ValueError(f"{name}={size!r:.80}; expected a height and a width, or one")
-    height, width = sides
-    check_integers(**{f"height in {name}": height, f"width in {name}": width})
+    sides = size if isinstance(size, Sequence) else (size, size)
+    try:
+        height, width = sides
+        check_integers(height=height, width=width)
+    except ValueError:
+        raise ValueError(
+            f"size={size!r:.80}; expected a height and a width of at least 1 pixel,"
+            " or one integer for both"
+        ) from None
     return height, width
 
 

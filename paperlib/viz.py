@@ -143,10 +143,10 @@ def overlay(
             " create it with heatmap(map, size=(height, width))"
         )
     check_iterable(weights, "two weights")
-    weights = [*weights]
+    weights = tuple(weights)
     check_choice("number of weights", len(weights), (2,))
     for weight in weights:
-        check_number("weight", weight, "a share", least=0)
+        check_number(f"weights={weights!r:.80}, weight", weight, "a share", least=0)
     return np.float32(np.clip(weights[0] * heat + weights[1] * image, 0, 1))
 
 

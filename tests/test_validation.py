@@ -5,10 +5,10 @@ from refusals import refuses
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paperlib.validation import (
-    check_integers,
     check_choice,
     check_finite,
     check_images,
+    check_integers,
     has_values,
     rgb_batch,
     target_classes,

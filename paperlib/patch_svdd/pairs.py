@@ -1,7 +1,6 @@
 """Draw, perturb and crop the pairs of patches that Patch SVDD learns from."""
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,7 +43,7 @@ def _check_arguments(
     patch: int,
     generator: torch.Generator,
     step: int,
-) -> Sequence[int]:
+) -> tuple[int, int]:
     """Return the size; raise ValueError for arguments of a wrong type or range."""
     check_integers(count=count, patch=patch, step=step)
     check_generator(generator)

@@ -326,7 +326,7 @@ def test_distance_runs_where_its_input_lies():
         (
             ((2, 3, 4), (3, 4), (3, 4, 4)),
             "fdf",
-            "mean torch.float64.*expected the same",
+            "mean is torch.float64.*expected the same",
         ),
         (((2, 3, 4), (3, 4), (3, 4, 4)), "hhh", "float16.*float32 or float64"),
     ],
