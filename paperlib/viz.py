@@ -103,7 +103,8 @@ def heatmap(
     values = as_tensor(map, "map").detach().float().cpu()
     if values.ndim < 2 or not values.numel():
         raise ValueError(f"map of shape {tuple(values.shape)}; expected (h, w)")
-    check_choice("colormap", colormap, plt.colormaps())
+    if colormap not in plt.colormaps():
+        raise ValueError(f"colormap={colormap!r:.80}; expected one of plt.colormaps()")
     low, high = (float(value) for value in torch.aminmax(values))
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # resizing rounds
         raise ValueError(

@@ -109,7 +109,7 @@ def split_cells(
         raise ValueError(f"cells of type {type(cells).__name__}; expected elpv(…)")
     check_integers(side=side)
     check_integers(0, seed=seed)
-    check_number("test_share", test_share, "a share of each class", above=0, most=1)
+    check_number("test_share", test_share, "a share of each class", least=0, most=1)
     generator = torch.Generator().manual_seed(seed)
     train, test = [], []
     for probability in (0, 1):

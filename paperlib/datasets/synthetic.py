@@ -14,9 +14,7 @@ from torch.utils.data import Dataset
 
 from paperlib.items import Item, TensorItems, check_dataset, check_item
 from paperlib.validation import (
-    check_choice,
     check_integers,
-    check_iterable,
     check_number,
 )
 
@@ -89,15 +87,16 @@ class SyntheticDefects(Dataset):
         self, normal: Dataset, kinds: Sequence[str], contrast: float, seed: int
     ):
         check_dataset(normal)
-        check_iterable(kinds, f"a sequence of some of {', '.join(DEFECTS)}")
-        kinds = tuple(kinds)
-        check_integers(kinds=len(kinds))
-        for kind in kinds:
-            check_choice("kind", kind, DEFECTS)
+        is_sequence = isinstance(kinds, Sequence) and not isinstance(kinds, str)
+        if not is_sequence or not kinds or any(kind not in DEFECTS for kind in kinds):
+            raise ValueError(
+                f"kinds={kinds!r:.80}; expected a sequence of some of"
+                f" {', '.join(DEFECTS)}"
+            )
         what = "a number from 0 (invisible) to 1 (strong)"
         check_number("contrast", contrast, what, least=0, most=1)
         check_integers(0, seed=seed)
-        self.normal, self.kinds, self.contrast = normal, kinds, contrast
+        self.normal, self.kinds, self.contrast = normal, tuple(kinds), contrast
         self.seed = seed
 
     def __repr__(self) -> str:

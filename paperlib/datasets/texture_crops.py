@@ -95,7 +95,7 @@ class Textures(Dataset):
         check_integers(count=count, side=side, size=size)
         check_integers(0, seed=seed)
         if side > most:
-            raise ValueError(f"side={side}; expected at most {most}")
+            raise ValueError(f"side={side}; expected a side up to {most}")
         self.kinds, self.split, self.count, self.side = kinds, split, count, side
         self.size, self.seed = size, seed
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from paperlib.inference import map_tensors, run_model
-from paperlib.validation import check_choice, check_images
+from paperlib.validation import check_images
 
 # A batch, positional inputs, or keyword inputs
 Images = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -56,5 +56,8 @@ def read_inputs(images: Images, explain: int | str | None) -> Inputs:
         parts = dict(images) if isinstance(images, Mapping) else {0: images}
     keys = list(parts)
     key = keys[0] if explain is None and keys else explain
-    check_choice("explain", key, keys)
+    if isinstance(key, Tensor) or key not in keys:
+        raise ValueError(
+            f"explain={explain!r} for the inputs {keys}; expected one of them"
+        )
     return Inputs(parts, key, check_images(parts[key], any_axes=True))
