@@ -98,6 +98,8 @@ def tensors(right: Tensor) -> Values:
     if right.is_floating_point():
         yield "quantized", torch.quantize_per_tensor(right, 0.1, 0, torch.quint8)
         extremes = NAN, INF
+    elif right.dtype == torch.bool:
+        extremes = ()
     else:
         extremes = torch.iinfo(right.dtype).min, torch.iinfo(right.dtype).max
     for number in extremes:
@@ -269,7 +271,7 @@ PIXELS = (rand(20, 20, 3) * 255).byte()
 TRANSFORM = backbones.Transform(16, (0.5,) * 3, (0.2,) * 3)
 GENERATOR = torch.Generator
 CELLS = datasets.ELPV(
-    torch.zeros(8, 9, 9, dtype=torch.uint8),
+    (rand(8, 9, 9) * 255).byte(),
     torch.tensor([0.0, 1] * 4),
     np.array(["mono"] * 8),
 )
@@ -900,7 +902,13 @@ def compare(
     return None
 
 
-@pytest.mark.parametrize("name", CALLS)
+TRAINS = {"patch_svdd.train", "patch_svdd.train_on_patches"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (name in TRAINS)) for name in CALLS],
+)
 def test_a_wrong_argument_is_refused_or_handled(name, files, monkeypatch):
     monkeypatch.chdir(files)
     function, arguments = CALLS[name]()

@@ -191,7 +191,7 @@ def perturb(
     """
     check_tensor(images, "images", "N, 3, H, W")
     check_generator(generator)
-    if images.shape[1] != 3:
+    if images.shape[1] != 3 or not images.numel():
         raise ValueError(f"images {tuple(images.shape)}; expected (N, 3, H, W)")
     draw = functools.partial(
         torch.randn, generator=generator, device=images.device, dtype=images.dtype
