@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paperlib.precision import at_least_float32
+from paperlib.tables import short_repr
 from paperlib.validation import (
     check_choice,
     check_finite,
@@ -42,6 +43,7 @@ class Detection(NamedTuple):
 
     scores: Tensor
     maps: Tensor
+    __repr__ = short_repr
 
 
 def score_quantile(

@@ -14,6 +14,7 @@ from paperlib.inference import (
     run_model,
 )
 from paperlib.precision import at_least_float32
+from paperlib.tables import short_repr
 from paperlib.validation import (
     ClassTargets,
     check_images,
@@ -37,6 +38,7 @@ class CAM(NamedTuple):
     maps: Float[Tensor, "n *t h w"]
     logits: Float[Tensor, "n classes"]
     targets: Int[Tensor, " n *t"]
+    __repr__ = short_repr
 
 
 def class_activation_map(

@@ -25,6 +25,7 @@ from paperlib.gradcam.gradients import (
 from paperlib.gradcam.inputs import Images, read_inputs
 from paperlib.inference import map_tensors, override_autocast
 from paperlib.precision import at_least_float32
+from paperlib.tables import short_repr
 from paperlib.validation import check_iterable, check_same_kind, check_tensor
 
 # Grad-CAM, Sec. 4.1: share of the map's maximum above which a pixel is in the box
@@ -48,6 +49,7 @@ class GradCAM(NamedTuple):
     weights: Float[Tensor, "n *t c"]
     logits: Any
     targets: Int[Tensor, " n *t"] | None
+    __repr__ = short_repr
 
 
 def grad_cam_weights(

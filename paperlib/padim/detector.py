@@ -336,6 +336,7 @@ class PaDiM(nn.Module):
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in _SETTINGS)
         settings += f"\n{self.transform}" * (self.transform is not None)
         fit = "fitted on {} images of {}×{} pixels".format(self.count, *self.size)
+        fit += f", threshold {self.threshold}"
         return f"{settings}\n{fit if self.count else 'not fitted'}"
 
     def get_extra_state(self) -> dict[str, Any]:

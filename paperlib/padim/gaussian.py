@@ -89,6 +89,12 @@ class PatchGaussian:
         self.result_dtype = torch.bool
         self._consumed = False  # True once `whiten` has overwritten the sums
 
+    def __repr__(self) -> str:
+        """Show the sizes and the number of images."""
+        sizes = f"positions={self.positions}, dimensions={self.dimensions}"
+        state = ", consumed by whiten" * self._consumed
+        return f"PatchGaussian({sizes}: {self.count} images{state})"
+
     def update(self, x: Float[Tensor, "n p d"]) -> "PatchGaussian":
         """Add a batch of embeddings (N, P, D), N ≥ 1.
 

@@ -28,6 +28,7 @@ from paperlib.patch_svdd.encoders import (
 )
 from paperlib.patch_svdd.images import check_range, mean_image
 from paperlib.storage import read_tensors, write_tensors
+from paperlib.tables import short_repr
 from paperlib.validation import (
     NotFitted,
     UnusableFile,
@@ -57,6 +58,7 @@ class PatchMaps(NamedTuple):
     big: Tensor
     sum: Tensor
     mult: Tensor
+    __repr__ = short_repr
 
     @property
     def scores(self) -> Tensor:
@@ -140,7 +142,8 @@ class PatchSVDD(nn.Module):
         return (
             f"PatchSVDD of {height}×{width} images:"
             f" {len(self.small):,} small and {len(self.big):,} big patches"
-            f" of {self.small.shape[1]} dimensions, {self.bank_bytes / 2**20:,.1f} MiB"
+            f" of {self.small.shape[1]} dimensions, {self.bank_bytes / 2**20:,.1f} MiB,"
+            f" threshold {self.threshold}"
         )
 
     @property

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.storage import is_dense, load_state, read_tensors, write_tensors
+from paperlib.tables import short_repr
 from paperlib.validation import (
     UnusableFile,
     check_images,
@@ -43,6 +44,7 @@ class Embeddings(NamedTuple):
 
     small: Tensor
     big: Tensor
+    __repr__ = short_repr
 
 
 class BySize(NamedTuple):

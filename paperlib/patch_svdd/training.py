@@ -107,6 +107,11 @@ class Training(NamedTuple):
     big: PositionClassifier | None
     mean: Tensor
 
+    def __repr__(self) -> str:
+        """Count the records, and show the last one."""
+        last = self.history[-1] if self.history else "no step"
+        return f"Training({len(self.history)} records, the last: {last})"
+
 
 def _check_settings(
     encoder: nn.Module, svdd_weight: float, learning_rate: float, seed: int
