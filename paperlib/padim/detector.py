@@ -160,7 +160,9 @@ class PaDiM(nn.Module):
 
         Args:
             images: one or several, as `Transform` accepts them: paths, Pillow images,
-                arrays, items, or a batch of items.
+                arrays, items, or a batch of items. Items of another size, for example
+                of `folder(root, size=448)`, are resized to the transform's; for larger
+                inputs pass `transform=replace(backbone.transform, size=448)`.
 
         Returns:
             a batch for `fit` and the other methods, on the detector's device.
