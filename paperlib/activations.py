@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from paperlib.guided_relu import GuidedReLU, guided_relu
 from paperlib.inference import hook_in_this_thread, raise_if_hidden, without_compiler
+from paperlib.validation import check_module
 
 __all__ = ["record_activations", "guided_relu", "find_layer", "Layer", "GuidedReLU"]
 
@@ -116,6 +117,7 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> Layer:
             model, a ScriptModule, or a layer inside an nn.DataParallel over several
             devices.
     """
+    check_module(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, str):
         # torch.compile and DataParallel wrap the network in a module; the names of its

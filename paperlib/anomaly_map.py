@@ -22,8 +22,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paperlib.precision import at_least_float32, full_precision
-from paperlib.validation import check_at_least_one, check_choice, check_finite
+from paperlib.tables import short_repr
+from paperlib.validation import (
+    check_choice,
+    check_finite,
+    check_integers,
+    check_iterable,
+    check_number,
+    check_tensor,
+    height_and_width,
+)
 
+MAX_SIGMA = 1000  # pixels; a larger one only costs time
 MODES = ("bilinear", "bicubic", "nearest")
 NO_BATCH = "no batch received; a generator yields its batches only once"
 
@@ -33,6 +43,7 @@ class Detection(NamedTuple):
 
     scores: Tensor
     maps: Tensor
+    __repr__ = short_repr
 
 
 def score_quantile(
@@ -50,12 +61,10 @@ def score_quantile(
     Raises:
         ValueError: for no batch, or a quantile outside [0, 1].
     """
-    if not 0 <= quantile <= 1:
-        raise ValueError(
-            f"quantile={quantile}; expected a share of the normal images,"
-            " between 0 and 1"
-        )
+    what = "a share of the normal images"
+    check_number("quantile", quantile, what, least=0, most=1)
     batches = [images] if isinstance(images, Tensor) else images
+    check_iterable(batches)
     scores = [score(batch) for batch in batches]
     if not scores:
         raise ValueError(NO_BATCH)
@@ -95,12 +104,8 @@ def upsample(
     Departures: none; neither paper says how corners are treated.
     Test: test_anomaly_map.py::test_bilinear_is_a_weighted_mean_of_the_nearest_positions
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = height_and_width(size)
     check_choice("mode", mode, MODES)
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"size={size}; expected a height and a width of at least 1 pixel"
-        )
     corners = None if mode == "nearest" else False
     return F.interpolate(
         _flatten_leading_axes(maps).unsqueeze(1),
@@ -172,10 +177,7 @@ def gaussian_blur(
         of `scipy.ndimage.gaussian_filter`.
     Test: test_anomaly_map.py::test_blur_equals_scipy_at_the_border_too
     """
-    if not 0 <= sigma < math.inf:
-        raise ValueError(
-            f"sigma={sigma}; expected a standard deviation in pixels, at least 0"
-        )
+    check_sigma(sigma)
     blurred = _flatten_leading_axes(maps).to(at_least_float32(maps.dtype))
     radius = int(4 * sigma + 0.5)
     if radius == 0:
@@ -255,8 +257,8 @@ def spread_patch_scores(
     Departures: none.
     Test: test_anomaly_map.py::test_spreading_equals_the_loop_over_patches
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    check_at_least_one(patch=patch, stride=stride)
+    height, width = height_and_width(size)
+    check_integers(patch=patch, stride=stride)
     flat = _flatten_leading_axes(scores)
     extent = [(positions - 1) * stride + patch for positions in flat.shape[1:]]
     if extent[0] > height or extent[1] > width:
@@ -290,8 +292,15 @@ def _average_weights(
     return covers / covers.double().sum(1, keepdim=True).clamp_min(1)
 
 
+def check_sigma(sigma: float) -> None:
+    """Raise ValueError unless sigma is a standard deviation that a map can have."""
+    what = "a standard deviation in pixels"
+    check_number("sigma", sigma, what, least=0, most=MAX_SIGMA)
+
+
 def _flatten_leading_axes(maps: Tensor) -> Tensor:
     """Join all leading axes into one: (n, h, w)."""
+    check_tensor(maps, "maps")
     if maps.ndim < 2 or 0 in maps.shape[-2:]:
         raise ValueError(
             f"maps of shape {tuple(maps.shape)}; expected (…, h, w), not empty"

@@ -50,15 +50,19 @@ from paperlib.image_files import (
     to_8_bits,
     to_rgb,
 )
-from paperlib.inference import evaluating, inference_state
+from paperlib.inference import evaluating, inference_state, run_model
 from paperlib.items import Batch, Item
 from paperlib.storage import is_dense, load_state
 from paperlib.validation import (
     UnusableFile,
+    as_path,
     as_tensor,
     check_choice,
     check_images,
+    check_iterable,
+    check_tensor,
     has_values,
+    height_and_width,
     rgb_batch,
 )
 
@@ -154,19 +158,20 @@ class Transform:
     def __post_init__(self):
         check_choice("resampling", self.resampling, RESAMPLING)
         check_bits(self.bits)
-        mean, std = (tuple(map(float, values)) for values in (self.mean, self.std))
-        sizes = [_as_pair(self.size), self.shape]
+        mean, std = (
+            tuple(as_tensor(values, name).double().flatten().tolist())
+            for values, name in ((self.mean, "mean"), (self.std, "std"))
+        )
+        sizes = height_and_width(self.size), self.shape
         if not (
-            all(type(n) is int and n >= 1 for pair in sizes for n in pair)
-            and [len(pair) for pair in sizes] == [2, 2]
-            and len(mean) == len(std) == 3
+            len(mean) == len(std) == 3
             and all(map(math.isfinite, mean + std))
             and min(std) > 0
             and all(cut <= whole for whole, cut in zip(*sizes, strict=True))
         ):
             raise ValueError(
                 f"{self}; expected three means, three standard deviations above 0,"
-                " and integers crop ≤ size, at least 1 pixel"
+                " and crop ≤ size"
             )
         for name in ("size", "crop"):  # a file stores a pair as a list
             if isinstance(getattr(self, name), Sequence):
@@ -177,7 +182,7 @@ class Transform:
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the images that the network sees, in pixels."""
-        return _as_pair(self.size if self.crop is None else self.crop)
+        return height_and_width(self.size if self.crop is None else self.crop)
 
     def __call__(self, images: Images) -> Float[Tensor, "n 3 h w"]:
         """Prepare one image or several.
@@ -251,15 +256,13 @@ class Transform:
                     " transform: dataclasses.replace(transform, bits=12)"
                 )
             images = to_8_bits(np.asarray(images), self.bits)
-        x = rgb_batch(as_tensor(images, "images"))
-        size, (height, width) = _as_pair(self.size), self.shape
+        if not isinstance(images, Tensor):
+            images = as_tensor(images, "images")
+        x = rgb_batch(images)
+        size, (height, width) = height_and_width(self.size), self.shape
         x = resize(x, size, self.resampling)
         top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
         return x[..., top : top + height, left : left + width]
-
-
-def _as_pair(size: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(size) if isinstance(size, Sequence) else (size, size)
 
 
 def load(name: str, weights: str | Path | None = "default") -> Backbone:
@@ -317,7 +320,7 @@ def load(name: str, weights: str | Path | None = "default") -> Backbone:
     if weights == "default" and name in TORCHVISION_LAYERS:
         _load_in_order(model, _download(name), name)
     elif weights is not None:
-        path = _lite0_weights() if weights == "default" else Path(weights)
+        path = _lite0_weights() if weights == "default" else as_path(weights)
         _load_in_order(model, _read_state(path), path)
     model.backbone_name = name  # A saved detector names its network by this attribute.
     model = model.eval().to(memory_format=torch.channels_last)
@@ -438,6 +441,7 @@ class FeatureExtractor(nn.Module):
     ):
         super().__init__()
         layers = [layers] if isinstance(layers, (str, nn.Module)) else layers
+        check_iterable(layers, "a layer or a sequence of layers")
         modules = [find_layer(model, layer) for layer in layers]
         names = [name for _, name in modules]
         if not names or len(set(names)) < len(names):
@@ -506,7 +510,8 @@ class FeatureExtractor(nn.Module):
                 hook = on_output_with_layout(layer, partial(record, name))
                 other_threads[name] = stack.enter_context(hook)
             try:
-                self.model(images.clone())  # a network may change its input in place
+                # A network may change its input in place.
+                run_model(self.model, images, images.clone())
             except _AllRecorded:
                 pass
         for name in self.layers:
@@ -681,6 +686,10 @@ def concatenate_embeddings(
     Source: PaDiM, arXiv:2011.08785, Sec. III-A. Departures: none.
     Test: test_backbones.py::test_embeddings_are_upsampled_then_joined_by_hand
     """
+    check_iterable(maps, "a sequence of maps (N, C, h, w)")
+    maps = [*maps]
+    for part in maps:
+        check_tensor(part, "maps")
     total = _count_channels(maps)
     chosen = range(total) if channels is None else _check_channels(channels, total)
     order = sorted(range(len(chosen)), key=lambda j: chosen[j])
@@ -748,12 +757,16 @@ def _count_channels(maps: Sequence[Tensor]) -> int:
 
 def _check_channels(channels: Sequence[int] | Tensor, total: int) -> list[int]:
     """Return the channels as a list; raise unless each is an index below `total`."""
-    indices = (
-        channels.flatten().tolist()
-        if isinstance(channels, Tensor)
-        else [int(channel) for channel in channels]
-    )
-    wrong = [c for c in indices if type(c) is not int or not 0 <= c < total]
+    if isinstance(channels, Tensor | np.ndarray):
+        channels = as_tensor(channels, "channels").flatten().tolist()
+    check_iterable(channels, "a sequence of channels")
+    indices = [*channels]
+    is_integer = [isinstance(c, int | np.integer) for c in indices]
+    wrong = [
+        c
+        for c, right in zip(indices, is_integer, strict=True)
+        if not right or isinstance(c, bool) or not 0 <= c < total
+    ]
     if wrong or not indices:
         raise ValueError(
             f"channels {wrong[:8]}; expected at least one index,"

@@ -72,8 +72,9 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
 
 def check_bits(bits: int | None) -> None:
     """Raise ValueError unless `bits` is None or a depth that a 16-bit file can hold."""
-    if bits is not None and bits not in range(8, 17):
-        raise ValueError(f"bits={bits!r}; expected 8 to 16, or None")
+    is_integer = isinstance(bits, int | np.integer)
+    if bits is not None and not (is_integer and 8 <= bits <= 16):
+        raise ValueError(f"bits={bits!r:.80}; expected 8 to 16, or None")
 
 
 def check_depth(paths: Sequence[Path], where: str | Path) -> None:

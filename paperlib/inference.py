@@ -12,9 +12,51 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from paperlib.validation import check_module
+
 # PyTorch numbers hooks by a counter that two threads can read at once: the second hook
 # of a number replaces the first. Hold this lock while a hook is added or removed.
 HOOK_NUMBERS = threading.Lock()
+
+
+class ModelFailed(ValueError, RuntimeError):
+    """The model raises an exception for its inputs."""
+
+
+_FAILURES = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def run_model(model: nn.Module, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Run a model; raise ModelFailed, which describes the images, if they do not fit.
+
+    Args:
+        model: any network.
+        images: described in the error.
+        args: positional inputs.
+        kwargs: keyword inputs.
+    """
+    try:
+        return model(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        # Layers of torch raise ValueError for another number of axes only.
+        if isinstance(error, ValueError) and "D input" not in str(error):
+            raise
+        dtype = str(images.dtype).removeprefix("torch.")
+        hint = "; add a batch axis with images[None]" if images.ndim == 3 else ""
+        raise ModelFailed(
+            f"the model raises {type(error).__name__} for images of shape"
+            f" {tuple(images.shape)}, dtype {dtype}, on {images.device};"
+            f" pass inputs as the model expects them{hint}. Its message: {error}"
+        ) from error
 
 
 def raise_if_hidden(module: nn.Module, what: str) -> None:
@@ -77,6 +119,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Only the `training` flags are set, because a module's `train` method may do more. A
     model in eval mode is not modified.
     """
+    check_module(model)
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:

@@ -1,8 +1,8 @@
 """The items of a data set (an image with its label and mask), and batches of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +11,13 @@ from torch.utils.data import Dataset
 
 from paperlib.image_files import resize
 from paperlib.tables import short_repr
-from paperlib.validation import check_at_least_one, rgb_batch
+from paperlib.validation import (
+    check_choice,
+    check_integers,
+    check_tensor,
+    check_values,
+    rgb_batch,
+)
 
 
 class Item(NamedTuple):
@@ -42,6 +48,22 @@ class Batch(NamedTuple):
     __repr__ = short_repr
 
 
+def check_dataset(dataset: Any) -> None:
+    """Raise ValueError unless a data set has a length and items."""
+    if not isinstance(dataset, Dataset | Sequence) or isinstance(dataset, str | bytes):
+        raise ValueError(
+            f"a data set of type {type(dataset).__name__};"
+            " expected a torch.utils.data.Dataset of Item tuples"
+        )
+
+
+def check_item(item: Any) -> Item:
+    """Return an item of a data set; raise ValueError for anything else."""
+    if not isinstance(item, Item):
+        raise ValueError(f"an item of type {type(item).__name__}; expected an Item")
+    return item
+
+
 class TensorItems(Dataset):
     """Images in memory, as items without masks.
 
@@ -65,12 +87,12 @@ class TensorItems(Dataset):
         name: str = "image",
     ):
         # The numbers of 8-bit images need no check: the first image shows the layout.
+        check_tensor(images, "images", is_float=False)
         rgb_batch(images[:1] if images.dtype == torch.uint8 else images)
-        if label not in (0, 1) or (size is not None and size < 1):
-            raise ValueError(
-                f"label={label}, size={size};"
-                " expected label 0 or 1, and a size of at least 1 pixel"
-            )
+        check_values(images, "images")
+        check_choice("label", label, (0, 1))
+        if size is not None:
+            check_integers(size=size)
         self.images, self.label, self.size, self.name = images, label, size, name
 
     def __repr__(self) -> str:
@@ -101,7 +123,8 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
         ValueError: if `size` or `threads` is below 1, the images of a batch differ in
             size, or only some have masks.
     """
-    check_at_least_one(size=size, threads=threads)
+    check_integers(size=size, threads=threads)
+    check_dataset(dataset)
     pool = ThreadPoolExecutor(threads)
 
     def start_reading(first: int) -> list[Future]:
@@ -118,6 +141,8 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
 
 
 def _collate(items: list[Item]) -> Batch:
+    for item in items:
+        check_item(item)
     shapes = {tuple(item.image.shape): item.path for item in items}
     if len(shapes) > 1:
         (first_shape, first_path), (second_shape, second_path), *_ = shapes.items()

@@ -22,7 +22,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from paperlib.precision import at_least_float32
-from paperlib.validation import Numbers, as_tensor
+from paperlib.validation import Numbers, as_tensor, check_number
 
 
 def auroc(labels: Numbers, scores: Numbers) -> float:
@@ -144,10 +144,7 @@ def aupro(
     Test: test_metrics.py::test_aupro_equals_the_definition
     """
     masks, maps = _check_maps(masks, maps)
-    if not 0 < fpr_limit <= 1:
-        raise ValueError(
-            f"fpr_limit={fpr_limit}; expected a share above 0 and at most 1"
-        )
+    check_number("fpr_limit", fpr_limit, "a share", above=0, most=1)
     masks = masks.cpu()
     maps = maps.to("cpu", at_least_float32(maps.dtype))
     _check_not_nan("values of maps", maps)
@@ -320,8 +317,7 @@ def localization_error(
             f"{len(boxes)} predictions and {len(true_boxes)} true boxes;"
             " expected the same number, at least 1"
         )
-    if not 0 < iou <= 1:
-        raise ValueError(f"iou={iou}; expected a share above 0 and at most 1")
+    check_number("iou", iou, "a share", above=0, most=1)
     missed = 0
     for predicted, true in zip(boxes, true_boxes, strict=True):
         candidates = as_tensor([] if predicted is None else predicted, "boxes")

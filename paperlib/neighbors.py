@@ -25,7 +25,16 @@ from torch import Tensor
 
 from paperlib.devices import chunk_sizes
 from paperlib.precision import at_least_float32, full_precision
-from paperlib.validation import check_finite, check_same_kind, has_values
+from paperlib.validation import (
+    check_finite,
+    check_indices,
+    check_integers,
+    check_number,
+    check_same_kind,
+    check_tensor,
+    check_values,
+    has_values,
+)
 
 _GROUP_SIZE = 32  # vectors per group, of which only the minimum is stored
 _SEARCHED_GROUPS = 2  # groups per query that are searched exactly
@@ -99,10 +108,7 @@ def nearest_distance(
     _check_vectors(queries, bank)
     if chunk is None:
         chunk = chunk_sizes(bank.device).bank_tile
-    if chunk < 1:
-        raise ValueError(
-            f"chunk={chunk}; expected at least 1 vector of the bank per tile, or None"
-        )
+    check_integers(chunk=chunk)
     with full_precision():
         distance, index, unsure = _search(queries, bank, chunk)
     if distance.dtype == torch.float32 and has_values(unsure) and unsure.any():
@@ -239,11 +245,8 @@ def greedy_coreset(
     Test: test_neighbors.py::test_greedy_coreset_takes_the_farthest_each_time
     """
     _check_vectors(bank, bank)
-    if not 0 < fraction <= 1:
-        raise ValueError(
-            f"fraction={fraction}; expected a share of the bank above 0 and at most"
-            " 1 (0.1 for 10 %)"
-        )
+    check_number("fraction", fraction, "a share of the bank", above=0, most=1)
+    check_integers(0, seed=seed)
     bank = bank.to(at_least_float32(bank.dtype))
     size = math.ceil(fraction * len(bank) - 1e-9)
     generator = torch.Generator().manual_seed(seed)
@@ -281,10 +284,15 @@ def covering_radius(bank: Float[Tensor, "b d"], chosen: Int[Tensor, " m"]) -> fl
     Source: Gonzalez, Theoretical Computer Science 38 (1985), 293-306. Departures: none.
     Test: test_neighbors.py::test_covering_radius_bounds_the_error_of_a_coreset
     """
+    check_tensor(bank, "the vectors of the bank", "B, D")
+    check_values(bank, "the vectors of the bank")
+    chosen = check_indices("chosen", chosen, len(bank), "rows of the bank")
     return float(nearest_distance(bank, bank[chosen]).max())
 
 
 def _check_vectors(queries: Tensor, bank: Tensor) -> None:
+    check_tensor(queries, "queries")
+    check_tensor(bank, "the vectors of the bank")
     received = f"queries {tuple(queries.shape)} and a bank {tuple(bank.shape)}"
     is_matrix = queries.ndim == bank.ndim == 2
     if not is_matrix or queries.shape[1] != bank.shape[1] or 0 in bank.shape:

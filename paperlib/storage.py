@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from paperlib.validation import UnusableFile
+from paperlib.validation import UnusableFile, as_path
 
 SAMPLED = 4096  # elements of a tensor that identify it
 
@@ -29,22 +29,36 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Args:
         path: of the file; its folder must exist.
     """
-    path = Path(path)
+    path = as_path(path)
     # A folder, because safetensors writes to a temporary name of its own choice. Its
     # name is fixed, so that the next run removes what a killed run left.
     folder = path.with_name(f".{path.name}.tmp")
-    folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     temporary = folder / path.name
     try:
+        folder.unlink() if folder.is_file() else shutil.rmtree(folder, True)
+        folder.mkdir()
         yield temporary
         # The permissions of the user's umask; safetensors sets them to the owner only.
         temporary.chmod(folder.stat().st_mode & 0o666)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise UnusableFile(
+            f"{path} can't be written ({error}); check its folder and permissions"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_checkpoint(path: str | Path | None) -> bool:
+    """Return whether a checkpoint exists; raise if none can be written there."""
+    if path is None:
+        return False
+    path = as_path(path)
+    if not os.path.isdir(path.parent) or len(path.name) > 200 or os.path.isdir(path):
+        raise UnusableFile(f"{path} can't be written; expected a file in a folder")
+    return os.path.exists(path)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -98,6 +112,7 @@ def read_tensors(
         UnusableFile: naming the file, if it is missing, another kind of file, corrupt,
             or of another format.
     """
+    path = as_path(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -114,7 +129,7 @@ def read_tensors(
             # size.
             tensors = {name: mapped[name].clone() for name in mapped if is_intact}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise UnusableFile(
                 f"{path} is no file (looked for it from {Path.cwd()});"
                 f" expected a {what}; check the path"

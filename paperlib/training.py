@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm.auto import tqdm
 
-from paperlib.inference import evaluating
-from paperlib.storage import load_checkpoint, save_checkpoint
-from paperlib.validation import check_at_least_one
+from paperlib.inference import evaluating, run_model
+from paperlib.storage import find_checkpoint, load_checkpoint, save_checkpoint
+from paperlib.validation import check_integers, check_module, check_tensor, check_values
 
 Data = tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]] | Dataset
 
@@ -101,9 +101,18 @@ def train_classifier(
         >>> [epoch.number for epoch in history]
         [1, 2]
     """
-    dataset = _as_dataset(data)
-    check_at_least_one(epochs=epochs, batch_size=batch_size)
-    device = next(model.parameters()).device
+    check_module(model)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"optimizer={optimizer!r:.80}; expected a torch.optim one")
+    dataset = _as_dataset(data, mirror)
+    check_integers(epochs=epochs, batch_size=batch_size)
+    check_integers(0, seed=seed, workers=workers)
+    device = next((p.device for p in model.parameters() if p.requires_grad), None)
+    if device is None or device.type == "meta":
+        raise ValueError(
+            f"a {type(model).__name__} without parameters to train;"
+            " expected some with requires_grad, on a device other than meta"
+        )
     rates = [group["lr"] for group in optimizer.param_groups]
     recipe = {"epochs": epochs, "learning_rates": [float(rate) for rate in rates]}
     history = _load_history(checkpoint, model, optimizer, recipe)
@@ -121,7 +130,7 @@ def train_classifier(
             with seeded(epoch_seed, device):
                 result = _train_epoch(model, optimizer, batches, rates, schedule)
             history.append(Epoch(number, *result))
-            if checkpoint:
+            if checkpoint is not None:
                 save_checkpoint(
                     checkpoint, model, [optimizer], recipe, {"history": history}
                 )
@@ -134,8 +143,21 @@ def train_classifier(
     return history
 
 
-def _as_dataset(data: Data) -> Dataset:
-    n_images, n_labels = map(len, data if isinstance(data, tuple) else (data, data))
+def _as_dataset(data: Data, mirror: bool) -> Dataset:
+    parts = data if isinstance(data, tuple) and len(data) == 2 else (data, data)
+    if isinstance(data, tuple):
+        axes = "N, C, H, W" if mirror else ""
+        check_tensor(parts[0], "images", axes, is_float=False)
+        check_tensor(parts[1], "labels", "N", is_float=False)
+        for part, name in zip(parts, ("images", "labels"), strict=True):
+            check_values(part, name)
+            check_integers(**{f"axes of {name}": part.ndim})
+    elif not isinstance(data, Dataset):
+        raise ValueError(
+            f"data of type {type(data).__name__}; expected (images, labels), two"
+            " tensors, or a torch.utils.data.Dataset"
+        )
+    n_images, n_labels = map(len, parts)
     if n_images != n_labels or n_images < 2:
         raise ValueError(
             f"{n_images} images and {n_labels} labels;"
@@ -151,7 +173,7 @@ def _load_history(
     recipe: dict[str, Any],
 ) -> list[Epoch]:
     """Restore the run from its checkpoint if there is one; return its epochs."""
-    if not checkpoint or not Path(checkpoint).exists():
+    if not find_checkpoint(checkpoint):
         return []
     stored = load_checkpoint(
         checkpoint,
@@ -221,14 +243,24 @@ def _step(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> Tensor:
     """Run one step; return the summed loss and the number correct, on the device."""
-    logits = model(images)
-    loss = F.cross_entropy(logits, labels)
+    logits = run_model(model, images, images)
+    loss = _cross_entropy(logits, labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return torch.stack(
         [loss.detach() * len(images), (logits.detach().argmax(1) == labels).sum()]
     )
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    try:
+        return F.cross_entropy(logits, labels)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the model's output does not fit the labels ({error}); expected logits"
+            " (N, classes) and integer labels from 0 to classes - 1"
+        ) from error
 
 
 def _set_cosine_rates(
@@ -282,6 +314,8 @@ def predict(
         >>> predict(MobileNetV1(0.25, num_classes=2), torch.rand(5, 3, 32, 32)).shape
         torch.Size([5, 2])
     """
-    check_at_least_one(images=len(images), batch_size=batch_size)
+    check_tensor(images, "images", is_float=False)
+    check_integers(axes=images.ndim, images=images.numel(), batch_size=batch_size)
     with evaluating(model):
-        return torch.cat([model(batch) for batch in images.split(batch_size)])
+        parts = images.split(batch_size)
+        return torch.cat([run_model(model, part, part) for part in parts])

@@ -1,12 +1,15 @@
 """Input validation for numbers, images and class indices."""
 
-from collections.abc import Collection, Sequence
+import math
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 # The predicted classes, one class for all images, N classes, or N rows of T classes.
 ClassTargets = (
@@ -55,27 +58,137 @@ def as_tensor(values: Numbers, name: str) -> Tensor:
             f"{name} of type {type(values).__name__} can't be read as numbers"
             f" ({error}); expected a tensor or an array"
         ) from error
-    if array.is_complex():
-        raise ValueError(f"{name} are complex; expected real numbers")
+    check_tensor(array, name, is_float=False)
+    check_values(array, name)
     is_wide = array.dtype in (torch.uint16, torch.uint32, torch.uint64)
     return array.long() if is_wide else array
 
 
-def check_at_least_one(**numbers: int) -> None:
-    """Raise ValueError with the names of the numbers that are below 1."""
-    low = {name: value for name, value in numbers.items() if value < 1}
-    if low:
-        received = ", ".join(f"{name}={value}" for name, value in low.items())
-        raise ValueError(f"{received}; expected at least 1")
+def check_integers(least: int = 1, /, **numbers: int) -> None:
+    """Raise ValueError with the names of those that are not integers ≥ `least`."""
+    wrong = [
+        f"{name}={value!r}"
+        for name, value in numbers.items()
+        if not isinstance(value, int | np.integer)
+        or isinstance(value, bool)
+        or not least <= value < 2**63
+    ]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}; expected at least {least}, an integer")
 
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+def check_number(
+    name: str,
+    value: Any,
+    what: str,
+    *,
+    least: float | None = None,
+    above: float = -math.inf,
+    most: float = math.inf,
+) -> None:
+    """Raise ValueError unless a finite number lies between limits.
+
+    Args:
+        name: of the argument.
+        value: of it.
+        what: is expected, for the error: "a share of the bank".
+        least: lower limit, included.
+        above: lower limit, excluded.
+        most: upper limit, included.
+    """
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    if not (
+        is_number
+        and not isinstance(value, bool)
+        and abs(value) <= torch.finfo(torch.float32).max
+        and (above < value if least is None else least <= value)
+        and value <= most
+    ):
+        low = f" above {above:g}" if least is None else f", at least {least:g}"
+        limits = low if most == math.inf else f"{low} and at most {most:g}"
+        raise ValueError(f"{name}={value!r}; expected {what}{limits}")
+
+
+def check_tensor(
+    values: Any, name: str, axes: str = "", *, is_float: bool = True
+) -> None:
+    """Raise ValueError unless values are a dense tensor of real numbers.
+
+    Args:
+        values: to check.
+        name: of them in the error, in the plural.
+        axes: names of the axes, separated by commas: "N, C, H, W"; any if empty.
+        is_float: whether floating point is required.
+    """
+    expected = f"a torch.Tensor ({axes})" if axes else "a torch.Tensor"
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name} of type {type(values).__name__}; expected {expected}")
+    if values.layout != torch.strided or values.is_quantized or values.is_complex():
+        raise ValueError(
+            f"{name} of {values.dtype} and {values.layout};"
+            " expected dense real numbers."
+            " Convert them with .to_dense(), .dequantize() or .abs()"
+        )
+    if is_float and not values.is_floating_point():
+        raise ValueError(
+            f"{_describe(values, name)}; expected floating point."
+            " Convert them with .float()"
+        )
+    if axes and values.ndim != axes.count(",") + 1:
+        raise ValueError(f"{_describe(values, name)}; expected ({axes})")
+
+
+def check_iterable(batches: Any, what: str = "an iterable of batches") -> None:
+    """Raise ValueError unless a loop can run over the batches."""
+    if not isinstance(batches, Iterable) or isinstance(batches, str | bytes | Mapping):
+        raise ValueError(f"{batches!r:.80}; expected {what}")
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return two sides in pixels; one number is that of a square.
+
+    Raises:
+        ValueError: for anything else, and sides below 1.
+    """
+    sides = size if isinstance(size, Sequence) else (size, size)
+    try:
+        height, width = sides
+        check_integers(height=height, width=width)
+    except ValueError:
+        raise ValueError(
+            f"size={size!r:.80}; expected a height and a width of at least 1 pixel,"
+            " or one integer for both"
+        ) from None
+    return height, width
+
+
+def check_module(model: Any, name: str = "the model") -> None:
+    """Raise ValueError unless a model is a module that has been built."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"{name} is {model!r:.80}; expected an nn.Module that has been built,"
+            " such as MobileNetV1()"
+        )
+
+
+def as_path(path: str | Path) -> Path:
+    """Return a path; raise UnusableFile for anything that can't be one."""
+    is_path = isinstance(path, str | os.PathLike) and str(path)
+    if not is_path or "\0" in str(path) or len(Path(path).name) > 255:
+        raise UnusableFile(f"{path!r:.80} is no path; expected a str or a pathlib.Path")
+    return Path(path)
+
+
+def check_choice(name: str, value: Any, choices: Collection) -> None:
     """Raise ValueError unless the value of an argument is one of its choices."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}; expected one of {', '.join(choices)}")
+    if isinstance(value, Tensor | np.ndarray | list | dict) or value not in choices:
+        shown = ", ".join(map(str, choices))
+        raise ValueError(f"{name}={value!r:.80}; expected one of {shown}")
 
 
-def check_same_kind(what: str, values: Tensor, other_what: str, others: Tensor) -> None:
+def check_same_kind(
+    what: str, values: Tensor, other_what: str, others: Tensor, *, dtype: bool = True
+) -> None:
     """Raise ValueError unless two tensors have the same dtype and device.
 
     Args:
@@ -83,13 +196,67 @@ def check_same_kind(what: str, values: Tensor, other_what: str, others: Tensor) 
         values: a tensor.
         other_what: name of `others` in the error, in the singular.
         others: a tensor.
+        dtype: False compares the devices only.
     """
-    if (values.dtype, values.device) != (others.dtype, others.device):
+    if values.device != others.device or (dtype and values.dtype != others.dtype):
         raise ValueError(
             f"{what} are {values.dtype} on {values.device} and {other_what}"
             f" is {others.dtype} on {others.device}; expected the same."
             " Convert one with .to(…)"
         )
+
+
+def check_indices(name: str, indices: Any, length: int, what: str) -> Tensor:
+    """Return int64 indices; raise ValueError unless they are at least one and in range.
+
+    Args:
+        name: of the indices.
+        indices: of an integer dtype and any shape; values are read on the CPU only.
+        length: of what is indexed.
+        what: is indexed, for the error.
+    """
+    check_tensor(indices, name, is_float=False)
+    is_integer = not indices.is_floating_point() and indices.dtype != torch.bool
+    if not is_integer or not indices.numel():
+        raise ValueError(f"{_describe(indices, name)}; expected integers, {what}")
+    indices = indices.long()
+    # On a GPU reading would wait for it.
+    if has_values(indices) and indices.device.type == "cpu":
+        low, high = (value.item() for value in torch.aminmax(indices))
+        if low < 0 or high >= length:
+            raise ValueError(
+                f"{name} from {low} to {high}; expected {what}, 0 to {length - 1}"
+            )
+    return indices
+
+
+def check_values(values: Tensor, name: str) -> None:
+    """Raise ValueError for a tensor on the meta device."""
+    if values.is_meta:
+        raise ValueError(
+            f"{name} are on the meta device, without values; expected another device"
+        )
+
+
+def check_generator(generator: Any) -> None:
+    """Raise ValueError unless random numbers can be drawn from a generator."""
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator={generator!r:.80}; expected torch.Generator().manual_seed(0)"
+        )
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """Return a device; raise ValueError for an unknown one."""
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r:.80} ({error}); expected a device of this machine, such"
+            " as 'cpu'"
+        ) from error
+    return device
 
 
 def check_finite(values: Tensor, what: str) -> None:
@@ -131,11 +298,7 @@ def check_images(
         ValueError: unless it is a floating-point batch (N, C, H, W) with at least one
             image and no NaN.
     """
-    if not isinstance(images, Tensor):
-        raise ValueError(
-            f"images of type {type(images).__name__};"
-            " expected a torch.Tensor (N, C, H, W)"
-        )
+    check_tensor(images, "images", is_float=False)
     received = _describe(images, "images")
     if images.ndim != 4 and not (any_axes and images.ndim > 1):
         hint = ". Add a batch axis with images[None]" if images.ndim == 3 else ""
@@ -165,10 +328,14 @@ def channels_first(images: Tensor, name: str = "images") -> Tensor:
         ValueError: for another shape, an empty batch, or a shape in which either axis
             could be that of the channels.
     """
+    check_tensor(images, name, is_float=False)
     received = _describe(images, name)
     if images.numel() == 0:
         raise ValueError(f"{received} are empty; expected at least one pixel")
-    is_grey_batch = images.dtype == torch.uint8 and images.shape[-1] not in (3, 4)
+    is_grey_batch = images.dtype == torch.uint8 and images.shape[-1:] not in (
+        (3,),
+        (4,),
+    )
     if images.ndim == 3 and (is_grey_batch or len(images) == 1):
         return images[:, None]
     first, last = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (1, 3))
@@ -255,11 +422,13 @@ def target_classes(targets: ClassTargets, logits: Any, n: int) -> Int[Tensor, " 
                 f"targets {outside[:8]} are outside the model's {classes} classes,"
                 f" 0 to {classes - 1}"
             )
-    return index.long()
+    return index
 
 
 def _class_indices(targets: ClassTargets, n: int, device: torch.device) -> Tensor:
     """Return integers of shape (N,) or (N, T); raise ValueError for anything else."""
+    if isinstance(targets, Tensor):
+        check_tensor(targets, "targets", is_float=False)
     try:
         index = torch.as_tensor(targets, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -280,4 +449,4 @@ def _class_indices(targets: ClassTargets, n: int, device: torch.device) -> Tenso
             f"targets of dtype {str(index.dtype).removeprefix('torch.')};"
             " expected integer class indices"
         )
-    return index
+    return index.long()

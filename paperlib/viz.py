@@ -26,7 +26,15 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from paperlib.anomaly_map import upsample
-from paperlib.validation import channels_first, check_finite, rgb_batch
+from paperlib.validation import (
+    as_tensor,
+    channels_first,
+    check_choice,
+    check_finite,
+    check_iterable,
+    check_number,
+    rgb_batch,
+)
 
 Array = Tensor | np.ndarray
 
@@ -92,9 +100,11 @@ def heatmap(
     Raises:
         ValueError: for values outside [0, 1] or an unknown colormap.
     """
-    values = torch.as_tensor(map).detach().float().cpu()
-    if values.ndim < 2:
+    values = as_tensor(map, "map").detach().float().cpu()
+    if values.ndim < 2 or not values.numel():
         raise ValueError(f"map of shape {tuple(values.shape)}; expected (h, w)")
+    if colormap not in plt.colormaps():
+        raise ValueError(f"colormap={colormap!r:.80}; expected one of plt.colormaps()")
     low, high = (float(value) for value in torch.aminmax(values))
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # resizing rounds
         raise ValueError(
@@ -133,8 +143,11 @@ def overlay(
             f" an image of {image.shape[-3]}×{image.shape[-2]};"
             " create it with heatmap(map, size=(height, width))"
         )
-    if min(weights) < 0:
-        raise ValueError(f"weights={weights}; expected two numbers of at least 0")
+    check_iterable(weights, "two weights")
+    weights = tuple(weights)
+    check_choice("number of weights", len(weights), (2,))
+    for weight in weights:
+        check_number(f"weights={weights!r:.80}, weight", weight, "a share", least=0)
     return np.float32(np.clip(weights[0] * heat + weights[1] * image, 0, 1))
 
 
@@ -152,7 +165,8 @@ def gradient_image(gradient: Array) -> np.ndarray:
     Raises:
         ValueError: if it is not an RGB image, or contains NaN or infinite values.
     """
-    values = _batch(torch.as_tensor(gradient).detach().double().cpu())
+    gradient = as_tensor(gradient, "gradient").detach().double().cpu()
+    values = _batch(gradient)
     values = channels_first(values, "gradient").expand(-1, 3, -1, -1)
     check_finite(values, "gradients")
     deviation, mean = torch.std_mean(values, (1, 2, 3), correction=0, keepdim=True)
@@ -234,15 +248,18 @@ def anomaly_figure(
             maps are not finite.
     """
     rgb = _to_rgb(images, "images")
-    maps = torch.as_tensor(maps).detach().float().cpu()
+    maps = as_tensor(maps, "maps").detach().float().cpu()
+    check_iterable(labels, "one label per row")
+    labels = [*labels]
     columns = {"image": rgb}
     if masks is not None:
-        columns["mask"] = np.float32(torch.as_tensor(masks).detach().cpu() != 0)
+        columns["mask"] = np.float32(as_tensor(masks, "masks").detach().cpu() != 0)
     shapes = {name: batch.shape for name, batch in columns.items()}
     if not (
         rgb.ndim == 4
         and all(shape[:3] == rgb.shape[:3] for shape in shapes.values())
         and maps.ndim == 3
+        and maps.numel()
         and len(maps) == len(rgb)
         and len(labels) in (0, len(rgb))
     ):
@@ -283,7 +300,8 @@ def _panel_grid(columns: Mapping[str, np.ndarray]) -> tuple[Figure, np.ndarray]:
 
 def _to_rgb(image: Array, name: str) -> np.ndarray:
     """Convert an image or a batch to float32 (…, H, W, 3) in [0, 1]."""
-    rgb = rgb_batch(_batch(torch.as_tensor(image).detach().cpu()), name)
+    image = as_tensor(image, name).detach().cpu()
+    rgb = rgb_batch(_batch(image), name)
     return _channels_last(rgb.clamp(0, 1), image)
 
 
@@ -292,7 +310,7 @@ def _batch(image: Tensor) -> Tensor:
     return image if image.ndim == 4 else image[None]
 
 
-def _channels_last(batch: Tensor, image: Array) -> np.ndarray:
+def _channels_last(batch: Tensor, image: Tensor) -> np.ndarray:
     """Return a batch as float32 arrays, without the axis that `_batch` added."""
-    values = np.float32(batch.movedim(1, -1).numpy())
+    values = batch.movedim(1, -1).float().numpy()
     return values if image.ndim == 4 else values[0]

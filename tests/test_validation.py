@@ -5,10 +5,10 @@ from refusals import refuses
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paperlib.validation import (
-    check_at_least_one,
     check_choice,
     check_finite,
     check_images,
+    check_integers,
     has_values,
     rgb_batch,
     target_classes,
@@ -16,9 +16,9 @@ from paperlib.validation import (
 
 
 def test_arguments_out_of_range_are_refused_by_name():
-    check_at_least_one(steps=1, crops=2)
+    check_integers(steps=1, crops=2)
     with refuses(r"crops=0, pairs=-1; expected at least 1"):
-        check_at_least_one(steps=1, crops=0, pairs=-1)
+        check_integers(steps=1, crops=0, pairs=-1)
     check_choice("mode", "a", ("a", "b"))
     with refuses("mode='c'; expected one of a, b"):
         check_choice("mode", "c", ("a", "b"))

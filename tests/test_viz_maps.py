@@ -72,7 +72,7 @@ def test_heatmap_takes_batches_arrays_and_a_size():
         (
             ramp(),
             {"colormap": "virdis"},
-            "'virdis' is not a valid value for ",
+            "colormap='virdis'; expected one of",
         ),
     ],
 )

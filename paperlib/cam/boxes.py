@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Num
 from torch import Tensor
 
 from paperlib.precision import at_least_float32
+from paperlib.validation import as_tensor, check_choice, check_number
 
 # CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is returned
 LOCALIZATION_THRESHOLD = 0.20
@@ -68,7 +68,7 @@ def bounding_boxes(
     """
     from scipy import ndimage
 
-    values = torch.as_tensor(map).detach().cpu()
+    values = as_tensor(map, "values of the map").detach().cpu()
     values = values.to(at_least_float32(values.dtype)).numpy()
     if values.ndim != 2:
         raise ValueError(
@@ -80,13 +80,8 @@ def bounding_boxes(
             f"{int((~np.isfinite(values)).sum())} values of the map are NaN"
             " or infinite; expected finite ones"
         )
-    if not 0 <= threshold <= 1:
-        raise ValueError(
-            f"threshold={threshold}; expected a share of the maximum,"
-            " 0 to 1 (0.2 for 20 %)"
-        )
-    if connectivity not in (4, 8):
-        raise ValueError(f"connectivity={connectivity}; expected 4 or 8")
+    check_number("threshold", threshold, "a share of the maximum", least=0, most=1)
+    check_choice("connectivity", connectivity, (4, 8))
     if values.size == 0 or values.max() <= 0:
         return []
     labels, count = ndimage.label(

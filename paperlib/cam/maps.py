@@ -7,9 +7,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from paperlib.cam.head import _CallRecorder, _check_average, _find_head
-from paperlib.inference import inference_state, override_autocast, raise_if_hidden
+from paperlib.inference import (
+    inference_state,
+    override_autocast,
+    raise_if_hidden,
+    run_model,
+)
 from paperlib.precision import at_least_float32
-from paperlib.validation import ClassTargets, check_images, target_classes
+from paperlib.tables import short_repr
+from paperlib.validation import (
+    ClassTargets,
+    check_images,
+    check_indices,
+    check_same_kind,
+    check_tensor,
+    target_classes,
+)
 
 
 class CAM(NamedTuple):
@@ -25,6 +38,7 @@ class CAM(NamedTuple):
     maps: Float[Tensor, "n *t h w"]
     logits: Float[Tensor, "n classes"]
     targets: Int[Tensor, " n *t"]
+    __repr__ = short_repr
 
 
 def class_activation_map(
@@ -57,6 +71,21 @@ def class_activation_map(
     Source: Zhou et al., arXiv:1512.04150, Eq. 2. Departures: none.
     Test: test_cam.py::test_the_map_is_the_weighted_sum_of_channels
     """
+    check_tensor(features, "features", "N, C, h, w")
+    check_tensor(weight, "weights", "classes, C")
+    targets = check_indices("targets", targets, len(weight), "classes")
+    for other in (weight, targets):
+        check_same_kind("features", features, "weight", other, dtype=False)
+    if (
+        weight.shape[1] != features.shape[1]
+        or targets.shape[:1] != features.shape[:1]
+        or targets.ndim > 2
+    ):
+        raise ValueError(
+            f"features {tuple(features.shape)}, weight {tuple(weight.shape)} and"
+            f" targets {tuple(targets.shape)};"
+            " expected (N, C, h, w), (classes, C) and (N,) or (N, T)"
+        )
     dtype = at_least_float32(features.dtype)
     n, c, h, w = features.shape
     rows = weight[targets].to(dtype).view(n, -1, c)
@@ -117,7 +146,8 @@ def cam(
     with inference_state(model), torch.no_grad():
         images = check_images(images)
         with _CallRecorder() as calls:
-            logits = model(images.clone())  # a network may change its input in place
+            # A network may change its input in place.
+            logits = run_model(model, images, images.clone())
         classes = target_classes(targets, logits, len(images))
         head = _find_head(calls.last, logits)
         _check_average(head, logits)

@@ -17,6 +17,7 @@ from paperlib.complexity.recorder import Layer, MacRecorder
 from paperlib.complexity.values import NumbersOnCpu, list_tensors, without_data
 from paperlib.inference import HOOK_NUMBERS, raise_if_hidden, without_compiler
 from paperlib.tables import align_columns
+from paperlib.validation import check_module
 
 _IMAGE = (1, 3, 224, 224)
 
@@ -262,6 +263,8 @@ def profile(
     Test: test_complexity.py::test_agrees_with_flop_counter
     """
     _check_model(model)
+    if not isinstance(rules or {}, Mapping):
+        raise ValueError(f"rules={rules!r:.80}; expected {{operator: function}}")
     if inputs is None:
         shapes = _parse_shapes(input_shape)
         dtypes = _parse_dtypes(dtype, len(shapes), model)
@@ -345,11 +348,7 @@ class _MetaCopies(TorchFunctionMode):
 
 
 def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"model is {model!r}; expected an nn.Module that has been built,"
-            " such as MobileNetV1()"
-        )
+    check_module(model)
     for name, module in model.named_modules():
         raise_if_hidden(module, f"layer {name!r}" if name else "the model")
 

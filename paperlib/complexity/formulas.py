@@ -11,7 +11,7 @@
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 Size = int | Sequence[int]  # of a square, or (height, width)
 
@@ -102,14 +102,17 @@ def depthwise_separable_macs(
 
 def check_size(value: Any, what: str, least: int = 1) -> int:
     """Return an integer; raise ValueError unless it is one, and large enough."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
         raise ValueError(
             f"{what} = {value!r}; expected an integer:"
             " 224 // 32 is one, 224 / 32 is a float"
         )
-    number = operator.index(value)
-    if number < least:
-        raise ValueError(f"{what} = {number}; expected at least {least}")
+    if not least <= number < 2**63:
+        raise ValueError(f"{what} = {number}; expected at least {least}, below 2**63")
     return number
 
 

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 
 from paperlib.complexity.counting import profile
 from paperlib.complexity.values import list_tensors
-from paperlib.inference import evaluating
-from paperlib.validation import check_at_least_one
+from paperlib.inference import evaluating, run_model
+from paperlib.validation import (
+    as_device,
+    check_integers,
+    check_number,
+    check_tensor,
+    check_values,
+)
 
 
 class LayerTime(NamedTuple):
@@ -82,7 +88,9 @@ def time_layers(model: nn.Module, images: Tensor, repeats: int = 10) -> list[Lay
         >>> rows[0].seconds > 0
         True
     """
-    check_at_least_one(repeats=repeats)
+    check_integers(repeats=repeats)
+    check_tensor(images, "images", is_float=False)
+    check_values(images, "images")
     # The first pass allocates memory and chooses algorithms: it does not count.
     first, *passes = _record_passes(model, images, repeats + 1)
     macs, kinds = defaultdict(int), {}
@@ -132,7 +140,7 @@ def _record_passes(
                 )
         for _ in range(n_passes):
             passes.append(defaultdict(list))
-            model(images)
+            run_model(model, images, images)
     return passes
 
 
@@ -164,7 +172,8 @@ def measure_machine(
     Departures: counts a multiply-add as one operation.
     Test: test_latency.py::test_roofline_is_a_minimum
     """
-    check_at_least_one(side=side)
+    check_integers(side=side)
+    device = as_device(device)
     a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
     source = torch.ones(64 * side * side, device=device)
     target = torch.empty_like(source)
@@ -205,10 +214,10 @@ def time_call(
 def _measure_calls(
     run: Callable[[], object], device: torch.device | str, seconds: float
 ) -> list[float]:
-    if not seconds > 0:
-        raise ValueError(f"seconds={seconds}; expected more than 0, for example 0.2")
+    check_number("seconds", seconds, "a duration such as 0.2", above=0)
+    device = as_device(device)
     run()  # the first call allocates memory and chooses algorithms
-    device, readings, end = torch.device(device), [], time.perf_counter() + seconds
+    readings, end = [], time.perf_counter() + seconds
     while len(readings) < 3 or time.perf_counter() < end:
         start = _mark_time(device)
         run()

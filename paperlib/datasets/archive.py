@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import IO, NamedTuple
 
-from paperlib.validation import UnusableFile
+from paperlib.validation import UnusableFile, as_path, check_integers
 
 MAX_BYTES = 20 * 1024**3  # unpacked; MVTec AD takes about 5 GiB
 MAX_MEMBERS = 200_000  # MVTec AD has fewer than 7,000
@@ -61,7 +61,8 @@ def unpack(
             encrypted, too large, or contains anything but files and folders within it.
         ValueError: if the folder is not empty, or its parent is missing.
     """
-    archive, folder = Path(archive), Path(folder)
+    archive, folder = as_path(archive), as_path(folder)
+    check_integers(max_bytes=max_bytes, max_members=max_members)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(
             f"{folder} already exists and is not empty;"
@@ -180,7 +181,7 @@ def open_folder(path: str | Path) -> Path:
     Raises:
         UnusableFile: if nothing is there, or an archive can't be unpacked safely.
     """
-    path = Path(path).expanduser()
+    path = as_path(path).expanduser()
     if path.is_dir():
         return path
     if not path.is_file():

@@ -20,7 +20,7 @@ from paperlib.image_files import (
     resize,
 )
 from paperlib.items import Item
-from paperlib.validation import UnusableFile, check_at_least_one, check_choice
+from paperlib.validation import UnusableFile, as_path, check_choice, check_integers
 
 MVTEC_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 MVTEC_OBJECTS = tuple(
@@ -177,10 +177,10 @@ class MVTecAD(FolderDataset):
         check_choice("split", split, SPLITS)
         check_choice("variant", variant, VARIANTS)
         check_choice("category", category, categories(root))
-        if not 1 <= crop <= resize:
-            raise ValueError(
-                f"resize={resize}, crop={crop}; expected 1 ≤ crop ≤ resize, in pixels"
-            )
+        check_integers(resize=resize, crop=crop)
+        check_integers(0, seed=seed)
+        if crop > resize:
+            raise ValueError(f"resize={resize}, crop={crop}; expected crop ≤ resize")
         self.root, self.category, self.split = Path(root), category, split
         self.variant = variant
         self._resize, self._crop, self._seed = resize, crop, seed
@@ -324,7 +324,7 @@ def folder(
         [(0, torch.Size([3, 128, 128])), (1, torch.Size([3, 128, 128]))]
     """
     root = _check_folder(root)
-    check_at_least_one(size=size)
+    check_integers(size=size)
     names = sorted(name for name in _subfolders(root) if not name.startswith("."))
     labels = {
         name: label for name, label in ((normal, 0), (abnormal, 1)) if name in names
@@ -355,7 +355,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def _check_folder(root: str | Path) -> Path:
-    root = Path(root)
+    root = as_path(root)
     if not root.is_dir():
         raise UnusableFile(f"no folder {root}; check the path, or unpack the archive")
     return root

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from paperlib.tables import short_repr
-from paperlib.validation import check_at_least_one, check_choice
+from paperlib.validation import check_choice, check_integers, check_number
 
 ELPV_PACKAGE = "elpv-dataset"
 ELPV_KINDS = ("all", "mono", "poly")
@@ -105,7 +105,11 @@ def split_cells(
         ValueError: if `side` is below 1, or the split would leave a class without
             training or test cells.
     """
-    check_at_least_one(side=side)
+    if not isinstance(cells, ELPV):
+        raise ValueError(f"cells of type {type(cells).__name__}; expected elpv(…)")
+    check_integers(side=side)
+    check_integers(0, seed=seed)
+    check_number("test_share", test_share, "a share of each class", least=0, most=1)
     generator = torch.Generator().manual_seed(seed)
     train, test = [], []
     for probability in (0, 1):

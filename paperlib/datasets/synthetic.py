@@ -12,7 +12,11 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paperlib.items import Item, TensorItems
+from paperlib.items import Item, TensorItems, check_dataset, check_item
+from paperlib.validation import (
+    check_integers,
+    check_number,
+)
 
 DEFECTS = ("crack", "scratch", "stain")
 _SUPERSAMPLING = 4  # lines are drawn this much larger and averaged
@@ -82,16 +86,16 @@ class SyntheticDefects(Dataset):
     def __init__(
         self, normal: Dataset, kinds: Sequence[str], contrast: float, seed: int
     ):
-        unknown = [kind for kind in kinds if kind not in DEFECTS]
-        if unknown or not kinds or isinstance(kinds, str):
+        check_dataset(normal)
+        is_sequence = isinstance(kinds, Sequence) and not isinstance(kinds, str)
+        if not is_sequence or not kinds or any(kind not in DEFECTS for kind in kinds):
             raise ValueError(
-                f"kinds={kinds!r}; expected a sequence of some of {', '.join(DEFECTS)}"
+                f"kinds={kinds!r:.80}; expected a sequence of some of"
+                f" {', '.join(DEFECTS)}"
             )
-        if not 0 <= contrast <= 1:
-            raise ValueError(
-                f"contrast={contrast}; expected a number from 0 (invisible)"
-                " to 1 (strong)"
-            )
+        what = "a number from 0 (invisible) to 1 (strong)"
+        check_number("contrast", contrast, what, least=0, most=1)
+        check_integers(0, seed=seed)
         self.normal, self.kinds, self.contrast = normal, tuple(kinds), contrast
         self.seed = seed
 
@@ -104,20 +108,20 @@ class SyntheticDefects(Dataset):
         return len(self.normal)
 
     def __getitem__(self, index: int) -> Item:
-        item = self.normal[index]
+        item = check_item(self.normal[index])
         height, width = item.image.shape[1:]
         random = np.random.default_rng((self.seed, index % len(self)))
         kind = self.kinds[random.integers(len(self.kinds))]
         opacity = torch.from_numpy(
             _SHAPES[kind](random, height, width).astype(np.float32) / 255
-        )
+        ).to(item.image)
         mask = opacity >= 0.5
         colour = {
             "crack": 0.0,
             "scratch": 1.0,
             "stain": float(item.image[:, mask].mean() < 0.5),
         }[kind]
-        image = item.image.lerp(torch.tensor(colour), self.contrast * opacity)
+        image = item.image.lerp(opacity.new_tensor(colour), self.contrast * opacity)
         if item.mask is not None:
             mask = mask | item.mask
         return Item(

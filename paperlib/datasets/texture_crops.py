@@ -6,6 +6,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from paperlib.items import Item
+from paperlib.validation import check_integers
 
 TEXTURES = ("brick", "grass", "gravel")
 TRAIN_ROWS = 320  # of 512: training crops lie above, test crops below
@@ -91,11 +92,10 @@ class Textures(Dataset):
         rows = slice(0, TRAIN_ROWS) if split == "train" else slice(TRAIN_ROWS, None)
         self.photographs = {kind: getattr(data, kind)()[rows] for kind in kinds}
         most = 512 - TRAIN_ROWS
-        if count < 1 or size < 1 or not 1 <= side <= most:
-            raise ValueError(
-                f"count={count}, side={side}, size={size};"
-                f" expected at least 1, and a side up to {most}"
-            )
+        check_integers(count=count, side=side, size=size)
+        check_integers(0, seed=seed)
+        if side > most:
+            raise ValueError(f"side={side}; expected a side up to {most}")
         self.kinds, self.split, self.count, self.side = kinds, split, count, side
         self.size, self.seed = size, seed
 

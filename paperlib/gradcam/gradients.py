@@ -19,8 +19,9 @@ from paperlib.activations import (
     raise_unless_ran,
     spatial_map,
 )
-from paperlib.gradcam.inputs import Inputs, ModelFailed
+from paperlib.gradcam.inputs import Inputs
 from paperlib.inference import (
+    ModelFailed,
     autocast_dtypes,
     differentiable,
     inference_state,

@@ -3,18 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from paperlib.inference import map_tensors
+from paperlib.inference import map_tensors, run_model
 from paperlib.validation import check_images
 
 # A batch, positional inputs, or keyword inputs
 Images = Tensor | tuple[Any, ...] | Mapping[str, Any]
-
-
-class ModelFailed(ValueError, RuntimeError):
-    """The model raises an exception for its inputs."""
 
 
 class Inputs(NamedTuple):
@@ -46,32 +41,7 @@ class Inputs(NamedTuple):
         }
         args = [part for key, part in parts.items() if not isinstance(key, str)]
         kwargs = {key: part for key, part in parts.items() if isinstance(key, str)}
-        try:
-            return model(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except _FAILURES as error:
-            # Layers of torch raise ValueError for another number of axes only.
-            if isinstance(error, ValueError) and "D input" not in str(error):
-                raise
-            dtype = str(explained.dtype).removeprefix("torch.")
-            is_image = explained.ndim == 3
-            hint = "; add a batch axis with images[None]" if is_image else ""
-            raise ModelFailed(
-                f"the model raises {type(error).__name__} for images of shape"
-                f" {tuple(explained.shape)}, dtype {dtype}, on {explained.device};"
-                f" pass inputs as the model expects them{hint}. Its message: {error}"
-            ) from error
-
-
-_FAILURES = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+        return run_model(model, explained, *args, **kwargs)
 
 
 def read_inputs(images: Images, explain: int | str | None) -> Inputs:
@@ -86,7 +56,7 @@ def read_inputs(images: Images, explain: int | str | None) -> Inputs:
         parts = dict(images) if isinstance(images, Mapping) else {0: images}
     keys = list(parts)
     key = keys[0] if explain is None and keys else explain
-    if key not in keys:
+    if isinstance(key, Tensor) or key not in keys:
         raise ValueError(
             f"explain={explain!r} for the inputs {keys}; expected one of them"
         )

@@ -25,6 +25,8 @@ from paperlib.gradcam.gradients import (
 from paperlib.gradcam.inputs import Images, read_inputs
 from paperlib.inference import map_tensors, override_autocast
 from paperlib.precision import at_least_float32
+from paperlib.tables import short_repr
+from paperlib.validation import check_iterable, check_same_kind, check_tensor
 
 # Grad-CAM, Sec. 4.1: share of the map's maximum above which a pixel is in the box
 LOCALIZATION_THRESHOLD = 0.15
@@ -47,6 +49,7 @@ class GradCAM(NamedTuple):
     weights: Float[Tensor, "n *t c"]
     logits: Any
     targets: Int[Tensor, " n *t"] | None
+    __repr__ = short_repr
 
 
 def grad_cam_weights(
@@ -77,6 +80,9 @@ def grad_cam_weights(
     Test: test_gradcam.py::test_equals_cam_on_gap_linear_head
     """
 
+    check_tensor(score, "scores", "N")
+    check_maps(activations)
+
     def pool(gradients):
         if gradients[0] is None:
             _raise_unreached("the activations")
@@ -90,6 +96,16 @@ def grad_cam_weights(
         uses_float16=uses_float16,
         retain_graph=retain_graph,
     )[0]
+
+
+def check_maps(activations: Tensor) -> None:
+    """Raise ValueError unless activations are maps (N, C, *spatial), not empty."""
+    check_tensor(activations, "activations")
+    if not 3 <= activations.ndim <= 5 or not activations.numel():
+        raise ValueError(
+            f"activations {tuple(activations.shape)}; expected (N, C, *spatial) with"
+            " one to three spatial axes, not empty"
+        )
 
 
 def grad_cam_map(
@@ -116,6 +132,15 @@ def grad_cam_map(
     Source: Selvaraju et al., arXiv:1610.02391v4, Eq. 2. Departures: none.
     Test: test_gradcam.py::test_maps_are_the_weighted_sum_of_channels
     """
+    check_maps(activations)
+    check_tensor(weights, "weights")
+    check_same_kind("weights", weights, "activations", activations, dtype=False)
+    shape = weights.shape
+    if len(shape) not in (2, 3) or (shape[0], shape[-1]) != activations.shape[:2]:
+        raise ValueError(
+            f"weights {tuple(shape)} for activations {tuple(activations.shape)};"
+            " expected (N, C) or (N, T, C) with the same N and C"
+        )
     dtype = at_least_float32(activations.dtype)
     channels = activations.flatten(2).to(dtype)
     n, c, *spatial = activations.shape
@@ -275,6 +300,8 @@ def grad_cam(
         test_gradcam.py::test_counterfactual_negates_the_weights
     """
     is_single = isinstance(layer, str | nn.Module)
+    if not is_single:
+        check_iterable(layer, "a layer or a sequence of layers")
     layers = [find_layer(model, part) for part in ([layer] if is_single else layer)]
     if not layers:
         raise ValueError("layer is an empty sequence; expected at least one layer")

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paperlib.validation import check_at_least_one
+from paperlib.inference import run_model
+from paperlib.validation import check_choice, check_integers, check_number, check_tensor
 
 
 class Block(NamedTuple):
@@ -85,17 +86,16 @@ class MobileNetV1(nn.Module):
         activation: type[nn.Module] = nn.ReLU,
     ):
         super().__init__()
-        if not STEM_CHANNELS * width >= 1:
-            raise ValueError(
-                f"width={width} leaves the first layer without channels; pass a width"
-                f" of at least 1/{STEM_CHANNELS} (the paper uses 1, 0.75, 0.5 and 0.25)"
-            )
-        check_at_least_one(num_classes=num_classes)
-        if last_stride not in (1, 2):
-            raise ValueError(
-                f"last_stride={last_stride}; expected 1 (what the paper counts) or 2"
-                " (what Table 1 prints)"
-            )
+        check_number(
+            "width",
+            width,
+            "a width that leaves the first layer a channel (the paper: 1 to 0.25)",
+            least=1 / STEM_CHANNELS,
+            most=100,
+        )
+        check_integers(num_classes=num_classes)
+        # What the paper counts, and what Table 1 prints.
+        check_choice("last_stride", last_stride, (1, 2))
 
         blocks = SHALLOW_BLOCKS if shallow else BLOCKS
         blocks = (*blocks[:-1], blocks[-1]._replace(stride=last_stride))
@@ -114,13 +114,15 @@ class MobileNetV1(nn.Module):
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
         """Return the logits of images of shape (N, 3, H, W), of any H and W."""
-        if images.ndim != 4 or images.shape[1] != 3:
+        check_tensor(images, "images")
+        if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
             raise ValueError(
                 f"images of shape {tuple(images.shape)};"
                 " expected (N, 3, H, W). Add a batch axis with images[None],"
                 " or repeat a grey image's single channel three times"
             )
-        return self.classifier(self.pool(self.features(images)).flatten(1))
+        features = run_model(self.features, images, images)
+        return self.classifier(self.pool(features).flatten(1))
 
 
 def _separable_block(

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from paperlib.validation import check_module, check_number
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Split parameters for an optimizer: no weight decay on depthwise filters.
@@ -33,10 +35,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     Departures: "very little or no" is implemented as none.
     Test: test_mobilenet.py::test_depthwise_filters_are_not_decayed
     """
-    if weight_decay < 0:
-        raise ValueError(
-            f"weight_decay={weight_decay}; expected 0 or more, for example 4e-5"
-        )
+    check_module(model)
+    check_number("weight_decay", weight_decay, "a factor such as 4e-5", least=0)
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     depthwise = {
         id(module.weight)

@@ -6,7 +6,6 @@ length. The Gaussians are estimated batch by batch, so memory does not grow with
 number of images.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from paperlib.anomaly_map import (
     MODES,
     NO_BATCH,
     Detection,
+    check_sigma,
     gaussian_blur,
     score_quantile,
     upsample,
@@ -49,6 +49,10 @@ from paperlib.validation import (
     as_tensor,
     check_choice,
     check_images,
+    check_integers,
+    check_iterable,
+    check_number,
+    check_values,
     has_values,
 )
 
@@ -137,17 +141,11 @@ class PaDiM(nn.Module):
                 " a FeatureExtractor. From a backbone: load(name).extractor()"
             )
         check_choice("mode", mode, MODES)
-        if dimensions is not None and dimensions < 1:
-            raise ValueError(
-                f"dimensions={dimensions}; expected at least 1,"
-                " or None for all channels"
-            )
-        if not 0 < epsilon < math.inf:
-            raise ValueError(f"epsilon={epsilon}; expected a variance to add, above 0")
-        if not 0 <= sigma < math.inf:
-            raise ValueError(
-                f"sigma={sigma}; expected a standard deviation in pixels, at least 0"
-            )
+        if dimensions is not None:  # None for all channels
+            check_integers(dimensions=dimensions)
+        check_integers(0, seed=seed)
+        check_number("epsilon", epsilon, "a variance to add", above=0)
+        check_sigma(sigma)
         self.extractor, self.dimensions, self.seed = extractor, dimensions, seed
         self.epsilon, self.mode, self.sigma = epsilon, mode, sigma
         self.transform = transform or extractor.transform
@@ -170,7 +168,9 @@ class PaDiM(nn.Module):
 
         Args:
             images: one or several, as `Transform` accepts them: paths, Pillow images,
-                arrays, items, or a batch of items.
+                arrays, items, or a batch of items. Items of another size, for example
+                of `folder(root, size=448)`, are resized to the transform's; for larger
+                inputs pass `transform=replace(backbone.transform, size=448)`.
 
         Returns:
             a batch for `fit` and the other methods, on the detector's device.
@@ -362,6 +362,7 @@ class PaDiM(nn.Module):
         if self.region is not None:
             settings += f"\nregion of interest: {self.region.float().mean():.0%}"
         fit = "fitted on {} images of {}×{} pixels".format(self.count, *self.size)
+        fit += f", threshold {self.threshold}"
         return f"{settings}\n{fit if self.count else 'not fitted'}"
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -382,6 +383,7 @@ class PaDiM(nn.Module):
                 f"one tensor of shape {tuple(batches.shape)};"
                 " expected an iterable of batches. Pass images.split(32)"
             )
+        check_iterable(batches)
         gaussian = size = None
         for images in batches:
             size = _check_size(images, size)
@@ -429,19 +431,11 @@ class PaDiM(nn.Module):
     def _maps(self, images: Tensor) -> list[Tensor]:
         if self.transform is not None and has_values(images):
             _check_prepared(images, self.transform)
-        try:
-            maps = self.extractor(images)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise ValueError(
-                f"the network can't process images of shape {tuple(images.shape)} and"
-                f" {images.dtype} on {images.device} ({error}); expected RGB"
-                " (N, 3, H, W) in the dtype of its weights. Use detector.prepare"
-            ) from error
         # A network under autocast returns half precision: too coarse for the sums that
         # follow.
-        return [part.to(at_least_float32(part.dtype)) for part in maps]
+        return [
+            part.to(at_least_float32(part.dtype)) for part in self.extractor(images)
+        ]
 
     def _draw_channels(self, total: int) -> Tensor:
         """Draw the channels, in ascending order; raise if there are too few."""
@@ -649,5 +643,7 @@ def _are_integers(values: Tensor) -> bool:
 
 def _digest_weights(model: nn.Module) -> str:
     """Digest a network's weights in order, without names (wrappers add prefixes)."""
+    for parameter in model.parameters():
+        check_values(parameter, "the network's weights")
     state = {str(i): tensor for i, tensor in enumerate(model.state_dict().values())}
     return checksum("", state)

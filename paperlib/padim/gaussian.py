@@ -17,7 +17,15 @@ from torch import Tensor
 from paperlib.devices import chunk_sizes
 from paperlib.distributed import check_same, fail_together
 from paperlib.precision import at_least_float32, full_precision
-from paperlib.validation import NotFitted, check_at_least_one, check_finite, has_values
+from paperlib.validation import (
+    NotFitted,
+    check_finite,
+    check_integers,
+    check_number,
+    check_same_kind,
+    check_tensor,
+    has_values,
+)
 
 COVARIANCE_EPSILON = 0.01  # PaDiM, Sec. IV-B: added to the variances
 # A symmetric or triangular matrix is computed in bands of this many rows that end at
@@ -70,7 +78,7 @@ class PatchGaussian:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ):
-        check_at_least_one(positions=positions, dimensions=dimensions)
+        check_integers(positions=positions, dimensions=dimensions)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype}; expected torch.float32 or torch.float64")
         self.positions, self.dimensions, self.dtype = positions, dimensions, dtype
@@ -80,6 +88,12 @@ class PatchGaussian:
         self.result_dtype = torch.bool
         self._consumed = False  # True once `whiten` has overwritten the sums
 
+    def __repr__(self) -> str:
+        """Show the sizes and the number of images."""
+        sizes = f"positions={self.positions}, dimensions={self.dimensions}"
+        state = ", consumed by whiten" * self._consumed
+        return f"PatchGaussian({sizes}: {self.count} images{state})"
+
     def update(self, x: Float[Tensor, "n p d"]) -> "PatchGaussian":
         """Add a batch of embeddings (N, P, D), N ≥ 1.
 
@@ -87,6 +101,7 @@ class PatchGaussian:
             ValueError: for another shape or device, an empty batch, or NaN; nothing is
                 changed then.
         """
+        check_tensor(x, "x")
         if x.shape[1:] != (self.positions, self.dimensions) or not len(x):
             raise ValueError(
                 f"x of shape {tuple(x.shape)};"
@@ -109,6 +124,8 @@ class PatchGaussian:
         Raises:
             ValueError: if its sizes, dtype or device differ.
         """
+        if not isinstance(other, PatchGaussian):
+            raise ValueError(f"{other!r:.80}; expected a PatchGaussian")
         other._check_not_consumed()
         types = [(g.positions, g.dimensions, g.dtype) for g in (self, other)]
         if types[0] != types[1]:
@@ -187,11 +204,10 @@ class PatchGaussian:
             ValueError: for fewer than 2 images, or a negative epsilon.
         """
         self._check_enough(least=2)
-        if not 0 <= epsilon < math.inf:
-            raise ValueError(f"epsilon={epsilon}; expected a variance to add, ≥ 0")
+        check_number("epsilon", epsilon, "a variance to add", least=0)
         lower = (self._products / (self.count - 1)).tril_()
         full = lower + lower.tril(-1).mT
-        full.diagonal(dim1=1, dim2=2).add_(epsilon)
+        full.diagonal(dim1=1, dim2=2).add_(float(epsilon))
         return full.to(self.result_dtype)
 
     def _check_not_consumed(self) -> None:
@@ -300,17 +316,18 @@ def mahalanobis_distance(
     Source: PaDiM, arXiv:2011.08785, Sec. III-C, Eq. 2. Departures: none.
     Test: test_gaussian.py::test_distance_equals_scipys
     """
+    for name, values in (("x", x), ("mean", mean), ("cholesky", cholesky)):
+        check_tensor(values, name)
     n, p, d = x.shape if x.ndim == 3 else (0, 0, 0)
     if not p or not d or mean.shape != (p, d) or cholesky.shape != (p, d, d):
         raise ValueError(
             f"x {tuple(x.shape)}, mean {tuple(mean.shape)}, cholesky"
             f" {tuple(cholesky.shape)}; expected (N, P, D), (P, D) and (P, D, D)"
         )
-    if {x.dtype, mean.dtype, cholesky.dtype} not in ({torch.float32}, {torch.float64}):
-        raise ValueError(
-            f"x {x.dtype}, mean {mean.dtype}, cholesky {cholesky.dtype};"
-            " expected the same dtype, float32 or float64"
-        )
+    check_same_kind("x", x, "mean", mean)
+    check_same_kind("x", x, "cholesky", cholesky)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"x {x.dtype}; expected float32 or float64")
     check_finite(x, "x")
     centred = (x - mean).permute(1, 2, 0)
     whitened = torch.linalg.solve_triangular(cholesky, centred, upper=False)
@@ -338,8 +355,9 @@ def leave_one_out_distance(distance: Tensor, count: int) -> Tensor:
         ValueError: for a count below 3, or distances above the bound, which training
             images cannot have.
     """
-    if count < 3:
-        raise ValueError(f"{count} images; expected at least 3 to leave one out")
+    check_tensor(distance, "distances")
+    check_integers(3, count=count)
+    check_integers(distances=distance.numel())
     # In float64, because the difference is small where N is below D.
     share = 1 - distance.double().square() * (count / (count - 1) ** 2)
     if has_values(share) and share.min() < -1e-3:  # beyond rounding

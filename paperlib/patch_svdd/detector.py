@@ -28,10 +28,12 @@ from paperlib.patch_svdd.encoders import (
 )
 from paperlib.patch_svdd.images import check_range, mean_image
 from paperlib.storage import read_tensors, write_tensors
+from paperlib.tables import short_repr
 from paperlib.validation import (
     NotFitted,
     UnusableFile,
-    check_at_least_one,
+    check_integers,
+    check_number,
     check_same_kind,
 )
 
@@ -56,6 +58,7 @@ class PatchMaps(NamedTuple):
     big: Tensor
     sum: Tensor
     mult: Tensor
+    __repr__ = short_repr
 
     @property
     def scores(self) -> Tensor:
@@ -123,7 +126,7 @@ class PatchSVDD(nn.Module):
                 f"a {type(encoder).__name__};"
                 " expected a HierarchicalEncoder, which embeds both sizes"
             )
-        check_at_least_one(stride_small=stride_small, stride_big=stride_big)
+        check_integers(stride_small=stride_small, stride_big=stride_big)
         self.encoder = encoder
         self.stride_small, self.stride_big = stride_small, stride_big
         for name in _FITTED:
@@ -140,7 +143,8 @@ class PatchSVDD(nn.Module):
         return (
             f"PatchSVDD of {height}×{width} images:"
             f" {len(self.small):,} small and {len(self.big):,} big patches"
-            f" of {self.small.shape[1]} dimensions, {self.bank_bytes / 2**20:,.1f} MiB"
+            f" of {self.small.shape[1]} dimensions, {self.bank_bytes / 2**20:,.1f} MiB,"
+            f" threshold {self.threshold}"
         )
 
     @property
@@ -208,10 +212,8 @@ class PatchSVDD(nn.Module):
         self, images: Tensor, mean: Tensor, coreset: float, seed: int
     ) -> tuple[list[Tensor], BySize]:
         """Return both banks, and the covering radius of each."""
-        if not 0 < coreset <= 1:
-            raise ValueError(
-                f"coreset={coreset}; expected a share of the bank above 0 and at most 1"
-            )
+        check_number("coreset", coreset, "a share of the bank", above=0, most=1)
+        check_integers(0, seed=seed)
         parts = [self._embed(part, mean) for part in images.split(IMAGES_PER_SEARCH)]
         banks = [
             torch.cat([embeddings.flatten(0, 2) for embeddings in size])

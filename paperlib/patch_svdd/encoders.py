@@ -17,11 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paperlib.storage import is_dense, load_state, read_tensors, write_tensors
+from paperlib.tables import short_repr
 from paperlib.validation import (
     UnusableFile,
-    check_at_least_one,
     check_images,
+    check_integers,
+    check_module,
     check_same_kind,
+    check_tensor,
 )
 
 SMALL_PATCH, BIG_PATCH = 32, 64  # Patch SVDD, Sec. 4: K in pixels
@@ -41,6 +44,7 @@ class Embeddings(NamedTuple):
 
     small: Tensor
     big: Tensor
+    __repr__ = short_repr
 
 
 class BySize(NamedTuple):
@@ -59,7 +63,7 @@ class _DenseEncoder(nn.Module):
     """
 
     def __init__(self, dimensions: int = 64):
-        check_at_least_one(dimensions=dimensions)
+        check_integers(dimensions=dimensions)
         super().__init__()
         self.dimensions = dimensions
         sizes = pairwise((*self.channels, dimensions))
@@ -69,11 +73,7 @@ class _DenseEncoder(nn.Module):
 
     def forward(self, patches: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Embed patches of `side` × `side` pixels."""
-        if patches.shape[-2:] != (self.side, self.side):
-            raise ValueError(
-                f"patches of shape {tuple(patches.shape)}; expected (N, 3, {self.side},"
-                f" {self.side}). For whole images call .embed(images)"
-            )
+        _check_patches(patches, self)
         return self.dense(patches).flatten(1)
 
     def dense(
@@ -92,7 +92,7 @@ class _DenseEncoder(nn.Module):
         self, images: Float[Tensor, "n 3 h w"], stride: int
     ) -> Float[Tensor, "n i j d"]:
         """Embed patches of images at any stride; see `HierarchicalEncoder.embed`."""
-        check_at_least_one(stride=stride)
+        check_integers(stride=stride)
         images = _check_input(images, self)
         return _embed_grid(self, self.dense, images, stride)
 
@@ -195,11 +195,7 @@ class HierarchicalEncoder(nn.Module):
 
     def forward(self, patches: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Embed patches of 64×64 pixels."""
-        if patches.shape[-2:] != (BIG_PATCH, BIG_PATCH):
-            raise ValueError(
-                f"patches of shape {tuple(patches.shape)}; expected (N, 3, 64, 64)."
-                " For 32×32 patches call .small, for whole images .embed(images)"
-            )
+        _check_patches(patches, self)
         n, half = len(patches), SMALL_PATCH
         quarters = (
             patches.reshape(n, 3, 2, half, 2, half)
@@ -276,7 +272,7 @@ class HierarchicalEncoder(nn.Module):
             it separately.
         Test: test_encoders.py::test_both_scales_of_an_image_equal_patch_by_patch
         """
-        check_at_least_one(stride_small=stride_small, stride_big=stride_big)
+        check_integers(stride_small=stride_small, stride_big=stride_big)
         images = _check_input(images, self)
         if stride_small % self.step or stride_big % self.step:
             return Embeddings(
@@ -326,6 +322,7 @@ def initialize(encoder: nn.Module, *, as_released: bool = False) -> None:
     Departures: see `as_released`.
     Test: test_encoders.py::test_the_signal_keeps_its_size_through_the_layers
     """
+    check_module(encoder)
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             if as_released:
@@ -430,6 +427,17 @@ def _check_input(images: Tensor, encoder: nn.Module) -> Tensor:
     images = check_rgb(images, encoder.side)
     check_same_kind("images", images, "the encoder", next(encoder.parameters()))
     return images
+
+
+def _check_patches(patches: Tensor, encoder: nn.Module) -> None:
+    check_tensor(patches, "patches", "N, 3, H, W")
+    side = encoder.side
+    if patches.shape[1:] != (3, side, side) or not len(patches):
+        raise ValueError(
+            f"patches of shape {tuple(patches.shape)}; expected (N, 3, {side}, {side})."
+            " For whole images call .embed(images)"
+        )
+    check_same_kind("patches", patches, "the encoder", next(encoder.parameters()))
 
 
 def _embed_grid(

@@ -5,8 +5,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from paperlib.inference import run_model
 from paperlib.patch_svdd.encoders import SLOPE, initialize
 from paperlib.patch_svdd.pairs import DIRECTIONS
+from paperlib.validation import (
+    check_indices,
+    check_integers,
+    check_module,
+    check_same_kind,
+    check_tensor,
+)
 
 
 class PositionClassifier(nn.Module):
@@ -35,6 +43,7 @@ class PositionClassifier(nn.Module):
     """
 
     def __init__(self, dimensions: int = 64, *, train_last_weight: bool = True):
+        check_integers(dimensions=dimensions)
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(dimensions, 128), nn.Linear(128, 128)
         self.fc3 = nn.Linear(128, len(DIRECTIONS))
@@ -45,6 +54,7 @@ class PositionClassifier(nn.Module):
         self, a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n 8"]:
         """Return the logits of the eight directions."""
+        _check_pairs(a, b)
         hidden = F.leaky_relu(self.fc1(a - b), SLOPE)
         hidden = F.leaky_relu(self.fc2(hidden), SLOPE)
         return F.linear(hidden, F.normalize(self.fc3.weight, dim=0), self.fc3.bias)
@@ -73,7 +83,20 @@ def svdd_loss(a: Float[Tensor, "n d"], b: Float[Tensor, "#n d"]) -> Float[Tensor
     Departures: the mean, as in the released code, instead of the sum.
     Test: test_patch_training.py::test_losses_by_hand
     """
+    is_centre = isinstance(b, Tensor) and b.ndim == 2 and len(b) == 1
+    _check_pairs(a[:1] if is_centre else a, b)
     return torch.linalg.vector_norm(a - b, dim=1).mean()
+
+
+def _check_pairs(a: Tensor, b: Tensor) -> None:
+    check_tensor(a, "embeddings", "n, d")
+    check_tensor(b, "embeddings", "n, d")
+    check_same_kind("embeddings", b, "their partners", a)
+    if a.shape != b.shape or not a.numel():
+        raise ValueError(
+            f"embeddings {tuple(a.shape)} and {tuple(b.shape)};"
+            " expected two times (n, d), n ≥ 1"
+        )
 
 
 def position_loss(
@@ -108,4 +131,12 @@ def position_loss(
     Source: Patch SVDD, arXiv:2006.16067, Eq. 5. Departures: none.
     Test: test_patch_training.py::test_losses_by_hand
     """
-    return F.cross_entropy(classifier(a, b), position)
+    check_module(classifier, "the classifier")
+    _check_pairs(a, b)
+    position = check_indices("position", position, len(DIRECTIONS), "directions")
+    check_same_kind("embeddings", a, "position", position, dtype=False)
+    if position.shape != a.shape[:1]:
+        raise ValueError(
+            f"position {tuple(position.shape)} for {len(a)} pairs; expected one each"
+        )
+    return F.cross_entropy(run_model(classifier, a, a, b), position)

@@ -7,6 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from paperlib.validation import (
+    check_generator,
+    check_integers,
+    check_tensor,
+    height_and_width,
+)
+
 # released code: standard deviation of the colour shift and of the pixel noise (white is
 # 1)
 PERTURBATION = 0.02
@@ -28,6 +35,19 @@ class Pairs(NamedTuple):
     first: Tensor
     second: Tensor
     position: Tensor | None
+
+
+def _check_arguments(
+    count: int,
+    size: tuple[int, int],
+    patch: int,
+    generator: torch.Generator,
+    step: int,
+) -> tuple[int, int]:
+    """Return the size; raise ValueError for arguments of a wrong type or range."""
+    check_integers(count=count, patch=patch, step=step)
+    check_generator(generator)
+    return height_and_width(size)
 
 
 def position_pairs(
@@ -65,6 +85,8 @@ def position_pairs(
         = 32) of its pairs are then closer than the move, some identical.
     Test: test_pairs.py::test_position_pairs_are_where_they_say
     """
+    size = _check_arguments(count, size, patch, generator, step)
+    check_integers(**{"patch // 4 // step": patch // 4 // step})
     needed = patch if clip else 2 * patch - 1
     if min(size) < needed:
         raise ValueError(
@@ -111,6 +133,7 @@ def neighbor_pairs(
         the released code clips.
     Test: test_pairs.py::test_neighbor_pairs_are_moved_a_little
     """
+    size = _check_arguments(count, size, patch, generator, step)
     reach = max(1, patch // 32 // step)
     needed = patch if clip else patch + reach * step
     if min(size) < needed:
@@ -166,6 +189,10 @@ def perturb(
     Departures: none.
     Test: test_pairs.py::test_perturbation_is_a_colour_shift_and_noise
     """
+    check_tensor(images, "images", "N, 3, H, W")
+    check_generator(generator)
+    if images.shape[1] != 3 or not images.numel():
+        raise ValueError(f"images {tuple(images.shape)}; expected (N, 3, H, W)")
     draw = functools.partial(
         torch.randn, generator=generator, device=images.device, dtype=images.dtype
     )

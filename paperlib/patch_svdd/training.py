@@ -19,7 +19,9 @@ from paperlib.distributed import check_same, fail_together, process_group
 from paperlib.patch_svdd.encoders import (
     BIG_PATCH,
     BySize,
+    FlatEncoder,
     HierarchicalEncoder,
+    PatchEncoder,
     initialize,
 )
 from paperlib.patch_svdd.images import check_range, mean_image
@@ -32,12 +34,18 @@ from paperlib.patch_svdd.pairs import (
     position_pairs,
     random_crops,
 )
-from paperlib.storage import fingerprint, load_checkpoint, save_checkpoint
+from paperlib.storage import (
+    find_checkpoint,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from paperlib.training import derive_seed, seeded
 from paperlib.validation import (
-    check_at_least_one,
     check_choice,
     check_images,
+    check_integers,
+    check_number,
     check_same_kind,
 )
 
@@ -96,6 +104,25 @@ class Training(NamedTuple):
     small: PositionClassifier | None
     big: PositionClassifier | None
     mean: Tensor
+
+    def __repr__(self) -> str:
+        """Count the records, and show the last one."""
+        last = self.history[-1] if self.history else "no step"
+        return f"Training({len(self.history)} records, the last: {last})"
+
+
+def _check_settings(
+    encoder: nn.Module, svdd_weight: float, learning_rate: float, seed: int
+) -> None:
+    """Raise ValueError for settings that no training can have."""
+    if not isinstance(encoder, HierarchicalEncoder | PatchEncoder | FlatEncoder):
+        raise ValueError(
+            f"an encoder of type {type(encoder).__name__};"
+            " expected a HierarchicalEncoder, PatchEncoder or FlatEncoder"
+        )
+    check_number("svdd_weight", svdd_weight, "a weight of the loss", least=0)
+    check_number("learning_rate", learning_rate, "a step size", above=0)
+    check_integers(0, seed=seed)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -310,7 +337,7 @@ def _resume(
     device = next(run.parameters()).device if run.world > 1 else None
     rows: list[list[float | None]] = []
     with fail_together(device):
-        if checkpoint is not None and Path(checkpoint).exists():
+        if find_checkpoint(checkpoint):
             # Earlier versions identified the images in another way.
             identity = ("images", "fingerprint")
             rows = load_checkpoint(
@@ -499,7 +526,9 @@ def train(
     """
     check_choice("objective", objective, OBJECTIVES)
     check_choice("optimizer", optimizer, LEARNING_RATES)
-    check_at_least_one(steps=steps, crops=crops, pairs=pairs, every=every)
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    check_choice("dtype", dtype, (None, *dtypes))
+    check_integers(steps=steps, crops=crops, pairs=pairs, every=every, side=side)
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         raise ValueError(
             "optimizer='muon' requires PyTorch 2.9 or newer,"
@@ -507,6 +536,7 @@ def train(
         )
     if learning_rate is None:
         learning_rate = LEARNING_RATES[optimizer]
+    _check_settings(encoder, svdd_weight, learning_rate, seed)
     device = next(encoder.parameters()).device
     rank, world = process_group() if distribute else (0, 1)
     with fail_together(device if distribute else None):
@@ -521,7 +551,7 @@ def train(
             "crops": crops,
             "size": tuple(min(side, length) for length in mean.shape[1:]),
             "pairs": pairs,
-            "svdd_weight": svdd_weight,
+            "svdd_weight": float(svdd_weight),
             "objective": objective,
             "optimizer": optimizer,
             "learning_rate": learning_rate,
@@ -593,13 +623,14 @@ def train_on_patches(
         README (1e-3), not that of its code (1).
     Test: test_patch_training.py::test_published_training_takes_the_released_steps
     """
-    check_at_least_one(epochs=epochs, repeat=repeat, batch_size=batch_size, every=every)
+    check_integers(epochs=epochs, repeat=repeat, batch_size=batch_size, every=every)
+    _check_settings(encoder, svdd_weight, learning_rate, seed)
     recipe = {
         "recipe": "patches",
         "epochs": epochs,
         "repeat": repeat,
         "batch_size": batch_size,
-        "svdd_weight": svdd_weight,
+        "svdd_weight": float(svdd_weight),
         "learning_rate": learning_rate,
         "as_released": as_released,
         "seed": seed,

@@ -465,7 +465,7 @@ def test_boxes_equal_skimage_regions(
         (torch.ones(2, 2), {"threshold": 1.01}, "threshold=1.01; expected a share"),
         (torch.ones(2, 2), {"threshold": -0.01}, "threshold=-0.01; expected a share"),
         (torch.ones(2, 2), {"threshold": float("nan")}, "threshold=nan"),
-        (torch.ones(2, 2), {"connectivity": 6}, "connectivity=6; expected 4 or 8"),
+        (torch.ones(2, 2), {"connectivity": 6}, "connectivity=6; expected one of 4, 8"),
     ],
 )
 def test_boxes_refuse_invalid_arguments(values, options, message):

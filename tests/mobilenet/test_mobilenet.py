@@ -160,5 +160,5 @@ def test_errors_explain_invalid_images(shape):
 
 
 def test_negative_weight_decay_is_refused():
-    with refuses("weight_decay=-0.1; expected 0 or more"):
+    with refuses("weight_decay=-0.1; expected .* at least 0"):
         parameter_groups(MobileNetV1(width=0.25), -0.1)

@@ -326,7 +326,7 @@ def test_distance_runs_where_its_input_lies():
         (
             ((2, 3, 4), (3, 4), (3, 4, 4)),
             "fdf",
-            "mean torch.float64.*expected the same",
+            "mean is torch.float64.*expected the same",
         ),
         (((2, 3, 4), (3, 4), (3, 4, 4)), "hhh", "float16.*float32 or float64"),
     ],
@@ -359,7 +359,7 @@ def test_leaving_out_equals_fitting_again(n, d):
         truth = mahalanobis_distance(x[k : k + 1], rest.mean(), cholesky)[0]
         torch.testing.assert_close(corrected[k], truth, rtol=1e-7, atol=0)
     assert fitted.max() < (n - 1) / n**0.5  # however strange the image
-    with refuses("2 images; expected at least 3 to leave one out"):
+    with refuses("count=2; expected at least 3"):
         leave_one_out_distance(fitted, 2)
     bound = (n - 1) / n**0.5
     with refuses(f"up to .*; those of {n} training images are at most {bound:.4g}"):
