@@ -1,27 +1,17 @@
 """Bounding boxes around the high regions of a map (CAM, Sec. 3.1)."""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from jaxtyping import Num
 from torch import Tensor
 
+from paperlib.anomaly_map import Box
 from paperlib.precision import at_least_float32
 
 # CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is returned
 LOCALIZATION_THRESHOLD = 0.20
 # a common script: share of the maximum after min-max scaling; every 4-connected region
 CODE_REVIEW_THRESHOLD = 0.60
-
-
-class Box(NamedTuple):
-    """A half-open rectangle: rows top to bottom - 1, columns left to right - 1."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
 
 
 def bounding_boxes(
