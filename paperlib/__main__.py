@@ -33,8 +33,9 @@ FOLDER contains normal images only, of any sizes and formats:
 """
 _INSPECT = """\
 Inspect images with a model that fit, or evaluate --save, wrote. The exit status is 0
-with and without alarms. With an unreadable image it is 1: its row states the reason. The
-same command run again, after an interruption too, reuses the rows of unchanged files.
+with and without alarms; it is 1 if images are unreadable, whose rows state the reason.
+The same command run again, after an interruption too, reuses the rows of unchanged
+files.
 
 It writes, in the folder of --out:
 
@@ -370,7 +371,7 @@ def _run_fit(options: argparse.Namespace) -> int:
         """Read all images once; none is kept."""
         read = lambda number: detector.prepare(paths[number])  # noqa: E731
         batches = read_ahead(read, len(paths), options.batch_size, options.threads)
-        with tqdm(None, label, len(paths), unit=" images") as bar:
+        with tqdm(None, label, len(paths), unit="image") as bar:
             for images in batches:
                 yield torch.cat(images)
                 bar.update(len(images))

@@ -538,10 +538,10 @@ def report(results: Sequence[Result]) -> str:
         [
             f"{settings}; in %",
             align_columns(rows, "<" + ">" * (len(rows[0]) - 1)),
-            f"right: the paper's {legend}",
-            f"from {PAPER['source'].split(', Tables')[0]}",
             "threshold and f1 in results.csv were chosen on the test set,"
             " so f1 is too high for new images",
+            f"right: the paper's {legend}",
+            f"from {PAPER['source'].split(', Tables')[0]}",
         ]
     )
 

@@ -44,7 +44,7 @@ THUMBNAIL = 200  # pixels of the longer side
 # Viridis, as a path of colours with increasing lightness: readable in grey, and with
 # colour blindness.
 COLOURS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
-OPACITY = 0.6  # of the heat map where it is most opaque
+OPACITY = 0.7  # of the heat map where it is most opaque
 # Grey levels of a heat map: the first above the threshold, and the last.
 ABOVE, TOP = 128, 255
 
@@ -122,7 +122,9 @@ def inspect_files(
     with (
         _open_table(table, "a") as file,
         ThreadPoolExecutor(threads) as pool,
-        tqdm(None, "inspect", len(remaining), disable=not progress) as bar,
+        tqdm(
+            None, "inspect", len(remaining), unit="image", disable=not progress
+        ) as bar,
     ):
         for part in inspect_batches(detector, remaining, batch_size, threads):
             if pictures:
@@ -189,8 +191,8 @@ def overlay(
 ) -> Image.Image:
     """Draw an anomaly map over its image, with the outline of what exceeds a threshold.
 
-    Colours are comparable between images: the threshold is in the middle of the scale,
-    whose end is twice the threshold. The higher the map, the more opaque it is.
+    Colours are comparable between images: the scale extends from half of the threshold
+    to one and a half times the threshold. The higher the map, the more opaque it is.
 
     Args:
         image: RGB, of any size.
@@ -200,15 +202,16 @@ def overlay(
             these at the centre has the size of the map.
         region: outlined if the map's region is too small to be seen in the image.
     """
-    levels = np.clip(np.ceil(TOP / 2 * map / max(threshold, 1e-12) - 0.5), 0, TOP)
+    share = map / max(threshold, 1e-12) - 0.5  # 0.5 at the threshold
+    levels = np.clip(np.ceil(TOP * share - 0.5), 0, TOP)
     canvas = Image.new("L", resized[::-1])
     canvas.paste(
         Image.fromarray(levels.astype(np.uint8)), margins(resized, map.shape)[::-1]
     )
     heat = canvas.resize(image.size, Image.Resampling.BILINEAR)
-    alpha = heat.point([round(OPACITY * level) for level in range(256)])
+    alpha = heat.point([round(OPACITY * v * v / TOP) for v in range(256)])
     drawn = Image.composite(_colour(heat), image, alpha)
-    is_above = heat.point([TOP * (level >= ABOVE) for level in range(256)])
+    is_above = heat.point([TOP * (v >= ABOVE) for v in range(256)])
     if region is not None and is_above.getbbox() is None:
         box = (region.left, region.top, region.right - 1, region.bottom - 1)
         ImageDraw.Draw(is_above).rectangle(box, fill=TOP)
@@ -216,7 +219,7 @@ def overlay(
     width = max(1, round(max(image.size) / 200))
     for colour, radius in (("black", 2 * width), ("white", width)):
         inner = is_above.filter(ImageFilter.BoxBlur(radius))
-        inner = inner.point([TOP * (level == TOP) for level in range(256)])
+        inner = inner.point([TOP * (v == TOP) for v in range(256)])
         drawn.paste(colour, mask=ImageChops.subtract(is_above, inner))
     return drawn
 
@@ -254,8 +257,9 @@ def write_gallery(
                     "kind": "alarm" if result.alarm else "normal",
                     "verdict": "Alarm" if result.alarm else "No alarm",
                     "shown": f"{result.score:.4g}",
-                    "region": f"{box.bottom - box.top} × {box.right - box.left} pixels"
-                    f" at row {box.top}, column {box.left}",
+                    "region": f"{box.bottom - box.top} pixels high and"
+                    f" {box.right - box.left} wide, at row {box.top},"
+                    f" column {box.left}",
                     "original": _to_base64(original),
                     "overlay": _to_base64(drawn),
                     "link": quote(f"overlays/{full.name}"),

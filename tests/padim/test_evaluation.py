@@ -149,7 +149,8 @@ def test_a_run_writes_rows_and_pictures(tmp_path, lite0, settings, monkeypatch):
     names = [
         f"{c}-efficientnet_lite0-20-centered-seed3.png" for c in ("bottle", "carpet")
     ]
-    assert sorted(path.name for path in out.iterdir()) == [*names, "results.csv"]
+    files = sorted([*names, *(name.replace("png", "csv") for name in names)])
+    assert sorted(path.name for path in out.iterdir()) == [*files, "results.csv"]
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["category"] for row in rows] == ["carpet", "bottle"]
