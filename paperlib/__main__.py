@@ -310,7 +310,7 @@ def _parse_count(text: str) -> int:
 
 
 def _parse_size(text: str) -> int | tuple[int, int]:
-    """Read N, or HxW as (H, W)."""
+    """Read `N`, or `HxW` as (H, W)."""
     sides = [_parse_count(side) for side in text.lower().split("x")]
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"{text!r}; expected N or HxW, in pixels")

@@ -40,7 +40,7 @@ from paperlib.validation import UnusableFile
 
 # The fingerprint comes last, so that a row that a killed run cut off has none.
 COLUMNS = "path score alarm top left height width error fingerprint".split()
-THUMBNAIL = 200  # pixels of the longer side
+THUMBNAIL = 180  # pixels of the longer side
 # Viridis, as a path of colours with increasing lightness: readable in grey, and with
 # colour blindness.
 COLOURS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
@@ -350,7 +350,7 @@ def _write_pictures(detector: nn.Module, out: Path, inspected: Inspected) -> Non
     drawn.save(full, quality=90)
     for picture, path in ((image, original), (drawn, small)):
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        picture.save(path, quality=80)
+        picture.save(path, quality=70)
 
 
 def _colour(levels: Image.Image) -> Image.Image:
