@@ -347,9 +347,9 @@ def test_what_fit_can_not_use_is_refused_before_any_work(
     good = in_parts / "good pärts"
     for name, files in (
         ("empty", []),
-        ("two", ["tüv 1 b.jpg", "tüv 2 c.tif"]),
-        ("train/good", ["tüv 1 b.jpg"] * 3),
-        ("test/scratch", ["tüv 1 b.jpg"]),
+        ("two", ["tüv 1.jpg", "tüv 2.tif"]),
+        ("train/good", ["tüv 1.jpg"] * 3),
+        ("test/scratch", ["tüv 1.jpg"]),
     ):
         (tmp_path / name).mkdir(parents=True)
         for number, file in enumerate(files):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from paperlib.datasets import textures
 
-FORMATS = ("a.png", "b.jpg", "c.tif", "d.bmp", "12-bit.png")
+FORMATS = ("png", "jpg", "tif", "bmp", "12-bit png")
 DEFECTIVE = 4  # of the images to inspect, the last ones
 
 
@@ -41,9 +41,9 @@ def save(image, folder, name, number=None, is_defective=False) -> Path:
     if is_defective:
         pixels[defect(*pixels.shape)] = 10
     kind = FORMATS[number % len(FORMATS)]
-    if kind == "12-bit.png":
+    if kind == "12-bit png":
         pixels = pixels.astype(np.uint16) * 16
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"tüv {name} {kind}"
-    Image.fromarray(pixels).save(path, **{"quality": 95} if "jpg" in kind else {})
+    path = folder / f"tüv {name}.{kind.split()[-1]}"
+    Image.fromarray(pixels).save(path, **{"quality": 95} if kind == "jpg" else {})
     return path

@@ -72,6 +72,19 @@ def test_regions_are_in_pixels_of_the_original_image(size, crop):
     assert result.alarm and result.score > 0.9
 
 
+def test_a_region_covers_the_pixels_of_its_map():
+    """Rows 10/3 to 20/3 and columns 7/3 to 14/3, rounded outwards."""
+
+    class Peak(Brightness):
+        def forward(self, images):
+            maps = torch.zeros(len(images), 3, 3)
+            maps[:, 1, 1] = 1
+            return Detection(maps.amax((1, 2)), maps)
+
+    (result,) = Peak(3).inspect(Image.new("RGB", (7, 10)))
+    assert result.region == (3, 2, 7, 5)
+
+
 def test_a_region_at_the_border_ends_with_the_image():
     (result,) = Brightness(48).inspect(image_with(Box(0, 60, 31, 101), (31, 101)))
     assert result.region[0] == 0 and result.region[2:] == (31, 101)
@@ -279,7 +292,8 @@ def test_overlays_have_the_size_of_the_original(parts, tmp_path):
 def test_an_overlay_outlines_what_exceeds_the_threshold():
     image = Image.new("RGB", (512, 256), "grey")
     values = np.full((64, 64), 4.0)
-    values[16:32, 16:32] = 16.0
+    values[16:32, 16:32] = 10.4
+    values[20:28, 20:28] = 16.0
     drawn = np.asarray(report.overlay(image, values, 10.0, (64, 64))).astype(int)
     is_white = (drawn > 250).all(-1)
     rows, columns = is_white.any(1).nonzero()[0], is_white.any(0).nonzero()[0]
