@@ -34,8 +34,8 @@ class Inspection(NamedTuple):
         region: the bounding box of the strongest region, half-open, in pixels of the
             original image as viewers show it, with its EXIF orientation. It is the
             connected region around the maximum of the map: that above the threshold if
-            there is an alarm, else that above the middle between the map's mean and its
-            maximum.
+            there is an alarm, else that above the middle between the mean of its
+            positive values and its maximum.
         error: why the file can't be read; "" if it can.
     """
 
@@ -153,9 +153,9 @@ def strongest_region(map: Float[np.ndarray, "h w"], threshold: float) -> Box:
     """Return the box of the connected region around the maximum of an anomaly map.
 
     Args:
-        map: (h, w), finite.
-        threshold: of the region's pixels; the middle between the map's mean and its
-            maximum if no pixel is above it.
+        map: (h, w), finite and not negative.
+        threshold: of the region's pixels; if no pixel is above it, the middle between
+            the mean of the positive values and the maximum.
 
     Example:
         >>> import numpy as np
@@ -169,7 +169,9 @@ def strongest_region(map: Float[np.ndarray, "h w"], threshold: float) -> Box:
     from scipy import ndimage
 
     peak = np.unravel_index(map.argmax(), map.shape)
-    level = threshold if map[peak] > threshold else (map.mean() + map[peak]) / 2
+    # What is excluded from the search has the value 0.
+    mean = map[map > 0].mean() if map[peak] > 0 else 0.0
+    level = threshold if map[peak] > threshold else (mean + map[peak]) / 2
     is_above = map > level
     is_above[peak] = True  # of a constant map nothing is above its mean
     labels, _ = ndimage.label(is_above, np.ones((3, 3)))

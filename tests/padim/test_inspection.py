@@ -117,9 +117,13 @@ def test_the_strongest_region_surrounds_the_maximum():
     values[2, 4] = values[3, 5] = 9.0  # touch at a corner
     values[4, 6] = 5.0
     assert strongest_region(values, 5.0) == Box(2, 4, 4, 6)
-    # Nothing is above: the middle between mean and maximum, about 5.1.
+    # Nothing is above: 7.7, the middle between the mean of what is above 0, and 9.
     assert strongest_region(values, 9.0) == Box(2, 4, 4, 6)
-    assert strongest_region(values - 4.0, 9.0) == Box(2, 4, 4, 6)
+    values[1, 4] = 7.6
+    assert strongest_region(values, 9.0) == Box(2, 4, 4, 6)
+    values[1, 4] = 8.5
+    assert strongest_region(values, 9.0) == Box(1, 4, 4, 6)
+    assert strongest_region(np.zeros((3, 4)), 2.0) == Box(0, 0, 1, 1)
     assert strongest_region(np.ones((3, 4)), 2.0) == Box(0, 0, 1, 1)
 
 
