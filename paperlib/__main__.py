@@ -1,16 +1,67 @@
-"""The command line: evaluate PaDiM on a data set, or unpack an archive."""
+"""The command line: inspect images with PaDiM, evaluate it, or unpack an archive."""
 
 import argparse
+import hashlib
+import math
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
-from paperlib import backbones
+from paperlib import __version__, backbones
 from paperlib.datasets import VARIANTS, categories, unpack
-from paperlib.padim import evaluation
+from paperlib.image_files import check_bits, check_depth
+from paperlib.items import read_ahead
+from paperlib.padim import PaDiM, evaluation, report
+from paperlib.padim.detector import PADIM_FORMAT
+from paperlib.padim.inspection import check_ready, find_images
+from paperlib.storage import read_tensors
+
+_FIT = """\
+Fit PaDiM to images of normal parts. The threshold of its score is chosen on the same
+images, each left out once. All images are read twice, and none is kept in memory.
+
+FOLDER contains normal images only, of any sizes and formats:
+
+  FOLDER/0001.png
+  FOLDER/line 2/0001.jpg      folders within it are searched too
+"""
+_INSPECT = """\
+Inspect images with a model that fit, or evaluate --save, wrote. The exit status is 0
+with and without alarms; it is 1 if images are unreadable, whose rows state the reason.
+The same command run again, after an interruption too, reuses the rows of unchanged
+files.
+
+It writes, in the folder of --out:
+
+  results.csv       path, score, alarm (true or false), and the strongest region: top,
+                    left, height and width in pixels of the original image
+  results.json      the same, and the threshold
+  index.html        a gallery in one file, for any browser, offline
+  overlays/         the anomaly map over each image, at its original size
+  thumbnails/       the images of the gallery
+"""
+_EVALUATE = """\
+Fit PaDiM to each category's normal images, score its test images, and print the results
+next to the paper's. Each category's row is written to results.csv when it is done: the
+same command run again reuses it, if the files are unchanged. The threshold in
+results.csv is chosen on the test set. One CSV file per category has the score of each
+test image.
+
+FOLDER contains one folder per category, or is one category's folder, such as:
+
+  category/train/good               or train/normal: normal images
+  category/test/good                or test/normal
+  category/test/scratch             any name but good: defective images
+  category/ground_truth/scratch     masks, (name)_mask.png or (name).png; optional
+"""
+# Folders of a data set that `fit` must not take for normal images.
+_NOT_NORMAL = {"abnormal", "ground_truth", "test"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,62 +99,161 @@ def _in_flags(message: str, options: Collection[str]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m paperlib", description=__doc__)
+    version = f"paperlib {__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _define_padim(
-        commands.add_parser(
-            "padim",
-            help="fit and score PaDiM on MVTec AD, or any data set in its layout",
-        )
-    )
-    _define_unpack(
-        commands.add_parser("unpack", help="unpack a downloaded archive safely")
-    )
+    for add in (_add_fit, _add_inspect, _add_padim, _add_unpack):
+        add(commands)
     return parser
 
 
-def _define_padim(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Fit PaDiM to each category's normal images, score its test images, and print"
-        " the results next to the paper's. Each category's row is written to"
-        " results.csv when it is done: the same command run again reuses it, if the"
-        " files are unchanged."
+def _add_fit(commands: argparse._SubParsersAction) -> None:
+    fit = commands.add_parser(
+        "fit",
+        help="fit PaDiM to a folder of normal images, and choose a threshold",
+        description=_FIT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(
+    fit.set_defaults(run=_run_fit, stopped="no model was written")
+    fit.add_argument("folder", type=Path, metavar="FOLDER", help="of normal images")
+    fit.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="MODEL",
+        help="file to write, for example model.safetensors",
+    )
+    fit.add_argument(
+        "--size",
+        type=_parse_size,
+        metavar="N",
+        help="side of the square that images are resized to, or HxW, height and width,"
+        " in pixels (default: the backbone's)",
+    )
+    fit.add_argument(
+        "--quantile",
+        type=_parse_share,
+        default=0.99,
+        metavar="Q",
+        help="share of normal images below the threshold (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--roi",
+        type=Path,
+        metavar="MASK",
+        help="mask image, white where anomalies are searched for",
+    )
+    fit.add_argument(
+        "--tile",
+        type=_parse_count,
+        metavar="N",
+        help="side in pixels of the tiles in which the network sees large images, for"
+        " example --size 832 --tile 256 --overlap 64",
+    )
+    fit.add_argument(
+        "--overlap",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of neighbouring tiles, in pixels (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--half",
+        action="store_true",
+        help="store the model in float16: half the size, almost the same scores",
+    )
+    _add_model_options(fit, "efficientnet_lite0", "of the channels")
+    _add_weights(fit)
+    _add_reading_options(fit, "16")
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="inspect images with a model that fit wrote",
+        description=_INSPECT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inspect.set_defaults(
+        run=_run_inspect,
+        stopped="rows of inspected images are stored: run the same command again,"
+        " without --fresh, to resume with the next batch",
+    )
+    inspect.add_argument(
+        "model", type=Path, metavar="MODEL", help="file that fit wrote"
+    )
+    inspect.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER_OR_FILE",
+        help="images, or folders that are searched, with all folders in them",
+    )
+    inspect.add_argument(
+        "--json", action="store_true", help="print results.json to standard output"
+    )
+    _add_weights(inspect)
+    _add_output_options(inspect, "report", "inspect")
+    _add_reading_options(inspect, "as fitted")
+
+
+def _add_padim(commands: argparse._SubParsersAction) -> None:
+    padim = commands.add_parser(
+        "evaluate",
+        aliases=["padim"],
+        help="fit and score PaDiM on MVTec AD, or any data set in its layout",
+        description=_EVALUATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    padim.set_defaults(
         run=_run_padim,
         stopped="rows of finished categories are stored: run the same command again,"
         " without --fresh, to resume with the next category",
     )
-    _add_method_flags(parser)
-    _add_run_flags(parser)
-
-
-def _add_method_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that select the data and the variant of PaDiM."""
-    parser.add_argument(
+    padim.add_argument(
         "--data",
         required=True,
         type=Path,
         metavar="FOLDER",
-        help="folder that contains one folder per category, or one category's folder:"
-        " train/good, test/good and test/(defect), or train/normal, test/normal and"
-        " test/abnormal",
+        help="folder that contains one folder per category, or one category's folder",
     )
-    parser.add_argument(
+    padim.add_argument(
         "--category",
         nargs="+",
         metavar="NAME",
         help="categories to evaluate (default: all in FOLDER)",
     )
+    padim.add_argument(
+        "--variant", default="centered", choices=VARIANTS, help="random: Rd-MVTec AD"
+    )
+    padim.add_argument(
+        "--save",
+        action="store_true",
+        help="write each category's model too, for inspect",
+    )
+    _add_model_options(padim, "resnet18", "of channels, rotations and crops")
+    _add_weights(padim)
+    _add_output_options(padim, "padim-results", "evaluate")
+    _add_reading_options(padim, "16")
+
+
+def _add_unpack(commands: argparse._SubParsersAction) -> None:
+    archive = commands.add_parser("unpack", help="unpack a downloaded archive safely")
+    archive.set_defaults(run=_run_unpack, stopped="nothing was unpacked")
+    archive.add_argument("archive", type=Path, help="tar.xz, tar.gz, tar or zip")
+    archive.add_argument(
+        "folder", type=Path, help="folder to unpack into: new or empty"
+    )
+
+
+def _add_model_options(
+    parser: argparse.ArgumentParser, backbone: str, seeded: str
+) -> None:
     parser.add_argument(
         "--backbone",
-        default="resnet18",
+        default=backbone,
         choices=evaluation.DIMENSIONS,
         help="default: %(default)s",
-    )
-    parser.add_argument(
-        "--weights",
-        default="default",
-        help="a file with the backbone's weights, or 'none' for random ones",
     )
     parser.add_argument(
         "--dimensions",
@@ -113,25 +263,40 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
         help="or 'all' (default: the paper's: 100, 550 or all)",
     )
     parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="seed of channels, rotations and crops (default: 0)",
+        "--seed", type=int, default=0, help=f"seed {seeded} (default: 0)"
     )
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--variant", default="centered", choices=VARIANTS, help="random: Rd-MVTec AD"
+        "--weights",
+        default="default",
+        help="a file with the backbone's weights, or 'none' for random ones",
     )
 
 
-def _add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the output, the device, and the reading of images."""
+def _add_output_options(
+    parser: argparse.ArgumentParser, folder: str, verb: str
+) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("padim-results"),
+        default=Path(folder),
         metavar="FOLDER",
         help="default: %(default)s",
     )
+    parser.add_argument(
+        "--fresh", action="store_true", help=f"{verb} again what results.csv holds"
+    )
+    parser.add_argument(
+        "--no-pictures",
+        dest="pictures",
+        action="store_false",
+        help="write the tables only",
+    )
+
+
+def _add_reading_options(parser: argparse.ArgumentParser, bits: str) -> None:
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
@@ -155,23 +320,8 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--bits",
         type=_parse_count,
         metavar="N",
-        help="depth of the data in 16-bit files, for example 12 (default: 16)",
+        help=f"depth of the data in 16-bit files, for example 12 (default: {bits})",
     )
-    parser.add_argument(
-        "--fresh", action="store_true", help="evaluate again what results.csv holds"
-    )
-    parser.add_argument(
-        "--no-pictures",
-        dest="pictures",
-        action="store_false",
-        help="write the table only",
-    )
-
-
-def _define_unpack(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_run_unpack, stopped="nothing was unpacked")
-    parser.add_argument("archive", type=Path, help="tar.xz, tar.gz, tar or zip")
-    parser.add_argument("folder", type=Path, help="folder to unpack into: new or empty")
 
 
 def _parse_dimensions(text: str) -> int | None:
@@ -182,6 +332,24 @@ def _parse_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}; expected an integer of at least 1")
     return int(text)
+
+
+def _parse_size(text: str) -> int | tuple[int, int]:
+    """Read `N`, or `HxW` as (H, W)."""
+    sides = [_parse_count(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected N or HxW, in pixels")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def _parse_share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a share, 0 < Q ≤ 1")
+    return share
 
 
 def _usable_device(name: str) -> torch.device:
@@ -200,13 +368,128 @@ def _usable_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _load_backbone(name: str, weights: str, seed: int) -> backbones.Backbone:
+    torch.manual_seed(seed)  # for random weights
+    return backbones.load(name, None if weights == "none" else weights)
+
+
+def _dimensions(options: argparse.Namespace) -> int | None:
+    """Return the number of dimensions, by default the paper's; None for all."""
+    paper = evaluation.DIMENSIONS[options.backbone]
+    return paper if options.dimensions == 0 else options.dimensions
+
+
+def _run_fit(options: argparse.Namespace) -> int:
+    device = _usable_device(options.device)
+    paths = _find_normal_images(options.folder, options.bits)
+    backbone = _load_backbone(options.backbone, options.weights, options.seed)
+    size = options.size or backbone.transform.size
+    detector = PaDiM(
+        backbone.extractor(tile=options.tile, overlap=options.overlap),
+        _dimensions(options),
+        options.seed,
+        transform=replace(backbone.transform, size=size, bits=options.bits),
+        region=options.roi,
+    ).to(device)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def prepared(label: str) -> Iterator[Tensor]:
+        """Read all images once; none is kept."""
+        read = lambda number: detector.prepare(paths[number])  # noqa: E731
+        batches = read_ahead(read, len(paths), options.batch_size, options.threads)
+        with tqdm(None, label, len(paths), unit="image") as bar:
+            for images in batches:
+                yield torch.cat(images)
+                bar.update(len(images))
+
+    detector.fit(prepared("fit"))
+    threshold = detector.normal_threshold(
+        prepared("threshold"), options.quantile, fitted=True
+    )
+    detector.save(options.out, torch.float16 if options.half else None)
+    n, q = len(paths), options.quantile
+    print(f"threshold {threshold:.4g}: quantile {q:g} of the scores of {n} images")
+    if n * (1 - q) < 1 - 1e-9 and q < 1:
+        print(
+            f"warning: {n} images are few for --quantile {q:g}, which needs"
+            f" {math.ceil(1 / (1 - q) - 1e-9)}: the threshold is close to their"
+            " highest score. Check it on normal images that were not used here",
+            file=sys.stderr,
+        )
+    print(f"model: {options.out}")
+    return 0
+
+
+def _find_normal_images(folder: Path, bits: int | None) -> list[Path]:
+    """List the images to fit, after the checks that need no network."""
+    check_bits(bits)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}; expected a folder of normal images")
+    paths = find_images([folder])
+    parts = {part for path in paths for part in path.relative_to(folder).parts[:-1]}
+    if other := sorted(parts & _NOT_NORMAL):
+        raise ValueError(
+            f"{folder} contains the folder {other[0]}; expected normal images only."
+            f" Pass the folder of these, for example {folder / 'train' / 'good'}"
+        )
+    if len(paths) < 3:
+        raise ValueError(
+            f"{len(paths)} image{'s' * (len(paths) > 1)} in {folder}; expected at least"
+            " 3, to leave each out once for the threshold"
+        )
+    if bits is None:
+        check_depth(paths, folder)
+    return paths
+
+
+def _run_inspect(options: argparse.Namespace) -> int:
+    device = _usable_device(options.device)
+    check_bits(options.bits)
+    paths = find_images(options.images, without=options.out)
+    detector = _load_detector(options.model, options.weights).to(device)
+    if options.bits is not None and detector.transform is not None:
+        detector.transform = replace(detector.transform, bits=options.bits)
+    check_ready(detector)
+    if detector.transform.bits is None:
+        check_depth(paths, " ".join(map(str, options.images)))
+    with options.model.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    results = report.inspect_files(
+        detector,
+        paths,
+        options.out,
+        model=f"{digest} {detector.transform.bits}",
+        pictures=options.pictures,
+        batch_size=options.batch_size,
+        threads=options.threads,
+        progress=True,
+        fresh=options.fresh,
+    )
+    if options.json:
+        print(report.to_json(results, detector.threshold), end="")
+    written = options.out / ("index.html" if options.pictures else "results.csv")
+    print(
+        f"{report.summary(results)}; {written}",
+        file=sys.stderr if options.json else sys.stdout,
+    )
+    return int(any(result.error for result in results))
+
+
+def _load_detector(path: Path, weights: str) -> PaDiM:
+    """Load a model, with weights other than the backbone's default ones if passed."""
+    if weights == "default":
+        return PaDiM.load(path)
+    about, _ = read_tensors(path, PADIM_FORMAT, "saved PaDiM", "fit and save again")
+    name, seed = about["backbone"], about["settings"]["seed"]
+    tiles = {"tile": about.get("tile"), "overlap": about.get("overlap", 0)}
+    return PaDiM.load(path, _load_backbone(name, weights, seed).extractor(**tiles))
+
+
 def _run_padim(options: argparse.Namespace) -> int:
     device = _usable_device(options.device)
     settings, names = _read_settings(options)
     runnable = _check_categories(options, settings, names)
-    torch.manual_seed(options.seed)  # for random weights
-    weights = None if options.weights == "none" else options.weights
-    backbone = backbones.load(options.backbone, weights)
+    backbone = _load_backbone(options.backbone, options.weights, options.seed)
     backbone.model.to(device)
     results = []
     for name in runnable:
@@ -221,6 +504,7 @@ def _run_padim(options: argparse.Namespace) -> int:
                 pictures=options.pictures,
                 progress=True,
                 fresh=options.fresh,
+                save=options.save,
             )
         except ValueError as error:
             _print_error(error, options)
@@ -237,16 +521,11 @@ def _read_settings(
     data, names = options.data.resolve(), options.category
     if (data / "train").is_dir():  # the folder of one category
         data, names = data.parent, names or [data.name]
-    dimensions = (
-        evaluation.DIMENSIONS[options.backbone]
-        if options.dimensions == 0
-        else options.dimensions
-    )
     settings = evaluation.Settings(
         str(data),
         options.backbone,
         options.weights,
-        dimensions,
+        _dimensions(options),
         options.seed,
         options.variant,
         options.bits,

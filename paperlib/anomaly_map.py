@@ -46,6 +46,15 @@ class Detection(NamedTuple):
     __repr__ = short_repr
 
 
+class Box(NamedTuple):
+    """A half-open rectangle: rows top to bottom - 1, columns left to right - 1."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
 def score_quantile(
     images: Tensor | Iterable[Tensor],
     score: Callable[[Tensor], Tensor],

@@ -1,6 +1,6 @@
 """The items of a data set (an image with its label and mask), and batches of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -123,19 +123,37 @@ def batches(dataset: Dataset, size: int = 32, threads: int = 2) -> Iterator[Batc
         ValueError: if `size` or `threads` is below 1, the images of a batch differ in
             size, or only some have masks.
     """
-    check_integers(size=size, threads=threads)
     check_dataset(dataset)
+    for items in read_ahead(dataset.__getitem__, len(dataset), size, threads):
+        yield _collate(items)
+
+
+def read_ahead(
+    read: Callable[[int], Any], count: int, size: int = 32, threads: int = 2
+) -> Iterator[list[Any]]:
+    """Yield `read(0)`, …, `read(count - 1)` in lists; the next is read meanwhile.
+
+    Args:
+        read: a function of a number, called in the background.
+        count: of the numbers.
+        size: results per list; the last may be shorter.
+        threads: that call `read`.
+
+    Raises:
+        ValueError: if `size` or `threads` is below 1.
+    """
+    check_integers(size=size, threads=threads)
     pool = ThreadPoolExecutor(threads)
 
     def start_reading(first: int) -> list[Future]:
-        numbers = range(first, min(first + size, len(dataset)))
-        return [pool.submit(dataset.__getitem__, number) for number in numbers]
+        numbers = range(first, min(first + size, count))
+        return [pool.submit(read, number) for number in numbers]
 
     try:
         ahead = start_reading(0)
-        for first in range(size, len(dataset) + size, size):
+        for first in range(size, count + size, size):
             current, ahead = ahead, start_reading(first)
-            yield _collate([reading.result() for reading in current])
+            yield [reading.result() for reading in current]
     finally:
         pool.shutdown(cancel_futures=True)
 

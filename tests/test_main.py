@@ -1,3 +1,6 @@
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -6,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_mvtec
+import small_parts
 import torch
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
-from paperlib.__main__ import main
+from paperlib import __version__
+from paperlib.__main__ import _parse_size, main
+from paperlib.backbones import load
+from paperlib.padim import PaDiM
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +71,8 @@ def test_options_reach_the_run(root, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "all channels, seed 7, weights none, Rd-MVTec AD" in printed
     assert "grid" not in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["results.csv", "wood-efficientnet_lite0-all-random-seed7.csv"]
     first = (tmp_path / "results.csv").read_text().splitlines()[1].split(",")
     # Random weights follow the seed.
     assert padim(root, tmp_path / "again", *options) == 0
@@ -233,6 +241,212 @@ def test_the_module_runs_and_unpacks(root, tmp_path, capsys):
     assert main(command[3:]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "not empty" in said
+
+
+# ---- fit and inspect ----
+
+
+def run_module(*arguments, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "paperlib", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A folder with 24 good images, 8 others, and a model that a shell has fitted."""
+    folder = tmp_path_factory.mktemp("small pärts")
+    small_parts.write(folder)
+    done = run_module(
+        *("fit", "good pärts", "--out", "new/m.safetensors", "--bits", 12), cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"threshold \d+\.?\d*: quantile 0.99 of the scores of 24 images\n"
+        r"model: new/m.safetensors\n",
+        done.stdout,
+    )
+    assert "warning: 24 images are few for --quantile 0.99, which needs 100" in (
+        done.stderr
+    )
+    assert re.search(r"fit: 100%.* 24/24 .*image/s", done.stderr)
+    return folder
+
+
+@pytest.fixture
+def in_parts(parts, monkeypatch):
+    monkeypatch.chdir(parts)
+    return parts
+
+
+def test_a_folder_is_inspected_from_a_shell(parts):
+    done = run_module(
+        *("inspect", "new/m.safetensors", "to inspect", "--out", "my report"), cwd=parts
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "8 images: 4 alarms; my report/index.html\n"
+    assert "inspect: 100%" in done.stderr
+    lines = (parts / "my report/results.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("path,score,alarm,top,left,height,width,error")
+    alarms = sorted(line.split(",")[0] for line in lines if ",true," in line)
+    others = sorted(line.split(",")[0] for line in lines if ",false," in line)
+    assert [Path(path).name[:5] for path in alarms] == ["tüv 2", "tüv 3"] * 2
+    assert [Path(path).name[:5] for path in others] == ["tüv 0", "tüv 1"] * 2
+    assert len(list((parts / "my report/overlays").iterdir())) == 8
+
+
+def test_json_is_all_that_standard_output_holds(in_parts, tmp_path, capsys):
+    (tmp_path / "broken.png").touch()
+    images = ["to inspect/a", str(tmp_path / "broken.png")]
+    options = ["--out", str(tmp_path / "out"), "--json", "--no-pictures"]
+    assert main(["inspect", "new/m.safetensors", *images, *options]) == 1
+    printed = capsys.readouterr()
+    results = json.loads(printed.out)
+    alarms = [image["alarm"] for image in results["images"]]
+    assert alarms == [False, False, True, True, None]
+    assert "cannot identify" in results["images"][-1]["error"]
+    assert printed.out == (tmp_path / "out/results.json").read_text()
+    assert "5 images: 2 alarms, 1 can't be read" in printed.err
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["results.csv", "results.json"]
+    # The same command again; then with another model, and with another depth.
+    for n_reused, more in (("4", []), ("", ["--bits", "16"]), ("", ["--fresh"])):
+        main(["inspect", "new/m.safetensors", *images, *options, *more])
+        said = capsys.readouterr().err
+        assert ("rows reused" in said) == bool(n_reused)
+        assert said.startswith(f"{n_reused} of 5" if n_reused else "")
+
+
+def test_the_model_holds_what_it_was_fitted_with(in_parts, tmp_path, capsys):
+    options = ["--size", "96", "--dimensions", "5", "--seed", "3", "--quantile", "0.9"]
+    options += ["--weights", "none", "--bits", "12", "--out", str(tmp_path / "m.sft")]
+    assert main(["fit", "good pärts/line 2", *options]) == 0
+    printed = capsys.readouterr()
+    assert "quantile 0.9 of the scores of 8 images" in printed.out
+    assert "8 images are few for --quantile 0.9, which needs 10" in printed.err
+    command = ["inspect", str(tmp_path / "m.sft"), "to inspect/b", "--out"]
+    assert main([*command, str(tmp_path / "out"), "--weights", "none"]) == 0
+    assert "4 images: " in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "other")]) == 1
+    assert "with other weights than these; pass the weights" in capsys.readouterr().err
+    backbone = load("efficientnet_lite0")
+    detector = PaDiM.load("new/m.safetensors", backbone.extractor())
+    assert (detector.count, detector.dimensions) == (24, 100)
+    assert detector.transform.bits == 12
+
+
+def test_what_fit_can_not_use_is_refused_before_any_work(
+    in_parts, tmp_path, capsys, monkeypatch
+):
+    def never(*_):
+        raise AssertionError("a network was loaded")
+
+    monkeypatch.setattr("paperlib.backbones.load", never)
+    good = in_parts / "good pärts"
+    for name, files in (
+        ("empty", []),
+        ("two", ["tüv 1.jpg", "tüv 2.tif"]),
+        ("train/good", ["tüv 1.jpg"] * 3),
+        ("test/scratch", ["tüv 1.jpg"]),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        for number, file in enumerate(files):
+            shutil.copy(good / file, tmp_path / name / f"{number} {file}")
+    for folder, message in (
+        ("absent", "no folder "),
+        ("empty", "no image in "),
+        ("two", "2 images in "),
+        (".", "contains the folder test; expected normal images only"),
+        (good, "Pass --bits 12 if that is the camera's depth"),
+    ):
+        options = ["--out", str(tmp_path / "m.safetensors")]
+        assert main(["fit", str(tmp_path / folder), *options]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and message in said
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_what_inspect_can_not_use_is_refused_before_any_work(
+    in_parts, tmp_path, capsys
+):
+    detector = PaDiM.load("new/m.safetensors")
+    detector.threshold = None
+    detector.save(tmp_path / "m.safetensors")
+    model = "new/m.safetensors"
+    for arguments, message in (
+        ([str(tmp_path / "m.safetensors"), "to inspect"], "call normal_threshold"),
+        ([model, "absent"], "no file or folder absent"),
+        ([model, str(tmp_path)], "no image in "),
+        (["to inspect/a/absent", "to inspect"], "is no file"),
+        ([model, "to inspect", "--bits", "3"], "--bits 3; expected 8 to 16"),
+    ):
+        assert main(["inspect", *arguments, "--out", str(tmp_path / "out")]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_inspection_says_how_to_resume(in_parts, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paperlib.padim.report.inspect_files", interrupted)
+    assert main(["inspect", "new/m.safetensors", "to inspect"]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_sizes_and_shares_are_read(capsys):
+    assert _parse_size("320") == 320 and _parse_size("192x320") == (192, 320)
+    for option in ("--size 0", "--size 1x2x3", "--size 3x", "--quantile 1.5"):
+        with pytest.raises(SystemExit):
+            main(["fit", "folder", "--out", "m.safetensors", *option.split()])
+        assert option.split()[0] in capsys.readouterr().err
+
+
+def test_evaluate_saves_models_and_the_score_of_each_image(root, tmp_path, capsys):
+    command = [*"evaluate --category wood --dimensions 5 --no-pictures".split()]
+    command += ["--backbone", "efficientnet_lite0", "--data", str(root)]
+    command += ["--out", str(tmp_path)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "chosen on the test set" in printed
+    name = "wood-efficientnet_lite0-5-centered-seed0"
+    rows = (tmp_path / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "path,label,score" and len(rows) == 3
+    assert [row.split(",")[1] for row in rows[1:]] == ["0", "1"]
+    assert not (tmp_path / f"{name}.safetensors").exists()
+    assert main([*command, "--save"]) == 0  # not reused: there is no model
+    assert "reused" not in capsys.readouterr().err
+    detector = PaDiM.load(tmp_path / f"{name}.safetensors")
+    path, _, score = rows[2].split(",")
+    (result,) = detector.inspect(path)
+    assert result.score == pytest.approx(float(score), rel=1e-4)
+    assert detector.threshold > 0
+    assert main([*command, "--save"]) == 0
+    assert "reused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("fit", "FOLDER/line 2/0001.jpg --quantile"),
+        ("inspect", "results.csv index.html --json"),
+        ("evaluate", "category/train/good --variant"),
+        ("padim", "category/train/good --variant"),
+        ("unpack", "tar.xz"),
+    ],
+)
+def test_help_shows_the_layout(capsys, command, words):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in words.split())
+
+
+def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit):
-        main(["padim", "--help"])
-    assert "--variant" in capsys.readouterr().out
+        main(["--version"])
+    assert capsys.readouterr().out == f"paperlib {__version__}\n"

@@ -1,11 +1,10 @@
 """Bounding boxes around the high regions of a map (CAM, Sec. 3.1)."""
 
-from typing import NamedTuple
-
 import numpy as np
 from jaxtyping import Num
 from torch import Tensor
 
+from paperlib.anomaly_map import Box
 from paperlib.precision import at_least_float32
 from paperlib.validation import as_tensor, check_choice, check_number
 
@@ -13,15 +12,6 @@ from paperlib.validation import as_tensor, check_choice, check_number
 LOCALIZATION_THRESHOLD = 0.20
 # a common script: share of the maximum after min-max scaling; every 4-connected region
 CODE_REVIEW_THRESHOLD = 0.60
-
-
-class Box(NamedTuple):
-    """A half-open rectangle: rows top to bottom - 1, columns left to right - 1."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
 
 
 def bounding_boxes(

@@ -21,10 +21,12 @@ from paperlib.padim.gaussian import (
     leave_one_out_distance,
     mahalanobis_distance,
 )
+from paperlib.padim.inspection import Inspection
 
 # In the order in which the API page shows them.
 __all__ = [
     "PaDiM",
+    "Inspection",
     "PatchGaussian",
     "mahalanobis_distance",
     "leave_one_out_distance",

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
+import torchvision
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from paperlib import backbones
+from paperlib import __version__, backbones
 from paperlib.anomaly_map import (
     MODES,
     NO_BATCH,
@@ -41,6 +43,7 @@ from paperlib.padim.gaussian import (
     whiten,
     whitened_norm,
 )
+from paperlib.padim.inspection import Inspection, inspect_batches
 from paperlib.precision import at_least_float32
 from paperlib.storage import checksum, read_tensors, write_tensors
 from paperlib.validation import (
@@ -278,6 +281,41 @@ class PaDiM(nn.Module):
         self.threshold = score_quantile(batches, score, quantile)
         return self.threshold
 
+    def inspect(
+        self, images: Images, *, batch_size: int = 32, threads: int = 2
+    ) -> list[Inspection]:
+        """Compare the scores of images with the threshold, and locate their defects.
+
+        Args:
+            images: a folder, whose images are found recursively and inspected in
+                natural order; the path of a file; or one or several images in any form
+                that `prepare` accepts. Arrays are batches.
+            batch_size: images per batch.
+            threads: that read and prepare images.
+
+        Returns:
+            one `Inspection` per image, also for files that can't be read.
+
+        Raises:
+            ValueError: if no threshold is set, the detector has no transform, or as
+                `prepare` for images in memory.
+            NotFitted: before `fit`.
+
+        Example:
+            >>> from paperlib import PaDiM, backbones, datasets
+            >>> detector = PaDiM(backbones.load("efficientnet_lite0").extractor(), 20)
+            >>> bricks = datasets.textures("brick", count=12)
+            >>> batches = detector.prepare(bricks).split(4)
+            >>> threshold = detector.fit(batches).normal_threshold(batches, fitted=True)
+            >>> stained = datasets.synthetic_defects(bricks, kinds=["stain"])
+            >>> result = detector.inspect([stained[0], "absent.png"])
+            >>> result[0].region, result[1].alarm  # the second can't be read
+            (Box(top=109, left=48, bottom=159, right=106), None)
+        """
+        self._check_fitted()
+        parts = inspect_batches(self, images, batch_size, threads)
+        return [inspected.inspection for part in parts for inspected in part]
+
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write one safetensors file, atomically, without the network's weights.
 
@@ -301,6 +339,10 @@ class PaDiM(nn.Module):
             "settings": {name: getattr(self, name) for name in _SETTINGS},
             "transform": self.transform and asdict(self.transform),
             **{name: getattr(self, name) for name in _NUMBERS},
+            "versions": {
+                "paperlib": __version__,
+                **{package.__name__: package.__version__ for package in _PACKAGES},
+            },
         }
         tensors = {name: getattr(self, name) for name in _FITTED}
         tensors["whitening"] = _pack(self.whitening, dtype)
@@ -463,6 +505,7 @@ def _embed(maps: list[Tensor], channels: Tensor | list[int]) -> Float[Tensor, "n
 
 # ---- checks and files ----
 
+_PACKAGES = (torch, torchvision, timm)  # what the network's features depend on
 _FITTED = ("mean", "whitening", "channels")
 _NUMBERS = ("grid", "size", "count", "threshold")
 _SETTINGS = ("dimensions", "seed", "epsilon", "mode", "sigma")
@@ -597,7 +640,8 @@ def _check_same_network(
     if _digest_weights(extractor.model) != about["weights"]:
         raise UnusableFile(
             f"{path} was fitted with {about['backbone'] or 'a network of your own'},"
-            " with other weights than these; pass the extractor it was fitted with"
+            " with other weights than these; pass the weights, or the extractor, it was"
+            " fitted with"
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -64,6 +65,18 @@ def test_every_python_example_runs_as_written(image_folders):
     assert "4089184256 25557032" in count  # ResNet-50 at 224 pixels
     assert "tensor([" in scores
     assert (image_folders / "detector.safetensors").is_file()
+
+
+def test_the_commands_inspect_a_folder_as_written(image_folders):
+    """In one process, so that torch is loaded once."""
+    commands = [line for line in COMMANDS if " -m paperlib " in line]
+    assert [shlex.split(line)[3] for line in commands] == ["fit", "inspect"]
+    code = "import sys; from paperlib.__main__ import main; import shlex\nfor line in"
+    code += " sys.argv[1:]: assert main(shlex.split(line)[3:]) == 0"
+    outputs = run([sys.executable, "-c", code, *commands], image_folders)
+    assert re.search(r"2 images: \d alarms?; report/index.html", outputs)
+    for name in re.findall(r"`(results\.\w+|index\.html)`", README):
+        assert (image_folders / "report" / name).is_file()
 
 
 def test_the_grading_command_runs_as_written(tmp_path):

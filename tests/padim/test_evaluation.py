@@ -149,7 +149,8 @@ def test_a_run_writes_rows_and_pictures(tmp_path, lite0, settings, monkeypatch):
     names = [
         f"{c}-efficientnet_lite0-20-centered-seed3.png" for c in ("bottle", "carpet")
     ]
-    assert sorted(path.name for path in out.iterdir()) == [*names, "results.csv"]
+    files = sorted([*names, *(name.replace("png", "csv") for name in names)])
+    assert sorted(path.name for path in out.iterdir()) == [*files, "results.csv"]
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["category"] for row in rows] == ["carpet", "bottle"]
@@ -225,7 +226,8 @@ def test_a_row_is_reused_only_for_the_same_files(
         splits = evaluation.load_splits(settings, category)
         files = evaluation.fingerprint_files(settings, *splits)
         row = result(category, settings, files=files)
-        return evaluation.Scored(row, *[None] * 4)
+        zeros = torch.zeros(len(splits[1]))
+        return evaluation.Scored(row, splits[1], zeros, zeros, None)
 
     def run(**options):
         del ran[:]

@@ -31,6 +31,8 @@ TESTS = {
     "padim/gaussian": "padim/test_gaussian.py",
     "padim/detector": "padim/test_padim.py",
     "padim/evaluation": "padim/test_evaluation.py",
+    "padim/inspection": "padim/test_inspection.py",
+    "padim/report": "padim/test_inspection.py",
     "gradcam/maps": "gradcam/test_gradcam.py",
     "gradcam/guided": "gradcam/test_gradcam.py",
     "cam/maps": "cam/test_cam.py",
