@@ -401,7 +401,7 @@ def name_module(module):
 
 
 # %% tags=["hide-input", "ledger:mobilenet-figure-3:redrawn"] mystnb={"image": {"alt": "Two columns of boxes. Left, the standard block: 3×3 convolution, batch norm, ReLU. Right, the separable block: 3×3 depthwise convolution, batch norm, ReLU, 1×1 convolution, batch norm, ReLU."}}
-fig, ax = plt.subplots(figsize=(5.6, 3.6))
+fig, ax = plt.subplots(figsize=(5.6, 4))
 style = dict(ha="center", va="center", fontsize=11)
 for column, separable in enumerate((False, True)):
     block = MobileNetV1(separable=separable).features.block3
@@ -413,7 +413,7 @@ for column, separable in enumerate((False, True)):
         ax.text(column, -row, name_module(module).center(28), bbox=box, **style)
 ax.set(xlim=(-0.6, 1.6), ylim=(-5.6, 1.2))
 ax.axis("off")
-ax.set_title("Two convolutions, each with batch norm and ReLU")
+ax.set_title("A separable block has two convolutions,\neach with batch norm and ReLU")
 plt.show()
 
 # %% [markdown]
@@ -650,7 +650,7 @@ def build_googlenet():
     return models.googlenet(aux_logits=False, init_weights=False)
 
 
-OTHERS = {  # network → its constructor, the paper's million mult-adds and parameters
+RIVALS = {  # network → its constructor, the paper's million mult-adds and parameters
     "GoogLeNet": (build_googlenet, 1550, 6.8),
     "VGG-16": (models.vgg16, 15300, 138),
     "SqueezeNet": (models.squeezenet1_0, 1700, 1.25),
@@ -661,7 +661,7 @@ OTHERS = {  # network → its constructor, the paper's million mult-adds and par
 other_macs = {}  # network → our count in millions
 print("             million mult-adds            million parameters")
 print("              ours   paper   paper/ours     ours    paper")
-for name, (build_network, paper_macs, paper_params) in OTHERS.items():
+for name, (build_network, paper_macs, paper_params) in RIVALS.items():
     with torch.device("meta"):
         network_cost = profile(build_network())
     million_macs, million_params = network_cost.macs / 1e6, network_cost.params / 1e6
@@ -837,7 +837,8 @@ companion.Slider(draw_layer_costs, multipliers, describe_costs)
 #
 # Three networks are trained from random weights: MobileNet with $\alpha$ = 0.25 and
 # 0.5, and the **twin** of the first. In the twin, each separable block is replaced by a
-# standard convolution with the same channels.
+# standard convolution with the same channels; the table and the figure below call it
+# *0.25 full convolution*.
 #
 # The recipe follows Section 3.2 of the paper:
 #
@@ -932,8 +933,8 @@ for name, variant in VARIANTS.items():
 #
 # After two epochs both networks are clearly better than chance. A comparison needs
 # longer training and several *seeds*; each seed draws other initial weights and another
-# split. So a longer run trained each network for 12 epochs with five seeds (17 minutes
-# on one processor thread), and its results are stored in a file.
+# split. Training each network for 12 epochs with five seeds takes 17 minutes on one
+# processor thread, so the results are stored in a file.
 
 # %% tags=["hide-input"]
 measured = companion.read_result("mobilenet_cells")

@@ -85,8 +85,9 @@ def prepare_batches(images):
 # - `prepare` turns images (n, H, W) into the network's input, (n, 3, 224, 224).
 # - `prepare_batches` does so batch by batch, when the next batch is needed.
 #
-# `draw_split` draws the indices of functional cells to fit, to hold out and to test,
-# and of defective cells to test. It uses only cells on which the experts agree.
+# For each cell the data set holds the probability of a defect, as estimated by experts.
+# `draw_split` uses only the cells about which they were sure. It draws the indices of
+# functional cells to fit, to hold out and to test, and of defective cells to test.
 
 # %% tags=["hide-input"]
 def draw_split(cells, seed):
@@ -123,7 +124,7 @@ example_maps = detector.anomaly_map(prepare(example_images))
 example_scores = example_maps.amax((1, 2))
 
 # %% [markdown]
-# - `PaDiM(…, seed=0)` draws which 100 of the 176 channels it keeps.
+# - `PaDiM(…, seed=0)` draws which 100 of the 176 channels of the three layers it keeps.
 # - `fit` is the whole learning: one pass over the 150 images.
 # - `anomaly_map` returns one distance per pixel, (6, 224, 224).
 # - `amax` takes the largest value of each map. This is the score of the image: (6,).
@@ -705,10 +706,11 @@ plt.show()
 
 # %% [markdown]
 # Look at the images before you blame the model. The functional mono cells with high
-# scores have short dark streaks, which the experts accepted. The defective cells with
-# low scores show nothing dark: whatever made the experts reject them, PaDiM cannot see
-# it. Some poly cells have two bus bars (the dark horizontal lines, which are contacts)
-# and some three, and *one* Gaussian per position has to describe both.
+# scores have short dark streaks or a dark dot, which the experts accepted. The
+# defective mono cells with low scores show nothing unusual in the image: whatever made
+# the experts reject them, PaDiM cannot see it. Some poly cells have two bus bars (the
+# dark horizontal lines, which are contacts) and some three, and *one* Gaussian per
+# position has to describe both.
 #
 # ## Where is the defect? Two measures of localisation
 #
