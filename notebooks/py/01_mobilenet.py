@@ -254,7 +254,7 @@ assert separable_macs == depthwise_separable_macs(**sizes) == 1280
 #
 # The function below is Eq. 1 in PyTorch's order of axes. It also counts its products.
 
-# %% tags=["ledger:mobilenet-eq-1:by-hand"]
+# %%
 def convolve(image, kernels):
     """Compute Eq. 1 with stride 1 and no padding; also count the multiply-adds."""
     in_channels, height, width = image.shape
@@ -269,18 +269,14 @@ def convolve(image, kernels):
 
 
 image, kernels = torch.randn(5, 6, 6), torch.randn(7, 5, 3, 3)
-output, standard_products = convolve(image, kernels)
-
-# %% tags=["remove-cell"]
-expected = F.conv2d(image[None], kernels)[0]
-torch.testing.assert_close(output, expected)
+standard_output, standard_products = convolve(image, kernels)
 
 # %% [markdown]
 # | name | what it is | shape |
 # |---|---|---|
 # | `image` | $F$: channels, rows, columns | (5, 6, 6) |
 # | `kernels` | $K$: output channels, input channels, rows, columns | (7, 5, 3, 3) |
-# | `output` | $G$: 6 − 3 + 1 = 4 positions in each direction | (7, 4, 4) |
+# | `standard_output` | $G$: 6 − 3 + 1 = 4 positions in each direction | (7, 4, 4) |
 #
 # - `itertools.product` replaces nested loops. The outer one visits each output value;
 #   `map(range, output.shape)` makes one range per axis.
@@ -292,18 +288,19 @@ torch.testing.assert_close(output, expected)
 # convolution is the standard one with a 1×1 kernel. So the same function computes the
 # separable layer:
 
-# %% tags=["nbval-check-output", "ledger:mobilenet-eq-3:by-hand"]
+# %% tags=["nbval-check-output", "ledger:mobilenet-eq-1:by-hand", "ledger:mobilenet-eq-3:by-hand"]
 filters, mixing = torch.randn(5, 1, 3, 3), torch.randn(7, 5, 1, 1)
 filtered, depthwise_products = [], 0
 for m in range(5):
     channel, products = convolve(image[m : m + 1], filters[m : m + 1])
     filtered.append(channel)
     depthwise_products += products
-output, pointwise_products = convolve(torch.cat(filtered), mixing)
+separable_output, pointwise_products = convolve(torch.cat(filtered), mixing)
 
 depthwise_output = F.conv2d(image[None], filters, groups=5)
-expected = F.conv2d(depthwise_output, mixing)[0]
-torch.testing.assert_close(output, expected)
+torch_outputs = [F.conv2d(image[None], kernels), F.conv2d(depthwise_output, mixing)]
+outputs = [standard_output[None], separable_output[None]]
+torch.testing.assert_close(outputs, torch_outputs)
 print(f"standard  {standard_products} products, counted one by one")
 print(f"separable {depthwise_products} + {pointwise_products}")
 
@@ -316,6 +313,7 @@ assert pointwise_products == pointwise_macs
 # %% [markdown]
 # - `image[m : m + 1]` keeps the axis of channels, (1, 6, 6), which `convolve` expects.
 # - `torch.cat(filtered)` joins the five filtered channels, (5, 4, 4).
+# - `torch_outputs` are the same two layers in PyTorch. The results agree.
 # - `groups=5` makes PyTorch's convolution depthwise: the 5 input channels form 5 groups
 #   of one, and each group has its own filter. As a layer it is
 #   `nn.Conv2d(M, M, 3, groups=M)`.
@@ -1080,7 +1078,7 @@ for kind in dict.fromkeys(timing.kind for timing in counted):
     ax.plot(intensities, speeds, "o", color=colour, label=kind)
 ax.set(xscale="log", xlabel="multiply-adds per byte")
 ax.set(yscale="log", ylabel="billion multiply-adds per second")
-ax.set_title("Depthwise layers have a low intensity, and are slow even for it")
+ax.set_title("Most depthwise layers are slower than even their low roof")
 companion.log_ticks(ax.xaxis, (0.1, 1, 10, 100))
 ticks = [digit * 10**power for power in range(-1, 6) for digit in (1, 3)]
 companion.log_ticks(ax.yaxis, ticks)
@@ -1091,7 +1089,7 @@ plt.show()
 # Each layer with multiply-adds is one point; the line is the roofline. The distance to
 # the line shows how well the layer's *routine* (its implementation in PyTorch) uses the
 # machine. Among the convolutions, the best pointwise layers are closest to it. Most
-# depthwise layers stay far below even the low roof that their intensity allows: they
+# depthwise layers stay well below even the low roof that their intensity allows: they
 # are not matrix products, for which the best-tuned routines exist, and each call has a
 # fixed cost. So there are two reasons: low intensity, and the routine.
 #

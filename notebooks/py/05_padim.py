@@ -294,7 +294,7 @@ plt.show()
 # ### The same by unfold and fold
 #
 # Common implementations of PaDiM build the embedding in a function `embedding_concat`,
-# with `F.unfold` and `F.fold`. It is hard to read, so here it is step by step. `unfold`
+# with `F.unfold` and `F.fold`. Here is such a function, step by step. `unfold`
 # cuts the fine map into blocks, one per coarse position. The coarse vector is appended
 # to each of the positions in its block. `fold` moves the blocks back to their grid.
 
@@ -453,7 +453,7 @@ print("scores         ", tuple(enlarged_maps.amax((1, 2)).shape))
 # = 16 pixels. Its *receptive field*, the area that can influence its embedding, is
 # larger, because each convolution also reads neighbouring positions.
 #
-# The next cell computes Eq. 1 and Eq. 2 literally, with a Python loop, for the position
+# The next code computes Eq. 1 and Eq. 2 literally, with a Python loop, for the position
 # in the middle, and blurs the maps with SciPy.
 
 # %% tags=["nbval-check-output", "ledger:padim-eq-1:by-hand", "ledger:padim-eq-2:by-hand"]
@@ -1656,7 +1656,7 @@ for ax, (case, image) in zip(panels.flat, cases.items(), strict=True):
 fig.colorbar(overlay, ax=panels, label="distance", shrink=0.9)
 fig.suptitle("Two false alarms, and one defect that passes")
 plt.show()
-print(f"threshold {threshold:.0f}: 98 % of the functional cells that were held out")
+print(f"threshold {threshold:.0f}: 98 % of the held-out cells are below")
 
 # %% [markdown]
 # - **A part that has moved** is an alarm along the edges that moved. So is a rotated
