@@ -1035,7 +1035,7 @@ from paperlib.complexity import measure_machine, time_layers
 
 network = MobileNetV1().to(run.device)  # or any network of yours …
 images = torch.randn(1, 3, 224, 224).to(run.device)  # … and its input
-machine = measure_machine(run.device)
+machine = measure_machine(run.device, seconds=2)
 timings = time_layers(network, images, repeats=20)
 
 # %% tags=["hide-input", "hide-output"]
@@ -1050,7 +1050,7 @@ for kind in dict.fromkeys(timing.kind for timing in timings):
 
 # %% [markdown]
 # - `measure_machine` measures the peak speed and the bandwidth, from which the roofline
-#   follows.
+#   follows, for two seconds each. The fastest run counts.
 # - `time_layers` runs the network 20 times and returns one entry per layer: its median
 #   seconds, multiply-adds and bytes.
 #
