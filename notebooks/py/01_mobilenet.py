@@ -532,10 +532,10 @@ expected = F.conv2d(image[None], mixing)[0].flatten(1)
 torch.testing.assert_close(by_product, expected)
 
 # %% [markdown]
-# | kernel | weights | times | input | is the output |
-# |---|---|---|---|---|
-# | 3×3 | `kernels.flatten(1)` (7, 45) | @ | `columns` (45, 16) | (7, 16): 7 channels, 4·4 positions |
-# | 1×1 | `mixing.flatten(1)` (7, 5) | @ | `image.flatten(1)` (5, 36) | (7, 36): 7 channels, 6·6 positions |
+# | kernel | product | shapes | result |
+# |---|---|---|---|
+# | 3×3 | `kernels.flatten(1) @ columns` | (7, 45) and (45, 16) | (7, 16): 4·4 positions |
+# | 1×1 | `mixing.flatten(1) @ image.flatten(1)` | (7, 5) and (5, 36) | (7, 36): 6·6 positions |
 #
 # - `F.unfold` is PyTorch's im2col. A column holds the 3·3·5 = 45 values under the kernel
 #   at one of 16 positions.
@@ -546,8 +546,8 @@ torch.testing.assert_close(by_product, expected)
 # ## Table 3: one layer, three savings in a row
 #
 # The layer has $M = N = 512$ channels on a 14×14 map. Each row adds one change to the
-# row above it. The resolution multiplier $\rho = 0.714$ turns a side of 14 into 10
-# ($0.714 \cdot 14 = 9.996$).
+# row above it. The resolution multiplier $\rho = 0.714$ turns a side of 14 into 10,
+# because $0.714 \cdot 14 = 9.996$.
 
 # %%
 channels, thin_channels = 512, int(0.75 * 512)
@@ -728,8 +728,8 @@ table.style.hide(axis="index").format(thousands=",").set_uuid("conventions")
 # %% [markdown]
 # ## A real image: layers of very different cost, one answer
 #
-# Weights of MobileNetV1 need a download, but those of a successor come with the book's
-# packages: EfficientNet-Lite0 {cite:p}`tan2019,liu2020lite`, built from the same
+# No weights of MobileNetV1 are available offline, but those of a successor come with the
+# book's packages: EfficientNet-Lite0 {cite:p}`tan2019,liu2020lite`, built from the same
 # depthwise and pointwise layers and trained on ImageNet {cite:p}`russakovsky2015`. The
 # image is *Chelsea*, from scikit-image.
 
@@ -1133,10 +1133,9 @@ for separable, million_macs, batch_size, layout, forward, training in timed_rows
 # - **At equal width the separable network is faster** in every row, but nowhere by the
 #   factor of eight by which the multiply-adds differ.
 # - **Twice as many layers.** Each of its blocks has two batch norms and two ReLUs where
-#   its twin has one of each, and each layer's fixed cost is paid twice as often. This
-#   counts most for a batch of one.
+#   its twin has one of each, and each layer's fixed cost is paid twice as often.
 # - **A training step** reads and writes even more per multiply-add.
-# - **Channels last** often helps the separable network more than its twin.
+# - **Channels last** changes the times, but not always for the better.
 #
 # With a poor routine for depthwise layers the order may even be reversed, so measure on
 # the machine that you will use.

@@ -1846,9 +1846,9 @@ assert check.merge_function(merge)
 # **1.** Why does the paper add $\epsilon I$ to the covariance?
 #
 # :::{dropdown} Answer
-# The deviations of $N$ vectors from their mean lie in at most $N - 1$ directions. With
-# fewer images than dimensions the covariance has no inverse. With $\epsilon$ it has
-# one, and a direction without any variance counts as one of variance 0.01.
+# Around their mean, $N$ vectors vary in $N - 1$ directions at most. With fewer images
+# than dimensions the covariance has no inverse. With $\epsilon$ it has one, and a
+# direction without any variance has the variance 0.01.
 # :::
 #
 # **2.** A network returns maps of 64×64, 32×32 and 16×16 positions for images of
