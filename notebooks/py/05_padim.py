@@ -684,7 +684,7 @@ run.expect(image_auroc["mono"] > image_auroc["poly"], "mono has the higher AUROC
 # functional cells with the highest scores, and the two defective cells with the lowest.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Four rows of two solar cells, each beside the same cell with its map. The upper two rows, mono: two functional cells with scores of 78 and 75 and bright spots in the maps; two defective cells with scores of 25 and 27 and dark maps. The lower two rows, poly: two functional cells with scores of 61 and 54, bright in spots; two defective cells with scores of 21 and 26, maps without a bright spot."}}
-fig, panels = plt.subplots(4, 4, figsize=(6.4, 7.6))
+fig, panels = plt.subplots(4, 4, figsize=(5.7, 6.9))
 for row_of_panels, kind in zip(panels.reshape(2, 4, 2), KINDS, strict=True):
     functional, defective = test_scores[kind].split(75)
     mistakes = [("functional", i) for i in functional.topk(2).indices.tolist()]
@@ -1104,7 +1104,7 @@ threshold = held_out_scores.quantile(0.98).item()
 #   the value that 98 % of their scores do not exceed, is the threshold in the figure.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Above: line plot of the score of eight functional mono cells against the angle by which they are turned, from 0 to 10 degrees; the median rises with the angle, past the line of the threshold. Below: a cell turned by 10 degrees with its map, dark in the middle of its stripes, brighter along the bus bars and brightest at the border."}}
-layout = {"figsize": (6.4, 7.6), "height_ratios": [1, 1.2]}
+layout = {"figsize": (5.6, 6.6), "height_ratios": [1, 1.2]}
 _, (upper, lower) = plt.subplots(2, 1, **layout, gridspec_kw={"hspace": 0.06})
 median = rotated_scores.median(1).values
 label = "median of eight functional cells"
