@@ -162,7 +162,7 @@ toy_weight = torch.tensor([[2, -1], [-1, 1]]).float()  # one row per class
 # cells show the answers.
 # :::
 
-# %% tags=["nbval-check-output", "hide-output"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer"}
+# %% tags=["nbval-check-output", "hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
 from paperlib.cam import bounding_boxes, class_activation_map
 
 both_classes = torch.tensor([[0, 1]])  # of the one image
@@ -174,7 +174,7 @@ for name, activation_map in zip("AB", toy_maps, strict=True):
     print(f"map of class {name}: score {activation_map.sum():.0f}, {box}")
 assert torch.equal(toy_maps, torch.stack([2 * f1 - f2, f2 - f1]))
 
-# %% tags=["ledger:cam-figure-2:redrawn", "hide-cell"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer", "image": {"alt": "Four grids of 3 by 3 numbers. Channel 1: 2 in the centre, 1 to the right of it, 1 below it, 0 elsewhere. Channel 2: 3 and 2 at the left of the first row, 1 at the lower right, 0 elsewhere. The map of class A: minus 3, minus 2, 0; 0, 4, 2; 0, 2, minus 1, with a box around the four positions at the lower right. The map of class B: 3, 2, 0; 0, minus 2, minus 1; 0, minus 1, 1, with a box around the two positions at the upper left."}}
+# %% tags=["ledger:cam-figure-2:redrawn", "hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Four grids of 3 by 3 numbers. Channel 1: 2 in the centre, 1 to the right of it, 1 below it, 0 elsewhere. Channel 2: 3 and 2 at the left of the first row, 1 at the lower right, 0 elsewhere. The map of class A: minus 3, minus 2, 0; 0, 4, 2; 0, 2, minus 1, with a box around the four positions at the lower right. The map of class B: 3, 2, 0; 0, minus 2, minus 1; 0, minus 1, 1, with a box around the two positions at the upper left."}}
 fig, panels = plt.subplots(1, 4, figsize=(6.4, 2.3))
 titles = ["channel 1", "channel 2", "map of class A", "map of class B"]
 for ax, grid, title in zip(panels, [f1, f2, *toy_maps], titles, strict=True):
@@ -224,7 +224,7 @@ hook.remove()
 
 features, head = outputs[0], model.get_submodule(HEAD)
 n_channels, height, width = features.shape[1:]
-print(f"hooks called: {len(outputs)}, features {tuple(features.shape)}")
+print(f"{len(outputs)} output stored, features {tuple(features.shape)}")
 
 # %% [markdown]
 # - `get_submodule` returns a layer by its name. `dict(model.named_modules())` lists all
@@ -340,7 +340,7 @@ torch.testing.assert_close(Z * tripod_grad_cam.maps[0], tripod_map, **TOLERANCE)
 # position it would shift the whole map, and other positions would be above 20 % of the
 # maximum. The paper's maps are without it.
 #
-# ## Real images: which region an answer is based on
+# ## Real images: where the evidence is
 #
 # Four images that come with scikit-image and scikit-learn, the network's answer to
 # each, and the map of that answer. The colour bar is in logits: the mean over the
@@ -721,7 +721,7 @@ torch.testing.assert_close(loaded_cams.logits, test_cams.logits[:BATCH], **TOLER
 #
 # Training has changed both rows of weights. Has it changed their sum?
 
-# %% tags=["nbval-check-output", "hide-output"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer"}
+# %% tags=["nbval-check-output", "hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
 row_sum_after = loaded_model.get_submodule(HEAD).weight.detach().sum(0)
 change = (row_sum_after - row_sum_before).abs().max()
 print(f"the sum of the two rows has changed by less than 0.0001: {bool(change < 1e-4)}")
@@ -1144,7 +1144,7 @@ for size in SIZES:
         for predictions in predictions_by_threshold
     ]
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer", "image": {"alt": "Two line plots of the localisation error in percent against the threshold in percent of the map's maximum, from 5 to 90, with thin lines at 15, 20 and 60. Above, three curves for class given, top-5 and top-1, one above the other, all lowest between 40 and 50 %. Below, a curve for each size: 182 pixels is lowest from 20 to 35 %, 140 pixels near 45 %, 98 pixels near 65 to 70 %, and 56 pixels never gets below 75 %."}}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Two line plots of the localisation error in percent against the threshold in percent of the map's maximum, from 5 to 90, with thin lines at 15, 20 and 60. Above, three curves for class given, top-5 and top-1, one above the other, all lowest between 40 and 50 %. Below, a curve for each size: 182 pixels is lowest from 20 to 35 %, 140 pixels near 45 %, 98 pixels near 65 to 70 %, and 56 pixels never gets below 75 %."}}
 fig, panels = plt.subplots(2, 1, figsize=(6.4, 7.8), sharey=True)
 for ax, curves in zip(panels, (errors_by_kind, errors_by_size), strict=True):
     companion.draw_error_curves(ax, thresholds, curves, marked=(15, 20, 60))

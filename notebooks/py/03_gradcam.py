@@ -223,7 +223,7 @@ plt.show()
 # Compute $\alpha_1$, $\alpha_2$ and the map. Then show the output of the next cell.
 # :::
 
-# %% tags=["nbval-check-output", "hide-output"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer"}
+# %% tags=["nbval-check-output", "hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
 alpha = dY_dA.mean((1, 2))  # Eq. 1: one weight per channel
 weighted_sum = (alpha[:, None, None] * A).sum(0)
 grid_map = weighted_sum.relu()  # Eq. 2
@@ -301,10 +301,8 @@ def naive_grad_cam(network, image, layer, target):
 #   $A$. It also adds to the `.grad` of every parameter, which a later training step
 #   would use if it is not set to zero.
 # - If the next layer works in place, such as `nn.ReLU(inplace=True)`, PyTorch raises a
-#   `RuntimeError`: the hook makes the layer's output a view, and this view must not be
-#   overwritten.
-# - For several classes, `backward()` has to run once per class, with
-#   `retain_graph=True`, since the first call frees the graph.
+#   `RuntimeError`: the output of a layer with such a hook must not be overwritten.
+# - Two hooks have to be stored and removed instead of one.
 #
 # (The older `register_backward_hook` is deprecated. It can receive wrong gradients from
 # layers that consist of several operations.)
@@ -387,8 +385,9 @@ torch.testing.assert_close(Y + head.bias, logits, **TOLERANCE)
 #   `Y` has one score per class: Eq. 5.
 # - `Y` differs from the network's logits only by the bias.
 #
-# Autograd returns the derivatives that the lines name. `assert_same` compares two
-# tensors after they have been expanded to the same shape.
+# Autograd returns the derivatives that the lines name. PyTorch frees the graph after
+# the first derivative, unless `retain_graph=True` keeps it for the next one.
+# `assert_same` compares two tensors after they have been expanded to the same shape.
 
 # %% tags=["nbval-check-output", "ledger:gradcam-eq-3:by-hand", "ledger:gradcam-eq-4:by-hand", "ledger:gradcam-eq-5:by-hand", "ledger:gradcam-eq-6:by-hand", "ledger:gradcam-eq-7:by-hand", "ledger:gradcam-eq-8:by-hand", "ledger:gradcam-eq-9:by-hand", "ledger:gradcam-eq-10:by-hand", "ledger:gradcam-eq-11:by-hand"]
 from paperlib.cam import cam
@@ -451,7 +450,7 @@ plt.show()
 # Apply each rule to these two grids. Then show the output of the next cell.
 # :::
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer", "image": {"alt": "Three grids of 3 by 3 numbers. Backprop: minus 2, 0, minus 1; 6, 0, 0; 0, minus 1, 3. Deconvnet: 0, 3, 0; 6, 0, 1; 2, 0, 3. Guided: 0, 0, 0; 6, 0, 0; 0, 0, 3."}}
+# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Three grids of 3 by 3 numbers. Backprop: minus 2, 0, minus 1; 6, 0, 0; 0, minus 1, 3. Deconvnet: 0, 3, 0; 6, 0, 1; 2, 0, 3. Guided: 0, 0, 0; 6, 0, 0; 0, 0, 3."}}
 rules = {
     "backprop": R * (f > 0),
     "deconvnet": R * (R > 0),
@@ -512,8 +511,10 @@ class GuidedClamp(torch.autograd.Function):
 # %% [markdown]
 # - Both methods are static: they receive no `self`. `context` carries data from
 #   `forward` to `backward`.
-# - `forward` is an ordinary ReLU. `save_for_backward` stores its input, because the
-#   backward pass needs it. `saved_tensors` returns it, in a tuple.
+# - `clamp(0, limit)` sets values below 0 to 0 and values above the limit to the limit:
+#   the forward pass is that of an ordinary ReLU or ReLU6.
+# - `save_for_backward` stores the input, because the backward pass needs it.
+#   `saved_tensors` returns it, in a tuple.
 # - `backward` receives $R$, the gradient at the output, and returns one value per
 #   argument of `forward`. For `f` this is a gradient in the shape of `f`; for `limit`,
 #   which is a plain number, it is `None`.
@@ -584,8 +585,8 @@ print(f"{n_replaced} ReLUs replaced: the gradient equals the library's")
 # our loop over modules would miss.
 #
 # **Why not a backward hook?** A full backward hook on each ReLU could set negative
-# gradients to zero. But it fails for in-place ReLUs, as above, and does not see
-# functions that are no modules.
+# gradients to zero. But it fails for in-place ReLUs, as above, and a hook can be
+# registered for modules only.
 #
 # ## From a gradient to an image
 #
@@ -665,7 +666,7 @@ run.expect(agreement < 0.9, "normalising the input changes the guided gradient")
 # the same heat map? Then show the output of the next cell, and the slider after it.
 # :::
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer"}
+# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
 LAYERS = run.choose(
     smoke=[*(f"blocks.{i}" for i in range(7)), "bn2"],
     full=["relu", "layer1", "layer2", "layer3", "layer4"],
@@ -767,7 +768,7 @@ torch.testing.assert_close(difference_maps, pair_signed, **TOLERANCE)
 # signed map, with its sign changed. So it contains no new information: Grad-CAM's map
 # and the counterfactual map together are the signed map.
 
-# %% tags=["hide-cell", "ledger:gradcam-figure-3:measured"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer", "image": {"alt": "Four panels of the image with cat and cup. Egyptian cat, Grad-CAM: bright on the cat's face. Egyptian cat, counterfactual: bright on the saucer at the lower left. Espresso, Grad-CAM: bright on the coffee. Espresso, counterfactual: bright at the upper right, beside the cat's ear."}}
+# %% tags=["hide-cell", "ledger:gradcam-figure-3:measured"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Four panels of the image with cat and cup. Egyptian cat, Grad-CAM: bright on the cat's face. Egyptian cat, counterfactual: bright on the saucer at the lower left. Espresso, Grad-CAM: bright on the coffee. Espresso, counterfactual: bright at the upper right, beside the cat's ear."}}
 methods = {"Grad-CAM": pair_cam, "counterfactual": pair_counterfactual}
 fig, axes = plt.subplots(2, 2, figsize=(3.6, 4.7))
 for i, row in enumerate(axes):
@@ -863,7 +864,7 @@ print(f"{negative_share:.0%} of all values of the maps are negative")
 # before boxes are drawn: with or without the ReLU, and with or without *min-max
 # scaling*, which maps the minimum of a map to 0 and its maximum to 1.
 
-# %% tags=["hide-output", "ledger:gradcam-table-1:measured"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer"}
+# %% tags=["hide-output", "ledger:gradcam-table-1:measured"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
 from paperlib.cam import bounding_boxes
 from paperlib.gradcam import LOCALIZATION_THRESHOLD
 from paperlib.metrics import localization_error
@@ -904,7 +905,7 @@ run.expect(
 # ways. The figure shows a scene and, for each of its objects, the true box and two of
 # the four boxes.
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer", "image": {"alt": "A brick wall with a cat pasted at the upper right and a cup at the lower left, drawn twice. Left, the map of Egyptian cat, red on the cat: the true box fits the cat, the box with the ReLU is larger, and the box without it covers the whole image. Right, the map of espresso, red on the cup: the box with the ReLU is larger than the true one, and the box without it is larger still."}}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "A brick wall with a cat pasted at the upper right and a cup at the lower left, drawn twice. Left, the map of Egyptian cat, red on the cat: the true box fits the cat, the box with the ReLU is larger, and the box without it covers the whole image. Right, the map of espresso, red on the cup: the box with the ReLU is larger than the true one, and the box without it is larger still."}}
 SCENE = 0
 fig, axes = plt.subplots(1, 2, figsize=(5.6, 3.5))
 for k, ax in enumerate(axes):
@@ -1134,7 +1135,7 @@ score_maps = {
 #   (N, 1280), and returns one number per image, (N,). `grad_cam` accepts it in place of
 #   a class.
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer", "image": {"alt": "Four signed maps over the image of cat and cup, red where they are positive and blue where they are negative. Score of the cat: red on the cat. Probability of the cat: red on the cat's face, blue on the cup. Similarity to a cat: red on the cat. Similarity to a cup: red on the cup."}}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Four signed maps over the image of cat and cup, red where they are positive and blue where they are negative. Score of the cat: red on the cat. Probability of the cat: red on the cat's face, blue on the cup. Similarity to a cat: red on the cat. Similarity to a cup: red on the cup."}}
 fig, axes = plt.subplots(2, 2, figsize=(4.2, 4.9))
 for ax, (title, signed_map) in zip(axes.flat, score_maps.items(), strict=True):
     companion.draw_signed_map(ax, signed_map, pair_resized, title)
@@ -1197,8 +1198,8 @@ def explain_mistake(image, true):
 
 # %% [markdown]
 # `class_maps` has two maps, (2, 7, 7). The target of the third is the function
-# `score_difference`. Its map is the difference of the first two, because a gradient is
-# linear in the score.
+# `score_difference`. Its map is the difference of the first two, because the
+# gradient of a difference is the difference of the gradients.
 
 # %% tags=["hide-input", "ledger:gradcam-figure-6:measured"] mystnb={"image": {"alt": "Three rows of three panels, red where the map is positive and blue where it is negative. Astronaut: the map of bobsled is red on suit and helmet, that of space shuttle on the shuttle behind her; the difference is red below, blue on the shuttle. Rocket: the map of drilling platform covers rocket and towers, that of missile the rocket; the difference is red on the towers at both sides and blue on the rocket. Clock: both maps are red on the blurred round clock; the difference, scaled to itself, is red on the clock's upper left."}}
 mistake_maps = {}
@@ -1276,7 +1277,7 @@ run.expect(
 #   and is enlarged to the image. Multiplying by `1 - cover` sets the pixels there to 0,
 #   which after normalisation is the mean colour.
 # - The 22 images run as one batch: the original, the towers covered, and 20 random
-#   choices.
+#   choices, of which the mean and the standard deviation are printed.
 #
 # A positive difference means "drilling platform", a negative one "missile". With the
 # towers covered, the difference is negative: the missile now has the higher score.
@@ -1366,7 +1367,7 @@ assert float((images_after - images_before).abs().max()) <= BUDGET + 1e-6
 # image and a present class, and for each the map of the present class and that of the
 # absent class.
 
-# %% tags=["hide-cell", "ledger:gradcam-figure-7:measured"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer", "image": {"alt": "Six panels. The image of cat and cup before the attack and after it; they look the same. Signed maps, red where they are positive and blue where they are negative: Egyptian cat before the attack, red on the cat; Egyptian cat after it, red on the same part of the cat; espresso after it, red on the cup; space shuttle after it, red on the cup and the saucer, though there is none."}}
+# %% tags=["hide-cell", "ledger:gradcam-figure-7:measured"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Six panels. The image of cat and cup before the attack and after it; they look the same. Signed maps, red where they are positive and blue where they are negative: Egyptian cat before the attack, red on the cat; Egyptian cat after it, red on the same part of the cat; espresso after it, red on the cup; space shuttle after it, red on the cup and the saucer, though there is none."}}
 attack_maps = {
     "cat, before": cam_before.maps[0, 0],
     "cat, after": cam_after.maps[0, 0],
@@ -1410,13 +1411,14 @@ for i, (_, present) in enumerate(PRESENT):
 # %% [markdown]
 # The table has one row per present class. Its last three columns compare maps *after*
 # the attack with the present class's map *before* it: first the present class's own
-# map, then the map of the absent class.
+# map, then the map of the absent class. IoU compares the regions above 15 % of the
+# maximum, and corr. is the correlation of the values.
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer"}
-HEADER = "", "P(absent)", "P(present)", "score of present", "its map", "map of absent"
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
+HEADER = "", "P(absent)", "P(present)", "score of present", "its map", "absent"
 SUBHEADER = "present", "after", "before  after", "before  after", "IoU  corr.", "corr."
-COLUMNS = "{:13} {:>9} {:>14} {:>17} {:>13} {:>14}"
-ROW = "{:13} {:9.5f} {:6.2f} {:7.0e} {:10.1f} {:6.1f} {:7.2f} {:5.2f} {:14.2f}"
+COLUMNS = "{:12} {:>9} {:>14} {:>17} {:>13} {:>7}"
+ROW = "{:12} {:9.5f} {:6.2f} {:7.0e} {:10.1f} {:6.1f} {:7.2f} {:5.2f} {:7.2f}"
 print(COLUMNS.format(*HEADER))
 print(COLUMNS.format(*SUBHEADER))
 for (_, present), numbers in zip(PRESENT, attack_table, strict=True):
@@ -1461,9 +1463,9 @@ run.expect(min(after_shares) > 0.7, "after the attack, both maps stay in their h
 # number of images per class, the accuracy on a fair test set rose from 82 to 90 %.
 #
 # We introduce such a bias on purpose. The classes are functional and defective solar
-# cells {cite:p}`buerhop2018,deitsch2019`. Suppose that defective cells were sent to a
-# laboratory that labels each with a bar code: in the biased training set 95 % of the
-# defective cells have one, and 5 % of the functional ones.
+# cells of the ELPV data set {cite:p}`buerhop2018,deitsch2019`. Suppose that defective
+# cells were sent to a laboratory that labels each with a bar code: in the biased
+# training set 95 % of the defective cells have one, and 5 % of the functional ones.
 
 # %%
 from paperlib.datasets import elpv
@@ -1611,17 +1613,17 @@ for seed in range(5):
 # `measurements` holds four numbers for each of five seeds and two training sets:
 # (2, 5, 4).
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
 print(
     "mean ± standard deviation over 5 splits, in %; "
     f"{2 * N_TRAINED} cells to train on, {len(test_rows)} to test\n"
-    "trained on    accuracy on biased   on balanced cells"
-    "   map on the bar code   its peak there"
+    "            accuracy on    accuracy on     share of map  maximum of map\n"
+    "trained on  biased cells   balanced cells  on bar code   on bar code"
 )
 for kind, measured in zip(SHARES, 100 * measurements, strict=True):
     columns = zip(measured.mean(0), measured.std(0), strict=True)
-    texts = [f"{average:14.0f} ± {deviation:2.0f}" for average, deviation in columns]
-    print(f"{kind:9}", *texts)
+    texts = [f"{average:3.0f} ± {deviation:2.0f}" for average, deviation in columns]
+    print(f"{kind:9}", *texts, sep="      ")
 n_positions = features[0, 0, 0].numel()
 print(f"the bar code's four positions are {4 / n_positions:.0%} of the map")
 
@@ -1632,7 +1634,7 @@ run.expect(on_biased[1] < on_balanced[1] - 0.05, "on balanced cells it is worse"
 run.expect(on_biased[2] > 2 * on_balanced[2], "its maps lie more on the bar code")
 run.expect(on_biased[3] > on_balanced[3] + 0.3, "its maps often peak on the bar code")
 
-# %% tags=["hide-cell", "ledger:gradcam-figure-8:measured"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer", "image": {"alt": "Two rows of three solar cells, two defective and one functional, with a bar code at the lower left and the signed map of defective. Row biased: all three are called defective, and the maps are dark red on the bar code; on the first also on its dark cracks. Row balanced: the first is called defective, red on the cracks and not on the code; the maps of the others are blue on the code, and the second is called functional, the third defective."}}
+# %% tags=["hide-cell", "ledger:gradcam-figure-8:measured"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Two rows of three solar cells, two defective and one functional, with a bar code at the lower left and the signed map of defective. Row biased: all three are called defective, and the maps are dark red on the bar code; on the first also on its dark cracks. Row balanced: the first is called defective, red on the cracks and not on the code; the maps of the others are blue on the code, and the second is called functional, the third defective."}}
 STATES = "functional", "defective"
 is_defective = truth[test_rows] == 1
 rows_drawn = torch.cat([test_rows[is_defective][:2], test_rows[~is_defective][:1]])
@@ -1729,7 +1731,7 @@ guided_curve = [
 run.expect(map_curve[1] < 0.5, "Grad-CAM changes with the last layer")
 run.expect(guided_curve[3] > 0.95, "Guided Backpropagation hardly changes")
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer", "image": {"alt": "Above, rank correlation with the original against how far back the weights are random. Grad-CAM falls from 1 to 0.1 with the classifier alone and stays below 0.2. Guided Backpropagation stays at 1 up to the last block, then falls slowly, to about 0 with the first convolution. Below, two pairs of panels. Grad-CAM of the cat: trained, red on the face; with random last layers, blue on most of the face. Guided Backpropagation, trained and with random last layers: the same eyes, nose and fur lines."}}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Above, rank correlation with the original against how far back the weights are random. Grad-CAM falls from 1 to 0.1 with the classifier alone and stays below 0.2. Guided Backpropagation stays at 1 up to the last block, then falls slowly, to about 0 with the first convolution. Below, two pairs of panels. Grad-CAM of the cat: trained, red on the face; with random last layers, blue on most of the face. Guided Backpropagation, trained and with random last layers: the same eyes, nose and fur lines."}}
 HEAD_GONE = run.choose(smoke="conv_head", full="fc")  # all after the last block
 fig = plt.figure(figsize=(6.4, 6.2))
 above, below = fig.subfigures(2, 1, height_ratios=(3, 2))
@@ -1750,7 +1752,7 @@ for k, stage in enumerate(("nothing", HEAD_GONE)):
     viz.panel(axes[2 + k], viz.gradient_image(guided[0]), f"Guided,\n{state}")
 plt.show()
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer"}
+# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
 head_gone = list(explanations).index(HEAD_GONE)
 print(f"rank correlation with random weights back to {HEAD_GONE}:")
 print(f"  Grad-CAM               {map_curve[head_gone]:5.2f}")
@@ -1995,7 +1997,7 @@ assert check.contrast_score(lambda logits: logits[:, 2] - logits[:, 0])
 #
 # **6.** Build the deconvnet's rule as `GuidedClamp` builds the guided one. Write `f(x)`
 # with one argument: an ordinary ReLU in the forward pass, and in the backward pass the
-# rule of the deconvnet. Pass the check the method `apply` of your Function.
+# rule of the deconvnet. Then call the check with the method `apply` of your class.
 
 # %% tags=["exercise"]
 done = check.deconvnet_relu(...)
