@@ -125,7 +125,7 @@ class_names = [name_class(CAT), name_class(ESPRESSO)]
 fig = companion.explanation_figure(
     pair_image, pair_cam.maps[0], pair_guided[0], pair_guided_cam[0], class_names
 )
-fig.suptitle("Grad-CAM depends on the class; Guided Backpropagation hardly does")
+fig.suptitle("Grad-CAM and its product depend on the class")
 plt.show()
 
 # %% [markdown]
@@ -1638,17 +1638,16 @@ run.expect(on_biased[3] > on_balanced[3] + 0.3, "its maps often peak on the bar 
 STATES = "functional", "defective"
 is_defective = truth[test_rows] == 1
 rows_drawn = torch.cat([test_rows[is_defective][:2], test_rows[~is_defective][:1]])
-fig, axes = plt.subplots(2, 3, figsize=(5.4, 4.9))
+fig, axes = plt.subplots(2, 3, figsize=(5.2, 5.2))
 for row, (kind, new_head) in zip(axes, new_heads.items(), strict=True):
     for ax, i in zip(row, rows_drawn.tolist(), strict=True):
         explanation = explain_defective(new_head, features[1, i : i + 1], relu=False)
         predicted_state = STATES[int(explanation.logits.argmax())]
-        title = f"true: {STATES[truth[i]]}\npredicted: {predicted_state}"
+        title = f"true: {STATES[truth[i]]}\npredicted:\n{predicted_state}"
         image = coded[i, 0].numpy()
         companion.draw_signed_map(ax, explanation.maps[0], image, title)
-        ax.title.set_fontsize(10)
     row[0].set_ylabel(kind)
-fig.suptitle('The biased network bases "defective" on the bar code')
+fig.suptitle("The biased network relies on the bar code")
 plt.show()
 
 # %% [markdown]
