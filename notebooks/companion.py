@@ -307,41 +307,32 @@ def explanation_figure(
     guided_cams: Tensor,
     labels: Sequence[str],
 ) -> Figure:
-    """Draw Grad-CAM's Figure 1: two lines of panels per class, readable on a phone.
+    """Draw Grad-CAM's Figure 1 for two classes, each method's two panels side by side.
 
     Args:
         image: (H, W, 3), RGB, uint8 or float in [0, 1].
-        maps: (rows, h, w), raw: each is scaled to [0, 1] by its minimum and maximum and
+        maps: (2, h, w), raw: each is scaled to [0, 1] by its minimum and maximum and
             resized to the image.
-        guided: (rows, 3, H, W), from `guided_backprop`.
-        guided_cams: (rows, 3, H, W), from `guided_grad_cam`.
-        labels: one per row.
+        guided: (2, 3, H, W), from `guided_backprop`.
+        guided_cams: (2, 3, H, W), from `guided_grad_cam`.
+        labels: of the two classes.
 
     Returns:
         the figure; its axes are in reading order.
     """
     heats = viz.heatmap(minmax(upsample(maps.detach().cpu(), image.shape[:2])))
-    columns = {
-        "original": [image] * len(maps),
+    methods = {
         "heat map": heats,
+        "Guided Backpropagation": viz.gradient_image(guided),
         "overlay": [viz.overlay(heat, image) for heat in heats],
-        "Guided\nBackpropagation": viz.gradient_image(guided),
-        "Guided\nGrad-CAM": viz.gradient_image(guided_cams),
+        "Guided Grad-CAM": viz.gradient_image(guided_cams),
     }
-    size = (1.6 * 3, 2 * len(maps) * (1.5 * image.shape[0] / image.shape[1] + 0.4))
-    style = {"figsize": size, "squeeze": False, "layout": "constrained"}
-    fig, axes = plt.subplots(2 * len(maps), 3, **style)
-    for label, panels, row in zip(
-        labels,
-        zip(*columns.values(), strict=True),
-        axes.reshape(len(maps), 6),
-        strict=True,
-    ):
-        for ax, title, shown in zip(row, columns, panels, strict=False):
-            viz.panel(ax, shown, title)
-        row[0].set_ylabel(label)
-        row[3].set_ylabel(label)
-        row[5].remove()
+    fig = plt.figure(figsize=(6.4, 4.5), layout="constrained")
+    parts = fig.subfigures(2, 2, hspace=0.04, wspace=0.04).flat
+    for part, (method, panels) in zip(parts, methods.items(), strict=True):
+        part.suptitle(method, fontsize=12, fontweight="bold")
+        for ax, label, shown in zip(part.subplots(1, 2), labels, panels, strict=True):
+            viz.panel(ax, shown, label)
     return fig
 
 
