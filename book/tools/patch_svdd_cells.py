@@ -5,7 +5,7 @@ Real cells for detection (functional against defective), synthetic defects with 
 for localisation. Writes the encoder that chapter 04 evaluates,
 book/data/results/patch_svdd_cells.safetensors, and the measurements beside it,
 patch_svdd_cells.json. Every finished run is written at once and a run that the file
-already holds is not repeated; a run that is cut off goes on from its checkpoint in
+already holds is not repeated; an interrupted run resumes from its checkpoint in
 `_build`. `--force` starts over.
 """
 
@@ -166,13 +166,13 @@ def fresh(seed: int, *, flat: bool = False, as_released: bool = False) -> nn.Mod
 def learn(
     name: str, seed: int, steps: int, options: dict, cells: Cells, code: str
 ) -> tuple[nn.Module, dict]:
-    """Train an encoder, or go on from its checkpoint; return it with its curves."""
+    """Train an encoder, or resume from its checkpoint; return it with its curves."""
     kinds = {
         key: value for key, value in options.items() if key in ("flat", "as_released")
     }
     others = {key: value for key, value in options.items() if key not in kinds}
     encoder = fresh(seed, **kinds)
-    folder = CHECKPOINTS / code  # other code does not go on where this stopped
+    folder = CHECKPOINTS / code  # other code does not resume this run
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = (
         folder
@@ -184,11 +184,12 @@ def learn(
         cells.train,
         steps=steps,
         seed=seed,
+        shared_shift=True,  # grey cells have no tint that could be a shortcut
         checkpoint=checkpoint,
         progress=True,
         **others,
     )
-    # None where it went on from a checkpoint.
+    # None if it resumed from a checkpoint.
     found = {
         "steps": steps,
         "cpu_seconds": (start and round(time.process_time() - start, 1)),
