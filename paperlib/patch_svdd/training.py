@@ -515,11 +515,11 @@ def train(
     Source: Patch SVDD, arXiv:2006.16067, Eq. 3-6 and Alg. 1.
     Departures: pairs are drawn from the map of one pass, so that corners and moves are
         even (neighbours of small patches move by 2 pixels, not 1; for the flat encoder
-        all are multiples of 8); the patches of a crop share its perturbation, noise
-        included, in both losses; pairs stay inside; Kaiming weights, Muon (Jordan et
-        al., 2024) and a learning-rate cycle where the released code has PyTorch's
-        default, Adam and 1e-4; Deep SVDD's centres are the means over the first 32
-        images.
+        all are multiples of 8); all first patches of a crop share one perturbation,
+        noise included, all second patches another one, and neighbours the first; pairs
+        stay inside; Kaiming weights, Muon (Jordan et al., 2024) and a learning-rate
+        cycle where the released code has PyTorch's default, Adam and 1e-4; Deep SVDD's
+        centres are the means over the first 32 images.
     Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen,
         test_patch_training.py::test_a_dense_step_is_the_loss_over_its_patches,
         test_patch_training.py::test_the_centre_is_the_mean_embedding_before_training

@@ -473,6 +473,7 @@ def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp
         {"svdd_weight": 0.1},
         {"seed": 2},
         {"objective": "neighbors"},
+        {"shared_shift": True},
     ):
         with refuses(f"is of another run: {next(iter(change))}="):
             train(encoder(), pictures(), checkpoint=path, **options | change)
