@@ -1203,16 +1203,22 @@ torch.testing.assert_close(plain_scores, library_scores, rtol=0, atol=1e-4)
 # 64, are 327 steps per epoch, and 300 epochs are 98,100 steps. The library's `train`
 # needs minutes instead. It changes five things:
 #
-# | | published, `train_on_patches` | `train` | reason |
-# |---|---|---|---|
-# | patches | each one is cut out and embedded | all patches of a few large crops are embedded in one pass; pairs are read from the map | neighbouring patches share their computation |
-# | moves | any number of pixels | multiples of 2 pixels | the map has a stride of 2 |
-# | colour shift | one per patch; none for neighbours | one for all first patches of a crop, another one for all second patches; neighbours share the first | a shift is the same in the whole map, so each crop is embedded twice |
-# | first weights | uniform, PyTorch's default | normal, Kaiming's | the default shrinks the signal to about a thousandth in eight layers |
-# | optimiser | Adam, learning rate 1e-4 | Muon, one-cycle learning rate | fewer steps |
+# | | published, `train_on_patches` | `train` |
+# |---|---|---|
+# | patches | each one cut out and embedded | all those of a few large crops, in one pass |
+# | moves | any number of pixels | multiples of 2 pixels |
+# | colour shift | one per patch; none for neighbours | two per crop |
+# | first weights | uniform, PyTorch's default | normal, Kaiming's |
+# | optimiser | Adam, learning rate 1e-4 | Muon, one-cycle learning rate |
 #
+# - **One pass** over a crop shares the computation of neighbouring patches. Pairs are
+#   read from its feature map. The map has a stride of 2, so moves are multiples of 2.
+# - **Two shifts**: a shift is the same in the whole map. So each crop is embedded twice:
+#   the first patches are read from one map, the second patches from the other.
+#   Neighbours are read from the first.
 # - **Kaiming's initialisation** chooses the variance of the weights so that the signal
-#   keeps its size from layer to layer. (`train_on_patches` uses it too, unless it is
+#   keeps its size from layer to layer; the default shrinks it to about a thousandth in
+#   eight layers. (`train_on_patches` uses it too, unless it is
 #   called with `as_released=True`.)
 # - **Muon** updates each weight matrix by an orthogonal matrix: the gradient (averaged
 #   over some steps), with all its singular values set to about 1. So directions with
@@ -1362,7 +1368,7 @@ print(f"K = 32 {test_accuracy.small:.0%} of the directions are correct")
 #   the training pairs, and the mean distances of neighbours.
 # - `position_accuracy` draws new pairs from images that were not used in training.
 
-# %% tags=["hide-input", "ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Above, the loss starts at 4.2, stays there for some thirty steps and then falls. Below, the share of correct directions starts at 12.5 percent; the curve of the 64-pixel patches rises to about a third, that of the 32-pixel patches to about a fifth."}}
+# %% tags=["hide-input", "ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Above, the loss starts at 4.2, stays there for some thirty steps and then falls. Below, the share of correct directions starts at 12.5 percent; the curve of the 64-pixel patches rises to between a fifth and a third, that of the 32-pixel patches to a little below a fifth."}}
 steps, losses, accuracies_small, accuracies_big, *_ = np.array(training.history).T
 _, (upper, lower) = plt.subplots(2, 1, figsize=(6.4, 5.6), sharex=True)
 upper.plot(steps, losses)
@@ -1484,7 +1490,7 @@ run.expect(max(ratios["centre"], ratios["neighbors"]) < 0.02, "the spread collap
 run.expect(same_row["brick"] < 0.2, "brick's patches have no row of their own")
 run.expect(brick_accuracy.big > 0.2, "brick's encoder names directions")
 
-# %% tags=["hide-cell", "ledger:patch-svdd-figure-8:measured", "ledger:patch-svdd-figure-10:measured", "ledger:patch-svdd-figure-2:measured"] mystnb={"image": {"alt": "Four scatter plots of t-SNE, coloured by the row of the patch. Under one centre and under neighbours alone the colours mix, but for a few small groups. With the task the dots form groups of one or a few colours. For brick the colours mix."}}
+# %% tags=["hide-cell", "ledger:patch-svdd-figure-8:measured", "ledger:patch-svdd-figure-10:measured", "ledger:patch-svdd-figure-2:measured"] mystnb={"image": {"alt": "Four scatter plots of t-SNE, coloured by the row of the patch. Under one centre and under neighbours alone the colours mix, but for a few small groups. With the task the dots form groups of one or a few colours. For brick the dots lie on a ring, and colours mix all around it."}}
 from sklearn.manifold import TSNE
 
 row_colors = {
@@ -1706,9 +1712,9 @@ print(f"{stamp['date']}, {stamp['device']},", stamp["recipe"]["bank"], "in the b
 #
 # ## Taken apart: which part of the recipe matters?
 #
-# The same stored run trained for 100 steps with one change at a time, one seed each. The
-# last two columns are the paper's numbers, where they could be found: means over the 15
-# classes of MVTec AD. Compare the order, not the values. Two seeds of one recipe often
+# The same stored run trained for 100 steps with one change at a time, one seed each. Two
+# columns hold the paper's numbers, where they could be found: means over the 15 classes
+# of MVTec AD. Compare the order, not the values. Two seeds of one recipe often
 # differ by 0.05, and some by 0.1: **smaller differences mean nothing here.**
 
 # %% tags=["hide-input", "ledger:patch-svdd-table-2:measured", "ledger:patch-svdd-figure-12:measured", "ledger:patch-svdd-figure-14:measured"]
@@ -1735,8 +1741,9 @@ for label, (name, part, *quoted) in ROWS.items():
     print(f"{label:20} {row:42} {large_share:>8}")
 
 # %% [markdown]
-# *Flat* is an encoder of four 5×5 convolutions for 64-pixel patches, without hierarchy.
-# The last column is the share of directions named correctly for 64-pixel patches of
+# *Images*: functional against defective cells. *Pixels*: synthetic defects. *Flat* is an
+# encoder of four 5×5 convolutions for 64-pixel patches, without hierarchy. The last
+# column is the share of directions named correctly for 64-pixel patches of
 # held-out mono cells.
 #
 # - **The loss.** For images the order of the paper (one centre, neighbours, with the
@@ -1867,13 +1874,9 @@ run.expect(gains["spreading"] == max(gains.values()), "spreading gains the most"
 run.expect(first_gain > last_gain, "the gain of the search falls with the bank")
 
 # %% [markdown]
-# Embedding in one pass is some twenty times faster, spreading more than a hundred
-# times. The gain of the search is smaller, and it falls as the bank grows: about ten
-# times with two images, and less with 32. The tree skips most of the bank, because
-# embeddings of overlapping patches occupy only few of their 64 dimensions, while matrix
-# products compute every distance. So the time of the tree grows more slowly. What does
-# this mean for large sets? The formula for $T(N, M)$ extrapolates: $q(N)$ as a power of
-# $N$ for the tree, in proportion to $N$ for the products.
+# What do these times mean for large sets? The formula for $T(N, M)$ extrapolates: $q(N)$
+# as a power of $N$ for the tree, fitted to the three measurements, and in proportion to
+# $N$ for the products.
 
 # %%
 exponent, offset = np.polyfit(np.log(BANK_SIZES), np.log(search_times["published"]), 1)
@@ -1924,9 +1927,15 @@ plt.show()
 
 # %% [markdown]
 # :::{dropdown} Answer
-# Spreading falls by the largest factor. With 2 or 8 images in the bank, embedding saves
-# the most seconds; with 32 images, the two are similar or the search saves more. In a
-# very large bank the tree is faster: its time grows more slowly.
+# Spreading falls by the largest factor, more than a hundred. Embedding in one pass is
+# some twenty times faster. The gain of the search is smaller, and it falls as the bank
+# grows: about ten times with two images, and less with 32. With 2 or 8 images in the
+# bank, embedding saves the most seconds; with 32 images, the two are similar or the
+# search saves more.
+#
+# In a very large bank the tree is faster. It skips most of the bank, because embeddings
+# of overlapping patches occupy only few of their 64 dimensions, while matrix products
+# compute every distance. So the time of the tree grows more slowly.
 # :::
 #
 # - **For sets of up to a few hundred images** the exact maps are computed faster than
@@ -2077,7 +2086,7 @@ print(f"{claim:30} {our_seconds:8.2f} seconds (exact, 32 images in the bank)")
 # The defective cell with the lowest score, and the functional cell with the highest.
 # Each map has its own colour scale, whose ends are printed below it:
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of a cell and its map. Above, a defective cell that looks nearly flawless; the values of its map are small everywhere. Below, a functional cell; one part of its map has higher values than the map of the defective one."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of a cell and its map. Above, a defective cell that looks nearly flawless; its map, from 0.05 to 0.50, is brightest along the border. Below, a functional cell; its map, from 0.03 to 2.10, is bright at the upper right corner and dark elsewhere."}}
 trained_maps = test_maps["trained"].mult.cpu()
 failures = {
     "defective, lowest score": (defective_images, trained_maps[labels == 1], False),
