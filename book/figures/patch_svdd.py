@@ -145,6 +145,7 @@ def collapse() -> Figure:
             encoder,
             cells.normal[:8],
             objective=objective,
+            shared_shift=True,
             on_record=lambda _, encoder=encoder, curve=curve: curve.append(
                 spread(encoder)
             ),

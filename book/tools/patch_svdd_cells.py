@@ -182,6 +182,7 @@ def train_encoder(
         cells.train,
         steps=steps,
         seed=seed,
+        shared_shift=True,  # grey cells have no tint that could be a shortcut
         checkpoint=checkpoint,
         progress=True,
         **train_options,

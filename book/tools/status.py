@@ -144,7 +144,8 @@ def _encoder(path: Path) -> list[str]:
         f" {run['curves'][0][1]:.2f} at first and {run['curves'][-1][1]:.2f} at last."
         " Of eight directions it names the right one (large patches, then small ones)"
         f" for {', '.join(shares)} cells that it was not trained on; chance is 12.5"
-        " %.\n"
+        " %. Both patches of a pair shared a colour shift, which was the default then:"
+        " `shared_shift=True` today.\n"
     ]
 
 

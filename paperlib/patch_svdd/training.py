@@ -212,24 +212,45 @@ class _DenseRun(_Run):
     ) -> Iterator[tuple[str, Pairs, Pairs | None]]:
         """Draw pairs whose corners and moves are multiples of the encoder's step."""
         count = self.recipe["crops"] * self.recipe["pairs"]
-        maps, pixels = self.embed_crops(generator), self.encoder.step
+        maps, second_maps = self.embed_crops(generator)
         for name, part in _encoders(self.encoder).items():
-            arguments = (count, self.recipe["size"], part.side, generator)
-            embed = functools.partial(self.embed_patches, maps[name])
-            first, second, _ = neighbor_pairs(*arguments, step=pixels)
-            neighbors, located = Pairs(embed(first), embed(second), None), None
+            size, step_in_pixels = self.recipe["size"], self.encoder.step
+            arguments = (count, size, part.side, generator)
+            first, second, _ = neighbor_pairs(*arguments, step=step_in_pixels)
+            embeddings = (self.embed_patches(maps[name], p) for p in (first, second))
+            neighbors, located = Pairs(*embeddings, None), None
             if self.objective == "patch_svdd":
-                first, second, position = position_pairs(*arguments, step=pixels)
-                position = self.own(position).to(self.images.device)
-                located = Pairs(embed(first), embed(second), position)
+                first, second, position = position_pairs(
+                    *arguments, step=step_in_pixels
+                )
+                located = Pairs(
+                    self.embed_patches(maps[name], first),
+                    self.embed_patches(second_maps[name], second),
+                    self.own(position).to(self.images.device),
+                )
             yield name, neighbors, located
 
-    def embed_crops(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the feature maps of this process's crops, by patch size."""
+    def embed_crops(
+        self, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return two feature maps per crop and patch size, of this process's crops.
+
+        The first patches of position pairs are read from the first maps, the second
+        ones from the second maps. A colour shift is the same at all positions of a map,
+        so a crop is perturbed and embedded twice, unless both patches may share a
+        shift.
+        """
         count, size = self.recipe["crops"], self.recipe["size"]
         crops = random_crops(self.images, self.mean, count, size, generator)
-        crops = self.own(perturb(crops, _on_device(generator, crops.device)))
-        crops = crops.contiguous(memory_format=torch.channels_last)
+        noise = _on_device(generator, crops.device)
+        maps = self.embed_views(perturb(crops, noise))
+        if self.recipe.get("shared_shift", True):
+            return maps, maps
+        return maps, self.embed_views(perturb(crops, noise))
+
+    def embed_views(self, crops: Tensor) -> dict[str, Tensor]:
+        """Return the feature maps of this process's perturbed crops, by patch size."""
+        crops = self.own(crops).contiguous(memory_format=torch.channels_last)
         dtype = getattr(torch, self.recipe["dtype"].removeprefix("torch."))
         is_lower = dtype != torch.float32
         with torch.autocast(crops.device.type, dtype, enabled=is_lower):
@@ -442,6 +463,7 @@ def train(
     objective: str = "patch_svdd",
     optimizer: str = "muon",
     learning_rate: float | None = None,
+    shared_shift: bool = False,
     dtype: torch.dtype | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -456,7 +478,9 @@ def train(
     summed over both patch sizes, with $\lambda$ = `svdd_weight`.
 
     A step perturbs a few crops, embeds all of their patches at stride 2 in one pass
-    (the flat encoder's at stride 8), and draws thousands of pairs from the maps.
+    (the flat encoder's at stride 8), and draws thousands of pairs from the maps. It
+    does so twice per crop, with two colour shifts: the first patch of a position pair
+    is read from one map, the second patch from the other.
     Weights are optimised with Muon, biases and the classifiers' last layers with Adam,
     both with a one-cycle learning rate. Equal arguments result in equal weights on a
     CPU (with equal numbers of threads), also if the run was killed and resumed; on a
@@ -478,6 +502,9 @@ def train(
         optimizer: "muon", or "adam" for all weights, which learns more slowly here.
         learning_rate: maximum of the cycle; None for 0.02 with Muon (0.15 of that for
             Adam's parameters), 0.003 with Adam.
+        shared_shift: True embeds each crop once, so that both patches of a pair share
+            a colour shift. A step then takes half the time, but chromatic aberration
+            remains a shortcut: suitable for grey images only.
         dtype: of the convolutions; None for `fast_dtype`. Weights and losses are
             float32.
         seed: of the classifiers' initial weights and of all draws.
@@ -516,12 +543,13 @@ def train(
     Source: Patch SVDD, arXiv:2006.16067, Eq. 3-6 and Alg. 1.
     Departures: pairs are drawn from the map of one pass, so that corners and moves are
         even (neighbours of small patches move by 2 pixels, not 1; for the flat encoder
-        all are multiples of 8); the patches of a crop share its perturbation, noise
-        included, in both losses; pairs stay inside; Kaiming weights, Muon (Jordan et
-        al., 2024) and a learning-rate cycle where the released code has PyTorch's
-        default, Adam and 1e-4; Deep SVDD's centres are the means over the first 32
-        images.
+        all are multiples of 8); all first patches of a crop share one perturbation,
+        noise included, all second patches another one, and neighbours the first; pairs
+        stay inside; Kaiming weights, Muon (Jordan et al., 2024) and a learning-rate
+        cycle where the released code has PyTorch's default, Adam and 1e-4; Deep SVDD's
+        centres are the means over the first 32 images.
     Test: test_patch_training.py::test_training_learns_positions_that_it_has_not_seen,
+        test_patch_training.py::test_a_dense_step_is_the_loss_over_its_patches,
         test_patch_training.py::test_the_centre_is_the_mean_embedding_before_training
     """
     check_choice("objective", objective, OBJECTIVES)
@@ -559,6 +587,10 @@ def train(
             "seed": seed,
             "every": every,
         }
+        # Only position pairs need a second shift. A recipe without the entry is that of
+        # earlier versions, whose checkpoints are resumed with shared_shift=True.
+        if objective == "patch_svdd" and not shared_shift:
+            recipe["shared_shift"] = False
         run = _DenseRun(encoder, images, mean, recipe, rank, world)
     # Muon's matrices share the memory of the weights.
     encoder.to(memory_format=torch.contiguous_format)

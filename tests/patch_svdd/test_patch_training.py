@@ -153,7 +153,8 @@ def spied(name, seen, monkeypatch):
     monkeypatch.setattr(training_module, name, call)
 
 
-def test_a_dense_step_is_the_loss_over_its_patches(monkeypatch):
+@pytest.mark.parametrize("shared_shift", [False, True])
+def test_a_dense_step_is_the_loss_over_its_patches(monkeypatch, shared_shift):
     images, crops, pairs, seen = pictures(4, 140), 2, 5, {}
     model = encoder().double()
     images = images.double()
@@ -170,19 +171,25 @@ def test_a_dense_step_is_the_loss_over_its_patches(monkeypatch):
         pairs=pairs,
         svdd_weight=weight,
         every=1,
+        shared_shift=shared_shift,
         dtype=torch.float32,
         learning_rate=0.0,
     )
 
-    (crop,), expected = seen["perturb"], 0
-    assert crop.shape == (crops, 3, 133, 133)
+    # The crops under the shift of the first patches, and under that of the second.
+    assert len(seen["perturb"]) == (1 if shared_shift else 2)
+    first_crops, second_crops = seen["perturb"][0], seen["perturb"][-1]
+    assert first_crops.shape == (crops, 3, 133, 133)
+    shifts = (second_crops - first_crops).mean((2, 3))
+    assert (shifts == 0).all() if shared_shift else (shifts.abs() > 1e-4).all()
+    expected = 0
     with torch.no_grad():
         for k, (name, patch) in enumerate((("big", 64), ("small", 32))):
 
-            def embed(corners, patch=patch):
+            def embed(corners, perturbed=first_crops, patch=patch):
                 which = torch.arange(crops).repeat_interleave(pairs)
                 cut = [
-                    crop[n, :, y : y + patch, x : x + patch]
+                    perturbed[n, :, y : y + patch, x : x + patch]
                     for n, (y, x) in zip(which, corners, strict=True)
                 ]
                 return (model if patch == 64 else model.small)(torch.stack(cut))
@@ -190,7 +197,7 @@ def test_a_dense_step_is_the_loss_over_its_patches(monkeypatch):
             first, second, position = seen["position_pairs"][k]
             classifier = getattr(training, name)
             expected += F.cross_entropy(
-                classifier(embed(first), embed(second)), position
+                classifier(embed(first), embed(second, second_crops)), position
             )
             first, second, _ = seen["neighbor_pairs"][k]
             distance = (embed(first) - embed(second)).norm(dim=1).mean()
@@ -199,6 +206,29 @@ def test_a_dense_step_is_the_loss_over_its_patches(monkeypatch):
             )
             expected += weight * distance
     assert training.history[0].loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shared_shift", [False, True])
+def test_a_tint_reveals_the_direction_only_under_a_shared_shift(shared_shift):
+    """The images differ only in brightness, and have a tint that grows to the right and
+    downwards, like that of a lens: nothing else shows where a patch lies.
+    """
+    ramp, grey = torch.linspace(-0.1, 0.1, 80), torch.linspace(0.2, 0.8, 12)
+    tint = torch.stack(
+        [ramp.expand(80, 80), torch.zeros(80, 80), ramp[:, None].expand(80, 80)]
+    )
+    images = grey[:, None, None, None] * (1 + tint)
+    training = train(
+        encoder(PatchEncoder, 16),
+        images,
+        steps=40,
+        crops=3,
+        pairs=256,
+        every=10,
+        shared_shift=shared_shift,
+    )
+    accuracy = training.history[-1].accuracy_small
+    assert accuracy > 0.3 if shared_shift else accuracy < 0.2  # a guess gets 0.125
 
 
 def test_equal_arguments_result_in_equal_weights():
@@ -442,6 +472,7 @@ def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp
         {"svdd_weight": 0.1},
         {"seed": 2},
         {"objective": "neighbors"},
+        {"shared_shift": True},
     ):
         with refuses(f"is of another run: {next(iter(change))}="):
             train(encoder(), pictures(), checkpoint=path, **options | change)
