@@ -11,6 +11,7 @@ import platform
 import random
 import re
 import sys
+import textwrap
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,9 +110,8 @@ def start(seed: int = 0) -> Runtime:
     np.random.seed(seed)
     torch.manual_seed(seed)
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
-    print(
-        f"profile {run.profile}, seed {seed}, on {device_name(run.device)}\n{packages}"
-    )
+    print(f"profile {run.profile}, seed {seed}, on {device_name(run.device)}")
+    print(textwrap.fill(packages, 76))
     return run
 
 

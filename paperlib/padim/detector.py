@@ -186,7 +186,10 @@ class PaDiM(nn.Module):
                 "this detector has no transform; pass PaDiM(…, transform=…),"
                 " or make the extractor with load(name).extractor()"
             )
-        return self.transform(images).to(self.device)
+        prepared = self.transform(images)
+        if prepared.device != self.device:
+            check_values(prepared, "images")
+        return prepared.to(self.device)
 
     def fit(self, batches: Iterable[Tensor], *, distribute: bool = False) -> "PaDiM":
         """Estimate the Gaussians from batches of normal images, and return self.
