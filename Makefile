@@ -26,7 +26,7 @@ help:
 	@echo "make student    the same without solutions, in _build/student"
 	@echo "make student-book  the book without solutions, in _build/student-book/_build/html"
 	@echo "make test-long  tests of several minutes"
-	@echo "make test-gpu   tests that need a CUDA device, then the bench on it"
+	@echo "make test-gpu   tests that need a CUDA device, then the bench on it (PYTHON=python3: without .venv)"
 	@echo "make lock       pin every package again, with hashes (UPGRADE=1: at its newest version)"
 	@echo "make clean      remove what was built (not .venv)"
 
@@ -128,9 +128,10 @@ test: $(VENV)/.ready-test
 test-long: $(VENV)/.ready-test
 	$(BIN)/pytest -q -rs -m long tests
 
-test-gpu: $(VENV)/.ready-test
-	$(BIN)/pytest -q -rs -m gpu tests
-	$(BIN)/python tests/bench --device cuda $(if $(FULL),--full)
+# PYTHON=… on the command line: an interpreter that has PyTorch already; nothing is installed.
+GIVEN_PYTHON := $(if $(filter command line,$(origin PYTHON)),$(PYTHON))
+test-gpu: $(if $(GIVEN_PYTHON),,$(VENV)/.ready-test)
+	$(or $(GIVEN_PYTHON),$(BIN)/python) tests/run_gpu.py $(if $(FULL),--full)
 
 bench: $(VENV)/.ready-test
 	$(BIN)/python tests/bench $(if $(FULL),--full) $(if $(CURVES),--curves)

@@ -7,17 +7,20 @@ are rewritten when the measurements change.
 
 import inspect
 import json
+import statistics
 import sys
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "book" / "tools")]
 from paperlib.storage import write_text  # noqa: E402
-from paperlib.viz import use_style  # noqa: E402
+from paperlib.viz import BLUE, VERMILION, use_style  # noqa: E402
 
 FOLDER = Path("book/speed_parts")
 OURS, COMMON = "paperlib", "the common implementation"
@@ -37,7 +40,6 @@ COLUMNS = (
     "peak MiB",
     "relative difference",
 )
-NO_GPU = "GPU ms (not measured)"  # the heading without results of `make test-gpu`
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -63,21 +65,57 @@ def parts(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
     return groups
 
 
+def comparisons(rows: list[dict]) -> list[tuple[str, dict | None, dict | None]]:
+    """List the tasks that have peers: the common implementation, the fastest peer."""
+    found = []
+    for part in parts(rows).values():
+        peers = [row for row in part if is_peer(row) and row["contender"] != COMMON]
+        common = next((row for row in part if row["contender"] == COMMON), None)
+        fastest = min(peers, key=lambda row: row["ratio"], default=None)
+        if common or fastest:
+            found.append((part[0]["what"], common, fastest))
+    return found
+
+
+def lead(rows: list[dict]) -> str:
+    """Write three sentences that the ratios support."""
+    tasks = comparisons(rows)
+    commons = [common["ratio"] for _, common, _ in tasks if common]
+    peers = [peer for _, _, peer in tasks if peer]
+    slower = [row for row in peers if row["ratio_high"] < 1]
+    level = [row for row in peers if row["ratio_low"] <= 1.1 and row not in slower]
+    faster = len(peers) - len(slower) - len(level)
+    beaten = (
+        f" and slower in {len(slower)}"
+        f" ({', '.join(row['contender'] for row in slower)})"
+        if slower
+        else " and slower in none"
+    )
+    n_faster = sum(ratio > 1 for ratio in commons)
+    common, peer = (
+        statistics.median(commons),
+        statistics.median(row["ratio"] for row in peers),
+    )
+    return (
+        "`paperlib` takes less time than the common implementation in"
+        f" {n_faster} of {len(commons)} tasks; at the median the common implementation"
+        f" takes {number(common)} times as long. Against the fastest other library it"
+        f" is faster in {faster} of {len(peers)} tasks, about equal in"
+        f" {len(level)}{beaten}. At the median that library takes {number(peer)} times"
+        " as long.\n"
+    )
+
+
 def summary(rows: list[dict]) -> str:
     """Write the table of relative times: one row per part."""
     lines = [
         "| Task | common implementation | fastest peer |",
         "|---|---|---|",
     ]
-    for part in parts(rows).values():
-        times = {row["contender"]: row for row in part if is_peer(row)}
-        common = times.pop(COMMON, None)
-        fastest = min(times.values(), key=lambda row: row["ratio"], default=None)
-        if common is None and fastest is None:
-            continue
+    for what, common, fastest in comparisons(rows):
         cells = [_ratio(row) if row else "–" for row in (common, fastest)]
         cells[1] += f", {fastest['contender']}" if fastest else ""
-        lines.append(f"| {part[0]['what']} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| {what} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines) + "\n"
 
 
@@ -93,12 +131,12 @@ def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
         if gpu
         else {}
     )
-    columns, text = (*COLUMNS, "GPU ms" if gpu else NO_GPU), []
+    columns, text = (*COLUMNS, *["GPU ms"] * bool(gpu)), []
     for bench, title in TITLES.items():
         section = {key: part for key, part in parts(rows).items() if key[0] == bench}
         if not section:
             continue
-        text += [f"## {title}\n"]
+        text += [f":::{{dropdown}} {title}\n"]
         for key, part in section.items():
             row = part[0]
             floor = max(
@@ -132,13 +170,15 @@ def tables(rows: list[dict], machine: dict, gpu: dict | None) -> str:
                         if row["difference"]
                         else "0"
                     ),
-                    number(1e3 * gpu_row["wall"]) if gpu_row else "–",
                 ]
+                if gpu:
+                    cells.append(number(1e3 * gpu_row["wall"]) if gpu_row else "–")
                 text.append(f"| {' | '.join(cells)} |")
             notes = [
                 f"{row['contender']}: {row['note']}" for row in part if row["note"]
             ]
             text += ["", "; ".join(notes) + ".\n" if notes else ""]
+        text += [":::\n"]
     return "\n".join(text)
 
 
@@ -239,12 +279,61 @@ def draw(curve: dict, path: Path) -> None:
             ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.legend()
-        temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(
-            temporary, format="svg", facecolor="white", metadata={"Date": None}
+        _save(figure, path)
+
+
+def draw_ratios(rows: list[dict], path: Path) -> None:
+    """Draw how many times as long other implementations take, one line per task."""
+    use_style()
+    tasks = comparisons(rows)[::-1]
+    with plt.rc_context({"svg.hashsalt": "ratios", "figure.figsize": (7.2, 7)}):
+        figure, ax = plt.subplots()
+        ax.axvline(1, color="black", lw=1)
+        for index, colour, mark, label in (
+            (1, VERMILION, "o", "the common implementation"),
+            (2, BLUE, "s", "the fastest other library"),
+        ):
+            points = [(y, task[index]) for y, task in enumerate(tasks) if task[index]]
+            ratios = [row["ratio"] for _, row in points]
+            spread = [
+                [row["ratio"] - row["ratio_low"] for _, row in points],
+                [row["ratio_high"] - row["ratio"] for _, row in points],
+            ]
+            ax.errorbar(
+                ratios,
+                [y for y, _ in points],
+                xerr=spread,
+                fmt=mark,
+                color=colour,
+                label=label,
+            )
+        labels = [fill(what, 30) for what, *_ in tasks]
+        ax.set_yticks(range(len(tasks)), labels, fontsize=8, linespacing=0.9)
+        ax.set(xscale="log", xlabel="time divided by paperlib's (right: slower)")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.grid(axis="x", alpha=0.4)
+        figure.legend(loc="outside upper center", ncols=2)
+        _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write an SVG file with reproducible content."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None})
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def describe_ratios(rows: list[dict]) -> str:
+    """Describe the chart in words, for its alt text."""
+    tasks = (
+        f"{what}: "
+        + ", ".join(
+            f"{row['contender']} {number(row['ratio'])}" for row in peers if row
         )
-        plt.close(figure)
-        temporary.replace(path)
+        for what, *peers in comparisons(rows)
+    )
+    return "Time divided by that of paperlib. " + "; ".join(tasks)
 
 
 def describe(curve: dict) -> str:
@@ -270,13 +359,20 @@ def write_parts(root: Path) -> None:
     gpu = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     texts = {
         "where.txt": where(speed["stamp"]),
+        "lead.txt": lead(speed["rows"]),
+        "ratios.txt": (
+            "```{figure} speed_parts/ratios.svg\n:alt: "
+            f"{describe_ratios(speed['rows'])}\n:width: 100%\n\nTime of other"
+            " implementations divided by that of `paperlib` in the same run: the median"
+            " of the turns and its range. Right of the line they are slower.\n```\n"
+        ),
         "summary.txt": summary(speed["rows"]),
         "tables.txt": tables(speed["rows"], speed["stamp"]["machine"], gpu),
         "million.txt": million(speed["rows"]),
         "gpu.txt": (
             where(gpu["stamp"])
             if gpu
-            else "No GPU was available, so the last column is empty.\n"
+            else "Not measured yet: no machine with a CUDA device was available.\n"
         ),
     }
     curves = [
@@ -297,21 +393,23 @@ def write_parts(root: Path) -> None:
         target = folder / name
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             write_text(target, text)
-    # A change to the style also redraws the curves.
-    drawing_code = inspect.getsource(draw) + inspect.getsource(use_style)
-    for curve in curves:
-        target, mark = folder / f"{curve['name']}.svg", folder / f"{curve['name']}.json"
-        text = json.dumps([curve, drawing_code])
+    # A change to the style also redraws the figures.
+    style = inspect.getsource(use_style)
+    drawn = {"ratios": (draw_ratios, speed["rows"])}
+    drawn |= {curve["name"]: (draw, curve) for curve in curves}
+    for name, (function, values) in drawn.items():
+        target, mark = folder / f"{name}.svg", folder / f"{name}.json"
+        text = json.dumps([values, inspect.getsource(function), style])
         if (
             not target.exists()
             or not mark.exists()
             or mark.read_text(encoding="utf-8") != text
         ):
-            draw(curve, target)
+            function(values, target)
             write_text(mark, text)
     current = {
         *texts,
-        *(f"{curve['name']}.{kind}" for curve in curves for kind in ("svg", "json")),
+        *(f"{name}.{kind}" for name in drawn for kind in ("svg", "json")),
     }
     for path in folder.iterdir():
         if path.name not in current:

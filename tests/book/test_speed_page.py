@@ -58,20 +58,37 @@ def test_the_summary_names_the_fastest_peer_and_no_other_rows():
     )
 
 
+def test_the_lead_counts_what_the_ratios_say():
+    rows = [
+        *ROWS,
+        row("paperlib", part="score", what="score"),
+        row("captum", part="score", ratio=0.8, ratio_low=0.7, ratio_high=0.9),
+        row("paperlib", part="map", what="map"),
+        row(speed_page.COMMON, part="map", ratio=2.25),
+        row("torchcam", part="map", ratio=1.0, ratio_low=0.9, ratio_high=1.1),
+    ]
+    rows[2] = row("anomalib", ratio=6.0, ratio_low=5, ratio_high=7)
+    text = speed_page.lead(rows)
+    assert "in 2 of 2 tasks; at the median the common implementation takes 3.25" in text
+    assert "faster in 1 of 3 tasks, about equal in 1 and slower in 1 (captum)" in text
+    assert "that library takes 1 times" in text
+    assert "score: captum 0.8;" in speed_page.describe_ratios(rows)
+
+
 def test_tables_contain_floor_spread_notes_and_a_gpu_column():
     text = speed_page.tables(ROWS, MACHINE, None)
     assert "Floor: 50 ms." in text and "anomalib: blurs otherwise" in text
     assert (
         f"| {speed_page.COMMON} | 640 | 1,500 to 4,000 | 4.25 (4 to 5) | 12.3 | 2e-07"
-        " | – |" in text
+        " |\n" in text
     )
     backbone = "| the backbone alone | 640 | 1,500 to 4,000 | 0.5 (0.9 to 1.2) | 12.3"
-    assert f"{backbone} | – | – |" in text
-    assert "| relative difference | GPU ms (not measured) |" in text
+    assert f"{backbone} | – |" in text
+    assert "GPU" not in text
     gpu = {"rows": [row("paperlib", wall=0.0123)]}
     with_gpu = speed_page.tables(ROWS, MACHINE, gpu)
     assert f"| 12.3 |\n| {speed_page.COMMON}" in with_gpu
-    assert "not measured" not in with_gpu
+    assert "| relative difference | GPU ms |" in with_gpu
     assert with_gpu.count("| – |\n") == 3
 
 
