@@ -97,15 +97,16 @@ def check_number(
         most: upper limit, included.
     """
     is_number = isinstance(value, int | float | np.integer | np.floating)
+    largest = torch.finfo(torch.float32).max
     if not (
         is_number
         and not isinstance(value, bool)
-        and abs(value) <= torch.finfo(torch.float32).max
+        and abs(value) <= largest
         and (above < value if least is None else least <= value)
         and value <= most
     ):
         low = f" above {above:g}" if least is None else f", at least {least:g}"
-        limits = low if most == math.inf else f"{low} and at most {most:g}"
+        limits = f"{low} and at most {min(most, largest):.3g}"
         raise ValueError(f"{name}={value!r}; expected {what}{limits}")
 
 

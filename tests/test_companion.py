@@ -166,28 +166,30 @@ def test_a_grid_has_a_number_in_each_square(ax):
     assert ax.get_title() == "a title" and not ax.axison
 
 
-def test_the_explanation_figure_has_two_lines_per_class(figures):
+def test_the_explanation_figure_has_the_two_classes_side_by_side(figures):
     image, maps = data.chelsea()[::4, ::4], torch.randn(2, 7, 7)
     guided = torch.randn(2, 3, *image.shape[:2])
     figure = companion.explanation_figure(
         image, maps, guided, guided * 2 - 1, ["cat", "cup"]
     )
-    axes = np.reshape(figure.axes, (2, 5))
-    titles = ["original", "heat map", "overlay"]
-    titles += ["Guided\nBackpropagation", "Guided\nGrad-CAM"]
-    assert all([ax.get_title() for ax in row] == titles for row in axes)
-    labels = [[ax.get_ylabel() for ax in row] for row in axes]
-    assert labels == [["cat", "", "", "cat", ""], ["cup", "", "", "cup", ""]]
-    for row in range(2):
-        heat = viz.heatmap(minmax(upsample(maps[row], image.shape[:2])))
+    methods = [part.get_suptitle() for part in figure.subfigs]
+    assert methods == [
+        "heat map",
+        "Guided Backpropagation",
+        "overlay",
+        "Guided Grad-CAM",
+    ]
+    pairs = np.reshape(figure.axes, (4, 2))  # the two classes side by side
+    assert all([ax.get_title() for ax in pair] == ["cat", "cup"] for pair in pairs)
+    for number in range(2):
+        heat = viz.heatmap(minmax(upsample(maps[number], image.shape[:2])))
         expected = [
-            image / 255,
             heat,
+            viz.gradient_image(guided[number]),
             viz.overlay(heat, image),
-            viz.gradient_image(guided[row]),
-            viz.gradient_image(guided[row] * 2 - 1),
+            viz.gradient_image(guided[number] * 2 - 1),
         ]
-        for ax, wanted in zip(axes[row], expected, strict=True):
+        for ax, wanted in zip(pairs[:, number], expected, strict=True):
             np.testing.assert_allclose(ax.images[0].get_array(), wanted, atol=1e-5)
 
 

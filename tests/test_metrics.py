@@ -322,7 +322,7 @@ def test_masks_of_every_form_have_the_same_metrics(form):
         (lambda m: m.long() + 254 * m[:1], "values from 0 to 255"),
         (lambda m: -m.long(), "values from -1 to 0"),
         (lambda m: m * float("nan"), "values from nan to nan"),
-        (lambda m: m * 1j, "masks are complex"),
+        (lambda m: m * 1j, "masks of torch.complex64"),
         (lambda m: "masks", "masks of type str can't be read as numbers"),
         (lambda m: [m[0], m[1, 1:]], "masks of type list can't be read as numbers"),
     ],

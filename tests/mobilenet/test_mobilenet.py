@@ -141,11 +141,11 @@ def test_the_least_that_is_accepted():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"width": 0}, r"width=0 .*at least 1/32"),
+        ({"width": 0}, r"width=0; .* at least 0.03"),
         ({"width": -1.0}, r"width=-1.0"),
         ({"width": float("nan")}, r"width=nan"),
         ({"num_classes": 0}, r"num_classes=0; expected at least 1"),
-        ({"last_stride": 3}, r"last_stride=3; expected 1 .* or 2"),
+        ({"last_stride": 3}, r"last_stride=3; expected one of 1, 2"),
     ],
 )
 def test_errors_explain_invalid_arguments(arguments, message):

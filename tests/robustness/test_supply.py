@@ -41,6 +41,8 @@ USED_OTHERWISE = {
     "sphinxcontrib-bibtex": "_config.yml",
     "pytest-xdist": "-n 2 in the Makefile",
     "nbval": "--nbval-lax in the Makefile",
+    "onnx": "torch.onnx.export writes with it",
+    "onnxscript": "torch.onnx.export(dynamo=True) needs it",
     "ruff": "make lint",
     "beartype": "checks the shapes under the tests (pyproject.toml)",
     "check-jsonschema": "a command in test_workflow",
