@@ -210,9 +210,11 @@ def run(
     Returns:
         "graded" or what went wrong, and the executed cells.
     """
-    sources = [PRELUDE]
-    sources += [statement.source for statement in submission.statements]
-    notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
+    prelude = new_code_cell(PRELUDE)  # an error of this cell ends the run
+    allows_errors = {"tags": ["raises-exception"]}
+    cells = [
+        new_code_cell(s.source, metadata=allows_errors) for s in submission.statements
+    ]
     settings = {
         "module": f"{PACKAGE}.{submission.chapter}",
         "checks": list(exercises()[submission.chapter]),
@@ -221,12 +223,11 @@ def run(
         "seconds": int(limits.seconds) + 1,
     }
     client = NotebookClient(
-        notebook,
+        new_notebook(cells=[prelude, *cells]),
         # The kernel of this Python, not one that is installed under the same name.
         km=AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),
-        timeout=_seconds_per_cell(limits),
+        timeout_func=lambda c: None if c is prelude else _seconds_per_cell(limits),
         interrupt_on_timeout=True,
-        allow_errors=True,
         shutdown_kernel="immediate",
         on_cell_executed=lambda **given: executed.append(given["cell_index"]),
     )
@@ -257,7 +258,7 @@ def run(
             )
             asyncio.run(asyncio.wait_for(execution, limits.seconds))
         except Exception:  # late, dead, or with outputs that nbclient can't read
-            status = "the process of the submission did not start"
+            status = "not started: the machine is too slow or out of memory"
             if executed:
                 is_late = time.monotonic() - started >= limits.seconds
                 end = f"timed out after {limits.seconds:g} s" if is_late else "crashed"
@@ -265,7 +266,7 @@ def run(
                 status = (
                     f"{end} in cell {submission.statements[len(executed) - 1].cell}"
                 )
-    return status, notebook.cells[1:]
+    return status, cells
 
 
 def _seconds_per_cell(limits: Limits) -> int:
@@ -406,7 +407,7 @@ def grade(
     limits: Limits = Limits(),  # noqa: B008  a NamedTuple can't be changed
     jobs: int = 1,
     delimiter: str = ",",
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> list[Grade]:
     """Grade all files and write the table after each.
 
@@ -417,7 +418,7 @@ def grade(
         limits: time and memory of one submission.
         jobs: how many run at the same time.
         delimiter: between the columns of the table.
-        say: called with a line for each submission that is done.
+        report: called with a line for each submission that is done.
 
     Raises:
         ValueError: if there is nothing to grade, an argument is out of range, or the
@@ -447,7 +448,7 @@ def grade(
     chapter = chapter or common_chapter(
         s.chapter for _, s in submissions if isinstance(s, Submission)
     )
-    say(f"{len(submissions)} files, chapter {chapter}, at most {limits.seconds:g} s")
+    report(f"{len(submissions)} files, chapter {chapter}, at most {limits.seconds:g} s")
     done: list[Grade] = []
     with ThreadPoolExecutor(jobs) as pool:
         tasks = [pool.submit(grade_one, *s, chapter, limits) for s in submissions]
@@ -455,11 +456,11 @@ def grade(
             for task in tasks:
                 done.append(task.result())
                 n_passed = [*done[-1].verdicts.values()].count("passed")
-                say(f"{_safe(done[-1].name)}: {done[-1].status}, {n_passed} passed")
+                report(f"{_safe(done[-1].name)}: {done[-1].status}, {n_passed} passed")
                 write_table(done, chapter, target, delimiter)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     for line in [*to_do(done, limits), f"written: {target}"]:
-        say(line)
+        report(line)
     return done

@@ -311,7 +311,7 @@ def assert_class(folder, members, limits, **options):
     """Grade a class and compare every row, the means and the last lines."""
     names = hand_in_class(folder / "in", members)
     said = []
-    grade(folder / "in", folder / "g.csv", None, limits, say=said.append, **options)
+    grade(folder / "in", folder / "g.csv", None, limits, report=said.append, **options)
     found = rows(folder / "g.csv", options.get("delimiter", ","))
     means = found.pop("")
     assert set(found) == set(names)
@@ -432,6 +432,12 @@ def test_a_submission_runs_in_an_empty_folder_without_our_secrets(
     assert run_one(text, Limits(60, everything=True)).verdicts["side_ratio"] == "passed"
     assert time.monotonic() - started < 60
     assert os.listdir(tmp_path) == []
+
+
+def test_nothing_runs_unless_the_limits_are_set():
+    result = run_one(attempt(), Limits(seconds=0.5))
+    assert result.status.startswith("not started")
+    assert set(result.verdicts.values()) == {"not reached"}
 
 
 def test_the_last_answer_counts_and_dots_beside_it_do_not():
