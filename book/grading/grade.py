@@ -44,8 +44,6 @@ PASSED_ON = frozenset(
 NOTEBOOK_NAMES = (".ipynb", ".txt", ".json")  # some browsers append .txt
 # How Moodle and Canvas name what they put into the zip of a class.
 STUDENT = re.compile(r"(.+?)_\d+_assignsubmission_|([^_]+)_(?:LATE_)?\d+_\d+_")
-
-
 # Runs before a submission. The kernel's own `exit` would end the kernel.
 PRELUDE = """\
 from sys import exit, exit as quit
@@ -85,11 +83,9 @@ def files_of(
     paths = [folder] if folder.is_file() else sorted(folder.rglob("*"))
     for path in paths:
         name = path.relative_to(folder).as_posix() if path != folder else path.name
-        if (
-            path == table
-            or _is_hidden(name)
-            or (path.is_dir() and not path.is_symlink())
-        ):
+        is_table = table is not None and path.absolute() == table.absolute()
+        is_folder = path.is_dir() and not path.is_symlink()
+        if is_table or is_folder or _is_hidden(name):
             continue
         try:
             if path.is_symlink():

@@ -8,6 +8,7 @@ import os
 import resource
 import time
 import zipfile
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -449,7 +450,7 @@ def test_the_last_answer_counts_and_dots_beside_it_do_not():
     assert verdicts["sum_of_the_map"] == "failed"
 
 
-def test_what_is_no_submission_has_a_reason(tmp_path):
+def test_what_is_no_submission_has_a_reason(tmp_path, monkeypatch):
     text = stub("cam")
     deep = zipped({"a.zip": zipped({"b.zip": zipped({"c.zip": zipped({"d": "x"})})})})
     files = {
@@ -466,7 +467,8 @@ def test_what_is_no_submission_has_a_reason(tmp_path):
     folder = hand_in(tmp_path / "in", files)
     (folder / "link.ipynb").symlink_to("/etc/passwd")
     reasons = {}
-    for name, content in files_of(folder, folder / "grades.csv"):
+    monkeypatch.chdir(folder)
+    for name, content in files_of(folder, Path("grades.csv")):
         try:
             reasons[name] = load(name, content).chapter
         except ValueError as error:
