@@ -11,64 +11,39 @@ from pathlib import Path
 # the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from grading.grade import Limits, grade  # noqa: E402
-from grading.submission import CHAPTERS  # noqa: E402
+from grading.submission import exercises  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_grade.py::test_the_command_line
-    """
+    """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(prog="python book/grading", description=__doc__)
     commands = parser.add_subparsers(required=True)
     grading = commands.add_parser(
         "grade",
-        help="grade a folder of submitted notebooks",
+        help="grade submitted notebooks",
         description=(
-            "Grade every notebook below FOLDER, each in its own process and an empty"
-            " folder. Submissions run with your rights: use a container, or a user who"
-            " owns nothing, for what you would not run yourself."
+            "Grade every notebook below FOLDER, also in zip files, each in its own"
+            " process and an empty folder. Submissions run with your rights: use a"
+            " container, or a user who owns nothing, for what you would not run"
+            " yourself."
         ),
     )
-    grading.add_argument("folder", type=Path)
-    grading.add_argument(
-        "--out",
-        type=Path,
-        default=Path("grades.csv"),
-        help="the table (default: grades.csv)",
-    )
-    grading.add_argument(
-        "--chapter",
-        choices=CHAPTERS,
-        help="whose exercises (default: that of most submissions)",
-    )
-    grading.add_argument(
-        "--timeout",
-        type=float,
-        default=120,
-        metavar="SECONDS",
-        help="for a submission (default: 120)",
-    )
-    grading.add_argument(
-        "--memory",
-        type=float,
-        default=4,
-        metavar="GB",
-        help="for a submission (default: 4)",
-    )
-    grading.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="how many at once (default: 1)"
-    )
-    grading.add_argument(
-        "--all-cells",
-        action="store_true",
-        help="run every cell, not only what the answers depend on (minutes each)",
-    )
+    add = grading.add_argument
+    add("folder", type=Path, help="of the submissions; or the zip file of a class")
+    add("--out", type=Path, default=Path("grades.csv"), help="(default: grades.csv)")
+    add("--delimiter", default=",", help="of the table; tab for a tab (default: ,)")
+    add("--chapter", choices=exercises(), help="(default: that of most submissions)")
+    add("--timeout", type=float, default=120, help="seconds each (default: 120)")
+    add("--memory", type=float, default=4, help="GB each, on Linux (default: 4)")
+    add("--jobs", type=int, default=1, help="how many at the same time (default: 1)")
+    all_cells = "run all cells, not only what the answers need (minutes each)"
+    add("--all-cells", action="store_true", help=all_cells)
     options = parser.parse_args(arguments)
+    limits = Limits(options.timeout, options.memory, options.all_cells)
+    delimiter = "\t" if options.delimiter == "tab" else options.delimiter
+    folder, table, chapter = options.folder, options.out, options.chapter
     try:
-        limits = Limits(options.timeout, options.memory, options.all_cells)
-        grade(options.folder, options.out, options.chapter, limits, options.jobs)
+        grade(folder, table, chapter, limits, options.jobs, delimiter)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,399 +1,399 @@
-"""Grade a folder of submitted notebooks into a table:
-`python book/grading grade FOLDER`.
+"""Grade submitted notebooks into a table: `python book/grading grade FOLDER`.
 
-Each submission runs in a process of its own, in an empty folder, with limits of time
-and memory. It runs with your rights all the same: grade what strangers hand in inside a
-container, or as a user who owns nothing.
+Each submission runs in a kernel of its own, in an empty folder, with limits of time and
+memory. It runs with your rights: grade what strangers submit inside a container, or as
+a user who owns nothing.
 """
 
+import asyncio
 import csv
 import io
 import json
+import logging
 import os
-import signal
+import re
+import secrets
 import subprocess
-import sys
 import tempfile
-import threading
 import time
+import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook
+
 import paperlib
-from grading.submission import CHAPTERS, Submission, exercises, read
+from grading.run import SETTINGS, VERDICT
+from grading.submission import KINDS, PACKAGE, Submission, exercises, read
 from paperlib.storage import atomic_path
 
-# Of paperlib and of this package.
+LARGEST = 100 * 2**20  # bytes of a file that are read
+# Of paperlib and of this package: what a submission imports.
 IMPORTED_FROM = (Path(paperlib.__file__).parents[1], Path(__file__).parents[1])
-LARGEST = 100 * 2**20  # bytes of a submission that are read
-PASSED_ON = (
-    *"PATH HOME LANG LC_ALL TMPDIR TZ VIRTUAL_ENV SYSTEMROOT LD_LIBRARY_PATH".split(),
+PASSED_ON = frozenset(
+    "PATH HOME LANG LC_ALL TMPDIR TZ VIRTUAL_ENV SYSTEMROOT LD_LIBRARY_PATH".split()
 )
-GIGABYTE = 10**9
-# Verdicts of a submission, and characters of one.
-MOST_EVENTS, LONGEST_EVENT = 10_000, 4000
-
-
-class Grade(NamedTuple):
-    """One submission's row."""
-
-    name: str
-    status: str  # "graded", or why it is not
-    # Check → passed, failed, not attempted, error, or not reached.
-    verdicts: dict[str, str]
-    hints: dict[str, str]
-    seconds: float
+NOTEBOOK_NAMES = (".ipynb", ".txt", ".json")  # some browsers append .txt
+# How Moodle and Canvas name what they put into the zip of a class.
+STUDENT = re.compile(r"(.+?)_\d+_assignsubmission_|([^_]+)_(?:LATE_)?\d+_\d+_")
+# Runs before a submission. The kernel's own `exit` would end the kernel.
+PRELUDE = """\
+from sys import exit, exit as quit
+from grading.run import prepare
+check = prepare()"""
 
 
 class Limits(NamedTuple):
-    """What a submission may take, and how much of it is run."""
+    """What a submission may use, and how much of it is run."""
 
     seconds: float = 120
-    memory: float = 4  # gigabytes above what an idle process holds
-    everything: bool = False  # run all cells, not only what the answers depend on
+    memory: float = 4  # gigabytes, beyond those of a process that only imports PyTorch
+    everything: bool = False  # run all statements, not only those that answers need
 
 
-def files_of(folder: Path, table: Path | None = None) -> list[Path]:
-    """List what was handed in: every file below `folder`, except hidden ones and the
-    table itself.
+class Grade(NamedTuple):
+    """The row of one submission."""
 
-    Raises:
-        ValueError: if there is no such folder, or nothing in it.
+    name: str
+    status: str  # "graded", or the reason why it is not
+    verdicts: dict[str, str] = {}  # check → passed, failed, error, not attempted or …
+    remarks: tuple[str, ...] = ()
+    seconds: float = 0
+    code: str = ""  # what was run, without comments
 
-    Source: none, the book's own. Departures: none. Test:
-    test_grade.py::test_a_folder_without_files_is_refused
+
+def files_of(
+    folder: Path, table: Path | None = None
+) -> Iterator[tuple[str, bytes | str]]:
+    """Yield name and content of each submitted file, also of those in zip files.
+
+    Hidden files and the table are skipped. The content is a str if the file was not
+    read: the reason.
     """
-    if not folder.is_dir():
-        raise ValueError(
-            f"{folder} is no folder; give the folder that holds the submitted notebooks"
-        )
-    below = (
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() or path.is_symlink()
-    )
-
-    def is_hidden(path: Path) -> bool:
-        return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-    found = [
-        path
-        for path in below
-        if not is_hidden(path)
-        and (table is None or path.absolute() != table.absolute())
-    ]
-    if not found:
-        raise ValueError(
-            f"{folder} holds no files; put the submitted notebooks there, in folders if"
-            " you like"
-        )
-    return found
+    if not folder.exists():
+        raise ValueError(f"{folder} does not exist; expected a folder of submissions")
+    paths = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    for path in paths:
+        name = path.relative_to(folder).as_posix() if path != folder else path.name
+        is_table = table is not None and path.absolute() == table.absolute()
+        is_folder = path.is_dir() and not path.is_symlink()
+        if is_table or is_folder or _is_hidden(name):
+            continue
+        try:
+            if path.is_symlink():
+                yield name, "a link, not a file; it was not followed"
+            elif path.suffix.lower() == ".zip":
+                yield from _members(name, path)
+            elif path.stat().st_size > LARGEST:
+                yield name, f"too large: more than {LARGEST / 1e6:.0f} MB"
+            else:
+                yield name, path.read_bytes()
+        except OSError as error:
+            yield name, f"could not be read: {error.strerror}"
 
 
-def load(path: Path, everything: bool = False) -> Submission:
+def _members(
+    name: str, file: Path | io.BytesIO, depth: int = 1
+) -> Iterator[tuple[str, bytes | str]]:
+    """Yield the files in a zip file, also those of zip files inside it."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                inner = f"{name}/{member.filename}"
+                if member.is_dir() or _is_hidden(member.filename):
+                    continue
+                if member.file_size > LARGEST or depth > 2:
+                    yield inner, "too large, or too many zip files inside each other"
+                elif inner.lower().endswith(".zip"):
+                    yield from _members(
+                        inner, io.BytesIO(archive.read(member)), depth + 1
+                    )
+                else:
+                    yield inner, archive.read(member)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
+        yield name, f"a damaged or encrypted zip file: {error}"
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+
+
+def load(name: str, content: bytes | str, everything: bool = False) -> Submission:
     """Read one file as a submission.
 
     Raises:
-        ValueError: if it is none; the message is what the table says.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_grade.py::test_what_is_no_submission_gets_a_row
+        ValueError: if it is not one; the message is the status in the table.
     """
-    if path.is_symlink():
-        raise ValueError("a link, not a file; it was not followed")
-    if path.suffix.lower() != ".ipynb":
-        raise ValueError(
-            f"not a notebook: its name ends in {path.suffix or 'nothing'}, not in"
-            " .ipynb"
-        )
-    if path.stat().st_size > LARGEST:
-        raise ValueError(
-            f"too large: {path.stat().st_size / 1e6:.0f} MB, at most"
-            f" {LARGEST / 1e6:.0f}"
-        )
-    try:
-        return read(path.read_text(encoding="utf-8-sig"), everything)
-    except UnicodeDecodeError as error:
-        raise ValueError("damaged: not text in UTF-8") from error
-    except OSError as error:
-        raise ValueError(f"could not be read: {error.strerror}") from error
-    except (RecursionError, MemoryError) as error:
-        raise ValueError(f"could not be read: {type(error).__name__}") from error
+    if isinstance(content, str):
+        raise ValueError(content)
+    if not name.lower().endswith(NOTEBOOK_NAMES):
+        ending = PurePosixPath(name).suffix or "without an ending"
+        raise ValueError(f"not a notebook: {ending}; expected a file .ipynb")
+    return read(content, everything)
 
 
-def run_alone(
-    submission: Submission, limits: Limits
-) -> tuple[str, list[dict[str, str]]]:
-    """Run a submission in its own process.
-
-    Returns:
-        how that ended ("graded", or what went wrong), and the verdicts in the order in
-        which they came.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_grade.py::test_each_submission_costs_only_itself
+def student_of(name: str) -> str:
+    """Return the student's name as Moodle and Canvas write it; otherwise the name of
+    the folder, or of the file.
     """
-    task = {
-        "chapter": submission.chapter,
-        "statements": [statement._asdict() for statement in submission.statements],
-    }
-    surroundings = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    surroundings |= {
-        "PYTHONPATH": os.pathsep.join(map(str, IMPORTED_FROM)),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONIOENCODING": "utf-8",
-        "OMP_NUM_THREADS": "1",
-        "MPLBACKEND": "Agg",
-        # memory limits and CUDA's address space do not go together
-        "CUDA_VISIBLE_DEVICES": "",
-        "PAPERLIB_PROFILE": "smoke",
-    }
-    reading, writing = os.pipe()
-    with tempfile.TemporaryDirectory(
-        prefix="submission-", ignore_cleanup_errors=True
-    ) as empty:
-        command = [
-            sys.executable,
-            "-m",
-            "grading.run",
-            str(writing),
-            str(int(limits.memory * GIGABYTE)),
-            str(limits.seconds / 3),
-        ]
-        with tempfile.TemporaryFile() as said:
-            try:
-                process = subprocess.Popen(
-                    command,
-                    cwd=empty,
-                    env=surroundings,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=said,
-                    pass_fds=(writing,),
-                    start_new_session=True,
-                )
-            finally:
-                os.close(writing)
-            lines: list[str] = []
-            reader = threading.Thread(
-                target=_collect, args=(reading, lines), daemon=True
-            )
-            reader.start()
-            ended = "graded"
-            try:
-                process.communicate(json.dumps(task).encode(), timeout=limits.seconds)
-            except subprocess.TimeoutExpired:
-                ended = f"timed out after {limits.seconds:g} s"
-            finally:
-                _kill_all(process)
-            # Not longer: a process that slipped away may hold the pipe open.
-            reader.join(2)
-            events = list(_events(lines[:MOST_EVENTS]))
-            said.seek(0)
-            last = (
-                said.read()[-2000:].decode(errors="replace").strip().splitlines()[-1:]
-            )
-    if ended == "graded" and {"end": "reached"} not in events:
-        code = process.returncode
-        how = (
-            f"stopped by {signal.Signals(-code).name}"
-            if code and code < 0
-            else f"exit status {code}"
-        )
-        ended = f"crashed ({how}{f': {last[0][:200]}' if last else ''})"
-    return ended, [event for event in events if "check" in event]
+    parts = [part for part in name.split("/") if not part.lower().endswith(".zip")]
+    for part in name.split("/")[::-1]:
+        if found := STUDENT.match(part):
+            return found[1] or found[2]
+    return parts[0].partition(".ipynb")[0] if parts else name
 
 
-def _kill_all(process: subprocess.Popen) -> None:
-    """End the process and what it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-    process.wait()
-
-
-def _collect(reading: int, lines: list[str]) -> None:
-    """Read the pipe to its end, and keep a bounded part of it."""
-    with open(reading, encoding="utf-8", errors="replace") as pipe:
-        while line := pipe.readline(LONGEST_EVENT):
-            if len(lines) < MOST_EVENTS:
-                lines.append(line)
-
-
-def _events(lines: list[str]) -> Iterator[dict[str, str]]:
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            yield event
-
-
-def grade_file(path: Path, name: str, chapter: str, limits: Limits) -> Grade:
-    """Grade one file against one chapter.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_grade.py::test_each_submission_costs_only_itself
-    """
-    started = time.monotonic()
-    try:
-        submission = load(path, limits.everything)
-        if submission.chapter != chapter:
-            raise ValueError(f"another chapter: {submission.chapter}, not {chapter}")
-    except ValueError as error:
-        return Grade(name, str(error), {}, {}, time.monotonic() - started)
-    status, events = run_alone(submission, limits)
-    return Grade(
-        name,
-        status,
-        *final_verdicts(chapter, status, events),
-        time.monotonic() - started,
-    )
-
-
-def final_verdicts(
-    chapter: str, status: str, events: list[dict[str, str]]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Take the last answer to each exercise; a stub that was left standing beside an
-    answer is none.
-
-    Returns:
-        check → verdict, for all of the chapter's checks, and check → hint.
-
-    Source: none, the book's own. Departures: none.
-    Test: test_grade.py::test_the_last_answer_counts_and_a_stub_beside_it_does_not
-    """
+def grade_one(
+    name: str, submission: Submission | str, chapter: str, limits: Limits
+) -> Grade:
+    """Grade one submission; a str is the reason why there is none to grade."""
+    if isinstance(submission, str):
+        return Grade(name, submission)
+    if submission.chapter != chapter:
+        return Grade(name, f"another chapter: {submission.chapter}, not {chapter}")
+    started, token = time.monotonic(), secrets.token_hex()
+    status, cells = run(submission, limits, token)
     verdicts = dict.fromkeys(
-        exercises(chapter), "not attempted" if status == "graded" else "not reached"
+        exercises()[chapter], "not attempted" if status == "graded" else "not reached"
     )
-    hints = {}
-    for event in events:
-        check, verdict = event["check"], event.get("verdict", "error")
-        if check in verdicts and (
-            verdict != "not attempted" or verdicts[check] == "not reached"
-        ):
-            verdicts[check], hints[check] = verdict, event.get("hint", "")
-    return verdicts, hints
+    hints: dict[str, str] = {}
+    first_error = ""
+    for statement, cell in zip(submission.statements, cells, strict=True):
+        reported, error = _outcome(cell, limits, token)
+        if error:
+            error = f"{error} (cell {statement.cell}{first_error})"
+            raised = {"verdict": "error", "hint": error}
+            reported |= dict.fromkeys(statement.checks - {*reported}, raised)
+            if not statement.checks:
+                first_error = first_error or f"; before that, {error}"
+        for check, outcome in reported.items():
+            # Dots that are left beside an answer do not replace it.
+            if (
+                outcome["verdict"] != "not attempted"
+                or verdicts[check] == "not reached"
+            ):
+                verdicts[check], hints[check] = outcome["verdict"], outcome["hint"]
+    numbers = {check: number for number, check in enumerate(verdicts, 1)}
+    remarks = [
+        f"{number}: {hints[check]}"
+        for check, number in numbers.items()
+        if hints.get(check) and verdicts[check] in ("failed", "error")
+    ]
+    is_attempted = {"passed", "failed", "error"} & {*verdicts.values()}
+    code = "\n".join(s.source for s in submission.statements) if is_attempted else ""
+    seconds = time.monotonic() - started
+    return Grade(name, status, verdicts, tuple(remarks), seconds, code)
 
 
-def common_chapter(paths: list[Path]) -> str:
-    """Find the chapter that most of the submissions answer.
+def run(
+    submission: Submission, limits: Limits, token: str
+) -> tuple[str, list[NotebookNode]]:
+    """Run a submission in its own kernel, one notebook cell per statement.
+
+    Args:
+        submission: what to run.
+        limits: of time and memory.
+        token: marks the verdicts of the checks, so that no other output is one.
+
+    Returns:
+        "graded" or what went wrong, and the executed cells.
+    """
+    prelude = new_code_cell(PRELUDE)  # an error of this cell ends the run
+    allows_errors = {"tags": ["raises-exception"]}
+    cells = [
+        new_code_cell(s.source, metadata=allows_errors) for s in submission.statements
+    ]
+    settings = {
+        "module": f"{PACKAGE}.{submission.chapter}",
+        "checks": list(exercises()[submission.chapter]),
+        "token": token,
+        "memory": int(limits.memory * 1e9),
+        "seconds": int(limits.seconds) + 1,
+    }
+    client = NotebookClient(
+        new_notebook(cells=[prelude, *cells]),
+        # The kernel of this Python, not one that is installed under the same name.
+        km=AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),
+        timeout_func=lambda c: None if c is prelude else _seconds_per_cell(limits),
+        interrupt_on_timeout=True,
+        shutdown_kernel="immediate",
+        on_cell_executed=lambda **given: executed.append(given["cell_index"]),
+    )
+    started, status, executed = time.monotonic(), "graded", []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
+        folder = Path(work, "submission")
+        folder.mkdir()
+        environment = {name: os.environ[name] for name in PASSED_ON & os.environ.keys()}
+        environment |= {
+            "PYTHONPATH": os.pathsep.join(map(str, IMPORTED_FROM)),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "IPYTHONDIR": work,
+            "OMP_NUM_THREADS": "1",
+            "MPLBACKEND": "Agg",
+            "PIP_NO_INDEX": "1",
+            # CUDA reserves more address space than the memory limit allows.
+            "CUDA_VISIBLE_DEVICES": "",
+            "PAPERLIB_PROFILE": "smoke",
+            SETTINGS: json.dumps(settings),
+        }
+        try:
+            execution = client.async_execute(
+                cleanup_kc=True,
+                cwd=str(folder),
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            asyncio.run(asyncio.wait_for(execution, limits.seconds))
+        except Exception:  # late, dead, or with outputs that nbclient can't read
+            status = "not started: the machine is too slow or out of memory"
+            if executed:
+                is_late = time.monotonic() - started >= limits.seconds
+                end = f"timed out after {limits.seconds:g} s" if is_late else "crashed"
+                # The prelude is the first cell that was executed.
+                status = (
+                    f"{end} in cell {submission.statements[len(executed) - 1].cell}"
+                )
+    return status, cells
+
+
+def _seconds_per_cell(limits: Limits) -> int:
+    """Return a third of the time, so that an endless loop leaves time for the rest."""
+    return max(1, int(limits.seconds / 3))
+
+
+def _outcome(
+    cell: NotebookNode, limits: Limits, token: str
+) -> tuple[dict[str, dict[str, str]], str]:
+    """Return the verdicts that an executed cell reports, by check, and its error."""
+    reported, error = {}, ""
+    for output in cell.outputs:
+        verdict = output.get("data", {}).get(VERDICT, {})
+        if output.output_type == "error":
+            error = _one_line(f"{output.ename}: {output.evalue}".strip(": "))[:300]
+            if output.ename == "KeyboardInterrupt":
+                error = f"not done after {_seconds_per_cell(limits)} s"
+        elif isinstance(verdict, dict) and verdict.get("token") == token:
+            reported[verdict["check"]] = verdict
+    return reported, error
+
+
+def common_chapter(chapters: Iterable[str]) -> str:
+    """Return the chapter of most submissions.
 
     Raises:
-        ValueError: if none answers any, or two are answered equally often.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_grade.py::test_a_submission_of_another_chapter_is_told
+        ValueError: if there is no submission, or the most frequent chapter is not
+            unique.
     """
-    found: Counter[str] = Counter()
-    for path in paths:
-        try:
-            found[load(path).chapter] += 1
-        except ValueError:
-            continue
-    most = found.most_common(2)
+    most = Counter(chapters).most_common(2)
     if not most:
-        raise ValueError(
-            f"no submission answers a chapter's exercises; looked at {len(paths)} files"
-        )
+        raise ValueError("none of the files is a submission: no exercises of this book")
     if len(most) == 2 and most[0][1] == most[1][1]:
         raise ValueError(
-            f"as many submissions of {most[0][0]} as of {most[1][0]}; say which with"
+            f"as many submissions of {most[0][0]} as of {most[1][0]}; choose one with"
             " --chapter"
         )
     return most[0][0]
 
 
-def write_table(grades: list[Grade], chapter: str, target: Path) -> None:
-    """Write the table, whole or not at all: a row a submission, a column an exercise.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_grade.py::test_the_table_is_safe_to_open
-    """
-    names = exercises(chapter)
-    text = io.StringIO()
-    writer = csv.writer(text)
-    columns = [f"{number} {name}" for number, name in enumerate(names, 1)]
-    writer.writerow(
-        ["submission", "status", "passed", "of", *columns, "seconds", "remarks"]
-    )
+def equal_ones(grades: list[Grade]) -> list[list[str]]:
+    """Return, for each submission, the names of the others with the same code."""
+    names: dict[str, list[str]] = {}
     for grade in grades:
-        remarks = "; ".join(
-            f"{names.index(name) + 1}: {hint}"
-            for name, hint in grade.hints.items()
-            if hint
-        )
-        verdicts = [grade.verdicts.get(name, "") for name in names]
-        row = [
-            grade.name,
-            grade.status,
-            verdicts.count("passed"),
-            len(names),
-            *verdicts,
-            f"{grade.seconds:.1f}",
-            remarks,
+        names.setdefault(grade.code, []).append(grade.name)
+    return [
+        [name for name in names[grade.code] if grade.code and name != grade.name]
+        for grade in grades
+    ]
+
+
+def write_table(
+    grades: list[Grade], chapter: str, target: Path, delimiter: str = ","
+) -> None:
+    """Write the table atomically: one row per submission, and a row of means.
+
+    The means are percentages of what can be reached, over the submissions that ran.
+    """
+    kinds, equal = exercises()[chapter], equal_ones(grades)
+    groups = {kind: [c for c in kinds if kinds[c] == kind] for kind in KINDS}
+    groups = {kind: checks for kind, checks in groups.items() if checks}
+    groups["passed"] = list(kinds)
+
+    def passed(grade: Grade, checks: list[str]) -> int:
+        return sum(grade.verdicts[check] == "passed" for check in checks)
+
+    table = [["student", "submission", "status"]]
+    table[0] += [f"{group} (of {len(checks)})" for group, checks in groups.items()]
+    table[0] += [f"{number} {check}" for number, check in enumerate(kinds, 1)]
+    table[0] += ["same as", "seconds", "remarks"]
+    for grade, others in zip(grades, equal, strict=True):
+        row = [student_of(grade.name), grade.name, grade.status]
+        for checks in groups.values():
+            row.append(passed(grade, checks) if grade.verdicts else "")
+        row += [grade.verdicts.get(check, "") for check in kinds]
+        remarks = "; ".join(grade.remarks)
+        table.append([*row, "; ".join(others), round(grade.seconds), remarks])
+    if ran := [grade for grade in grades if grade.verdicts]:
+        means = [
+            round(100 * sum(passed(grade, c) for grade in ran) / len(ran) / len(c))
+            for c in (*groups.values(), *([check] for check in kinds))
         ]
-        writer.writerow([_safe(value) for value in row])
+        table.append(["mean in %", "", f"{len(ran)} graded", *means, "", "", ""])
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter)
+    writer.writerows([_safe(value) for value in row] for row in table)
     with atomic_path(target) as temporary:
-        # With its byte order mark spreadsheets read names in every script.
+        # With a byte order mark, spreadsheets read names in every script.
         temporary.write_text(text.getvalue(), encoding="utf-8-sig", newline="")
 
 
-def to_do(grades: list[Grade], limits: Limits) -> list[str]:
-    """Say what of a table needs a look, and what to do about it; nothing if everything
-    was graded.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_grade.py::test_the_last_lines_say_what_is_left_to_do
-    """
-
-    def count(some: list[Grade]) -> str:
-        return f"{len(some)} file" + "s" * (len(some) != 1)
-
-    def is_late(grade: Grade) -> bool:
-        return grade.status.startswith("timed out") or any(
-            "TooLong" in hint for hint in grade.hints.values()
-        )
-
-    late = [g for g in grades if is_late(g)]
-    broken = [g for g in grades if g not in late and "error" in g.verdicts.values()]
-    died = [g for g in grades if g.status.startswith("crashed")]
-    refused = [g for g in grades if not g.verdicts]
-    lines = []
-    if late:
-        longer = f"--timeout {2 * limits.seconds:g}"
-        lines.append(
-            f"{count(late)} ran out of time: an endless loop, or a slow machine (try"
-            f" {longer}, fewer --jobs)"
-        )
-    if died:
-        lines.append(
-            f"{count(died)} ended before the last answer: see status; answers not"
-            " reached count as none"
-        )
-    if broken:
-        again = (
-            ""
-            if limits.everything
-            else "; where those miss an earlier cell, --all-cells --timeout 600"
-        )
-        lines.append(
-            f"{count(broken)} with answers that did not run: see remarks{again}"
-        )
-    if refused:
-        lines.append(f"{count(refused)} not graded: status says why")
-    return lines
+def _one_line(text: str) -> str:
+    return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
 def _safe(value: object) -> str:
-    """Keep a spreadsheet from taking a text for a formula, and a row on one line."""
-    text = " ".join(str(value).encode("utf-8", "replace").decode().split())
+    """Return a text that no spreadsheet reads as a formula, on one line."""
+    text = _one_line(str(value))
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def to_do(grades: list[Grade], limits: Limits) -> list[str]:
+    """Say which rows need a look, and what to do about them."""
+
+    def is_late(grade: Grade) -> bool:
+        return "timed out" in grade.status or "not done after" in str(grade.remarks)
+
+    longer = f"--timeout {2 * limits.seconds:g}"
+    reasons = [
+        (
+            is_late,
+            f"out of time: an endless loop, or a slow machine (try {longer},"
+            " fewer --jobs)",
+        ),
+        (
+            lambda grade: grade.status.startswith("crashed"),
+            "crashed: answers after that are not reached",
+        ),
+        (
+            lambda grade: "error" in grade.verdicts.values() and not is_late(grade),
+            "with answers that raised an error: see remarks; where these miss an"
+            " earlier cell, use --all-cells --timeout 600",
+        ),
+        (lambda grade: not grade.verdicts, "not graded: see status"),
+    ]
+    counts = [(sum(map(applies, grades)), text) for applies, text in reasons]
+    counts.append(
+        (sum(map(bool, equal_ones(grades))), 'equal to others: see "same as"')
+    )
+    return [f"{n} {'file' if n == 1 else 'files'} {text}" for n, text in counts if n]
 
 
 def grade(
@@ -402,61 +402,61 @@ def grade(
     chapter: str | None = None,
     limits: Limits = Limits(),  # noqa: B008  a NamedTuple can't be changed
     jobs: int = 1,
-    say: Callable[[str], None] = print,
+    delimiter: str = ",",
+    report: Callable[[str], None] = print,
 ) -> list[Grade]:
-    """Grade every file below a folder and write the table after each.
+    """Grade all files and write the table after each.
 
     Args:
-        folder: where the submissions are, in folders of their own or not.
+        folder: of the submissions, in folders of their own or not; or a zip file.
         target: the table, a CSV file.
-        chapter: whose exercises; None: that of most submissions.
+        chapter: whose exercises; None: those of most submissions.
         limits: time and memory of one submission.
-        jobs: how many run at once.
-        say: called with a line for each submission that is done.
+        jobs: how many run at the same time.
+        delimiter: between the columns of the table.
+        report: called with a line for each submission that is done.
 
     Raises:
         ValueError: if there is nothing to grade, an argument is out of range, or the
-            chapter can't be told.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_grade.py::test_each_submission_costs_only_itself
+            chapter is ambiguous.
     """
-    if chapter is not None and chapter not in CHAPTERS:
-        raise ValueError(f"chapter {chapter!r}; expected one of {', '.join(CHAPTERS)}")
-    if jobs < 1 or limits.seconds <= 0 or limits.memory <= 0:
+    if jobs < 1 or limits.seconds <= 0 or limits.memory <= 0 or len(delimiter) != 1:
         raise ValueError(
-            f"jobs {jobs}, {limits.seconds:g} s and {limits.memory:g} GB; each must be"
-            " above zero"
+            f"received {jobs} jobs, {limits.seconds:g} s, {limits.memory:g} GB and the"
+            f" delimiter {delimiter!r}; expected numbers above 0 and one character"
+        )
+    if chapter is not None and chapter not in exercises():
+        raise ValueError(
+            f"chapter {chapter!r}; expected one of {', '.join(exercises())}"
         )
     if not target.parent.is_dir():
-        raise ValueError(f"the table can't be written: {target.parent} is no folder")
-    paths = files_of(folder, target)
-    chapter = chapter or common_chapter(paths)
-    say(f"{len(paths)} files, chapter {chapter}, at most {limits.seconds:g} s each")
-    done: dict[Path, Grade] = {}
-
-    def one(path: Path) -> None:
-        name = path.relative_to(folder).as_posix()
-        done[path] = grade_file(path, name, chapter, limits)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        tasks = [pool.submit(one, path) for path in paths]
+        raise ValueError(f"the table can't be written: {target.parent} is not a folder")
+    # nbformat and nbclient log what the table says.
+    logging.getLogger("traitlets").setLevel(logging.CRITICAL)
+    submissions: list[tuple[str, Submission | str]] = []
+    for name, content in files_of(folder, target):
         try:
-            for path, task in zip(paths, tasks, strict=True):
-                task.result()
-                row = done[path]
-                passed = list(row.verdicts.values()).count("passed")
-                say(
-                    f"{_safe(row.name)}: {row.status}"
-                    + (f", {passed} of {len(row.verdicts)}" if row.verdicts else "")
-                )
-                write_table(
-                    [done[known] for known in paths if known in done], chapter, target
-                )
+            submissions.append((name, load(name, content, limits.everything)))
+        except ValueError as error:
+            submissions.append((name, str(error)))
+    if not submissions:
+        raise ValueError(f"{folder} holds no files; expected submitted notebooks")
+    chapter = chapter or common_chapter(
+        s.chapter for _, s in submissions if isinstance(s, Submission)
+    )
+    report(f"{len(submissions)} files, chapter {chapter}, at most {limits.seconds:g} s")
+    done: list[Grade] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        tasks = [pool.submit(grade_one, *s, chapter, limits) for s in submissions]
+        try:
+            for task in tasks:
+                done.append(task.result())
+                n_passed = [*done[-1].verdicts.values()].count("passed")
+                report(f"{_safe(done[-1].name)}: {done[-1].status}, {n_passed} passed")
+                write_table(done, chapter, target, delimiter)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    for line in to_do([done[path] for path in paths], limits):
-        say(line)
-    say(f"written: {target}, a row for each file")
-    return [done[path] for path in paths]
+    for line in [*to_do(done, limits), f"written: {target}"]:
+        report(line)
+    return done

@@ -1,31 +1,54 @@
-"""Read a submitted notebook: which chapter it answers, and which of its statements the
-answers depend on.
+"""Read a submitted notebook without running it: the chapter, and the statements that
+the answers need.
 
-Nothing is run here. A chapter takes a minute or two to run, its answers need a few of
-its lines: those are found by going back from the statements that call a check, through
-the names that they use (a program slice).
+A chapter takes minutes to run and its answers need a few of its lines. These are found
+by walking back from the calls of checks through the names that they read (a program
+slice).
 """
 
 import ast
-import importlib
-import json
-import symtable
+import builtins
+import dis
+import re
+import types
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
-# Modules of paperlib.exercises that hold checks.
-CHAPTERS = ("mobilenet", "cam", "gradcam", "patch_svdd", "padim")
+import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks" / "py"
 PACKAGE = "paperlib.exercises"
-# first line of the cell that unpacks paperlib; the grader has its own
+KINDS = ("warm-up", "core", "stretch")
+# First line of the cell that unpacks paperlib; the grader uses its own copy.
 SETUP = "# @title Set-up: run this cell first"
+# Magics whose argument is Python: they are removed, so that its checks are found.
+CELL_MAGIC = re.compile(r"\A\s*%%(?:time|timeit|capture|prun)\b.*\n?")
+LINE_MAGIC = re.compile(r"^([ \t]*(?:\w+ *= *)?)%(?:time|timeit)[ \t]+(?!-)", re.M)
+# Code of Python that Jupyter accepts at the top level, but `compile` does not.
+AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+ASSERTION = "expect"  # the method by which chapters assert their results
+UNCHANGING = {*dir(builtins), "display"}  # functions that change no argument
+BINDINGS = (
+    *(ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom),
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
+)
 
 
 class Statement(NamedTuple):
-    """One top-level statement of a notebook."""
+    """A top-level statement of a notebook, with the names that it uses."""
 
     source: str
-    checks: list[str]  # names of the checks that it calls
-    error: str = ""  # why it can't be run: the cell is not Python
+    cell: int  # number of its notebook cell, from 1
+    checks: set[str] = set()  # checks that it calls
+    reads: set[str] = set()
+    reads_later: set[str] = set()  # of these, names read when a function is called
+    binds: set[str] = set()
+    changes: set[str] = set()  # names of objects that it may change
+    replaces: bool = False  # whether an earlier value of `binds` is lost
+    is_broken: bool = False  # not Python; run all the same, for its error
 
 
 class Submission(NamedTuple):
@@ -35,342 +58,205 @@ class Submission(NamedTuple):
     statements: list[Statement]
 
 
-class _Scope(NamedTuple):
-    loads: set[str]
-    # Of these, what functions read when they are called, and not where they stand.
-    loads_later: set[str]
-    binds: set[str]
-    # Names whose methods or items are touched: `x.append(1)`, `x[0] = 1`, `x += 1`.
-    calls_on: set[str]
-    binds_for_sure: bool
+def exercises() -> dict[str, dict[str, str]]:
+    """Return check → kind for each chapter, in the order of the book's notebooks."""
+    found = {}
+    for path in sorted(NOTEBOOKS.glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        chapter = re.search(rf"^from {PACKAGE} import (\w+) as check", text, re.M)
+        kind, kinds = "", {}
+        for heading, check in re.findall(
+            r"^# \*\*(Warm-up|Core|Stretch)\b|\bcheck\.(\w+)\(\.\.\.\)", text, re.M
+        ):
+            kind = heading.lower() or kind
+            if check:
+                kinds[check] = kind
+        if chapter:
+            found[chapter[1]] = kinds
+    return found
 
 
-def exercises(chapter: str) -> list[str]:
-    """Name the checks of a chapter, in the order of its exercises.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_submission.py::test_checks_have_the_order_of_the_exercises
-    """
-    module = importlib.import_module(f"{PACKAGE}.{chapter}")
-    own = (
-        name
-        for name, value in vars(module).items()
-        if getattr(value, "__module__", None) == module.__name__
-    )
-    return [name for name in own if not name.startswith("_")]
-
-
-def read(text: str, everything: bool = False) -> Submission:
-    """Take a notebook's text apart.
+def read(data: bytes, everything: bool = False) -> Submission:
+    """Read a notebook of any version of the format.
 
     Args:
-        text: the content of an .ipynb file.
-        everything: keep all statements, not only those that the answers depend on.
+        data: the content of the file.
+        everything: whether to return all statements, not only those that the answers
+            need.
 
     Raises:
-        ValueError: if it is no notebook, or one without a chapter's exercises.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_submission.py::test_only_what_the_answers_need_is_kept
+        ValueError: if it is not a notebook with the exercises of one chapter.
     """
-    cells = [source for source in _code_cells(text) if not source.startswith(SETUP)]
-    chapter, aliases, imported = _chapter(cells)
-    statements = list(_statements(cells, set(exercises(chapter)), aliases, imported))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            notebook = nbformat.reads(data.decode("utf-8-sig"), as_version=4)
+        cells = [
+            (number, _to_python(cell.source))
+            for number, cell in enumerate(notebook.cells, 1)
+            if cell.cell_type == "code" and not cell.source.lstrip().startswith(SETUP)
+        ]
+    except Exception as error:  # nbformat raises whatever a malformed file leads to
+        raise ValueError(
+            f"not a notebook, or a damaged one ({type(error).__name__}): hand in the"
+            " .ipynb file that Jupyter or Colab saves"
+        ) from error
+    chapter, checks = _chapter("\n".join(source for _, source in cells))
+    statements = list(_statements(cells, chapter, checks))
     return Submission(chapter, statements if everything else _needed(statements))
 
 
-def _code_cells(text: str) -> list[str]:
-    try:
-        notebook = json.loads(text)
-    except (ValueError, RecursionError) as error:
+def _to_python(source: str) -> str:
+    """Replace IPython syntax (magics, shell commands, help) by calls."""
+    source = LINE_MAGIC.sub(r"\1", CELL_MAGIC.sub("", source))
+    return TransformerManager().transform_cell(source)
+
+
+def _chapter(code: str) -> tuple[str, set[str]]:
+    """Return the chapter and its checks: by the import, or by the checks' names."""
+    known = exercises()
+    imported = re.findall(rf"\b{PACKAGE}(?:\.|\s+import\s+\(?\s*)(\w+)", code)
+    found = set(imported) & set(known)
+    if not found:
+        called = set(re.findall(r"\bcheck\s*\.\s*(\w+)", code))
+        shared = {name: len(called & set(checks)) for name, checks in known.items()}
+        found = {name for name, n in shared.items() if 0 < n == max(shared.values())}
+    if len(found) != 1:
+        names = " and ".join(sorted(found))
         raise ValueError(
-            f"damaged: a notebook is JSON, and this is not ({error})"
-        ) from error
-    cells = notebook.get("cells") if isinstance(notebook, dict) else None
-    if not isinstance(cells, list):
-        raise ValueError(
-            "not a notebook: no list of cells; hand in the .ipynb file that Jupyter or"
-            " Colab saves"
+            f"exercises of {names}; expected those of one chapter"
+            if found
+            else "no exercises of this book; expected the notebook of a chapter"
         )
-    sources = []
-    for cell in cells:
-        if not isinstance(cell, dict):
-            raise ValueError(
-                "damaged: a cell is no object; save the notebook again and hand that in"
-            )
-        source = cell.get("source", "")
-        if cell.get("cell_type") == "code":
-            lines = source if isinstance(source, list) else [source]
-            if not all(isinstance(line, str) for line in lines):
-                raise ValueError(
-                    "damaged: a cell's source is no text; save the notebook again and"
-                    " hand that in"
-                )
-            sources.append("".join(lines))
-    return sources
-
-
-def _parse(source: str) -> ast.Module:
-    """Parse a cell; lines for IPython (%magic, !shell) are taken out, they belong to no
-    answer.
-    """
-    try:
-        return ast.parse(source)
-    except SyntaxError:
-        return ast.parse(
-            "\n".join(
-                line
-                for line in source.splitlines()
-                if not line.lstrip().startswith(("%", "!", "?"))
-            )
-        )
-
-
-def _chapter(cells: list[str]) -> tuple[str, set[str], set[str]]:
-    """Find the chapter, the names under which its checks are imported as a module, and
-    those imported one by one.
-    """
-    chapters, aliases, imported = [], {"check"}, set()
-    for source in cells:
-        try:
-            nodes = list(ast.walk(_parse(source)))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue  # told where the statements are made
-        for node in nodes:
-            if isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
-                for alias in node.names:
-                    chapters.append(alias.name)
-                    aliases.add(alias.asname or alias.name)
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                f"{PACKAGE}."
-            ):
-                chapters.append(node.module.removeprefix(f"{PACKAGE}."))
-                imported.update(alias.asname or alias.name for alias in node.names)
-            elif isinstance(node, ast.Import):
-                for alias in node.names:
-                    if alias.name.startswith(f"{PACKAGE}."):
-                        chapters.append(alias.name.removeprefix(f"{PACKAGE}."))
-                        aliases.add(alias.asname or alias.name)
-    known = list(dict.fromkeys(name for name in chapters if name in CHAPTERS))
-    if len(known) != 1:
-        found = (
-            f"exercises of {' and '.join(known)}"
-            if known
-            else "no exercises of this book"
-        )
-        raise ValueError(
-            f"{found}; expected a chapter's notebook, with its line `from {PACKAGE}"
-            " import … as check`"
-        )
-    return known[0], aliases, imported
-
-
-def called_checks(
-    node: ast.AST, names: set[str], aliases: set[str], imported: set[str]
-) -> Iterator[ast.Call]:
-    """Give every call of a check below `node`.
-
-    Source: none, the book's own. Departures: none. Test:
-    test_submission.py::test_calls_are_found_however_imported
-    """
-    for call in ast.walk(node):
-        if isinstance(call, ast.Call):
-            of_module = (
-                isinstance(call.func, ast.Attribute)
-                and ast.unparse(call.func.value) in aliases
-            )
-            name = (
-                call.func.attr
-                if of_module
-                else call.func.id
-                if isinstance(call.func, ast.Name)
-                else None
-            )
-            if name in names and (of_module or name in imported):
-                yield call
-
-
-class _ToGrader(ast.NodeTransformer):
-    """Puts the grader's function in place of a check, whatever the notebook made of the
-    name `check`.
-    """
-
-    def __init__(self, calls: list[ast.Call]):
-        self.calls = calls
-
-    def visit_Call(self, node: ast.Call) -> ast.Call:
-        mine = any(node is call for call in self.calls)
-        self.generic_visit(node)
-        if mine:
-            name = (
-                node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-            )
-            node.args.insert(0, ast.Constant(name))
-            node.func = ast.Name(GRADER, ast.Load())
-        return node
-
-
-GRADER = "__paperlib_check__"
+    (chapter,) = found
+    return chapter, set(known[chapter])
 
 
 def _statements(
-    cells: list[str], names: set[str], aliases: set[str], imported: set[str]
+    cells: list[tuple[int, str]], chapter: str, checks: set[str]
 ) -> Iterator[Statement]:
-    for source in cells:
-        try:
-            body = _parse(source).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            yield Statement(
-                "",
-                sorted(name for name in names if f"{name}(" in source),
-                f"{type(error).__name__}: {error}",
-            )
-            continue
-        for node in body:
-            calls = list(called_checks(node, names, aliases, imported))
-            called = [
-                call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
-                for call in calls
-            ]
-            yield Statement(
-                ast.unparse(ast.fix_missing_locations(_ToGrader(calls).visit(node))),
-                called,
-            )
+    """Split notebook cells into statements."""
+    aliases: dict[str, str] = {}  # the notebook's own name for a check → the check
+    for number, cell in cells:
+        for source in _parsable_parts(cell):
+            try:
+                for node in ast.parse(source).body:
+                    yield _statement(node, number, checks, aliases)
+                    _follow_aliases(node, chapter, checks, aliases)
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                called = set(re.findall(r"\w+", source)) & checks
+                yield Statement(source, number, called, is_broken=True)
+
+
+def _parsable_parts(cell: str) -> list[str]:
+    """Return the cell; if it is not Python, its parts from one unindented line to the
+    next, so that an error costs no other part.
+    """
+    try:
+        ast.parse(cell)
+        return [cell]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return re.split(r"\n(?=[^\s)\]}])", cell)
+
+
+def _statement(
+    node: ast.stmt, cell: int, checks: set[str], aliases: dict[str, str]
+) -> Statement:
+    code = compile(ast.Module([node], []), "<cell>", "exec", AWAIT, dont_inherit=True)
+    reads, later, binds = _names(code)
+    called = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)} & checks
+    called |= {aliases[name] for name in reads if name in aliases}
+    replaces = isinstance(node, BINDINGS)
+    changes = set(_changed(node, replaces))
+    source = ast.unparse(node)
+    return Statement(source, cell, called, reads, later, binds, changes, replaces)
+
+
+def _names(code: types.CodeType) -> tuple[set[str], set[str], set[str]]:
+    """Return the global names that code reads, those that its functions read, and
+    those that it binds.
+    """
+    reads, later, binds = set(), set(), set()
+    for step in dis.get_instructions(code):
+        operation, _, scope = step.opname.partition("_")
+        if scope in ("NAME", "GLOBAL", "FROM_DICT_OR_GLOBALS"):
+            if operation == "LOAD":
+                reads.add(step.argval)
+            elif operation == "STORE":
+                binds.add(step.argval)
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            inner_reads, _, _ = _names(inner)
+            reads |= inner_reads
+            later |= inner_reads
+            binds |= {
+                step.argval
+                for step in dis.get_instructions(inner)
+                if step.opname == "STORE_GLOBAL"
+            }
+    return reads, later, binds
+
+
+def _changed(node: ast.stmt, replaces: bool) -> Iterator[str]:
+    """Yield names of objects that a statement may change: `x[0] = 1`, `x.y = 1`; and,
+    unless it binds a name, `x.append(1)` and `fill(x)`.
+    """
+    touched = [
+        n
+        for n in ast.walk(node)
+        if isinstance(n, ast.Attribute | ast.Subscript)
+        and not isinstance(n.ctx, ast.Load)
+    ]
+    if not replaces:
+        calls = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
+        for n in calls:
+            if isinstance(n.func, ast.Attribute) and n.func.attr != ASSERTION:
+                touched.append(n.func)
+            elif isinstance(n.func, ast.Name) and n.func.id not in UNCHANGING:
+                touched += n.args
+    for expression in touched:
+        while isinstance(expression, ast.Attribute | ast.Subscript):
+            expression = expression.value
+        if isinstance(expression, ast.Name):
+            yield expression.id
+
+
+def _follow_aliases(
+    node: ast.stmt, chapter: str, checks: set[str], aliases: dict[str, str]
+) -> None:
+    """Record other names of checks: `from … import *`, `f = check.x`."""
+    if isinstance(node, ast.ImportFrom) and node.module == f"{PACKAGE}.{chapter}":
+        for imported in node.names:
+            names = checks if imported.name == "*" else {imported.name}
+            aliases.update({imported.asname or name: name for name in names & checks})
+    elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute):
+        if node.value.attr in checks:
+            named = (n.id for n in node.targets if isinstance(n, ast.Name))
+            aliases.update(dict.fromkeys(named, node.value.attr))
+    elif isinstance(node, ast.FunctionDef):
+        aliases.pop(node.name, None)
 
 
 def _needed(statements: list[Statement]) -> list[Statement]:
-    """Go back from the last statement to the first and keep what binds or changes a
-    name that is still wanted.
+    """Return the statements that call a check, and those that these depend on.
 
-    A function may read a name that is bound only after it, before it is called: so the
-    walk is repeated until no function that is kept adds such a name.
+    A function may read a name that is bound after it. So the walk from the last
+    statement to the first is repeated until no kept function reads another name.
     """
-    scopes = [_scope(statement.source) for statement in statements]
-    modules = set()
-    for statement, scope in zip(statements, scopes, strict=True):
-        if statement.source.startswith(("import ", "from ")):
-            modules |= scope.binds
-    last = max(
-        (at for at, statement in enumerate(statements) if statement.checks), default=-1
-    )
-    # Name → the first kept statement with a function that reads it.
-    read_from: dict[str, int] = {}
+    imports = ("import ", "from ")
+    modules = {n for s in statements if s.source.startswith(imports) for n in s.binds}
+    last = max((at for at, s in enumerate(statements) if s.checks), default=-1)
+    late: set[str] = set()
     while True:
-        kept, wanted = [], set()
-        for at in range(last, -1, -1):
-            statement, scope = statements[at], scopes[at]
-            late = {name for name, first in read_from.items() if first < at}
-            changes = (scope.calls_on - modules) & (wanted | late)
-            binds = scope.binds & (wanted | late)
-            if not (
-                statement.checks
-                or changes
-                or binds
-                or statement.source.endswith("import *")
-            ):
-                continue
-            kept.append(at)
-            if scope.binds_for_sure:
-                # An earlier value under this name reaches nothing.
-                wanted -= scope.binds
-            wanted |= scope.loads | changes
-        # From last to first: the first stays.
-        found = {name: at for at in kept for name in scopes[at].loads_later}
-        if found == read_from:
-            return [statements[at] for at in reversed(kept)]
-        read_from = found
-
-
-def _scope(source: str) -> _Scope:
-    """Say which global names a statement reads, which it binds, and which it may change
-    without binding them.
-    """
-    loads, later, binds, calls_on = set(), set(), set(), set()
-
-    def walk(table: symtable.SymbolTable, top: bool, inside: bool = False) -> None:
-        inside = inside or table.get_type() == "function"
-        for symbol in table.get_symbols():
-            is_global = top or symbol.is_global()
-            if is_global and symbol.is_referenced():
-                loads.add(symbol.get_name())
-                if inside:
-                    later.add(symbol.get_name())
-            if is_global and (symbol.is_assigned() or symbol.is_imported()):
-                binds.add(symbol.get_name())
-        for child in table.get_children():
-            walk(child, False, inside)
-
-    body = ast.parse(source).body
-    walk(
-        symtable.symtable(
-            ast.unparse(_Generators().visit(ast.parse(source))), "<cell>", "exec"
-        ),
-        True,
-    )
-    node = body[0] if body else ast.Pass()
-    for inner in ast.walk(node):
-        changed = (
-            inner.func.value
-            if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute)
-            else None
-        )
-        if isinstance(inner, ast.Attribute | ast.Subscript) and isinstance(
-            inner.ctx, ast.Store | ast.Del
-        ):
-            changed = inner
-        while isinstance(changed, ast.Attribute | ast.Subscript):
-            changed = changed.value
-        if isinstance(changed, ast.Name):
-            calls_on.add(changed.id)
-    simple = (
-        ast.Assign,
-        ast.AnnAssign,
-        ast.Import,
-        ast.ImportFrom,
-        ast.FunctionDef,
-        ast.ClassDef,
-    )
-    # `x = x.view(2)` reads its x through a method and changes nothing: only a bare
-    # statement is run for its effect.
-    effects = (
-        calls_on
-        if not isinstance(node, (*simple, ast.AsyncFunctionDef))
-        else calls_on & _stored_into(node)
-    )
-    return _Scope(loads, later, binds, effects, isinstance(node, simple))
-
-
-class _Generators(ast.NodeTransformer):
-    """Makes every comprehension a generator: since Python 3.12 the others' variables
-    pass for the module's own.
-    """
-
-    def visit_ListComp(self, node: ast.ListComp | ast.SetComp) -> ast.GeneratorExp:
-        self.generic_visit(node)
-        return ast.GeneratorExp(node.elt, node.generators)
-
-    visit_SetComp = visit_ListComp
-
-    def visit_DictComp(self, node: ast.DictComp) -> ast.GeneratorExp:
-        self.generic_visit(node)
-        return ast.GeneratorExp(
-            ast.Tuple([node.key, node.value], ast.Load()), node.generators
-        )
-
-
-def _stored_into(node: ast.stmt) -> set[str]:
-    """Name what an assignment stores into, as `x` in `x[0] = 1` or `x.y = 1`."""
-    targets = (
-        node.targets
-        if isinstance(node, ast.Assign)
-        else [node.target]
-        if isinstance(node, ast.AnnAssign)
-        else []
-    )
-    return {
-        name.id
-        for target in targets
-        if isinstance(target, ast.Attribute | ast.Subscript)
-        for name in ast.walk(target)
-        if isinstance(name, ast.Name)
-    }
+        kept, wanted = [], set(late)
+        for statement in reversed(statements[: last + 1]):
+            changes = statement.changes & wanted - modules
+            is_kept = statement.is_broken or statement.source.endswith("import *")
+            if statement.checks or statement.binds & wanted or changes or is_kept:
+                kept.append(statement)
+                if statement.replaces:
+                    wanted -= statement.binds - late
+                wanted |= statement.reads | changes
+        read_later = {name for statement in kept for name in statement.reads_later}
+        if read_later <= late:
+            return kept[::-1]
+        late |= read_later

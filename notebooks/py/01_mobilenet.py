@@ -1168,9 +1168,11 @@ for separable, million_macs, batch_size, layout, forward, training in timed_rows
 from paperlib.exercises import mobilenet as check
 
 correct = check.standard_cost(...)
+
+# %% tags=["exercise"]
 correct = check.break_even(...)
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 assert check.standard_cost(5 * 5 * 16 * 32 * 28 * 28)  # 10,035,200
 assert check.break_even(18)  # 1/6 - 1/9 = 1/18
 
@@ -1187,10 +1189,14 @@ assert check.break_even(18)  # 1/6 - 1/9 = 1/18
 
 # %% tags=["exercise"]
 correct = check.separable_function(...)
+
+# %% tags=["exercise"]
 correct = check.largest_width(...)
+
+# %% tags=["exercise"]
 correct = check.spared_weights(...)
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 def separable_cost(kernel, in_channels, out_channels, out_size):
     return (kernel**2 + out_channels) * in_channels * out_size**2
 
@@ -1215,7 +1221,7 @@ assert check.spared_weights(sum(p.numel() for p in without_decay["params"]))
 # %% tags=["exercise"]
 correct = check.depthwise_function(...)
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 def depthwise_convolution(images, filters):
     height, width = images.shape[-2:]
     padded = F.pad(images, (1, 1, 1, 1))

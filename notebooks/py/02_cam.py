@@ -1319,9 +1319,11 @@ plt.show()
 from paperlib.exercises import cam as check
 
 done = check.sum_of_the_map(...)
+
+# %% tags=["exercise"]
 done = check.side_ratio(...)
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 assert check.sum_of_the_map(49 * (12.5 - 0.5))
 assert check.side_ratio(2**0.5)  # the IoU is the ratio of the areas
 
@@ -1342,11 +1344,15 @@ assert check.side_ratio(2**0.5)  # the IoU is the ratio of the areas
 
 # %% tags=["exercise"]
 done = check.map_function(...)
+
+# %% tags=["exercise"]
 done = check.box_function(...)
+
+# %% tags=["exercise"]
 done = check.parameters_saved(...)
 
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 def eq_2(features, weight, targets):
     return (weight[targets][:, :, None, None] * features).sum(1)
 
@@ -1380,7 +1386,7 @@ assert check.parameters_saved(100 * (1 - n_left / count_parameters(vgg)))
 done = check.gap_network(...)
 
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 def with_gap(features, channels, classes):
     return nn.Sequential(
         features,

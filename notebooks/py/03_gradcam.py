@@ -1960,10 +1960,14 @@ run.expect(fair_after_balanced > fair_after_biased, "balancing helps")
 from paperlib.exercises import gradcam as check
 
 done = check.channel_weight(...)
+
+# %% tags=["exercise"]
 done = check.largest_value(...)
+
+# %% tags=["exercise"]
 done = check.guided_relu6(...)
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 assert check.channel_weight(8 / 9)
 assert check.largest_value(24.5 / 49)
 assert check.guided_relu6([0, 0, 6, 0])
@@ -1979,10 +1983,12 @@ assert check.guided_relu6([0, 0, 6, 0])
 
 # %% tags=["exercise"]
 done = check.map_function(...)
+
+# %% tags=["exercise"]
 done = check.contrast_score(...)
 
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 def eq_1_and_2(activations, gradients):
     weights = gradients.mean((2, 3), keepdim=True)
     return (weights * activations).sum(1).relu()
@@ -2002,7 +2008,7 @@ assert check.contrast_score(lambda logits: logits[:, 2] - logits[:, 0])
 done = check.deconvnet_relu(...)
 
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 class DeconvnetReLU(torch.autograd.Function):
     @staticmethod
     def forward(context, x):

@@ -2166,9 +2166,11 @@ run.expect(
 from paperlib.exercises import patch_svdd as check
 
 done = check.patches_of_a_picture(...)
+
+# %% tags=["exercise"]
 done = check.class_of_a_pair(...)
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 assert check.patches_of_a_picture(((400 - 64) // 16 + 1) * ((300 - 64) // 16 + 1))
 assert check.class_of_a_pair(DIRECTIONS.index((1, -1)))
 
@@ -2188,11 +2190,15 @@ assert check.class_of_a_pair(DIRECTIONS.index((1, -1)))
 
 # %% tags=["exercise"]
 done = check.loss_function(...)
+
+# %% tags=["exercise"]
 done = check.spread_function(...)
+
+# %% tags=["exercise"]
 done = check.nearest_function(...)
 
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 def average_norms(a, b):
     return (a - b).norm(dim=1).mean()
 
@@ -2226,10 +2232,12 @@ assert check.nearest_function(measure_nearest)
 
 # %% tags=["exercise"]
 done = check.hierarchy_function(...)
+
+# %% tags=["exercise"]
 done = check.distances_of_an_evaluation(...)
 
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 def embed_large_patches(encoder, patches):
     quarters = [
         encoder.small(patches[..., y : y + 32, x : x + 32])

@@ -1761,9 +1761,11 @@ print(f"fitted {n_fit} images, saved {megabytes:.0f} MB, loaded: the same scores
 from paperlib.exercises import padim as check
 
 done = check.stored_megabytes(...)
+
+# %% tags=["exercise"]
 done = check.distance_by_hand(...)
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 assert check.stored_megabytes(4 * 28 * 28 * (50 * 50 + 50) / 1e6)
 assert check.distance_by_hand((4**2 / 4 + 1**2 / 0.25) ** 0.5)
 
@@ -1788,12 +1790,18 @@ assert check.distance_by_hand((4**2 / 4 + 1**2 / 0.25) ** 0.5)
 
 # %% tags=["exercise"]
 done = check.embedding_function(...)
+
+# %% tags=["exercise"]
 done = check.covariance_function(...)
+
+# %% tags=["exercise"]
 done = check.threshold_function(...)
+
+# %% tags=["exercise"]
 done = check.crossover(...)
 
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 def stack(maps):
     side = maps[0].shape[-1]
     enlarged = []
@@ -1829,7 +1837,7 @@ assert check.crossover(gaussian_numbers // numbers_per_image + 1)
 done = check.merge_function(...)
 
 
-# %% tags=["solution", "hide-cell"]
+# %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
 def merge(n1, mean1, scatter1, n2, mean2, scatter2):
     n = n1 + n2
     difference = mean2 - mean1

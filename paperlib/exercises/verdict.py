@@ -2,9 +2,11 @@
 
 import functools
 import math
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,8 @@ def expects(read: Callable[[Any], Any]) -> Callable[[Check], Check]:
     """Decorate a check: it receives what `read` returns for the reader's answer.
 
     The decorated check prints the verdict. `None` and `...` are no answer yet. A hint
-    is the `WrongAnswer` that `read` or the check raises.
+    is the `WrongAnswer` that `read` or the check raises. An error of the reader's
+    function is a hint, too, with the line that raised it.
     """
 
     def decorate(check: Check) -> Check:
@@ -61,11 +64,27 @@ def expects(read: Callable[[Any], Any]) -> Callable[[Check], Check]:
                 return check(read(answer))
             except WrongAnswer as hint:
                 print(f"not yet: {hint}")
-                return False
+            except Exception as error:
+                if read is not function:
+                    raise
+                print(f"not yet: your function raised {describe_error(error)}")
+            return False
 
         return checked
 
     return decorate
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error as one line, with the last line of the reader's own code."""
+    libraries = (str(Path(__file__).parents[1]), "site-packages", "dist-packages")
+    lines = [
+        f" in line {frame.lineno}" + (f" ({frame.line})" if frame.line else "")
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(library in frame.filename for library in libraries)
+    ]
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}{''.join(lines[-1:])}: {message[:300]}"
 
 
 def number(answer: Any) -> Real:
@@ -209,6 +228,8 @@ def shape_of(answer: Any) -> str:
     """Describe an answer that was expected to be a tensor of another shape."""
     if answer is None:
         return "nothing (is there a return?)"
+    if isinstance(answer, tuple) and hasattr(answer, "values"):
+        return "a pair (values, indices) instead of its .values"
     return (
         str(tuple(answer.shape))
         if isinstance(answer, Tensor)

@@ -56,6 +56,10 @@ def pairs(queries, bank):
     return (queries[:, None] - bank).norm(dim=2)
 
 
+def raises_error(queries, bank):
+    return queries[99]
+
+
 def in_numpy(queries, bank):
     return np.linalg.norm(queries.numpy()[:, None] - bank.numpy(), axis=2).min(1)
 
@@ -189,6 +193,8 @@ CASES = {
             ): "clamp it at 0",
             (lambda q, b: torch.cdist(q, b, p=1).amin(1)): "absolute",
             (lambda q, b: None): "is there a return",
+            (lambda q, b: pairs(q, b).min(1)): "instead of its .values",
+            raises_error: "(return queries[99]): index 99 is out of bounds",
             pairs: "(9, 40)",
             (lambda q, b: q[:, 0]): "every vector",
         },

@@ -21,7 +21,7 @@ def notebook(sources: list[str]) -> str:
         for s in sources
     ]
     return json.dumps(
-        {"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+        {"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
     )
 
 

@@ -1,13 +1,16 @@
-"""Grading: a row for everything that is handed in, each in its own process, and no pass
+"""Grading: a row for everything that is submitted, each in its own process, and no pass
 that was not earned.
 """
 
 import csv
+import io
 import os
 import resource
-import sys
 import time
+import zipfile
+from pathlib import Path
 
+import nbformat
 import pytest
 from exercise_checks import CHAPTERS
 from grading import __main__ as command
@@ -16,133 +19,354 @@ from grading.grade import (
     Limits,
     common_chapter,
     files_of,
-    final_verdicts,
     grade,
+    grade_one,
     load,
-    run_alone,
+    student_of,
     to_do,
     write_table,
 )
-from grading.run import WORST_FILE, Checks, limit_memory, run
+from grading.run import LARGEST_FILE, limit_resources
 from grading.submission import exercises, read
 from submissions import answered, hand_in, notebook, solved, stub
 
 QUICK = Limits(seconds=60)
 SEPARABLE = "lambda k, m, n, s: k * k * m * s * s + m * n * s * s"
+MARKS = {"p": "passed", "f": "failed", "e": "error", "-": "not attempted"}
+MARKS["."] = "not reached"
 
 
-def verdicts(text, limits=QUICK):
-    """How a submission ended, and the last verdict on each of its checks."""
-    ended, events = run_alone(read(text, limits.everything), limits)
-    return ended, {event["check"]: event["verdict"] for event in events}
+def run_one(text, limits=QUICK):
+    """Grade one submission against its own chapter."""
+    submission = read(text.encode(), limits.everything)
+    return grade_one("student.ipynb", submission, submission.chapter, limits)
 
 
-def rows(table):
+def rows(table, delimiter=","):
     with table.open(encoding="utf-8-sig", newline="") as file:
-        return {row["submission"]: row for row in csv.DictReader(file)}
+        return {r["submission"]: r for r in csv.DictReader(file, delimiter=delimiter)}
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_the_solutions_of_the_notebook_pass(chapter):
-    """Those that stand in the notebook, in the context of the notebook; the stubs
-    beside them take nothing away.
-    """
-    ended, found = verdicts(solved(chapter))
-    assert ended == "graded"
-    assert found == dict.fromkeys(exercises(chapter), "passed")
+def zipped(files):
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return target.getvalue()
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_the_untouched_stub_is_not_attempted(chapter, monkeypatch):
-    told = []
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-    run(read(stub(chapter)).statements, Checks(chapter, told.append), 60.0)
-    assert told == [
-        {"check": name, "verdict": "not attempted", "hint": ""}
-        for name in exercises(chapter)
-    ]
+def attempt(first="10_035_200", second="...", third="...", fifth="...", **options):
+    """A submission of chapter 01 with some answers; its last exercise is untouched."""
+    answers = {"standard_cost": first, "break_even": second}
+    answers |= {"separable_function": third, "spared_weights": fifth}
+    return answered("mobilenet", answers, **options)
 
 
-STUBBORN = """
-import time
+def marks(row):
+    """The verdicts of a row, one letter each."""
+    letters = {verdict: letter for letter, verdict in MARKS.items()}
+    return "".join(
+        letters[v] for k, v in row.items() if k[0].isdigit() and v in letters
+    )
+
+
+FOREVER = "def forever():\n    while True:\n        pass"
+STUBBORN = """import time
 def stay():
     while True:
         try:
             time.sleep(100)
         except BaseException:
-            pass
-"""
-FOREVER = """
-import time
-def forever():
-    while True:
-        time.sleep(0.1)
-"""
+            pass"""
 DIE = "import os, signal\ndef die():\n    os.kill(os.getpid(), signal.SIGKILL)"
+# A teacher's check judges, whatever the notebook makes of it.
+REPLACED = """import paperlib.exercises.mobilenet as theirs
+theirs.break_even = lambda answer: True
+class mine:
+    standard_cost = staticmethod(lambda answer: True)
+check = mine"""
+IPYTHON = """!pip install \\
+   timm
+%matplotlib inline
+files = !ls
+from paperlib.exercises import mobilenet as check"""
+BROKEN = """def separable(k, m, n, s)
+    return 1
+
+check.separable_function(separable)
+check.spared_weights(44_640)"""
+IMPORT = "from paperlib.exercises import mobilenet as check"
+STAR = "from paperlib.exercises.mobilenet import *\nstandard_cost(10_035_200)"
 
 
-def attempt(first="10_035_200", second="...", last="...", **options):
-    """A submission of chapter 01: its first, second and fifth answers."""
-    answers = {"standard_cost": first, "break_even": second, "spared_weights": last}
-    return answered("mobilenet", answers, **options)
+def old_format(text):
+    return nbformat.writes(nbformat.convert(nbformat.reads(text, as_version=4), 3))
 
 
-def test_each_submission_costs_only_itself(tmp_path):
-    """Right, wrong, crashing, looping and memory-eating ones in one folder, two at a
-    time.
+def a_class():
+    """24 submissions as they come: (name in the folder, content, student, start of the
+    status, verdicts, part of the remarks).
     """
-    submissions = {
-        "a stubborn one.ipynb": attempt(
-            second="stay()", before=STUBBORN
-        ),  # waits beside the others
-        "crashing.ipynb": attempt(second="1 / 0", last="nothing"),
-        "dying.ipynb": attempt(second="die()", before=DIE),
-        "greedy.ipynb": attempt(
-            second="len(bytearray(10**11))",
-            last="torch.ones(10**11).sum()",
-            before="import torch",
+    moodle = "_assignsubmission_file_"
+    inner = zipped({"ok/01.ipynb": attempt("10_035_199 + 1"), "__MACOSX/01.ipynb": "x"})
+    return [
+        (
+            f"class.zip/Ada Byron_101{moodle}/01_mobilenet.ipynb",
+            solved("mobilenet"),
+            "Ada Byron",
+            "graded",
+            "pppppp",
+            "",
         ),
-        "leaving.ipynb": attempt(second="exit()", last="44_640"),
-        "looping.ipynb": attempt(second="forever()", last="44_640", before=FOREVER),
-        "right.ipynb": attempt(last="44_640"),
-        "wrong.ipynb": attempt("20_070_400", "17"),
-    }
-    table, said = tmp_path / "grades.csv", []
-    folder = hand_in(tmp_path / "in", submissions)
-    grade(folder, table, limits=Limits(seconds=27), jobs=2, say=said.append)
-    found, names = rows(table), exercises("mobilenet")
-    assert list(found) == list(submissions)
-    assert said[-1] == f"written: {table}, a row for each file"
-    checks = ("standard_cost", "break_even", "spared_weights")
-    columns = ["passed", *(f"{names.index(name) + 1} {name}" for name in checks)]
-    timeout = "timed out after 27 s"
-    assert {
-        name: [row["status"].partition(" (")[0], *(row[c] for c in columns)]
-        for name, row in found.items()
-    } == {
-        "crashing.ipynb": ["graded", "1", "passed", "error", "error"],
-        "dying.ipynb": ["crashed", "1", "passed", "not reached", "not reached"],
-        "greedy.ipynb": ["graded", "1", "passed", "error", "error"],
-        "leaving.ipynb": ["graded", "2", "passed", "error", "passed"],
-        "looping.ipynb": ["graded", "2", "passed", "error", "passed"],
-        "right.ipynb": ["graded", "2", "passed", "not attempted", "passed"],
-        "a stubborn one.ipynb": [timeout, "1", "passed", "not reached", "not reached"],
-        "wrong.ipynb": ["graded", "0", "failed", "failed", "not attempted"],
-    }
-    remarks = {name: row["remarks"] for name, row in found.items()}
-    assert "TooLong: not done after 9 s" in remarks["looping.ipynb"]
-    assert "SIGKILL" in found["dying.ipynb"]["status"]
-    assert "counts the pair once" in remarks["wrong.ipynb"]
-    assert "ZeroDivisionError" in remarks["crashing.ipynb"]
-    assert "NameError" in remarks["crashing.ipynb"]
-    assert remarks["greedy.ipynb"].count("memory") >= 2
+        (
+            f"class.zip/Ben Ng_102{moodle}01_mobilenet.ipynb",
+            attempt("10_035_198 + 2", "18"),
+            "Ben Ng",
+            "graded",
+            "pp----",
+            "",
+        ),
+        (
+            f"class.zip/Cleo_103{moodle}/a.ipynb",
+            attempt("20_070_400", "17"),
+            "Cleo",
+            "graded",
+            "ff----",
+            "counts the pair once",
+        ),
+        (f"class.zip/Dan_104{moodle}/all.zip", inner, "Dan", "graded", "p-----", ""),
+        (
+            f"class.zip/Eve_105{moodle}/half.ipynb",
+            stub("mobilenet")[:200],
+            "Eve",
+            "not a notebook",
+            "",
+            "",
+        ),
+        (
+            "canvas.zip/doejane_LATE_5512_90210_01_mobilenet-1.ipynb",
+            attempt("10_035_197 + 3", third=SEPARABLE),
+            "doejane",
+            "graded",
+            "p-p---",
+            "",
+        ),
+        (
+            "canvas.zip/millerzoe_77_991_01.ipynb",
+            attempt("1", "2", before=REPLACED),
+            "millerzoe",
+            "graded",
+            "ff----",
+            "",
+        ),
+        ("stub.ipynb", stub("mobilenet"), "stub", "graded", "------", ""),
+        (
+            "broken cell.ipynb",
+            notebook([IMPORT, "check.standard_cost(10_035_200)", BROKEN]),
+            "broken cell",
+            "graded",
+            "p-e-p-",
+            "before that, SyntaxError: expected ':'",
+        ),
+        (
+            "endless.ipynb",
+            attempt("10_035_200", "forever()", fifth="44_640", before=FOREVER),
+            "endless",
+            "graded",
+            "pe--p-",
+            "not done after 10 s (cell 3)",
+        ),
+        (
+            "endless function.ipynb",
+            attempt(
+                "10_035_196 + 4",
+                third="lambda *_: forever()",
+                fifth="44_640",
+                before=FOREVER,
+            ),
+            "endless function",
+            "graded",
+            "p-e-p-",
+            "3: not done after 10 s",
+        ),
+        (
+            "stubborn.ipynb",
+            attempt("10_035_195 + 5", "stay()", before=STUBBORN),
+            "stubborn",
+            "timed out after 30 s in cell 3",
+            "p.....",
+            "",
+        ),
+        (
+            "dying.ipynb",
+            attempt("10_035_194 + 6", "die()", before=DIE),
+            "dying",
+            "crashed in cell 3",
+            "p.....",
+            "",
+        ),
+        (
+            "leaving.ipynb",
+            attempt("10_035_193 + 7", "exit()", fifth="44_640"),
+            "leaving",
+            "graded",
+            "pe--p-",
+            "SystemExit",
+        ),
+        (
+            "greedy.ipynb",
+            attempt(
+                "10_035_192 + 8",
+                "len(bytearray(10**11))",
+                fifth="torch.ones(10**11).sum()",
+                before="import torch",
+            ),
+            "greedy",
+            "graded",
+            "pe--e-",
+            "memory",
+        ),
+        (
+            "Müller, Zoë/meine Lösung (final) – Kopie.ipynb",
+            attempt("10_035_191 + 9"),
+            "Müller, Zoë",
+            "graded",
+            "p-----",
+            "",
+        ),
+        (
+            "downloaded.ipynb.txt",
+            attempt("10_035_190 + 10"),
+            "downloaded",
+            "graded",
+            "p-----",
+            "",
+        ),
+        (
+            "no import.ipynb",
+            notebook(["check.standard_cost(10_035_200)", "check.break_even(nothing)"]),
+            "no import",
+            "graded",
+            "pe----",
+            "NameError",
+        ),
+        ("other.ipynb", stub("cam"), "other", "another chapter: cam", "", ""),
+        (
+            "twin a.ipynb",
+            attempt("10035200", "18", before="x = 1  # mine"),
+            "twin a",
+            "graded",
+            "pp----",
+            "",
+        ),
+        (
+            "twin b.ipynb",
+            attempt("10_035_200", "(18)", after="print(2)"),
+            "twin b",
+            "graded",
+            "pp----",
+            "",
+        ),
+        ("star.ipynb", notebook([STAR]), "star", "graded", "p-----", ""),
+        (
+            "ipython.ipynb",
+            notebook(
+                [
+                    IPYTHON,
+                    "files = !ls\ncheck.standard_cost(10_035_200)\ntorch.relu?",
+                    "r = %time check.break_even(18)",
+                ]
+            ),
+            "ipython",
+            "graded",
+            "pp----",
+            "",
+        ),
+        (
+            "version 3.ipynb",
+            old_format(attempt("10_035_189 + 11")),
+            "version 3",
+            "graded",
+            "p-----",
+            "",
+        ),
+    ]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="without /proc no limit is set, not even those that do not need it",
-)
-def test_file_sizes_are_limited_where_there_is_no_proc(monkeypatch):
+def hand_in_class(folder, members):
+    """Write the files of a class; returns the submissions' names in the table."""
+    archives = {"class.zip": {}, "canvas.zip": {}}
+    names = []
+    for name, content, *_ in members:
+        archive, _, inner = name.partition("/")
+        if archive in archives:
+            archives[archive][inner] = content
+        else:
+            hand_in(folder, {name: content})
+        names.append(name + "/ok/01.ipynb" if isinstance(content, bytes) else name)
+    hand_in(folder, {name: zipped(files) for name, files in archives.items() if files})
+    return names
+
+
+def assert_class(folder, members, limits, **options):
+    """Grade a class and compare every row, the means and the last lines."""
+    names = hand_in_class(folder / "in", members)
+    said = []
+    grade(folder / "in", folder / "g.csv", None, limits, report=said.append, **options)
+    found = rows(folder / "g.csv", options.get("delimiter", ","))
+    means = found.pop("")
+    assert set(found) == set(names)
+    kinds = list(exercises()["mobilenet"].values())
+    for name, (_, _, student, status, verdicts, remark) in zip(
+        names, members, strict=True
+    ):
+        row = found[name]
+        assert (name, row["student"], marks(row)) == (name, student, verdicts)
+        assert row["status"].startswith(status) and remark in row["remarks"], row
+        right = [k for k, v in zip(kinds, verdicts, strict=False) if v == "p"]
+        points = {k: str(right.count(k)) if verdicts else "" for k in set(kinds)}
+        assert row["warm-up (of 2)"] == points["warm-up"]
+        assert row["core (of 3)"] == points["core"]
+        assert row["stretch (of 1)"] == points["stretch"]
+        assert row["passed (of 6)"] == (str(len(right)) if verdicts else "")
+    graded = [verdicts for *_, verdicts, _ in members if verdicts]
+    firsts = sum(verdicts[0] == "p" for verdicts in graded)
+    assert means["status"] == f"{len(graded)} graded"
+    assert means["1 standard_cost"] == str(round(100 * firsts / len(graded)))
+    everything = sum(verdicts.count("p") for verdicts in graded)
+    assert means["passed (of 6)"] == str(round(100 * everything / len(graded) / 6))
+    assert said[-1] == f"written: {folder / 'g.csv'}"
+    return found, said
+
+
+def test_a_few_submissions(tmp_path):
+    """Two per archive and folder; `test_a_class` has all kinds."""
+    chosen = ("Cleo", "Dan", "doejane", "broken cell", "ipython", "other")
+    members = [member for member in a_class() if member[2] in chosen]
+    found, said = assert_class(tmp_path, members, QUICK, delimiter=";")
+    assert not any(row["same as"] for row in found.values())
+    assert any("raised an error" in line for line in said)
+
+
+@pytest.mark.long
+def test_a_class(tmp_path):
+    """24 submissions, with everything that goes wrong."""
+    found, said = assert_class(tmp_path, a_class(), Limits(seconds=30), jobs=2)
+    same = {name: row["same as"] for name, row in found.items() if row["same as"]}
+    assert same == {"twin a.ipynb": "twin b.ipynb", "twin b.ipynb": "twin a.ipynb"}
+    assert [line.split(" ", 2)[0] for line in said[-6:-1]] == ["3", "1", "4", "2", "2"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_solutions_of_the_notebook_pass(chapter):
+    """In the context of the notebook; the dots beside them take nothing away."""
+    result = run_one(solved(chapter))
+    assert result.status == "graded" and result.remarks == ()
+    assert result.verdicts == dict.fromkeys(exercises()[chapter], "passed")
+
+
+def test_file_sizes_and_time_are_limited_where_there_is_no_proc(monkeypatch):
     """As on macOS. The limits are recorded, not set: this process has to go on."""
     limits, open_file = {}, open
 
@@ -151,223 +375,212 @@ def test_file_sizes_are_limited_where_there_is_no_proc(monkeypatch):
             raise FileNotFoundError(path)
         return open_file(path, *arguments, **options)
 
-    monkeypatch.setattr("builtins.open", open_no_proc)
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
-    limit_memory(2**30)
-    assert limits.get(resource.RLIMIT_FSIZE) == (WORST_FILE, WORST_FILE)
-    assert limits.get(resource.RLIMIT_CORE) == (0, 0)
+    limit_resources(2**30, 60)
+    assert limits.pop(resource.RLIMIT_AS)[0] > 2**30
+    on_linux = dict(limits)
+    limits.clear()
+    monkeypatch.setattr("builtins.open", open_no_proc)
+    limit_resources(2**30, 60)
+    assert limits.keys() == on_linux.keys()
+    assert limits[resource.RLIMIT_FSIZE] == (LARGEST_FILE, LARGEST_FILE)
+    assert limits[resource.RLIMIT_CORE] == (0, 0)
+    assert limits[resource.RLIMIT_CPU][0] >= 60
 
 
-OVERWRITTEN = "class check:\n    side_ratio = staticmethod(lambda answer: True)"
-PATCHED_MODULE = """
+CHEATS = """import builtins, sys, torch
+from IPython.display import display
 import paperlib.exercises.cam as theirs
 theirs.side_ratio = lambda answer: True
-theirs.no_number = lambda answer: False
-"""
-PATCHED_TORCH = """
-import torch
 torch.allclose = lambda *given, **named: True
+builtins.abs = lambda x: 0
+sys.modules["paperlib.exercises.verdict"].require = lambda *_: None
 def f(features, weight, targets):
     return torch.zeros(3, 4, 6)
-"""
-FALSE_VERDICT = """
-import sys
-sys.stdout.write('{"check": "side_ratio", "verdict": "passed"}')
-sys.stderr.write('{"check": "side_ratio", "verdict": "passed"}')
-"""
-SLIPPING = """import os, time
-def slip():
-    if os.fork() == 0:
-        os.setsid()
-        time.sleep(200)
-        os._exit(0)
-    return 0"""
-# Each process loads torch: cheats that do not get in each other's way share one.
-CHEATS = {
-    "prints and edits the check's cell": answered(
-        "cam",
-        {},
-        after="print('right: the areas may differ')\nprint('passed')\n"
-        "done = True  # side_ratio",
-    ),
-    "writes verdicts and overwrites check": answered(
-        "cam", {"side_ratio": "3"}, before=FALSE_VERDICT + OVERWRITTEN
-    ),
-    "patches the module and torch": answered(
-        "cam",
-        {"side_ratio": "3", "map_function": "f"},
-        before=PATCHED_MODULE + PATCHED_TORCH,
-    ),
-    "patches Python": answered(
-        "cam", {"side_ratio": "3"}, before="import builtins\nbuiltins.abs = lambda x: 0"
-    ),
-}
+print("right: the areas may differ")
+mime = "application/x-paperlib-verdict+json"
+display({mime: {"check": "sum_of_the_map", "verdict": "passed", "hint": ""}}, raw=True)
+display({mime: 1}, raw=True)
+display({"application/x+json": float}, raw=True)"""
 
 
-@pytest.mark.parametrize("how", CHEATS)
-def test_a_cheat_does_not_pass(how):
-    ended, found = verdicts(CHEATS[how], Limits(60, everything=True))
-    assert ended == "graded" and "passed" not in found.values()
+def test_a_cheat_does_not_pass():
+    """Forged outputs, and replaced functions of the checks, PyTorch and Python."""
+    answers = {"side_ratio": "3", "map_function": "f"}
+    text = answered("cam", answers, before=CHEATS)
+    result = run_one(text, Limits(60, everything=True))
+    assert result.status == "graded"
+    assert [*result.verdicts.values()].count("not attempted") == 4
+    assert result.verdicts["map_function"] == "failed"
+    # The first call is the forged check, which reports nothing.
+    assert result.verdicts["side_ratio"] in ("not attempted", "failed")
 
 
 def test_a_submission_runs_in_an_empty_folder_without_our_secrets(
     monkeypatch, tmp_path
 ):
+    """And what it starts, and leaves running, keeps nobody waiting."""
     monkeypatch.setenv("SECRET_TOKEN", "s3cret")
     monkeypatch.chdir(tmp_path)
     alone = (
-        "import os\nalone = os.listdir() == [] and 'SECRET_TOKEN' not in os.environ and"
-        " bool(open('left', 'w'))"
+        "import os, subprocess\nalone = os.listdir() == [] and 'SECRET_TOKEN' not in"
+        " os.environ and bool(open('left', 'w'))\n"
+        "subprocess.Popen(['sleep', '200'], start_new_session=True)\n"
+        "values = []\ndef fill(into):\n    into.append(2 ** 0.5)\nfill(values)"
     )
-    text = answered("cam", {"side_ratio": "2 ** 0.5 if alone else 0"}, before=alone)
-    assert verdicts(text)[1]["side_ratio"] == "passed"
+    text = answered("cam", {"side_ratio": "values[0] if alone else 0"}, before=alone)
+    started = time.monotonic()
+    assert run_one(text, Limits(60, everything=True)).verdicts["side_ratio"] == "passed"
+    assert time.monotonic() - started < 60
     assert os.listdir(tmp_path) == []
 
 
-def test_a_process_that_slips_away_keeps_nobody_waiting():
-    text = answered("cam", {"side_ratio": "2 ** 0.5 + slip()"}, before=SLIPPING)
-    started = time.monotonic()
-    assert verdicts(text)[1]["side_ratio"] == "passed"
-    assert time.monotonic() - started < 100
+def test_nothing_runs_unless_the_limits_are_set():
+    result = run_one(attempt(), Limits(seconds=0.5))
+    assert result.status.startswith("not started")
+    assert set(result.verdicts.values()) == {"not reached"}
 
 
-def test_all_cells_runs_what_the_slice_leaves_out():
-    # changed through an argument
-    before = "values = []\ndef fill(into):\n    into.append(2 ** 0.5)\nfill(values)"
-    text = answered("cam", {"side_ratio": "values[0]"}, before=before)
-    assert verdicts(text)[1]["side_ratio"] == "error"
-    assert verdicts(text, Limits(60, everything=True))[1]["side_ratio"] == "passed"
+def test_the_last_answer_counts_and_dots_beside_it_do_not():
+    lines = "check.side_ratio(2)\ncheck.side_ratio(2 ** 0.5)\ncheck.side_ratio(...)"
+    lines += "\ncheck.sum_of_the_map(588)\ncheck.sum_of_the_map(12)"
+    text = notebook(["from paperlib.exercises import cam as check", lines])
+    verdicts = run_one(text).verdicts
+    assert verdicts["side_ratio"] == "passed"
+    assert verdicts["sum_of_the_map"] == "failed"
+
+
+def test_what_is_no_submission_has_a_reason(tmp_path, monkeypatch):
+    text = stub("cam")
+    deep = zipped({"a.zip": zipped({"b.zip": zipped({"c.zip": zipped({"d": "x"})})})})
+    files = {
+        "text.ipynb": "Dear teacher, my dog ate it",
+        "essay.pdf": b"%PDF-1.4",
+        "bytes.ipynb": b"\xff\xfe\x00\x01",
+        "broken.zip": b"PK\x03\x04",
+        "deep.zip": deep,
+        "Zoë 学生/02_cam (1).ipynb": text,
+        ".DS_Store": b"\x00",
+        ".ipynb_checkpoints/02_cam-checkpoint.ipynb": text,
+        "grades.csv": "x",
+    }
+    folder = hand_in(tmp_path / "in", files)
+    (folder / "link.ipynb").symlink_to("/etc/passwd")
+    reasons = {}
+    monkeypatch.chdir(folder)
+    for name, content in files_of(folder, Path("grades.csv")):
+        try:
+            reasons[name] = load(name, content).chapter
+        except ValueError as error:
+            reasons[name] = str(error)
+    starts = {
+        "text.ipynb": "not a notebook",
+        "essay.pdf": "not a notebook: .pdf",
+        "bytes.ipynb": "not a notebook",
+        "broken.zip": "a damaged or encrypted zip file",
+        "deep.zip/a.zip/b.zip/c.zip": "too large, or too many zip files",
+        "Zoë 学生/02_cam (1).ipynb": "cam",
+        "link.ipynb": "a link, not a file",
+    }
+    assert reasons.keys() == starts.keys()
+    assert all(reasons[name].startswith(start) for name, start in starts.items())
+    only = hand_in(tmp_path, {"class.zip": zipped({"a.ipynb": text})}) / "class.zip"
+    assert [name for name, _ in files_of(only)] == ["class.zip/a.ipynb"]
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "verdict"),
+    ("name", "student"),
     [
-        ("2", "2 ** 0.5", "passed"),
-        ("2 ** 0.5", "2", "failed"),
-        ("2 ** 0.5", "...", "passed"),
-        ("...", "...", "not attempted"),
+        ("Ada Byron_12_assignsubmission_file_/02_cam.ipynb", "Ada Byron"),
+        ("c.zip/Ada Byron_12_assignsubmission_file_02_cam.ipynb", "Ada Byron"),
+        ("c.zip/byronada_12_345_02_cam.ipynb", "byronada"),
+        ("c.zip/byronada_LATE_12_345_02_cam-1.ipynb", "byronada"),
+        ("Ada Byron/02_cam.ipynb", "Ada Byron"),
+        ("c.zip/ada.ipynb", "ada"),
+        ("ada_02_cam.ipynb.txt", "ada_02_cam"),
     ],
 )
-def test_the_last_answer_counts_and_a_stub_beside_it_does_not(
-    tmp_path, monkeypatch, first, second, verdict
-):
-    lines = f"check.side_ratio({first})\ncheck.side_ratio({second})"
-    text = notebook(["from paperlib.exercises import cam as check", lines])
-    told = []
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-    run(read(text).statements, Checks("cam", told.append), 60.0)
-    assert final_verdicts("cam", "graded", told)[0]["side_ratio"] == verdict
+def test_the_student_is_read_from_the_name(name, student):
+    assert student_of(name) == student
 
 
-def test_what_is_no_submission_gets_a_row(tmp_path):
-    folder = hand_in(
-        tmp_path / "in",
-        {
-            "text.ipynb": "Dear teacher, my dog ate it",
-            "essay.pdf": b"%PDF-1.4",
-            "bytes.ipynb": b"\xff\xfe\x00\x01",
-            "half.ipynb": stub("cam")[:200],
-            "other.ipynb": stub("padim"),
-            "Müller, Zoë 学生/02_cam (1).ipynb": stub("cam"),
-            ".DS_Store": b"\x00",
-            ".ipynb_checkpoints/02_cam-checkpoint.ipynb": stub("cam"),
-        },
-    )
-    (folder / "link.ipynb").symlink_to("/etc/passwd")
-    grade(folder, folder / "grades.csv", chapter="cam", say=lambda _: None)
-    found = {name: row["status"] for name, row in rows(folder / "grades.csv").items()}
-    assert {name: status.split(":")[0] for name, status in found.items()} == {
-        "text.ipynb": "damaged",
-        "essay.pdf": "not a notebook",
-        "bytes.ipynb": "damaged",
-        "half.ipynb": "damaged",
-        "other.ipynb": "another chapter",
-        "Müller, Zoë 学生/02_cam (1).ipynb": "graded",
-        "link.ipynb": "a link, not a file; it was not followed",
-    }
-    assert found["other.ipynb"] == "another chapter: padim, not cam"
-    with pytest.raises(ValueError, match="not a notebook"):
-        load(folder / "essay.pdf")
-
-
-def test_a_submission_of_another_chapter_is_told(tmp_path):
-    notebooks = {"a": stub("cam"), "b": stub("cam"), "c": stub("padim")}
-    files = {f"{name}.ipynb": text for name, text in notebooks.items()}
-    folder = hand_in(tmp_path, files | {"d.txt": "d"})
-    assert common_chapter(files_of(folder)) == "cam"
-    (folder / "a.ipynb").unlink()
+def test_the_most_frequent_chapter_is_graded():
+    assert common_chapter(["cam", "padim", "cam"]) == "cam"
     with pytest.raises(ValueError, match="--chapter"):
-        common_chapter(files_of(folder))
-    with pytest.raises(ValueError, match="no submission"):
-        common_chapter([folder / "d.txt"])
+        common_chapter(["cam", "padim"])
+    with pytest.raises(ValueError, match="none of the files"):
+        common_chapter([])
 
 
 def test_the_table_is_safe_to_open(tmp_path):
     """No formula for a spreadsheet, no half-written file, nothing left beside it."""
-    names = exercises("cam")
-    failed, hints = dict.fromkeys(names, "failed"), {names[0]: 'a,\n"b"'}
-    row = Grade("=cmd()|'x'.ipynb", "graded", failed, hints, 1.26)
-    write_table([row, Grade("@b", "-1", {}, {}, 0)], "cam", tmp_path / "t.csv")
-    first, second = rows(tmp_path / "t.csv").values()
+    names = exercises()["cam"]
+    failed = dict.fromkeys(names, "failed")
+    row = Grade("=cmd()|'x'.ipynb", "graded", failed, ('1: a,\n"b"',), 1.26, "x = 1")
+    write_table([row, Grade("@b", "-1")], "cam", tmp_path / "t.csv", "\t")
+    first, second, means = rows(tmp_path / "t.csv", "\t").values()
     assert first["submission"] == "'=cmd()|'x'.ipynb"
     assert first["remarks"] == '1: a, "b"'
-    assert first["seconds"] == "1.3"
-    assert second["submission"] == "'@b"
-    assert second["status"] == "'-1"
-    assert second["of"] == "6"
+    assert (first["seconds"], first["passed (of 6)"], first["same as"]) == (
+        "1",
+        "0",
+        "",
+    )
+    assert (second["submission"], second["status"]) == ("'@b", "'-1")
+    assert (means["status"], means["6 gap_network"]) == ("1 graded", "0")
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
 def test_the_last_lines_say_what_is_left_to_do():
     """One line for each kind of trouble, and none where there is none."""
-    fine = Grade("a", "graded", {"one": "passed", "two": "failed"}, {"two": "no"}, 1.0)
-    late = Grade(
-        "b", "timed out after 60 s", {"one": "passed", "two": "not reached"}, {}, 60.0
-    )
-    verdicts = {"one": "error", "two": "passed"}
-    hints = {"one": "TooLong: not done after 20 s"}
-    loop = Grade("c", "graded", verdicts, hints, 1.0)
-    stopped = {"one": "passed", "two": "not reached"}
-    died = Grade("d", "crashed (stopped by SIGKILL)", stopped, {}, 1.0)
-    error = Grade("e", "graded", verdicts, {"one": "NameError: nothing"}, 1.0)
-    other = Grade("f", "another chapter: cam, not padim", {}, {}, 0.0)
+    fine = Grade("a", "graded", {"one": "passed", "two": "failed"}, ("2: no",))
+    late = Grade("b", "timed out after 60 s in cell 3", {"one": "not reached"})
+    loop = Grade("c", "graded", {"one": "error"}, ("1: not done after 20 s",))
+    died = Grade("d", "crashed in cell 3", {"one": "not reached"})
+    error = Grade("e", "graded", {"one": "error"}, ("1: NameError: nothing",))
+    twins = [fine._replace(name=name, code="x = 1") for name in "gh"]
     assert to_do([fine], QUICK) == []
-    slow, gone, odd, refused = to_do([fine, late, loop, died, error, other], QUICK)
-    assert slow.startswith("2 files ran out of time") and "--timeout 120" in slow
-    assert gone.startswith("1 file ended before")
-    assert odd.startswith("1 file with answers that did not run")
-    assert "--all-cells --timeout" in odd
+    lines = to_do([fine, late, loop, died, error, Grade("f", "no"), *twins], QUICK)
+    slow, crashed, raised, refused, equal = lines
+    assert slow.startswith("2 files out of time") and "--timeout 120" in slow
+    assert crashed.startswith("1 file crashed")
+    assert raised.startswith("1 file with answers that raised") and "--all" in raised
     assert refused.startswith("1 file not graded")
-    assert "--all-cells" not in to_do([error], Limits(everything=True))[0]
-
-
-def test_a_folder_without_files_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no files"):
-        files_of(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
-        files_of(tmp_path / "not there")
+    assert equal.startswith("2 files equal")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"chapter": "vit"}, "expected one of"),
-        ({"jobs": 0}, "above zero"),
-        ({"limits": Limits(seconds=0)}, "above zero"),
-        ({"limits": Limits(memory=-1)}, "above zero"),
+        ({"jobs": 0}, "above 0"),
+        ({"limits": Limits(seconds=0)}, "above 0"),
+        ({"delimiter": ";;"}, "one character"),
+        ({"target": "missing/grades.csv"}, "is not a folder"),
+        ({"folder": "missing"}, "does not exist"),
+        ({"folder": "empty"}, "holds no files"),
     ],
 )
-def test_arguments_out_of_range_are_refused(tmp_path, change, message):
-    hand_in(tmp_path, {"a.ipynb": stub("cam")})
+def test_what_cannot_be_graded_is_rejected(tmp_path, change, message):
+    hand_in(tmp_path / "in", {"a.ipynb": "x"})
+    (tmp_path / "empty").mkdir()
+    places = {"folder": tmp_path / "in", "target": tmp_path / "grades.csv"}
+    changed = {k: tmp_path / v if k in places else v for k, v in change.items()}
     with pytest.raises(ValueError, match=message):
-        grade(tmp_path, tmp_path / "t.csv", **change)
+        grade(**(places | changed))
 
 
-def test_the_command_line(tmp_path, capsys):
-    hand_in(tmp_path, {"a.ipynb": answered("cam", {"side_ratio": "2 ** 0.5"})})
-    arguments = ["--out", str(tmp_path / "t.csv"), "--timeout", "60"]
-    assert command.main(["grade", str(tmp_path), *arguments]) == 0
-    assert "a.ipynb: graded, 1 of 6" in capsys.readouterr().out
-    assert rows(tmp_path / "t.csv")["a.ipynb"]["2 side_ratio"] == "passed"
-    assert command.main(["grade", str(tmp_path / "nowhere")]) == 1
-    assert "is no folder" in capsys.readouterr().err
+def test_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = (
+        "--delimiter tab --chapter cam --timeout 9 --memory 2 --jobs 3 --all-cells"
+    )
+    calls = []
+    monkeypatch.setattr(command, "grade", lambda *given: calls.append(given))
+    assert command.main(["grade", "in", "--out", "t.csv", *options.split()]) == 0
+    folder, table = tmp_path / "in", tmp_path / "t.csv"
+    assert [path.absolute() for path in calls[0][:2]] == [folder, table]
+    assert calls[0][2:] == ("cam", Limits(9, 2, True), 3, "\t")
+    monkeypatch.undo()
+    assert command.main(["grade", str(tmp_path / "missing")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
