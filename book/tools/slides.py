@@ -78,7 +78,7 @@ IMAGE = re.compile(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)")
 OF_NOTEBOOK = re.compile(
     r"\s(?:Then\s+show|The\s+next\s+two\s+cells|The\s+figure\s+below)[^.]*\."
 )
-CELLS = re.compile(r"\b(?:solar|defective|functional|mono|poly|held-out) cells?\b")
+CELLS = re.compile(r"solar|defective|functional")
 PHOTOGRAPHS = re.compile(
     r"photograph|Egyptian cat|\bcat\b|tripod|scikit|\bcup\b|espresso|rocket|astronaut"
 )
@@ -410,7 +410,8 @@ def cropped(data: str, top: float, bottom: float) -> str:
 
 def questions(session: int) -> list[str]:
     """Read the questions to discuss in a session, without the model answers."""
-    guide = (ROOT / "book" / "instructor.md").read_text(encoding="utf-8")
+    path = (ROOT / "book" / "instructor").with_suffix(".md")
+    guide = path.read_text(encoding="utf-8")
     part = guide.split(f"## Session {session}:")[1].split("\n## ")[0]
     asked = part.split("**Discuss**")[1]
     found = re.findall(r"^\*([^*].+?)\*$", asked, re.M | re.S)
