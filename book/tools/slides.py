@@ -311,15 +311,18 @@ class Chapter:
 
     def write_predictions(self, folder: Path) -> None:
         """Write a sheet with the "Predict first" boxes of the notebook, to print."""
-        boxes = PREDICT.findall(self.markdown)
-        items = "".join(
-            f'<li>{self.html(box)}<div class="answer"></div></li>' for box in boxes
-        )
+        items = ""
+        for part in re.split(r"^## ", self.markdown, flags=re.M)[1:]:
+            heading = html.escape(part.partition("\n")[0])
+            for box in PREDICT.findall(part):
+                question = self.html(OF_NOTEBOOK.sub("", box))
+                items += f"<li><b>{heading}</b>{question}"
+                items += '<div class="answer"></div></li>'
         title = html.escape(self.deck["title"])
         content = (
-            f"<h2>{title}: predict first</h2><p>Name: &emsp;&emsp;&emsp;&emsp;&emsp;"
-            " Write each answer and a reason before you run the code. A wrong"
-            f" prediction costs nothing.</p><ol>{items}</ol>"
+            f"<h2>{title}: predict first</h2><p>Name:</p><p>Write each answer and a"
+            " reason before you run the code. A wrong prediction costs nothing.</p>"
+            f"<ol>{items}</ol>"
         )
         template = string.Template((SOURCES / "sheet.html").read_text(encoding="utf-8"))
         text = template.substitute(title=title, content=content)

@@ -154,6 +154,8 @@ def test_keys_notes_and_print(browser_on_decks):
             page.keyboard.press(key)
             assert page.url.endswith(f"#{number}")
         page.emulate_media(media="print")
+        pdf = page.pdf(prefer_css_page_size=True)
+        assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == count
         assert all(
             page.locator(".slide").nth(number).is_visible() for number in range(count)
         )
