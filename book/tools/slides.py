@@ -247,6 +247,8 @@ class Chapter:
                 f" high; expected {READABLE}. Show one `part:` of it, or another figure"
             )
         shown_figure = picture(figure, scale)
+        if not caption and figure.licence != "CC BY 4.0":
+            caption = f"Images: {figure.licence}"
         caption = f'<div class="caption">{self.html(caption)}</div>' if caption else ""
         head = f"<h2>{self.html(title)}</h2>"
         if is_wide:
