@@ -9,7 +9,8 @@ TWO_PROCESSES := -n 2 --dist worksteal
 export PAPERLIB_PROFILE ?= smoke
 
 .PHONY: help book html figures test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench \
-        bench-pages screenshots colab student student-book lock clean
+        bench-pages screenshots colab student student-book slides figures-png lock \
+        clean
 
 help:
 	@echo "make book       build the rendered book from the committed outputs"
@@ -25,6 +26,8 @@ help:
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"
 	@echo "make student    the same without solutions, in _build/student"
 	@echo "make student-book  the book without solutions, in _build/student-book/_build/html"
+	@echo "make slides     a deck with speaker notes and a prediction sheet per chapter, in _build/slides"
+	@echo "make figures-png  every figure as PNG, with captions and licences in index.csv, in _build/figures (Chromium)"
 	@echo "make test-long  tests of several minutes"
 	@echo "make test-gpu   tests that need a CUDA device, then the bench on it (PYTHON=python3: without .venv)"
 	@echo "make lock       pin every package again, with hashes (UPGRADE=1: at its newest version)"
@@ -87,6 +90,14 @@ student-book: $(VENV)/.ready-book
 	    >../build.log 2>&1 || { cat ../build.log; exit 1; }
 	$(BIN)/python book/tools/student.py check _build/student-book/_build/html
 	@echo "The book for students is at _build/student-book/_build/html/index.html"
+
+slides: $(VENV)/.ready-book
+	$(BIN)/python book/tools/slides.py decks _build/slides
+	$(BIN)/python book/tools/student.py check _build/slides
+	@echo "The decks are at _build/slides/index.html: open that file in a browser. n shows the speaker notes."
+
+figures-png: $(VENV)/.ready-book
+	$(BIN)/python book/tools/slides.py png _build/figures $(if $(CHROMIUM),--chromium $(CHROMIUM))
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
 lint: $(VENV)/.ready-test

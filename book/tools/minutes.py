@@ -3,11 +3,11 @@ run.
 
     python book/tools/minutes.py [NOTEBOOK ...]
 
-An estimate, not a measurement: 150 words per minute for technical prose, 20 lines per
-minute for code that is not folded, one minute per picture, and two to think for each
-"Predict first". What is folded (answers, solutions) does not count. Exercises state
-their own minutes, the quiz takes one minute per question. The numbers that the book
-states are in book/data/minutes.yml.
+An estimate, not a measurement: 100 words per minute for technical prose in a foreign
+language, 8 lines per minute for code that is not folded, 1.5 minutes per figure, and
+two to think for each "Predict first". What is folded (answers, solutions) does not
+count. Exercises state their own minutes, the quiz takes three per question. The numbers
+that the book states are in book/data/minutes.yml.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
 # Lines of code are short here: at most 88 characters.
-WORDS, LINES = 150, 20  # per minute
-PICTURE, PREDICT = 1, 2  # minutes for one
+WORDS, LINES = 100, 8  # per minute
+FIGURE, PREDICT, QUESTION = 1.5, 2, 3  # minutes for one
 NOT_READ = {"hide-input", "hide-cell", "remove-input", "remove-cell", "solution"}
 PLAN = re.compile(
     r"^\*\*(?P<level>Warm-up|Core|Stretch) \((?P<minutes>\d+) minutes\)", re.M
@@ -45,7 +45,7 @@ def sections(notebook: NotebookNode) -> dict[str, int]:
     now = "Start"
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            amounts[now] += PICTURE * ("image" in cell.metadata.get("mystnb", {}))
+            amounts[now] += FIGURE * ("image" in cell.metadata.get("mystnb", {}))
             if not NOT_READ & set(cell.metadata.get("tags", ())):
                 amounts[now] += (
                     len([line for line in cell.source.splitlines() if line.strip()])
@@ -67,14 +67,15 @@ def sections(notebook: NotebookNode) -> dict[str, int]:
         if title == "Exercises":
             minutes[title] = sum(exercise_minutes(text).values())
         elif title == "Quiz":
-            minutes[title] = len(re.findall(r"^\*\*\d+\.\*\*", text, flags=re.M))
+            questions = re.findall(r"^\*\*\d+\.\*\*", text, flags=re.M)
+            minutes[title] = QUESTION * len(questions)
     return minutes
 
 
 def page(name: str, root: Path = ROOT) -> float:
     """Estimate how long a chapter's page takes to read, with its listings and figures.
 
-    A figure's minute includes its caption.
+    A figure's minutes include its caption.
     """
     shown = FOLDED.sub("", (root / "book" / f"{name}.md").read_text(encoding="utf-8"))
     words = len(re.findall(r"[A-Za-z]+", NOT_PROSE.sub("", shown)))
@@ -83,7 +84,7 @@ def page(name: str, root: Path = ROOT) -> float:
         for match in LISTING.finditer(shown)
     )
     figures = len(re.findall(r"^```\{drawn\}", shown, re.M))
-    return words / WORDS + lines / LINES + PICTURE * figures
+    return words / WORDS + lines / LINES + FIGURE * figures
 
 
 def _length(path: Path, name: str) -> int:

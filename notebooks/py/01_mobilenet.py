@@ -24,9 +24,9 @@
 # MobileNets on real images, and ends with a question that counts cannot answer: is the
 # network faster?
 #
-# - **Read first**: the [review of the paper](../book/01_mobilenet.md), 25 minutes. You
+# - **Read first**: the [review of the paper](../book/01_mobilenet.md), 40 minutes. You
 #   need PyTorch basics: tensors, `nn.Module`, `nn.Conv2d`.
-# - **Time**: 50 minutes to read and run, 35 for the exercises. All cells together run
+# - **Time**: 80 minutes to read and run, 35 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles**: *smoke* runs offline on a CPU and trains for two epochs. *Full*,

@@ -24,9 +24,9 @@
 # that it is exact, trains a network on two classes of its own and maps them, draws
 # boxes, and measures how often the boxes are correct.
 #
-# - **Read first**: the [review of the paper](../book/02_cam.md), 30 minutes. You need
+# - **Read first**: the [review of the paper](../book/02_cam.md), 50 minutes. You need
 #   PyTorch basics, and what the feature maps of a convolution are.
-# - **Time**: 60 minutes to read and run, 35 for the exercises. All cells together run
+# - **Time**: 105 minutes to read and run, 35 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles.** The *smoke* profile runs offline on a CPU, with

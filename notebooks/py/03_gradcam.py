@@ -25,9 +25,9 @@
 # as the paper does: to understand mistakes, to explain an attacked image, and to find a
 # bias in a data set. At the end it tests when such maps can be trusted.
 #
-# - **Read first**: the [review of the paper](../book/03_gradcam.md), 35 minutes, and
+# - **Read first**: the [review of the paper](../book/03_gradcam.md), 55 minutes, and
 #   [chapter 02](02_cam.ipynb) on CAM. You need PyTorch basics, and what a gradient is.
-# - **Time**: 100 minutes to read and run, 35 for the exercises. All cells together run
+# - **Time**: 165 minutes to read and run, 35 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles.** The *smoke* profile runs offline on a CPU, with

@@ -25,10 +25,10 @@
 # longer. Then you measure what the training contributes, because a *random* encoder is
 # a strong baseline.
 #
-# - **Read first**: the [review of the paper](../book/04_patch_svdd.md), 40 minutes. You
+# - **Read first**: the [review of the paper](../book/04_patch_svdd.md), 70 minutes. You
 #   need PyTorch basics and what a convolution without padding does to the size of a
 #   feature map.
-# - **Time**: 90 minutes to read and run, 35 for the exercises. All code together runs
+# - **Time**: 160 minutes to read and run, 35 for the exercises. All code together runs
 #   in two to three minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles**: the *smoke* profile, shown here, is short enough for a CPU. The

@@ -24,9 +24,9 @@
 # distance by hand, builds the method from a few lines of PyTorch, repeats the paper's
 # ablations, and chooses a threshold without labels.
 #
-# - **Read first**: the [review of the paper](../book/05_padim.md), 35 minutes. You need
+# - **Read first**: the [review of the paper](../book/05_padim.md), 60 minutes. You need
 #   PyTorch basics, and you should know what a covariance matrix is.
-# - **Time**: 85 minutes to read and run, 40 for the exercises. All cells together run
+# - **Time**: 135 minutes to read and run, 40 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles**: *smoke* runs offline on a CPU with a small network,

@@ -12,7 +12,7 @@ FRONT_PAGE = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
 PLANNED = minutes.planned()
 GUIDE = (ROOT / "book" / "instructor.md").read_text(encoding="utf-8")
 LEVELS = {"warm-up": "Warm-up", "core": "Core", "stretch": "Stretch"}
-NOT_SECTIONS = ("Opening", "Discussion")
+NOT_SECTIONS = ("Opening", "Set-up", "Break", "Discussion")
 
 every_chapter = pytest.mark.parametrize("name", NAMES)
 
@@ -78,6 +78,8 @@ def test_a_session_is_ninety_minutes(name):
         for place in ("class", "home")
     }
     assert spent["class"] == 90
+    planned = {title.partition(":")[0]: count for title, count, _ in rows}
+    assert planned["Opening"] >= 5 and planned["Set-up"] >= 5 and planned["Break"] >= 5
     assert (
         int(re.search(r"stretch exercise,\s+(\d+) minutes", part)[1]) == spent["home"]
     )
@@ -131,8 +133,8 @@ def test_front_page_and_syllabus_add_up_the_planned_minutes():
         assert f"chapters {numbers}, about {half_hours / 2:g} hours" in SYLLABUS
 
 
-def test_a_slower_reader_takes_half_as_long_again(monkeypatch):
-    """The syllabus states this for 100 words and 10 lines of code per minute."""
+def test_a_fast_reader_needs_three_fifths(monkeypatch):
+    """The syllabus states this for 150 words and 20 lines of code per minute."""
 
     def reading_minutes():
         chapters = [minutes.sections(minutes.read(name)) for name in NAMES]
@@ -144,13 +146,22 @@ def test_a_slower_reader_takes_half_as_long_again(monkeypatch):
         )
 
     default = reading_minutes()
-    monkeypatch.setattr(minutes, "WORDS", 100)
-    monkeypatch.setattr(minutes, "LINES", 10)
+    monkeypatch.setattr(minutes, "WORDS", 150)
+    monkeypatch.setattr(minutes, "LINES", 20)
+    text = " ".join(SYLLABUS.split())
+    assert "at 150 words and 20 lines per minute, needs about three fifths" in text
+    assert 0.55 < reading_minutes() / default < 0.65
+
+
+def test_the_syllabus_states_the_pace():
+    text = " ".join(SYLLABUS.split())
     assert (
-        "at 100 words and 10 lines of code per minute takes about one and a half times"
-        in SYLLABUS.replace("\n", " ")
+        f"{minutes.WORDS} words and {minutes.LINES} lines of code per minute,"
+        f" {minutes.FIGURE} minutes per figure" in text
     )
-    assert 1.35 < reading_minutes() / default < 1.65
+    assert (minutes.PREDICT, minutes.QUESTION) == (2, 3)
+    assert 'two to think for each "Predict first"' in text
+    assert "the quiz takes three per question" in text
 
 
 @every_chapter
