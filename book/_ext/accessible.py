@@ -1,13 +1,14 @@
 """Fix HTML of Sphinx and the theme for screen readers: unnamed buttons, wrong roles.
 
 tests/book/test_reading.py finds such errors with axe-core. This extension fixes those
-in HTML that Sphinx or the theme generates.
+in HTML that Sphinx or the theme generates. It also names the folds of solutions.
 """
 
 import re
 from functools import cache
 
 from bs4 import BeautifulSoup
+from docutils import nodes
 from sphinx.application import Sphinx
 
 SIGNATURE = re.compile(r'<dt class="sig[^>]*>.*?</dt>', re.S)
@@ -44,6 +45,12 @@ def name_toggles(html: str) -> str:
     return str(tree)
 
 
+def _name_solutions(app: Sphinx, document: nodes.document) -> None:
+    for cell in document.findall(nodes.container):
+        if "tag_solution" in cell["classes"]:
+            cell["prompt_show"] = cell["prompt_hide"] = "Solution"
+
+
 def _fix_page(
     app: Sphinx, page: str, template: str, context: dict, doctree: object
 ) -> None:
@@ -56,6 +63,7 @@ def _fix_page(
 
 
 def setup(app: Sphinx) -> dict:
+    app.connect("doctree-read", _name_solutions)
     # With a late priority, after the theme has added its functions to the context.
     app.connect("html-page-context", _fix_page, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,15 +4,15 @@
 
 The cell after the title carries paperlib, zipped, and installs only the packages that
 are missing. What Jupyter Book understands and a plain notebook does not (directives,
-citations, references) is written as plain Markdown. Outputs are left out: the book
-shows them, a copy stays at a third of the size, and what a reader sees in it is what it
-computed.
+citations, references) is written as plain Markdown. Outputs are kept unless they are
+large. What the book's page folds is folded in Colab, JupyterLab and VS Code too.
 """
 
 import argparse
 import base64
 import hashlib
 import io
+import json
 import re
 import sys
 import tomllib
@@ -34,8 +34,16 @@ SETUP = Path(__file__).with_name("colab_setup.py")
 # Tag of a cell that the set-up cell of a copy makes superfluous.
 OUR_SETUP = "colab-setup"
 HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
+HIDDEN_OUTPUTS = {"hide-cell", "hide-output", "remove-cell", "remove-output"}
+MOST_OUTPUTS = 1_500_000  # bytes; a copy of a notebook with more of them has none
+# Colab folds the source of a cell by the first entry, JupyterLab and VS Code by the
+# second.
+FOLDED_SOURCE = {"cellView": "form", "jupyter": {"source_hidden": True}}
 SOLUTION = "solution"  # tag of a cell that Colab folds under this title
 HELP = """\
+**Run the next cell first.** Its code is folded. It contains the library `paperlib`,
+unpacks it, installs the packages that are missing, and prints what it did.
+
 **On Colab**: choose *Runtime → Run all*; nothing needs to be edited. On a GPU (*Runtime
 → Change runtime type*) the same cells use larger networks and train longer.
 
@@ -148,12 +156,17 @@ def convert(
     for cell, source in zip(texts, plain, strict=True):
         cell.source = source
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    has_outputs = len(json.dumps(outputs)) <= MOST_OUTPUTS
     for cell in code:
-        cell.outputs, cell.execution_count = [], None
+        cell.execution_count = None
+        if not has_outputs:
+            cell.outputs = []
         tags = set(cell.metadata.get("tags", ()))
-        cell.metadata = (
-            NotebookNode(cellView="form") if HIDDEN & tags else NotebookNode()
-        )
+        cell.metadata = nbformat.from_dict(FOLDED_SOURCE if HIDDEN & tags else {})
+        if HIDDEN_OUTPUTS & tags and cell.outputs:
+            cell.metadata.collapsed = True
+            cell.metadata.setdefault("jupyter", NotebookNode()).outputs_hidden = True
         if SOLUTION in tags:
             cell.source = f"# @title Solution\n{cell.source}"
     first = next(
@@ -172,7 +185,10 @@ def convert(
 
 def _setup_cell(sources: list[str], root: Path) -> NotebookNode:
     library, digest = pack_library(sources, root)
-    filled = SETUP.read_text(encoding="utf-8").replace("DIGEST", digest)
+    source = (root / LIBRARY / "__init__.py").read_text(encoding="utf-8")
+    version = re.search(r'^__version__ = "(.+)"', source, re.M)[1]
+    filled = SETUP.read_text(encoding="utf-8")
+    filled = filled.replace("DIGEST", digest).replace("VERSION", version)
     for name, value in (
         ("packages", needed_packages(sources, root)),
         ("library", library),
@@ -182,7 +198,7 @@ def _setup_cell(sources: list[str], root: Path) -> NotebookNode:
         )
         assert count == 1, f"{SETUP.name} has no empty `{name}` to fill"
     return nbformat.v4.new_code_cell(
-        filled.strip(), id="setup", metadata={"cellView": "form"}
+        filled.strip(), id="setup", metadata=nbformat.from_dict(FOLDED_SOURCE)
     )
 
 

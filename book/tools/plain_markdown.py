@@ -7,6 +7,7 @@ so that no source is published: support it below, or write the cell without it.
 
 import ast
 import base64
+import json
 import mimetypes
 import re
 from pathlib import Path
@@ -51,7 +52,7 @@ class PlainMarkdown:
         root: the repository's root.
         references: the book's bibliography.
         pages: address of the published book; if empty, links between pages become
-            plain text.
+            plain text, the first to each page with the page's title.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class PlainMarkdown:
         self.references, self.pages = references, pages
         text = "\n".join(cells)
         self.labels: dict[str, str] = {}
+        self.titled: set[str] = set()
         equations = [
             *LABELLED.finditer(text),
             *re.finditer(
@@ -256,12 +258,19 @@ class PlainMarkdown:
             return f"{match['image']}[{text}]({target})"
         if match["image"]:
             return f"![{text}]({self._picture(target)})"
-        if not self.pages:
-            return text
         path, _, anchor = target.partition("#")
+        if not self.pages:
+            return text if path in self.titled else f"{text} ({self._title(path)})"
         page = (self.folder / path).resolve().relative_to(self.root.resolve())
         address = f"{self.pages}/{page.with_suffix('.html').as_posix()}"
         return f"[{text}]({address}#{anchor})" if anchor else f"[{text}]({address})"
+
+    def _title(self, path: str) -> str:
+        self.titled.add(path)
+        source = self._file(path).read_text(encoding="utf-8")
+        if path.endswith(".ipynb"):
+            source = "".join(json.loads(source)["cells"][0]["source"])
+        return f"*{re.search('^# (.+)$', source, re.M)[1]}*"
 
     def _picture(self, target: str) -> str:
         if re.match(r"[a-z]+:", target):

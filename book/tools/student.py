@@ -7,9 +7,10 @@
     python book/tools/student.py check FOLDER
         fail if a built book contains any part of a solution
 
-What goes: cells with the tag `solution`, the answers of the quiz, the sentence that
-says where solutions are. What stays: exercises with their dots, the quiz's questions,
-and the folded answers to "predict first", which the text needs.
+Removed: cells with the tag `solution`, the folded answers of the quiz and of "Predict
+first", the sentence that says where solutions are; from notebooks also all outputs,
+because many of them answer a "Predict first". Kept: exercises with their dots, and the
+questions. The book keeps its outputs, folded where they answer a question.
 """
 
 import argparse
@@ -30,7 +31,6 @@ from paperlib.storage import write_text
 ROOT = Path(__file__).resolve().parents[2]
 SOLUTION = "solution"  # tag of a cell that students do not get
 WHERE = re.compile(r"\s*Solutions\s+are\s+folded\s+under\s+each\s+group\.")
-QUIZ = re.compile(r"^## Quiz$.*?(?=^## |\Z)", re.M | re.S)
 ANSWER = re.compile(r"^(:{3,})\{dropdown\} Answer\n(?P<text>.*?)^\1$\n*", re.M | re.S)
 FOR_TEACHERS = ("book/instructor",)  # pages that a book for students leaves out
 # Files of a built book that are searched.
@@ -50,8 +50,8 @@ NOT_COPIED = shutil.ignore_patterns(
 
 
 def without_solutions(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy of a notebook without solutions and without the quiz's answers;
-    outputs of other cells stay.
+    """Return a copy of a notebook without solutions and folded answers; outputs of
+    other cells stay.
 
     Raises:
         ValueError: if something of a solution would be left.
@@ -62,13 +62,21 @@ def without_solutions(notebook: NotebookNode) -> NotebookNode:
     ]
     for cell in copy.cells:
         if cell.cell_type == "markdown":
-            cell.source = WHERE.sub(
-                "", QUIZ.sub(lambda quiz: ANSWER.sub("", quiz[0]), cell.source)
-            )
+            cell.source = WHERE.sub("", ANSWER.sub("", cell.source)).strip("\n")
+    copy.cells = [cell for cell in copy.cells if cell.source]
     if found := leaks(notebook, nbformat.writes(copy, version=4)):
         raise ValueError(
             "it would show students what they should find: " + "; ".join(found)
         )
+    return copy
+
+
+def hand_out(notebook: NotebookNode) -> NotebookNode:
+    """Return a copy without solutions, folded answers and outputs."""
+    copy = without_solutions(notebook)
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
     return copy
 
 
@@ -81,20 +89,18 @@ def solution_cells(notebook: NotebookNode) -> list[str]:
     ]
 
 
-def quiz_answers(notebook: NotebookNode) -> list[str]:
-    """List the answers of the quiz."""
-    texts = "\n\n".join(
-        cell.source for cell in notebook.cells if cell.cell_type == "markdown"
-    )
+def folded_answers(notebook: NotebookNode) -> list[str]:
+    """List the answers of the quiz and of "Predict first"."""
     return [
         answer["text"]
-        for quiz in QUIZ.findall(texts)
-        for answer in ANSWER.finditer(quiz)
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        for answer in ANSWER.finditer(cell.source)
     ]
 
 
 def leaks(notebook: NotebookNode, text: str) -> list[str]:
-    """Quote what of a notebook's solutions and quiz answers stands in `text`, a
+    """Quote what of a notebook's solutions and folded answers stands in `text`, a
     student's copy of it as JSON.
 
     What the chapter itself says elsewhere is no secret.
@@ -103,19 +109,19 @@ def leaks(notebook: NotebookNode, text: str) -> list[str]:
 
 
 def secrets(notebook: NotebookNode) -> list[str]:
-    """List what only the solutions and quiz answers of a notebook say, each in one
+    """List what only the solutions and folded answers of a notebook say, each in one
     line.
 
     Raises:
         ValueError: if there is nothing to look for.
     """
-    solutions, answers = solution_cells(notebook), quiz_answers(notebook)
+    solutions, answers = solution_cells(notebook), folded_answers(notebook)
     others = [
         cell.source
         for cell in notebook.cells
         if SOLUTION not in cell.metadata.get("tags", ())
     ]
-    chapter = _one_line("\n".join(QUIZ.sub("", source) for source in others))
+    chapter = _one_line("\n".join(ANSWER.sub("", source) for source in others))
     lines = [line for source in solutions for line in secret_lines(source)]
     sentences = [
         part
@@ -130,8 +136,8 @@ def secrets(notebook: NotebookNode) -> list[str]:
     ]
     if not (solutions and answers and found):
         raise ValueError(
-            "no cell has the tag `solution`, or the quiz has no answers: are the tags"
-            " right?"
+            "no cell has the tag `solution`, or no answer is folded;"
+            " check the tags and the dropdowns"
         )
     return found
 
@@ -197,7 +203,7 @@ def write_sources(folder: Path, root: Path = ROOT) -> None:
 
 def check_built(folder: Path, root: Path = ROOT) -> list[str]:
     """Name every file below a built book's folder that holds something of a solution or
-    of a quiz answer.
+    of a folded answer.
 
     Raises:
         ValueError: if there is no built book.
@@ -250,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_sources(options.folder)
             return 0
         for path in options.notebooks:
-            print(export(path, options.folder, edit=without_solutions))
+            print(export(path, options.folder, edit=hand_out))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

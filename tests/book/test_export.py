@@ -9,11 +9,20 @@ import subprocess
 import sys
 import zipfile
 from functools import cache
+from importlib import metadata
 
 import nbformat
 import pytest
 from built import HTML, NOTEBOOKS, ROOT, why_not_built
-from export_colab import SETUP, convert, export, needed_packages, pack_library
+from export_colab import (
+    FOLDED_SOURCE,
+    MOST_OUTPUTS,
+    SETUP,
+    convert,
+    export,
+    needed_packages,
+    pack_library,
+)
 from plain_markdown import PlainMarkdown
 from pybtex.database import parse_string
 
@@ -86,7 +95,14 @@ def plain(*cells, pages=""):
             "MAC, $a^2$, x<sup>2</sup>, there",
         ),
         ("`{cite:t}` stays, ``{eq}`x` `` too", "`{cite:t}` stays, ``{eq}`x` `` too"),
-        ("[the review](../book/01_mobilenet.md)", "the review"),
+        (
+            "[the review](../book/01_mobilenet.md), [again](../book/01_mobilenet.md)",
+            "the review (*MobileNets: the paper*), again",
+        ),
+        (
+            "[chapter 05](05_padim.ipynb)",
+            "chapter 05 (*PaDiM, run: one Gaussian per position*)",
+        ),
         ("[outside](https://a.org)", "[outside](https://a.org)"),
         ("(label)=\n## Heading\n% a remark\ntext", "## Heading\ntext"),
         (
@@ -200,8 +216,37 @@ def test_a_copy_is_valid_and_clean(copy):
         if cell.cell_type == "markdown":
             assert leftovers(cell.source) == [], cell.source
         else:
-            assert cell.outputs == [] and cell.execution_count is None
+            assert cell.execution_count is None
     assert "executed" not in copy.metadata
+    assert "**Read first**: the review of the paper (*" in copy.cells[0].source
+
+
+def test_a_copy_shows_outputs_and_folds_what_the_page_folds(copy, request):
+    path = request.node.callspec.params["copy"]
+    original = nbformat.read(path, as_version=4).cells
+    copied = [cell for cell in copy.cells if cell.cell_type == "code"][1:]
+    code = (cell for cell in original if cell.cell_type == "code")
+    for ours, theirs in zip(code, copied, strict=True):
+        tags = set(ours.metadata.get("tags", ()))
+        assert theirs.outputs == ours.outputs
+        is_source_folded = bool(tags & {"hide-input", "hide-cell", "remove-cell"})
+        assert (theirs.metadata.get("cellView") == "form") is is_source_folded
+        folded = theirs.metadata.get("jupyter", {})
+        assert folded.get("source_hidden", False) is is_source_folded
+        are_outputs_folded = bool(tags & {"hide-output", "hide-cell"} and ours.outputs)
+        if "remove-cell" not in tags:
+            assert folded.get("outputs_hidden", False) is are_outputs_folded
+            assert theirs.metadata.get("collapsed", False) is are_outputs_folded
+
+
+def test_large_outputs_are_left_out(tmp_path):
+    large = nbformat.v4.new_output("stream", text="0" * MOST_OUTPUTS)
+    cell = nbformat.v4.new_code_cell("1", outputs=[large], execution_count=1)
+    cell.metadata["tags"] = ["hide-output"]
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    nbformat.write(notebook, tmp_path / "large.ipynb")
+    *_, copied = convert(tmp_path / "large.ipynb", ROOT).cells
+    assert copied.outputs == [] and copied.metadata == {}
 
 
 def set_up(copy):
@@ -268,19 +313,26 @@ print(len(added), paperlib.__version__, paperlib.__file__, companion)
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    count, version, *files = done.stdout.split()
+    first, second, third, fourth, answer = done.stdout.splitlines()
+    count, version, *files = answer.split()
     library = (ROOT / "paperlib" / "__init__.py").read_text()
     assert count == "2"
     assert version == re.search(r'__version__ = "(.+)"', library)[1]
     assert all("paperlib-" in file and str(ROOT) not in file for file in files)
+    assert first == third == "All packages are installed."
+    pattern = rf"paperlib {version}: (\d+) files, unpacked from this cell into (\S+)"
+    n_files, folder = re.fullmatch(pattern, second).groups()
+    assert int(n_files) > 50 and files[0].startswith(folder)
+    assert fourth == f"paperlib {version} is unpacked already, in {folder}"
 
 
 def test_only_missing_packages_are_installed_and_nothing_is_replaced(monkeypatch):
     calls = []
 
-    def record(command, check):
+    def record(command, **options):
         constraints = command[command.index("-c") + 1]
         calls.append((command, open(constraints, encoding="utf-8").read()))
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", record)
     # As if the library were unpacked.
@@ -313,8 +365,9 @@ def test_constraints_use_the_imported_version_and_skip_invalid_versions(
         about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     constraints = []
 
-    def run(command, check):
+    def run(command, **options):
         constraints.append(open(command[command.index("-c") + 1]).read())
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
     folders = [str(tmp_path / "own"), str(tmp_path / "system")]
@@ -322,6 +375,43 @@ def test_constraints_use_the_imported_version_and_skip_invalid_versions(
     source = SETUP.read_text(encoding="utf-8")
     exec(source.replace("packages = {}", "packages = {'absent_package': 'absent'}"), {})
     assert constraints == ["twice-there==2.1.3+cu128\n"]
+
+
+def run_set_up(monkeypatch, packages):
+    """Run the set-up cell as if the library were unpacked."""
+    monkeypatch.setattr(sys, "path", ["paperlib-DIGEST", *sys.path])
+    source = SETUP.read_text(encoding="utf-8")
+    exec(source.replace("packages = {}", f"packages = {packages!r}"), {})
+
+
+def test_without_internet_the_set_up_cell_says_so(monkeypatch):
+    """Pip really runs; nothing listens at the address of its index."""
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    message = "This cell needs the internet to install absent-package>=1: connect"
+    with pytest.raises(RuntimeError, match=message):
+        run_set_up(monkeypatch, {"absent_package": "absent-package>=1"})
+
+
+def test_another_failure_of_pip_is_shown(monkeypatch, capsys):
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no space left on device")
+    monkeypatch.setattr(subprocess, "run", lambda *command, **options: failed)
+    with pytest.raises(RuntimeError, match="its messages are printed above"):
+        run_set_up(monkeypatch, {"absent_package": "absent-package>=1"})
+    assert "no space left" in capsys.readouterr().out
+
+
+def test_packages_that_are_too_old_are_named(monkeypatch, capsys):
+    version = metadata.version("nbformat")
+    packages = {
+        "nbformat": "nbformat>=99.1",
+        "numpy": f"numpy>={metadata.version('numpy')}",
+        "json": "a-package-of-another-name>=1",
+    }
+    run_set_up(monkeypatch, packages)
+    lines = capsys.readouterr().out.splitlines()
+    start = f"Too old, so that some cells may fail: nbformat {version} (needs 99.1)."
+    assert lines[0] == "All packages are installed." and lines[1].startswith(start)
 
 
 def test_needed_packages_are_those_that_the_chapter_uses():
@@ -386,4 +476,4 @@ def test_the_built_book_contains_the_copies():
     for path in NOTEBOOKS:
         built = json.loads((HTML / "colab" / path.name).read_text(encoding="utf-8"))
         (cell,) = (cell for cell in built["cells"] if cell["id"] == "setup")
-        assert cell["metadata"] == {"cellView": "form"}
+        assert cell["metadata"] == FOLDED_SOURCE

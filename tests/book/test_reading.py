@@ -157,6 +157,10 @@ def test_a_solution_opens_by_click_and_by_keyboard(browser, path, width):
     with browser.page(path, WIDTHS[width]) as page:
         solutions = page.locator("section[id^='exercises'] details")
         assert solutions.count() >= 3, "a chapter has exercises with solutions"
+        names = {
+            text.strip() for text in solutions.locator("summary").all_inner_texts()
+        }
+        assert names == {"Solution"}
         first, second = solutions.nth(0), solutions.nth(1)
         # Set-up cells and answers of the quiz also open.
         others = page.locator(

@@ -1,4 +1,4 @@
-"""Notebooks and a book for students: without solutions and answers of the quiz."""
+"""Notebooks and a book for students: without solutions and folded answers."""
 
 import ast
 import builtins
@@ -16,7 +16,7 @@ ANSWER = ":::{dropdown} Answer\nBecause the sum is divided by the count.\n:::"
 QUIZ = f"## Quiz\n\n**1.** Why?\n\n{ANSWER}\n\n## Summary\n\nAll."
 TASK = (
     "Put your answer in.\nSolutions are folded under each\ngroup.\n\n:::{dropdown}"
-    " Answer\nPredicted.\n:::"
+    " Answer\nThe second value is the larger one.\n:::"
 )
 
 
@@ -37,7 +37,7 @@ def small(*cells):
 def test_solutions_are_removed_and_other_cells_remain():
     sources = [cell.source for cell in student.without_solutions(small()).cells]
     assert sources == [
-        "Put your answer in.\n\n:::{dropdown} Answer\nPredicted.\n:::",
+        "Put your answer in.",
         "done = check.twice(...)",
         "## Quiz\n\n**1.** Why?\n\n## Summary\n\nAll.",
     ]
@@ -62,18 +62,21 @@ def test_missing_tags_are_an_error():
     notebook = small()
     for cell in notebook.cells:
         cell.metadata.pop("tags", None)
-    with pytest.raises(ValueError, match="are the tags right"):
+    with pytest.raises(ValueError, match="check the tags"):
         student.without_solutions(notebook)
 
 
 @every_notebook
 def test_a_students_copy_contains_no_solution(path, tmp_path):
-    copy = nbformat.read(
-        export(path, tmp_path, edit=student.without_solutions), as_version=4
-    )
+    copy = nbformat.read(export(path, tmp_path, edit=student.hand_out), as_version=4)
     whole = nbformat.read(path, as_version=4)
     text = (tmp_path / path.name).read_text(encoding="utf-8")
     assert student.leaks(whole, text) == [] and "Solutions are folded" not in text
+    texts = [cell.source for cell in copy.cells if cell.cell_type == "markdown"]
+    assert any("**Predict first**" in source for source in texts)
+    assert "<b>Answer</b>" not in text and all(texts)
+    # The page to read first is named: the book has no address in the repository.
+    assert "**Read first**: the review of the paper (*" in texts[0]
     code, exercises = (
         [c.source for c in cells]
         for cells in (
@@ -91,7 +94,6 @@ def test_a_students_copy_contains_no_solution(path, tmp_path):
         r"^## Quiz$.*?(?=^## )", "\n\n".join(c.source for c in copy.cells), re.M | re.S
     )[0]
     assert len(re.findall(r"^\*\*\d+\.\*\*", quiz, re.M)) >= 6
-    assert "<details>" not in quiz
 
 
 def test_the_search_looks_for_solutions_and_answers():
@@ -101,6 +103,7 @@ def test_the_search_looks_for_solutions_and_answers():
         "def twice(x): return x + 2 * x",
         "assert check.twice(twice)",
         "return x + 2 * x",
+        "The second value is the larger one.",
         "Because the sum is divided by the count.",
     ]
     assert student.leaks(whole, nbformat.writes(whole, version=4)) == secrets
