@@ -36,7 +36,7 @@ from paperlib.cam import cam  # noqa: E402
 from paperlib.storage import write_text  # noqa: E402
 
 PAGE = "book/live"
-SCRIPTS = ("network.js", "image.js", "cam.js")
+SCRIPTS = ("network.js", "image.js", "cam.js", "cost.js")
 ENGINE = ROOT / "book" / "_static" / "tfjs"
 SAMPLES = {
     "cat": skimage.data.chelsea,

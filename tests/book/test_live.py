@@ -1,5 +1,6 @@
 """The live page in Chromium, from a server and from a file, against PyTorch."""
 
+import base64
 import hashlib
 import io
 
@@ -23,6 +24,8 @@ from PIL import Image
 from paperlib import backbones
 from paperlib.anomaly_map import upsample
 from paperlib.cam import bounding_boxes, cam
+from paperlib.complexity import profile
+from paperlib.mobilenet import MobileNetV1
 
 pytestmark = BROWSER_MARKS
 
@@ -190,12 +193,58 @@ def test_the_layers_are_those_of_the_network(live):
         assert module.groups == (layer["in"] if layer["kind"] == "depthwise" else 1)
 
 
+@pytest.mark.parametrize(
+    ("width", "side"), [(1, 224), (0.75, 192), (0.5, 160), (0.25, 128), (0.35, 288)]
+)
+def test_multiply_adds_of_mobilenet_are_those_of_profile(live, width, side):
+    layers = live.page.evaluate(
+        "([width, side]) => live.countMacs(live.mobilenet(width), side)", [width, side]
+    )
+    profiled = profile(MobileNetV1(width), (1, 3, side, side))
+    expected = [layer for layer in profiled.layers if layer.macs]
+    assert [layer["macs"] for layer in layers] == [layer.macs for layer in expected]
+    assert sum(layer["macs"] for layer in layers) == profiled.macs
+
+
+@pytest.mark.parametrize("side", [224, 96])
+def test_multiply_adds_of_lite0_are_those_of_profile(live, side):
+    layers = live.page.evaluate("side => live.countMacs(live.lite0(), side)", side)
+    model = backbones.load("efficientnet_lite0", weights=None).model
+    expected = [n.macs for n in profile(model, (1, 3, side, side)).layers if n.macs]
+    assert [layer["macs"] for layer in layers] == expected
+
+
+def test_each_layer_is_measured(live):
+    page = live.page
+    before = page.evaluate("tf.memory().numTensors")
+    page.locator("#live-side").fill("96")
+    page.locator("#live-width").fill("25")
+    total = page.locator("#live-cost-total").inner_text()
+    macs = profile(MobileNetV1(0.25), (1, 3, 96, 96)).macs
+    assert total == f"{macs / 1e6:,.2f} million multiply-adds in 28 layers"
+    page.locator("#live-measure").click()
+    page.wait_for_function("live.cost().times")
+    times = page.evaluate("live.cost().times")
+    assert len(times) == 28
+    assert min(times) > 0
+    printed = page.locator("#live-cost-types tr").last.locator("td").nth(3).inner_text()
+    assert float(printed) == pytest.approx(sum(times), abs=0.006)
+    assert page.locator("#live-bars-ms span").count() == 28
+    assert page.evaluate("tf.memory().numTensors") == before
+    page.locator("#live-network").select_option("lite0")  # the times are of another
+    assert page.evaluate("live.cost().times") is None
+    assert page.locator("#live-width").is_disabled()
+    assert page.locator("#live-measured").is_hidden()
+
+
 @pytest.mark.parametrize("size", [(37, 301), (224, 224), (100, 50), (1, 400)])
 def test_images_are_resized_as_by_pytorch(live, size):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 4), dtype=np.uint8)
     resized = live.page.evaluate(
-        "image => [...live.resize(image)].filter((_, k) => k % 7 === 0)",
-        {"data": pixels.flatten().tolist(), "width": size[1], "height": size[0]},
+        "([text, height, width]) => [...live.resize("
+        "{data: Uint8Array.from(atob(text), c => c.charCodeAt(0)), width, height})]"
+        ".filter((_, k) => k % 7 === 0)",
+        [base64.b64encode(pixels.tobytes()).decode(), *size],
     )
     rgb = torch.from_numpy(pixels[..., :3]).float().movedim(-1, 0)[None]
     expected = F.interpolate(rgb, (224, 224), mode="bilinear", antialias=True)[0]
@@ -293,16 +342,17 @@ def test_an_image_can_be_dropped_or_pasted(live):
     ):
         live.page.evaluate("live.say('')")
         live.page.evaluate(
-            f"""bytes => {{
+            f"""text => {{
               const transfer = new DataTransfer();
-              const file = new File([new Uint8Array(bytes)], '{kind}.png',
+              const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+              const file = new File([bytes], '{kind}.png',
                 {{type: 'image/png'}});
               transfer.items.add(file);
               const event = new Event('{kind}', {{bubbles: true, cancelable: true}});
               Object.defineProperty(event, '{property}', {{value: transfer}});
               {target}.dispatchEvent(event);
             }}""",
-            list(data),
+            base64.b64encode(data).decode(),
         )
         live.status(f"Classified {kind}.png: espresso")
 
@@ -386,7 +436,7 @@ def test_loaded_page_is_accessible(browser, address):
     visit = Visit(browser, address)
     try:
         page = visit.page
-        for width in WIDTHS.values():
+        for width in sorted(WIDTHS.values()):
             page.set_viewport_size({"width": width, "height": HEIGHT})
             assert page.evaluate(FACTS)["sideways"] == []
         stop_transitions(page)

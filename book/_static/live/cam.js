@@ -4,7 +4,7 @@
 {
   const get = id => document.getElementById(id);
   const percent = value => `${(100 * value).toFixed(1)} %`;
-  const number = value => value.toFixed(3).replace("-", "−");
+  const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
   const say = text => (get("live-status").textContent = text);
   const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
   let current = null; // the image, its result and the chosen class
@@ -64,7 +64,7 @@
     const name = live.classes[target];
     get("live-shown").textContent = name;
     get("live-shown-probability").textContent = percent(probabilities[target]);
-    get("live-sum").textContent = `${number(mean)} + ${number(bias)} = ${number(mean + bias)}`;
+    get("live-sum").textContent = `${number(mean, 3)} + ${number(bias, 3)} = ${number(mean + bias)}`;
     get("live-score").textContent = number(logits[target]);
     const largest = map.reduce((a, b) => Math.max(a, Math.abs(b)));
     get("live-lowest").textContent = number(-largest);
