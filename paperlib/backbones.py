@@ -46,7 +46,7 @@ from paperlib.image_files import (
     RESAMPLING,
     check_bits,
     read_image,
-    resize,
+    resize_images,
     to_8_bits,
     to_rgb,
 )
@@ -260,7 +260,7 @@ class Transform:
             images = as_tensor(images, "images")
         x = rgb_batch(images)
         size, (height, width) = height_and_width(self.size), self.shape
-        x = resize(x, size, self.resampling)
+        x = resize_images(x, size, self.resampling)
         top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
         return x[..., top : top + height, left : left + width]
 

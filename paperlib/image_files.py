@@ -252,7 +252,7 @@ def to_8_bits(values: np.ndarray, bits: int | None) -> UInt8[np.ndarray, "..."]:
     return ((values * 255 + white // 2) // white).astype(np.uint8)
 
 
-def resize(
+def resize_images(
     images: Float[Tensor, "n 3 h w"],
     size: tuple[int, int],
     resampling: str = "bilinear",

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paperlib.image_files import resize
+from paperlib.image_files import resize_images
 from paperlib.tables import short_repr
 from paperlib.validation import (
     check_choice,
@@ -106,7 +106,7 @@ class TensorItems(Dataset):
     def __getitem__(self, index: int) -> Item:
         image = rgb_batch(self.images[index][None])
         if self.size is not None:
-            image = resize(image, (self.size, self.size))
+            image = resize_images(image, (self.size, self.size))
         name = f"{self.name} {index % len(self.images)}"
         return Item(image[0].contiguous(), self.label, None, name)
 

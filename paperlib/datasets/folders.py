@@ -17,7 +17,7 @@ from paperlib.image_files import (
     raise_problems,
     read_image,
     read_mask,
-    resize,
+    resize_images,
 )
 from paperlib.items import Item
 from paperlib.validation import UnusableFile, as_path, check_choice, check_integers
@@ -342,7 +342,7 @@ def folder(
     ]
     return FolderDataset(
         samples,
-        lambda image, *_: resize(_to_tensor(image)[None], (size, size))[0],
+        lambda image, *_: resize_images(_to_tensor(image)[None], (size, size))[0],
         has_masks=False,
         where=root,
         bits=bits,

@@ -1,0 +1,193 @@
+"""Prepare what book/live.md loads on a click: weights, engine, images.
+
+The files are written to _static/live in the built book and are not committed. They are
+classic scripts, because a page opened from a file may not fetch anything:
+each assigns one value to `live.data`.
+
+The weights are those of EfficientNet-Lite0. Batch norm is folded into the
+convolutions. The filters of most 1×1 layers are stored as int8 and the others as int16,
+both with one scale per output channel; scales and biases are float32. The parts of a
+layer follow each other in the order filter, scales, biases, in which
+book/_static/live/network.js reads them.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import timm
+import torch
+from PIL import Image
+from sphinx.application import Sphinx
+from torch import Tensor, nn
+from torchvision.models import EfficientNet_B0_Weights
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from paperlib import backbones  # noqa: E402
+from paperlib.anomaly_map import upsample  # noqa: E402
+from paperlib.cam import cam  # noqa: E402
+from paperlib.storage import write_text  # noqa: E402
+
+PAGE = "book/live"
+SCRIPTS = ("network.js", "image.js", "cam.js", "cost.js")
+ENGINE = ROOT / "book" / "_static" / "tfjs"
+SAMPLES = {
+    "cat": skimage.data.chelsea,
+    "coffee": skimage.data.coffee,
+    "rocket": skimage.data.rocket,
+    "astronaut": skimage.data.astronaut,
+}
+# 1×1 layers with 16 bits: the first stages are small, and their errors spread the most.
+WIDE = ("blocks.0.", "blocks.1.", "blocks.2.", "blocks.3.")
+WEIGHT_FILES = 8  # the progress bar advances after each
+POSITIVE, NEGATIVE = (214, 69, 0), (0, 92, 204)  # colours of the map, as in image.js
+
+
+def folded_layers(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield name, weight and bias of each layer; batch norm is part of both."""
+    pending = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            pending = name, module.weight
+        elif isinstance(module, nn.BatchNorm2d):
+            layer, weight = pending
+            factor = module.weight / (module.running_var + module.eps).sqrt()
+            bias = module.bias - module.running_mean * factor
+            yield layer, weight * factor[:, None, None, None], bias
+        elif isinstance(module, nn.Linear):
+            yield name, module.weight[:, :, None, None], module.bias
+
+
+def quantise(weight: Tensor, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return integers (h, w, in, out) and one scale per output channel.
+
+    For a depthwise layer, the last two axes are (channels, 1). With 8 bits, the scale
+    is the one of least squared error: it may clip the largest weights of a channel.
+    """
+    highest = 2 ** (bits - 1) - 1
+    # Some channels of the network are zero; any scale but 0 represents them.
+    largest = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    scale, least = largest / highest, None
+    for share in np.linspace(1, 0.5, 26) if bits == 8 else ():
+        candidate = share * largest / highest
+        error = (_round(weight, candidate, highest) * candidate - weight).square()
+        error = error.sum((1, 2, 3), keepdim=True)
+        least = error if least is None else least
+        scale = torch.where(error < least, candidate, scale)
+        least = torch.minimum(error, least)
+    is_depthwise = weight.shape[1] == 1
+    order = (2, 3, 0, 1) if is_depthwise else (2, 3, 1, 0)
+    integers = _round(weight, scale, highest).permute(order).numpy()
+    return integers.astype(f"<i{bits // 8}"), scale.flatten().numpy()
+
+
+def _round(weight: Tensor, scale: Tensor, highest: int) -> Tensor:
+    return (weight / scale).round().clamp(-highest, highest)
+
+
+def packed_weights(model: nn.Module) -> bytes:
+    """Return filters, scales and biases of all layers, one after the other."""
+    parts = []
+    with torch.no_grad():
+        for name, weight, bias in folded_layers(model):
+            is_pointwise = weight.shape[2:] == (1, 1)
+            is_narrow = is_pointwise and not name.startswith(WIDE)
+            integers, scale = quantise(weight, bits=8 if is_narrow else 16)
+            parts += [integers, scale.astype("<f4"), bias.numpy().astype("<f4")]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def still_of_cam(backbone: backbones.Backbone) -> bytes:
+    """Return the image that the page shows before the network is loaded, as JPEG."""
+    image = SAMPLES["cat"]()
+    with torch.no_grad():
+        result = cam(backbone.model, backbone.transform(image[None]))
+    values = upsample(result.maps[0] / result.maps.abs().max(), image.shape[:2]).numpy()
+    colour = np.where(values[..., None] > 0, POSITIVE, NEGATIVE)
+    opacity = 0.7 * np.abs(values)[..., None]
+    return encoded((1 - opacity) * image + opacity * colour, "JPEG", quality=85)
+
+
+def encoded(image: np.ndarray, kind: str, **options: int) -> bytes:
+    """Encode an image of numbers from 0 to 255."""
+    stream = io.BytesIO()
+    pixels = np.asarray(image).round().astype(np.uint8)
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def data_url(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def contents() -> dict[str, object]:
+    """Return the value of each script, by name."""
+    backbone = backbones.load("efficientnet_lite0")
+    packed = packed_weights(backbone.model)
+    size = -(-len(packed) // WEIGHT_FILES)
+    engine = (ENGINE / "tfjs-backend-wasm-simd.wasm").read_bytes()
+    return {
+        "wasm": data_url(engine, "application/octet-stream"),
+        "samples": {
+            name: data_url(
+                encoded(load(), "JPEG", quality=95, subsampling=0), "image/jpeg"
+            )
+            for name, load in SAMPLES.items()
+        },
+        "classes": EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"],
+        **{
+            f"weights{k}": base64.b64encode(packed[k * size : (k + 1) * size]).decode()
+            for k in range(WEIGHT_FILES)
+        },
+    }
+
+
+def write_files(folder: Path) -> None:
+    """Write the scripts, their list (files.js) and the still image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {}
+    for path in ("tf-core.min.js", "tf-backend-wasm.min.js"):
+        sizes[f"../tfjs/{path}"] = (ENGINE / path).stat().st_size
+    for name, value in contents().items():
+        text = f'live.data["{name}"] = {json.dumps(value)};\n'
+        write_text(folder / f"data_{name}.js", text)
+        sizes[f"data_{name}.js"] = len(text.encode())
+    write_text(folder / "files.js", f"live.files = {json.dumps(sizes)};\n")
+    still = still_of_cam(backbones.load("efficientnet_lite0"))
+    (folder / "cam.jpg").write_bytes(still)
+
+
+def _write(app: Sphinx, exception: Exception | None) -> None:
+    """Write the files unless those of an earlier build are of the same sources."""
+    if exception is not None or app.builder.name != "html":
+        return
+    folder = Path(app.outdir, "_static", "live")
+    sources = [Path(__file__).read_bytes(), torch.__version__, timm.__version__]
+    sources += [path.read_bytes() for path in sorted(ENGINE.iterdir())]
+    digest = hashlib.sha256(repr(sources).encode()).hexdigest()
+    mark = folder / ".sources"
+    if not mark.is_file() or mark.read_text() != digest:
+        write_files(folder)
+        write_text(mark, digest)
+
+
+def _add_files(
+    app: Sphinx, page: str, template: str, context: dict, doctree: object
+) -> None:
+    if page == PAGE:
+        app.add_css_file("live/live.css")
+        for k, name in enumerate((*SCRIPTS[:1], "files.js", *SCRIPTS[1:])):
+            app.add_js_file(f"live/{name}", loading_method="defer", priority=600 + k)
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("html-page-context", _add_files)
+    app.connect("build-finished", _write)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,179 @@
+// EfficientNet-Lite0 as a list of layers, run by TensorFlow.js. Tensors are (N, height, width, channels).
+"use strict";
+
+window.live = {
+  data: {}, // what the scripts data_*.js contain; book/_ext/live_page.py writes them
+  folder: document.currentScript.src.replace(/[^/]*$/, ""),
+};
+
+// One row per stage: kernel, stride of the first block, channels, expansion, blocks.
+const LITE0_STAGES = [
+  [3, 1, 16, 1, 1],
+  [3, 2, 24, 6, 2],
+  [5, 2, 40, 6, 2],
+  [3, 2, 80, 6, 3],
+  [5, 1, 112, 6, 3],
+  [5, 2, 192, 6, 4],
+  [3, 1, 320, 6, 1],
+];
+
+// A layer: name, kind (conv, depthwise or linear), kernel, stride, channels in and
+// out, activation. `saves` marks the input of a residual block, `adds` the layer to
+// whose output that input is added. The names are those of PyTorch.
+live.lite0 = () => {
+  const layers = [];
+  let channels = 3;
+  const add = (name, kind, kernel, stride, out, activation, more = {}) => {
+    layers.push({ name, kind, kernel, stride, in: channels, out, activation, ...more });
+    channels = out;
+  };
+  add("conv_stem", "conv", 3, 2, 32, "relu6");
+  LITE0_STAGES.forEach(([kernel, firstStride, out, expansion, blocks], stage) => {
+    for (let block = 0; block < blocks; block++) {
+      const name = `blocks.${stage}.${block}`;
+      const stride = block ? 1 : firstStride;
+      const residual = stride === 1 && channels === out;
+      const wide = expansion * channels;
+      const saves = residual;
+      if (expansion > 1) add(`${name}.conv_pw`, "conv", 1, 1, wide, "relu6", { saves });
+      add(`${name}.conv_dw`, "depthwise", kernel, stride, channels, "relu6");
+      const last = expansion > 1 ? "conv_pwl" : "conv_pw";
+      add(`${name}.${last}`, "conv", 1, 1, out, "linear", { adds: residual });
+    }
+  });
+  add("conv_head", "conv", 1, 1, 1280, "relu6");
+  add("classifier", "linear", 1, 1, 1000, "linear");
+  return layers;
+};
+
+// Shape of a layer's filter, as TensorFlow.js expects it. The last axis with more than one value is the output channel.
+live.filterShape = ({ kind, kernel, in: inputs, out }) =>
+  kind === "depthwise" ? [kernel, kernel, out, 1] : [kernel, kernel, inputs, out];
+
+// Bits per stored weight: 8 for the 1×1 layers of the last stages, which hold most of the weights.
+live.bits = ({ name, kernel }) => (kernel === 1 && !/^blocks\.[0-3]\./.test(name) ? 8 : 16);
+
+// Read the packed weights: per layer the filter (int8 or int16), a scale per output channel, the biases.
+live.unpack = (layers, buffer) => {
+  let offset = 0;
+  const read = (Kind, count) => {
+    const bytes = count * Kind.BYTES_PER_ELEMENT;
+    offset += bytes;
+    return new Kind(buffer.slice(offset - bytes, offset));
+  };
+  const weights = {};
+  for (const layer of layers) {
+    const shape = live.filterShape(layer);
+    const integers = read(live.bits(layer) === 8 ? Int8Array : Int16Array, shape.reduce((a, b) => a * b));
+    const scales = read(Float32Array, layer.out);
+    const values = Float32Array.from(integers, (value, k) => value * scales[k % layer.out]);
+    const bias = read(Float32Array, layer.out);
+    weights[layer.name] = { filter: tf.tensor(values, shape), bias: tf.tensor1d(bias), values, biases: bias };
+  }
+  if (offset !== buffer.byteLength) throw new Error(`${buffer.byteLength} bytes of weights; expected ${offset}`);
+  return weights;
+};
+
+live.applyLayer = (layer, weight, x) => {
+  const { filter, bias } = weight;
+  if (layer.kind === "linear") x = tf.mean(x, [1, 2], true); // global average pooling
+  const convolve = layer.kind === "depthwise" ? tf.fused.depthwiseConv2d : tf.fused.conv2d;
+  // With stride 2, "same" pads more below and on the right, as the network was trained.
+  return convolve({ x, filter, bias, strides: layer.stride, pad: "same", activation: layer.activation });
+};
+
+// Run the layers on a tensor. `visit` sees each layer and its output, and may return true to stop.
+live.run = (layers, weights, x, visit = () => false) =>
+  tf.tidy(() => {
+    let saved;
+    for (const layer of layers) {
+      if (layer.saves) saved = x;
+      x = live.applyLayer(layer, weights[layer.name], x);
+      if (layer.adds) x = tf.add(x, saved);
+      if (visit(layer, x)) break;
+    }
+    return x;
+  });
+
+// Classify pixels, a Float32Array of 224×224×3 values from 0 to 255. Returns logits, probabilities and the pooled
+// feature map.
+live.classify = pixels => {
+  const input = tf.tensor4d(pixels.map(value => (value - 127) / 128), [1, 224, 224, 3]);
+  let features;
+  const output = live.run(live.layers, live.weights, input, (layer, x) => {
+    if (layer.name === "conv_head") features = x.dataSync();
+  });
+  const logits = output.dataSync();
+  tf.dispose([input, output]);
+  const highest = logits.reduce((a, b) => Math.max(a, b));
+  const powers = logits.map(value => Math.exp(value - highest));
+  const sum = powers.reduce((a, b) => a + b);
+  return { logits, probabilities: powers.map(value => value / sum), features };
+};
+
+// CAM: the sum over channels of the feature map, weighted for one class. Its mean plus the bias is the class score.
+live.classActivationMap = (features, target) => {
+  const { values, biases } = live.weights.classifier;
+  const classes = biases.length, channels = values.length / classes;
+  const map = new Float32Array(features.length / channels);
+  for (let position = 0; position < map.length; position++) {
+    let sum = 0;
+    for (let k = 0; k < channels; k++) sum += features[position * channels + k] * values[k * classes + target];
+    map[position] = sum;
+  }
+  return { map, bias: biases[target], mean: map.reduce((a, b) => a + b) / map.length };
+};
+
+// ---- loading ----------------------------------------------------------------------------------------------------------
+
+live.loadScript = name =>
+  new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = live.folder + name;
+    script.onload = resolve;
+    script.onerror = () => reject(new Error(`${name} can't be loaded`));
+    document.head.append(script);
+  });
+
+const fromBase64 = text => {
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let k = 0; k < bytes.length; k++) bytes[k] = binary.charCodeAt(k);
+  return bytes;
+};
+
+// Whether the browser runs WebAssembly with SIMD: it accepts a module that contains one such instruction.
+live.hasSimd = () => {
+  const module = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253,
+    98, 11];
+  return typeof WebAssembly === "object" && WebAssembly.validate(new Uint8Array(module));
+};
+
+// Load engine and weights once; `progress` receives the share of the bytes loaded.
+live.load = progress => (live.loading ??= loadNetwork(progress));
+
+async function loadNetwork(progress) {
+  if (!live.hasSimd()) throw new Error("This browser has no WebAssembly with SIMD, which the network needs.");
+  const names = Object.keys(live.files);
+  const total = Object.values(live.files).reduce((a, b) => a + b);
+  let loaded = 0;
+  for (const name of names) {
+    await live.loadScript(name);
+    loaded += live.files[name];
+    progress(loaded / total);
+  }
+  // A page opened from a file can't fetch the engine, so it is a data: URL. It uses one thread.
+  tf.env().set("WASM_HAS_MULTITHREAD_SUPPORT", false);
+  // TensorFlow.js wants an address for each of its three variants, although it only uses the one with SIMD here.
+  const variants = ["", "-simd", "-threaded-simd"].map(kind => `tfjs-backend-wasm${kind}.wasm`);
+  tf.wasm.setWasmPaths(Object.fromEntries(variants.map(name => [name, live.data.wasm])));
+  if (!(await tf.setBackend("wasm"))) throw new Error("The engine, TensorFlow.js for WebAssembly, did not start.");
+  const parts = names.filter(name => name.startsWith("data_weights"))
+    .map(name => fromBase64(live.data[name.slice(5, -3)]));
+  const buffer = await new Blob(parts).arrayBuffer();
+  live.layers = live.lite0();
+  live.weights = live.unpack(live.layers, buffer);
+  live.classes = live.data.classes;
+  live.samples = live.data.samples;
+  live.data = {}; // the texts are no longer needed
+}
