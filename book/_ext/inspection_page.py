@@ -37,7 +37,8 @@ def percent(shares: Sequence[float], digits: int = 0) -> str:
         f"{100 * value:.{digits}f}"
         for value in (mean(shares), min(shares), max(shares))
     )
-    return f"{middle} %" + f" ({low} to {high})" * (len(shares) > 1)
+    # Mean and range may stand in two lines, but neither is divided.
+    return f"{middle}\u00a0%" + f" ({low}–{high})" * (len(shares) > 1)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -130,7 +131,7 @@ def serving(runs: Runs) -> str:
         [
             run["way"],
             f"{run['cpu_ms']:.0f}",
-            f"{run['speed']:.2f} ({run['lowest']:.2f} to {run['highest']:.2f})",
+            f"{run['speed']:.2f} ({run['lowest']:.2f}–{run['highest']:.2f})",
         ]
         for run in select(runs, "serving")
     ]

@@ -43,8 +43,8 @@ def test_the_page_includes_every_table(tmp_path):
 
 
 def test_percentages_state_mean_and_range():
-    assert inspection_page.percent([0.1, 0.2, 0.33]) == "21 % (10 to 33)"
-    assert inspection_page.percent([0.006], digits=1) == "0.6 %"
+    assert inspection_page.percent([0.1, 0.2, 0.33]) == "21\u00a0% (10–33)"
+    assert inspection_page.percent([0.006], digits=1) == "0.6\u00a0%"
 
 
 def test_tables_average_over_the_seeds():
@@ -53,7 +53,7 @@ def test_tables_average_over_the_seeds():
         for k, (m, a) in enumerate([(0.5, 0.04), (0.7, 0.08)])
     ]
     table = inspection_page.drift(runs)
-    assert table.splitlines()[-1] == "| 10 % | 0.60 | 6 % (4 to 8) |"
+    assert table.splitlines()[-1] == "| 10 % | 0.60 | 6\u00a0% (4–8) |"
 
 
 # ---- the code, as written ----
@@ -68,7 +68,7 @@ for kind, code in blocks:
     if kind == "python":
         exec(code, names)
         continue
-    for line in code.splitlines():
+    for line in code.replace("\\\\\\n", " ").splitlines():
         assert line.startswith("python -m paperlib "), line
         assert main(shlex.split(line)[3:]) == 0, line
 """
@@ -195,7 +195,7 @@ def test_the_numbers_on_region_file_and_drift():
         f" instead of {half['megabytes']['float32']:.0f} MB"
     ) in TEXT
     assert (
-        f"no score of {half['images_scored']} cells changed by more than"
+        f"No score of {half['images_scored']} cells changed by more than"
         f" {100 * half['largest_change']:.2g} %"
     ) in TEXT
     decisions = {0: "no decision changed", 1: "one decision changed"}
