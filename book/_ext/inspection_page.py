@@ -33,12 +33,16 @@ def select(runs: Runs, experiment: str, **values: object) -> Runs:
 
 def percent(shares: Sequence[float], digits: int = 0) -> str:
     """Format the mean of shares, and their range if there are several."""
-    middle, low, high = (
-        f"{100 * value:.{digits}f}"
-        for value in (mean(shares), min(shares), max(shares))
-    )
     # Mean and range may stand in two lines, but neither is divided.
-    return f"{middle}\u00a0%" + f" ({low}–{high})" * (len(shares) > 1)
+    text = f"{100 * mean(shares):.{digits}f}\u00a0%"
+    if len(shares) > 1:
+        text += f" ({span(100 * min(shares), 100 * max(shares), digits)})"
+    return text
+
+
+def span(low: float, high: float, digits: int = 2) -> str:
+    """Write a range that no line break divides."""
+    return f"{low:.{digits}f}\u2060–\u2060{high:.{digits}f}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -131,7 +135,7 @@ def serving(runs: Runs) -> str:
         [
             run["way"],
             f"{run['cpu_ms']:.0f}",
-            f"{run['speed']:.2f} ({run['lowest']:.2f}–{run['highest']:.2f})",
+            f"{run['speed']:.2f} ({span(run['lowest'], run['highest'])})",
         ]
         for run in select(runs, "serving")
     ]

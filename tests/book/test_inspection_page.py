@@ -43,7 +43,7 @@ def test_the_page_includes_every_table(tmp_path):
 
 
 def test_percentages_state_mean_and_range():
-    assert inspection_page.percent([0.1, 0.2, 0.33]) == "21\u00a0% (10–33)"
+    assert inspection_page.percent([0.1, 0.2, 0.33]) == "21\u00a0% (10\u2060–\u206033)"
     assert inspection_page.percent([0.006], digits=1) == "0.6\u00a0%"
 
 
@@ -53,7 +53,7 @@ def test_tables_average_over_the_seeds():
         for k, (m, a) in enumerate([(0.5, 0.04), (0.7, 0.08)])
     ]
     table = inspection_page.drift(runs)
-    assert table.splitlines()[-1] == "| 10 % | 0.60 | 6\u00a0% (4–8) |"
+    assert table.splitlines()[-1] == "| 10 % | 0.60 | 6\u00a0% (4\u2060–\u20608) |"
 
 
 # ---- the code, as written ----
