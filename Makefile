@@ -70,7 +70,7 @@ execute: $(VENV)/.ready-book
 figures: $(VENV)/.ready-book
 	$(BIN)/python book/figures/draw.py $(if $(FORCE),--force)
 
-results: $(VENV)/.ready-book
+results: $(VENV)/.ready-test
 	for name in $(RESULTS); do $(BIN)/python book/tools/$$name.py $(if $(FORCE),--force) || exit 1; done
 
 lab: $(VENV)/.ready-book

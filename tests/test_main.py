@@ -368,6 +368,20 @@ def test_what_fit_can_not_use_is_refused_before_any_work(
     assert not (tmp_path / "m.safetensors").exists()
 
 
+def test_fit_names_all_unreadable_images_at_once(in_parts, tmp_path, capsys):
+    for number, file in enumerate(sorted((in_parts / "good pärts").glob("*.*"))[:8]):
+        data = file.read_bytes()
+        whole = len(data) if number not in (1, 6) else len(data) // 2
+        (tmp_path / f"{number}{file.suffix}").write_bytes(data[:whole])
+    options = ["--bits", "12", "--batch-size", "2", "--out", str(tmp_path / "m.sft")]
+    assert main(["fit", str(tmp_path), *options]) == 1
+    said = capsys.readouterr().err
+    assert f"error: 2 problems in {tmp_path}; fix or remove these files:" in said
+    named = re.findall(r"^  \S+/(\d)\.\w+: \S", said, re.M)
+    assert named == ["1", "6"]
+    assert "threshold:" not in said and not (tmp_path / "m.sft").exists()
+
+
 def test_what_inspect_can_not_use_is_refused_before_any_work(
     in_parts, tmp_path, capsys
 ):

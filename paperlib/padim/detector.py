@@ -87,15 +87,17 @@ class PaDiM(nn.Module):
         sigma: of the Gaussian that smooths anomaly maps, in pixels of the image.
         transform: how `prepare` gets from files to the network's input; None for that
             of the extractor, if `Backbone.extractor` made it.
-        region: where anomalies are searched for: a mask (H, W), True inside, or the
-            path of a mask image. It is prepared as an image is. Maps are 0 outside.
+        region: the region of interest, in which anomalies are searched for: a mask
+            (H, W), True inside, or the path of a mask image. It is prepared as an image
+            is. Maps are 0 outside.
 
     Attributes:
         mean: μ, (P, D); None before `fit` or `load`, like the next two.
         whitening: $L^{-1}$, (P, D, D), lower triangular.
         channels: indices of the selected channels, ascending.
         grid: (h, w).
-        region: (H, W), the mask in pixels of the prepared images, or None.
+        region: (H, W), the region of interest in pixels of the prepared images, or
+            None. (`Inspection.region` is another thing: the box of a defect.)
         size: (H, W) of the images.
         count: N, the number of training images; 0 before `fit`.
         threshold: the score above which an image is anomalous; None until

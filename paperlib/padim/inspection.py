@@ -35,7 +35,8 @@ class Inspection(NamedTuple):
             original image as viewers show it, with its EXIF orientation. It is the
             connected region around the maximum of the map: that above the threshold if
             there is an alarm, else that above the middle between the mean of its
-            positive values and its maximum.
+            positive values and its maximum. (`PaDiM.region` is another thing: the mask
+            of the region of interest.)
         error: why the file can't be read; "" if it can.
     """
 

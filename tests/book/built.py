@@ -11,7 +11,9 @@ HTML = ROOT / "_build" / "html"
 MARK = HTML / ".built"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Written by the build.
-GENERATED = (Path("book/api"), Path("book/ledger"), Path("book/speed_parts"))
+GENERATED = tuple(
+    Path("book", name) for name in ("api", "inspection_parts", "ledger", "speed_parts")
+)
 SOURCES = (
     "_config.yml",
     "book/**/*",
