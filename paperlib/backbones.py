@@ -546,9 +546,11 @@ class FeatureExtractor(nn.Module):
         """Return how many images the network runs on at a time.
 
         Derived from the largest output of a module, which one image is run for, once.
+        A user's `reshape` may depend on the size of the batch, which then stays whole.
         """
         limit = chunk_sizes(images.device).activation_bytes
-        if len(images) == 1 or limit is None or not has_values(images):
+        is_whole = len(images) == 1 or limit is None or self.reshape is not None
+        if is_whole or not has_values(images):
             return len(images)
         kind = (images.shape[1:], images.dtype)
         if kind not in self._pieces:

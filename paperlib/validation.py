@@ -254,8 +254,8 @@ def as_device(device: torch.device | str) -> torch.device:
         torch.empty(0, device=device)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f"device={device!r:.80} ({error}); expected a device of this machine, such"
-            " as 'cpu'"
+            f"device={str(device)!r:.80} ({str(error).partition(chr(10))[0]});"
+            " expected a device of this machine, such as 'cpu'"
         ) from error
     return device
 

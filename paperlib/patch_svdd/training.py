@@ -121,7 +121,7 @@ def _check_settings(
             " expected a HierarchicalEncoder, PatchEncoder or FlatEncoder"
         )
     check_number("svdd_weight", svdd_weight, "a weight of the loss", least=0)
-    check_number("learning_rate", learning_rate, "a step size", above=0)
+    check_number("learning_rate", learning_rate, "a step size", least=0)
     check_integers(0, seed=seed)
 
 

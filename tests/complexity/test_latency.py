@@ -162,6 +162,7 @@ def test_cuda_events_are_recorded_on_the_device_that_is_timed(monkeypatch):
     def current_stream(device=None):
         return f"stream of {device}"
 
+    monkeypatch.setattr(latency, "as_device", torch.device)  # it is not there
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     assert latency.time_call(lambda: None, "cuda:1", seconds=1e-9) == 0.003
@@ -175,6 +176,7 @@ def test_other_accelerators_finish_before_the_clock_is_read(monkeypatch, device)
     def synchronize(device):
         events.append(str(device))
 
+    monkeypatch.setattr(latency, "as_device", torch.device)  # it is not there
     monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
     monkeypatch.setattr(time, "perf_counter", lambda: events.append("clock") or clock())
     latency.time_call(lambda: events.append("run"), device, seconds=1e-9)

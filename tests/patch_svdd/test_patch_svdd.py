@@ -121,7 +121,7 @@ def test_the_memory_of_the_banks_is_reported():
         repr(detector)
         == "PatchSVDD of 256×256 images: 9,747 small and 507 big patches of"
         " 64 dimensions,"
-        " 2.5 MiB"
+        " 2.5 MiB, threshold None"
     )
     assert torch.equal(detector.mean, pictures(3, 256, 256).double().mean(0).float())
     assert round(detector.bank_bytes / 3 / 2**20, 2) == 0.83
