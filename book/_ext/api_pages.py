@@ -4,6 +4,7 @@ It happens before Sphinx reads the table of contents. The pages hold nothing but
 autodoc's directives, so they are made anew at each build and not committed.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -87,7 +88,21 @@ def hide_checks(app: Sphinx, module: str) -> tuple[str, dict] | None:
     )
 
 
+def repair_backlinks(
+    app: Sphinx, pagename: str, template: str, context: dict, _
+) -> None:
+    """Let the page of a source file link objects under the path that users import.
+
+    viewcode assumes that all objects of a file are on the page of the first one.
+    """
+    if pagename.startswith("_modules/"):
+        context["body"] = re.sub(
+            r"(api/(\w+)\.html#paperlib\.)(?!\2\.)\w+\.", r"\1\2.", context["body"]
+        )
+
+
 def setup(app: Sphinx) -> dict:
     write_pages(ROOT)
+    app.connect("html-page-context", repair_backlinks)
     app.connect("viewcode-find-source", hide_checks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

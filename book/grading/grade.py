@@ -252,7 +252,10 @@ def run(
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            asyncio.run(asyncio.wait_for(execution, limits.seconds))
+            # In a thread of its own, because the caller may run an event loop.
+            with ThreadPoolExecutor(1) as pool:
+                waiting = asyncio.wait_for(execution, limits.seconds)
+                pool.submit(asyncio.run, waiting).result()
         except Exception:  # late, dead, or with outputs that nbclient can't read
             status = "not started: the machine is too slow or out of memory"
             if executed:

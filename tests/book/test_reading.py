@@ -188,6 +188,9 @@ def test_a_slider_changes_image_and_text(browser, path):
     """With the arrow keys and with a click on its track, at both widths."""
     n_sliders = 0
     with browser.page(path) as page:
+        page.evaluate(
+            "document.querySelectorAll('details').forEach(d => d.open = true)"
+        )
         for width in WIDTHS.values():
             page.set_viewport_size({"width": width, "height": HEIGHT})
             for figure in page.locator(".paperlib-slider").all():

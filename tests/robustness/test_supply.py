@@ -28,6 +28,7 @@ PARTS = {
     "paperlib": ("paperlib/**/*.py", []),
     "notebooks": ("notebooks/py/*.py", ["notebooks"]),
     "book": ("book/**/*.py", ["notebooks", "book"]),
+    "results": ("book/tools/*_cells.py", ["notebooks", "book", "test"]),
     "tests": ("tests/**/*.py", ["notebooks", "book", "test"]),
 }
 # Installed for what they do, not for what they offer to an import, or named in a file
@@ -114,8 +115,11 @@ def test_every_import_is_declared(part, cases):
     pattern, extras = PARTS[part]
     allowed, undeclared = declared(extras), {}
     for name, files in imported(pattern).items():
+        if part == "book":  # `make results` runs in the test environment
+            files = [file for file in files if not file.endswith("_cells.py")]
         if (
-            name in sys.stdlib_module_names
+            not files
+            or name in sys.stdlib_module_names
             or name in OWN
             or (part == "tests" and name in PEERS)
         ):
