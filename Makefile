@@ -130,7 +130,7 @@ screenshots: $(VENV)/.ready-test html
 	SCREENSHOTS=1 $(BIN)/pytest -q tests/book/test_browser.py -k test_page_is_whole -n 2
 
 # The book is built by one process, so the notebooks run beside it; then two sessions of one process each. In one session
-# of two processes execnet interrupts a process that is still at work, always at the same test.
+# of all tests with -n 2 a worker lost its connection (the cause was not found), and execnet then interrupts it.
 test: $(VENV)/.ready-test
 	$(MAKE) --jobs=2 lint html notebooks-test
 	$(look-for-chromium)
