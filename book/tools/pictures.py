@@ -14,7 +14,7 @@ from status import COMPARED
 # Errors in steps of 256: what 256 colours in place of all may change on average, and in
 # all but one of 1,000 values.
 MEAN_ERROR, HIGH_ERROR = 0.25, 10
-JPEG_QUALITY = 88
+JPEG_QUALITY = 84
 INLINE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/]+=*)")
 
 
