@@ -122,7 +122,7 @@ def numbers(right: float) -> Values:
 
 
 def texts(right: str) -> Values:
-    for value in ("", "unknown", "\0", 3, None, ["a"], b"a", object()):
+    for value in ("", "unknown", "\0", 10**6, None, ["a"], b"a", object()):
         yield f"{value!r:.12}", value
 
 
@@ -143,7 +143,8 @@ def paths(right: Path) -> Values:
         yield name, folder / name
     yield "text", str(folder / "text.png")
     yield "below a file", folder / "empty.png" / "a"
-    for value in ("x" * 300, "", "a\0b", b"bytes", 3, None, [], object()):
+    # An integer is a file descriptor to `open`: one that nobody has opened.
+    for value in ("x" * 300, "", "a\0b", b"bytes", 10**6, None, [], object()):
         yield f"{value!r:.12}", value
 
 
