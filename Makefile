@@ -8,7 +8,7 @@ RESULTS ?= $(basename $(notdir $(wildcard book/tools/*_cells.py)))
 TWO_PROCESSES := -n 2 --dist worksteal
 export PAPERLIB_PROFILE ?= smoke
 
-.PHONY: help book html figures test lint unit notebooks-test pages-test test-code test-pages test-long test-gpu execute results lab bench \
+.PHONY: help book html figures test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench \
         bench-pages screenshots colab student student-book slides figures-png lock \
         clean
 
@@ -129,19 +129,12 @@ screenshots: $(VENV)/.ready-test html
 	rm -rf _build/screenshots
 	SCREENSHOTS=1 $(BIN)/pytest -q tests/book/test_browser.py -k test_page_is_whole -n 2
 
-# The book is built by one process, so the notebooks run beside it; then two sessions of one process each. In one session
-# of all tests with -n 2 a worker lost its connection (the cause was not found), and execnet then interrupts it.
+# The book is built by one process, so the notebooks run beside it; then unit and pages-test in one session.
 test: $(VENV)/.ready-test
 	$(MAKE) --jobs=2 lint html notebooks-test
 	$(look-for-chromium)
-	$(MAKE) --jobs=2 test-code test-pages
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs tests $(TWO_PROCESSES)
 	@echo "make test: everything passed"
-
-test-code: $(VENV)/.ready-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs tests --ignore=tests/book --ignore=tests/grading
-
-test-pages: $(VENV)/.ready-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs tests/book tests/grading
 
 test-long: $(VENV)/.ready-test
 	$(BIN)/pytest -q -rs -m long tests

@@ -92,7 +92,7 @@ def test_its_make_targets_exist_and_are_complete():
     named = set(re.findall(r"(?:^|`)make ([a-z][\w-]*)", README, re.M))
     assert named <= TARGETS, named - TARGETS
     assert TARGETS - named <= {
-        *"help html unit notebooks-test pages-test test-code test-pages clean".split()
+        *"help html unit notebooks-test pages-test clean".split()
     }
 
 
