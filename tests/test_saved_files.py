@@ -42,7 +42,7 @@ def test_a_saved_padim_is_loaded(maps):
     extractor = FeatureExtractor(network(), ["1", "3"])
     detector = PaDiM.load(FILES / "padim_1.safetensors", extractor)
     found = detector.anomaly_map(images(9, 16)[8:])
-    torch.testing.assert_close(found, maps["padim"], rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(found, maps["padim"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_saved_patch_svdd_is_loaded(maps, tmp_path):
@@ -50,4 +50,6 @@ def test_a_saved_patch_svdd_is_loaded(maps, tmp_path):
     path = tmp_path / "patch_svdd_1.safetensors"
     path.write_bytes(lzma.decompress(packed))
     found = PatchSVDD.load(path).anomaly_maps(images(3, 72)[2:]).mult
+    # Computed in double precision, the maps differ by 3e-5 from those in float32, stored
+    # or not: processors round differently.
     torch.testing.assert_close(found, maps["patch_svdd"], rtol=1e-5, atol=2e-5)
