@@ -50,6 +50,6 @@ def test_a_saved_patch_svdd_is_loaded(maps, tmp_path):
     path = tmp_path / "patch_svdd_1.safetensors"
     path.write_bytes(lzma.decompress(packed))
     found = PatchSVDD.load(path).anomaly_maps(images(3, 72)[2:]).mult
-    # Computed in double precision, the maps differ by 3e-5 from those in float32, stored
-    # or not: processors round differently.
+    # Maps in double precision differ by 3e-5 from both of these in float32: processors
+    # round differently.
     torch.testing.assert_close(found, maps["patch_svdd"], rtol=1e-5, atol=2e-5)
