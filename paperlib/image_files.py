@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from paperlib.precision import at_least_float32
-from paperlib.validation import UnusableFile
+from paperlib.validation import UnusableFile, as_path
 
 ENDINGS = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .pgm .ppm".split())
 # The formats that are opened, whatever the file's name: others are unsafe, for example
@@ -161,6 +161,7 @@ def _decode(
         convert: of the decoded image and Pillow's raw mode, such as "RGB;16B".
         if_raw: whether a file of a raw mode is decoded at all.
     """
+    path = as_path(path)  # Pillow takes what it does not know for an open file
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             raw = str(image.tile[0][3]) if image.tile else ""

@@ -182,10 +182,11 @@ def load_state(path: str | Path) -> Any:
     Raises:
         Exception: of many kinds, for any other file.
     """
+    path = as_path(path)  # `open` would take an integer for a file descriptor
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
-        if size > Path(path).stat().st_size:  # torch.save does not compress
+        if size > path.stat().st_size:  # torch.save does not compress
             raise ValueError(f"it is compressed, and decompresses to {size:,} bytes")
     return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -10,6 +10,7 @@ from refusals import refuses
 from safetensors.torch import load_file, save_file
 
 from paperlib import storage
+from paperlib.image_files import read_image
 from paperlib.storage import (
     fingerprint,
     is_dense,
@@ -147,6 +148,19 @@ def test_other_files_are_refused_by_name(tmp_path):
     save_file({"a": torch.ones(1)}, path, {"paperlib": "[" * 100_000})
     with refuses("can't be read"):
         read(path)
+
+
+def test_an_integer_is_no_path_and_its_file_descriptor_stays_open(tmp_path):
+    """`open(3)` reads from an open file of the caller, and closes it."""
+    (tmp_path / "file").touch()
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        for reader in (read, load_state, read_image):
+            with refuses(f"{descriptor} is no path; expected a str"):
+                reader(descriptor)
+        os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def test_a_file_is_readable_to_whom_the_users_mask_says(tmp_path):

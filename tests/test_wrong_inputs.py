@@ -122,7 +122,7 @@ def numbers(right: float) -> Values:
 
 
 def texts(right: str) -> Values:
-    for value in ("", "unknown", "\0", 10**6, None, ["a"], b"a", object()):
+    for value in ("", "unknown", "\0", 3, None, ["a"], b"a", object()):
         yield f"{value!r:.12}", value
 
 
@@ -143,8 +143,15 @@ def paths(right: Path) -> Values:
         yield name, folder / name
     yield "text", str(folder / "text.png")
     yield "below a file", folder / "empty.png" / "a"
-    # An integer is a file descriptor to `open`: one that nobody has opened.
-    for value in ("x" * 300, "", "a\0b", b"bytes", 10**6, None, [], object()):
+    (folder / "circle").unlink(missing_ok=True)
+    (folder / "circle").symlink_to("circle")
+    yield "a link to itself", folder / "circle"
+    locked = folder / "locked.png"  # readable for the superuser all the same
+    locked.unlink(missing_ok=True)
+    locked.touch(mode=0o000)
+    yield "no permission", locked
+    # `open` takes an integer for a file descriptor, and closes what it opened.
+    for value in ("x" * 300, "", "a\0b", b"bytes", 3, None, [], object()):
         yield f"{value!r:.12}", value
 
 

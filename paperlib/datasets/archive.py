@@ -59,13 +59,15 @@ def unpack(
     Raises:
         UnusableFile: if the archive is missing, corrupt, truncated, of another kind,
             encrypted, too large, or contains anything but files and folders within it.
-        ValueError: if the folder is not empty, or its parent is missing.
+        ValueError: if the folder is a link or not empty, or its parent is missing.
     """
     archive, folder = as_path(archive), as_path(folder)
     check_integers(max_bytes=max_bytes, max_members=max_members)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.is_symlink() or (
+        folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    ):
         raise ValueError(
-            f"{folder} already exists and is not empty;"
+            f"{folder} already exists, and is a link, a file or not empty;"
             " pass another folder, or remove it"
         )
     if not folder.parent.is_dir():

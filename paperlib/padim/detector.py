@@ -327,7 +327,7 @@ class PaDiM(nn.Module):
         Args:
             path: of the file.
             dtype: of the stored factors; `torch.float16` halves the file, and changes
-                scores by about 0.1 %. None for that of the detector.
+                scores by a few hundredths of a per cent. None for that of the detector.
 
         Raises:
             NotFitted: before `fit`.

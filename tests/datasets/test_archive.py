@@ -208,7 +208,7 @@ def test_unsupported_archives_are_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     for there in ("full", "text"):
-        with refuses("already exists and is not empty"):
+        with refuses("already exists, and is a link, a file or not empty"):
             unpack(path, tmp_path / there)
     assert contents(tmp_path / "full") == {"mine": b"mine"}
 

@@ -2,6 +2,7 @@
 that was not earned.
 """
 
+import asyncio
 import csv
 import io
 import os
@@ -584,3 +585,12 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     assert command.main(["grade", str(tmp_path / "missing")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_submission_is_graded_where_an_event_loop_runs():
+    """As in a notebook's cell."""
+
+    async def in_a_cell():
+        return run_one(attempt())
+
+    assert asyncio.run(in_a_cell()).verdicts == run_one(attempt()).verdicts
