@@ -2,30 +2,14 @@
 Colab where it is published.
 """
 
-import re
 import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from addresses import FOLDER, colab_url  # noqa: E402
 from export_colab import export  # noqa: E402
-
-FOLDER = "colab"
-# where .github/workflows/book.yml publishes the built book, copies included
-BRANCH = "gh-pages"
-
-
-def colab_url(repository: str, name: str) -> str:
-    """Address at which Colab opens the published copy; empty where the book has no
-    GitHub repository.
-    """
-    match = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)/?", repository or "")
-    return (
-        f"https://colab.research.google.com/github/{match[1]}/blob/{BRANCH}/{FOLDER}/{name}.ipynb"
-        if match
-        else ""
-    )
 
 
 def _is_notebook(app: Sphinx, page: str) -> bool:
@@ -53,7 +37,8 @@ def _add_buttons(
                 "label": "download-colab-button",
             }
             group["buttons"].insert(0, copy)
-    address = colab_url(app.config.html_theme_options.get("repository_url", ""), name)
+    repository = app.config.html_theme_options.get("repository_url") or ""
+    address = colab_url(repository, name)
     if address:
         button = {
             "type": "link",

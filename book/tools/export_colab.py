@@ -22,6 +22,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from addresses import pages_url
 from freshness import COMPANION, FOLDERS, LIBRARY, data_files, outside_names
 from nbformat import NotebookNode
 from plain_markdown import PlainMarkdown
@@ -125,14 +126,6 @@ def repository_url(root: Path) -> str:
     """Read the public repository's address from _config.yml, or return ""."""
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     return (config.get("repository") or {}).get("url") or ""
-
-
-def pages_url(repository: str) -> str:
-    """Turn https://github.com/OWNER/NAME into the address of its GitHub Pages; anything
-    else into nothing.
-    """
-    match = re.fullmatch(r"https://github\.com/([\w.-]+)/([\w.-]+?)/?", repository)
-    return f"https://{match[1].lower()}.github.io/{match[2]}" if match else ""
 
 
 def convert(

@@ -3,12 +3,12 @@
 import sys
 
 import pytest
+from addresses import BRANCH, FOLDER, colab_url
 from built import HTML, ROOT, pages, why_not_built
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 from accessible import fix_body, name_toggles  # noqa: E402
 from docstrings import to_rst  # noqa: E402
-from selfcontained import BRANCH, FOLDER, colab_url  # noqa: E402
 
 
 @pytest.mark.parametrize(
