@@ -9,8 +9,8 @@ TWO_PROCESSES := -n 2 --dist worksteal
 export PAPERLIB_PROFILE ?= smoke
 
 .PHONY: help book html figures test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench \
-        bench-pages screenshots colab student student-book slides figures-png lock \
-        clean
+        bench-pages screenshots colab student student-book slides figures-png \
+        readme-pictures lock clean
 
 help:
 	@echo "make book       build the rendered book from the committed outputs"
@@ -28,6 +28,7 @@ help:
 	@echo "make student-book  the book without solutions, in _build/student-book/_build/html"
 	@echo "make slides     a deck with speaker notes and a prediction sheet per chapter, in _build/slides"
 	@echo "make figures-png  every figure as PNG, with captions and licences in index.csv, in _build/figures (Chromium)"
+	@echo "make readme-pictures  the pictures of README, from the built book and an inspection of solar cells (Chromium)"
 	@echo "make test-long  tests of several minutes"
 	@echo "make test-gpu   tests that need a CUDA device, then the bench on it (PYTHON=python3: without .venv)"
 	@echo "make lock       pin every package again, with hashes (UPGRADE=1: at its newest version)"
@@ -98,6 +99,9 @@ slides: $(VENV)/.ready-book
 
 figures-png: $(VENV)/.ready-book
 	$(BIN)/python book/tools/slides.py png _build/figures $(if $(CHROMIUM),--chromium $(CHROMIUM))
+
+readme-pictures: $(VENV)/.ready-test html
+	$(BIN)/python book/tools/readme_pictures.py
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
 lint: $(VENV)/.ready-test

@@ -304,11 +304,17 @@ def driver() -> Iterator:
 
 
 @contextmanager
-def launched(chromium_type, folder: Path) -> Iterator[Browser]:
-    """Serve a folder and start a browser with a fresh profile on it."""
+def launched(chromium_type, folder: Path, scale: float = 1) -> Iterator[Browser]:
+    """Serve a folder and start a browser with a fresh profile on it; `scale` is the
+    number of pixels per CSS pixel.
+    """
     with served(folder) as base, tempfile.TemporaryDirectory() as profile:
         context = chromium_type.launch_persistent_context(
-            profile, executable_path=chromium(), headless=True, args=ARGUMENTS
+            profile,
+            executable_path=chromium(),
+            headless=True,
+            args=ARGUMENTS,
+            device_scale_factor=scale,
         )
         # Long enough for a busy machine.
         context.set_default_timeout(120_000)
