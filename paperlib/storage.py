@@ -1,14 +1,15 @@
 """Write files atomically: tensors, training states, texts; load only intact files."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,6 +66,56 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode())
+
+
+def open_csv(path: Path, mode: str = "r") -> TextIO:
+    """Open a CSV file. A file name in it that is no valid text is kept, as bytes."""
+    return path.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
+
+
+def write_csv(
+    path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write the columns of rows as a CSV file, atomically; None is an empty cell."""
+    with atomic_path(path) as temporary, open_csv(temporary, "w") as file:
+        writer = csv.DictWriter(file, [*columns], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(
+    path: Path,
+    columns: Collection[str],
+    parse: Callable[[dict[str, str]], Any],
+    what: str,
+    optional: Mapping[str, str] = {},
+) -> list[Any]:
+    """Read the rows of a CSV file; return [] if there is no file.
+
+    Args:
+        path: of the file.
+        columns: that the file has.
+        parse: converts a row, a dictionary of texts by column.
+        what: the rows are, for errors: "results".
+        optional: columns that the file may lack, and their texts in every row.
+
+    Raises:
+        UnusableFile: naming the file, if it is another kind of file.
+    """
+    if not path.exists():
+        return []
+    try:
+        with open_csv(path) as file:
+            rows = csv.DictReader(file)
+            names = {*(rows.fieldnames or ())}
+            if not {*columns} - {*optional} <= names <= {*columns}:
+                raise ValueError(f"its columns are {rows.fieldnames}")
+            return [parse({**optional, **row}) for row in rows]
+    except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
+        raise UnusableFile(
+            f"{path} is not a table of {what} ({error});"
+            " move it away, or pass another folder"
+        ) from error
 
 
 def write_tensors(
