@@ -5,7 +5,7 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,16 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(error: Exception, options: argparse.Namespace) -> None:
-    print(f"error: {_in_flags(str(error), vars(options))}", file=sys.stderr)
-
-
-def _in_flags(message: str, options: Collection[str]) -> str:
-    """Write the arguments of a message as the command line does: --seed 1 for seed=1.
-
-    An argument that the command has no flag for remains as it is.
-    """
-    names = "|".join(options)
-    return re.sub(rf"\b({names})=", lambda found: f"--{found[1]} ", message)
+    """Print an error, with --seed 1 instead of seed=1 for the command's flags."""
+    names = "|".join(vars(options))
+    message = re.sub(rf"\b({names})=", lambda found: f"--{found[1]} ", str(error))
+    print(f"error: {message}", file=sys.stderr)
 
 
 def _parse_dimensions(text: str) -> int | None:

@@ -227,6 +227,15 @@ def fingerprint(*parts: Tensor | str | float | bool) -> str:
     return sha.hexdigest()[:8]
 
 
+def file_version(path: Path) -> tuple[str | int, ...]:
+    """Return what identifies the content of a file: its path, size and time."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return (ascii(path),)
+    return ascii(path.resolve()), stat.st_size, stat.st_mtime_ns
+
+
 def load_state(path: str | Path) -> Any:
     """Read tensors written by `torch.save`, without executing or decompressing.
 
@@ -392,7 +401,9 @@ def _load_optimizers(
         for k, optimizer in enumerate(optimizers)
     ]
     n_fitting = sum(len(part) for state in states for part in state.values())
-    if n_fitting < len(values) or not all(map(_is_complete, states)):
+    # In an optimizer, all parameters with a state have the same values.
+    are_complete = all(len(set(map(frozenset, x.values()))) <= 1 for x in states)
+    if n_fitting < len(values) or not are_complete:
         raise UnusableFile(
             f"{path} is the checkpoint of another optimizer, or a part of its state is"
             " missing; pass another name or delete it"
@@ -424,11 +435,6 @@ def _fitting_state(
         for index, parameter in enumerate(parameters)
     }
     return {index: part for index, part in state.items() if part}
-
-
-def _is_complete(state: Mapping[int, Mapping[str, Any]]) -> bool:
-    """Return whether all parameters with a state have the same values."""
-    return len(set(map(frozenset, state.values()))) <= 1
 
 
 def _is_history(rows: Any, columns: int) -> bool:

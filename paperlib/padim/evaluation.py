@@ -18,7 +18,13 @@ from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, Batch, MVTecAD, bat
 from paperlib.datasets.folders import CROP, RESIZE
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
-from paperlib.storage import atomic_path, fingerprint, read_csv, write_csv
+from paperlib.storage import (
+    atomic_path,
+    file_version,
+    fingerprint,
+    read_csv,
+    write_csv,
+)
 from paperlib.tables import align_columns, short_repr
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
@@ -167,11 +173,8 @@ def fingerprint_files(settings: Settings, *datasets: MVTecAD) -> str:
         for path in (sample.path, sample.mask)
         if path is not None
     ]
-    paths += [path for path in [Path(settings.weights)] if path.is_file()]
-    stats = [(path, path.stat()) for path in paths]
-    return fingerprint(
-        *(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
-    )
+    versions = map(file_version, [*paths, Path(settings.weights)])
+    return fingerprint(*(part for version in versions for part in version))
 
 
 def evaluate(

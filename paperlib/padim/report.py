@@ -36,6 +36,7 @@ from paperlib.padim.inspection import (
 )
 from paperlib.storage import (
     atomic_path,
+    file_version,
     fingerprint,
     open_csv,
     read_csv,
@@ -92,7 +93,7 @@ def inspect_files(
     for folder in (out, *([out / "overlays", out / "thumbnails"] if pictures else [])):
         folder.mkdir(parents=True, exist_ok=True)
     table = out / "results.csv"
-    keys = {str(path): _fingerprint_file(path, model) for path in paths}
+    keys = {str(path): fingerprint(model, *file_version(path)) for path in paths}
     done = {
         result.path: result
         for result, key in read_rows(table)
@@ -253,14 +254,6 @@ def write_gallery(
 
 
 # ---- rows ----
-
-
-def _fingerprint_file(path: Path, model: str) -> str:
-    try:
-        stat = path.stat()
-    except OSError:
-        return fingerprint(model, ascii(path))
-    return fingerprint(model, ascii(path.resolve()), stat.st_size, stat.st_mtime_ns)
 
 
 def _to_row(result: Inspection) -> dict[str, Any]:
