@@ -73,12 +73,17 @@ def open_csv(path: Path, mode: str = "r") -> TextIO:
     return path.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
 
 
+def csv_writer(file: TextIO, columns: Iterable[str]) -> csv.DictWriter:
+    """Return a writer of the columns of rows; None is an empty cell."""
+    return csv.DictWriter(file, [*columns], extrasaction="ignore", lineterminator="\n")
+
+
 def write_csv(
     path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Write the columns of rows as a CSV file, atomically; None is an empty cell."""
+    """Write the columns of rows as a CSV file, atomically."""
     with atomic_path(path) as temporary, open_csv(temporary, "w") as file:
-        writer = csv.DictWriter(file, [*columns], extrasaction="ignore")
+        writer = csv_writer(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 

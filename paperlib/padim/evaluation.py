@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -287,13 +288,11 @@ def examples(scored: Scored) -> dict[str, int]:
 
 def check_matplotlib() -> None:
     """Raise ValueError if matplotlib, which draws the figures, is missing."""
-    try:
-        import matplotlib.pyplot  # noqa: F401
-    except ImportError as error:
+    if find_spec("matplotlib") is None:
         raise ValueError(
             "figures need matplotlib; run `pip install matplotlib`,"
             " or pass --no-pictures"
-        ) from error
+        )
 
 
 def save_pictures(scored: Scored, path: Path) -> None:

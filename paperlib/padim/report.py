@@ -4,7 +4,6 @@ The gallery, index.html, is one file that works offline. Its texts are in report
 """
 
 import base64
-import csv
 import html
 import json
 import math
@@ -36,6 +35,7 @@ from paperlib.padim.inspection import (
 )
 from paperlib.storage import (
     atomic_path,
+    csv_writer,
     file_version,
     fingerprint,
     open_csv,
@@ -129,7 +129,7 @@ def inspect_files(
             if pictures:
                 list(pool.map(draw, part))
             results = [inspected.inspection for inspected in part]
-            csv.DictWriter(file, COLUMNS).writerows(to_rows(results))
+            csv_writer(file, COLUMNS).writerows(to_rows(results))
             file.flush()
             done |= {result.path: result for result in results}
             bar.update(len(part))
