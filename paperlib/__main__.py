@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from paperlib import __version__, backbones
 from paperlib.datasets import VARIANTS, categories, unpack
-from paperlib.image_files import check_bits, check_depth, raise_problems
+from paperlib.image_files import check_depth, raise_problems
 from paperlib.items import read_ahead
 from paperlib.padim import PaDiM, evaluation, report
 from paperlib.padim.detector import PADIM_FORMAT
@@ -200,9 +200,6 @@ def _run_fit(options: argparse.Namespace) -> int:
 
 def _find_normal_images(folder: Path, bits: int | None) -> list[Path]:
     """List the images to fit, after the checks that need no network."""
-    check_bits(bits)
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; expected a folder of normal images")
     paths = find_images([folder])
     parts = {part for path in paths for part in path.relative_to(folder).parts[:-1]}
     if other := sorted(parts & _NOT_NORMAL):
@@ -215,21 +212,19 @@ def _find_normal_images(folder: Path, bits: int | None) -> list[Path]:
             f"{len(paths)} image{'s' * (len(paths) > 1)} in {folder}; expected at least"
             " 3, to leave each out once for the threshold"
         )
-    if bits is None:
-        check_depth(paths, folder)
+    check_depth(paths, folder, bits)
     return paths
 
 
 def _run_inspect(options: argparse.Namespace) -> int:
     device = _usable_device(options.device)
-    check_bits(options.bits)
     paths = find_images(options.images, without=options.out)
     detector = _load_detector(options.model, options.weights).to(device)
     if options.bits is not None and detector.transform is not None:
         detector.transform = replace(detector.transform, bits=options.bits)
     check_ready(detector)
-    if detector.transform.bits is None:
-        check_depth(paths, " ".join(map(str, options.images)))
+    where = " ".join(map(str, options.images))
+    check_depth(paths, where, detector.transform.bits)
     with options.model.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     results = report.inspect_files(
