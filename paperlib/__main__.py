@@ -17,12 +17,10 @@ from tqdm.auto import tqdm
 from paperlib import __version__, backbones
 from paperlib.datasets import VARIANTS, categories, unpack
 from paperlib.image_files import check_depth, raise_problems
-from paperlib.items import read_ahead
 from paperlib.padim import PaDiM, evaluation, report
 from paperlib.padim.detector import PADIM_FORMAT
-from paperlib.padim.inspection import check_ready, find_images
+from paperlib.padim.inspection import check_ready, find_images, read_images
 from paperlib.storage import read_tensors
-from paperlib.validation import UnusableFile
 
 _FIT = """\
 Fit PaDiM to images of normal parts. The threshold of its score is chosen on the same
@@ -162,21 +160,15 @@ def _run_fit(options: argparse.Namespace) -> int:
     ).to(device)
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
-    def read(number: int) -> Tensor | UnusableFile:
-        try:
-            return detector.prepare(paths[number])
-        except UnusableFile as error:
-            return error
-
     def prepared(label: str) -> Iterator[Tensor]:
         """Read all images once, and raise for all unreadable ones; none is kept."""
         problems = []
-        batches = read_ahead(read, len(paths), options.batch_size, options.threads)
+        batches = read_images(detector, paths, options.batch_size, options.threads)
         with tqdm(None, label, len(paths), unit="image") as bar:
             for images in batches:
-                problems += [str(x) for x in images if isinstance(x, UnusableFile)]
+                problems += [f"{x.name}: {x.error}" for x in images if x.error]
                 if not problems:
-                    yield torch.cat(images)
+                    yield torch.cat([image.prepared for image in images])
                 bar.update(len(images))
         raise_problems(problems, options.folder)
 
