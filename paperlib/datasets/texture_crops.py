@@ -6,9 +6,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from paperlib.items import Item
-from paperlib.validation import check_integers
+from paperlib.validation import check_choice, check_integers
 
 TEXTURES = ("brick", "grass", "gravel")
+SPLITS = ("train", "test")
 TRAIN_ROWS = 320  # of 512: training crops lie above, test crops below
 
 
@@ -53,11 +54,8 @@ def textures(
     Departures: none.
     Test: test_datasets.py::test_texture_crops_of_training_and_test_share_no_pixel
     """
-    if kind not in ("all", *TEXTURES) or split not in ("train", "test"):
-        raise ValueError(
-            f"kind={kind!r}, split={split!r}; expected kind 'all' or one"
-            f" of {', '.join(TEXTURES)}, and split 'train' or 'test'"
-        )
+    check_choice("kind", kind, ("all", *TEXTURES))
+    check_choice("split", split, SPLITS)
     return Textures(
         TEXTURES if kind == "all" else (kind,), split, count, side, size, seed
     )
@@ -115,7 +113,7 @@ class Textures(Dataset):
         random = np.random.default_rng(
             (
                 self.seed,
-                ("train", "test").index(self.split),
+                SPLITS.index(self.split),
                 TEXTURES.index(kind),
                 number,
             )

@@ -19,7 +19,12 @@ from paperlib.anomaly_map import Box
 from paperlib.backbones import Images
 from paperlib.image_files import list_image_files, read_image
 from paperlib.items import Batch, Item, read_ahead
-from paperlib.validation import UnusableFile, as_tensor, channels_first
+from paperlib.validation import (
+    UnusableFile,
+    as_tensor,
+    channels_first,
+    height_and_width,
+)
 
 Size = tuple[int, int]  # height and width in pixels
 
@@ -159,8 +164,7 @@ def read_images(
 
 def resized_size(detector: nn.Module) -> Size:
     """Return the size to which a detector's transform resizes, before it crops."""
-    height, width = np.broadcast_to(detector.transform.size, 2).tolist()
-    return height, width
+    return height_and_width(detector.transform.size)
 
 
 def margins(resized: Size, size: Size) -> Size:
