@@ -6,7 +6,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from paperlib.items import Item
-from paperlib.validation import check_choice, check_integers
+from paperlib.validation import check_choice, check_integers, rgb_batch
 
 TEXTURES = ("brick", "grass", "gravel")
 SPLITS = ("train", "test")
@@ -125,8 +125,7 @@ class Textures(Dataset):
             photograph[top : top + self.side, left : left + self.side]
         )
         crop = crop.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        grey = torch.from_numpy(np.array(crop)).float() / 255
-        image = grey.expand(3, -1, -1).contiguous()
+        image = rgb_batch(torch.from_numpy(np.array(crop))[None])[0].contiguous()
         row = top + (TRAIN_ROWS if self.split == "test" else 0)
         return Item(
             image,
