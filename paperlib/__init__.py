@@ -5,6 +5,7 @@ below can be imported from here. Each is loaded at its first use.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,21 +46,11 @@ _PACKAGES = {
 def __getattr__(name: str) -> Any:
     """Load a name of `__all__`, or a module, at its first use."""
     if name in _PACKAGES:
-        value = getattr(import_module(_PACKAGES[name]), name)
-    else:
-        value = _module(name)
-    globals()[name] = value
-    return value
-
-
-def _module(name: str) -> Any:
+        globals()[name] = getattr(import_module(_PACKAGES[name]), name)
+        return globals()[name]
     module = f"{__name__}.{name}"
-    if not name.startswith("_"):
-        try:
-            return import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
+    if not name.startswith("_") and find_spec(module):
+        return import_module(module)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,9 +5,10 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +16,11 @@ from tqdm.auto import tqdm
 
 from paperlib import __version__, backbones
 from paperlib.datasets import VARIANTS, categories, unpack
-from paperlib.image_files import check_bits, check_depth, raise_problems
-from paperlib.items import read_ahead
+from paperlib.image_files import check_depth, raise_problems
 from paperlib.padim import PaDiM, evaluation, report
 from paperlib.padim.detector import PADIM_FORMAT
-from paperlib.padim.inspection import check_ready, find_images
+from paperlib.padim.inspection import check_ready, find_images, read_images
 from paperlib.storage import read_tensors
-from paperlib.validation import UnusableFile
 
 _FIT = """\
 Fit PaDiM to images of normal parts. The threshold of its score is chosen on the same
@@ -86,243 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(error: Exception, options: argparse.Namespace) -> None:
-    print(f"error: {_in_flags(str(error), vars(options))}", file=sys.stderr)
-
-
-def _in_flags(message: str, options: Collection[str]) -> str:
-    """Write the arguments of a message as the command line does: --seed 1 for seed=1.
-
-    An argument that the command has no flag for remains as it is.
-    """
-    names = "|".join(options)
-    return re.sub(rf"\b({names})=", lambda found: f"--{found[1]} ", message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m paperlib", description=__doc__)
-    version = f"paperlib {__version__}"
-    parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_fit, _add_inspect, _add_padim, _add_unpack):
-        add(commands)
-    return parser
-
-
-def _add_fit(commands: argparse._SubParsersAction) -> None:
-    fit = commands.add_parser(
-        "fit",
-        help="fit PaDiM to a folder of normal images, and choose a threshold",
-        description=_FIT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    fit.set_defaults(run=_run_fit, stopped="no model was written")
-    fit.add_argument("folder", type=Path, metavar="FOLDER", help="of normal images")
-    fit.add_argument(
-        "--out",
-        required=True,
-        type=Path,
-        metavar="MODEL",
-        help="file to write, for example model.safetensors",
-    )
-    fit.add_argument(
-        "--size",
-        type=_parse_size,
-        metavar="N",
-        help="side of the square that images are resized to, or HxW, height and width,"
-        " in pixels (default: the backbone's)",
-    )
-    fit.add_argument(
-        "--quantile",
-        type=_parse_share,
-        default=0.99,
-        metavar="Q",
-        help="share of normal images below the threshold (default: %(default)s)",
-    )
-    fit.add_argument(
-        "--roi",
-        type=Path,
-        metavar="MASK",
-        help="mask image, white where anomalies are searched for",
-    )
-    fit.add_argument(
-        "--tile",
-        type=_parse_count,
-        metavar="N",
-        help="side in pixels of the tiles in which the network sees large images, for"
-        " example --size 832 --tile 256 --overlap 64",
-    )
-    fit.add_argument(
-        "--overlap",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of neighbouring tiles, in pixels (default: %(default)s)",
-    )
-    fit.add_argument(
-        "--half",
-        action="store_true",
-        help="store the model in float16: half the size, almost the same scores",
-    )
-    _add_model_options(fit, "efficientnet_lite0", "of the channels")
-    _add_weights(fit)
-    _add_reading_options(fit, "16")
-
-
-def _add_inspect(commands: argparse._SubParsersAction) -> None:
-    inspect = commands.add_parser(
-        "inspect",
-        help="inspect images with a model that fit wrote",
-        description=_INSPECT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    inspect.set_defaults(
-        run=_run_inspect,
-        stopped="rows of inspected images are stored: run the same command again,"
-        " without --fresh, to resume with the next batch",
-    )
-    inspect.add_argument(
-        "model", type=Path, metavar="MODEL", help="file that fit wrote"
-    )
-    inspect.add_argument(
-        "images",
-        nargs="+",
-        type=Path,
-        metavar="FOLDER_OR_FILE",
-        help="images, or folders that are searched, with all folders in them",
-    )
-    inspect.add_argument(
-        "--json", action="store_true", help="print results.json to standard output"
-    )
-    _add_weights(inspect)
-    _add_output_options(inspect, "report", "inspect")
-    _add_reading_options(inspect, "as fitted")
-
-
-def _add_padim(commands: argparse._SubParsersAction) -> None:
-    padim = commands.add_parser(
-        "evaluate",
-        aliases=["padim"],
-        help="fit and score PaDiM on MVTec AD, or any data set in its layout",
-        description=_EVALUATE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    padim.set_defaults(
-        run=_run_padim,
-        stopped="rows of finished categories are stored: run the same command again,"
-        " without --fresh, to resume with the next category",
-    )
-    padim.add_argument(
-        "--data",
-        required=True,
-        type=Path,
-        metavar="FOLDER",
-        help="folder that contains one folder per category, or one category's folder",
-    )
-    padim.add_argument(
-        "--category",
-        nargs="+",
-        metavar="NAME",
-        help="categories to evaluate (default: all in FOLDER)",
-    )
-    padim.add_argument(
-        "--variant", default="centered", choices=VARIANTS, help="random: Rd-MVTec AD"
-    )
-    padim.add_argument(
-        "--save",
-        action="store_true",
-        help="write each category's model too, for inspect",
-    )
-    _add_model_options(padim, "resnet18", "of channels, rotations and crops")
-    _add_weights(padim)
-    _add_output_options(padim, "padim-results", "evaluate")
-    _add_reading_options(padim, "16")
-
-
-def _add_unpack(commands: argparse._SubParsersAction) -> None:
-    archive = commands.add_parser("unpack", help="unpack a downloaded archive safely")
-    archive.set_defaults(run=_run_unpack, stopped="nothing was unpacked")
-    archive.add_argument("archive", type=Path, help="tar.xz, tar.gz, tar or zip")
-    archive.add_argument(
-        "folder", type=Path, help="folder to unpack into: new or empty"
-    )
-
-
-def _add_model_options(
-    parser: argparse.ArgumentParser, backbone: str, seeded: str
-) -> None:
-    parser.add_argument(
-        "--backbone",
-        default=backbone,
-        choices=evaluation.DIMENSIONS,
-        help="default: %(default)s",
-    )
-    parser.add_argument(
-        "--dimensions",
-        type=_parse_dimensions,
-        default=0,
-        metavar="N",
-        help="or 'all' (default: the paper's: 100, 550 or all)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help=f"seed {seeded} (default: 0)"
-    )
-
-
-def _add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights",
-        default="default",
-        help="a file with the backbone's weights, or 'none' for random ones",
-    )
-
-
-def _add_output_options(
-    parser: argparse.ArgumentParser, folder: str, verb: str
-) -> None:
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(folder),
-        metavar="FOLDER",
-        help="default: %(default)s",
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help=f"{verb} again what results.csv holds"
-    )
-    parser.add_argument(
-        "--no-pictures",
-        dest="pictures",
-        action="store_false",
-        help="write the tables only",
-    )
-
-
-def _add_reading_options(parser: argparse.ArgumentParser, bits: str) -> None:
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: %(default)s",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=_parse_count,
-        default=32,
-        metavar="N",
-        help="default: %(default)s",
-    )
-    parser.add_argument(
-        "--threads",
-        type=_parse_count,
-        default=2,
-        metavar="N",
-        help="threads that read images (default: 2)",
-    )
-    parser.add_argument(
-        "--bits",
-        type=_parse_count,
-        metavar="N",
-        help=f"depth of the data in 16-bit files, for example 12 (default: {bits})",
-    )
+    """Print an error, with --seed 1 instead of seed=1 for the command's flags."""
+    names = "|".join(vars(options))
+    message = re.sub(rf"\b({names})=", lambda found: f"--{found[1]} ", str(error))
+    print(f"error: {message}", file=sys.stderr)
 
 
 def _parse_dimensions(text: str) -> int | None:
@@ -394,21 +160,15 @@ def _run_fit(options: argparse.Namespace) -> int:
     ).to(device)
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
-    def read(number: int) -> Tensor | UnusableFile:
-        try:
-            return detector.prepare(paths[number])
-        except UnusableFile as error:
-            return error
-
     def prepared(label: str) -> Iterator[Tensor]:
         """Read all images once, and raise for all unreadable ones; none is kept."""
         problems = []
-        batches = read_ahead(read, len(paths), options.batch_size, options.threads)
+        batches = read_images(detector, paths, options.batch_size, options.threads)
         with tqdm(None, label, len(paths), unit="image") as bar:
             for images in batches:
-                problems += [str(x) for x in images if isinstance(x, UnusableFile)]
+                problems += [f"{x.name}: {x.error}" for x in images if x.error]
                 if not problems:
-                    yield torch.cat(images)
+                    yield torch.cat([image.prepared for image in images])
                 bar.update(len(images))
         raise_problems(problems, options.folder)
 
@@ -432,9 +192,6 @@ def _run_fit(options: argparse.Namespace) -> int:
 
 def _find_normal_images(folder: Path, bits: int | None) -> list[Path]:
     """List the images to fit, after the checks that need no network."""
-    check_bits(bits)
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; expected a folder of normal images")
     paths = find_images([folder])
     parts = {part for path in paths for part in path.relative_to(folder).parts[:-1]}
     if other := sorted(parts & _NOT_NORMAL):
@@ -447,21 +204,19 @@ def _find_normal_images(folder: Path, bits: int | None) -> list[Path]:
             f"{len(paths)} image{'s' * (len(paths) > 1)} in {folder}; expected at least"
             " 3, to leave each out once for the threshold"
         )
-    if bits is None:
-        check_depth(paths, folder)
+    check_depth(paths, folder, bits)
     return paths
 
 
 def _run_inspect(options: argparse.Namespace) -> int:
     device = _usable_device(options.device)
-    check_bits(options.bits)
     paths = find_images(options.images, without=options.out)
     detector = _load_detector(options.model, options.weights).to(device)
     if options.bits is not None and detector.transform is not None:
         detector.transform = replace(detector.transform, bits=options.bits)
     check_ready(detector)
-    if detector.transform.bits is None:
-        check_depth(paths, " ".join(map(str, options.images)))
+    where = " ".join(map(str, options.images))
+    check_depth(paths, where, detector.transform.bits)
     with options.model.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     results = report.inspect_files(
@@ -569,6 +324,243 @@ def _check_categories(
 def _run_unpack(options: argparse.Namespace) -> int:
     print(f"unpacked to {unpack(options.archive, options.folder)}")
     return 0
+
+
+# ---- commands and options: `argparse` receives the entries of the tables ----
+
+
+class _Command(NamedTuple):
+    """A command of the command line.
+
+    Fields:
+        run: returns the exit status.
+        stopped: what an interrupt leaves behind.
+        help: for the list of commands.
+        description: for the command's own help.
+        options: argument or flag → settings of `add_argument`.
+        aliases: other names.
+    """
+
+    run: Callable[[argparse.Namespace], int]
+    stopped: str
+    help: str
+    description: str
+    options: dict[str, dict[str, Any]]
+    aliases: Sequence[str] = ()
+
+
+def _model_options(backbone: str, seeded: str) -> dict[str, dict[str, Any]]:
+    return {
+        "--backbone": {
+            "default": backbone,
+            "choices": evaluation.DIMENSIONS,
+            "help": "default: %(default)s",
+        },
+        "--dimensions": {
+            "type": _parse_dimensions,
+            "default": 0,
+            "metavar": "N",
+            "help": "or 'all' (default: the paper's: 100, 550 or all)",
+        },
+        "--seed": {
+            "type": int,
+            "default": 0,
+            "help": f"seed {seeded} (default: 0)",
+        },
+        **_WEIGHTS,
+    }
+
+
+_WEIGHTS = {
+    "--weights": {
+        "default": "default",
+        "help": "a file with the backbone's weights, or 'none' for random ones",
+    }
+}
+
+
+def _output_options(folder: str, verb: str) -> dict[str, dict[str, Any]]:
+    return {
+        "--out": {
+            "type": Path,
+            "default": Path(folder),
+            "metavar": "FOLDER",
+            "help": "default: %(default)s",
+        },
+        "--fresh": {
+            "action": "store_true",
+            "help": f"{verb} again what results.csv holds",
+        },
+        "--no-pictures": {
+            "dest": "pictures",
+            "action": "store_false",
+            "help": "write the tables only",
+        },
+    }
+
+
+def _reading_options(bits: str) -> dict[str, dict[str, Any]]:
+    count = {"type": _parse_count, "metavar": "N"}
+    return {
+        "--device": {
+            "default": "cuda" if torch.cuda.is_available() else "cpu",
+            "help": "default: %(default)s",
+        },
+        "--batch-size": {**count, "default": 32, "help": "default: %(default)s"},
+        "--threads": {
+            **count,
+            "default": 2,
+            "help": "threads that read images (default: 2)",
+        },
+        "--bits": {
+            **count,
+            "help": "depth of the data in 16-bit files, for example 12"
+            f" (default: {bits})",
+        },
+    }
+
+
+_COMMANDS = {
+    "fit": _Command(
+        _run_fit,
+        "no model was written",
+        "fit PaDiM to a folder of normal images, and choose a threshold",
+        _FIT,
+        {
+            "folder": {"type": Path, "metavar": "FOLDER", "help": "of normal images"},
+            "--out": {
+                "required": True,
+                "type": Path,
+                "metavar": "MODEL",
+                "help": "file to write, for example model.safetensors",
+            },
+            "--size": {
+                "type": _parse_size,
+                "metavar": "N",
+                "help": "side of the square that images are resized to, or HxW, height"
+                " and width, in pixels (default: the backbone's)",
+            },
+            "--quantile": {
+                "type": _parse_share,
+                "default": 0.99,
+                "metavar": "Q",
+                "help": "share of normal images below the threshold"
+                " (default: %(default)s)",
+            },
+            "--roi": {
+                "type": Path,
+                "metavar": "MASK",
+                "help": "mask image, white where anomalies are searched for",
+            },
+            "--tile": {
+                "type": _parse_count,
+                "metavar": "N",
+                "help": "side in pixels of the tiles in which the network sees large"
+                " images, for example --size 832 --tile 256 --overlap 64",
+            },
+            "--overlap": {
+                "type": int,
+                "default": 0,
+                "metavar": "N",
+                "help": "of neighbouring tiles, in pixels (default: %(default)s)",
+            },
+            "--half": {
+                "action": "store_true",
+                "help": "store the model in float16: half the size, almost the same"
+                " scores",
+            },
+            **_model_options("efficientnet_lite0", "of the channels"),
+            **_reading_options("16"),
+        },
+    ),
+    "inspect": _Command(
+        _run_inspect,
+        "rows of inspected images are stored: run the same command again, without"
+        " --fresh, to resume with the next batch",
+        "inspect images with a model that fit wrote",
+        _INSPECT,
+        {
+            "model": {"type": Path, "metavar": "MODEL", "help": "file that fit wrote"},
+            "images": {
+                "nargs": "+",
+                "type": Path,
+                "metavar": "FOLDER_OR_FILE",
+                "help": "images, or folders that are searched, with all folders in"
+                " them",
+            },
+            "--json": {
+                "action": "store_true",
+                "help": "print results.json to standard output",
+            },
+            **_WEIGHTS,
+            **_output_options("report", "inspect"),
+            **_reading_options("as fitted"),
+        },
+    ),
+    "evaluate": _Command(
+        _run_padim,
+        "rows of finished categories are stored: run the same command again, without"
+        " --fresh, to resume with the next category",
+        "fit and score PaDiM on MVTec AD, or any data set in its layout",
+        _EVALUATE,
+        {
+            "--data": {
+                "required": True,
+                "type": Path,
+                "metavar": "FOLDER",
+                "help": "folder that contains one folder per category, or one"
+                " category's folder",
+            },
+            "--category": {
+                "nargs": "+",
+                "metavar": "NAME",
+                "help": "categories to evaluate (default: all in FOLDER)",
+            },
+            "--variant": {
+                "default": "centered",
+                "choices": VARIANTS,
+                "help": "random: Rd-MVTec AD",
+            },
+            "--save": {
+                "action": "store_true",
+                "help": "write each category's model too, for inspect",
+            },
+            **_model_options("resnet18", "of channels, rotations and crops"),
+            **_output_options("padim-results", "evaluate"),
+            **_reading_options("16"),
+        },
+        aliases=["padim"],
+    ),
+    "unpack": _Command(
+        _run_unpack,
+        "nothing was unpacked",
+        "unpack a downloaded archive safely",
+        "Unpack a downloaded archive safely.",
+        {
+            "archive": {"type": Path, "help": "tar.xz, tar.gz, tar or zip"},
+            "folder": {"type": Path, "help": "folder to unpack into: new or empty"},
+        },
+    ),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m paperlib", description=__doc__)
+    version = f"paperlib {__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in _COMMANDS.items():
+        subparser = commands.add_parser(
+            name,
+            aliases=command.aliases,
+            help=command.help,
+            description=command.description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        subparser.set_defaults(run=command.run, stopped=command.stopped)
+        for option, settings in command.options.items():
+            subparser.add_argument(option, **settings)
+    return parser
 
 
 if __name__ == "__main__":

@@ -69,9 +69,11 @@ def record_activations(
     records: dict[nn.Module | str, Tensor] = {}
 
     def record(layer, name, output):
+        if not isinstance(output, Tensor):
+            raise ValueError(_not_a_tensor(name, output))
         # Two copies: nn.Identity returns its input, and the network may change both in
         # place.
-        records[layer] = feature_map(name, output).clone()
+        records[layer] = output.clone()
         return records[layer].clone()
 
     modules = [(layer, *find_layer(model, layer)) for layer in layers]
@@ -151,17 +153,6 @@ def _unknown_layer(model: nn.Module, layer: nn.Module | str, names: list[str]) -
         f"no layer {layer!r} in this {type(model).__name__};"
         f" did you mean one of: {', '.join(close)}?"
     )
-
-
-def feature_map(name: str, output: Any) -> Tensor:
-    """Return a layer's output if it is a tensor.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
-    if not isinstance(output, Tensor):
-        raise ValueError(_not_a_tensor(name, output))
-    return output
 
 
 def _not_a_tensor(name: str, output: Any) -> str:

@@ -77,16 +77,26 @@ def check_bits(bits: int | None) -> None:
         raise ValueError(f"bits={bits!r:.80}; expected 8 to 16, or None")
 
 
-def check_depth(paths: Sequence[Path], where: str | Path) -> None:
+def check_depth(
+    paths: Sequence[Path], where: str | Path, bits: int | None = None
+) -> None:
     """Raise if all 16-bit images of a folder leave the top bits empty.
 
     They are decoded until one has a value of 2**14 or more: in most folders the first.
     One 16-bit image alone is accepted, because it may be a dark one. Files that can't
     be read are skipped; reading them as items raises.
 
+    Args:
+        paths: of the images.
+        where: the folder, for the error.
+        bits: their depth, as for `read_image`. Unless it is None, no file is read.
+
     Raises:
-        ValueError: that names the likely depth.
+        ValueError: that names the likely depth, or for `bits` that can't be a depth.
     """
+    check_bits(bits)
+    if bits is not None:
+        return
     n, highest = 0, 0
     for path in paths:
         try:

@@ -1,14 +1,15 @@
 """Write files atomically: tensors, training states, texts; load only intact files."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,6 +66,61 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode())
+
+
+def open_csv(path: Path, mode: str = "r") -> TextIO:
+    """Open a CSV file. A file name in it that is no valid text is kept, as bytes."""
+    return path.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
+
+
+def csv_writer(file: TextIO, columns: Iterable[str]) -> csv.DictWriter:
+    """Return a writer of the columns of rows; None is an empty cell."""
+    return csv.DictWriter(file, [*columns], extrasaction="ignore", lineterminator="\n")
+
+
+def write_csv(
+    path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write the columns of rows as a CSV file, atomically."""
+    with atomic_path(path) as temporary, open_csv(temporary, "w") as file:
+        writer = csv_writer(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(
+    path: Path,
+    columns: Collection[str],
+    parse: Callable[[dict[str, str]], Any],
+    what: str,
+    optional: Mapping[str, str] = {},
+) -> list[Any]:
+    """Read the rows of a CSV file; return [] if there is no file.
+
+    Args:
+        path: of the file.
+        columns: that the file has.
+        parse: converts a row, a dictionary of texts by column.
+        what: the rows are, for errors: "results".
+        optional: columns that the file may lack, and their texts in every row.
+
+    Raises:
+        UnusableFile: naming the file, if it is another kind of file.
+    """
+    if not path.exists():
+        return []
+    try:
+        with open_csv(path) as file:
+            rows = csv.DictReader(file)
+            names = {*(rows.fieldnames or ())}
+            if not {*columns} - {*optional} <= names <= {*columns}:
+                raise ValueError(f"its columns are {rows.fieldnames}")
+            return [parse({**optional, **row}) for row in rows]
+    except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
+        raise UnusableFile(
+            f"{path} is not a table of {what} ({error});"
+            " move it away, or pass another folder"
+        ) from error
 
 
 def write_tensors(
@@ -174,6 +230,15 @@ def fingerprint(*parts: Tensor | str | float | bool) -> str:
             part = f"{tuple(part.shape)} {part.dtype} {sample}"
         sha.update(f"{part}\0".encode())
     return sha.hexdigest()[:8]
+
+
+def file_version(path: Path) -> tuple[str | int, ...]:
+    """Return what identifies the content of a file: its path, size and time."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return (ascii(path),)
+    return ascii(path.resolve()), stat.st_size, stat.st_mtime_ns
 
 
 def load_state(path: str | Path) -> Any:
@@ -341,7 +406,9 @@ def _load_optimizers(
         for k, optimizer in enumerate(optimizers)
     ]
     n_fitting = sum(len(part) for state in states for part in state.values())
-    if n_fitting < len(values) or not all(map(_is_complete, states)):
+    # In an optimizer, all parameters with a state have the same values.
+    are_complete = all(len(set(map(frozenset, x.values()))) <= 1 for x in states)
+    if n_fitting < len(values) or not are_complete:
         raise UnusableFile(
             f"{path} is the checkpoint of another optimizer, or a part of its state is"
             " missing; pass another name or delete it"
@@ -373,11 +440,6 @@ def _fitting_state(
         for index, parameter in enumerate(parameters)
     }
     return {index: part for index, part in state.items() if part}
-
-
-def _is_complete(state: Mapping[int, Mapping[str, Any]]) -> bool:
-    """Return whether all parameters with a state have the same values."""
-    return len(set(map(frozenset, state.values()))) <= 1
 
 
 def _is_history(rows: Any, columns: int) -> bool:

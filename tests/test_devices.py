@@ -196,7 +196,6 @@ TRANSFORM = backbones.Transform(32, (0.5,) * 3, (0.2,) * 3)
 CALLS: dict[str, Callable[[Place], Any]] = {
     "activations.record_activations": recorded,
     "guided_relu.guided_relu": guided,
-    "activations.feature_map": lambda at: activations.feature_map("x", at(2, 3)),
     "activations.spatial_map": lambda at: activations.spatial_map(
         "x", at(at.n, 3, 8, 8), at.pictures()
     ),
@@ -386,6 +385,7 @@ EXEMPT = {
     "padim.PaDiM.inspect": "reads files; maps are copied to the host once per batch",
     "padim.inspect_batches": "as PaDiM.inspect",
     "padim.find_images": FILES,
+    "padim.read_images": FILES,
     "padim.check_ready": "reads no tensor",
     "padim.resized_size": "numbers in, numbers out",
     "padim.margins": "numbers in, numbers out",

@@ -355,7 +355,7 @@ def test_what_fit_can_not_use_is_refused_before_any_work(
         for number, file in enumerate(files):
             shutil.copy(good / file, tmp_path / name / f"{number} {file}")
     for folder, message in (
-        ("absent", "no folder "),
+        ("absent", "no file or folder "),
         ("empty", "no image in "),
         ("two", "2 images in "),
         (".", "contains the folder test; expected normal images only"),

@@ -15,7 +15,9 @@ from paperlib.storage import (
     fingerprint,
     is_dense,
     load_state,
+    read_csv,
     read_tensors,
+    write_csv,
     write_tensors,
     write_text,
 )
@@ -87,6 +89,21 @@ def test_a_text_is_written_atomically(tmp_path, monkeypatch):
         write_text(path, "second")
     assert path.read_text(encoding="utf-8") == "first: é\n"
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    path, columns = tmp_path / "table.csv", ["a", "b"]
+    assert read_csv(path, columns, dict, "numbers") == []
+    # The name of a file may contain any character, and bytes that are no text.
+    rows = [{"a": 1, "b": None, "c": "not a column"}, {"a": 'x,"\n', "b": "\udcff"}]
+    write_csv(path, columns, rows)
+    expected = [{"a": "1", "b": ""}, {"a": 'x,"\n', "b": "\udcff"}]
+    assert read_csv(path, columns, dict, "numbers") == expected
+    (first, _) = read_csv(path, [*columns, "d"], dict, "numbers", {"d": "0"})
+    assert first == {"a": "1", "b": "", "d": "0"}
+    for others in (["a"], [*columns, "d"]):
+        with refuses("table.csv is not a table of numbers .*its columns are"):
+            read_csv(path, others, dict, "numbers")
 
 
 def test_a_fingerprint_identifies_data_and_settings():

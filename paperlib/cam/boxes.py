@@ -6,7 +6,7 @@ from torch import Tensor
 
 from paperlib.anomaly_map import Box
 from paperlib.precision import at_least_float32
-from paperlib.validation import as_tensor, check_choice, check_number
+from paperlib.validation import as_tensor, check_choice, check_finite, check_number
 
 # CAM, Sec. 3.1: share of the map's maximum; the box of the largest region is returned
 LOCALIZATION_THRESHOLD = 0.20
@@ -58,18 +58,14 @@ def bounding_boxes(
     """
     from scipy import ndimage
 
-    values = as_tensor(map, "values of the map").detach().cpu()
-    values = values.to(at_least_float32(values.dtype)).numpy()
-    if values.ndim != 2:
+    tensor = as_tensor(map, "values of the map").detach().cpu()
+    if tensor.ndim != 2:
         raise ValueError(
-            f"map of shape {values.shape}; expected one map (h, w)."
+            f"map of shape {tuple(tensor.shape)}; expected one map (h, w)."
             " Select one of a batch, for example maps[0]"
         )
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"{int((~np.isfinite(values)).sum())} values of the map are NaN"
-            " or infinite; expected finite ones"
-        )
+    check_finite(tensor, "rows of the map")
+    values = tensor.to(at_least_float32(tensor.dtype)).numpy()
     check_number("threshold", threshold, "a share of the maximum", least=0, most=1)
     check_choice("connectivity", connectivity, (4, 8))
     if values.size == 0 or values.max() <= 0:

@@ -9,9 +9,10 @@
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
+
+from paperlib.validation import check_integers
 
 Size = int | Sequence[int]  # of a square, or (height, width)
 
@@ -102,18 +103,8 @@ def depthwise_separable_macs(
 
 def check_size(value: Any, what: str, least: int = 1) -> int:
     """Return an integer; raise ValueError unless it is one, and large enough."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise ValueError(
-            f"{what} = {value!r}; expected an integer:"
-            " 224 // 32 is one, 224 / 32 is a float"
-        )
-    if not least <= number < 2**63:
-        raise ValueError(f"{what} = {number}; expected at least {least}, below 2**63")
-    return number
+    check_integers(least, **{what: value})
+    return int(value)
 
 
 def _pair(value: Any, what: str) -> tuple[int, int]:

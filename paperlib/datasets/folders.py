@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from paperlib.image_files import (
-    check_bits,
     check_depth,
     list_image_files,
     raise_problems,
@@ -83,11 +82,9 @@ class FolderDataset(Dataset):
         where: str | Path,
         bits: int | None = None,
     ):
-        check_bits(bits)
         self.samples, self._view, self.has_masks = list(samples), view, has_masks
         self.where, self.bits = where, bits
-        if bits is None:
-            check_depth([sample.path for sample in self.samples], where)
+        check_depth([sample.path for sample in self.samples], where, bits)
 
     def __repr__(self) -> str:
         """Name the folder and count the items."""

@@ -6,9 +6,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from paperlib.items import Item
-from paperlib.validation import check_integers
+from paperlib.validation import check_choice, check_integers, rgb_batch
 
 TEXTURES = ("brick", "grass", "gravel")
+SPLITS = ("train", "test")
 TRAIN_ROWS = 320  # of 512: training crops lie above, test crops below
 
 
@@ -53,11 +54,8 @@ def textures(
     Departures: none.
     Test: test_datasets.py::test_texture_crops_of_training_and_test_share_no_pixel
     """
-    if kind not in ("all", *TEXTURES) or split not in ("train", "test"):
-        raise ValueError(
-            f"kind={kind!r}, split={split!r}; expected kind 'all' or one"
-            f" of {', '.join(TEXTURES)}, and split 'train' or 'test'"
-        )
+    check_choice("kind", kind, ("all", *TEXTURES))
+    check_choice("split", split, SPLITS)
     return Textures(
         TEXTURES if kind == "all" else (kind,), split, count, side, size, seed
     )
@@ -115,7 +113,7 @@ class Textures(Dataset):
         random = np.random.default_rng(
             (
                 self.seed,
-                ("train", "test").index(self.split),
+                SPLITS.index(self.split),
                 TEXTURES.index(kind),
                 number,
             )
@@ -127,8 +125,7 @@ class Textures(Dataset):
             photograph[top : top + self.side, left : left + self.side]
         )
         crop = crop.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        grey = torch.from_numpy(np.array(crop)).float() / 255
-        image = grey.expand(3, -1, -1).contiguous()
+        image = rgb_batch(torch.from_numpy(np.array(crop))[None])[0].contiguous()
         row = top + (TRAIN_ROWS if self.split == "test" else 0)
         return Item(
             image,

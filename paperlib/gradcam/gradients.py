@@ -263,19 +263,16 @@ def _differentiate_float16(
         if all(not has_values(x) or bool(x.isfinite().all()) for x in known):
             break
     return [
-        gradient if gradient is None else gradient.to(_wide(gradient)) / scale
-        for gradient in gradients
+        None if x is None else x.to(at_least_float32(x.dtype)) / scale
+        for x in gradients
     ]
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return at_least_float32(tensor.dtype)
 
 
 def _mean_over_space(gradient: Tensor) -> Tensor:
     """Average over the spatial axes."""
     # Half precision is too coarse for a mean over thousands of positions.
-    return gradient.mean(tuple(range(2, gradient.ndim)), dtype=_wide(gradient))
+    dtype = at_least_float32(gradient.dtype)
+    return gradient.mean(tuple(range(2, gradient.ndim)), dtype=dtype)
 
 
 def _raise_unreached(what: str) -> NoReturn:

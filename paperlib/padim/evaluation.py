@@ -1,12 +1,12 @@
 """Evaluate PaDiM on MVTec AD (or data in its layout), next to the paper's results."""
 
-import csv
 import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,14 @@ from paperlib.datasets import MVTEC_OBJECTS, MVTEC_TEXTURES, Batch, MVTecAD, bat
 from paperlib.datasets.folders import CROP, RESIZE
 from paperlib.metrics import aupro, auroc, best_threshold, pixel_auroc
 from paperlib.padim.detector import PaDiM
-from paperlib.storage import atomic_path, fingerprint
+from paperlib.storage import (
+    atomic_path,
+    file_version,
+    fingerprint,
+    read_csv,
+    write_csv,
+)
 from paperlib.tables import align_columns, short_repr
-from paperlib.validation import UnusableFile
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
 GROUPS = {
@@ -169,11 +174,8 @@ def fingerprint_files(settings: Settings, *datasets: MVTecAD) -> str:
         for path in (sample.path, sample.mask)
         if path is not None
     ]
-    paths += [path for path in [Path(settings.weights)] if path.is_file()]
-    stats = [(path, path.stat()) for path in paths]
-    return fingerprint(
-        *(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
-    )
+    versions = map(file_version, [*paths, Path(settings.weights)])
+    return fingerprint(*(part for version in versions for part in version))
 
 
 def evaluate(
@@ -286,13 +288,11 @@ def examples(scored: Scored) -> dict[str, int]:
 
 def check_matplotlib() -> None:
     """Raise ValueError if matplotlib, which draws the figures, is missing."""
-    try:
-        import matplotlib.pyplot  # noqa: F401
-    except ImportError as error:
+    if find_spec("matplotlib") is None:
         raise ValueError(
             "figures need matplotlib; run `pip install matplotlib`,"
             " or pass --no-pictures"
-        ) from error
+        )
 
 
 def save_pictures(scored: Scored, path: Path) -> None:
@@ -425,22 +425,7 @@ def read_results(path: Path) -> list[Result]:
     Raises:
         UnusableFile: naming the file, if it is another kind of file.
     """
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file, strict=True)
-            missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
-            if len(rows.fieldnames or ()) != len(_COLUMNS) - len(missing) or not (
-                _ADDED.keys() >= {*missing}
-            ):
-                raise ValueError(f"its columns are {rows.fieldnames}")
-            return [_parse_result(_ADDED | row) for row in rows]
-    except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
-        raise UnusableFile(
-            f"{path} is not a table of results ({error});"
-            " move it away, or pass another folder"
-        ) from error
+    return read_csv(path, _COLUMNS, _parse_result, "results", _ADDED)
 
 
 def _parse_result(row: dict[str, str]) -> Result:
@@ -451,34 +436,20 @@ def _parse_result(row: dict[str, str]) -> Result:
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write results as CSV, one row each, atomically and without rounding."""
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        rows = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
-        rows.writeheader()
-        rows.writerows(
-            {
-                **result._asdict(),
-                **result.settings._asdict(),
-                "dimensions": result.settings.dimensions or "all",
-            }
-            for result in results
-        )
+    rows = (
+        {**result._asdict(), **result.settings._asdict()}
+        | {"dimensions": result.settings.dimensions or "all"}
+        for result in results
+    )
+    write_csv(path, _COLUMNS, rows)
 
 
 def write_scores(path: Path, scored: Scored) -> None:
     """Write the path, label and score of each test image as CSV, atomically."""
+    columns = "path", "label", "score"
     paths = (sample.path for sample in scored.test.samples)
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        rows = csv.writer(file)
-        rows.writerow(["path", "label", "score"])
-        rows.writerows(
-            zip(paths, scored.labels.tolist(), scored.scores.tolist(), strict=True)
-        )
+    rows = zip(paths, scored.labels.tolist(), scored.scores.tolist(), strict=True)
+    write_csv(path, columns, (dict(zip(columns, row, strict=True)) for row in rows))
 
 
 def report(results: Sequence[Result]) -> str:

@@ -19,7 +19,12 @@ from paperlib.anomaly_map import Box
 from paperlib.backbones import Images
 from paperlib.image_files import list_image_files, read_image
 from paperlib.items import Batch, Item, read_ahead
-from paperlib.validation import UnusableFile, as_tensor, channels_first
+from paperlib.validation import (
+    UnusableFile,
+    as_tensor,
+    channels_first,
+    height_and_width,
+)
 
 Size = tuple[int, int]  # height and width in pixels
 
@@ -54,8 +59,15 @@ class Inspected(NamedTuple):
     map: Float[np.ndarray, "h w"] | None
 
 
-class _Reading(NamedTuple):
-    """A prepared image, its original size, and the size to which it was resized."""
+class Reading(NamedTuple):
+    """A prepared image, its original size, and the size to which it was resized.
+
+    Fields:
+        name: as `Inspection.path`.
+        prepared: (1, 3, H, W); None if the file is unreadable.
+        original, resized: heights and widths.
+        error: why the file can't be read; "" if it can.
+    """
 
     name: str
     prepared: Tensor | None = None
@@ -119,9 +131,7 @@ def inspect_batches(
         ValueError: as `PaDiM.inspect`.
     """
     check_ready(detector)
-    images = _as_sequence(images)
-    read = partial(_read, detector, images)
-    for readings in read_ahead(read, len(images), batch_size, threads):
+    for readings in read_images(detector, images, batch_size, threads):
         prepared = [x.prepared for x in readings if x.prepared is not None]
         maps = iter(
             detector(torch.cat(prepared)).maps.cpu().double().numpy()
@@ -136,10 +146,25 @@ def inspect_batches(
         ]
 
 
+def read_images(
+    detector: nn.Module, images: Images, batch_size: int = 32, threads: int = 2
+) -> Iterator[list[Reading]]:
+    """Read and prepare images in batches; the next batch is read in the background.
+
+    Args:
+        detector: a PaDiM with a transform.
+        images: as for `PaDiM.inspect`.
+        batch_size: images per batch.
+        threads: that read and prepare images.
+    """
+    images = _as_sequence(images)
+    read = partial(_read, detector, images)
+    return read_ahead(read, len(images), batch_size, threads)
+
+
 def resized_size(detector: nn.Module) -> Size:
     """Return the size to which a detector's transform resizes, before it crops."""
-    height, width = np.broadcast_to(detector.transform.size, 2).tolist()
-    return height, width
+    return height_and_width(detector.transform.size)
 
 
 def margins(resized: Size, size: Size) -> Size:
@@ -194,7 +219,7 @@ def _as_sequence(images: Images) -> Any:
     return images
 
 
-def _read(detector: nn.Module, images: Any, number: int) -> _Reading:
+def _read(detector: nn.Module, images: Any, number: int) -> Reading:
     image = images[number]
     name = f"image {number}"
     resized = resized_size(detector)
@@ -203,7 +228,7 @@ def _read(detector: nn.Module, images: Any, number: int) -> _Reading:
         try:
             image = read_image(image, detector.transform.bits)
         except UnusableFile as error:
-            return _Reading(name, error=str(error).removeprefix(f"{name}: "))
+            return Reading(name, error=str(error).removeprefix(f"{name}: "))
     if isinstance(image, Image.Image):
         original = image.size[::-1]
     elif isinstance(image, Item):
@@ -212,10 +237,10 @@ def _read(detector: nn.Module, images: Any, number: int) -> _Reading:
             resized = original
     else:
         original = tuple(channels_first(as_tensor(image, "image")[None]).shape[2:])
-    return _Reading(name, detector.prepare([image]), original, resized)
+    return Reading(name, detector.prepare([image]), original, resized)
 
 
-def _judge(reading: _Reading, map: np.ndarray, threshold: float) -> Inspected:
+def _judge(reading: Reading, map: np.ndarray, threshold: float) -> Inspected:
     score = float(map.max())
     box = strongest_region(map, threshold)
     top, left = margins(reading.resized, map.shape)

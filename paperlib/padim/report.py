@@ -4,18 +4,16 @@ The gallery, index.html, is one file that works offline. Its texts are in report
 """
 
 import base64
-import csv
 import html
-import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from string import Template
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -35,8 +33,16 @@ from paperlib.padim.inspection import (
     margins,
     resized_size,
 )
-from paperlib.storage import atomic_path, fingerprint, write_text
-from paperlib.validation import UnusableFile
+from paperlib.storage import (
+    atomic_path,
+    csv_writer,
+    file_version,
+    fingerprint,
+    open_csv,
+    read_csv,
+    write_csv,
+    write_text,
+)
 
 # The fingerprint comes last, so that a row that a killed run cut off has none.
 COLUMNS = "path score alarm top left height width error fingerprint".split()
@@ -87,7 +93,7 @@ def inspect_files(
     for folder in (out, *([out / "overlays", out / "thumbnails"] if pictures else [])):
         folder.mkdir(parents=True, exist_ok=True)
     table = out / "results.csv"
-    keys = {str(path): _fingerprint_file(path, model) for path in paths}
+    keys = {str(path): fingerprint(model, *file_version(path)) for path in paths}
     done = {
         result.path: result
         for result, key in read_rows(table)
@@ -102,25 +108,18 @@ def inspect_files(
             file=sys.stderr,
         )
 
-    def rows(results: Iterable[Inspection]) -> Iterator[dict[str, Any]]:
-        for result in results:
-            yield _to_row(result) | {"fingerprint": keys[result.path]}
+    def to_rows(results: Iterable[Inspection]) -> list[dict[str, Any]]:
+        return [
+            _to_row(result)
+            | {"alarm": _BOOLEANS[result.alarm], "fingerprint": keys[result.path]}
+            for result in results
+        ]
 
-    def write_table(file: TextIO, results: Iterable[Inspection]) -> None:
-        # One call of `write`, so that a killed run leaves whole rows.
-        file.write(_to_lines(rows(results)))
-        file.flush()
-
-    def rewrite_table() -> None:
-        with atomic_path(table) as temporary, _open_table(temporary, "w") as file:
-            file.write(",".join(COLUMNS) + "\n")
-            write_table(file, done.values())
-
-    rewrite_table()
+    write_csv(table, COLUMNS, to_rows(done.values()))
     remaining = [path for path in paths if str(path) not in done]
     draw = partial(_write_pictures, detector, out)
     with (
-        _open_table(table, "a") as file,
+        open_csv(table, "a") as file,
         ThreadPoolExecutor(threads) as pool,
         tqdm(
             None, "inspect", len(remaining), unit="image", disable=not progress
@@ -129,14 +128,13 @@ def inspect_files(
         for part in inspect_batches(detector, remaining, batch_size, threads):
             if pictures:
                 list(pool.map(draw, part))
-            write_table(file, [inspected.inspection for inspected in part])
-            done |= {
-                inspected.inspection.path: inspected.inspection for inspected in part
-            }
+            results = [inspected.inspection for inspected in part]
+            csv_writer(file, COLUMNS).writerows(to_rows(results))
+            file.flush()
+            done |= {result.path: result for result in results}
             bar.update(len(part))
-    done = {path: done[path] for path in keys}
-    rewrite_table()
-    results = list(done.values())
+    results = [done[path] for path in keys]
+    write_csv(table, COLUMNS, to_rows(results))
     write_text(out / "results.json", to_json(results, detector.threshold))
     if pictures:
         write_gallery(out, results, detector)
@@ -149,21 +147,8 @@ def read_rows(path: Path) -> list[tuple[Inspection, str]]:
     Raises:
         UnusableFile: naming the file, if it is another kind of file.
     """
-    if not path.exists():
-        return []
-    try:
-        with _open_table(path, "r") as file:
-            table = csv.DictReader(file)
-            if table.fieldnames != COLUMNS:
-                raise ValueError(f"its columns are {table.fieldnames}")
-            # The last row of a killed run may be cut off, and then has no fingerprint.
-            whole = [row for row in table if row["fingerprint"]]
-            return [(_from_row(row), row["fingerprint"]) for row in whole]
-    except (ValueError, TypeError, OSError, csv.Error) as error:
-        raise UnusableFile(
-            f"{path} is not a table of inspections ({error});"
-            " move it away, or pass another folder"
-        ) from error
+    rows = read_csv(path, COLUMNS, _from_row, "inspections")
+    return [row for row in rows if row is not None]
 
 
 def to_json(results: Sequence[Inspection], threshold: float) -> str:
@@ -271,19 +256,6 @@ def write_gallery(
 # ---- rows ----
 
 
-def _open_table(path: Path, mode: str) -> TextIO:
-    # A name that is no valid text is kept, byte by byte.
-    return path.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
-
-
-def _fingerprint_file(path: Path, model: str) -> str:
-    try:
-        stat = path.stat()
-    except OSError:
-        return fingerprint(model, ascii(path))
-    return fingerprint(model, ascii(path.resolve()), stat.st_size, stat.st_mtime_ns)
-
-
 def _to_row(result: Inspection) -> dict[str, Any]:
     box = result.region
     sides = (
@@ -298,21 +270,16 @@ def _to_row(result: Inspection) -> dict[str, Any]:
 _BOOLEANS = {True: "true", False: "false", None: ""}
 
 
-def _to_lines(rows: Iterable[dict[str, Any]]) -> str:
-    """Write rows as lines of CSV: true or false, and nothing for None."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    for row in rows:
-        writer.writerow(row | {"alarm": _BOOLEANS[row["alarm"]]})
-    return text.getvalue()
-
-
-def _from_row(row: dict[str, str]) -> Inspection:
+def _from_row(row: dict[str, str]) -> tuple[Inspection, str] | None:
+    """Return a row's inspection and fingerprint; None for one that was cut off."""
+    path, key = row["path"], row["fingerprint"]
+    if not key:  # the last row of a killed run
+        return None
     if row["error"]:
-        return Inspection(row["path"], error=row["error"])
+        return Inspection(path, error=row["error"]), key
     top, left, height, width = (int(row[name]) for name in COLUMNS[3:7])
     region = Box(top, left, top + height, left + width)
-    return Inspection(row["path"], float(row["score"]), row["alarm"] == "true", region)
+    return Inspection(path, float(row["score"]), row["alarm"] == "true", region), key
 
 
 # ---- pictures ----

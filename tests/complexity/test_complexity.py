@@ -126,10 +126,10 @@ def test_profile_of_the_hand_example():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((0, 1, 1, 1), "kernel = 0; expected at least 1"),
-        ((3, -4, 1, 1), "in_channels = -4; expected at least 1"),
-        ((3, 4, 8, 7.0), "out_size = 7.0; expected an integer"),
-        ((3, 4, True, 7), "out_channels = True; expected an integer"),
+        ((0, 1, 1, 1), "kernel=0; expected at least 1"),
+        ((3, -4, 1, 1), "in_channels=-4; expected at least 1"),
+        ((3, 4, 8, 7.0), "out_size=7.0; expected .* an integer"),
+        ((3, 4, True, 7), "out_channels=True; expected .* an integer"),
         (((3, 3, 3), 4, 8, 7), "expected one number for a square"),
         ((3, 6, 9, 7, 2), "the largest that does here is 3"),
         ((3, 5, 10, 7, 2), "groups = 2 with in_channels = 5"),
@@ -1143,8 +1143,8 @@ def test_views_of_buffers():
     ("shape", "dtype", "said"),
     [
         ((), None, r"input_shape = \(\); expected a shape such as"),
-        ((0, 4), None, "a size in input_shape = 0; expected at least 1"),
-        ((7.0, 4), None, "a size in input_shape = 7.0; expected an integer"),
+        ((0, 4), None, "a size in input_shape=0; expected at least 1"),
+        ((7.0, 4), None, "a size in input_shape=7.0; expected .* an integer"),
         ([(1, 4), 4], None, "expected a shape such as .* or a list of shapes"),
         ((1, 4), [torch.float32] * 2, r"for 1 input\(s\); expected a torch.dtype for"),
         ([(1, 4)] * 2, None, r"shape \(1, 4\), \(1, 4\).*TypeError.*positional arg"),

@@ -382,15 +382,15 @@ def test_a_rule_replaces_a_formula():
         ),
         (
             {torch.ops.tests.linear: lambda a, out_shape: 1.5},
-            "= 1.5; expected an integer",
+            "=1.5; expected .* an integer",
         ),
         (
             {torch.ops.tests.linear: lambda a, out_shape: None},
-            "= None; expected an int",
+            "=None; expected .* an integer",
         ),
         (
             {torch.ops.tests.linear: lambda a, out_shape: -1},
-            "= -1; expected at least 0",
+            "=-1; expected at least 0",
         ),
         (
             {torch.ops.tests.linear: lambda a: 1},
@@ -536,7 +536,7 @@ def test_a_table_by_depth(depth, rows):
 
 @pytest.mark.parametrize("depth", [0, -1, 1.5, True, "1"])
 def test_refused_depths(depth):
-    with refuses(f"depth = {depth!r}; expected"):
+    with refuses(f"depth={depth!r}; expected"):
         profile(nn.Linear(4, 5), (3, 4)).table(depth=depth)
 
 

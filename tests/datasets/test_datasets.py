@@ -164,7 +164,7 @@ def test_all_textures_come_by_turns_at_the_size_asked_for():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "sand"}, "kind='sand'.* one of brick, grass, gravel"),
+        ({"kind": "sand"}, "kind='sand'.* one of all, brick, grass, gravel"),
         ({"split": "val"}, "split='val'"),
         ({"side": 193}, "side=193.* up to 192"),
         ({"count": 0}, "count=0"),

@@ -146,18 +146,6 @@ def test_unreadable_files_are_named(tmp_path, cases):
         list(batches(data))
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.long)])
-def test_thousands_of_files_are_read_in_order_and_each_once(tmp_path, cases, count):
-    for number in range(count):
-        value = np.full((4, 4, 3), (number % 256, number // 256, 7), np.uint8)
-        (tmp_path / f"{number}.png").write_bytes(png(value))
-    data = folder(tmp_path, size=4)
-    seen = torch.cat([batch.images[:, :2, 0, 0] for batch in batches(data, 64)])
-    numbers = (seen * 255).round().long()
-    assert (numbers[:, 0] + 256 * numbers[:, 1]).tolist() == list(range(count))
-    cases("images: thousands of files").survive(count)
-
-
 MODES = "1 L LA P RGB RGBA CMYK YCbCr I;16 I F LAB HSV".split()
 ENDINGS = ["png", "jpg", "tif", "gif", "bmp", "webp", "ppm", "pgm"]
 
