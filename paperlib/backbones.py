@@ -13,10 +13,9 @@ Example:
 """
 
 import importlib.resources
-import itertools
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,8 +29,6 @@ import torchvision
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_weights
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
@@ -53,12 +50,7 @@ from paperlib.image_files import (
     to_8_bits,
     to_rgb,
 )
-from paperlib.inference import (
-    autocast_dtypes,
-    evaluating,
-    inference_state,
-    run_model,
-)
+from paperlib.inference import evaluating, inference_state, run_model
 from paperlib.items import Batch, Item
 from paperlib.storage import is_dense, load_state
 from paperlib.validation import (
@@ -396,9 +388,7 @@ class FeatureExtractor(nn.Module):
     The network runs in eval mode without a graph, and its state is restored: no hook,
     mode or `.grad` remains. The forward pass ends as soon as every layer has run, so
     later layers are not computed; of a layer that runs several times the first output
-    is returned. Batches run in pieces of a few images on a CPU, which is faster, and
-    named backbones with folded batch norms: your own hooks on such a convolution would
-    receive the output of its batch norm.
+    is returned. Batches run in pieces of a few images on a CPU, which is faster.
 
     `torch.compile` and `torch.export` can follow it if they can follow the network: the
     whole batch then runs through the whole network, and no value is checked.
@@ -495,24 +485,10 @@ class FeatureExtractor(nn.Module):
         if torch.compiler.is_compiling():
             return self._run_traced(images)
         size = self._images_per_piece(images)
-        with self._folded_norms(images):
-            parts = [self._run_piece(piece) for piece in images.split(size)]
+        parts = [self._run_piece(piece) for piece in images.split(size)]
         return (
             parts[0] if len(parts) == 1 else [*map(torch.cat, zip(*parts, strict=True))]
         )
-
-    def _folded_norms(self, images: Tensor) -> AbstractContextManager:
-        """Fold batch norms where that is faster and known to be correct."""
-        pairs = _convolutions_and_norms(self.model)
-        recorded = {id(self.model.get_submodule(name)) for name in self.layers}
-        is_folded = (
-            images.device.type == "cpu"
-            and images.dtype == torch.float32
-            and has_values(images)
-            and not autocast_dtypes()
-            and recorded.isdisjoint(id(part) for pair in pairs for part in pair)
-        )
-        return _FoldedNorms(pairs) if is_folded and pairs else nullcontext()
 
     def _run_piece(self, images: Tensor) -> list[Tensor]:
         """Run the network up to its last layer."""
@@ -590,55 +566,6 @@ class FeatureExtractor(nn.Module):
                 self._run_piece(images[:1])
             self._pieces[kind] = max(1, limit // max(sizes))
         return self._pieces[kind]
-
-
-def _convolutions_and_norms(
-    model: nn.Module,
-) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Return each convolution of a named backbone and the batch norm that follows it.
-
-    In these networks, the one that follows is the next child of the same module.
-    """
-    if not hasattr(model, "backbone_name"):
-        return []
-    neighbors = (itertools.pairwise(parent.children()) for parent in model.modules())
-    return [
-        (first, second)
-        for first, second in itertools.chain.from_iterable(neighbors)
-        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d)
-    ]
-
-
-class _FoldedNorms(TorchFunctionMode):
-    """Run convolutions of this thread with the batch norms that follow them folded in.
-
-    Depthwise networks take 0.7 times as long. Weights are folded anew for each batch,
-    at their first use: no copy of them can be out of date, and no module is changed.
-    """
-
-    def __init__(self, pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]]):
-        super().__init__()
-        self.norms = {id(conv.weight): norm for conv, norm in pairs}
-        self.folded, self.skipped = {}, set()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.conv2d and id(args[1]) in self.norms:
-            args = self._fold(*args)
-        elif func is F.batch_norm and id(args[1]) in self.skipped:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-    def _fold(self, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any):
-        """Return the arguments of a convolution, with the folded weight and bias."""
-        # Folding more weights than there are inputs takes longer than it saves.
-        if id(weight) not in self.folded and weight.numel() < x.numel():
-            norm = self.norms[id(weight)]
-            mean, variance = norm.running_mean, norm.running_var
-            self.folded[id(weight)] = fuse_conv_bn_weights(
-                weight, bias, mean, variance, norm.eps, norm.weight, norm.bias
-            )
-            self.skipped.add(id(mean))
-        return x, *self.folded.get(id(weight), (weight, bias)), *options
 
 
 class _AllRecorded(BaseException):

@@ -17,7 +17,6 @@ from skimage import data
 from timm.data import ImageNetInfo
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision import tv_tensors
@@ -25,7 +24,6 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms import v2
 
 from paperlib import backbones, devices
-from paperlib.activations import record_activations
 from paperlib.backbones import FeatureExtractor, Transform, concatenate_embeddings
 from paperlib.datasets import MVTecAD, batches, folder
 from paperlib.validation import UnusableFile
@@ -521,56 +519,6 @@ def test_a_batch_runs_in_pieces_and_equals_the_whole(monkeypatch):
     lengths.clear()
     pieces(images[:1])
     assert lengths == [1]
-
-
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "efficientnet_b5"])
-def test_batch_norms_of_a_named_backbone_are_folded(name):
-    torch.manual_seed(0)
-    backbone = backbones.load(name, weights=None)
-    model, images = backbone.model, torch.randn(4, 3, 128, 128)
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.running_mean.normal_(0, 0.1)
-        norm.running_var.uniform_(0.5, 2)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    extractor = backbone.extractor()
-    with torch.no_grad(), record_activations(model, *backbone.layers) as plain:
-        model(images)
-    folded = extractor(images)  # also measures the activations of one image
-    with CountBatchNorms() as counted:
-        extractor(images)
-    assert counted.calls < len(norms) / 2
-    for part, layer in zip(folded, backbone.layers, strict=True):
-        assert (part - plain[layer]).norm() < 1e-5 * plain[layer].norm()
-        assert part.is_contiguous(memory_format=torch.channels_last)
-    assert all(torch.equal(state[k], value) for k, value in model.state_dict().items())
-    # No copy of a weight is out of date, even if it was changed behind a graph.
-    for norm in norms:
-        norm.bias.data += 0.1
-    assert (extractor(images)[0] - folded[0]).norm() > 1e-2 * folded[0].norm()
-    # Gradients of the network are those without an extractor.
-    model(images).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("layer", ["conv1", "bn1"])
-def test_batch_norms_are_not_folded_where_their_layers_are_recorded(layer):
-    torch.manual_seed(0)
-    model, images = backbones.load("resnet18", None).model, torch.randn(4, 3, 64, 64)
-    model.bn1.running_mean.normal_()
-    with torch.no_grad(), record_activations(model, layer) as plain:
-        model(images)
-    assert torch.equal(FeatureExtractor(model, layer)(images)[0], plain[layer])
-
-
-class CountBatchNorms(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.calls += func is F.batch_norm
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(32, 0), (32, 16), (64, 32), (96, 0)])

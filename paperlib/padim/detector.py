@@ -673,6 +673,7 @@ def _check_prepared(images: Tensor, transform: Transform) -> None:
     white = max(max(m, 1 - m) / s for m, s in channels)
     low, high = (value.item() for value in torch.aminmax(images))
     keeps_grid = any(_are_integers(torch.tensor([255 * m, 1]) / s) for m, s in channels)
+    # The extractor names values that are not finite.
     if 8 * white < high < torch.inf or (
         0 <= low < high <= 1 and not keeps_grid and _is_8_bit(255 * images.float())
     ):
