@@ -239,6 +239,15 @@ def check_values(values: Tensor, name: str) -> None:
         )
 
 
+def check_supports_float64(device: torch.device | str) -> None:
+    """Raise ValueError for a device that has no double precision."""
+    if torch.device(device).type == "mps":
+        raise ValueError(
+            "device='mps' has no float64, in which sums are computed here;"
+            " expected 'cpu' or 'cuda'. Move the network and the images with .to('cpu')"
+        )
+
+
 def check_generator(generator: Any) -> None:
     """Raise ValueError unless random numbers can be drawn from a generator."""
     if not isinstance(generator, torch.Generator):
@@ -287,13 +296,14 @@ def check_finite(values: Tensor, what: str) -> None:
 
 
 def check_images(
-    images: Float[Tensor, " n *axes"], *, any_axes: bool = False
+    images: Float[Tensor, " n *axes"], *, any_axes: bool = False, values: bool = True
 ) -> Float[Tensor, " n *axes"]:
     """Return a detached batch of images, usable outside inference mode.
 
     Args:
         images: (N, C, H, W).
         any_axes: True accepts signals, volumes and other batches (N, …) as well.
+        values: False does not look for NaN, because a later step does.
 
     Raises:
         ValueError: unless it is a floating-point batch (N, C, H, W) with at least one
@@ -310,7 +320,8 @@ def check_images(
         )
     if images.numel() == 0:
         raise ValueError(f"{received}; expected at least one image, and no empty axis")
-    check_finite(images, "images")
+    if values:
+        check_finite(images, "images")
     is_inference = not torch.compiler.is_compiling() and images.is_inference()
     return images.clone() if is_inference else images.detach()
 

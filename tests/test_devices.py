@@ -40,6 +40,7 @@ from paperlib import (
     neighbors,
     padim,
     patch_svdd,
+    runtime,
     training,
     validation,
 )
@@ -555,6 +556,47 @@ def test_reads_do_not_grow_with_the_batch(name):
             CALLS[name](Place("cpu", n=n))
         counted.append(watch.reads)
     assert counted[0] == counted[1]
+
+
+# PaDiM reads images once per batch, in fit also embeddings, and at the end the
+# success of the factorisation.
+READS_PER_CALL = {
+    "score": (1, lambda detector, images: detector.score(images)),
+    "anomaly_map": (1, lambda detector, images: detector.anomaly_map(images)),
+    "fit": (2 * 2 + 1, lambda detector, images: detector.fit([images, images])),
+}
+
+
+@pytest.mark.parametrize("side", [64, 96])
+@pytest.mark.parametrize("name", READS_PER_CALL)
+def test_nested_calls_do_not_check_images_again(name, side):
+    (budget, call), at = READS_PER_CALL[name], Place("cpu", n=4)
+    extractor = backbones.FeatureExtractor(at.module(small), ["1", "4"])
+    detector = padim.PaDiM(extractor, 10).fit([at.pictures(side)])
+    with OnTheWay(torch.device("cpu")) as watch:
+        call(detector, at.pictures(side))
+    assert watch.reads == budget
+
+
+def test_values_that_are_not_finite_are_refused_as_such():
+    extractor = backbones.FeatureExtractor(small(), ["1", "4"])
+    detector = padim.PaDiM(extractor, 10, transform=TRANSFORM)
+    for value in (torch.nan, torch.inf):
+        images = torch.rand(4, 3, 32, 32)
+        images[2, 1, 3, 4] = value
+        with pytest.raises(ValueError, match="NaN or infinite, in images number 2"):
+            detector.fit([images])
+
+
+def test_mps_is_refused_where_float64_is_needed(monkeypatch):
+    gaussian = PatchGaussian(4, 3, device="mps")
+    with pytest.raises(ValueError, match="'mps' has no float64"):
+        gaussian.update(torch.rand(2, 4, 3))
+    with pytest.raises(ValueError, match="'mps' has no float64"):
+        validation.check_supports_float64("mps:0")
+    validation.check_supports_float64("cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert runtime.start(0).device.type != "mps"
 
 
 class Kernels(TorchDispatchMode):

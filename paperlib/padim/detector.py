@@ -652,7 +652,8 @@ def _check_same_network(
 
 def _check_size(images: Tensor, expected: tuple[int, int] | None) -> tuple[int, int]:
     """Return the images' height and width; raise unless they have the expected size."""
-    received = tuple(check_images(images).shape[2:])
+    # The extractor checks the values: on a GPU each check waits for it.
+    received = tuple(check_images(images, values=False).shape[2:])
     if expected is not None and received != expected:
         raise ValueError(
             f"images of {received[0]}×{received[1]} pixels;"
@@ -672,7 +673,8 @@ def _check_prepared(images: Tensor, transform: Transform) -> None:
     white = max(max(m, 1 - m) / s for m, s in channels)
     low, high = (value.item() for value in torch.aminmax(images))
     keeps_grid = any(_are_integers(torch.tensor([255 * m, 1]) / s) for m, s in channels)
-    if high > 8 * white or (
+    # The extractor names values that are not finite.
+    if 8 * white < high < torch.inf or (
         0 <= low < high <= 1 and not keeps_grid and _is_8_bit(255 * images.float())
     ):
         raise ValueError(

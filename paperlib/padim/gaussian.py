@@ -23,6 +23,7 @@ from paperlib.validation import (
     check_integers,
     check_number,
     check_same_kind,
+    check_supports_float64,
     check_tensor,
     has_values,
 )
@@ -232,6 +233,7 @@ class PatchGaussian:
         self._check_not_consumed()
         if not hasattr(self, "_mean"):
             p, d = self.positions, self.dimensions
+            check_supports_float64(self.device or device or "cpu")
             with (
                 torch.inference_mode(False),
                 torch.device(self.device or device or "cpu"),

@@ -24,6 +24,7 @@ from paperlib.validation import (
     check_integers,
     check_module,
     check_same_kind,
+    check_supports_float64,
     check_tensor,
 )
 
@@ -413,6 +414,7 @@ def check_rgb(images: Tensor, side: int = BIG_PATCH) -> Tensor:
         ValueError: for other shapes, and as `check_images`.
     """
     images = check_images(images)
+    check_supports_float64(images.device)
     if images.shape[1] != 3 or min(images.shape[-2:]) < side:
         raise ValueError(
             f"images of shape {tuple(images.shape)};"
