@@ -15,14 +15,14 @@
 # ---
 
 # %% [markdown]
-# # MobileNet, run: 8.6 times fewer multiply-adds for 1.1 points of accuracy
+# # MobileNet in code: 8.6 times fewer multiply-adds for 1.1 points of accuracy
 #
 # A standard convolution filters and combines channels in one step. MobileNet
-# {cite:p}`howard2017` does one after the other, and then needs eight to nine times
-# fewer multiplications. This notebook recounts the multiply-adds and parameters of the
-# paper's Tables 1 to 9 and finds the numbers that are printed wrong. It trains small
-# MobileNets on real images, and ends with a question that counts cannot answer: is the
-# network faster?
+# {cite:p}`howard2017` splits this into two steps and needs eight to nine times fewer
+# multiply-adds. This notebook recounts the multiply-adds and parameters of the paper's
+# Tables 1 to 9 and finds the numbers that are misprinted. It trains small MobileNets on
+# real images, and ends with a question that counts cannot answer: is the network
+# faster?
 #
 # - **Read first**: the [review of the paper](../book/01_mobilenet.md), 40 minutes. You
 #   need PyTorch basics: tensors, `nn.Module`, `nn.Conv2d`.
@@ -49,11 +49,11 @@ viz.use_style()
 # %% [markdown]
 # ## The result first: accuracy falls with the logarithm of the cost
 #
-# Two parameters make a MobileNet smaller. The **width multiplier** $\alpha$ keeps this
-# share of the channels of every layer. The **resolution multiplier** $\rho$ shrinks the
-# input image, here from 224 pixels down to 128. Four values of each make 16 networks.
-# The code computes what each one costs. The accuracies are the paper's, which prints
-# them for 8 of the 16.
+# Two hyperparameters make a MobileNet smaller. The **width multiplier** $\alpha$ is the
+# share of its channels that every layer keeps. The **resolution multiplier** $\rho$
+# shrinks the input image, here from 224 pixels down to 128. Four values of each make 16
+# networks. The code computes what each one costs. The accuracies are from the paper,
+# which prints them for 8 of the 16 networks.
 #
 # A **multiply-add** (MAC) is one multiplication and the addition that follows it. It is
 # the unit of every count here.
@@ -66,7 +66,7 @@ WIDTHS, SIDES = (1, 0.75, 0.5, 0.25), (224, 192, 160, 128)
 
 
 def cost(width=1, side=224, **variant):
-    with torch.device("meta"):  # shapes without numbers: nothing is computed
+    with torch.device("meta"):  # shapes without values: nothing is computed
         return profile(MobileNetV1(width, **variant), (1, 3, side, side))
 
 
@@ -112,7 +112,7 @@ def plot_accuracies(ax, quantity):
         accuracies = [QUOTED[width, side] for side in sides]
         costs = [getattr(profiles[width, side], quantity) / 1e6 for side in sides]
         ax.plot(costs, accuracies, marker, color=colour, ms=8, label=f"α = {width}")
-        is_crowded = width == 1 and quantity == "macs"  # no room left of the points
+        is_crowded = width == 1 and quantity == "macs"  # no room to the left of the points
         offset = (7, -11) if is_crowded else (-31, -4)
         for side, x, y in zip(sides, costs, accuracies, strict=True):
             ax.annotate(side, (x, y), offset, textcoords="offset points", fontsize=11)
@@ -135,7 +135,7 @@ macs_ax.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
 
 plot_accuracies(params_ax, "params")
 params_ax.set(xlabel="million parameters", xlim=(0.35, 5.5))
-params_ax.set_title("Figure 5: resolution changes no parameter")
+params_ax.set_title("Figure 5: resolution does not change the parameters")
 companion.log_ticks(params_ax.xaxis, (0.5, 1, 2, 4))
 plt.show()
 
@@ -150,7 +150,7 @@ plt.show()
 #
 # 1. Count the multiply-adds and parameters of a convolution by hand, standard and
 #    separable.
-# 2. State what a separable layer saves, and on what the saving does *not* depend.
+# 2. State how much a separable layer saves, and what the saving does *not* depend on.
 # 3. Recompute a published table of costs and find its mistakes.
 # 4. Choose $\alpha$ and $\rho$ for a budget.
 # 5. Explain why eight times fewer multiply-adds do not make a network eight times
@@ -161,7 +161,7 @@ plt.show()
 #
 # Take an input of 6×6 positions with $M = 5$ channels, and compute $N = 7$ output
 # channels with a kernel of side $D_K = 3$, stride 1 and no padding. The kernel fits at
-# 4×4 positions, so the output has the side $D_G = 4$. (The paper pads the input and
+# 4×4 positions, so the side of the output is $D_G = 4$. (The paper pads the input and
 # writes $D_F$ for the side of input and output; the cost counts *output* positions.)
 #
 # - **Standard**: each of the 7 filters spans all 5 channels and is applied at 4×4
@@ -170,7 +170,7 @@ plt.show()
 #   filters of 1×1 that combine the channels.
 
 # %% tags=["hide-input"]
-ROWS = {  # title → label, number of copies and size of what the row shows
+ROWS = {  # title → (label, number of copies, size) of each group in the row
     "standard: 5,040 multiply-adds": [
         ("input 6×6×5", 1, (6, 6, 5)),
         ("7 filters 3×3×5", 7, (3, 3, 5)),
@@ -194,7 +194,7 @@ for y, (title, groups) in zip((26, 12.5, 0), ROWS.items(), strict=True):
     x = 0.0
     for label, copies, size in groups:
         left = x
-        for _ in range(copies):  # filters are drawn at 60 % of the maps' scale
+        for _ in range(copies):  # filters are drawn at 60 % of the feature maps' scale
             colour, scale = (viz.SKY, 1) if copies == 1 else (viz.ORANGE, 0.6)
             right, _ = companion.cuboid(ax, (x, y), size, colour, scale)
             x = right + 0.3
@@ -252,7 +252,7 @@ assert separable_macs == depthwise_separable_macs(**sizes) == 1280
 # \hat G_{k,l,m} = \sum_{i,j} \hat K_{i,j,m} \cdot F_{k+i-1,\,l+j-1,\,m} \tag{3}
 # $$
 #
-# The function below is Eq. 1 in PyTorch's order of axes. It also counts its products.
+# The function below is Eq. 1 in PyTorch's order of axes. It also counts the products.
 
 # %%
 def convolve(image, kernels):
@@ -282,7 +282,7 @@ standard_output, standard_products = convolve(image, kernels)
 #   `map(range, output.shape)` makes one range per axis.
 # - The inner one visits each weight of filter $n$, over the input channels $m$ and the
 #   kernel $i, j$. Python counts from 0, which removes the $-1$ of Eq. 1.
-# - Each pass adds one product, and the counter counts it.
+# - Each iteration adds one product to the output value and increments the counter.
 #
 # A depthwise convolution is $M$ convolutions of one channel each. A pointwise
 # convolution is the standard one with a 1×1 kernel. So the same function computes the
@@ -311,7 +311,7 @@ assert pointwise_products == pointwise_macs
 
 
 # %% [markdown]
-# - `image[m : m + 1]` keeps the axis of channels, (1, 6, 6), which `convolve` expects.
+# - `image[m : m + 1]` keeps the channel axis, (1, 6, 6), which `convolve` expects.
 # - `torch.cat(filtered)` joins the five filtered channels, (5, 4, 4).
 # - `torch_outputs` are the same two layers in PyTorch. The results agree.
 # - `groups=5` makes PyTorch's convolution depthwise: the 5 input channels form 5 groups
@@ -372,12 +372,12 @@ plt.show()
 # %% [markdown]
 # :::{dropdown} Answer
 # $1/(1/512 + 1/9) = 8.84$ times. With many output channels only the area of the kernel
-# is left, so a 3×3 kernel never saves more than 9 times. The size of the image changes
-# both costs by the same factor, and the saving not at all. The loop over 4 numbers of
-# input channels and 3 sides finds a single saving per $N$.
+# matters, so a 3×3 kernel never saves more than a factor of 9. The size of the image
+# changes both costs by the same factor, so the saving stays the same. The loop over 4
+# numbers of input channels and 3 image sides finds a single factor per $N$.
 # :::
 #
-# ## Table 1: the whole network, and a stride that is printed wrong
+# ## Table 1: the whole network, and a misprinted stride
 #
 # The paper's Figure 3 compares the two building blocks. **Batch norm** scales each
 # channel to a mean of 0 and a variance of 1 over the batch, then applies a learned
@@ -417,8 +417,8 @@ plt.show()
 # %% [markdown]
 # A standard convolution (the *stem*), 13 separable blocks and one linear layer make up
 # Table 1: 28 layers with weights, if depthwise and pointwise layers are counted
-# separately. The table below leaves out layers without multiply-adds, but its total of
-# parameters includes the 21,888 scales and shifts of batch norm.
+# separately. The table below leaves out layers without multiply-adds, but its parameter
+# total includes the 21,888 scales and shifts of batch norm.
 
 # %% tags=["nbval-check-output", "ledger:mobilenet-table-1:paper-number"]
 baseline = cost()
@@ -442,7 +442,7 @@ assert len(layers) == 28 and baseline.macs == 568_740_352
 # ### Strided depthwise convolutions replace pooling
 #
 # Which layers shrink the feature maps from 224 to 7? With **stride 2** a kernel moves
-# two positions at a time, so it computes every second output position only, and the
+# two positions at a time, so only every second output position is computed, and the
 # side is halved.
 
 # %% tags=["nbval-check-output"]
@@ -453,9 +453,9 @@ for name, module in MobileNetV1().named_modules():
 
 # %% [markdown]
 # There are five: the stem, and four **depthwise** layers. Each pointwise layer has
-# stride 1. AlexNet and VGG shrink their maps with max-pooling layers instead. MobileNet
-# has no pooling between its blocks; its only pooling is the average over all positions
-# before the linear layer.
+# stride 1. AlexNet and VGG shrink their feature maps with max-pooling layers instead.
+# MobileNet has no pooling between its blocks; its only pooling is the average over all
+# positions before the linear layer.
 #
 # ## Table 2: where the work is
 #
@@ -476,7 +476,7 @@ TABLE2 = {  # type of layer → the paper's shares of mult-adds and of parameter
 N_BIASES = 1000
 n_weights = sum(layer.params for layer in layers) - N_BIASES
 
-shares = {}  # type of layer → our shares of the same
+shares = {}  # type of layer → our two shares, %
 for kind in TABLE2:
     kind_macs = sum(layer.macs for layer in layers if layer.kind == kind)
     kind_params = sum(layer.params for layer in layers if layer.kind == kind)
@@ -514,9 +514,10 @@ print(f"\nthe paper's first column adds up to {paper_total:.2f} %")
 # ### Why the work is in 1×1 layers: no im2col
 #
 # The paper puts the work into 1×1 layers on purpose. A 1×1 convolution *is* a matrix
-# product, the operation with the best-tuned routines. A larger kernel becomes one only
-# after a preparation called **im2col** ("image to columns"): for each output position,
-# the input values under the kernel are copied into one column of a large matrix.
+# product, the operation with the best-tuned routines. A convolution with a larger
+# kernel becomes a matrix product only after a step called **im2col** ("image to
+# columns"): for each output position, the input values under the kernel are copied into
+# one column of a large matrix.
 
 # %% tags=["nbval-check-output"]
 columns = F.unfold(image[None], 3)[0]  # im2col
@@ -540,14 +541,15 @@ torch.testing.assert_close(by_product, expected)
 # - `F.unfold` is PyTorch's im2col. A column holds the 3·3·5 = 45 values under the kernel
 #   at one of 16 positions.
 # - Neighbouring kernels overlap, so most values are copied several times: 720 numbers
-#   instead of 180. For a large map with padding it is nine times the input.
+#   instead of 180. For a large feature map with padding, the matrix has nine times as
+#   many values as the input.
 # - The 1×1 kernel multiplies the input as it lies in memory. `flatten` copies nothing.
 #
 # ## Table 3: one layer, three savings in a row
 #
-# The layer has $M = N = 512$ channels on a 14×14 map. Each row adds one change to the
-# row above it. The resolution multiplier $\rho = 0.714$ turns a side of 14 into 10,
-# because $0.714 \cdot 14 = 9.996$.
+# The layer has $M = N = 512$ channels on a 14×14 feature map. Each row adds one change
+# to the row above it. The resolution multiplier $\rho = 0.714$ turns a side of 14 into
+# 10, because $0.714 \cdot 14 = 9.996$.
 
 # %%
 channels, thin_channels = 512, int(0.75 * 512)
@@ -584,9 +586,10 @@ for (change, (paper_macs, paper_params)), n_macs, n_params in rows:
 
 # %% [markdown]
 # - $\alpha$ (Eq. 6) multiplies input *and* output channels: 512 become 384. The
-#   pointwise part falls by $\alpha^2$, the depthwise part by $\alpha$.
-# - $\rho$ (Eq. 7) shrinks the side of the map, so both parts fall by $\rho^2$. The
-#   parameters stay the same: the filters are only applied at fewer positions.
+#   pointwise part is multiplied by $\alpha^2$, the depthwise part by $\alpha$.
+# - $\rho$ (Eq. 7) shrinks the side of the feature map, so both parts are multiplied by
+#   $\rho^2$. The parameters stay the same: the same filters are applied at fewer
+#   positions.
 #
 # ## Tables 4 to 9: every MobileNet the paper lists, counted again
 #
@@ -630,7 +633,7 @@ for tables, name, variant, accuracy, paper_macs, paper_params in PAPER:
 # and our count of parameters within its rounding. Three rows, marked (!), show how the
 # paper's numbers were computed:
 #
-# - 290.68 and 76.52 million were cut off to 290 and 76 instead of rounded.
+# - 290.68 and 76.52 million were truncated to 290 and 76 instead of rounded.
 # - The network with full convolutions needs 4,867.29 million, but the paper prints
 #   4,866. Without the last layer's 1.02 million it is 4,866.27, so that layer seems to
 #   have been left out in this row.
@@ -638,7 +641,7 @@ for tables, name, variant, accuracy, paper_macs, paper_params in PAPER:
 # ## Tables 8 and 9: the other networks, counted by the same program
 #
 # The paper takes the costs of four other networks from elsewhere. torchvision
-# implements all four, so they can be counted with the counter that counted MobileNet.
+# implements all four, so the same program can count them.
 
 # %%
 from torchvision import models
@@ -674,13 +677,13 @@ for name, (build_network, paper_macs, paper_params) in RIVALS.items():
 # %% [markdown]
 # :::{admonition} The paper's slip: SqueezeNet's cost is twice our count
 # :class: warning
-# Three networks agree within 4 % (torchvision's versions differ a little from the
-# originals). SqueezeNet does not: the paper's 1,700 million is about twice our count.
-# This would be explained if each multiplication and each addition had been counted
-# separately. The paper does not state the source of the number.
+# For three networks the two counts agree within 4 % (torchvision's versions differ a
+# little from the originals). SqueezeNet does not: the paper's 1,700 million is about
+# twice our count. Counting each multiplication and each addition separately would
+# explain this. The paper does not state the source of the number.
 # :::
 #
-# ## The text's claims, recomputed
+# ## The claims in the paper's text, recomputed
 
 # %% tags=["hide-input", "nbval-check-output"]
 CLAIMS = [  # claim, the text's number, what the tables give, tolerance for rounding
@@ -706,17 +709,18 @@ ratio = other_macs["SqueezeNet"] / (cost(0.5, 160).macs / 1e6)
 print(f"\nSqueezeNet by our count: {ratio:.1f} times the work of 0.5 MobileNet-160")
 
 # %% [markdown]
-# Eight of the ten claims follow from the tables. The text calls the 0.5 MobileNet-160
-# 4 % better than AlexNet and than SqueezeNet; in the tables it is 3.0 and 2.7 points
-# better. And the factor of 22 over SqueezeNet is about 11 if both networks are counted
-# in the same way.
+# Eight of the ten claims follow from the tables. The paper's text calls the 0.5
+# MobileNet-160 4 % better than AlexNet and SqueezeNet; in the tables it is 3.0 and 2.7
+# points better. And the factor of 22 over SqueezeNet is about 11 if both networks are
+# counted in the same way.
 #
 # ## One number, many conventions
 #
 # A **FLOP** is one multiplication *or* one addition, so a multiply-add is two FLOPs. If
 # you search for MobileNet's cost, you will find 569 million, 579, 1,137 and others. All
-# can be right: they count different operations. The tools named here were run to find
-# out which. Ask for the convention before you compare two tables.
+# of them can be right: they count different operations. We ran the tools named in the
+# table to find out which operations each one counts. Check the convention before you
+# compare two published counts.
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -726,7 +730,7 @@ table = table[["total", "name", "used_by"]].rename(columns={"used_by": "used by"
 table.style.hide(axis="index").format(thousands=",").set_uuid("conventions")
 
 # %% [markdown]
-# ## A real image: layers of very different cost, one answer
+# ## A real image: what each layer of a trained network costs
 #
 # No weights of MobileNetV1 are available offline, but those of a successor come with the
 # book's packages: EfficientNet-Lite0 {cite:p}`tan2019,liu2020lite`, built from the same
@@ -753,7 +757,7 @@ is_cat = class_name == "Egyptian cat" and bool(probabilities.max() > 0.75)
 run.expect(is_cat, "the network recognises the cat")
 
 # %% [markdown]
-# - `photograph[None]` adds the axis of the batch, (1, 300, 451, 3).
+# - `photograph[None]` adds the batch axis, (1, 300, 451, 3).
 # - `lite0.transform` resizes, crops and normalises it as in the network's training:
 #   (1, 3, 224, 224).
 # - The network returns one *logit* per class, a score that can be any number, (1, 1000).
@@ -785,11 +789,11 @@ plt.show()
 
 
 # %% [markdown]
-# ## Choose your own: explore both multipliers
+# ## Explore both multipliers
 #
-# The cost falls by a little less than $\alpha^2$, and almost exactly by $\rho^2$ (only
-# the linear layer does not shrink with the image). Parameters include batch norm here.
-# Move the sliders.
+# The cost falls a little less than in proportion to $\alpha^2$, and almost exactly in
+# proportion to $\rho^2$ (only the linear layer does not shrink with the image). Here,
+# the parameters include those of batch norm. Move the sliders.
 
 # %% tags=["hide-input"]
 def draw_layer_costs(ax, width, side):
@@ -805,7 +809,7 @@ def draw_layer_costs(ax, width, side):
 
 
 def describe_costs(width, side):
-    """Describe the same in words, for the line under the figure."""
+    """Describe the costs in words, for the line under the figure."""
     network_cost = profiles[width, side]
     share = network_cost.macs / profiles[1, 224].macs
     text = (
@@ -827,16 +831,16 @@ companion.Slider(draw_layer_costs, multipliers, describe_costs)
 # ## Trained here: fewer multiply-adds, the same accuracy
 #
 # Tables 4 and 6 compare accuracies on ImageNet. We ask the same question for 2,223 real
-# solar cells {cite:p}`buerhop2018,deitsch2019`: is a cell functional or defective?
-# Under a current a functional cell emits light; cracks and dead parts stay dark. Cells
-# on which the experts were unsure are left out. (The data set does not state which
-# cells are from one module, so cells of a module can be in both the training and the
-# test set.)
+# solar cells {cite:p}`buerhop2018,deitsch2019`: is a cell functional or defective? When
+# a current flows through it, a functional cell emits light; cracks and dead parts stay
+# dark. Cells on which the experts were unsure are left out. (The data set does not
+# state which cells belong to the same module, so cells of one module can be in both the
+# training set and the test set.)
 #
 # Three networks are trained from random weights: MobileNet with $\alpha$ = 0.25 and
 # 0.5, and the **twin** of the first. In the twin, each separable block is replaced by a
-# standard convolution with the same channels; the table and the figure below call it
-# *0.25 full convolution*.
+# standard convolution with the same numbers of channels; the table and the figure below
+# call it *0.25 full convolution*.
 #
 # The recipe follows Section 3.2 of the paper:
 #
@@ -846,11 +850,11 @@ companion.Slider(draw_layer_costs, multipliers, describe_costs)
 # - **No weight decay on depthwise filters.** *Weight decay* pulls weights towards 0.
 #   `parameter_groups` returns two groups for the optimiser, one of them without decay.
 #
-# The paper states neither learning rate nor decay; 3e-3 and 4e-5 are ours. The result
-# is measured on cells that are *held out*, which means not used in training.
-# **Accuracy** is the share of right answers; the constant answer "functional" reaches
-# 0.68. **AUROC** is the probability that a defective cell has a higher score than a
-# functional one; random scores reach 0.5.
+# The paper states neither the learning rate nor the weight decay; 3e-3 and 4e-5 are our
+# choices. The result is measured on cells that are *held out*, which means not used in
+# training. **Accuracy** is the share of correct answers; always answering "functional"
+# reaches 0.68. **AUROC** is the probability that a defective cell has a higher score
+# than a functional one; random scores reach 0.5.
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -930,9 +934,9 @@ for name, variant in VARIANTS.items():
 #   resumes. Elsewhere it is None.
 #
 # After two epochs both networks are clearly better than chance. A comparison needs
-# longer training and several *seeds*; each seed draws other initial weights and another
-# split. Training each network for 12 epochs with five seeds takes 17 minutes on one
-# processor thread, so the results are stored in a file.
+# longer training and several *seeds*; each seed draws different initial weights and a
+# different split. Training each network for 12 epochs with five seeds takes 17 minutes
+# on one processor thread, so the results are stored in a file.
 
 # %% tags=["hide-input"]
 measured = companion.read_result("mobilenet_cells")
@@ -985,7 +989,7 @@ for ax, (key, title) in zip(axes, QUANTITIES.items(), strict=True):
         style = dict(fmt=marker, ms=8, capsize=4, color=colour, label=name)
         ax.errorbar(million_macs, mean, deviation, **style)
     ax.set(xscale="log", ylabel=title)
-axes[0].set_title("7.5 times the work: no more accuracy, twice the time")
+axes[0].set_title("7.5 times the work: the same accuracy, twice the time")
 axes[2].set(xlabel="million multiply-adds", ylabel="CPU seconds\nper epoch")
 axes[2].set_ylim(0, None)
 companion.log_ticks(axes[2].xaxis, (15, 30, 50, 100))
@@ -999,10 +1003,10 @@ plt.show()
 # twin's: **7.5 times fewer multiply-adds cost no accuracy** on this small set.
 # :::
 #
-# Twice the width adds nothing that is visible beside the spread. Do not conclude too
-# much: after 12 epochs with one recipe for all, the twin's training loss is still the
-# highest of the three. Longer training or another learning rate might change the order,
-# and on ImageNet the paper's network lost 1.1 points.
+# Doubling the width brings no gain that exceeds the spread over the seeds. Do not
+# conclude too much from this: after 12 epochs with one recipe for all, the twin's
+# training loss is still the highest of the three. Longer training or another learning
+# rate might change the order, and on ImageNet the paper's network lost 1.1 points.
 #
 # Look at the lowest panel. The twin does 7.5 times the work in about twice the time.
 # And the network of width 0.5, with half the twin's work, takes longer than the twin.
@@ -1019,7 +1023,7 @@ plt.show()
 # second) times intensity, up to the machine's peak.
 #
 # - A 3×3 **depthwise** layer with stride 1 reads one number and writes one per 9
-#   multiply-adds. With 4 bytes per number that is 9/8 per byte.
+#   multiply-adds. With 4 bytes per number, that is 9/8 multiply-adds per byte.
 # - A **strided** depthwise layer reads four numbers per number that it writes: 9/20 per
 #   byte.
 # - A **pointwise** layer uses each number that it reads once per output channel, so its
@@ -1033,8 +1037,8 @@ plt.show()
 # %%
 from paperlib.complexity import measure_machine, time_layers
 
-network = MobileNetV1().to(run.device)  # or any network of yours …
-images = torch.randn(1, 3, 224, 224).to(run.device)  # … and its input
+network = MobileNetV1().to(run.device)  # or your own network
+images = torch.randn(1, 3, 224, 224).to(run.device)  # the network's input
 machine = measure_machine(run.device, seconds=2)
 timings = time_layers(network, images, repeats=20)
 
@@ -1049,8 +1053,8 @@ for kind in dict.fromkeys(timing.kind for timing in timings):
     print(f"{kind:18} {macs_share:10.1%} {time_share:15.1%}")
 
 # %% [markdown]
-# - `measure_machine` measures the peak speed and the bandwidth, from which the roofline
-#   follows, for two seconds each. The fastest run counts.
+# - `measure_machine` measures the peak speed and the bandwidth for two seconds each and
+#   keeps the fastest run. The roofline follows from these two numbers.
 # - `time_layers` runs the network 20 times and returns one entry per layer: its median
 #   seconds, multiply-adds and bytes.
 #
@@ -1095,7 +1099,7 @@ plt.show()
 #
 # Layout and batch size change the times, too. By default PyTorch stores an image
 # channel after channel (*contiguous*, NCHW). **Channels last** (NHWC) stores all
-# channels of a pixel side by side, which suits 1×1 convolutions. The next code times
+# channels of a pixel side by side, which suits 1×1 convolutions. The code below times
 # the separable network and its twin in both layouts, for a forward pass and for a
 # training step.
 
@@ -1144,8 +1148,8 @@ for separable, million_macs, batch_size, layout, forward, training in timed_rows
 #
 # - **Counts mislead across kinds of layers.** Compare times on the device and with the
 #   batch size that you will use.
-# - **Width 0.25 is less accurate than the trend.** From 0.5 to 0.25 the paper's
-#   accuracy drops by 13.1 points, nearly twice as much as from 1 to 0.5 (6.9).
+# - **Width 0.25 falls below the trend.** From 0.5 to 0.25 the paper's accuracy drops by
+#   13.1 points, nearly twice as much as from 1 to 0.5 (6.9).
 # - **ReLU after every thin layer discards information.** For this reason MobileNetV2
 #   has none after its narrow layers.
 # - **A count is not an accuracy.** In Table 5 the shallow network costs nearly the same
@@ -1153,9 +1157,9 @@ for separable, million_macs, batch_size, layout, forward, training in timed_rows
 #
 # ## Exercises
 #
-# Each check tells you what is wrong without revealing the answer. Replace the dots by
-# your answer: a number, or the name of a function that you define above the check.
-# Solutions are folded under each group.
+# Each check tells you what is wrong without revealing the answer. Replace the dots with
+# your answer: a number, or the name of a function that you define above the check. The
+# solutions are hidden below each group of exercises.
 #
 # **Warm-up (5 minutes)**
 #
@@ -1254,8 +1258,9 @@ assert check.depthwise_function(depthwise_convolution)
 # **3.** You set $\alpha = 0.5$. Why does the cost fall to 26 % and not to 25 %?
 #
 # :::{dropdown} Answer
-# Pointwise layers fall by $\alpha^2$, but depthwise layers, the first layer (its three
-# input channels stay) and the last one (its 1,000 outputs stay) fall by $\alpha$ only.
+# The cost of the pointwise layers is multiplied by $\alpha^2$. The cost of the
+# depthwise layers, the first layer (its three input channels stay) and the last one
+# (its 1,000 outputs stay) is multiplied by $\alpha$ only.
 # :::
 #
 # **4.** Which of the two multipliers changes the number of parameters?
@@ -1265,15 +1270,15 @@ assert check.depthwise_function(depthwise_convolution)
 # filter: in Table 7 every row has 4.2 million parameters.
 # :::
 #
-# **5.** A blog states that MobileNet needs 1,137 million operations, the paper states
-# 569 million. Which one is right?
+# **5.** A blog post states that MobileNet needs 1,137 million operations; the paper
+# states 569 million. Which one is right?
 #
 # :::{dropdown} Answer
 # Both. 1,137 million counts a multiplication and an addition as two operations (FLOPs),
 # 569 million counts multiply-adds.
 # :::
 #
-# **6.** A colleague replaces all convolutions by separable ones, counts 8 times fewer
+# **6.** A colleague replaces all convolutions with separable ones, counts 8 times fewer
 # multiply-adds, and measures half the time. Give one reason.
 #
 # :::{dropdown} Answer
@@ -1284,29 +1289,30 @@ assert check.depthwise_function(depthwise_convolution)
 #
 # ## Summary
 #
-# - Filtering and combining in two steps costs $1/N + 1/D_K^2$ of doing both in one: 8.84
-#   times less for $N = 512$ and 3×3.
+# - Filtering and combining in two steps costs only the fraction $1/N + 1/D_K^2$ of
+#   doing both in one step: 8.84 times less for $N = 512$ and a 3×3 kernel.
 # - Four strided depthwise layers and the strided first layer replace pooling. 95 % of
 #   the work is in 1×1 layers, which are matrix products and need no im2col.
 # - The MobileNet counts of Tables 2 and 4 to 9 follow from Table 1 if the last stride
-#   is 1. The paper's slips are small: 1.19 for 1.91 %, two numbers cut off instead of
-#   rounded, one without its last layer; SqueezeNet's cost is twice our count.
+#   is 1. The paper's slips are small: 1.19 % printed for 1.91 %, two counts truncated
+#   instead of rounded, and one count without the last layer. The cost that it quotes
+#   for SqueezeNet is twice our count.
 # - $\alpha$ reduces work and parameters, $\rho$ reduces work only.
 # - The time has two lower bounds, one from the multiply-adds and one from the bytes. A
 #   layer without a well-tuned routine reaches neither.
 #
 # **Next**: MobileNetV2 {cite:p}`sandler2018` and EfficientNet {cite:p}`tan2019`
-# continue from here. EfficientNet-Lite0 from this page is the offline backbone of
-# chapters 2, 3 and 5.
+# continue from here. EfficientNet-Lite0, which this notebook used, is the offline
+# backbone of chapters 2, 3 and 5.
 #
 # ## Use it on your own network and your own images
 #
 # `profile(your_network, (1, 3, 224, 224)).table()` counts any `nn.Module`, and the code
 # for the roofline above accepts any network, too. To train a MobileNet on your own
-# images, set `FOLDER` to the path of a folder (or of a zip of it) with one folder of
-# images per class. A quarter of them is held out. The network starts from random
-# weights, so it needs hundreds of images. Compare its accuracy with the share of the
-# most common class.
+# images, set `FOLDER` to the path of a folder, or of a zip file, that contains one
+# folder of images per class. A quarter of them is held out. The network starts from
+# random weights, so it needs hundreds of images. Compare its accuracy with the share of
+# the most common class.
 
 # %% tags=["hide-input"]
 from torchvision import transforms

@@ -15,17 +15,17 @@
 # ---
 
 # %% [markdown]
-# # CAM, run: the last layer contains a map of each class
+# # CAM in code: the last layer contains a map of each class
 #
 # A network that was trained with labels alone, such as "cat" or "cup", has to find the
 # cat in order to name it. CAM {cite:p}`zhou2016` shows where. In a network that ends in
 # average pooling and one linear layer, a class score is a sum over positions. Before
 # this sum is taken, it is a map. This notebook computes the map in one line, checks
-# that it is exact, trains a network on two classes of its own and maps them, draws
+# that it is exact, trains a network on two new classes and computes their maps, draws
 # boxes, and measures how often the boxes are correct.
 #
 # - **Read first**: the [review of the paper](../book/02_cam.md), 50 minutes. You need
-#   PyTorch basics, and what the feature maps of a convolution are.
+#   PyTorch basics, and should know what the feature maps of a convolution are.
 # - **Time**: 105 minutes to read and run, 35 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
@@ -115,9 +115,9 @@ run.expect(centre_y[0, 0] > centre_y[0, 1], "the tripod's map is below the head"
 run.expect(centre_x[1, 1] > centre_x[1, 0], "the lake's map is right of the pagoda")
 
 # %% [markdown]
-# The tripod is found by its legs, "binoculars" by the man who looks through something,
-# "lakeside" by the water. All of this was computed from one forward pass and the
-# weights of the last layer.
+# The map of "tripod" is strongest on its legs, that of "binoculars" on the man who
+# looks through the camera, and that of "lakeside" on the water. All of this was
+# computed from one forward pass and the weights of the last layer.
 #
 # ## What you will be able to do
 #
@@ -133,10 +133,10 @@ run.expect(centre_x[1, 1] > centre_x[1, 0], "the lake's map is right of the pago
 # %% [markdown]
 # ## By hand: equal scores, different maps
 #
-# Two channels of 3×3 positions, $f_1$ and $f_2$; $f_k(x, y)$ is the value of channel
-# $k$ in column $x$ and row $y$. The weights of class A are $w^A = (2, -1)$, those of
-# class B are $w^B = (-1, 1)$. The map $M_c$ of a class $c$ is the weighted sum of the
-# channels,
+# Take two channels of 3×3 positions, $f_1$ and $f_2$. $f_k(x, y)$ is the value of
+# channel $k$ in column $x$ and row $y$. The weights of class A are $w^A = (2, -1)$,
+# those of class B are $w^B = (-1, 1)$. The map $M_c$ of a class $c$ is the weighted sum
+# of the channels,
 #
 # $$
 # M_c(x, y) = \sum_k w_k^c\, f_k(x, y) \tag{2}
@@ -158,14 +158,14 @@ toy_weight = torch.tensor([[2, -1], [-1, 1]]).float()  # one row per class
 # :::{admonition} Predict first
 # :class: tip
 # Compute $M_A$ and $M_B$ from `f1` and `f2`, and the sum of each. Then draw a box
-# around the largest group of neighbours above 20 % of the map's maximum. The next two
-# cells show the answers.
+# around the largest group of neighbouring positions whose values exceed 20 % of the
+# map's maximum. The next two notebook cells show the answers.
 # :::
 
 # %% tags=["nbval-check-output", "hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
 from paperlib.cam import bounding_boxes, class_activation_map
 
-both_classes = torch.tensor([[0, 1]])  # of the one image
+both_classes = torch.tensor([[0, 1]])  # one row per image
 toy_maps = class_activation_map(toy_features, toy_weight, both_classes)[0]
 toy_boxes = []
 for name, activation_map in zip("AB", toy_maps, strict=True):
@@ -193,17 +193,17 @@ plt.show()
 #
 # - A classifier returns only the scores, and these are equal. The maps show what the
 #   scores do not.
-# - In B's map the position at the lower right is also above 20 % of the maximum, which
-#   is 3. But it does not touch the other two positions, and the larger group is kept.
+# - In B's map the value at the lower right, 1, also exceeds 20 % of the maximum, 3. But
+#   this position does not touch the other two, and only the larger group is kept.
 # - Boxes are *half-open*: `bottom` and `right` are one past the last position, so that
 #   `bottom - top` is the height.
 #
 # ## From the paper to code: a forward hook and a weighted sum
 #
-# Now the real network. $f_k$ is what the network pools, $w$ the weight of its last
-# layer. But `model(images)` returns only the scores. How do we get the output of a
-# layer in the middle? With a *forward hook*: a function that PyTorch calls each time
-# this layer has run.
+# Now we apply Eq. 2 to the real network. $f_k$ is the input of its pooling layer, and
+# $w$ is the weight of its last layer. But `model(images)` returns only the scores. How
+# do we get the output of a layer in the middle? With a *forward hook*: a function that
+# PyTorch calls each time this layer has run.
 
 # %%
 LAYER = run.choose(smoke="bn2", full="layer4")  # the layer whose output is pooled
@@ -231,7 +231,7 @@ print(f"{len(outputs)} output stored, features {tuple(features.shape)}")
 #   names.
 # - `register_forward_hook` registers our function with the layer. From now on PyTorch
 #   calls it after each forward pass of the layer, with three arguments: the layer
-#   itself, a tuple of its inputs, and its output. If a hook returns something, this
+#   itself, a tuple of its inputs, and its output. If a hook returns a value, that value
 #   replaces the output; ours returns nothing.
 # - The output is appended to the list `outputs`, because a hook has no other way to
 #   pass it to us.
@@ -239,7 +239,7 @@ print(f"{len(outputs)} output stored, features {tuple(features.shape)}")
 #   Otherwise every later forward pass would append to the list, and keep its tensors in
 #   memory. A script that reads `outputs[0]` would then use the features of the first
 #   image for all images, without an error.
-# - `torch.no_grad()` records nothing for a backward pass: CAM needs no gradient.
+# - Inside `torch.no_grad()`, PyTorch records nothing for a backward pass: CAM needs no gradient.
 #
 # The library's `record_activations` does the same as a context manager, which also
 # removes the hook if the network raises an exception.
@@ -266,12 +266,12 @@ large_map = upsample(tripod_map, side)
 # | `tripod_map` | the map $M_c$ | (7, 7) | (7, 7) |
 # | `large_map` | the map, resized bilinearly | (224, 224) | (224, 224) |
 #
-# - `flatten(1)` joins rows and columns to one axis of 49 positions. `view` restores
+# - `flatten(1)` joins rows and columns into one axis of 49 positions. `view` restores
 #   them.
 # - `head.weight[[TRIPOD]]` selects a row and keeps it a matrix. `detach()` takes it out
 #   of the autograd graph.
 #
-# A loop that is Eq. 2 word for word returns the same map, and so does the library:
+# A loop that follows Eq. 2 term by term returns the same map, and so does the library:
 
 # %% tags=["nbval-check-output", "ledger:cam-eq-2:by-hand"]
 f, w = features[0].tolist(), class_row[0].tolist()
@@ -292,7 +292,7 @@ for same_map in (naive_map, tripod_cam.maps[0], one_map):
     torch.testing.assert_close(same_map.cpu(), tripod_map.cpu(), **TOLERANCE)
 
 # %% [markdown]
-# `cam` received neither of the two names. It runs the network once and follows the
+# `cam` receives neither `LAYER` nor `HEAD`. It runs the network once and follows the
 # scores back to the linear layer and to the features that were pooled.
 #
 # ## The map is exact: its mean plus the bias is the score
@@ -313,7 +313,8 @@ for same_map in (naive_map, tripod_cam.maps[0], one_map):
 #
 # :::{dropdown} Answer
 # By the equation above it is $w_k^c / Z$ at every position. So Grad-CAM's weights are
-# CAM's, divided by $Z$, and so is its map, before the ReLU with which Grad-CAM ends.
+# CAM's weights divided by $Z$, and Grad-CAM's map, before its final ReLU, is CAM's map
+# divided by $Z$.
 # :::
 
 # %% tags=["nbval-check-output", "ledger:cam-eq-1:by-hand"]
@@ -336,14 +337,14 @@ torch.testing.assert_close(Z * tripod_grad_cam.maps[0], tripod_map, **TOLERANCE)
 # %% [markdown]
 # `numel()` counts the positions: 49. `tripod_grad_cam.maps` times 49 is CAM's map.
 #
-# The factor $1/Z$ changes no drawn map and no box. The bias is different: added to each
-# position it would shift the whole map, and other positions would be above 20 % of the
-# maximum. The paper's maps are without it.
+# The factor $1/Z$ changes neither the drawn maps nor the boxes. The bias is different:
+# if it were added to each position, it would shift the whole map, and different
+# positions would exceed 20 % of the maximum. The paper's maps leave it out.
 #
 # ## Real images: where the evidence is
 #
-# Four images that come with scikit-image and scikit-learn, the network's answer to
-# each, and the map of that answer. The colour bar is in logits: the mean over the
+# The figure shows four images from scikit-image and scikit-learn, the network's answer
+# to each, and the map of that answer. The colour bar is in logits: the mean over the
 # positions, plus the bias, is the score.
 
 # %%
@@ -371,8 +372,9 @@ plt.show()
 #
 # ## One image or many: the same maps
 #
-# Code written for one image can go wrong on a batch without an error. The first way is
-# `squeeze()`, which removes every axis of length 1:
+# Code written for one image can return wrong results for a batch without raising an
+# error. There are two common causes. The first is `squeeze()`, which removes every axis
+# of length 1:
 
 # %% tags=["nbval-check-output"]
 single_cams = [cam(model, image[None]) for image in batch]
@@ -384,11 +386,11 @@ for name, maps in (("batch", photo_cams.maps), ("one image", single_cams[0].maps
     print(f"after squeeze() {tuple(maps.squeeze().shape)}")
 
 # %% [markdown]
-# The assertion says that a batch has the maps of its single images. After `squeeze()`,
-# a batch of one has lost its batch axis, and the next line of code indexes a different
-# axis than intended.
+# The assertion checks that a batch has the same maps as its images one at a time. After
+# `squeeze()`, a batch of one has lost its batch axis, and the next line of code indexes
+# a different axis than intended.
 #
-# The second way is a network in train mode: its batch norm uses the mean and standard
+# The second cause is a network in train mode: its batch norm uses the mean and standard
 # deviation of the batch instead of the stored ones.
 
 # %% tags=["nbval-check-output"]
@@ -410,7 +412,7 @@ run.expect(difference > 1, "in train mode, scores depend on the rest of the batc
 
 # %% [markdown]
 # `cam` runs any network as in eval mode and restores its mode afterwards, so
-# `train_mode_maps` are the maps of before.
+# `train_mode_maps` equal the maps computed above.
 #
 # ## Find the weight by name, not by its position in a list
 #
@@ -431,7 +433,7 @@ for last_layer in (nn.Linear(n_channels, 2), nn.Linear(n_channels, 2, bias=False
 assert parameter_name != f"{HEAD}.weight"
 
 # %% [markdown]
-# - `setattr(network, HEAD, last_layer)` replaces the last layer by one for two classes.
+# - `setattr(network, HEAD, last_layer)` replaces the last layer with one for two classes.
 # - `movedim(0, -1)` moves the channels to the end, (7, 7, 1280), so that the row
 #   multiplies them at each position.
 #
@@ -439,12 +441,12 @@ assert parameter_name != f"{HEAD}.weight"
 # number, which multiplies all channels alike. The code runs, and draws a map that has
 # nothing to do with any class.
 #
-# ## No pooling, no map: VGG is refused
+# ## No pooling, no map: VGG is rejected
 #
 # VGG-16 {cite:p}`simonyan2015` flattens its last feature maps and has three linear
-# layers with ReLUs after them. There is no single weight per channel, so Eq. 2 has no
-# meaning there. A library that uses "the last linear layer" draws something all the
-# same. Ours raises an error:
+# layers with ReLUs between them. There is no single weight per channel, so Eq. 2 has no
+# meaning there. A library that simply uses "the last linear layer" draws a map anyway.
+# Ours raises an error:
 
 # %% tags=["nbval-check-output"]
 import textwrap
@@ -503,22 +505,23 @@ plt.show()
 # %% [markdown]
 # ## Your own two classes, from two folders
 #
-# So far the classes were ImageNet's. Now a data set of your own, in the layout of
-# torchvision's `ImageFolder`: one folder of images per class. By default these are real
-# solar cells {cite:p}`buerhop2018,deitsch2019`, functional or defective: under a
-# current a functional cell glows, and cracks and inactive parts stay dark. The code
-# writes them to files first, so that it starts where you would. For cats and dogs in
-# two folders, set `FOLDER` to the path of the folder that holds both, or of a zip of
-# it, and run the rest unchanged.
+# So far the classes were ImageNet's. This section uses a data set of your own, in the
+# layout of torchvision's `ImageFolder`: one folder of images per class. By default, the
+# images show real solar cells {cite:p}`buerhop2018,deitsch2019`, functional or
+# defective: when a current flows through it, a functional cell glows; cracks and
+# inactive parts stay dark. The code first writes these images to files, so that it
+# starts from folders, as you would. For cats and dogs in two folders, set `FOLDER` to
+# the path of the folder that contains both, or of a zip file of it, and run the rest
+# unchanged.
 
 # %%
-FOLDER = None  # or the path of a folder, or of its zip, with two folders of images
+FOLDER = None  # or the path of a folder or zip file that contains two folders of images
 uses_solar_cells = FOLDER is None
 
 # %% [markdown]
-# If `FOLDER` is `None`, the folded cell writes the solar cells to a temporary folder.
-# It uses the cells of monocrystalline silicon, which have an even surface, and of these
-# only the ones on which the experts agree.
+# If `FOLDER` is `None`, the folded code writes the solar cells to a temporary folder.
+# It uses only cells of monocrystalline silicon, which have an even surface, and only
+# those on which the experts agree.
 
 # %% tags=["hide-input"]
 import tempfile
@@ -560,12 +563,12 @@ assert len(dataset.classes) == 2
 # - `ImageFolder` numbers the classes alphabetically, so *defective* is 0 and
 #   *functional* is 1, and cats come before dogs. Read the names from `dataset.classes`.
 #
-# Three quarters of the images are for training, the others are held out. The mean and
+# Three quarters of the images are for training; the others are held out. The mean and
 # the standard deviation are those of the training images. (Solar cells of one module
 # can be in both parts, so the result may be too optimistic.)
 
 # %%
-LIMIT = run.choose(smoke=600, full=3000)  # images used at most: they stay in memory
+LIMIT = run.choose(smoke=600, full=3000)  # maximum number of images: all of them stay in memory
 generator = torch.Generator().manual_seed(0)
 order = torch.randperm(len(dataset), generator=generator)[:LIMIT].tolist()
 raw_images = torch.stack([dataset[i][0] for i in order])
@@ -594,7 +597,7 @@ BATCH = run.choose(smoke=8, full=64)  # a CPU is fastest with small batches
 
 
 def build_network():
-    """Load the pretrained network and replace its last layer by one for two classes."""
+    """Load the pretrained network and replace its last layer with one for two classes."""
     network = backbones.load(NETWORK).model
     setattr(network, HEAD, nn.Linear(n_channels, 2))
     return network.to(run.device)
@@ -609,7 +612,7 @@ def compute_cams(network, images, *targets):
 
 # %% [markdown]
 # On a GPU, every layer is trained. The library's `train_classifier` is a plain training
-# loop: it minimises the cross-entropy with the given optimizer, on shuffled and
+# loop: it minimises the cross-entropy with the given optimiser, on shuffled and
 # randomly mirrored images, and resumes from a checkpoint if there is one.
 
 # %%
@@ -652,8 +655,8 @@ def train_last_layer(network, training_set):
 # %% [markdown]
 # - `nn.Identity()` returns its input. In place of the last layer, it makes the network
 #   return the pooled features, (450, 1280). Then the last layer is restored.
-# - `[:, :, None, None]` makes images of 1×1 pixels of them, because `train_classifier`
-#   expects images. `nn.Flatten()` undoes this.
+# - `[:, :, None, None]` turns them into images of 1×1 pixels, because
+#   `train_classifier` expects images. `nn.Flatten()` undoes this.
 
 # %%
 from paperlib.metrics import auroc
@@ -680,8 +683,8 @@ if uses_solar_cells:
 # than that of a random image of class 0. Chance is 0.5.
 #
 # To use a network later, you need its weights, the names of its classes, and the mean
-# and standard deviation of its images. One safetensors file holds all of these. Loading
-# it executes no code; loading a pickle does.
+# and standard deviation of its training images. One safetensors file holds all of
+# these. Loading it executes no code; loading a pickle does.
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -744,12 +747,13 @@ run.expect(change < 1e-4, "training does not change the sum of the two rows")
 # 1. *Min-max scaling*: subtract the map's minimum and divide by the new maximum, so
 #    that the map ranges from 0 to 1.
 # 2. Resize the map to the image.
-# 3. Colour it by OpenCV's colour map *JET*, from blue over green and yellow to red.
+# 3. Colour it with OpenCV's colour map *JET*, which runs from blue through green and yellow to red.
 # 4. Add 0.7 of these colours to 0.5 of the image. Because 0.7 and 0.5 add up to 1.2,
 #    bright values exceed the range of colours and are *clipped* to 1.
 #
-# Here is this overlay, beside the same map in logits, on four held-out solar cells: two
-# that are surely of class 0, one that is surely of class 1, and the worst mistake.
+# Here is this overlay, beside the same map in logits, on four held-out solar cells: the
+# two of class 0 and the one of class 1 that the network classifies with the highest
+# probability, and its worst mistake.
 
 # %%
 from paperlib.anomaly_map import minmax
@@ -758,8 +762,8 @@ predicted_probabilities = test_cams.logits.softmax(1)
 true_probability = predicted_probabilities.gather(1, test_labels[:, None])[:, 0].cpu()
 is_class_0 = test_labels.cpu() == 0
 examples = [
-    *(true_probability * is_class_0).topk(2).indices.tolist(),  # surest of class 0
-    int((true_probability * ~is_class_0).argmax()),  # surest of class 1
+    *(true_probability * is_class_0).topk(2).indices.tolist(),  # class 0, highest probability
+    int((true_probability * ~is_class_0).argmax()),  # class 1, highest probability
     int(true_probability.argmin()),  # worst mistake
 ]
 
@@ -801,11 +805,12 @@ plt.show()
 # - **"Functional" has no particular region.** It is the absence of defects, so its
 #   evidence is all over the image. Do not interpret its reddest spot as the reason.
 # - **The common overlay hides the scale.** After min-max scaling every map has a red
-#   spot, also one whose largest value is close to zero. JET adds bands of yellow and
-#   cyan that look like edges, and clipping removes detail where the image is bright. It
-#   helps to recognise such figures in papers, not to judge a network.
+#   spot, even one whose largest value is close to zero. JET adds bands of yellow and
+#   cyan that look like edges, and clipping removes detail where the image is bright.
+#   You should recognise this overlay when you see it in a paper, but do not use it to
+#   judge a network.
 #
-# What do the two weights do? The same map and image with three pairs of weights:
+# What do the two weights do? The figure shows the same map and image with three pairs of weights:
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Three overlays of the same defective solar cell and map, with the weights 0.3 and 0.7, 0.5 and 0.5, 0.7 and 0.5. From left to right the colours of the map become stronger and the solar cell becomes harder to see; only the last has clipped pixels."}}
 fig, panels = plt.subplots(1, 3, figsize=(6.4, 3.1))
@@ -824,15 +829,15 @@ plt.show()
 #
 # ## Boxes: one map, two rules, different boxes
 #
-# - **The paper** keeps what is above **20 %** of the map's maximum, and of this the
-#   **largest** region.
-# - **A common script** scales the map to 0…1 first, keeps what is strictly above
-#   **60 %**, and draws **every** region.
+# - **The paper** keeps the pixels above **20 %** of the map's maximum, and of these
+#   only the **largest** region.
+# - **A common script** scales the map to 0…1 first, keeps the pixels strictly above
+#   **60 %**, and draws a box around **every** region.
 #
 # A *region* is a set of connected pixels. With *4-connectivity*, pixels are connected
 # if they share an edge; with *8-connectivity*, a shared corner is enough. The script
 # finds 4-connected regions by `scipy.ndimage.label`, and their boxes by
-# `skimage.measure.regionprops`. The assertion says that our `bounding_boxes` returns
+# `skimage.measure.regionprops`. The assertion checks that our `bounding_boxes` returns
 # the same boxes.
 
 # %%
@@ -870,7 +875,7 @@ fig.suptitle("Boxes of the script (orange) and the paper (blue)")
 plt.show()
 
 # %% [markdown]
-# How large is the map of class 0 in each of the four images, whatever the answer was?
+# How large are the values in the map of class 0 for each of the four images, whatever class was predicted?
 
 # %%
 class_0_maps = [cam(own_model, test_images[i : i + 1], 0).maps for i in examples]
@@ -891,15 +896,16 @@ if uses_solar_cells:
 # The first two images have strong evidence of a defect, and the others hardly any.
 # After min-max scaling, and so in every common overlay, all four have the same maximum.
 #
-# Which rule is better? Here nobody can say: the data set has labels and no boxes. That
-# is the normal situation, and the reason why the next section makes images of its own.
+# Which rule is better? This data set cannot answer the question: it has labels but no
+# boxes. That is the usual situation, and the reason why the next section creates its
+# own images.
 #
 # ## Are the boxes correct? Objects pasted at known positions
 #
-# We cut three objects that the network knows out of their images, and paste them on
+# We cut three objects that the network knows out of their images, and paste them onto
 # four scenes, at random positions and in four sizes. So the true box is known. The
-# class that counts as true is what the network predicts for the original image. The
-# folded cells cut out the objects along polygons.
+# class that the network predicts for the original image counts as the true class. The
+# folded code cuts out the objects along polygons.
 
 # %% tags=["hide-input"]
 # Polygons around three objects: x, y, x, y, …
@@ -925,7 +931,7 @@ from skimage.draw import polygon2mask
 
 
 def cut_out(photo, outline):
-    """Return the pixels around a polygon: red, green, blue and its mask, (4, h, w)."""
+    """Crop to a polygon; return red, green, blue and the polygon's mask, (4, h, w)."""
     corners = np.array(outline.split(), int).reshape(-1, 2)
     mask = polygon2mask(photo.shape[:2], corners[:, ::-1])  # expects (y, x)
     (window,) = ndimage.find_objects(mask.astype(int))
@@ -1126,7 +1132,7 @@ print("CAM's rule, if the class is first:", end=" ")
 print(f"{share_correct:.0%} of the boxes are correct")
 
 # %% [markdown]
-# Now all thresholds from 5 to 90 %, first for all objects and then for each size:
+# Next, we try all thresholds from 5 to 90 %, first for all objects and then for each size:
 
 # %%
 thresholds = np.arange(0.05, 0.95, 0.05)
@@ -1163,8 +1169,8 @@ run.expect(lowest["56 pixels"] > 2 * lowest["98 pixels"], "small objects fail")
 # %% [markdown]
 # :::{dropdown} Answer
 # 20 % for the large object, 60 % for the small one. The region of a map does not shrink
-# in proportion to the object: one of its positions is 32 pixels wide, and its
-# neighbours have high values too. A low threshold keeps the margin of the region. That
+# in proportion to the object: one position is 32 pixels wide, and the positions next to
+# the object have high values too. A low threshold keeps the margin of the region. That
 # is correct for an object that fills the image, and far too wide for a small one.
 # :::
 #
@@ -1175,12 +1181,12 @@ run.expect(lowest["56 pixels"] > 2 * lowest["98 pixels"], "small objects fail")
 # less than two positions wide.
 #
 # Connectivity made no difference, and using every region instead of the largest changed
-# next to nothing: one object has one smooth region. It matters if there are two
-# objects.
+# next to nothing: one object has one smooth region. The choice of regions matters if
+# there are two objects.
 #
-# ## Beside the paper: two thirds of the boxes fit if the class is correct
+# ## Compared with the paper: two thirds of the boxes fit if the class is correct
 #
-# The paper's errors (Tables 1 and 2, quoted) can't be reproduced here: they need
+# The paper's errors (Tables 1 and 2, quoted) cannot be reproduced here: they need
 # ILSVRC's 50,000 validation images and networks that were fine-tuned on its 1.3 million
 # training images. But dividing one table by the other answers a question that we also
 # measured: of the images whose class is correct, how many boxes fit? (GAP is average
@@ -1198,7 +1204,7 @@ QUOTED = {
     "GoogLeNet": (31.9, 11.3, 60.09, 49.34),
     "NIN": (41.9, 19.6, 65.47, 54.19),
 }
-print("quoted          class wrong, %  box or class wrong, %  box fits if class fits")
+print("quoted          class wrong, %  box or class wrong, %  fits if class correct")
 print("                top-1   top-5     top-1    top-5          top-1    top-5")
 for network_name, (class1, class5, box1, box5) in QUOTED.items():
     share1 = (100 - box1) / (100 - class1)
@@ -1209,18 +1215,18 @@ for network_name, (class1, class5, box1, box5) in QUOTED.items():
 
 
 # %% [markdown]
-# In the networks that the authors changed, whose maps have 13×13 or 14×14 positions, it
-# is about two thirds, whether the network gets a third of the classes wrong or half of
-# them: better classification does not mean better boxes. GoogLeNet as published ends in
-# average pooling as well, with 7×7 positions, and stays below 60 %. The paper found
-# that finer maps localise better. Our own share, printed above, is for pasted objects
-# and another network. It answers the same question, but the two numbers are not
-# comparable.
+# In the networks that the authors changed, whose maps have 13×13 or 14×14 positions,
+# this share is about two thirds, whether the network gets a third of the classes wrong
+# or half of them: better classification does not mean better boxes. The original
+# GoogLeNet also ends in average pooling, but with 7×7 positions, and stays below 60 %.
+# The paper found that maps with more positions localise better. Our own share, printed
+# above, is for pasted objects and another network. It answers the same question, but
+# the two numbers are not comparable.
 #
 # Two more quoted results:
 #
 # - On ILSVRC's test set (Table 3), GoogLeNet-GAP's top-5 localisation error is 42.9 %,
-#   and 37.1 % with hand-made rules for which boxes to submit. AlexNet trained *with*
+#   and 37.1 % with hand-crafted rules for which boxes to submit. AlexNet trained *with*
 #   boxes has 34.2 %.
 # - On birds (Table 4), a classifier is correct for 63.0 % of the full images, for
 #   67.8 % if they are cropped to CAM's box, and for 70.5 % if they are cropped to the
@@ -1287,25 +1293,25 @@ plt.show()
 #   even recognise the small cat.
 # - **Two classes** have two maps, and the cat's is *blue* on the cup: the cup decreases
 #   the cat's score. The boxes are at the correct positions and too large at 20 %.
-# - **Two of a kind** share one map. At 20 % their regions touch and become one. The
-#   rule of the largest region could at best return one of the two.
+# - **Two of a kind** share one map. At 20 % their regions touch and become one. Even if
+#   they did not touch, the largest-region rule could return only one of the two.
 # - **Wrong class, correct box** counts as an error. Whether that is fair depends on the
 #   purpose of the box.
 #
 # Three more limits that no figure here shows:
 #
-# - What always occurs together with a class is part of its map, such as rails with
-#   trains.
-# - What distinguishes a class from similar ones has higher values than the rest, such
-#   as the face compared with the legs.
+# - Anything that always occurs together with a class, such as rails with trains, is
+#   part of its map.
+# - Parts that distinguish a class from similar ones, such as the face, have higher
+#   values than other parts, such as the legs.
 # - A position of the last layer depends on much more of the image than the pixels under
 #   it.
 #
 # ## Exercises
 #
 # Each notebook cell calls a check that reports what is wrong without revealing the
-# answer. Replace the dots by your answer: a number, or the name of a function that you
-# define above the check. Solutions are folded under each group.
+# answer. Replace the dots with your answer: a number, or the name of a function that
+# you define above the check. The solutions are hidden below each group of exercises.
 #
 # **Warm-up (5 minutes).**
 #
@@ -1313,7 +1319,7 @@ plt.show()
 # class; the bias of that class is 0.5. What is the sum of the 49 values of its map?
 #
 # **2.** A predicted square box has the same centre as the true square box, and longer
-# sides. How many times as long may they be, at most, for an IoU of 0.5?
+# sides. How many times as long may they be, at most, if the IoU must be at least 0.5?
 
 # %% tags=["exercise"]
 from paperlib.exercises import cam as check
@@ -1379,8 +1385,8 @@ assert check.parameters_saved(100 * (1 - n_left / count_parameters(vgg)))
 # **6.** Change a network as the paper does: write `f(features, channels, classes)`. Its
 # first argument is a convolutional part with `channels` output channels, such as
 # `vgg.features` with 512. It returns a network that `cam` accepts: this part, a 3×3
-# convolution to 1,024 channels that keeps the size of the map, average pooling, and one
-# linear layer.
+# convolution to 1,024 channels that keeps the size of the feature map, average pooling,
+# and one linear layer.
 
 # %% tags=["exercise"]
 done = check.gap_network(...)
@@ -1411,7 +1417,7 @@ assert check.gap_network(with_gap)
 # change nothing in eval mode; a ReLU or another layer does.
 # :::
 #
-# **2.** The 49 values of a map add up to 343, and the score is 7.25. Where is the
+# **2.** The 49 values of a map add up to 343, and the score is 7.25. What explains the
 # difference?
 #
 # :::{dropdown} Answer
@@ -1463,8 +1469,8 @@ assert check.gap_network(with_gap)
 #
 # - With average pooling and one linear layer, a score is the mean of a map plus a bias.
 #   CAM is that map: exact, one matrix product, one forward pass, one map per class.
-# - A forward hook returns the output of a layer. Remove it after use.
-# - Find the weight by name; run in eval mode; keep the batch axis; refuse networks that
+# - A forward hook stores the output of a layer. Remove it after use.
+# - Find the weight by name; run in eval mode; keep the batch axis; reject networks that
 #   have no such map.
 # - Min-max scaling and JET show a shape and hide the scale. A map without evidence
 #   looks like a map with evidence.
@@ -1474,8 +1480,9 @@ assert check.gap_network(with_gap)
 # **Next**: chapter 03, Grad-CAM {cite:p}`selvaraju2020`, uses the gradient instead of
 # the weights and works for any convolutional network.
 #
-# **Use it on your own images**: `cam(model, images)` accepts any network that ends as
-# this one does (torchvision's ResNets, DenseNets and EfficientNets, most of timm's),
-# and reports what it found if yours does not. For your own two classes set `FOLDER` in
-# *Your own two classes*; for more than two, change the 2 in `build_network` and leave
-# out the assertion on the number of classes and the lines on AUROC and on the two rows.
+# **Use it on your own images**: `cam(model, images)` accepts any network that ends in
+# the same way as this one (torchvision's ResNets, DenseNets and EfficientNets, most of
+# timm's), and reports what it found if yours does not. For your own two classes set
+# `FOLDER` in *Your own two classes*; for more than two, change the 2 in `build_network`
+# and leave out the assertion on the number of classes and the lines on AUROC and on the
+# two rows.

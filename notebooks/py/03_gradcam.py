@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # Grad-CAM, run: which regions increase a class score?
+# # Grad-CAM in code: which regions increase a class score?
 #
 # CAM computes its map with the weights of the last layer, and so it needs a network
 # that ends in average pooling and one linear layer. Grad-CAM {cite:p}`selvaraju2020`
@@ -26,7 +26,8 @@
 # bias in a data set. At the end it tests when such maps can be trusted.
 #
 # - **Read first**: the [review of the paper](../book/03_gradcam.md), 55 minutes, and
-#   [chapter 02](02_cam.ipynb) on CAM. You need PyTorch basics, and what a gradient is.
+#   [chapter 02](02_cam.ipynb) on CAM. You need PyTorch basics, and should know what a
+#   gradient is.
 # - **Time**: 165 minutes to read and run, 35 for the exercises. All cells together run
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
@@ -52,11 +53,11 @@ NETWORK = run.choose(smoke="efficientnet_lite0", full="resnet50")
 # %% [markdown]
 # ## The result first: the paper's Figure 1, a cat and a cup of coffee
 #
-# One image with two objects, explained for two classes. The heat map of Grad-CAM shows
-# where the network finds the class, but only coarsely. *Guided Backpropagation*, a
-# variant of the gradient with respect to the pixels, shows fine lines. Their product,
-# *Guided Grad-CAM*, is meant to have both properties: it concerns one class, and it is
-# sharp.
+# The figure below explains one image with two objects for two classes. The heat map of
+# Grad-CAM shows where the network finds the class, but only coarsely. *Guided
+# Backpropagation*, a variant of the gradient with respect to the pixels, shows fine
+# lines. Their product, *Guided Grad-CAM*, is meant to have both properties: it depends
+# on the class, and it is sharp.
 
 # %%
 import cv2
@@ -68,14 +69,14 @@ from paperlib import backbones
 backbone = backbones.load(NETWORK)
 model = backbone.model.to(run.device)
 side = backbone.transform.size  # pixels per side of the network's input
-LAYER = run.choose(smoke="bn2", full="layer4")  # the last with spatial dimensions
+LAYER = run.choose(smoke="bn2", full="layer4")  # the last layer with spatial dimensions
 CAT, ESPRESSO = 285, 967  # Egyptian cat and espresso, of ImageNet's 1,000 classes
 
 # %% [markdown]
-# The folded cell defines three helpers. `resize` and `prepare` turn 8-bit images of any
-# size, grey or RGB, into the network's input: `resize` returns values from 0 to 1, and
-# `prepare` also normalises them, with the mean and standard deviation of the network's
-# training. `name_class` returns the name of a class.
+# The folded code defines three helper functions. `resize` and `prepare` turn 8-bit
+# images of any size, grey or RGB, into the network's input: `resize` returns values
+# from 0 to 1, and `prepare` also normalises them, with the mean and standard deviation
+# of the network's training. `name_class` returns the name of a class.
 
 # %% tags=["hide-input"]
 imagenet = ImageNetInfo()
@@ -125,19 +126,19 @@ class_names = [name_class(CAT), name_class(ESPRESSO)]
 fig = companion.explanation_figure(
     pair_image, pair_cam.maps[0], pair_guided[0], pair_guided_cam[0], class_names
 )
-fig.suptitle("Grad-CAM and its product depend on the class")
+fig.suptitle("Grad-CAM and Guided Grad-CAM depend on the class")
 plt.show()
 
 # %% [markdown]
 # We measure how much of each heat map lies in the half of the image that shows its
-# class, and how strongly the two images by Guided Backpropagation are correlated.
+# class, and how strongly the two Guided Backpropagation images are correlated.
 
 # %%
 from paperlib.anomaly_map import minmax, upsample
 
 
 def measure_half_shares(maps):
-    """Return the shares of the cat's map above and of the espresso's map below."""
+    """Return the cat map's share in the upper half, the espresso map's in the lower."""
     cat_map, espresso_map = upsample(maps, side)
     inside = torch.stack([cat_map[: side // 2].sum(), espresso_map[side // 2 :].sum()])
     totals = torch.stack([cat_map.sum(), espresso_map.sum()])
@@ -152,7 +153,7 @@ cat_share, espresso_share = measure_half_shares(pair_cam.maps[0])
 correlation = correlate(pair_guided[0, 0], pair_guided[0, 1])
 print(f"share of the cat's map in the upper half: {cat_share:.0%}")
 print(f"share of the espresso's map in the lower half: {espresso_share:.0%}")
-print(f"correlation of the two images by Guided Backpropagation: {correlation:.2f}")
+print(f"correlation of the two Guided Backpropagation images: {correlation:.2f}")
 
 # %% tags=["remove-cell"]
 is_in_its_half = min(cat_share, espresso_share) > 0.7
@@ -161,8 +162,8 @@ run.expect(correlation > 0.9, "Guided Backpropagation hardly depends on the clas
 
 # %% [markdown]
 # The heat map follows the class. Guided Backpropagation does not: the two images are
-# nearly equal, and nobody could tell which is the cat's and which is the espresso's.
-# The end of the chapter tests why.
+# nearly equal, and nobody could tell which is the cat's and which is the espresso's. A
+# test at the end of the chapter shows why.
 #
 # ## What you will be able to do
 #
@@ -220,7 +221,7 @@ plt.show()
 # %% [markdown]
 # :::{admonition} Predict first
 # :class: tip
-# Compute $\alpha_1$, $\alpha_2$ and the map. Then show the output of the next cell.
+# Compute $\alpha_1$, $\alpha_2$ and the map. Then show the output of the next notebook cell.
 # :::
 
 # %% tags=["nbval-check-output", "hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
@@ -242,20 +243,20 @@ assert torch.equal(weighted_sum, 2 * A[0] - A[1])
 # - `alpha[:, None, None]` has the shape (2, 1, 1), so that each weight multiplies all
 #   positions of its channel. `sum(0)` adds up the channels: (3, 3).
 #
-# Weights and map are those of chapter 02's class A, except that the ReLU sets negative
-# values to zero. But look at channel 2: where the channel is not 0, its gradient is 0.
-# So the values of channel 2 do not influence this score. Yet the average of its
-# gradient is -1, and the sum before the ReLU is -3 at the upper left. **One weight per
-# channel is a simplification.** It is exact where the gradient is the same at all
-# positions, as it is before average pooling. Elsewhere a map can mark regions that the
-# score does not depend on {cite:p}`draelos2020`.
+# The weights and the map are those of chapter 02's class A, except that the ReLU sets
+# negative values to zero. But look at channel 2: where the channel is not 0, its
+# gradient is 0. So the values of channel 2 do not influence this score. Yet the average
+# of its gradient is -1, and the sum before the ReLU is -3 at the upper left. **One
+# weight per channel is a simplification.** It is exact where the gradient is the same
+# at all positions, as it is before average pooling. Elsewhere a map can mark regions
+# that the score does not depend on {cite:p}`draelos2020`.
 #
 # ## From the paper to code: a hook and two loops
 #
-# Eq. 1 and Eq. 2 word for word, on the real network. `network(image)` returns only the
-# scores, but Eq. 1 needs the output $A$ of a layer in the middle. A *forward hook*
-# makes it accessible, as in chapter 02: a function that PyTorch calls each time the
-# layer has run.
+# This section implements Eq. 1 and Eq. 2 term by term and applies them to the real
+# network. `network(image)` returns only the scores, but Eq. 1 needs the output $A$ of a
+# layer in the middle. A *forward hook* makes it accessible, as in chapter 02: a
+# function that PyTorch calls each time the layer has run.
 
 
 # %%
@@ -286,20 +287,20 @@ def naive_grad_cam(network, image, layer, target):
 #   store the outputs of every later image.
 # - `image[None]` adds the batch axis that the network expects: (3, H, W) becomes
 #   (1, 3, H, W). `score` is one number.
-# - `torch.autograd.grad(score, outputs[0])` returns $\partial y^c / \partial A$ in a
-#   tuple of one entry, in the shape of $A$: (1, K, h, w) for K channels.
+# - `torch.autograd.grad(score, outputs[0])` returns a tuple with one entry, $\partial
+#   y^c / \partial A$. It has the shape of $A$: (1, K, h, w) for K channels.
 # - **The first loop** is Eq. 1. Each channel's gradient (h, w) becomes one number.
 # - **The second loop** is Eq. 2. It adds up weighted channels, (h, w) each.
-# - `detach()` takes the channels out of the autograd graph, because nothing after this
+# - `detach()` detaches the channels from the autograd graph, because nothing after this
 #   line is differentiated.
 #
-# **Why not `register_full_backward_hook`?** Many scripts store the gradient by such a
+# **Why not `register_full_backward_hook`?** Many scripts store the gradient with such a
 # hook, which PyTorch calls during `score.backward()` with the gradient at the layer's
 # output. The result is the same, with three disadvantages:
 #
 # - `backward()` continues to the first layer, although the gradient is only needed at
-#   $A$. It also adds to the `.grad` of every parameter, which a later training step
-#   would use if it is not set to zero.
+#   $A$. It also adds to the `.grad` of every parameter. A later training step would use
+#   these values unless they are reset to zero first.
 # - If the next layer works in place, such as `nn.ReLU(inplace=True)`, PyTorch raises a
 #   `RuntimeError`: the output of a layer with such a hook must not be overwritten.
 # - Two hooks have to be stored and removed instead of one.
@@ -325,8 +326,8 @@ print(f"{n_channels} channels of {height}×{width} positions: the maps are equal
 #
 # - It keeps no autograd graph for the layers before the chosen one, so one map costs
 #   little more than a forward pass.
-# - It runs any network as in eval mode, and leaves no hook, no `.grad` and no changed
-#   mode.
+# - It runs any network as in eval mode. Afterwards no hook and no `.grad` is left, and
+#   the network is in its previous mode again.
 # - It *copies* the output of the layer. Our hook does not. Where an in-place ReLU
 #   follows the layer, `outputs[0]` is overwritten before it is read, and the map is
 #   wrong, without an error.
@@ -344,8 +345,8 @@ print(f"{n_channels} channels of {height}×{width} positions: the maps are equal
 # Y^c = \sum_k w_k^c \, F^k \tag{5}
 # $$
 #
-# - **(a)** Differentiate the second: $\partial Y^c / \partial F^k = w_k^c$.
-# - **(b)** Differentiate the first: $\partial F^k / \partial A^k_{ij} = 1/Z$, at every
+# - **(a)** Differentiate Eq. 5: $\partial Y^c / \partial F^k = w_k^c$.
+# - **(b)** Differentiate Eq. 4: $\partial F^k / \partial A^k_{ij} = 1/Z$, at every
 #   position.
 # - **(c)** The chain rule says $\dfrac{\partial Y^c}{\partial F^k} =
 #   \dfrac{\partial Y^c / \partial A^k_{ij}}{\partial F^k / \partial A^k_{ij}}$, and
@@ -404,7 +405,7 @@ for index, cam_map in zip(pair_targets[0], cam_maps, strict=True):
     dY_dF, dY_dA = torch.autograd.grad(
         Y[index], (pooled, activations), retain_graph=True
     )
-    dY_dF, dY_dA = dY_dF[0], dY_dA[0]  # of the only image
+    dY_dF, dY_dA = dY_dF[0], dY_dA[0]  # the batch has only one image
     explanation = grad_cam(model, pair_batch, LAYER, index, relu=False)
     assert_same(dY_dF, w)  # (a)
     assert_same(dF_dA, torch.ones_like(dF_dA) / Z)  # (b)
@@ -426,9 +427,10 @@ for index, cam_map in zip(pair_targets[0], cam_maps, strict=True):
 #
 # ## Three rules for the gradient of a ReLU
 #
-# Now the fine half of the figure. The gradient of a score with respect to the *pixels*
-# passes backwards through many ReLUs. With $f$ the input of a ReLU and $R$ the gradient
-# that arrives at its output, three rules are in use:
+# We now turn to Guided Backpropagation, which draws the fine lines. The gradient of a
+# score with respect to the *pixels* passes backwards through many ReLUs. Let $f$ be the
+# input of a ReLU and $R$ the gradient that arrives at its output. Three rules are in
+# use:
 #
 # | rule | passes $R$ on where | condition in words |
 # |---|---|---|
@@ -447,7 +449,7 @@ plt.show()
 # %% [markdown]
 # :::{admonition} Predict first
 # :class: tip
-# Apply each rule to these two grids. Then show the output of the next cell.
+# Apply each rule to these two grids. Then show the output of the next notebook cell.
 # :::
 
 # %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Three grids of 3 by 3 numbers. Backprop: minus 2, 0, minus 1; 6, 0, 0; 0, minus 1, 3. Deconvnet: 0, 3, 0; 6, 0, 1; 2, 0, 3. Guided: 0, 0, 0; 6, 0, 0; 0, 0, 3."}}
@@ -486,8 +488,9 @@ assert numbers_passed == {"backprop": 5, "deconvnet": 5, "guided": 2}
 #
 # ## Guided Backpropagation, built by hand and by the library
 #
-# How does such a rule enter a network? A `torch.autograd.Function` defines an operation
-# by two methods: its forward pass, and the backward pass that PyTorch is to use for it.
+# How is such a rule built into a network? A `torch.autograd.Function` defines an
+# operation by two methods: its forward pass, and the backward pass that PyTorch uses
+# for it.
 #
 # EfficientNet-Lite0 uses *ReLU6*, which is $\min(\max(f, 0), 6)$. It is flat above 6 as
 # well, so a gradient passes where $0 < f < 6$. A ReLU has no upper limit. Our function
@@ -557,8 +560,8 @@ def replace_relus(module):
 #   for each part, so that it reaches ReLUs at any depth.
 # - `setattr(module, name, …)` replaces the part under its old name. The forward pass of
 #   the parent module then calls the new layer.
-# - `nn.ReLU6` is no subclass of `nn.ReLU`. Code that looks only for `nn.ReLU` replaces
-#   nothing in this network, and returns the plain gradient without an error.
+# - `nn.ReLU6` is not a subclass of `nn.ReLU`. Code that looks only for `nn.ReLU`
+#   replaces nothing in this network, and returns the plain gradient without an error.
 
 # %%
 guided_model = copy.deepcopy(model)
@@ -581,8 +584,8 @@ print(f"{n_replaced} ReLUs replaced: the gradient equals the library's")
 #
 # **What does the library do differently?** `guided_backprop` copies and replaces
 # nothing. While the network runs, it intercepts every call of a ReLU in PyTorch,
-# including those that are no modules, such as `F.relu(x)` and `x.clamp(min=0)`. These
-# our loop over modules would miss.
+# including those that are not modules, such as `F.relu(x)` and `x.clamp(min=0)`. Our
+# loop over modules would miss these calls.
 #
 # **Why not a backward hook?** A full backward hook on each ReLU could set negative
 # gradients to zero. But it fails for in-place ReLUs, as above, and a hook can be
@@ -590,9 +593,10 @@ print(f"{n_replaced} ReLUs replaced: the gradient equals the library's")
 #
 # ## From a gradient to an image
 #
-# A gradient with respect to the pixels is a tensor like the image, with small values of
-# both signs. The common recipe turns it into an image: subtract the mean, scale to a
-# standard deviation of 0.1, add 0.5 (so that 0 becomes grey), and clip to 0…1.
+# A gradient with respect to the pixels is a tensor of the image's shape, with small
+# values of both signs. The common recipe turns it into an image: subtract the mean,
+# scale to a standard deviation of 0.1, add 0.5 (so that 0 becomes grey), and clip to
+# 0…1.
 
 # %%
 def make_visible(gradient):
@@ -607,7 +611,7 @@ plain_score = model(plain_pixels)[0, ESPRESSO]
 (plain_gradient,) = torch.autograd.grad(plain_score, plain_pixels)
 
 # %% tags=["remove-cell"]
-torch.testing.assert_close(plain_score, score, **TOLERANCE)  # forward, nothing changed
+torch.testing.assert_close(plain_score, score, **TOLERANCE)  # same forward pass
 assert n_replaced > 10 and not torch.allclose(plain_gradient, guided_gradient)
 
 # %% [markdown]
@@ -658,12 +662,13 @@ run.expect(agreement < 0.9, "normalising the input changes the guided gradient")
 # ## Which layer: a slider over depth
 #
 # Any layer with spatial positions can provide $A$. Early layers have many small
-# positions, late layers have few large ones.
+# positions; late layers have few large ones.
 #
 # :::{admonition} Predict first
 # :class: tip
 # The map of an early layer has up to 112×112 positions. Will it be a sharper version of
-# the same heat map? Then show the output of the next cell, and the slider after it.
+# the same heat map? Then show the output of the next notebook cell, and the slider
+# after it.
 # :::
 
 # %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
@@ -725,8 +730,8 @@ companion.Slider(draw_layer, sliders, describe_layer, figsize=(2.8, 2.8), dpi=80
 # %% [markdown]
 # :::{dropdown} Answer
 # No. Early maps have fine detail but hardly depend on the class. Up to `blocks.5`, the
-# share in a class's own half varies from about a fifth to two thirds, and is close to
-# the 50 % of chance on average. These layers respond to edges and colours, not yet to
+# share in a class's own half varies from about a fifth to two thirds; on average it is
+# close to 50 %, the chance level. These layers respond to edges and colours, not yet to
 # objects. Only in the last block (`blocks.6`) and after it (`bn2`) does each map lie on
 # its own object.
 # :::
@@ -764,9 +769,9 @@ torch.testing.assert_close(difference_maps, pair_signed, **TOLERANCE)
 # %% [markdown]
 # With `relu=False`, `grad_cam` returns the weighted sum of Eq. 2 before the ReLU. We
 # call it the *signed map*: positive where a region raises the score, negative where it
-# lowers it. The assertion says that the counterfactual map is the negative part of the
-# signed map, with its sign changed. So it contains no new information: Grad-CAM's map
-# and the counterfactual map together are the signed map.
+# lowers it. The assertion checks that the counterfactual map is the negative part of
+# the signed map, with its sign changed. So it contains no new information: Grad-CAM's
+# map and the counterfactual map together are the signed map.
 
 # %% tags=["hide-cell", "ledger:gradcam-figure-3:measured"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Four panels of the image with cat and cup. Egyptian cat, Grad-CAM: bright on the cat's face. Egyptian cat, counterfactual: bright on the saucer at the lower left. Espresso, Grad-CAM: bright on the coffee. Espresso, counterfactual: bright at the upper right, beside the cat's ear."}}
 methods = {"Grad-CAM": pair_cam, "counterfactual": pair_counterfactual}
@@ -792,19 +797,19 @@ plt.show()
 # ## What the ReLU changes, measured
 #
 # The paper keeps only what *raises* the score, and reports that leaving out the ReLU
-# costs 15.3 points of localisation error. We measure this as the paper does: draw the
-# smallest box around the largest region above 15 % of the map's maximum (Section 4.1),
-# and count the boxes whose overlap with the true box, the IoU of chapter 02, is below
-# 0.5.
+# adds 15.3 points to the localisation error. We measure this as the paper does: draw
+# the smallest box around the largest region above 15 % of the map's maximum (Section
+# 4.1), and count the boxes whose overlap with the true box, the IoU of chapter 02, is
+# below 0.5.
 #
-# The true boxes are known because we paste two objects on a texture. The objects are
+# The true boxes are known because we paste two objects onto a texture. The objects are
 # cut from images that come with scikit-image {cite:p}`vanderwalt2014`; the motorcycle,
 # which the network calls a moped, is from a stereo set {cite:p}`scharstein2014`.
 #
 # :::{admonition} Predict first
 # :class: tip
 # Positions above 15 % of a positive maximum are positive anyway. How can the ReLU
-# matter to the box?
+# affect the box?
 # :::
 
 # %% tags=["hide-input"]
@@ -833,9 +838,9 @@ def paste(scene, image, top_row, generator):
     return top, left, bottom, right
 
 # %% [markdown]
-# Each scene has one object in its upper half and another in its lower half: three
-# textures times twelve ordered pairs of classes. The folded cell defines the objects
-# and `paste`, which copies an object into a scene and returns its box.
+# Each scene has one object in its upper half and another in its lower half. Three
+# textures and twelve ordered pairs of classes make 36 scenes. The folded code defines
+# the objects and `paste`, which copies an object into a scene and returns its box.
 
 # %%
 import itertools
@@ -860,8 +865,8 @@ print(f"{len(scenes)} scenes, {len(true_boxes)} objects")
 print(f"{negative_share:.0%} of all values of the maps are negative")
 
 # %% [markdown]
-# `scene_maps` has one signed map per object, (7, 7). They are processed in four ways
-# before boxes are drawn: with or without the ReLU, and with or without *min-max
+# `scene_maps` has one signed map per object, (7, 7). Before boxes are drawn, the maps
+# are processed in four ways: with or without the ReLU, and with or without *min-max
 # scaling*, which maps the minimum of a map to 0 and its maximum to 1.
 
 # %% tags=["hide-output", "ledger:gradcam-table-1:measured"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}
@@ -901,9 +906,9 @@ run.expect(
 )
 
 # %% [markdown]
-# `find_boxes` returns the box around the largest region, in a list, for one of the four
-# ways. The figure shows a scene and, for each of its objects, the true box and two of
-# the four boxes.
+# For one of the four kinds of processing, `find_boxes` returns a list with the box
+# around the largest region. The figure shows a scene and, for each of its objects, the
+# true box and two of the four boxes.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "A brick wall with a cat pasted at the upper right and a cup at the lower left, drawn twice. Left, the map of Egyptian cat, red on the cat: the true box fits the cat, the box with the ReLU is larger, and the box without it covers the whole image. Right, the map of espresso, red on the cup: the box with the ReLU is larger than the true one, and the box without it is larger still."}}
 SCENE = 0
@@ -964,7 +969,7 @@ mixed = heat_rgb / 255 + cat_image / 255
 mixed_blue_first = heat_rgb / 255 + blue_first / 255
 overlays = {
     "(heat + image) / max": mixed / mixed.max(),
-    "image blue first": np.clip(mixed_blue_first / mixed.max(), 0, 1),
+    "image in BGR order": np.clip(mixed_blue_first / mixed.max(), 0, 1),
     "sum of 8-bit arrays": heat_rgb + cat_image,  # 200 + 100 = 44 in 8 bits
     "0…1 saved as 8-bit": (mixed / mixed.max()).astype(np.uint8),
 }
@@ -972,12 +977,15 @@ overlays = {
 # %% [markdown]
 # - `[..., ::-1]` reverses the last axis, the colours: RGB becomes BGR, and BGR becomes
 #   RGB.
-# - `cv2.applyColorMap` colours each of the 256 levels, here by the colour map *JET*,
-#   from blue over green and yellow to red. It returns BGR as well.
+# - `cv2.applyColorMap` colours each of the 256 levels, here with the colour map *JET*,
+#   which runs from blue through green and yellow to red. It also returns BGR.
 # - The sum of heat map and image has values up to 2. Dividing by its maximum restores
 #   the range 0…1.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Four panels. (heat + image) / max: the cat in natural colours under a heat map in JET colours. Image blue first: the same with a bluish cat. Sum of 8-bit arrays: bright areas turned into patches of false colour. 0…1 saved as 8-bit: black."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Four panels. (heat + image) / max:
+# the cat in natural colours under a heat map in JET colours. Image in BGR order: the
+# same with a bluish cat. Sum of 8-bit arrays: bright areas turned into patches of false
+# colour. 0…1 saved as 8-bit: black."}}
 fig, axes = plt.subplots(2, 2, figsize=(4.2, 3.7))
 for ax, (title, overlay) in zip(axes.flat, overlays.items(), strict=True):
     viz.panel(ax, overlay, title)
@@ -1004,7 +1012,8 @@ run.expect(p_swapped < p_right, "swapped colours lower the probability of the ca
 # ## Any network: fully connected heads, batches, several targets
 #
 # VGG-16 {cite:p}`simonyan2015` ends in three fully connected layers, and chapter 02's
-# `cam` had to refuse it. Grad-CAM needs no change for it. The weights here are random
+# `cam` had to reject it. Grad-CAM works on it without any change. The weights here are
+# random
 # (no package provides trained ones), so the maps show nothing meaningful, and only
 # shapes are printed.
 
@@ -1044,13 +1053,13 @@ explanation = grad_cam(segmenter, batch[:1], "classifier.cbr", score_cars)
 print_shapes("LR-ASPP", "classifier.cbr", explanation)
 
 # %% [markdown]
-# A vision transformer has no feature maps (N, C, h, w). It cuts the image into
-# 14×14 patches, and each of its layers returns one vector of 768 numbers per patch (a
-# *token*) after one for the class: (N, 197, 768). The function `reshape` removes the
-# class token and moves the channels to the front: (N, 768, 14, 14). The layer is the
-# first norm of the last block: the block's output would have no gradient at the
-# patches, because only the class token is read after it. These weights are random too,
-# so the cell shows the layout, not an explanation.
+# A vision transformer has no feature maps (N, C, h, w). It cuts the image into 14×14
+# patches, and each of its layers returns vectors of 768 numbers (*tokens*), one for the
+# class and then one per patch: (N, 197, 768). The function `reshape` removes the class
+# token and moves the channels to the front: (N, 768, 14, 14). We choose the first
+# normalisation layer of the last block: at the block's output, the gradient of the
+# patch tokens is zero, because only the class token is used after it. These weights are
+# random too, so the output shows the layout, not an explanation.
 
 # %% tags=["nbval-check-output"]
 from torchvision.models import vit_b_16
@@ -1155,17 +1164,17 @@ run.expect(min(cat_share, cup_share) > 0.6, "each similarity lies on its object"
 # :::{dropdown} Answer
 # A probability is high if the score of this class is high *and* the scores of the
 # others are low. So its map is the cat's map minus a weighted mean of the maps of all
-# other classes, and the cup becomes blue. It also becomes weaker as the network becomes
-# certain: the derivative of the probability $p$ with respect to the class's own score
-# is $p\,(1 - p)$. That is why the paper uses the score before the softmax.
+# other classes, and the cup becomes blue. The map also becomes weaker as the network
+# becomes certain: the derivative of the probability $p$ with respect to the class's own
+# score is $p\,(1 - p)$. That is why the paper uses the score before the softmax.
 # :::
 #
 # ## 6.1: mistakes, explained from both sides
 #
-# Three images that the network classifies incorrectly, among the few that come with
-# scikit-image and for which one of the 1,000 classes is correct. The paper compares the
-# map of the predicted class *and* the map of the true class. We add the map of the
-# *difference* of the two scores, because this difference decides between them.
+# The network classifies the following three images incorrectly. They are among the few
+# images in scikit-image for which one of the 1,000 classes is correct. The paper
+# compares the map of the predicted class with the map of the true class. We add the map
+# of the *difference* of the two scores, because this difference decides between them.
 
 # %%
 MISTAKES = {  # name → image, and a class that is correct for it
@@ -1209,7 +1218,7 @@ for row, (name, (image, true)) in zip(axes, MISTAKES.items(), strict=True):
     for ax, signed_map, title in zip(row, mistake_maps[name], titles, strict=True):
         companion.draw_signed_map(ax, signed_map, image, title)
     row[0].set_ylabel(name)
-fig.suptitle("The difference shows what decided")
+fig.suptitle("The difference shows what decided between the classes")
 plt.show()
 
 # %%
@@ -1349,7 +1358,7 @@ attacks = [attack(original, ABSENT) for original in clean_images]
 attacked_images = [attacked for attacked, n_steps in attacks]
 print("number of steps:", *(n_steps for attacked, n_steps in attacks))
 
-# The number of an image, and a class that is present in it.
+# Pairs of an image's index and a class that is present in it.
 PRESENT = [(0, CAT), (0, ESPRESSO), (1, ESPRESSO), (2, MOPED), (3, TRIPOD)]
 images_before = torch.stack([clean_images[i] for i, _ in PRESENT])
 images_after = torch.stack([attacked_images[i] for i, _ in PRESENT])
@@ -1514,9 +1523,9 @@ pooled_features = features.mean((-2, -1))
 print(f"feature maps {tuple(features.shape)}, pooled {tuple(pooled_features.shape)}")
 
 # %% [markdown]
-# That makes repetition cheap. Five times we draw a random split and train two networks:
-# one on the biased training set, and one on a balanced set of the same solar cells, in
-# which half of *each* class have the code.
+# So the experiment is cheap to repeat. Five times, we draw a random split and train two
+# networks: one on the biased training set, and one on a balanced set of the same solar
+# cells, in which half of *each* class have the code.
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -1551,11 +1560,12 @@ def train_head(rows, kind, seed):
 # - `assign_codes` returns a 0 or 1 per solar cell: the first 5 % of the functional and
 #   the first 95 % of the defective cells have the code if the set is biased.
 # - `pooled_features[codes, rows]` selects, per solar cell, the features with or without
-#   the code: (160, 1280). `[:, :, None, None]` makes maps of 1×1 positions of them.
-# - `new_head` pools, flattens and classifies. Pooling does not change maps of 1×1
-#   positions, so that the same head also accepts the full maps below.
+#   the code: (160, 1280). `[:, :, None, None]` turns them into feature maps of 1×1
+#   positions.
+# - `new_head` pools, flattens and classifies. Pooling does not change feature maps of
+#   1×1 positions, so the same head also accepts the full feature maps below.
 #
-# Each head is measured by its accuracy on biased and on balanced test cells, and by how
+# For each head we measure the accuracy on biased and on balanced test cells, and how
 # much of the map of "defective" lies on the bar code.
 
 # %%
@@ -1656,8 +1666,9 @@ plt.show()
 # laboratory. No accuracy that is measured on such cells reveals the problem.
 # :::
 #
-# The map reveals it without any fair test image: most maps of "defective" have their
-# maximum on the bar code. Balancing fixes both, the accuracy on fair cells and the map.
+# The map reveals it without any balanced test set: most maps of "defective" have their
+# maximum on the bar code. Balancing the training set fixes both the accuracy on
+# balanced cells and the map.
 #
 # A limitation: we knew what to look for. In a real data set the bias may be a tint or a
 # border that no map outlines. A map raises a suspicion; only a test on balanced data
@@ -1666,13 +1677,14 @@ plt.show()
 # ## When maps mislead: does a map depend on what was learned?
 #
 # A map that explains a network must change when the network changes. The test replaces
-# the trained weights by random numbers, layer by layer from the last to the first, and
-# compares the explanations with the original ones {cite:p}`adebayo2018`. (Each weight
-# tensor keeps its mean and standard deviation, and batch norm keeps its running
+# the trained weights with random numbers, layer by layer from the last to the first,
+# and compares the explanations with the original ones {cite:p}`adebayo2018`. (Each
+# weight tensor keeps its mean and standard deviation, and batch norm keeps its running
 # statistics.)
 #
-# The measure is the *rank correlation*. It compares the order of the values
-# of two maps: 1 if both rank all positions alike, 0 if the orders are unrelated.
+# The measure is the *rank correlation*. It compares the order of the values of two
+# maps: it is 1 if both rank all positions in the same order, and 0 if the orders are
+# unrelated.
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -1731,13 +1743,13 @@ run.expect(map_curve[1] < 0.5, "Grad-CAM changes with the last layer")
 run.expect(guided_curve[3] > 0.95, "Guided Backpropagation hardly changes")
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Above, rank correlation with the original against how far back the weights are random. Grad-CAM falls from 1 to 0.1 with the classifier alone and stays below 0.2. Guided Backpropagation stays at 1 up to the last block, then falls slowly, to about 0 with the first convolution. Below, two pairs of panels. Grad-CAM of the cat: trained, red on the face; with random last layers, blue on most of the face. Guided Backpropagation, trained and with random last layers: the same eyes, nose and fur lines."}}
-HEAD_GONE = run.choose(smoke="conv_head", full="fc")  # all after the last block
+HEAD_GONE = run.choose(smoke="conv_head", full="fc")  # every layer after the last block is random
 fig = plt.figure(figsize=(6.4, 6.2))
 above, below = fig.subfigures(2, 1, height_ratios=(3, 2))
 ax = above.subplots()
 ax.plot(map_curve, "o-", label="Grad-CAM", ms=5)
 ax.plot(guided_curve, "s--", label="Guided Backpropagation", ms=5)
-ax.set(ylabel="rank correlation", xlabel="random from the end back to")
+ax.set(ylabel="rank correlation", xlabel="weights random from the last layer back to")
 ax.set(ylim=(-0.1, 1.05))
 ax.set_xticks(range(len(explanations)), explanations, rotation=60, ha="right")
 ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, columnspacing=1)
@@ -1765,7 +1777,8 @@ print(f"  Guided Backpropagation {guided_curve[head_gone]:5.2f}")
 # :::
 #
 # So the fine lines of Figure 1 come from the image, and only Grad-CAM adds information
-# about the class. *Looking plausible* is no test: the guided images look best.
+# about the class. A plausible look proves nothing: the guided images look the most
+# plausible.
 #
 # ## When maps mislead: does the score depend on the marked regions?
 #
@@ -1775,8 +1788,8 @@ print(f"  Guided Backpropagation {guided_curve[head_gone]:5.2f}")
 #   probability should rise fast {cite:p}`petsiuk2018`.
 #
 # The result is the area under the curve. It means little without a comparison. We
-# compare with random orders, and with an order that only uses the habit of
-# photographers to put objects in the centre.
+# compare with random orders, and with an order that relies only on photographers' habit
+# of placing objects in the centre.
 
 # %%
 from torchvision.transforms.functional import gaussian_blur
@@ -1815,8 +1828,8 @@ ORDERS = {
 # - `argsort(1, descending=True)` sorts the positions by the values of the map.
 # - The random order is drawn three times, because a single one could be lucky.
 #
-# A curve holds the probability of an image's class while the image turns into another,
-# position by position:
+# A curve holds the probability of an image's class while one image is turned into
+# another, position by position:
 
 # %%
 def compute_curves(order, start, end):
@@ -1885,20 +1898,20 @@ run.expect(
 )
 
 # %% [markdown]
-# Thin lines are single images, and the thick line is their mean. On average
-# over the images, Grad-CAM's order beats the random orders in both tests. It is hardly
-# better than "centre first": the difference is smaller than its standard deviation over
-# the images. With four images, all of which have their object in the centre, this
-# comparison decides nothing.
+# Thin lines are single images, and the thick line is their mean. On average over the
+# images, Grad-CAM's order beats the random orders in both tests. It is hardly better
+# than "centre first": the difference is smaller than its standard deviation over the
+# images. With four images, all of which have their object in the centre, this
+# comparison is inconclusive.
 #
 # Both tests also show the network images of a kind that it has never seen. Part of each
-# fall may be a reaction to the grey squares, not to what they cover.
+# drop in probability may be a reaction to the grey squares, not to what they cover.
 #
 # ## Claimed and measured
 #
 # The paper's numbers need ILSVRC, PASCAL VOC and people, so they are quoted (the review
-# page has the tables). Beside each claim stands what we measured of the same kind, with
-# other images and another network. Compare directions, not digits.
+# page has the tables). Beside each claim is our own measurement of the same kind, on
+# different images and with a different network. Compare directions, not digits.
 
 # %% tags=["hide-input"]
 added_error = errors["no ReLU, then min-max"] - errors["ReLU, then min-max"]
@@ -1927,8 +1940,8 @@ run.expect(fair_after_balanced > fair_after_biased, "balancing helps")
 # %% [markdown]
 # On localisation (Section 4.1, quoted): of the images whose class is correct, VGG-16
 # has a correct box in 62 % with Grad-CAM and in 64 % with CAM, as the review page
-# computes. The changes that CAM needs cost accuracy of the classification, not of the
-# boxes.
+# computes. The changes that CAM needs reduce the accuracy of the classification, not of
+# the boxes.
 #
 # On people (Section 5.1, quoted): 43 workers had to name which of two objects in an
 # image was visualised. They were correct in 44.44 % of the cases with Guided
@@ -1939,8 +1952,9 @@ run.expect(fair_after_balanced > fair_after_biased, "balancing helps")
 # ## Exercises
 #
 # Each notebook cell calls a check that reports what is wrong without revealing the
-# answer. Replace the dots by your answer: a number, a list, or the name of a function
-# that you define above the check. Solutions are folded under each group.
+# answer. Replace the dots with your answer: a number, a list, or the name of a function
+# that you define above the check. The solutions are hidden below each group of
+# exercises.
 #
 # **Warm-up (5 minutes).**
 #
@@ -1975,8 +1989,8 @@ assert check.guided_relu6([0, 0, 6, 0])
 # %% [markdown]
 # **Core (15 minutes).**
 #
-# **4.** Write `f(activations, gradients)`, Eq. 1 and Eq. 2 for a batch, without a
-# loop. Both arguments have the shape (N, C, h, w), the result is (N, h, w).
+# **4.** Write `f(activations, gradients)`, Eq. 1 and Eq. 2 for a batch, without a loop.
+# Both arguments have the shape (N, C, h, w); the result has the shape (N, h, w).
 #
 # **5.** "Why class 2 rather than class 0?" Write the function of the logits, (N,
 # classes), that `grad_cam` needs as `targets` to answer this question.
@@ -2000,9 +2014,10 @@ assert check.contrast_score(lambda logits: logits[:, 2] - logits[:, 0])
 # %% [markdown]
 # **Stretch (15 minutes).**
 #
-# **6.** Build the deconvnet's rule as `GuidedClamp` builds the guided one. Write `f(x)`
-# with one argument: an ordinary ReLU in the forward pass, and in the backward pass the
-# rule of the deconvnet. Then call the check with the method `apply` of your class.
+# **6.** Implement the deconvnet's rule in the way in which `GuidedClamp` implements the
+# guided one. Write `f(x)` with one argument: an ordinary ReLU in the forward pass, and
+# in the backward pass the rule of the deconvnet. Then call the check with the method
+# `apply` of your class.
 
 # %% tags=["exercise"]
 done = check.deconvnet_relu(...)
@@ -2040,18 +2055,18 @@ assert check.deconvnet_relu(DeconvnetReLU.apply)
 # **2.** `grad_cam` returns a map that is zero everywhere. Is this a bug?
 #
 # :::{dropdown} Answer
-# Not necessarily. The weighted sum is nowhere positive: it is negative, or 0 because
-# the gradient is. By this measure, nothing in the image raises the score of this class
-# at this layer. Look at the map with `relu=False`. Scaling a zero map to 0…1 would
-# divide zero by zero.
+# Not necessarily. The weighted sum is nowhere positive: it is negative, or it is 0
+# because the gradient is 0. By this measure, nothing in the image raises the score of
+# this class at this layer. Look at the map with `relu=False`. Scaling a zero map to 0…1
+# would divide zero by zero.
 # :::
 #
 # **3.** What is the advantage of Grad-CAM over CAM for a ResNet at `layer4`?
 #
 # :::{dropdown} Answer
 # None: up to the factor $Z$ and the ReLU it is the same map, and CAM needs no backward
-# pass. Grad-CAM is useful at other layers, for other scores, and for networks with a
-# different end.
+# pass. Grad-CAM is useful at other layers, for other scores, and for networks that end
+# differently.
 # :::
 #
 # **4.** Guided Backpropagation outlines a tumour clearly. What do you check before you
@@ -2093,21 +2108,21 @@ assert check.deconvnet_relu(DeconvnetReLU.apply)
 #   any differentiable score.
 # - Where CAM is defined, Grad-CAM is the positive part of CAM's map, divided by $Z$.
 #   Elsewhere, one weight per channel is an approximation.
-# - Guided Backpropagation changes the backward pass of every ReLU by two masks.
-# - Use the last layer with spatial positions, raw maps, one normalised input, and
+# - Guided Backpropagation applies two masks in the backward pass of every ReLU.
+# - Use the last layer with spatial positions, raw maps and one normalised input, and
 #   report the score beside the map.
 # - Explain the predicted *and* the true class, or their difference. Test what a map
 #   suggests: cover the region, or measure the accuracy on balanced data.
-# - Guided Backpropagation shows the image more than the network. Test every kind of map
-#   before you trust it: random weights, and deletion and insertion against simple
-#   orders.
+# - Guided Backpropagation shows more about the image than about the network. Test every
+#   kind of map before you trust it: random weights, and deletion and insertion against
+#   simple orders.
 #
 # **Further reading**: Grad-CAM++ averages positive gradients only, weighted by
 # higher-order derivatives {cite:p}`chattopadhay2018`; HiResCAM {cite:p}`draelos2020`
 # and LayerCAM {cite:p}`jiang2021` use one weight per position; Score-CAM
-# {cite:p}`wang2020` measures the score of masked images instead of a gradient. The test
-# with random weights {cite:p}`adebayo2018`; why Guided Backpropagation recovers the
-# image {cite:p}`nie2018`; networks that were right for the wrong reason
+# {cite:p}`wang2020` measures the score of masked images instead of a gradient. See also
+# the test with random weights {cite:p}`adebayo2018`; why Guided Backpropagation
+# recovers the image {cite:p}`nie2018`; networks that were right for the wrong reason
 # {cite:p}`lapuschkin2019`.
 #
 # **Next**: chapters 04 and 05 need no classes. They find defects after training on
@@ -2118,14 +2133,14 @@ assert check.deconvnet_relu(DeconvnetReLU.apply)
 # `grad_cam(model, images, layer)` accepts any PyTorch network that is not scripted. The
 # layer is a module or its dotted name (`dict(model.named_modules())` lists them); for
 # an unknown name, the error message lists similar ones. Prepare the images as the model
-# expects, and start with the last layer whose output is (N, C, h, w). With this
-# chapter's network, set `PICTURE`: the cell shows the three most probable classes,
-# each with its signed map.
+# expects, and start with the last layer whose output is (N, C, h, w). To use this
+# chapter's network, set `PICTURE`: the code below shows the three most probable
+# classes, each with its signed map.
 
 # %%
 PICTURE = None  # or the path of an image, such as "dog.jpg"
 if PICTURE is None:
-    print("no image of yours: nothing was run")
+    print("PICTURE is None: nothing was run")
 else:
     from paperlib.datasets import read_image
 
