@@ -112,7 +112,7 @@ def plot_accuracies(ax, quantity):
         accuracies = [QUOTED[width, side] for side in sides]
         costs = [getattr(profiles[width, side], quantity) / 1e6 for side in sides]
         ax.plot(costs, accuracies, marker, color=colour, ms=8, label=f"α = {width}")
-        is_crowded = width == 1 and quantity == "macs"  # no room to the left of the points
+        is_crowded = width == 1 and quantity == "macs"  # no room on the left
         offset = (7, -11) if is_crowded else (-31, -4)
         for side, x, y in zip(sides, costs, accuracies, strict=True):
             ax.annotate(side, (x, y), offset, textcoords="offset points", fontsize=11)

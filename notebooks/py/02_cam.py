@@ -568,7 +568,7 @@ assert len(dataset.classes) == 2
 # can be in both parts, so the result may be too optimistic.)
 
 # %%
-LIMIT = run.choose(smoke=600, full=3000)  # maximum number of images: all of them stay in memory
+LIMIT = run.choose(smoke=600, full=3000)  # images that fit into memory
 generator = torch.Generator().manual_seed(0)
 order = torch.randperm(len(dataset), generator=generator)[:LIMIT].tolist()
 raw_images = torch.stack([dataset[i][0] for i in order])
@@ -597,7 +597,7 @@ BATCH = run.choose(smoke=8, full=64)  # a CPU is fastest with small batches
 
 
 def build_network():
-    """Load the pretrained network and replace its last layer with one for two classes."""
+    """Load the pretrained network with a new last layer for two classes."""
     network = backbones.load(NETWORK).model
     setattr(network, HEAD, nn.Linear(n_channels, 2))
     return network.to(run.device)
@@ -762,8 +762,8 @@ predicted_probabilities = test_cams.logits.softmax(1)
 true_probability = predicted_probabilities.gather(1, test_labels[:, None])[:, 0].cpu()
 is_class_0 = test_labels.cpu() == 0
 examples = [
-    *(true_probability * is_class_0).topk(2).indices.tolist(),  # class 0, highest probability
-    int((true_probability * ~is_class_0).argmax()),  # class 1, highest probability
+    *(true_probability * is_class_0).topk(2).indices.tolist(),  # surest of class 0
+    int((true_probability * ~is_class_0).argmax()),  # surest of class 1
     int(true_probability.argmin()),  # worst mistake
 ]
 

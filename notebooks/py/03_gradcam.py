@@ -1743,7 +1743,7 @@ run.expect(map_curve[1] < 0.5, "Grad-CAM changes with the last layer")
 run.expect(guided_curve[3] > 0.95, "Guided Backpropagation hardly changes")
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Above, rank correlation with the original against how far back the weights are random. Grad-CAM falls from 1 to 0.1 with the classifier alone and stays below 0.2. Guided Backpropagation stays at 1 up to the last block, then falls slowly, to about 0 with the first convolution. Below, two pairs of panels. Grad-CAM of the cat: trained, red on the face; with random last layers, blue on most of the face. Guided Backpropagation, trained and with random last layers: the same eyes, nose and fur lines."}}
-HEAD_GONE = run.choose(smoke="conv_head", full="fc")  # every layer after the last block is random
+HEAD_GONE = run.choose(smoke="conv_head", full="fc")  # random from here on
 fig = plt.figure(figsize=(6.4, 6.2))
 above, below = fig.subfigures(2, 1, height_ratios=(3, 2))
 ax = above.subplots()

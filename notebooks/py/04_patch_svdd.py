@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # Patch SVDD, run: find what differs from every normal patch
+# # Patch SVDD in code: find what differs from every normal patch
 #
 # Patch SVDD {cite:p}`yi2020` compares a new product with good products, patch by patch.
 # The farther a patch is from the nearest normal patch, the more anomalous it is. A
@@ -26,8 +26,8 @@
 # a strong baseline.
 #
 # - **Read first**: the [review of the paper](../book/04_patch_svdd.md), 70 minutes. You
-#   need PyTorch basics and what a convolution without padding does to the size of a
-#   feature map.
+#   need PyTorch basics, and should know what a convolution without padding does to the
+#   size of a feature map.
 # - **Time**: 160 minutes to read and run, 35 for the exercises. All code together runs
 #   in two to three minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
@@ -57,10 +57,10 @@ TOLERANCE = {"rtol": 0, "atol": 1e-5 if run.device.type == "cpu" else 1e-2}
 # %% [markdown]
 # ## The result first: a defect has no similar patch among the normal cells
 #
-# The images show solar cells {cite:p}`buerhop2018,deitsch2019`. Under a current, a cell
-# glows; cracks and dead parts stay dark. There are two kinds: *mono* (one crystal, so
-# the cell is evenly grey) and *poly* (many crystals, so the cell shows grains). This
-# notebook uses mono cells, if nothing else is said.
+# The images show solar cells {cite:p}`buerhop2018,deitsch2019`. When a current flows
+# through it, a cell glows; cracks and dead parts stay dark. There are two kinds: *mono*
+# (one crystal, so the cell is evenly grey) and *poly* (many crystals, so the cell shows
+# grains). This notebook uses mono cells unless stated otherwise.
 #
 # The encoder below was trained on functional cells only, in a longer run whose result
 # is stored with the book. It never saw a defect, a mask, or the cells tested here.
@@ -145,7 +145,7 @@ for axes, (title, row_maps) in zip(panels[1:], map_rows.items(), strict=True):
     axes[0].set_ylabel(title)
     unit = "distance²" if title == "product" else "distance"
     fig.colorbar(mappable, ax=list(axes), label=unit, shrink=0.9)
-fig.suptitle("Defective cells are far from all normal patches")
+fig.suptitle("Defective patches are far from all normal patches")
 plt.show()
 
 # %% [markdown]
@@ -166,10 +166,10 @@ plt.show()
 #
 # 1. Explain how OC-SVM, SVDD, Deep SVDD and Patch SVDD follow from one another, and why
 #    one centre fails for patches.
-# 2. Write the training of the paper: pairs, encoders, losses, loop and evaluation.
+# 2. Implement the paper's training: pairs, encoders, losses, loop and evaluation.
 # 3. Turn embeddings into a map: nearest normal patch, mean over patches, product of two
 #    sizes.
-# 4. Read the curves of a training, and recognise a collapse.
+# 4. Read training curves, and recognise a collapse.
 # 5. Judge what training contributes, compared with a random encoder, and what an
 #    evaluation costs as the data set grows.
 #
@@ -197,7 +197,7 @@ plt.show()
 # :::{admonition} Predict first
 # :class: tip
 # Four patches of 2×2 pixels with the scores 1, 3, 5, 7 lie at stride 1 in an image of
-# 4×4 pixels. Fill in the sixteen pixels, then open the output of the next code.
+# 4×4 pixels. Fill in the sixteen pixels, then open the output of the code below.
 # :::
 
 # %% tags=["nbval-check-output", "hide-output"]
@@ -224,7 +224,7 @@ grids = {
 }
 fig, panels = plt.subplots(1, 3, figsize=(6.4, 2.7))
 for ax, (title, grid) in zip(panels, grids.items(), strict=True):
-    # Classes are names, not amounts, so their squares stay white.
+    # Classes are labels, not quantities, so their squares stay white.
     shades = np.zeros((3, 3)) if grid is position_classes else grid
     ax.imshow(shades, cmap="Blues", vmin=0, vmax=12)
     for (row, column), value in np.ndenumerate(grid):
@@ -256,11 +256,11 @@ plt.show()
 #
 # - $\xi_i$ is 0 for a point inside the ball; for a point outside, it measures how far
 #   outside the point is.
-# - $\nu$ sets the price of these points: at most a share $\nu$ of all points ends up
+# - $\nu$ sets the penalty for these points: at most a share $\nu$ of all points ends up
 #   outside.
-# - The centre of the best ball is a weighted mean of the points,
-#   $c = \sum_i \alpha_i x_i$. Only points on the ball or outside have a weight
-#   $\alpha_i > 0$; they are called *support vectors*.
+# - The centre of the best ball is a weighted mean of the points, $c = \sum_i \alpha_i
+#   x_i$. Only points on the ball's surface or outside it have a weight $\alpha_i > 0$;
+#   they are called *support vectors*.
 #
 # Inserting the weighted mean turns this problem into one over the weights alone, its
 # *dual*. The points occur in it only in inner products $x_i \cdot x_j$. So a *kernel*
@@ -277,10 +277,10 @@ plt.show()
 #
 # The one-class SVM {cite:p}`schoelkopf2001` looks for a *hyperplane* instead: a flat
 # boundary (in two dimensions a line) that separates the points from the origin. Its
-# dual has the same constraints, and only the first sum. With a Gaussian kernel,
-# $k(x, x) = 1$ for every point, so the second sum is always 1, and **both methods find
-# the same boundary.** The next code solves SVDD's dual with a general optimiser and
-# compares the weights with those of scikit-learn's `OneClassSVM`.
+# dual has the same constraints, and only the first sum. With a Gaussian kernel, $k(x,
+# x) = 1$ for every point, so the second sum is always 1, and **both methods find the
+# same boundary.** The code below solves SVDD's dual with a general-purpose optimiser
+# and compares the weights with those of scikit-learn's `OneClassSVM`.
 
 # %%
 from scipy.optimize import minimize
@@ -338,7 +338,7 @@ def compute_kernel(name, a, b):
 
 
 def evaluate_svdd(name, grid):
-    """Return squared distances to SVDD's centre, less the ball's squared radius."""
+    """Return squared distances to SVDD's centre, minus the ball's squared radius."""
     kernel_matrix = compute_kernel(name, points, points)
     alpha = solve_svdd(kernel_matrix)
 
@@ -397,7 +397,7 @@ assert np.abs(-svdd_values / 2 - scaled_svm_values).max() < 1e-4
 #
 # Here are two losses that pull embeddings together: towards one centre (Eq. 2), or, in
 # Patch SVDD, only towards a patch $p_{i'}$ close to the patch $p_i$ (Eq. 4). The code
-# computes both as a mean of norms, not squared.
+# computes each of them as a mean of unsquared norms.
 #
 # $$
 # \mathcal L_{\text{SVDD}} = \sum_i \lVert f_\theta(p_i) - c \rVert_2 \tag{2}
@@ -445,7 +445,7 @@ def measure_probe_spread(encoder):
 #   turns them into a list of 225 embeddings.
 #
 # The three encoders start from the same weights. The library's `train` calls
-# `on_record` after every four steps, and so we measure the spread during training:
+# `on_record` after every four steps, so that we can measure the spread during training:
 
 # %%
 spread_curves = {}
@@ -468,7 +468,7 @@ for objective, label in OBJECTIVES.items():
     relative_spread = np.divide(spread_curves[objective], spread_curves[objective][0])
     ax.semilogy(range(0, 17, 4), relative_spread, marker=".", label=label)
 ax.set(xlabel="training step", ylim=(0.01, 10))
-ax.set_ylabel("spread of patch embeddings\nrelative to before")
+ax.set_ylabel("spread of patch embeddings\nrelative to before training")
 ax.set_title("Only the task keeps embeddings apart")
 companion.log_ticks(ax.yaxis, (0.01, 0.1, 1, 10))
 ax.legend()
@@ -486,15 +486,16 @@ run.expect(spread_left["patch_svdd"] > 0.4, "the spread stays with a task")
 
 # %% [markdown]
 # :::{dropdown} Answer
-# The first two. Both losses only pull, and a network that returns the same vector for
-# every patch makes either of them 0. The loss without a centre collapses too, and here
-# even faster: after 16 steps most of the spread is lost with one centre, and nearly all
-# of it with neighbours alone. With a task the spread stays, because a constant cannot
-# solve the task.
+# The first two. Both losses only pull embeddings together, and a network that returns
+# the same vector for every patch makes either of them 0. Without a centre the
+# embeddings collapse too, and here even faster: after 16 steps most of the spread is
+# lost with one centre, and nearly all of it with neighbours alone. With a task the
+# spread stays, because a constant cannot solve the task.
 # :::
 #
-# With either of these two losses alone, all patches end close to one point, whether
-# they are defective or not. Then distances no longer distinguish them.
+# With either of these two losses alone, the embeddings of all patches end up close to
+# one point, whether the patches are defective or not. Then distances no longer
+# distinguish them.
 #
 # ## Pairs on a real image: in which direction is the second patch?
 #
@@ -508,7 +509,8 @@ run.expect(spread_left["patch_svdd"] > 0.4, "the spread stays with a task")
 #
 # Let $K$ be the side of a patch in pixels, 64 or 32. Along each axis of its direction,
 # the second patch is moved by $\tfrac34 K$ plus a random 0 to $\tfrac14 K - 1$ pixels.
-# Pairs for $\mathcal L_{\text{SVDD'}}$ are moved by at most $K/32$ pixels, one or two.
+# In the pairs for $\mathcal L_{\text{SVDD'}}$, the second patch is moved by at most
+# $K/32$ pixels, that is, by at most two pixels or one.
 
 # %% tags=["hide-input", "ledger:patch-svdd-figure-4:redrawn"] mystnb={"image": {"alt": "Two copies of a solar cell in grey. Left, a black square of 64 pixels in the middle and around it eight coloured groups of squares, numbered 0 to 7 in reading order, each group made of four squares that lie a few pixels apart and overlap the black one a little. Right, two squares of 64 pixels at almost the same position, one black and one orange, at most two pixels apart."}}
 from paperlib.patch_svdd import neighbor_pairs, position_pairs
@@ -548,9 +550,9 @@ plt.show()
 
 # %% tags=["nbval-check-output"]
 def count_short_pairs(patch, side=256):
-    """Return the shares of pairs that clipping leaves too near and at the same spot.
+    """Return the shares of pairs that clipping leaves too close and at one position.
 
-    Too near is less than 3/4 of a patch. All positions and moves are counted.
+    Too close is less than 3/4 of a patch. All positions and moves are counted.
     """
     last, moves = side - patch, range(3 * patch // 4, patch)
     # Along one axis, downwards; upwards is symmetric.
@@ -566,7 +568,7 @@ def count_short_pairs(patch, side=256):
 for patch_side in (64, 32):
     near_share, same_share = count_short_pairs(patch_side)
     print(f"K = {patch_side}: clipping leaves {near_share:.1%} of the pairs", end=" ")
-    print(f"too near, {same_share:.2%} at the same position; ours 0 %")
+    print(f"too close, {same_share:.2%} at the same position; ours 0 %")
 
 
 # %% tags=["remove-cell"]
@@ -589,17 +591,17 @@ for patch_side in (64, 32):
     assert lengths.amax(1).min() >= 3 * patch_side // 4
 
 # %% [markdown]
-# A third of the large pairs are nearer than intended. A few have no direction at all,
-# and still a label. The library draws the first patch only where the second one fits;
-# `clip=True` repeats the released code.
+# A third of the pairs of large patches are closer together than intended. A few have no
+# direction at all, but still have a label. The library draws the first patch only where
+# the second one fits; `clip=True` reproduces the behaviour of the released code.
 #
 # ## The shortcut: chromatic aberration reveals the position
 #
 # Lenses refract red and blue differently, so colours drift from the middle of an image
-# to its border. An encoder may read the position of a patch off its tint, and solve the
-# task without looking at the product. The remedy is a random shift of each patch's
-# colours: one number per colour channel, normal with standard deviation 0.02 (white
-# is 1).
+# to its border. An encoder may infer the position of a patch from its tint, and solve
+# the task without looking at the product. The remedy is a random shift of each patch's
+# colours: one number per colour channel, normally distributed with standard deviation
+# 0.02 (white is 1).
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -625,7 +627,7 @@ def compute_tint_differences(pairs, shifts):
     first = mean_colors[:, pairs.first[:, 0], pairs.first[:, 1]]
     second = mean_colors[:, pairs.second[:, 0], pairs.second[:, 1]]
     red, green, blue = (second + shifts[1]) - (first + shifts[0])
-    # The classifier converges fast on features of this size.
+    # Scaled by 1000, the features let the classifier converge fast.
     return torch.stack([red - green, blue - green], 1) * 1000
 
 
@@ -670,9 +672,10 @@ assert tint_accuracies["one per patch"] < 0.2
 #
 # ## Two sizes: the large patch is embedded through its quarters
 #
-# A defect may be thin as a hair or a missing corner, so there are two encoders, for
-# patches of $K = 32$ and $K = 64$ pixels. The large encoder cuts its patch into
-# quarters, embeds each with the small encoder, and combines the four embeddings
+# A defect may be as thin as a hair or as large as a missing corner, so there are two
+# encoders, for patches of $K = 32$ and $K = 64$ pixels. The large encoder cuts its
+# patch into quarters, embeds each with the small encoder, and combines the four
+# embeddings
 # (Eq. 7):
 #
 # $$
@@ -692,10 +695,10 @@ companion.draw_hierarchy(large_patch, quarter_embeddings, large_embedding)
 plt.show()
 
 # %% [markdown]
-# **Why does the small encoder return a single vector?** No convolution pads. The first
-# one, 3×3 with stride 2, turns 32 pixels into $\lfloor (32 - 3)/2 \rfloor + 1 = 15$
-# positions. Each of the seven others, 3×3 with stride 1, shortens the side by 2. Forward
-# hooks (chapter 02) print the chain:
+# **Why does the small encoder return a single vector?** No convolution uses padding.
+# The first one, 3×3 with stride 2, turns 32 pixels into $\lfloor (32 - 3)/2 \rfloor + 1
+# = 15$ positions. Each of the seven others, 3×3 with stride 1, shortens the side by 2.
+# Forward hooks (chapter 02) print the chain:
 
 # %% tags=["nbval-check-output"]
 sides = [32]
@@ -717,8 +720,8 @@ assert [*sides, last_map.shape[-1]] == [32, 15, 13, 11, 9, 7, 5, 3, 1]
 # One position is left, with 64 channels: the embedding of the patch. It depends on all
 # pixels of the patch (except the last row and column, which a stride of 2 does not
 # reach) and on nothing outside: the receptive field of the last position is the patch.
-# (The last layer has no hook, because the library calls it in another way; the shape of
-# its output is printed instead.)
+# (The last layer has no hook, because the library calls it in a different way; the
+# shape of its output is printed instead.)
 #
 # The released code cuts 3,249 small and 169 large patches out of an image of 256×256
 # pixels, and runs the encoder on each. But without padding the embedding of a patch
@@ -848,17 +851,17 @@ print(small_detector)
 torch.testing.assert_close(maps.scores[0].cpu(), product_map.max(), **TOLERANCE)
 
 # %% [markdown]
-# ## The training in plain sight: encoders, pairs, losses, loop, evaluation
+# ## The training in plain PyTorch: encoders, pairs, losses, loop, evaluation
 #
-# Now the whole training, as one would write it from the paper. The loss is the weighted
-# sum of the two losses (Eq. 6), added up over both patch sizes: four terms.
+# This section writes out the whole training, following the paper. The loss is the
+# weighted sum of the two losses (Eq. 6), added up over both patch sizes: four terms.
 #
 # $$
 # \mathcal L = \lambda\, \mathcal L_{\text{SVDD'}} + \mathcal L_{\text{SSL}} \tag{6}
 # $$
 #
-# **Encoders.** The parameters have the names of the released code, so that its weights
-# fit.
+# **Encoders.** The parameters have the same names as in the released code, so that its
+# weights can be loaded.
 
 # %%
 from torch import nn
@@ -1003,8 +1006,9 @@ class NeighbourPairs(ImagePairs):
 #   experiment requires.
 # - `NeighbourPairs`: `any(move)` excludes (0, 0). These patches are not perturbed.
 #
-# `StackDataset` joins the four data sets into one: an item is a dictionary with a pair
-# of each. `DataLoader` draws the items in random order and stacks them to batches.
+# `StackDataset` joins the four data sets into one: an item is a dictionary with one
+# pair from each. `DataLoader` draws the items in random order and stacks them into
+# batches.
 
 
 # %%
@@ -1110,7 +1114,7 @@ def score_plainly(big_encoder, bank_images, images, S):
 #   over both sizes is Eq. 9, and its maximum per image Eq. 10.
 #
 # **Is this the library's training?** Its `train_on_patches` implements the same recipe.
-# Given the same pairs and the same first weights, both must take the same steps. The
+# Given the same pairs and the same initial weights, both must take the same steps. The
 # folded code draws the pairs as the library does: step by step, from a generator that
 # is seeded with the number of the step.
 
@@ -1182,9 +1186,9 @@ for K, trained_classifier in ((64, published.big), (32, published.small)):
         torch.testing.assert_close(plain_weight, weight, rtol=0, atol=1e-9)
 
 # %% [markdown]
-# Three steps, the same losses, and the same weights after them. (The losses are close
-# to $2 \ln 8 = 4.16$: the classifiers still guess.) The scores agree, too. To save time,
-# all patches lie at stride 32 here:
+# In all three steps the losses are the same, and so are the weights afterwards. (The
+# losses are close to $2 \ln 8 = 4.16$: the classifiers still guess.) The scores agree,
+# too. To save time, all patches lie at stride 32 here:
 
 # %%
 few_tests = torch.cat([held_out_images[:1], defective_images[:2]]).double().cpu()
@@ -1209,7 +1213,7 @@ torch.testing.assert_close(plain_scores, library_scores, rtol=0, atol=1e-4)
 # | patches | each one cut out and embedded | all those of a few large crops, in one pass |
 # | moves | any number of pixels | multiples of 2 pixels |
 # | colour shift | one per patch; none for neighbours | two per crop |
-# | first weights | uniform, PyTorch's default | normal, Kaiming's |
+# | initial weights | uniform, PyTorch's default | normal, Kaiming's |
 # | optimiser | Adam, learning rate 1e-4 | Muon, one-cycle learning rate |
 #
 # - **One pass** over a crop shares the computation of neighbouring patches. Pairs are
@@ -1228,9 +1232,9 @@ torch.testing.assert_close(plain_scores, library_scores, rtol=0, atol=1e-4)
 # - **One-cycle**: the learning rate rises from a small value to its maximum in the first
 #   30 % of the steps, and then falls to 0.
 #
-# First the cost. The next code measures the processor time of one step: the plain one
-# with 64 pairs per data set (without cutting them out), and the dense one with four
-# crops and 1,024 pairs per crop.
+# We first compare the cost. The code below measures the processor time of one step: the
+# plain one with 64 pairs per data set (without cutting them out), and the dense one
+# with four crops and 1,024 pairs per crop.
 
 # %%
 import time
@@ -1241,7 +1245,7 @@ from paperlib.complexity import time_call
 def measure_seconds(function, *arguments):
     """Return the processor seconds of a call, the smaller of two readings.
 
-    Other programs do not change it. On a GPU the GPU's clock is read instead.
+    Other programs hardly affect processor time. On a GPU, read the GPU's clock instead.
     """
     if run.device.type == "cuda":
         return time_call(lambda: function(*arguments), run.device)
@@ -1302,7 +1306,7 @@ run.expect(
 # have no tint. Solar cells are such images, and the stored runs of this chapter shared
 # their shifts.
 #
-# What the optimiser and the first weights contribute was measured in these runs: 100
+# What the optimiser and the initial weights contribute was measured in these runs: 100
 # steps each, one seed, one change at a time. The number is the share of directions that
 # the classifiers name correctly for pairs from cells that were not used in training.
 
@@ -1311,7 +1315,7 @@ long_run = companion.read_result("patch_svdd_cells")
 RECIPES = {
     "λ = 0.001": "`train` as it is",
     "Adam": "Adam instead of Muon",
-    "PyTorch's first weights": "PyTorch's first weights",
+    "PyTorch's first weights": "PyTorch's initial weights",
 }
 direction_shares = {  # per run: shares for K = 64 and K = 32, mono cells
     result["name"]: result["positions"]["mono"]
@@ -1331,9 +1335,9 @@ assert (
 )
 
 # %% [markdown]
-# The initialisation matters: with PyTorch's first weights fewer directions are correct
-# after the same number of steps. Between Muon and Adam (same cycle, up to a
-# learning rate of 0.003) one run each shows no difference.
+# The initialisation matters: with PyTorch's initial weights fewer directions are
+# correct after the same number of steps. One run each with Muon and Adam (with the same
+# learning-rate cycle, up to 0.003) shows no difference.
 #
 # ## Train it live: from guessing to naming directions
 #
@@ -1357,7 +1361,7 @@ training = train(
     progress=run.full,
 )
 test_accuracy = position_accuracy(live, training, held_out_images[:8])
-print(f"functional cells never seen: K = 64 {test_accuracy.big:.0%},", end=" ")
+print(f"unseen functional cells: K = 64 {test_accuracy.big:.0%},", end=" ")
 print(f"K = 32 {test_accuracy.small:.0%} of the directions are correct")
 
 # %% [markdown]
@@ -1426,7 +1430,7 @@ for kind in ("centre", "neighbors", "brick"):
 
 brick_encoder, brick_training = encoders["brick"], trainings["brick"]
 brick_accuracy = position_accuracy(brick_encoder, brick_training, brick_test)
-print(f"brick never seen, K = 64: {brick_accuracy.big:.0%} of the directions", end=" ")
+print(f"unseen brick, K = 64: {brick_accuracy.big:.0%} of the directions", end=" ")
 print("are correct; chance 12.5 %")
 
 # %% [markdown]
@@ -1434,7 +1438,7 @@ print("are correct; chance 12.5 %")
 # the nearest neighbour of a patch, among patches of other images, lies in the same row.
 
 # %%
-N_ROWS = 13  # of 64-pixel patches at stride 16 in 256 pixels; as many per row
+N_ROWS = 13  # rows (and columns) of 64-pixel patches at stride 16
 patch_numbers = torch.arange(3 * N_ROWS**2, device=run.device)
 patch_rows = patch_numbers % N_ROWS**2 // N_ROWS  # of all patches of three images
 
@@ -1467,7 +1471,7 @@ NAMES = {
     "brick": "brick, with a task",
 }
 torch.manual_seed(0)
-random_encoder = HierarchicalEncoder().to(run.device)  # where all four started
+random_encoder = HierarchicalEncoder().to(run.device)  # the initial weights of all four
 embeddings_after, same_row, ratios = {}, {}, {}
 print("64-pixel patches      spread, after / before", end="")
 print("   same row, before   after   (chance 8 %)")
@@ -1512,13 +1516,14 @@ plt.show()
 
 # %% [markdown]
 # :::{dropdown} Answer
-# In one: cells, with the task. There the nearest neighbour of most patches, among other
-# cells, lies in the same of 13 rows (by chance for one in 13), and dots of a row form
-# groups. Before training it is about four in ten, because random weights already
-# distinguish a patch with a bar or a border from others. The two losses that only pull
-# lose much of that, and the task adds to it. Brick's encoder names directions, because
-# mortar runs in lines. But the nearest neighbours of its patches lie in any row: a crop
-# of brick begins anywhere, so no patch has a position of its own.
+# In one: solar cells with the task. There, the nearest neighbour of most patches, among
+# other cells, lies in the same one of 13 rows (by chance: one in 13), and the dots of a
+# row form groups. Before training, the share is about four in ten, because random
+# weights already distinguish a patch with a bar or a border from others. The two losses
+# that only pull embeddings together lose much of this ability, and the task adds to it.
+# Brick's encoder names directions, because mortar runs in lines. But the nearest
+# neighbours of its patches lie in any row: a crop of brick starts at a random place, so
+# no patch has a fixed position.
 #
 # t-SNE hides the scale. The first two panels are as large as the others, but the spread
 # of their embeddings is less than a fiftieth of what it was before training. At that
@@ -1527,10 +1532,10 @@ plt.show()
 #
 # ## Nearest neighbours as images: what does the encoder consider similar?
 #
-# From here on the encoder is again the one of the first figure, which was trained for
-# longer. Eq. 8 can be shown: below each test patch, the nearest patch of the functional
-# cells. Of each functional cell the patch with the median distance is shown, of each
-# defective one the patch with the largest distance.
+# From here on, we again use the encoder of the first figure, which was trained for
+# longer. The figure illustrates Eq. 8: below each test patch is the nearest patch of
+# the functional cells. For each functional test cell it shows the patch with the median
+# distance, for each defective one the patch with the largest distance.
 
 # %%
 query_images = torch.cat([held_out_images[:3], defective_images[:3]])
@@ -1575,8 +1580,9 @@ run.expect(
 #
 # ## From an image to a score, step by step
 #
-# All steps for one defective cell: 57×57 and 13×13 distances (Eq. 8), averaged over the
-# pixels, multiplied (Eq. 9), and the largest value is the score (Eq. 10).
+# The figure shows all steps for one defective cell. The 57×57 and 13×13 distances (Eq.
+# 8) are averaged at each pixel, the two maps are multiplied (Eq. 9), and the largest
+# value is the score (Eq. 10).
 
 # %% tags=["hide-input", "ledger:patch-svdd-figure-6:redrawn"] mystnb={"image": {"alt": "Six panels in the order of the steps. Above: a defective cell with a dark bar, a fine grid of 57 by 57 distances, and a coarse one of 13 by 13. Below: the small map, the big map, and their product with a circle on its largest value."}}
 defective_image = defective_images[:1]
@@ -1611,7 +1617,7 @@ plt.show()
 # do you expect? 0.5 corresponds to guessing.
 # :::
 #
-# AUROC (Eq. 1) is the share of pairs, one functional and one defective cell, that the
+# AUROC (Eq. 1) is the share of pairs of one functional and one defective cell that the
 # scores rank correctly. To save time, small patches lie at stride 8 here.
 
 # %%
@@ -1670,9 +1676,9 @@ run.expect(
 # :::
 #
 # One draw of cells shows little. The stored long run repeats the comparison with three
-# seeds, each with its own split and first weights, on both kinds of solar cells. It
-# trains for 200 steps, and adds synthetic defects with masks to measure the AUROC of
-# pixels.
+# seeds, each with its own split and initial weights, on both kinds of solar cells. It
+# trains for 200 steps, and adds synthetic defects with masks to measure the pixel
+# AUROC.
 
 # %% tags=["hide-input"]
 LABELS = {
@@ -1702,25 +1708,26 @@ print(f"{stamp['date']}, {stamp['device']},", stamp["recipe"]["bank"], "in the b
 # %% [markdown]
 # **Training did not help these detectors to distinguish functional from defective
 # cells.** The means differ by about 0.01, and the three seeds of one encoder by up to
-# 0.1. Synthetic defects are *localised* better with training, in two seeds of three for
-# either kind, and the results vary less from seed to seed. Report the number of a
-# trained encoder only together with that of a random one.
+# 0.1. Synthetic defects are *localised* better with training, in two of three seeds for
+# each kind, and the results vary less from seed to seed. Report the number of a trained
+# encoder only together with that of a random one.
 #
-# What training did change is what t-SNE showed: the embedding represents better in
-# which row a patch lies. The task requires that. Whether it helps to find a defect is
-# another question, and the answer differs from product to product.
+# What training did change is what t-SNE showed: the embedding encodes better which row
+# a patch lies in. The task requires that. Whether it helps to find a defect is another
+# question, and the answer differs from product to product.
 #
-# This is not a result about the paper. Images, amount of training, optimiser, first
-# weights and shared shifts all differ. The amount: 200 steps of 8 crops with 1,024 pairs
-# are 1.6 million pairs per data set; the released schedule for bottle has 6.3 million,
-# each from a patch of its own.
+# This is not a result about the paper. Images, amount of training, optimiser, initial
+# weights and shared shifts all differ. As for the amount, 200 steps of 8 crops with
+# 1,024 pairs are 1.6 million pairs per data set; the released schedule for bottle has
+# 6.3 million, each from a patch of its own.
 #
-# ## Taken apart: which part of the recipe matters?
+# ## Ablation: which part of the recipe matters?
 #
-# The same stored run trained for 100 steps with one change at a time, one seed each. Two
-# columns hold the paper's numbers, where they could be found: means over the 15 classes
-# of MVTec AD. Compare the order, not the values. Two seeds of one recipe often
-# differ by 0.05, and some by 0.1: **smaller differences mean nothing here.**
+# In the same stored run, encoders were also trained for 100 steps with one change at a
+# time, one seed each. Two columns hold the paper's numbers, where they could be found:
+# means over the 15 classes of MVTec AD. Compare the order, not the values. Two seeds of
+# one recipe often differ by 0.05, and some by 0.1: **smaller differences mean nothing
+# here.**
 
 # %% tags=["hide-input", "ledger:patch-svdd-table-2:measured", "ledger:patch-svdd-figure-12:measured", "ledger:patch-svdd-figure-14:measured"]
 ROWS = {  # label → run, map, and the paper's detection and segmentation
@@ -1751,21 +1758,21 @@ for label, (name, part, *quoted) in ROWS.items():
 # column is the share of directions named correctly for 64-pixel patches of
 # held-out mono cells.
 #
-# - **The loss.** For images the order of the paper (one centre, neighbours, with the
-#   task) is not seen: on mono, the task and neighbours alone are equal (0.76 and 0.77);
-#   on poly, the task is the lowest of the three (0.61 against 0.77 of neighbours alone).
-#   For pixels the task adds 0.06 (mono) and 0.11 (poly) to neighbours alone.
-# - **The hierarchy.** For pixels the hierarchical encoder is above the flat one of the
-#   same patches, by 0.04 on mono, which is within the spread of seeds, and by 0.07 on
-#   poly. It also names more directions. For images it is no better on mono, and lower
-#   on poly (0.55 against 0.69). For pixels the product and the 32-pixel patches are
-#   equal within the spread, as in the paper.
-# - **$\lambda$.** Up to 0.01 nothing changes that one seed could show. At 1 everything
-#   has collapsed: directions are guessed. The AUROC does not show it, because the bank
-#   still compares what little is left, about as well as with neighbours alone. In the
-#   paper's Fig. 14, detection of cable improves as $\lambda$ falls, and of wood as it
-#   rises. Here the AUROC of poly images is highest where the encoder has collapsed, and
-#   mono shows no order.
+# - **The loss.** For images, the paper's order (one centre, neighbours, with the task)
+#   does not appear: on mono, the task and neighbours alone are equal (0.76 and 0.77);
+#   on poly, the task is the lowest of the three (0.61 against 0.77 of neighbours
+#   alone). For pixels the task adds 0.06 (mono) and 0.11 (poly) to neighbours alone.
+# - **The hierarchy.** For pixels the hierarchical encoder scores higher than the flat
+#   one for the same patches, by 0.04 on mono, which is within the spread of seeds, and
+#   by 0.07 on poly. It also names more directions. For images it is no better on mono,
+#   and lower on poly (0.55 against 0.69). For pixels the product and the 32-pixel
+#   patches are equal within the spread, as in the paper.
+# - **$\lambda$.** Up to 0.01, there is no change large enough for one seed to show. At
+#   1 everything has collapsed: directions are guessed. The AUROC does not show it,
+#   because the bank still compares what little is left, about as well as with
+#   neighbours alone. In the paper's Fig. 14, detection on cable improves as $\lambda$
+#   falls, and detection on wood improves as it rises. Here the AUROC of poly images is
+#   highest where the encoder has collapsed, and mono shows no order.
 
 # %% tags=["remove-cell"]
 assert direction_shares["λ = 1"][0] < 0.15
@@ -1792,9 +1799,9 @@ assert 0.28 < direction_shares["flat"][0] < direction_shares["λ = 0.001"][0]
 #
 # :::{admonition} Predict first
 # :class: tip
-# Which of $e$, $s$ and $q$ falls the most when one pass embeds all patches and matrix
-# products search? And which of the two searches will be faster when the bank gets very
-# large?
+# Which of $e$, $s$ and $q$ falls the most when all patches are embedded in one pass and
+# the search uses matrix products? And which of the two searches will be faster when the
+# bank gets very large?
 # :::
 #
 # The published steps: cut out every patch, spread each score, search for each query.
@@ -1920,7 +1927,7 @@ for (label, (way, search)), marker in zip(WAYS.items(), "os^", strict=True):
     minutes = estimate_seconds(40, 20, way, search) / 60
     print(f"{label:34} 40 + 20: {minutes:4.1f} minutes;", end=" ")
     print(f"3,000 + 1,000: {hours[-1]:5.1f} hours")
-print(f"by the tree, searching grows like N^{exponent:.2f}; by products, like N")
+print(f"search time grows like N^{exponent:.2f} with the tree, like N with products")
 ax.axvspan(set_sizes[0], BANK_SIZES[-1], color=viz.GREY, alpha=0.15)
 ax.set(title="A bounded bank keeps large evaluations short")
 ax.set_xlabel("training images N, and N / 3 to test (shaded: measured)")
@@ -1932,30 +1939,30 @@ plt.show()
 
 # %% [markdown]
 # :::{dropdown} Answer
-# Spreading falls by the largest factor, more than a hundred. Embedding in one pass is
-# some twenty times faster. The gain of the search is smaller, and it falls as the bank
-# grows: about ten times with two images, and less with 32. With 2 or 8 images in the
-# bank, embedding saves the most seconds; with 32 images, the two are similar or the
-# search saves more.
+# The time for spreading falls by the largest factor, more than a hundred. Embedding in
+# one pass is some twenty times faster. The gain of the search is smaller, and it falls
+# as the bank grows: about ten times with two images, and less with 32. With 2 or 8
+# images in the bank, embedding saves the most seconds; with 32 images, the two are
+# similar or the search saves more.
 #
 # In a very large bank the tree is faster. It skips most of the bank, because embeddings
-# of overlapping patches occupy only few of their 64 dimensions, while matrix products
+# of overlapping patches occupy only a few of their 64 dimensions, while matrix products
 # compute every distance. So the time of the tree grows more slowly.
 # :::
 #
-# - **For sets of up to a few hundred images** the exact maps are computed faster than
-#   the published ones, several times faster for a hundred images, with the whole bank:
-#   40 training and 20 test images take less than a minute.
-# - **For 3,000 + 1,000 images** all distances are too many for a processor: many hours,
-#   of the same order as with the tree. (This extrapolates a hundredfold, so only the
-#   order is reliable. The published way is timed with an exact tree on one core instead
-#   of the approximate index, so it need not agree with the ten hours.) Store a part of
-#   the bank: with a bounded one, hours become about half an hour on one core.
-#   `fit(images, coreset=0.1)` chooses vectors so that none of the others is far from
-#   them, and reports by how much a distance may be too large (`coreset_radius`).
-#   Leaving out patches can cost accuracy: the table under *Trained against random* has a
-#   row with a quarter of the cells.
-# - **Never evaluate after every epoch.** That multiplies all of it by hundreds.
+# - **For sets of up to a few hundred images** our code computes the exact maps, with
+#   the whole bank, faster than the published code: several times faster for a hundred
+#   images. 40 training and 20 test images take less than a minute.
+# - **For 3,000 + 1,000 images** computing all distances takes too long on a processor:
+#   many hours, of the same order as with the tree. (This extrapolates a hundredfold, so
+#   only the order is reliable. The published method is timed with an exact tree on one
+#   core instead of the approximate index, so it need not agree with the ten hours.)
+#   Store only a part of the bank: with a bounded bank, hours become about half an hour
+#   on one core. `fit(images, coreset=0.1)` chooses vectors so that none of the others
+#   is far from them, and reports by how much a distance may be too large
+#   (`coreset_radius`). Leaving out patches can cost accuracy: the table under *Trained
+#   against random* has a row with a quarter of the cells.
+# - **Never evaluate after every epoch.** That multiplies these times by the number of epochs, several hundred.
 #
 # ## Code against pseudo-code
 #
@@ -1968,14 +1975,14 @@ plt.show()
 # Our `PatchSVDD` stores the bank in one file: `detector.save(path)`,
 # `PatchSVDD.load(path)`.
 #
-# ## Use it on MVTec AD, or on your own pictures
+# ## Use it on MVTec AD, or on your own images
 #
 # MVTec AD, the paper's data set, is free for research and not part of this book. Set
 # `MVTEC_AD` in the environment to the folder that holds `bottle`, `cable` and the other
-# classes. For your own images, all of one view, set `FOLDER` in the last code of this
-# section to a folder that contains a folder `normal` and, if you have some, `abnormal`.
-# Images with colours need one shift per patch, and `train` uses that unless it is told
-# otherwise.
+# classes. For your own images, which must all show the same view, set `FOLDER` in the
+# last notebook cell of this section to a folder that contains a folder `normal` and, if
+# you have abnormal images, a folder `abnormal`. Colour images need one shift per patch,
+# which is the default of `train`.
 
 # %% tags=["hide-input"]
 from paperlib.datasets import MVTecAD, batches
@@ -2050,7 +2057,7 @@ def score_folder(path):
 # The path of a folder (or its zip) that contains `normal`, and perhaps `abnormal`:
 FOLDER = None
 if FOLDER is None:
-    print("FOLDER is not set: no images of yours were scored")
+    print("FOLDER is None: nothing was run")
 else:
     normal_scores, abnormal_scores = score_folder(FOLDER)
     print("normal, held back:", normal_scores)
@@ -2059,8 +2066,8 @@ else:
 # %% [markdown]
 # ## Claimed and measured
 #
-# What the paper claims, beside what this run measured. Its AUROC values stand in the
-# table of *Taken apart*.
+# The table lists what the paper claims and what this run measured. The paper's AUROC
+# values are in the table of *Ablation*.
 
 # %% tags=["hide-input"]
 CLAIMS = {
@@ -2080,16 +2087,16 @@ print(f"{claim:30} {our_seconds:8.2f} seconds (exact, 32 images in the bank)")
 # - The mechanism is clear: without the task the embeddings collapse, with it they do
 #   not.
 # - The task helps to localise: on poly by more than two seeds usually differ, on mono
-#   hardly. For whole images these cells do not show what MVTec AD showed, and poly shows
-#   the opposite.
-# - The time here is exact, for one or two processor cores and a bank of 32 images. The
-#   paper's is for an approximate index and a bank of hundreds of images, on other
-#   hardware.
+#   hardly at all. For whole images these cells do not show what MVTec AD showed, and
+#   poly shows the opposite.
+# - Our time is for an exact search on one or two processor cores, with a bank of 32
+#   images. The paper's time is for an approximate search with a bank of hundreds of
+#   images, on different hardware.
 #
 # ## Where it fails
 #
-# The defective cell with the lowest score, and the functional cell with the highest.
-# Each map has its own colour scale, whose ends are printed below it:
+# The figure shows the defective cell with the lowest score and the functional cell with
+# the highest. Each map has its own colour scale, whose ends are printed below it:
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of a cell and its map. Above, a defective cell that looks nearly flawless; its map, from 0.05 to 0.50, is brightest along the border. Below, a functional cell; its map, from 0.03 to 2.10, is bright at the upper right corner and dark elsewhere."}}
 trained_maps = test_maps["trained"].mult.cpu()
@@ -2123,18 +2130,18 @@ run.expect(
 # - **Faint or small defects** change a patch too little. A spot of a few pixels hardly
 #   changes the embedding of 32×32 pixels.
 # - **Unusual but functional** parts score high. The bank contains nothing similar to a
-#   bright stripe or an unusual print, and the detector cannot know that it does not
-#   matter. More normal images help.
+#   bright stripe or an unusual print, and the detector cannot know that the difference
+#   does not matter. More normal images help.
 # - **Parts at the wrong position.** The bank ignores positions: a bar in the wrong row
 #   finds a similar normal patch in another row. PaDiM, the next chapter, compares
 #   position by position.
-# - **Smooth maps**, as wide as their patches. A defect's area measured from them is too
-#   large.
+# - **Maps are blurred** by the width of a patch, so the area of a defect measured on a
+#   map is too large.
 #
 # And four warnings from people who ran the released code:
 #
-# - **Evaluate once, not after each epoch**, advises the code review that this chapter
-#   builds on. Watch the loss and the position accuracy instead; they cost nothing.
+# - **Evaluate once, not after each epoch**, as the code review that this chapter builds
+#   on advises. Watch the loss and the position accuracy instead; they cost nothing.
 # - **Tune $\lambda$ for each product.** That review used 0.001 on images of its own;
 #   larger values were worse. In the paper cable, an object, gains from a small
 #   $\lambda$, and wood, a texture, from a large one. (The author of the official
@@ -2150,9 +2157,9 @@ run.expect(
 #
 # ## Exercises
 #
-# Each check tells you what is wrong without giving the answer away. Replace the dots by
-# your answer: a number, or the name of a function that you define above the check.
-# Solutions are folded under each group.
+# Each check tells you what is wrong without revealing the answer. Replace the dots with
+# your answer: a number, or the name of a function that you define above the check. The
+# solutions are hidden below each group of exercises.
 #
 # **Warm-up (5 minutes).**
 #
@@ -2227,7 +2234,7 @@ assert check.nearest_function(measure_nearest)
 # `encoder.small`, `encoder.conv1` (2×2) and `encoder.conv2` (1×1), with LeakyReLU of
 # slope 0.1 between the two and a tanh at the end.
 #
-# **7.** One evaluation with 3,000 training and 1,000 test images, but of 1024×1024
+# **7.** Consider one evaluation with 3,000 training and 1,000 test images of 1024×1024
 # pixels. How many distances between small patches (K = 32, stride 4) does Eq. 8 need?
 
 # %% tags=["exercise"]
@@ -2274,7 +2281,7 @@ assert check.distances_of_an_evaluation(3000 * n_patches * 1000 * n_patches)
 # them?
 #
 # :::{dropdown} Answer
-# With biases a network becomes a constant by setting its weights to 0. Without them
+# With biases, a network can become constant by setting its weights to 0. Without them
 # that is harder. Patch SVDD's second loss makes a constant expensive ($\ln 8$ for each
 # size), so it needs no such measure.
 # :::
@@ -2288,12 +2295,12 @@ assert check.distances_of_an_evaluation(3000 * n_patches * 1000 * n_patches)
 # :::
 #
 # **5.** Why does one pass over an image return exactly the embeddings of its patches,
-# and would it with padded convolutions?
+# and would it also do so with padded convolutions?
 #
 # :::{dropdown} Answer
 # Without padding an output depends on its own 32×32 pixels only, wherever it lies. With
-# padding, a separate patch would have zeros around it, and the same patch inside an
-# image its neighbours.
+# padding, a separate patch would be surrounded by zeros, but the same patch inside an
+# image by its neighbours.
 # :::
 #
 # **6.** An AUROC of 0.93 is reported for a trained encoder. What do you ask for?
@@ -2307,25 +2314,27 @@ assert check.distances_of_an_evaluation(3000 * n_patches * 1000 * n_patches)
 # images as well. How much longer does the search take?
 #
 # :::{dropdown} Answer
-# About 64 times with every product computed: four times the patches in each test image,
-# four times those in each training image, and twice as many of both images.
+# About 64 times as long, if every distance is computed: each test image and each
+# training image has four times as many patches, and there are twice as many images of
+# both kinds.
 # :::
 #
 # ## Summary
 #
-# - A patch is anomalous if no normal patch is near it. That also results in a map, and
-#   it needs an embedding in which similar patches are near each other.
+# - A patch is anomalous if no normal patch is near it. This also yields a map. It
+#   requires an embedding in which similar patches are near each other.
 # - One centre for all patches makes the embeddings collapse, and so does pulling
-#   neighbours alone. A task without labels, naming a direction, keeps them apart.
+#   neighbours together without a task. A task without labels, naming a direction, keeps
+#   them apart.
 # - The training consists of two encoders, two classifiers, four data sets of pairs and
 #   four loss terms. Both patches of a position pair need their own colour shift.
 # - Without padding one pass embeds all patches. Exact search and spreading return the
 #   published maps; the cost of the search grows with both sets.
-# - A random encoder is a strong baseline. Report a trained one only beside it.
+# - A random encoder is a strong baseline. Report the result of a trained encoder only beside that of a random one.
 #
 # **Next**: chapter 05, PaDiM {cite:p}`defard2021`, uses the embedding of a network
 # pretrained on ImageNet and trains nothing.
 #
 # **Further reading**: {cite:t}`ruff2018` on Deep SVDD, {cite:t}`doersch2015` on the
-# task and its shortcuts, {cite:t}`roth2022` on searching a thinned bank of pretrained
-# patch embeddings.
+# task and its shortcuts, {cite:t}`roth2022` on searching a subsampled bank (a coreset)
+# of pretrained patch embeddings.
