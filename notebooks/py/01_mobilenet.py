@@ -26,7 +26,7 @@
 #
 # - **Read first**: the [review of the paper](../book/01_mobilenet.md), 40 minutes. You
 #   need PyTorch basics: tensors, `nn.Module`, `nn.Conv2d`.
-# - **Time**: 80 minutes to read and run, 35 for the exercises. All cells together run
+# - **Time**: 80 minutes to read and run, 35 for the exercises. The whole notebook runs
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles**: *smoke* runs offline on a CPU and trains for two epochs. *Full*,
@@ -112,7 +112,7 @@ def plot_accuracies(ax, quantity):
         accuracies = [QUOTED[width, side] for side in sides]
         costs = [getattr(profiles[width, side], quantity) / 1e6 for side in sides]
         ax.plot(costs, accuracies, marker, color=colour, ms=8, label=f"α = {width}")
-        is_crowded = width == 1 and quantity == "macs"  # no room on the left
+        is_crowded = width == 1 and quantity == "macs"  # no room to the left
         offset = (7, -11) if is_crowded else (-31, -4)
         for side, x, y in zip(sides, costs, accuracies, strict=True):
             ax.annotate(side, (x, y), offset, textcoords="offset points", fontsize=11)
@@ -732,10 +732,10 @@ table.style.hide(axis="index").format(thousands=",").set_uuid("conventions")
 # %% [markdown]
 # ## A real image: what each layer of a trained network costs
 #
-# No weights of MobileNetV1 are available offline, but those of a successor come with the
-# book's packages: EfficientNet-Lite0 {cite:p}`tan2019,liu2020lite`, built from the same
-# depthwise and pointwise layers and trained on ImageNet {cite:p}`russakovsky2015`. The
-# image is *Chelsea*, from scikit-image.
+# No weights of MobileNetV1 are available offline, but those of a successor are included
+# in the book's packages: EfficientNet-Lite0 {cite:p}`tan2019,liu2020lite`, built from
+# the same depthwise and pointwise layers and trained on ImageNet
+# {cite:p}`russakovsky2015`. The image is *Chelsea*, from scikit-image.
 
 # %%
 from skimage import data
@@ -989,7 +989,7 @@ for ax, (key, title) in zip(axes, QUANTITIES.items(), strict=True):
         style = dict(fmt=marker, ms=8, capsize=4, color=colour, label=name)
         ax.errorbar(million_macs, mean, deviation, **style)
     ax.set(xscale="log", ylabel=title)
-axes[0].set_title("7.5 times the work: the same accuracy, twice the time")
+axes[0].set_title("7.5 times the work: no gain in accuracy, twice the time")
 axes[2].set(xlabel="million multiply-adds", ylabel="CPU seconds\nper epoch")
 axes[2].set_ylim(0, None)
 companion.log_ticks(axes[2].xaxis, (15, 30, 50, 100))

@@ -26,7 +26,7 @@
 #
 # - **Read first**: the [review of the paper](../book/02_cam.md), 50 minutes. You need
 #   PyTorch basics, and should know what the feature maps of a convolution are.
-# - **Time**: 105 minutes to read and run, 35 for the exercises. All cells together run
+# - **Time**: 105 minutes to read and run, 35 for the exercises. The whole notebook runs
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles.** The *smoke* profile runs offline on a CPU, with
@@ -268,8 +268,8 @@ large_map = upsample(tripod_map, side)
 #
 # - `flatten(1)` joins rows and columns into one axis of 49 positions. `view` restores
 #   them.
-# - `head.weight[[TRIPOD]]` selects a row and keeps it a matrix. `detach()` takes it out
-#   of the autograd graph.
+# - `head.weight[[TRIPOD]]` selects a row and keeps it a matrix. `detach()` detaches it
+#   from the autograd graph.
 #
 # A loop that follows Eq. 2 term by term returns the same map, and so does the library:
 
@@ -492,7 +492,10 @@ torch.testing.assert_close(denormalised_image.cpu(), resized_image, atol=1e-5, r
 # `view(-1, 1, 1)` turns three numbers into the shape (3, 1, 1), so that each multiplies
 # or shifts a whole channel of the images, (3, 224, 224).
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels of the same cat. Left, the normalised image drawn as it is: mostly black, with orange patches. Middle, de-normalised: the cat in its natural colours, squeezed to a square. Right, the original image, wider than high."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels of the same cat. Left,
+# the normalised image drawn as it is: mostly black, with orange patches. Middle,
+# de-normalised: the cat in its natural colours, squeezed to a square. Right, the
+# original image, wider than it is tall."}}
 fig, panels = plt.subplots(1, 3, figsize=(6.4, 3))
 is_negative = (normalised_image < 0).float()
 title = f"as it is:\n{is_negative.mean():.0%} below 0"
@@ -568,7 +571,7 @@ assert len(dataset.classes) == 2
 # can be in both parts, so the result may be too optimistic.)
 
 # %%
-LIMIT = run.choose(smoke=600, full=3000)  # images that fit into memory
+LIMIT = run.choose(smoke=600, full=3000)  # all stay in memory
 generator = torch.Generator().manual_seed(0)
 order = torch.randperm(len(dataset), generator=generator)[:LIMIT].tolist()
 raw_images = torch.stack([dataset[i][0] for i in order])
@@ -762,8 +765,8 @@ predicted_probabilities = test_cams.logits.softmax(1)
 true_probability = predicted_probabilities.gather(1, test_labels[:, None])[:, 0].cpu()
 is_class_0 = test_labels.cpu() == 0
 examples = [
-    *(true_probability * is_class_0).topk(2).indices.tolist(),  # surest of class 0
-    int((true_probability * ~is_class_0).argmax()),  # surest of class 1
+    *(true_probability * is_class_0).topk(2).indices.tolist(),  # surely class 0
+    int((true_probability * ~is_class_0).argmax()),  # surely class 1
     int(true_probability.argmin()),  # worst mistake
 ]
 

@@ -28,7 +28,7 @@
 # - **Read first**: the [review of the paper](../book/03_gradcam.md), 55 minutes, and
 #   [chapter 02](02_cam.ipynb) on CAM. You need PyTorch basics, and should know what a
 #   gradient is.
-# - **Time**: 165 minutes to read and run, 35 for the exercises. All cells together run
+# - **Time**: 165 minutes to read and run, 35 for the exercises. The whole notebook runs
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles.** The *smoke* profile runs offline on a CPU, with
@@ -740,7 +740,7 @@ companion.Slider(draw_layer, sliders, describe_layer, figsize=(2.8, 2.8), dpi=80
 # respond to parts of objects. And it still has spatial positions, which the fully
 # connected layers no longer have. The paper found the same.
 #
-# Read the number of channels from the network instead of remembering it: ResNet-50's
+# Read the number of channels from the network instead of hard-coding it: ResNet-50's
 # last block has 2,048 channels, not the 512 of ResNet-18.
 #
 # ## Counterfactual maps: what lowers the score
@@ -1743,7 +1743,7 @@ run.expect(map_curve[1] < 0.5, "Grad-CAM changes with the last layer")
 run.expect(guided_curve[3] > 0.95, "Guided Backpropagation hardly changes")
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result", "image": {"alt": "Above, rank correlation with the original against how far back the weights are random. Grad-CAM falls from 1 to 0.1 with the classifier alone and stays below 0.2. Guided Backpropagation stays at 1 up to the last block, then falls slowly, to about 0 with the first convolution. Below, two pairs of panels. Grad-CAM of the cat: trained, red on the face; with random last layers, blue on most of the face. Guided Backpropagation, trained and with random last layers: the same eyes, nose and fur lines."}}
-HEAD_GONE = run.choose(smoke="conv_head", full="fc")  # random from here on
+HEAD_GONE = run.choose(smoke="conv_head", full="fc")  # after the last block
 fig = plt.figure(figsize=(6.4, 6.2))
 above, below = fig.subfigures(2, 1, height_ratios=(3, 2))
 ax = above.subplots()

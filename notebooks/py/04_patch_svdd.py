@@ -28,7 +28,7 @@
 # - **Read first**: the [review of the paper](../book/04_patch_svdd.md), 70 minutes. You
 #   need PyTorch basics, and should know what a convolution without padding does to the
 #   size of a feature map.
-# - **Time**: 160 minutes to read and run, 35 for the exercises. All code together runs
+# - **Time**: 160 minutes to read and run, 35 for the exercises. The whole notebook runs
 #   in two to three minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles**: the *smoke* profile, shown here, is short enough for a CPU. The
@@ -697,7 +697,7 @@ plt.show()
 # %% [markdown]
 # **Why does the small encoder return a single vector?** No convolution uses padding.
 # The first one, 3×3 with stride 2, turns 32 pixels into $\lfloor (32 - 3)/2 \rfloor + 1
-# = 15$ positions. Each of the seven others, 3×3 with stride 1, shortens the side by 2.
+# = 15$ positions. Each of the other seven, 3×3 with stride 1, reduces the side by 2.
 # Forward hooks (chapter 02) print the chain:
 
 # %% tags=["nbval-check-output"]
@@ -1217,10 +1217,11 @@ torch.testing.assert_close(plain_scores, library_scores, rtol=0, atol=1e-4)
 # | optimiser | Adam, learning rate 1e-4 | Muon, one-cycle learning rate |
 #
 # - **One pass** over a crop shares the computation of neighbouring patches. Pairs are
-#   read from its feature map. The map has a stride of 2, so moves are multiples of 2.
-# - **Two shifts**: a shift is the same in the whole map. So each crop is embedded twice:
-#   the first patches are read from one map, the second patches from the other.
-#   Neighbours are read from the first.
+#   read from the crop's feature map, which has a stride of 2, so moves are multiples of
+#   2.
+# - **Two shifts**: a shift is the same in the whole feature map. So each crop is
+#   embedded twice: the first patches are read from one feature map, the second patches
+#   from the other. Neighbours are read from the first.
 # - **Kaiming's initialisation** chooses the variance of the weights so that the signal
 #   keeps its size from layer to layer; the default shrinks it to about a thousandth in
 #   eight layers. (`train_on_patches` uses it too, unless it is
@@ -2143,15 +2144,16 @@ run.expect(
 # - **Evaluate once, not after each epoch**, as the code review that this chapter builds
 #   on advises. Watch the loss and the position accuracy instead; they cost nothing.
 # - **Tune $\lambda$ for each product.** That review used 0.001 on images of its own;
-#   larger values were worse. In the paper cable, an object, gains from a small
-#   $\lambda$, and wood, a texture, from a large one. (The author of the official
+#   larger values were worse. In the paper, cable (an object) gains from a small
+#   $\lambda$, and wood (a texture) from a large one. (The author of the official
 #   repository adds, in its issue #10: an AUROC of exactly 0.5 for both tasks means that
 #   the encoder has become a constant. Before that, as at $\lambda = 1$ above, the AUROC
 #   does not show it.)
 # - **Longer is not always better.** In the same issue a user reports that carpet, grid,
 #   tile and screw of MVTec AD got worse in training. The author answers that $\lambda$
 #   was too large for grid, and shows a run in which screw improves with training. The
-#   loss does not show it, and there is no test set with defects to decide when to stop.
+#   loss does not show when detection gets worse, and in practice there is no test set
+#   with defects to decide when to stop.
 # - **Released encoders are not a recipe.** The settings that each class was trained
 #   with were not found; issue #5 asks for them and has no answer.
 #

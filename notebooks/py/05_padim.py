@@ -15,18 +15,18 @@
 # ---
 
 # %% [markdown]
-# # PaDiM, run: one Gaussian per position
+# # PaDiM in code: one Gaussian per position
 #
 # Images of good parts look alike, position by position. For each position, PaDiM
 # {cite:p}`defard2021` stores the mean and the covariance of the features that a
-# pretrained network computes there. What lies far from this Gaussian is anomalous.
-# Nothing is trained. This notebook finds cracks in real solar cells, computes the
-# distance by hand, builds the method from a few lines of PyTorch, repeats the paper's
-# ablations, and chooses a threshold without labels.
+# pretrained network computes there. Features that lie far from this Gaussian are
+# anomalous. Nothing is trained. This notebook finds cracks in real solar cells,
+# computes the distance by hand, builds the method from a few lines of PyTorch, repeats
+# the paper's ablations, and chooses a threshold without labels.
 #
 # - **Read first**: the [review of the paper](../book/05_padim.md), 60 minutes. You need
 #   PyTorch basics, and you should know what a covariance matrix is.
-# - **Time**: 135 minutes to read and run, 40 for the exercises. All cells together run
+# - **Time**: 135 minutes to read and run, 40 for the exercises. The whole notebook runs
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles**: *smoke* runs offline on a CPU with a small network,
@@ -49,8 +49,8 @@ NETWORK = run.choose(smoke="efficientnet_lite0", full="resnet18")
 # %% [markdown]
 # ## The result first: cracks in solar cells, found without a defective example
 #
-# Under a current, a functional solar cell emits light, and cracks and dead parts stay
-# dark {cite:p}`buerhop2018,deitsch2019`. The ELPV data set holds 2,624 such
+# When a current flows through it, a functional solar cell emits light; cracks and dead
+# parts stay dark {cite:p}`buerhop2018,deitsch2019`. The ELPV data set holds 2,624 such
 # *electroluminescence* images. PaDiM is fitted to 150 functional cells. Then it scores
 # six cells that it has not seen: the first four defective and the first two functional
 # ones of the test set. They were not selected by their result.
@@ -108,8 +108,8 @@ def draw_split(cells, seed):
 
 
 # %% [markdown]
-# We start with *mono* cells, which are cut from one crystal. *Poly* cells, of many
-# crystals, follow later.
+# We start with *mono* cells, which are cut from one crystal. *Poly* cells, which
+# consist of many crystals, follow later.
 
 # %%
 mono = elpv("mono")
@@ -125,7 +125,7 @@ example_scores = example_maps.amax((1, 2))
 
 # %% [markdown]
 # - `PaDiM(…, seed=0)` draws which 100 of the 176 channels of the three layers it keeps.
-# - `fit` is the whole learning: one pass over the 150 images.
+# - `fit` does all the learning: one pass over the 150 images.
 # - `anomaly_map` returns one distance per pixel, (6, 224, 224).
 # - `amax` takes the largest value of each map. This is the score of the image: (6,).
 
@@ -158,7 +158,7 @@ run.expect(bool(lowest > highest), "each defective cell has a higher score")
 # 3. Measure detection and localisation, and explain why localisation has two measures.
 # 4. Decide between random channels, principal components and a nearest-neighbour
 #    search, by accuracy, time and memory.
-# 5. Choose a threshold without labels, and recognise scores that leak.
+# 5. Choose a threshold without labels, and recognise scores that leak information from the test set.
 # 6. Run PaDiM on a folder of your own images.
 #
 # ## By hand: equal Euclidean distance, twice the Mahalanobis distance
@@ -179,7 +179,7 @@ run.expect(bool(lowest > highest), "each defective cell has a higher score")
 # The five vectors are (5, 4), (1, 0), (4, 1), (2, 3) and (3, 2). Two new vectors are
 # $a$ = (5, 4) and $b$ = (5, 0). Both have the Euclidean distance $2\sqrt2$ from the
 # mean. Compute $\mu$, $\Sigma$ and $\Sigma^{-1}$ on paper. Which of $a$ and $b$ has the
-# larger Mahalanobis distance, and by which factor?
+# larger Mahalanobis distance, and by what factor?
 # :::
 
 # %% tags=["nbval-check-output", "hide-output"]
@@ -233,8 +233,8 @@ plt.show()
 # %% [markdown]
 # :::{dropdown} Answer
 # $\mu = (3, 2)$. $\Sigma$ has 2.5 on its diagonal and 1.5 off the diagonal; its
-# determinant is 4, so $\Sigma^{-1}$ has 0.625 and $-0.375$. $M(a)^2 = 2$ and
-# $M(b)^2 = 8$: $b$ is twice as far. $a$ *is* one of the normal vectors.
+# determinant is 4, so $\Sigma^{-1}$ has 0.625 and $-0.375$. $M(a)^2 = 2$ and $M(b)^2 =
+# 8$: $b$ is twice as far away. $a$ *is* one of the normal vectors.
 # :::
 #
 # Each channel of $b$ is normal by itself: 5 occurs in channel 1, and 0 in channel 2.
@@ -246,12 +246,12 @@ plt.show()
 # $\Sigma$ has no inverse. For this reason Eq. 1 in the paper adds $\epsilon I$, with
 # $\epsilon = 0.01$, to the covariance.
 #
-# ## By hand: an embedding from two maps of different size
+# ## By hand: an embedding from two feature maps of different size
 #
 # The embedding of a position combines several layers. In this example one layer returns
-# 1 channel of 4×4 positions, and another 2 channels of 2×2 positions: maps of shape
-# (N, 1, 4, 4) and (N, 2, 2, 2). Each value of the coarse maps is repeated at the four
-# fine positions that it covers. Then the channels are stacked: (N, 3, 4, 4).
+# 1 channel of 4×4 positions, and another 2 channels of 2×2 positions: feature maps of
+# shape (N, 1, 4, 4) and (N, 2, 2, 2). Each value of the coarse maps is repeated at the
+# four fine positions that it covers. Then the channels are stacked: (N, 3, 4, 4).
 
 # %% tags=["nbval-check-output"]
 import torch.nn.functional as F
@@ -291,7 +291,7 @@ fig.suptitle("The embedding of the outlined position is (6, 21, 31)")
 plt.show()
 
 # %% [markdown]
-# ### The same by unfold and fold
+# ### The same with unfold and fold
 #
 # Common implementations of PaDiM build the embedding in a function `embedding_concat`,
 # with `F.unfold` and `F.fold`. Here is such a function, step by step. `unfold`
@@ -332,13 +332,13 @@ assert torch.equal(concatenate_embeddings([fine, coarse]), joined)
 #   reverses `unfold`.
 # - `expand` repeats without copying; `flatten(1, 2)` joins channels and positions.
 #
-# Both functions return the same. So does the library's `concatenate_embeddings`, which
-# also accepts more than two layers and selects channels. It is used from here on.
+# Both functions return the same result. So does the library's `concatenate_embeddings`,
+# which also accepts more than two layers and selects channels. It is used from here on.
 #
 # ## The whole method in one figure
 #
-# The paper's Figure 2, redrawn with the sizes of this notebook's network. Coarse
-# positions are drawn as large as the area that they cover.
+# This is the paper's Figure 2, redrawn with the sizes of this notebook's network.
+# Coarse positions are drawn as large as the area that they cover.
 
 # %% tags=["hide-input", "ledger:padim-figure-2:redrawn"] mystnb={"image": {"alt": "Above, from left to right: a solar cell; three blocks of the same width and height, made of many small squares, of larger squares and of four large squares. Below: one deeper block of small squares that holds the channels of all three, of which one position is marked; and a plane with points and ellipses, the Gaussian of the marked position."}}
 companion.draw_padim_overview(train_images[0], extractor(prepare(train_images[:1])))
@@ -389,8 +389,8 @@ for name, output in zip(extractor.layers, recorded, strict=True):
 # - `get_submodule` finds a layer by its name. In ResNet-18 they are the last blocks of
 #   `layer1`, `layer2` and `layer3`.
 #
-# `FeatureExtractor` returns the same maps. In addition it ends the forward pass after
-# the last of the three layers, because the layers behind it are not needed.
+# `FeatureExtractor` returns the same maps. In addition, it ends the forward pass after
+# the last of the three layers, because the layers after it are not needed.
 #
 # ### All steps, from images to scores
 #
@@ -444,8 +444,8 @@ print("scores         ", tuple(enlarged_maps.amax((1, 2)).shape))
 #   from 24 + 40 + 112 = 176.
 # - `PatchGaussian` is Eq. 1 for all positions, $\epsilon I$ included.
 # - `cholesky` holds the lower triangular $L$ with $L L^{\mathsf T} = \Sigma$, the
-#   *Cholesky factor*. Then $M^2 = \lVert L^{-1}(x - \mu) \rVert^2$: Eq. 2 needs one
-#   triangular system, and no inverse.
+#   *Cholesky factor*. Then $M^2 = \lVert L^{-1}(x - \mu) \rVert^2$: to compute Eq. 2,
+#   we solve one triangular system and need no inverse.
 # - `unflatten` turns 3,136 distances back into 56×56, and `upsample` enlarges them to
 #   224×224 pixels.
 #
@@ -453,8 +453,8 @@ print("scores         ", tuple(enlarged_maps.amax((1, 2)).shape))
 # = 16 pixels. Its *receptive field*, the area that can influence its embedding, is
 # larger, because each convolution also reads neighbouring positions.
 #
-# The next code computes Eq. 1 and Eq. 2 literally, with a Python loop, for the position
-# in the middle, and blurs the maps with SciPy.
+# The code below computes Eq. 1 and Eq. 2 term by term, with a Python loop, for the
+# position in the middle, and blurs the maps with SciPy.
 
 # %% tags=["nbval-check-output", "ledger:padim-eq-1:by-hand", "ledger:padim-eq-2:by-hand"]
 from scipy.ndimage import gaussian_filter
@@ -493,9 +493,9 @@ np.testing.assert_allclose(distances[0, position].item(), squared**0.5, **tolera
 #
 # :::{admonition} Predict first
 # :class: tip
-# 3,136 positions, 100 channels, 150 images to fit, 6 to score. Which of the three loops
-# takes longest: `np.cov`, the inversion, or `mahalanobis`? Which of them grows with the
-# number of images to score?
+# There are 3,136 positions, 100 channels, 150 images to fit and 6 to score. Which of
+# the three loops takes longest: `np.cov`, the inversion, or `mahalanobis`? Which of
+# them grows with the number of images to score?
 # :::
 
 # %%
@@ -503,7 +503,7 @@ from scipy.spatial.distance import mahalanobis
 
 
 def compute_covariances(x):
-    """Loop over the positions of x (N, D, P), the layout of that implementation."""
+    """Loop over the positions of x (N, D, P), the common implementation's layout."""
     identity = np.eye(x.shape[1])
     return [
         np.cov(x[:, :, p], rowvar=False) + 0.01 * identity  # Eq. 1
@@ -538,7 +538,7 @@ print("default:      shape", np.cov(five_vectors).shape)
 
 # %% [markdown]
 # `paperlib` fits all positions at once. `companion.time_call` calls a function and
-# returns its result and its seconds.
+# returns its result and the seconds that it took.
 
 # %%
 def fit_gaussian(embeddings):
@@ -580,8 +580,8 @@ np.testing.assert_allclose(batch_distances.cpu(), np.array(loop_distances), rtol
 # :::
 #
 # Scoring an image is several times faster in the batch. Fitting gains less, and on some
-# processors nothing: much of its time is one inversion or factorisation per position,
-# in the batch as in the loop.
+# processors nothing: much of its time is spent on one inversion or factorisation per
+# position, with or without the loop.
 #
 # The class `PaDiM` goes one step further. It stores the inverse factor $L^{-1}$, so
 # that scoring is one matrix product per position. And it never holds all embeddings:
@@ -676,7 +676,7 @@ run.expect(image_auroc["mono"] > image_auroc["poly"], "mono has the higher AUROC
 
 # %% [markdown]
 # :::{dropdown} Answer
-# Mono. A grain boundary is a dark line, as a crack is. And because grains lie
+# Mono. A grain boundary is a dark line, like a crack. And because grains lie
 # differently in each cell, the Gaussians of the poly cells are wide.
 # :::
 #
@@ -717,7 +717,7 @@ plt.show()
 # The cells have labels, but no *masks*: images that mark the defective pixels. To
 # measure **localisation**, defects are painted on functional test cells, so the masks
 # are known: dark cracks, bright scratches, soft stains. They are **synthetic**, and are
-# called so wherever they appear.
+# labelled as such wherever they appear.
 #
 # - **Pixel AUROC** is the AUROC over all pixels of all images.
 # - **PRO-score** {cite:p}`bergmann2020` is the *per-region overlap*: the share of each
@@ -730,8 +730,8 @@ plt.show()
 #
 # :::{admonition} Predict first
 # :class: tip
-# Of the 24 defects 10 are stains, and 14 are lines with a fifth of a stain's pixels.
-# Which detector has the higher pixel AUROC, and which the higher PRO-score?
+# Of the 24 defects 10 are stains, and 14 are lines, which cover a fifth as many pixels
+# as a stain. Which detector has the higher pixel AUROC, and which the higher PRO-score?
 # :::
 
 # %% tags=["hide-input"]
@@ -859,19 +859,20 @@ sliders = {"synthetic defect": ("crack", "stain"), "contrast": (0.1, 0.2, 0.5)}
 companion.Slider(draw_defect, sliders, describe_defect, figsize=(6.4, 3.2), dpi=72)
 
 # %% [markdown]
-# On mono cells PaDiM localises defects well from a contrast of 0.1 on. On poly cells
-# the grains hide them, and it takes 0.3 or more. (Random maps reach a pixel AUROC of
-# 0.5 and a PRO-score of 0.15, so the two must not be compared with each other.)
+# On mono cells PaDiM localises defects well at a contrast of 0.1 or more. On poly cells
+# the grains hide the defects, and a contrast of 0.3 or more is needed. (Random maps
+# reach a pixel AUROC of 0.5 and a PRO-score of 0.15, so the two must not be compared
+# with each other.)
 #
 # ## Table I, measured: layers alone, added, and joint
 #
 # Table I of the paper is an *ablation*: it removes parts of the method to measure what
 # they contribute. It compares each layer alone, the sum of the three layers' maps, and
-# the joint covariance of all three, all without drawing channels. Here is the same on
-# solar cells: five seeds, mean ± standard deviation in percent. Pixel AUROC and
-# PRO-score are for synthetic defects of a contrast that is hard to see (0.1 on mono,
-# 0.2 on poly), the image AUROC for real defects. The paper's values are those of
-# another network on other data; only the order can be compared.
+# the joint covariance of all three, in each case with every channel. Here is the same
+# comparison on solar cells: five seeds, mean ± standard deviation in per cent. Pixel
+# AUROC and PRO-score are for synthetic defects of a contrast that is hard to see (0.1
+# on mono, 0.2 on poly), the image AUROC for real defects. The paper's values are those
+# of another network on other data; only the order can be compared.
 
 # %% tags=["hide-input", "ledger:padim-table-1:measured"]
 QUOTED_I = {  # pixel AUROC, PRO-score in %: ResNet-18, mean over all MVTec AD classes
@@ -928,34 +929,34 @@ run.expect(is_better["poly"].mean() > 0.5, "joint is better in most seeds on pol
 # covariance is better in all five seeds.
 # :::
 #
-# The order is the paper's in pixel AUROC, except that in the paper layers 2 and 3 tie.
+# In pixel AUROC the order is that of the paper, except that layers 2 and 3 tie there.
 # In localisation each row is better than the one before. On mono the last step is worth
 # less than 0.1 points, on poly one to two.
 #
 # For real defects the conclusion does not hold: in image AUROC the joint covariance is
-# no better than layer 3 alone. A likely reason on poly: in detail a crack and a grain
-# boundary look alike. The first layer responds to such detail, layer 3 to larger
-# shapes. Table I is about localisation, and so is its conclusion.
+# no better than layer 3 alone. A likely reason on poly is that a crack and a grain
+# boundary look alike at close range. The first layer responds to such detail, layer 3
+# to larger shapes. Table I is about localisation, and so is its conclusion.
 #
 # ## Table II, measured: random channels against principal components
 #
 # **Principal component analysis** (PCA) finds orthogonal directions, sorted by the
 # variance of the data along them. Table II compares two ways to keep $d$ dimensions:
 # $d$ channels drawn at random, or the $d$ principal components with the *largest*
-# variance. As a third we keep the $d$ with the *smallest* variance, which compression
-# would discard.
+# variance. As a third way, we keep the $d$ components with the *smallest* variance,
+# which compression would discard.
 #
 # :::{admonition} Predict first
 # :class: tip
-# The 25 largest principal components hold about 70 % of the variance of normal
-# embeddings, the 25 smallest less than one percent. Which of the two finds defects
+# The 25 largest principal components explain about 70 % of the variance of normal
+# embeddings, the 25 smallest less than one per cent. Which of the two finds defects
 # better?
 # :::
 
 # %% tags=["hide-input", "hide-output"] mystnb={"image": {"alt": "Two columns, mono and poly, of three line plots against the number of dimensions kept, 10 to 100, with bars of one standard deviation. From top to bottom: image AUROC on real cells, pixel AUROC and PRO-score on synthetic defects, for random channels, principal components of largest and of smallest variance; a dashed line shows all 176 dimensions."}}
 companion.draw_reduction_curves(tables)
 plt.gcf().suptitle(
-    "Of 10 dimensions, those of largest variance\n"
+    "With 10 dimensions, those of largest variance\n"
     "localise defects worst (lower two rows)"
 )
 plt.show()
@@ -982,16 +983,18 @@ run.expect(is_gain, "random channels beat PCA in every seed at 10 and 25")
 
 # %% [markdown]
 # :::{dropdown} Answer
-# The 25 smallest, where the two differ. They hold next to nothing of the variance and
-# find synthetic defects about as well as the 25 largest on mono, and better on poly.
+# The 25 smallest components, where the two differ. They explain hardly any of the
+# variance, but find synthetic defects about as well as the 25 largest on mono, and
+# better on poly.
 # :::
 #
 # - **In PRO-score random channels beat PCA where few are kept**: on both kinds, and in
-#   every seed, at $d = 10$ and $d = 25$. From 50 on the difference is hardly larger
-#   than its spread; 50 of 176 is a larger share than the paper's 100 of 448.
+#   every seed, at $d = 10$ and $d = 25$. At $d = 50$ and above, the difference is
+#   hardly larger than its spread; 50 of 176 is a larger share than the paper's 100 of
+#   448.
 # - **For real defects this does not hold.** At $d = 10$ PCA has the higher image AUROC
-#   in four of five seeds on either kind, and from 25 on the two means differ by less
-#   than a point.
+#   in four of five seeds on each kind, and at $d = 25$ and above the two means differ
+#   by less than a point.
 # - **100 of 176 channels lose little**: next to nothing on mono, one to two points on
 #   poly.
 #
@@ -1006,14 +1009,14 @@ print("ten draws of 100 channels, same cells: standard deviation in points")
 print(deviation.round(2).rename(columns=MEASURES).to_string(index_names=False))
 
 # %% [markdown]
-# It hardly matters: ten draws differ by less than two splits of the cells do. (The
-# paper reports a standard error between $10^{-4}$ and $10^{-7}$ for the mean of ten
-# models.)
+# It hardly matters: the spread over ten draws is smaller than the spread over splits of
+# the cells. (The paper reports a standard error between $10^{-4}$ and $10^{-7}$ for the
+# mean of ten models.)
 #
 # ### Why PCA loses: the change that a defect causes
 #
-# A painted cell and the same cell unpainted differ by the defect alone. So we know
-# exactly how a defect changes an embedding, and can measure the change along each
+# A painted cell and the same cell unpainted differ only in the defect. So we know
+# exactly how a defect changes an embedding, and we can measure the change along each
 # principal direction. Directions are sorted by the variance of normal embeddings, the
 # largest first.
 
@@ -1031,8 +1034,9 @@ variance, directions = variance.flip(0), directions.flip(1)  # eigh sorts ascend
 energy = (changes @ directions).square().mean(0)
 
 # %% [markdown]
-# - `coverage` is the share of defective pixels per position: two `unfold` cut each mask
-#   into 56×56 blocks of 4×4 pixels, (24, 56, 56, 4, 4), and `mean` averages a block.
+# - `coverage` is the share of defective pixels per position: two calls of `unfold` cut
+#   each mask into 56×56 blocks of 4×4 pixels, (24, 56, 56, 4, 4), and `mean` averages a
+#   block.
 # - `changes` keeps the positions that are more than half defective: one row per
 #   position, (n, 176).
 # - `pooled` is *one* Gaussian over all positions. `eigh` returns its eigenvalues (the
@@ -1113,7 +1117,7 @@ upper.plot(ANGLES, median, "o-", color=viz.BLUE, label=label)
 label = "98 % of upright functional cells are below"
 upper.axhline(threshold, ls="--", color="black", label=label)
 upper.set(xlabel="rotation, degrees", ylabel="score", ylim=(0, None))
-upper.set_title("From 1° on, every rotated functional cell is a false alarm")
+upper.set_title("At 1° or more, every rotated functional cell is a false alarm")
 upper.legend()
 limits = (threshold / 2, float(rotated_scores[-1].max()))
 title = "the first cell, rotated by 10°"
@@ -1125,10 +1129,10 @@ exceeds = bool(rotated_scores[1:].min() > threshold)
 run.expect(exceeds, "every rotated cell is an alarm")
 
 # %% [markdown]
-# A model of upright cells is useless for rotated ones: from 1° on all eight are alarms.
-# The fair comparison is the paper's Rd-MVTec AD: the *training* images are rotated as
-# well (by up to ±10°, and cropped at a random position). A rotation is then normal, but
-# each Gaussian describes many different parts of the cell, so it is wide.
+# A model of upright cells is useless for rotated ones: at 1° or more, all eight raise
+# an alarm. The fair comparison is the paper's Rd-MVTec AD: the *training* images are
+# rotated as well (by up to ±10°, and cropped at a random position). A rotation is then
+# normal, but each Gaussian describes many different parts of the cell, so it is wide.
 
 # %% tags=["hide-input", "ledger:padim-table-6:measured"]
 CROPS = {"upright": "centre crop", "turned": "rotated, random crop"}
@@ -1148,12 +1152,12 @@ print("the paper, WR50, pixel AUROC / PRO-score (quoted):")
 print("97.5 / 92.1 on MVTec AD, 92.2 / 73.1 on Rd-MVTec AD")
 
 # %% [markdown]
-# - **Detection** suffers on both kinds: borders and bus bars now lie anywhere, and the
-#   largest value of a map is often theirs.
+# - **Detection** suffers on both kinds: borders and bus bars can now lie anywhere, and
+#   the largest value of a map often lies on one of them.
 # - **Localisation on mono** loses three points of PRO-score and half a point of pixel
 #   AUROC: the paper's pattern, smaller.
-# - **Localisation on poly** loses about one point, less than two seeds differ by. The
-#   grains were never aligned, so there was little to lose.
+# - **Localisation on poly** loses about one point, which is less than the difference
+#   between two seeds. The grains were never aligned, so there was little to lose.
 #
 # ## What it costs: PaDiM and nearest neighbours, image by image
 #
@@ -1161,13 +1165,13 @@ print("97.5 / 92.1 on MVTec AD, 92.2 / 73.1 on Rd-MVTec AD")
 # the nearest one (*k-nearest neighbours*, k-NN). Its memory is the training set;
 # PaDiM's memory is a fixed number of Gaussians. Both are measured in one run, for a
 # growing number of images. The search is exact. It is timed for 256 of the 3,136
-# positions of one image, and the seconds shown are for all of them.
+# positions of one image, and the times shown are scaled up to all of them.
 #
 # :::{admonition} Predict first
 # :class: tip
 # 100 channels at 56×56 positions, 4 bytes per number. How many megabytes are the means
 # and covariances? One image's three layers (24·56² + 40·28² + 112·14² numbers) take
-# half a megabyte. From how many images on does the search need more memory?
+# half a megabyte. How many images does it take before the search needs more memory?
 # :::
 
 # %%
@@ -1220,26 +1224,26 @@ assert (costs["PaDiM bytes"] == gaussian_bytes).all()
 
 # %% tags=["hide-input", "hide-output"] mystnb={"image": {"alt": "Three line plots against the number of normal images, 20 to 150. Upper left, PaDiM's fit: the seconds for means and covariances rise with the number of images, those for the Cholesky factors stay the same. Upper right, seconds per image to score: PaDiM's are low and flat, those of the search rise with the number of images. Below, memory in megabytes: PaDiM's is flat at 127, that of nearest neighbours is a line through zero that is extended to where it crosses, at 246 images."}}
 companion.draw_costs(costs, gaussian_bytes, bytes_per_image)
-plt.gcf().suptitle("PaDiM: scoring time and memory do not grow with the images")
+plt.gcf().suptitle("PaDiM's scoring time and memory do not grow with more images")
 plt.show()
 
 # %% [markdown]
 # :::{dropdown} Answer
 # $4 \cdot 3136 \cdot (100^2 + 100)$ bytes are 127 MB. The layers of one image take
-# 0.514 MB, so the search needs more memory from 247 images on.
+# 0.514 MB, so the search needs more memory for 247 images or more.
 # :::
 #
 # - **Fitting** takes a fixed time per image, plus a fixed time for the 3,136 Cholesky
 #   factors.
-# - **Scoring** an image takes PaDiM the same time for any $N$. The search grows with
-#   $N$. SPADE limits it by searching only in the K nearest images, which limits the
-#   time, but not the memory.
+# - **Scoring** an image takes PaDiM the same time for any $N$. The time of the search
+#   grows with $N$. SPADE searches only in the K nearest images, which limits the time,
+#   but not the memory.
 # - **Memory**: beyond the crossing PaDiM stores less, for any number of images.
 #
 # ### Table VIII, computed
 #
-# The same arithmetic for the paper's networks. Nothing is measured here: the sizes
-# follow from the shapes.
+# This section repeats the arithmetic for the paper's networks. Nothing is measured
+# here: the sizes follow from the shapes.
 
 # %%
 from torchvision import models
@@ -1285,20 +1289,20 @@ assert abs(alone_gb - 1.4) < 0.05
 
 # %% [markdown]
 # `R18-Rd100` means ResNet-18 with 100 channels drawn at random. STC, the ShanghaiTech
-# Campus data set, consists of video frames. The printed values follow if the 3.8 GB of
-# WR50, and SPADE's 1.4 GB, are without the network, and PaDiM's other three with it.
+# Campus data set, consists of video frames. We obtain the paper's values if WR50's 3.8
+# GB and SPADE's 1.4 GB do not include the network, and PaDiM's other three values do.
 # (MVTec AD has 3,629 training images in 15 classes: 242 per class.)
 #
-# From how many images on does SPADE store more, and how many frames fit into the 37 GB
-# that the paper reports for SPADE on STC?
+# How many images does it take before SPADE stores more, and how many frames fit into
+# the 37 GB that the paper reports for SPADE on STC?
 
 # %% tags=["nbval-check-output"]
 crossing_r18 = np.ceil(gaussian_gb(56, 100) / spade_gb(56, 1))
 crossing_wr50 = np.ceil(gaussian_gb(56, 550) / spade_gb(56, 1))
-print(f"SPADE stores more than R18-Rd100 from {crossing_r18:.0f} images on")
-print(f"SPADE stores more than WR50-Rd550 from {crossing_wr50:.0f} images on")
+print(f"SPADE stores more than R18-Rd100 for {crossing_r18:.0f} images or more")
+print(f"SPADE stores more than WR50-Rd550 for {crossing_wr50:.0f} images or more")
 n_frames = 274515 / 13  # per scene of STC
-print(f"SPADE's 37 GB on STC are {37 / spade_gb(64, 1):,.0f} frames")
+print(f"SPADE's 37 GB on STC hold {37 / spade_gb(64, 1):,.0f} frames")
 print(f"all {n_frames:,.0f} would be {spade_gb(64, n_frames):.0f} GB")
 
 # %% [markdown]
@@ -1377,16 +1381,16 @@ print(f"Patch SVDD        {svdd_fit:9.2f} {svdd_score:9.3f}")
 #
 # These are one kind of image, one split and small encoders. Patch SVDD does not need a
 # pretrained network. Where no suitable one exists (other wavelengths, other sensors, a
-# licence that forbids its use), Patch SVDD is the one of the two that can be used.
+# licence that forbids its use), only Patch SVDD can be used.
 #
 # ## The threshold: an AUROC does not provide one
 #
 # A factory needs a number above which a part is rejected. Common implementations choose
-# the threshold with the best **F1** *on the labelled test set*. F1 is
-# $2 \cdot \text{hits} / (\text{hits} + \text{alarms} + \text{defects})$, where *hits*
-# are defective parts above the threshold and *alarms* are functional ones. This needs
-# defects, and shows how good a threshold could be with hindsight. Without defects, one
-# uses a quantile of normal scores. But of *which* normal images?
+# the threshold with the best **F1** *on the labelled test set*. F1 is $2 \cdot
+# \text{hits} / (\text{hits} + \text{alarms} + \text{defects})$, where *hits* are
+# defective parts above the threshold and *alarms* are functional ones. This method
+# needs defects, and shows how good a threshold could be with hindsight. Without
+# defects, one uses a quantile of normal scores. But of *which* normal images?
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -1466,13 +1470,13 @@ run.expect(bool(is_alarm.min() == 1), "every functional test cell is an alarm")
 # - **Hold cells out.** With 50 of them, a 98 % quantile depends on one or two cells, so
 #   the share of false alarms is partly luck.
 # - **Leave one out.** A formula corrects each training cell's distance to what it would
-#   be without this cell in the fit. No Gaussian is fitted again, and all 150 cells
-#   count: `normal_threshold(…, fitted=True)` in `PaDiM`.
+#   be without this cell in the fit. No Gaussian is fitted again, and all 150 cells are
+#   used: `normal_threshold(…, fitted=True)` in `PaDiM`.
 #
 # The best F1 is higher than what either of them reaches. This is the advantage of
 # hindsight.
 #
-# ## A leak: scores scaled over the test set
+# ## Data leakage: scores scaled over the test set
 #
 # *Min-max scaling* maps the smallest value to 0 and the largest to 1. Common
 # implementations scale all maps by the minimum and maximum *of the test set*, and then
@@ -1509,15 +1513,15 @@ assert abs(scaled_auroc - auroc(is_defective, all_scores)) < 1e-6
 # - `score` belongs to a cell between the middles of the two ranges.
 #
 # The same cell passes or fails depending on which other cells were tested. On a
-# production line, the parts of tomorrow are not known yet. Scale maps for display if
-# you must, but never for a decision.
+# production line, tomorrow's parts are not known yet. Scale maps for display if you
+# must, but never for a decision.
 #
 # ## MVTec AD, if you have it
 #
-# The paper's data is free for research, but not part of this book. Download it from its
-# makers, unpack it, and set `MVTEC_AD` in the environment (or `MVTEC` below) to the
-# folder that contains `bottle`, `cable` and the other classes. Then this code fits and
-# scores each class, and prints the results beside the paper's.
+# The paper's data is free for research, but not part of this book. Download it from
+# MVTec, unpack it, and set `MVTEC_AD` in the environment (or `MVTEC` below) to the
+# folder that contains `bottle`, `cable` and the other classes. The code below then fits
+# and scores each class, and prints the results beside the paper's.
 
 # %%
 import os
@@ -1596,8 +1600,8 @@ for claim, measure, quoted, better, worse in CLAIMS:
 #   mono**, rotated cells lose pixel AUROC and PRO-score.
 # - **In no other comparison do all seeds agree.** On mono everything is close to its
 #   maximum. 100 of 176 channels are too many to separate a random choice from PCA (with
-#   25 they differ, see above). And the higher PRO-score of SPADE on objects does not
-#   show here.
+#   25 they differ, see above). And SPADE's higher PRO-score on objects does not appear
+#   here.
 #
 # None of this confirms or refutes the paper's numbers: they are those of another
 # network on other data.
@@ -1659,20 +1663,21 @@ plt.show()
 print(f"threshold {threshold:.0f}: 98 % of the held-out cells are below")
 
 # %% [markdown]
-# - **A part that has moved** is an alarm along the edges that moved. So is a rotated
-#   part.
-# - **Another product**, or a second variant of the same product, is an alarm
+# - **A part that has moved** raises an alarm along the edges that moved. So does a
+#   rotated part.
+# - **Another product**, or a second variant of the same product, raises an alarm
 #   everywhere. Fit one model per variant.
 # - **A darker image** passes here, because the training cells differ in brightness. A
-#   property that does not vary among the normal images would be an alarm.
+#   change in a property that does not vary among the normal images would raise an
+#   alarm.
 # - **A defect to which these layers do not respond** is not found, however many normal
 #   images there are.
 #
 # ## Your own folder, in ten lines
 #
-# PaDiM needs a folder with a subfolder `normal`, and if you have some, `abnormal`. By
-# default the first block writes a few solar cells to files, so that the code starts
-# where you would.
+# PaDiM needs a folder with a subfolder `normal` and, if you have abnormal images, a
+# subfolder `abnormal`. By default the first block writes a few solar cells to files, so
+# that the code starts from a folder, as you would.
 
 # %%
 import tempfile
@@ -1723,7 +1728,7 @@ own_threshold = own_detector.normal_threshold(read_batches(n_fit, n_normal), 0.9
 # - `normal_threshold` is the 95 % quantile of the held-out scores.
 
 # %% tags=["nbval-check-output"]
-path = Path(tempfile.mkdtemp(), "detector.safetensors")  # or a folder that is kept
+path = Path(tempfile.mkdtemp(), "detector.safetensors")  # or a permanent folder
 own_detector.save(path)
 loaded = PaDiM.load(path, extractor)
 for images in read_batches(n_normal, len(dataset)):
@@ -1737,16 +1742,16 @@ print(f"fitted {n_fit} images, saved {megabytes:.0f} MB, loaded: the same scores
 
 # %% [markdown]
 # `PaDiM.load(path)` works from the path alone for networks that the library knows by
-# name. The file includes how images are prepared: `loaded.prepare("cell.png")` returns
-# the batch that `loaded.score` expects. It is a safetensors file, which holds only
-# tensors and text. Common implementations save the statistics as a *pickle*, and
+# name. The file also stores how images are prepared: `loaded.prepare("cell.png")`
+# returns the batch that `loaded.score` expects. It is a safetensors file, which holds
+# only tensors and text. Common implementations save the statistics as a *pickle*, and
 # loading a pickle can run any code that it contains.
 #
 # ## Exercises
 #
-# Each check tells you what is wrong without revealing the answer. Replace the dots by
-# your answer: a number, or the name of a function that you define above the check.
-# Solutions are folded under each group.
+# Each check tells you what is wrong without revealing the answer. Replace the dots with
+# your answer: a number, or the name of a function that you define above the check. The
+# solutions are hidden below each group of exercises.
 #
 # **Warm-up (5 minutes).**
 #
@@ -1784,9 +1789,9 @@ assert check.distance_by_hand((4**2 / 4 + 1**2 / 0.25) ** 0.5)
 # that a share `rate` of them exceeds.
 #
 # **6.** ResNet-18 returns 64, 128 and 256 channels at 56×56, 28×28 and 14×14 positions.
-# From how many images on does it take more memory to store all three layers of every
-# image, each on its own grid, than to store PaDiM's means and covariances with
-# $d = 100$?
+# What is the smallest number of images for which storing all three layers of every
+# image, each on its own grid, takes more memory than storing PaDiM's means and
+# covariances with $d = 100$?
 
 # %% tags=["exercise"]
 done = check.embedding_function(...)
@@ -1828,10 +1833,10 @@ assert check.crossover(gaussian_numbers // numbers_per_image + 1)
 # **Stretch (15 minutes).**
 #
 # **7.** Two machines have fitted different images of one product. For one position each
-# of them returns its number of images, its mean (D,) and its *scatter*, the sum
-# $\sum (x - \mu)(x - \mu)^{\mathsf T}$, (D, D). Write
-# `f(n1, mean1, scatter1, n2, mean2, scatter2)` that returns number, mean and scatter of
-# all images together. No image may be read again.
+# of them returns its number of images, its mean (D,) and its *scatter*, the sum $\sum
+# (x - \mu)(x - \mu)^{\mathsf T}$, (D, D). Write `f(n1, mean1, scatter1, n2, mean2,
+# scatter2)`, which returns the number, the mean and the scatter of all images together,
+# without reading any image again.
 
 # %% tags=["exercise"]
 done = check.merge_function(...)
@@ -1913,7 +1918,8 @@ assert check.merge_function(merge)
 #
 # - A pretrained network describes each position of an image by a vector. One mean and
 #   one covariance per position describe what is normal, and the Mahalanobis distance
-#   measures how far a new vector is from it. One pass over the images, no training.
+#   measures how far a new vector is from it. This takes one pass over the images and no
+#   training.
 # - The off-diagonal entries of the covariance detect unusual combinations, which a
 #   distance per channel misses.
 # - 100 channels drawn at random do nearly as well as all 176. PCA keeps the directions
