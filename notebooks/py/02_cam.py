@@ -533,7 +533,7 @@ plt.show()
 
 # %%
 FOLDER = None  # or the path of a folder or zip file that contains two folders of images
-uses_solar_cells = FOLDER is None
+folder_path, uses_solar_cells = FOLDER, FOLDER is None
 
 # %% [markdown]
 # If `FOLDER` is `None`, the folded code writes the solar cells to a temporary folder.
@@ -550,14 +550,14 @@ from paperlib.datasets import elpv
 
 if uses_solar_cells:
     solar_cells, temporary = elpv("mono"), tempfile.TemporaryDirectory()
-    FOLDER = temporary.name
+    folder_path = temporary.name
     # Only solar cells on which the experts agree.
     for kind, defect_probability in (("functional", 0), ("defective", 1)):
-        Path(FOLDER, kind).mkdir()
+        Path(folder_path, kind).mkdir()
         is_kind = solar_cells.probability == defect_probability
         for i in torch.nonzero(is_kind).flatten().tolist():
             solar_cell = Image.fromarray(solar_cells.images[i].numpy())
-            solar_cell.save(Path(FOLDER, kind, f"{i:04}.png"), compress_level=1)
+            solar_cell.save(Path(folder_path, kind, f"{i:04}.png"), compress_level=1)
 
 # %% [markdown]
 # From here on, solar cells and your own images are treated alike:
@@ -569,7 +569,7 @@ from torchvision.datasets import ImageFolder
 from paperlib.datasets import open_folder, read_image
 
 to_square = transforms.Compose([transforms.Resize((side, side)), transforms.ToTensor()])
-dataset = ImageFolder(open_folder(FOLDER), to_square, loader=read_image)
+dataset = ImageFolder(open_folder(folder_path), to_square, loader=read_image)
 for kind, index in dataset.class_to_idx.items():
     print(f"class {index}: {kind}, {dataset.targets.count(index)} images")
 assert len(dataset.classes) == 2
