@@ -715,7 +715,6 @@ with torch.no_grad():
         quarter_embeddings.append(trained_encoder.small(quarter)[0].cpu())
     large_embedding = trained_encoder(centred_patch)[0].cpu()
 companion.draw_hierarchy(large_patch, quarter_embeddings, large_embedding)
-plt.suptitle("Four small embeddings become one large one")
 plt.show()
 
 # %% [markdown]
