@@ -1751,8 +1751,6 @@ from paperlib.datasets import batches, folder, open_folder
 
 dataset = folder(open_folder(folder_path))  # the normal images come first
 n_normal = sum(sample.label == 0 for sample in dataset.samples)
-n_fit = n_normal * 4 // 5
-
 
 own_detector = PaDiM(extractor, DIMENSIONS[NETWORK], transform=backbone.transform)
 
@@ -1762,14 +1760,17 @@ def read_batches(start, stop):
         yield own_detector.prepare(batch)
 
 
-own_detector.fit(read_batches(0, n_fit))
-own_threshold = own_detector.normal_threshold(read_batches(n_fit, n_normal), 0.95)
+own_detector.fit(read_batches(0, n_normal))
+own_threshold = own_detector.normal_threshold(
+    read_batches(0, n_normal), 0.95, fitted=True
+)
 
 # %% [markdown]
-# - Four fifths of the normal images are used to fit, and one fifth for the threshold.
+# - All normal images are used to fit, and again for the threshold, with `fitted=True`:
+#   each is scored as if it had been left out.
 # - `read_batches` is a generator: it reads a batch of files when it is needed, so the
 #   images never have to fit into memory together.
-# - `normal_threshold` is the 95 % quantile of the held-out scores.
+# - `normal_threshold` is the 95 % quantile of these scores.
 
 # %%
 path = Path(tempfile.mkdtemp(), "detector.safetensors")  # or a permanent folder
@@ -1779,9 +1780,10 @@ for images in read_batches(n_normal, len(dataset)):
     scores = loaded.score(images)
     torch.testing.assert_close(scores, own_detector.score(images))
     for own_score in scores.tolist():
-        print(f"{own_score:.0f}", "alarm" if own_score > own_threshold else "")
+        print(f"{own_score:.0f}", "alarm" if own_score > own_threshold else "", end="; ")
 megabytes = path.stat().st_size / 1e6
-print(f"fitted {n_fit} images, saved {megabytes:.0f} MB, loaded: the same scores")
+print(f"threshold {own_threshold:.0f}")
+print(f"fitted {n_normal} images, saved {megabytes:.0f} MB, loaded: the same scores")
 
 # %% [markdown]
 # The file has half of the 127 MB, because it stores one triangle of each factor.
