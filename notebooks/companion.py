@@ -422,7 +422,7 @@ def draw_hierarchy(
 # Chapter 05
 
 
-def time_call(function: Callable, *arguments) -> tuple:
+def call_and_time(function: Callable, *arguments) -> tuple:
     """Call a function, and return its result and how many seconds it took.
 
     Args:
@@ -487,7 +487,7 @@ def draw_padim_overview(image: Tensor, layers: Sequence[Tensor]) -> None:
         cuboid(ax, (left, left - 31), (8, 8, depth), color)
     ax.add_patch(Rectangle((13, -17), 1, 1, color=viz.VERMILION))
     total = sum(layer.shape[1] for layer in layers)
-    ax.text(14, -21.6, f"{total} channels,\nsome are drawn", **caption)
+    ax.text(14, -21.6, f"{total} channels, of\nwhich 100 are kept", **caption)
     arrow["color"] = viz.VERMILION
     ax.annotate("", (29.5, -16.5), (14.2, -16.5), arrowprops=arrow)
     center, covariance = (33.5, -16.5), [[2.0, 1.2], [1.2, 1.4]]
@@ -547,8 +547,8 @@ def draw_costs(costs, gaussian_bytes: int, bytes_per_image: int) -> None:
     """Draw time and memory of PaDiM and of nearest neighbours against the images.
 
     Args:
-        costs: a data frame with the columns `images`, `fit s`, `factors s`,
-            `score s`, `search s`, `PaDiM bytes` and `k-NN bytes`.
+        costs: a data frame with the columns `images`, `fit, s`, `factors, s`,
+            `score, s`, `search, s`, `PaDiM, MB` and `k-NN, MB`.
         gaussian_bytes: of PaDiM's means and factors.
         bytes_per_image: that nearest neighbours store.
     """
@@ -556,17 +556,17 @@ def draw_costs(costs, gaussian_bytes: int, bytes_per_image: int) -> None:
     fit, score, memory = figure.subplot_mosaic("ab;cc").values()
     n_images = costs["images"]
     neighbours = {"color": viz.VERMILION, "label": "nearest neighbours"}
-    fit.plot(n_images, costs["fit s"], "o-", label="means, covariances")
+    fit.plot(n_images, costs["fit, s"], "o-", label="means, covariances")
     label = "Cholesky factors"
-    fit.plot(n_images, costs["factors s"], "D-", color=viz.GREEN, label=label)
-    score.plot(n_images, costs["score s"], "o-", label="PaDiM")
-    score.plot(n_images, costs["search s"], "s--", **neighbours)
+    fit.plot(n_images, costs["factors, s"], "D-", color=viz.GREEN, label=label)
+    score.plot(n_images, costs["score, s"], "o-", label="PaDiM")
+    score.plot(n_images, costs["search, s"], "s--", **neighbours)
     ends = np.array([20, 400])  # of the lines, beyond the crossing
     constant = np.full(2, gaussian_bytes / 1e6)
     memory.plot(ends, constant, color=viz.BLUE, label="PaDiM")
-    memory.plot(n_images, costs["PaDiM bytes"] / 1e6, "o", color=viz.BLUE)
+    memory.plot(n_images, costs["PaDiM, MB"], "o", color=viz.BLUE)
     memory.plot(ends, ends * bytes_per_image / 1e6, "--", **neighbours)
-    memory.plot(n_images, costs["k-NN bytes"] / 1e6, "s", color=viz.VERMILION)
+    memory.plot(n_images, costs["k-NN, MB"], "s", color=viz.VERMILION)
     crossing = gaussian_bytes / bytes_per_image
     memory.axvline(crossing, color="black", lw=1, ls=":")
     fit.set(title="PaDiM's fit", ylabel="seconds")
@@ -575,5 +575,8 @@ def draw_costs(costs, gaussian_bytes: int, bytes_per_image: int) -> None:
     for ax in (fit, score, memory):
         ax.set_xlabel("normal images")
         ax.margins(y=0.8)  # room for the legend
-        ax.set_ylim(0)
+        if ax is score:
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(0)
         ax.legend(loc="upper left")

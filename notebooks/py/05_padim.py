@@ -15,18 +15,18 @@
 # ---
 
 # %% [markdown]
-# # PaDiM, run: one Gaussian per position
+# # PaDiM in code: one Gaussian per position
 #
 # Images of good parts look alike, position by position. For each position, PaDiM
 # {cite:p}`defard2021` stores the mean and the covariance of the features that a
-# pretrained network computes there. What lies far from this Gaussian is anomalous.
-# Nothing is trained. This notebook finds cracks in real solar cells, computes the
-# distance by hand, builds the method from a few lines of PyTorch, repeats the paper's
-# ablations, and chooses a threshold without labels.
+# pretrained network computes there. Features that lie far from this Gaussian are
+# anomalous. Nothing is trained. This notebook finds cracks in real solar cells,
+# computes the distance by hand, builds the method from a few lines of PyTorch, repeats
+# the paper's ablations, and chooses a threshold without labels.
 #
 # - **Read first**: the [review of the paper](../book/05_padim.md), 60 minutes. You need
 #   PyTorch basics, and you should know what a covariance matrix is.
-# - **Time**: 135 minutes to read and run, 40 for the exercises. All cells together run
+# - **Time**: 135 minutes to read and run, 40 for the exercises. The whole notebook runs
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles**: *smoke* runs offline on a CPU with a small network,
@@ -49,8 +49,8 @@ NETWORK = run.choose(smoke="efficientnet_lite0", full="resnet18")
 # %% [markdown]
 # ## The result first: cracks in solar cells, found without a defective example
 #
-# Under a current, a functional solar cell emits light, and cracks and dead parts stay
-# dark {cite:p}`buerhop2018,deitsch2019`. The ELPV data set holds 2,624 such
+# When a current flows through it, a functional solar cell emits light; cracks and dead
+# parts stay dark {cite:p}`buerhop2018,deitsch2019`. The ELPV data set holds 2,624 such
 # *electroluminescence* images. PaDiM is fitted to 150 functional cells. Then it scores
 # six cells that it has not seen: the first four defective and the first two functional
 # ones of the test set. They were not selected by their result.
@@ -108,8 +108,8 @@ def draw_split(cells, seed):
 
 
 # %% [markdown]
-# We start with *mono* cells, which are cut from one crystal. *Poly* cells, of many
-# crystals, follow later.
+# We start with *mono* cells, which are cut from one crystal. *Poly* cells, which
+# consist of many crystals, follow later.
 
 # %%
 mono = elpv("mono")
@@ -125,7 +125,7 @@ example_scores = example_maps.amax((1, 2))
 
 # %% [markdown]
 # - `PaDiM(…, seed=0)` draws which 100 of the 176 channels of the three layers it keeps.
-# - `fit` is the whole learning: one pass over the 150 images.
+# - `fit` does all the learning: one pass over the 150 images.
 # - `anomaly_map` returns one distance per pixel, (6, 224, 224).
 # - `amax` takes the largest value of each map. This is the score of the image: (6,).
 
@@ -147,8 +147,10 @@ lowest, highest = example_scores[:4].min(), example_scores[4:].max()
 run.expect(bool(lowest > highest), "each defective cell has a higher score")
 
 # %% [markdown]
-# PaDiM was never shown a crack. All six maps share *one* colour scale. If each map were
-# scaled to its own extremes, the functional cells would have bright spots as well.
+# PaDiM was never shown a crack. (One functional cell has the rather high score 64. The
+# section on the threshold returns to it.) All six maps share *one* colour scale. If
+# each map were scaled to its own extremes, the functional cells would have bright spots
+# as well.
 #
 # ## What you will be able to do
 #
@@ -158,10 +160,11 @@ run.expect(bool(lowest > highest), "each defective cell has a higher score")
 # 3. Measure detection and localisation, and explain why localisation has two measures.
 # 4. Decide between random channels, principal components and a nearest-neighbour
 #    search, by accuracy, time and memory.
-# 5. Choose a threshold without labels, and recognise scores that leak.
+# 5. Choose a threshold without labels, and recognise scores that leak information from
+#    the test set.
 # 6. Run PaDiM on a folder of your own images.
 #
-# ## By hand: equal Euclidean distance, twice the Mahalanobis distance
+# ## By hand: two vectors at the same Euclidean distance
 #
 # Take one position of the image, and *embeddings* (vectors that describe a patch) of
 # only $D = 2$ channels. Five normal images have the vectors $x^1, \dots, x^5$. Their
@@ -179,49 +182,47 @@ run.expect(bool(lowest > highest), "each defective cell has a higher score")
 # The five vectors are (5, 4), (1, 0), (4, 1), (2, 3) and (3, 2). Two new vectors are
 # $a$ = (5, 4) and $b$ = (5, 0). Both have the Euclidean distance $2\sqrt2$ from the
 # mean. Compute $\mu$, $\Sigma$ and $\Sigma^{-1}$ on paper. Which of $a$ and $b$ has the
-# larger Mahalanobis distance, and by which factor?
+# larger Mahalanobis distance, and by what factor?
 # :::
 
 # %% tags=["nbval-check-output", "hide-output"]
 x = np.array([[5, 4], [1, 0], [4, 1], [2, 3], [3, 2]])
 a, b = np.array([5, 4]), np.array([5, 0])
-mu = x.sum(0) / 5
-sigma = (x - mu).T @ (x - mu) / 4
-inverse = np.linalg.inv(sigma)
-squared_a = (a - mu) @ inverse @ (a - mu)
-squared_b = (b - mu) @ inverse @ (b - mu)
-print("mean      ", mu)
-print("covariance", sigma.tolist())
+toy_mean = x.sum(0) / 5
+toy_covariance = (x - toy_mean).T @ (x - toy_mean) / 4
+inverse = np.linalg.inv(toy_covariance)
+squared_a = (a - toy_mean) @ inverse @ (a - toy_mean)
+squared_b = (b - toy_mean) @ inverse @ (b - toy_mean)
+print("mean      ", toy_mean)
+print("covariance", toy_covariance.tolist())
 print("inverse   ", inverse.round(3).tolist())
 print(f"squared distances {squared_a:.0f} and {squared_b:.0f}")
 print(f"distances {squared_a**0.5:.2f} and {squared_b**0.5:.2f}")
 
-deviations = x[:2] - x[:2].mean(0)
-determinant = np.linalg.det(deviations.T @ deviations)
-print("with the first two vectors only, the determinant is", round(determinant, 9))
-
 # %% tags=["remove-cell"]
-assert np.array_equal(sigma, [[2.5, 1.5], [1.5, 2.5]])
+assert np.array_equal(toy_covariance, [[2.5, 1.5], [1.5, 2.5]])
 assert np.allclose([squared_a, squared_b], [2, 8])
+deviations = x[:2] - x[:2].mean(0)
+assert abs(np.linalg.det(deviations.T @ deviations)) < 1e-9
 
 # %% [markdown]
-# - `x` has one row per image, (5, 2). `x - mu` subtracts the mean from each row.
-# - `(x - mu).T @ (x - mu)` is the sum of Eq. 1: (2, 5) times (5, 2) is (2, 2). Its
-#   entry in row $i$ and column $j$ adds up channel $i$ times channel $j$ over the
-#   images. Divided by $N - 1 = 4$ it is $\Sigma$.
-# - `(a - mu) @ inverse @ (a - mu)` is the square of Eq. 2. NumPy treats the vector
-#   at the left as a row and the one at the right as a column.
+# - `x` has one row per image, (5, 2). `x - toy_mean` subtracts the mean from each row.
+# - `(x - toy_mean).T @ (x - toy_mean)` is the sum of Eq. 1: (2, 5) times (5, 2) is
+#   (2, 2). Its entry in row $i$ and column $j$ adds up channel $i$ times channel $j$
+#   over the images. Divided by $N - 1 = 4$ it is $\Sigma$.
+# - `(a - toy_mean) @ inverse @ (a - toy_mean)` is the square of Eq. 2. NumPy treats the
+#   vector on the left as a row and the one on the right as a column.
 
 # %% tags=["hide-input", "hide-output"] mystnb={"image": {"alt": "A plane with five blue points around their mean at (3, 2), and three ellipses for distances 1, 2 and 3 that stretch along the rising diagonal. The new point a at (5, 4) lies on the diagonal between the first and the second ellipse, the new point b at (5, 0) lies across it, close to the third. A dotted circle through both is centred at the mean."}}
 fig, ax = plt.subplots(figsize=(6.4, 5.2))
 axis_1, axis_2 = np.linspace(-3.5, 9.5, 200), np.linspace(-2.5, 6.5, 200)
-offsets = np.stack(np.meshgrid(axis_1, axis_2), -1) - mu
+offsets = np.stack(np.meshgrid(axis_1, axis_2), -1) - toy_mean
 plane = np.sqrt(np.einsum("yxi,ij,yxj->yx", offsets, inverse, offsets))
 contours = ax.contour(axis_1, axis_2, plane, levels=[1, 2, 3], colors=viz.GREY)
 ax.clabel(contours, fmt="M = %d", manual=[(2, 1), (-0.1, 2), (0.5, 4)])
-ax.add_patch(plt.Circle(mu, 8**0.5, fill=False, linestyle=":", color="black"))
+ax.add_patch(plt.Circle(toy_mean, 8**0.5, fill=False, linestyle=":", color="black"))
 ax.plot(*x.T, "o", color=viz.BLUE, label="normal vectors")
-ax.plot(*mu, "+", color="black", ms=12, label="their mean")
+ax.plot(*toy_mean, "+", color="black", ms=12, label="their mean")
 for name, point in {"a": a, "b": b}.items():
     ax.plot(*point, "^", color=viz.VERMILION, ms=13, mfc="none", mew=2)
     ax.annotate(name, point, (11, -4), textcoords="offset points", fontsize=13)
@@ -233,8 +234,8 @@ plt.show()
 # %% [markdown]
 # :::{dropdown} Answer
 # $\mu = (3, 2)$. $\Sigma$ has 2.5 on its diagonal and 1.5 off the diagonal; its
-# determinant is 4, so $\Sigma^{-1}$ has 0.625 and $-0.375$. $M(a)^2 = 2$ and
-# $M(b)^2 = 8$: $b$ is twice as far. $a$ *is* one of the normal vectors.
+# determinant is 4, so $\Sigma^{-1}$ has 0.625 and $-0.375$. $M(a)^2 = 2$ and $M(b)^2 =
+# 8$: $b$ is twice as far away. $a$ *is* one of the normal vectors.
 # :::
 #
 # Each channel of $b$ is normal by itself: 5 occurs in channel 1, and 0 in channel 2.
@@ -246,12 +247,12 @@ plt.show()
 # $\Sigma$ has no inverse. For this reason Eq. 1 in the paper adds $\epsilon I$, with
 # $\epsilon = 0.01$, to the covariance.
 #
-# ## By hand: an embedding from two maps of different size
+# ## By hand: an embedding from two feature maps of different size
 #
 # The embedding of a position combines several layers. In this example one layer returns
-# 1 channel of 4×4 positions, and another 2 channels of 2×2 positions: maps of shape
-# (N, 1, 4, 4) and (N, 2, 2, 2). Each value of the coarse maps is repeated at the four
-# fine positions that it covers. Then the channels are stacked: (N, 3, 4, 4).
+# 1 channel of 4×4 positions, and another 2 channels of 2×2 positions: feature maps of
+# shape (N, 1, 4, 4) and (N, 2, 2, 2). Each value of the coarse maps is repeated at the
+# four fine positions that it covers. Then the channels are stacked: (N, 3, 4, 4).
 
 # %% tags=["nbval-check-output"]
 import torch.nn.functional as F
@@ -267,7 +268,7 @@ def concatenate_by_repeating(fine, coarse):
 fine = torch.arange(16.0).view(1, 1, 4, 4)
 coarse = torch.tensor([[20.0, 21, 22, 23], [30, 31, 32, 33]]).view(1, 2, 2, 2)
 joined = concatenate_by_repeating(fine, coarse)
-print(tuple(fine.shape), "and", tuple(coarse.shape), "give", tuple(joined.shape))
+print(tuple(fine.shape), "and", tuple(coarse.shape), "become", tuple(joined.shape))
 print("the embedding of row 1, column 2:", joined[0, :, 1, 2].tolist())
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Four grids of numbers. First: one coarse map of 2 by 2 positions with the numbers 20 to 23. Then the three channels of the result, each 4 by 4: the first is the fine map with the numbers 0 to 15; the second shows 20 in its upper left quarter, 21 in the upper right, 22 in the lower left and 23 in the lower right; the third shows 30 to 33 in the same way. The position in row 1, column 2 is outlined in all three: 6, 21, 31."}}
@@ -291,7 +292,7 @@ fig.suptitle("The embedding of the outlined position is (6, 21, 31)")
 plt.show()
 
 # %% [markdown]
-# ### The same by unfold and fold
+# ### The same with unfold and fold
 #
 # Common implementations of PaDiM build the embedding in a function `embedding_concat`,
 # with `F.unfold` and `F.fold`. Here is such a function, step by step. `unfold`
@@ -332,13 +333,13 @@ assert torch.equal(concatenate_embeddings([fine, coarse]), joined)
 #   reverses `unfold`.
 # - `expand` repeats without copying; `flatten(1, 2)` joins channels and positions.
 #
-# Both functions return the same. So does the library's `concatenate_embeddings`, which
-# also accepts more than two layers and selects channels. It is used from here on.
+# Both functions return the same result. So does the library's `concatenate_embeddings`,
+# which also accepts more than two layers and selects channels. It is used from here on.
 #
 # ## The whole method in one figure
 #
-# The paper's Figure 2, redrawn with the sizes of this notebook's network. Coarse
-# positions are drawn as large as the area that they cover.
+# This is the paper's Figure 2, redrawn with the sizes of this notebook's network.
+# Coarse positions are drawn as large as the area that they cover.
 
 # %% tags=["hide-input", "ledger:padim-figure-2:redrawn"] mystnb={"image": {"alt": "Above, from left to right: a solar cell; three blocks of the same width and height, made of many small squares, of larger squares and of four large squares. Below: one deeper block of small squares that holds the channels of all three, of which one position is marked; and a plane with points and ellipses, the Gaussian of the marked position."}}
 companion.draw_padim_overview(train_images[0], extractor(prepare(train_images[:1])))
@@ -389,8 +390,8 @@ for name, output in zip(extractor.layers, recorded, strict=True):
 # - `get_submodule` finds a layer by its name. In ResNet-18 they are the last blocks of
 #   `layer1`, `layer2` and `layer3`.
 #
-# `FeatureExtractor` returns the same maps. In addition it ends the forward pass after
-# the last of the three layers, because the layers behind it are not needed.
+# `FeatureExtractor` returns the same maps. In addition, it ends the forward pass after
+# the last of the three layers, because the layers after it are not needed.
 #
 # ### All steps, from images to scores
 #
@@ -444,17 +445,22 @@ print("scores         ", tuple(enlarged_maps.amax((1, 2)).shape))
 #   from 24 + 40 + 112 = 176.
 # - `PatchGaussian` is Eq. 1 for all positions, $\epsilon I$ included.
 # - `cholesky` holds the lower triangular $L$ with $L L^{\mathsf T} = \Sigma$, the
-#   *Cholesky factor*. Then $M^2 = \lVert L^{-1}(x - \mu) \rVert^2$: Eq. 2 needs one
-#   triangular system, and no inverse.
+#   *Cholesky factor*. Then $M^2 = \lVert L^{-1}(x - \mu) \rVert^2$: to compute Eq. 2,
+#   we solve one triangular system and need no inverse.
 # - `unflatten` turns 3,136 distances back into 56×56, and `upsample` enlarges them to
 #   224×224 pixels.
+#
+# Two steps are simpler than in the paper, which resizes images to 256×256 pixels, crops
+# the central 224×224, and enlarges the maps bicubically instead of bilinearly
+# (`mode="bicubic"` in `PaDiM`). One step is still missing: the paper smooths each map
+# with a Gaussian filter, so that a single position does not decide the score.
 #
 # One position of the 56×56 map stands for $224 / 56 = 4$ pixels in each direction, 4×4
 # = 16 pixels. Its *receptive field*, the area that can influence its embedding, is
 # larger, because each convolution also reads neighbouring positions.
 #
-# The next code computes Eq. 1 and Eq. 2 literally, with a Python loop, for the position
-# in the middle, and blurs the maps with SciPy.
+# The code below computes Eq. 1 and Eq. 2 term by term, with a Python loop, for the
+# position in the middle, and smooths the maps with SciPy.
 
 # %% tags=["nbval-check-output", "ledger:padim-eq-1:by-hand", "ledger:padim-eq-2:by-hand"]
 from scipy.ndimage import gaussian_filter
@@ -470,6 +476,8 @@ squared = (new_vector - mu) @ np.linalg.inv(sigma) @ (new_vector - mu)
 blurred = [gaussian_filter(values, 4) for values in enlarged_maps.cpu().numpy()]
 print(f"distance in the middle: {squared**0.5:.2f}")
 print(f"paperlib's:             {distances[0, position]:.2f}")
+print(f"highest score, SciPy:   {blurred[0].max():.1f}")
+print(f"paperlib's:             {example_scores[0]:.1f}")
 
 # %% tags=["remove-cell"]
 np.testing.assert_allclose(example_maps.cpu(), blurred, rtol=5e-3)
@@ -482,10 +490,10 @@ np.testing.assert_allclose(distances[0, position].item(), squared**0.5, **tolera
 # - `np.outer(v - mu, v - mu)` is $(x^k - \mu)(x^k - \mu)^{\mathsf T}$, a 100×100 matrix
 #   per image; the sum over the 150 images is Eq. 1.
 # - `squared` is the expression under the root of Eq. 2.
-# - `gaussian_filter(values, 4)` smooths each map with $\sigma = 4$ pixels. The results
-#   are the maps of `detector` at the beginning.
+# - `gaussian_filter(values, 4)` smooths each map with a standard deviation of 4 pixels.
+#   The results are the maps of `detector` at the beginning.
 #
-# ## From loop to batch: the same numbers, faster scoring
+# ## From loop to batch: the same numbers
 #
 # The common implementation loops over the positions with `np.cov`, then inverts each
 # matrix, and calls SciPy's `mahalanobis` once per position *and per image*. `paperlib`
@@ -493,9 +501,9 @@ np.testing.assert_allclose(distances[0, position].item(), squared**0.5, **tolera
 #
 # :::{admonition} Predict first
 # :class: tip
-# 3,136 positions, 100 channels, 150 images to fit, 6 to score. Which of the three loops
-# takes longest: `np.cov`, the inversion, or `mahalanobis`? Which of them grows with the
-# number of images to score?
+# There are 3,136 positions, 100 channels, 150 images to fit and 6 to score. Which of
+# the three loops takes longest: `np.cov`, the inversion, or `mahalanobis`? Which of
+# them grows with the number of images to score?
 # :::
 
 # %%
@@ -503,7 +511,7 @@ from scipy.spatial.distance import mahalanobis
 
 
 def compute_covariances(x):
-    """Loop over the positions of x (N, D, P), the layout of that implementation."""
+    """Loop over the positions of x (N, D, P), the common implementation's layout."""
     identity = np.eye(x.shape[1])
     return [
         np.cov(x[:, :, p], rowvar=False) + 0.01 * identity  # Eq. 1
@@ -537,8 +545,8 @@ print("rowvar=False:", np.cov(five_vectors, rowvar=False).tolist())
 print("default:      shape", np.cov(five_vectors).shape)
 
 # %% [markdown]
-# `paperlib` fits all positions at once. `companion.time_call` calls a function and
-# returns its result and its seconds.
+# `paperlib` fits all positions at once. `companion.call_and_time` calls a function and
+# returns its result and the seconds that it took.
 
 # %%
 def fit_gaussian(embeddings):
@@ -550,14 +558,14 @@ def fit_gaussian(embeddings):
 # %%
 fit_array = embeddings.cpu().numpy().transpose(0, 2, 1)
 new_array = new_embeddings.cpu().numpy().transpose(0, 2, 1)
-covariances, cov_time = companion.time_call(compute_covariances, fit_array)
-inverses, inversion_time = companion.time_call(invert, covariances)
-loop_distances, loop_time = companion.time_call(
+covariances, cov_time = companion.call_and_time(compute_covariances, fit_array)
+inverses, inversion_time = companion.call_and_time(invert, covariances)
+loop_distances, loop_time = companion.call_and_time(
     compute_distances, new_array, fit_array.mean(0), inverses
 )
 del covariances, inverses  # half a gigabyte
-batch_statistics, fit_time = companion.time_call(fit_gaussian, embeddings)
-batch_distances, batch_time = companion.time_call(
+batch_statistics, fit_time = companion.call_and_time(fit_gaussian, embeddings)
+batch_distances, batch_time = companion.call_and_time(
     mahalanobis_distance, new_embeddings, *batch_statistics
 )
 
@@ -580,8 +588,8 @@ np.testing.assert_allclose(batch_distances.cpu(), np.array(loop_distances), rtol
 # :::
 #
 # Scoring an image is several times faster in the batch. Fitting gains less, and on some
-# processors nothing: much of its time is one inversion or factorisation per position,
-# in the batch as in the loop.
+# processors nothing: much of its time is spent on one inversion or factorisation per
+# position, with or without the loop.
 #
 # The class `PaDiM` goes one step further. It stores the inverse factor $L^{-1}$, so
 # that scoring is one matrix product per position. And it never holds all embeddings:
@@ -609,7 +617,7 @@ splits = {kind: draw_split(datasets[kind], seed=0) for kind in KINDS}
 features = {"mono": {"train": train_layers}, "poly": {}}
 for kind in KINDS:
     for part, indices in splits[kind].items():
-        is_needed = kind == "mono" or part != "held_out"
+        is_needed = kind == "mono" or part != "held_out"  # for mono's threshold
         if is_needed and part not in features[kind]:
             features[kind][part] = extract_layers(datasets[kind].images[indices])
 
@@ -650,8 +658,7 @@ for kind in KINDS:
 # - `auroc` receives the truth first: `is_defective` is False 75 times, then True.
 #
 # One split is one sample. A stored run repeats everything below for five *seeds*; each
-# seed draws other cells and other channels. The first seed is the one computed here,
-# and the two agree.
+# seed draws other cells and other channels. The first seed is the one computed here.
 
 # %% tags=["hide-output"]
 import pandas as pd
@@ -676,8 +683,8 @@ run.expect(image_auroc["mono"] > image_auroc["poly"], "mono has the higher AUROC
 
 # %% [markdown]
 # :::{dropdown} Answer
-# Mono. A grain boundary is a dark line, as a crack is. And because grains lie
-# differently in each cell, the Gaussians of the poly cells are wide.
+# Mono. There are two likely reasons. A grain boundary is a dark line, like a crack. And
+# because grains lie differently in each cell, the Gaussians of the poly cells are wide.
 # :::
 #
 # An AUROC does not show what goes wrong. These are the worst mistakes: per kind the two
@@ -717,21 +724,22 @@ plt.show()
 # The cells have labels, but no *masks*: images that mark the defective pixels. To
 # measure **localisation**, defects are painted on functional test cells, so the masks
 # are known: dark cracks, bright scratches, soft stains. They are **synthetic**, and are
-# called so wherever they appear.
+# labelled as such wherever they appear.
 #
 # - **Pixel AUROC** is the AUROC over all pixels of all images.
-# - **PRO-score** {cite:p}`bergmann2020` is the *per-region overlap*: the share of each
-#   connected defective region that is found, averaged over the regions, and over false
-#   positive rates up to 0.3. The *false positive rate* is the share of normal pixels
-#   that are reported as defective.
+# - **PRO-score** {cite:p}`bergmann2020`, in code `aupro`, is the area under the curve
+#   of the *per-region overlap*. For one threshold, this is the share of each connected
+#   defective region that is found, averaged over the regions. The score is its mean
+#   over false positive rates from 0 to 0.3. The *false positive rate* is the share of
+#   normal pixels that are reported as defective.
 #
 # Imagine two detectors that never raise a false alarm: one finds all stains and nothing
 # else, the other all lines (cracks and scratches) and nothing else.
 #
 # :::{admonition} Predict first
 # :class: tip
-# Of the 24 defects 10 are stains, and 14 are lines with a fifth of a stain's pixels.
-# Which detector has the higher pixel AUROC, and which the higher PRO-score?
+# Of the 24 defects 10 are stains, and 14 are lines, which cover a fifth as many pixels
+# as a stain. Which detector has the higher pixel AUROC, and which the higher PRO-score?
 # :::
 
 # %% tags=["hide-input"]
@@ -773,7 +781,10 @@ for name, is_found in {"stains only": is_stain, "lines only": ~is_stain}.items()
 # :::{dropdown} Answer
 # The detector of stains has the higher pixel AUROC, although it misses 14 of 24
 # defects: it finds most of the defective *pixels*. The detector of lines has the higher
-# PRO-score, because it finds more *defects*.
+# PRO-score, because it finds more *defects*: 14 of 24 instead of 10 of 24, or 0.58
+# instead of 0.42. (The scores are higher, 0.65 and 0.50, because at a false positive
+# rate of 1 everything is found, and the line up to there counts until 0.3: $0.42 + 0.58
+# \cdot 0.15 = 0.50$.)
 # :::
 #
 # ## From invisible to obvious: PaDiM on synthetic defects
@@ -859,19 +870,20 @@ sliders = {"synthetic defect": ("crack", "stain"), "contrast": (0.1, 0.2, 0.5)}
 companion.Slider(draw_defect, sliders, describe_defect, figsize=(6.4, 3.2), dpi=72)
 
 # %% [markdown]
-# On mono cells PaDiM localises defects well from a contrast of 0.1 on. On poly cells
-# the grains hide them, and it takes 0.3 or more. (Random maps reach a pixel AUROC of
-# 0.5 and a PRO-score of 0.15, so the two must not be compared with each other.)
+# On mono cells PaDiM localises defects well at a contrast of 0.1 or more. On poly cells
+# the grains hide the defects, and a contrast of 0.3 or more is needed. (Random maps
+# reach a pixel AUROC of 0.5 and a PRO-score of 0.15, so the two must not be compared
+# with each other.)
 #
 # ## Table I, measured: layers alone, added, and joint
 #
 # Table I of the paper is an *ablation*: it removes parts of the method to measure what
 # they contribute. It compares each layer alone, the sum of the three layers' maps, and
-# the joint covariance of all three, all without drawing channels. Here is the same on
-# solar cells: five seeds, mean ± standard deviation in percent. Pixel AUROC and
-# PRO-score are for synthetic defects of a contrast that is hard to see (0.1 on mono,
-# 0.2 on poly), the image AUROC for real defects. The paper's values are those of
-# another network on other data; only the order can be compared.
+# the joint covariance of all three, in each case with every channel. Here is the same
+# comparison on solar cells: five seeds, mean ± standard deviation in per cent. Pixel
+# AUROC and PRO-score are for synthetic defects of a contrast that is hard to see (0.1
+# on mono, 0.2 on poly), the image AUROC for real defects. The paper's values are those
+# of another network on other data; only the order can be compared.
 
 # %% tags=["hide-input", "ledger:padim-table-1:measured"]
 QUOTED_I = {  # pixel AUROC, PRO-score in %: ResNet-18, mean over all MVTec AD classes
@@ -928,34 +940,34 @@ run.expect(is_better["poly"].mean() > 0.5, "joint is better in most seeds on pol
 # covariance is better in all five seeds.
 # :::
 #
-# The order is the paper's in pixel AUROC, except that in the paper layers 2 and 3 tie.
+# In pixel AUROC the order is that of the paper, except that layers 2 and 3 tie there.
 # In localisation each row is better than the one before. On mono the last step is worth
 # less than 0.1 points, on poly one to two.
 #
 # For real defects the conclusion does not hold: in image AUROC the joint covariance is
-# no better than layer 3 alone. A likely reason on poly: in detail a crack and a grain
-# boundary look alike. The first layer responds to such detail, layer 3 to larger
-# shapes. Table I is about localisation, and so is its conclusion.
+# no better than layer 3 alone. A likely reason on poly is that a crack and a grain
+# boundary look alike at close range. The first layer responds to such detail, layer 3
+# to larger shapes. Table I is about localisation, and so is its conclusion.
 #
 # ## Table II, measured: random channels against principal components
 #
 # **Principal component analysis** (PCA) finds orthogonal directions, sorted by the
 # variance of the data along them. Table II compares two ways to keep $d$ dimensions:
 # $d$ channels drawn at random, or the $d$ principal components with the *largest*
-# variance. As a third we keep the $d$ with the *smallest* variance, which compression
-# would discard.
+# variance. As a third way, we keep the $d$ components with the *smallest* variance,
+# which compression would discard.
 #
 # :::{admonition} Predict first
 # :class: tip
-# The 25 largest principal components hold about 70 % of the variance of normal
-# embeddings, the 25 smallest less than one percent. Which of the two finds defects
-# better?
+# The 25 largest principal components explain about 70 % of the variance of normal
+# embeddings, the 25 smallest less than one per cent. Which of the two localises
+# synthetic defects better?
 # :::
 
 # %% tags=["hide-input", "hide-output"] mystnb={"image": {"alt": "Two columns, mono and poly, of three line plots against the number of dimensions kept, 10 to 100, with bars of one standard deviation. From top to bottom: image AUROC on real cells, pixel AUROC and PRO-score on synthetic defects, for random channels, principal components of largest and of smallest variance; a dashed line shows all 176 dimensions."}}
 companion.draw_reduction_curves(tables)
 plt.gcf().suptitle(
-    "Of 10 dimensions, those of largest variance\n"
+    "With 10 dimensions, those of largest variance\n"
     "localise defects worst (lower two rows)"
 )
 plt.show()
@@ -982,16 +994,19 @@ run.expect(is_gain, "random channels beat PCA in every seed at 10 and 25")
 
 # %% [markdown]
 # :::{dropdown} Answer
-# The 25 smallest, where the two differ. They hold next to nothing of the variance and
-# find synthetic defects about as well as the 25 largest on mono, and better on poly.
+# The 25 smallest components, where the two differ. They explain hardly any of the
+# variance, but localise synthetic defects about as well as the 25 largest on mono, and
+# better on poly. Real defects are another matter: with 10 components on poly, the
+# largest *detect* them clearly better than the smallest.
 # :::
 #
 # - **In PRO-score random channels beat PCA where few are kept**: on both kinds, and in
-#   every seed, at $d = 10$ and $d = 25$. From 50 on the difference is hardly larger
-#   than its spread; 50 of 176 is a larger share than the paper's 100 of 448.
+#   every seed, at $d = 10$ and $d = 25$. At $d = 50$ and above, the difference is
+#   hardly larger than its spread; 50 of 176 is a larger share than the paper's 100 of
+#   448.
 # - **For real defects this does not hold.** At $d = 10$ PCA has the higher image AUROC
-#   in four of five seeds on either kind, and from 25 on the two means differ by less
-#   than a point.
+#   in four of five seeds on each kind, and at $d = 25$ and above the two means differ
+#   by less than a point.
 # - **100 of 176 channels lose little**: next to nothing on mono, one to two points on
 #   poly.
 #
@@ -1006,14 +1021,14 @@ print("ten draws of 100 channels, same cells: standard deviation in points")
 print(deviation.round(2).rename(columns=MEASURES).to_string(index_names=False))
 
 # %% [markdown]
-# It hardly matters: ten draws differ by less than two splits of the cells do. (The
-# paper reports a standard error between $10^{-4}$ and $10^{-7}$ for the mean of ten
-# models.)
+# It hardly matters: the spread over ten draws is smaller than the spread over splits of
+# the cells. (The paper reports a standard error between $10^{-4}$ and $10^{-7}$ for the
+# mean of ten models.)
 #
 # ### Why PCA loses: the change that a defect causes
 #
-# A painted cell and the same cell unpainted differ by the defect alone. So we know
-# exactly how a defect changes an embedding, and can measure the change along each
+# A painted cell and the same cell unpainted differ only in the defect. So we know
+# exactly how a defect changes an embedding, and we can measure the change along each
 # principal direction. Directions are sorted by the variance of normal embeddings, the
 # largest first.
 
@@ -1031,8 +1046,9 @@ variance, directions = variance.flip(0), directions.flip(1)  # eigh sorts ascend
 energy = (changes @ directions).square().mean(0)
 
 # %% [markdown]
-# - `coverage` is the share of defective pixels per position: two `unfold` cut each mask
-#   into 56×56 blocks of 4×4 pixels, (24, 56, 56, 4, 4), and `mean` averages a block.
+# - `coverage` is the share of defective pixels per position: two calls of `unfold` cut
+#   each mask into 56×56 blocks of 4×4 pixels, (24, 56, 56, 4, 4), and `mean` averages a
+#   block.
 # - `changes` keeps the positions that are more than half defective: one row per
 #   position, (n, 176).
 # - `pooled` is *one* Gaussian over all positions. `eigh` returns its eigenvalues (the
@@ -1052,11 +1068,29 @@ for name, values in spectra.items():
     shares[name] = (100 * values.cumsum(0) / values.sum()).cpu()
     print(f"{shares[name][24]:3.0f} % of {name}")
 
+
+# %% tags=["hide-input"]
+def squared_length(channels):
+    """Return the changes' mean squared Mahalanobis length in some of the channels."""
+    x, covariance = changes[:, channels].double(), pooled.covariance(epsilon=0)[0]
+    inverse = torch.linalg.inv(covariance[channels][:, channels].double())
+    return ((x @ inverse) * x).sum(1).mean().item()
+
+
+n_all, generator = len(variance), torch.Generator().manual_seed(0)
+draws_of_25 = [torch.randperm(n_all, generator=generator)[:25] for _ in range(20)]
+lengths = [squared_length(draw.to(run.device)) for draw in draws_of_25]
+all_channels = torch.arange(n_all, device=run.device)
+random_share = 100 * np.mean(lengths) / squared_length(all_channels)
+print("of the change in standard deviations:")
+print(f"{100 - shares[name][-26]:3.0f} % in the last 25 directions")
+print(f"{random_share:3.0f} % in 25 random channels, mean of 20 draws")
+
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Line plot of cumulative shares in percent against the number of principal directions, from 0 to 176, largest variance first. The variance of normal embeddings rises steeply, to 69 % at 25 directions. The defects' change rises more slowly. The change in units of normal standard deviations rises nearly along the diagonal, slowest of the three."}}
 for (name, share), style in zip(shares.items(), ("-", "--", ":"), strict=True):
     plt.plot(range(1, len(share) + 1), share, style, label=name)
 plt.axvline(25, color="black", lw=1)
-plt.title("25 directions hold most of the variance\nand little of the defects' change")
+plt.title("25 directions hold 69 % of the variance, but only 8 %\nof the change in standard deviations")
 plt.xlabel("principal directions, largest variance first")
 plt.ylabel("cumulative share, %")
 plt.ylim(0, 102)
@@ -1070,12 +1104,12 @@ is_small = bool(normal_share[24] > 3 * change_share[24])
 run.expect(is_small, "the first 25 directions hold little of the change")
 
 # %% [markdown]
-# The first 25 directions hold most of the variance of normal cells. They hold very
-# little of what a defect changes, once each direction is measured in its own standard
-# deviation, as the Mahalanobis distance does. In this unit the change is spread almost
-# evenly over all directions. So each direction that is dropped costs about the same,
-# and PCA drops 151 of 176. Twenty-five random *channels* are mixtures of all
-# directions.
+# The first 25 directions hold most of the variance of normal cells, and 44 % of what a
+# defect changes. But the Mahalanobis distance measures each direction in its own
+# standard deviation. In this unit, they hold only 8 % of the change, because it is
+# spread almost evenly over all directions. Twenty-five random *channels* keep more of
+# it, and the 25 smallest directions most. (This cannot be the whole explanation: the
+# smallest directions do not localise better than random channels.)
 #
 # ## Alignment: what a rotation by 10° does
 #
@@ -1113,7 +1147,7 @@ upper.plot(ANGLES, median, "o-", color=viz.BLUE, label=label)
 label = "98 % of upright functional cells are below"
 upper.axhline(threshold, ls="--", color="black", label=label)
 upper.set(xlabel="rotation, degrees", ylabel="score", ylim=(0, None))
-upper.set_title("From 1° on, every rotated functional cell is a false alarm")
+upper.set_title("At 1° or more, every rotated functional cell is a false alarm")
 upper.legend()
 limits = (threshold / 2, float(rotated_scores[-1].max()))
 title = "the first cell, rotated by 10°"
@@ -1125,10 +1159,11 @@ exceeds = bool(rotated_scores[1:].min() > threshold)
 run.expect(exceeds, "every rotated cell is an alarm")
 
 # %% [markdown]
-# A model of upright cells is useless for rotated ones: from 1° on all eight are alarms.
-# The fair comparison is the paper's Rd-MVTec AD: the *training* images are rotated as
-# well (by up to ±10°, and cropped at a random position). A rotation is then normal, but
-# each Gaussian describes many different parts of the cell, so it is wide.
+# A model of upright cells is useless for rotated ones: at 1° or more, all eight raise
+# an alarm. (One of them does so even upright: it is the one with the score 64.) The
+# fair comparison is the paper's Rd-MVTec AD: the *training* images are rotated as well
+# (by up to ±10°, and cropped at a random position). A rotation is then normal, but each
+# Gaussian describes many different parts of the cell, so it is wide.
 
 # %% tags=["hide-input", "ledger:padim-table-6:measured"]
 CROPS = {"upright": "centre crop", "turned": "rotated, random crop"}
@@ -1148,12 +1183,12 @@ print("the paper, WR50, pixel AUROC / PRO-score (quoted):")
 print("97.5 / 92.1 on MVTec AD, 92.2 / 73.1 on Rd-MVTec AD")
 
 # %% [markdown]
-# - **Detection** suffers on both kinds: borders and bus bars now lie anywhere, and the
-#   largest value of a map is often theirs.
+# - **Detection** suffers on both kinds: borders and bus bars can now lie anywhere, and
+#   the largest value of a map often lies on one of them.
 # - **Localisation on mono** loses three points of PRO-score and half a point of pixel
 #   AUROC: the paper's pattern, smaller.
-# - **Localisation on poly** loses about one point, less than two seeds differ by. The
-#   grains were never aligned, so there was little to lose.
+# - **Localisation on poly** loses about one point, which is less than the difference
+#   between two seeds. The grains were never aligned, so there was little to lose.
 #
 # ## What it costs: PaDiM and nearest neighbours, image by image
 #
@@ -1161,13 +1196,13 @@ print("97.5 / 92.1 on MVTec AD, 92.2 / 73.1 on Rd-MVTec AD")
 # the nearest one (*k-nearest neighbours*, k-NN). Its memory is the training set;
 # PaDiM's memory is a fixed number of Gaussians. Both are measured in one run, for a
 # growing number of images. The search is exact. It is timed for 256 of the 3,136
-# positions of one image, and the seconds shown are for all of them.
+# positions of one image, and the times shown are scaled up to all of them.
 #
 # :::{admonition} Predict first
 # :class: tip
 # 100 channels at 56×56 positions, 4 bytes per number. How many megabytes are the means
 # and covariances? One image's three layers (24·56² + 40·28² + 112·14² numbers) take
-# half a megabyte. From how many images on does the search need more memory?
+# half a megabyte. How many images does it take before the search needs more memory?
 # :::
 
 # %%
@@ -1183,63 +1218,67 @@ def factorise(gaussian):
 
 
 def measure_costs(n_images):
-    """Return seconds and bytes of PaDiM, and seconds of a search, for n_images."""
+    """Return seconds of PaDiM, seconds of a search, and PaDiM's megabytes."""
     layers = [layer[:n_images] for layer in train_layers]
     embeddings = embed(layers, detector.channels)
     empty = PatchGaussian(*embeddings.shape[1:])
-    gaussian, fit_time = companion.time_call(empty.update, embeddings)
-    factors, factor_time = companion.time_call(factorise, gaussian)
+    gaussian, fit_time = companion.call_and_time(empty.update, embeddings)
+    factors, factor_time = companion.call_and_time(factorise, gaussian)
     selected = query[None, :, detector.channels]
-    _, score_time = companion.time_call(mahalanobis_distance, selected, *factors)
+    _, score_time = companion.call_and_time(mahalanobis_distance, selected, *factors)
     bank, queries = embed(layers).flatten(0, 1), query[timed_positions]
-    _, search_time = companion.time_call(nearest_distance, queries, bank)
+    _, search_time = companion.call_and_time(nearest_distance, queries, bank)
     search_time *= len(query) / len(queries)
-    n_bytes = sum(tensor.nbytes for tensor in factors)
-    return fit_time, factor_time, score_time, search_time, n_bytes
+    megabytes = sum(tensor.nbytes for tensor in factors) / 1e6
+    return fit_time, factor_time, score_time, search_time, megabytes
 
 
 # %% [markdown]
 # - `query` are the embeddings of one new image, (3136, 176).
 # - `bank` holds one row per position of each normal image, (n_images · 3136, 176).
-#   `nearest_distance` compares each query with every row.
+#   `nearest_distance` compares each query with every row. To keep the search simple,
+#   `bank` repeats the values of the coarse layers, 2.2 MB per image. The memory below
+#   counts what has to be stored: each layer on its own grid, 0.51 MB per image.
 # - `factors` are PaDiM's means and Cholesky factors. Their size does not depend on
 #   `n_images`.
 
 # %% tags=["hide-output", "ledger:padim-table-7:measured"]
 bytes_per_image = sum(layer[0].nbytes for layer in train_layers)
 gaussian_bytes = sum(tensor.nbytes for tensor in statistics["mono"])
-rows = [(n, *measure_costs(n), n * bytes_per_image) for n in (20, 40, 80, 150)]
-columns = ["images", "fit s", "factors s", "score s", "search s"]
-columns += ["PaDiM bytes", "k-NN bytes"]
+rows = [
+    (n, *measure_costs(n), n * bytes_per_image / 1e6) for n in (20, 40, 80, 150)
+]
+columns = ["images", "fit, s", "factors, s", "score, s", "search, s"]
+columns += ["PaDiM, MB", "k-NN, MB"]
 costs = pd.DataFrame(rows, columns=columns)
 print(costs.round(3).to_string(index=False))
 print(f"equal memory at {gaussian_bytes / bytes_per_image:.0f} images")
 
 # %% tags=["remove-cell"]
-assert (costs["PaDiM bytes"] == gaussian_bytes).all()
+assert (costs["PaDiM, MB"] == gaussian_bytes / 1e6).all()
 
 # %% tags=["hide-input", "hide-output"] mystnb={"image": {"alt": "Three line plots against the number of normal images, 20 to 150. Upper left, PaDiM's fit: the seconds for means and covariances rise with the number of images, those for the Cholesky factors stay the same. Upper right, seconds per image to score: PaDiM's are low and flat, those of the search rise with the number of images. Below, memory in megabytes: PaDiM's is flat at 127, that of nearest neighbours is a line through zero that is extended to where it crosses, at 246 images."}}
 companion.draw_costs(costs, gaussian_bytes, bytes_per_image)
-plt.gcf().suptitle("PaDiM: scoring time and memory do not grow with the images")
+plt.gcf().suptitle("PaDiM's scoring time and memory do not grow with more images")
 plt.show()
 
 # %% [markdown]
 # :::{dropdown} Answer
 # $4 \cdot 3136 \cdot (100^2 + 100)$ bytes are 127 MB. The layers of one image take
-# 0.514 MB, so the search needs more memory from 247 images on.
+# 0.514 MB, so the search needs more memory for 247 images or more.
 # :::
 #
 # - **Fitting** takes a fixed time per image, plus a fixed time for the 3,136 Cholesky
 #   factors.
-# - **Scoring** an image takes PaDiM the same time for any $N$. The search grows with
-#   $N$. SPADE limits it by searching only in the K nearest images, which limits the
-#   time, but not the memory.
+# - **Scoring** an image takes PaDiM the same time for any $N$. The time of the search
+#   grows with $N$. SPADE searches only in the K nearest images, which limits the time,
+#   but not the memory.
 # - **Memory**: beyond the crossing PaDiM stores less, for any number of images.
 #
 # ### Table VIII, computed
 #
-# The same arithmetic for the paper's networks. Nothing is measured here: the sizes
-# follow from the shapes.
+# This section repeats the arithmetic for the paper's networks. Nothing is measured
+# here: the sizes follow from the shapes.
 
 # %%
 from torchvision import models
@@ -1285,20 +1324,20 @@ assert abs(alone_gb - 1.4) < 0.05
 
 # %% [markdown]
 # `R18-Rd100` means ResNet-18 with 100 channels drawn at random. STC, the ShanghaiTech
-# Campus data set, consists of video frames. The printed values follow if the 3.8 GB of
-# WR50, and SPADE's 1.4 GB, are without the network, and PaDiM's other three with it.
+# Campus data set, consists of video frames. We obtain the paper's values if WR50's 3.8
+# GB and SPADE's 1.4 GB do not include the network, and PaDiM's other three values do.
 # (MVTec AD has 3,629 training images in 15 classes: 242 per class.)
 #
-# From how many images on does SPADE store more, and how many frames fit into the 37 GB
-# that the paper reports for SPADE on STC?
+# How many images does it take before SPADE stores more, and how many frames fit into
+# the 37 GB that the paper reports for SPADE on STC?
 
 # %% tags=["nbval-check-output"]
 crossing_r18 = np.ceil(gaussian_gb(56, 100) / spade_gb(56, 1))
 crossing_wr50 = np.ceil(gaussian_gb(56, 550) / spade_gb(56, 1))
-print(f"SPADE stores more than R18-Rd100 from {crossing_r18:.0f} images on")
-print(f"SPADE stores more than WR50-Rd550 from {crossing_wr50:.0f} images on")
+print(f"SPADE stores more than R18-Rd100 for {crossing_r18:.0f} images or more")
+print(f"SPADE stores more than WR50-Rd550 for {crossing_wr50:.0f} images or more")
 n_frames = 274515 / 13  # per scene of STC
-print(f"SPADE's 37 GB on STC are {37 / spade_gb(64, 1):,.0f} frames")
+print(f"SPADE's 37 GB on STC hold {37 / spade_gb(64, 1):,.0f} frames")
 print(f"all {n_frames:,.0f} would be {spade_gb(64, n_frames):.0f} GB")
 
 # %% [markdown]
@@ -1314,8 +1353,9 @@ print(f"all {n_frames:,.0f} would be {spade_gb(64, n_frames):.0f} GB")
 #
 # :::{admonition} Predict first
 # :class: tip
-# One encoder was trained on some 1,400 solar cells, the other on ImageNet, without a
-# single solar cell. Which one separates defective from functional cells better?
+# One encoder was trained on functional solar cells (chapter 4), the other on ImageNet,
+# without a single solar cell. Which one separates defective from functional cells
+# better?
 # :::
 
 # %% tags=["hide-input"]
@@ -1327,6 +1367,7 @@ padim_auroc = {}
 for kind in KINDS:
     fit_layers = [layer[40:100] for layer in features[kind]["train"]]
     pairs = zip(features[kind]["train"], features[kind]["defective"], strict=True)
+    # In this comparison, the first 40 cells of "train" are for the test.
     test_layers = [torch.cat([normal[:40], broken[:40]]) for normal, broken in pairs]
     statistics_60 = fit_gaussian(embed(fit_layers, detector.channels))
     scores = compute_anomaly_maps(test_layers, *statistics_60).amax((1, 2))
@@ -1359,10 +1400,10 @@ resized = [item.image for item in TensorItems(images, size=256)]
 svdd_inputs = torch.stack(resized).to(run.device)
 
 padim, patch_svdd = PaDiM(extractor, 100), PatchSVDD(encoder, stride_small=8)
-_, padim_fit = companion.time_call(padim.fit, padim_inputs[:60])
-_, padim_score = companion.time_call(padim.anomaly_map, padim_inputs[60])
-_, svdd_fit = companion.time_call(patch_svdd.fit, svdd_inputs[:60])
-_, svdd_score = companion.time_call(patch_svdd.anomaly_maps, svdd_inputs[60:])
+_, padim_fit = companion.call_and_time(padim.fit, padim_inputs[:60])
+_, padim_score = companion.call_and_time(padim.anomaly_map, padim_inputs[60])
+_, svdd_fit = companion.call_and_time(patch_svdd.fit, svdd_inputs[:60])
+_, svdd_score = companion.call_and_time(patch_svdd.anomaly_maps, svdd_inputs[60:])
 print("seconds              fit 60   score 1")
 print(f"PaDiM             {padim_fit:9.2f} {padim_score:9.3f}")
 print(f"Patch SVDD        {svdd_fit:9.2f} {svdd_score:9.3f}")
@@ -1377,16 +1418,16 @@ print(f"Patch SVDD        {svdd_fit:9.2f} {svdd_score:9.3f}")
 #
 # These are one kind of image, one split and small encoders. Patch SVDD does not need a
 # pretrained network. Where no suitable one exists (other wavelengths, other sensors, a
-# licence that forbids its use), Patch SVDD is the one of the two that can be used.
+# licence that forbids its use), only Patch SVDD can be used.
 #
 # ## The threshold: an AUROC does not provide one
 #
 # A factory needs a number above which a part is rejected. Common implementations choose
-# the threshold with the best **F1** *on the labelled test set*. F1 is
-# $2 \cdot \text{hits} / (\text{hits} + \text{alarms} + \text{defects})$, where *hits*
-# are defective parts above the threshold and *alarms* are functional ones. This needs
-# defects, and shows how good a threshold could be with hindsight. Without defects, one
-# uses a quantile of normal scores. But of *which* normal images?
+# the threshold with the best **F1** *on the labelled test set*. F1 is $2 \cdot
+# \text{hits} / (\text{hits} + \text{alarms} + \text{defects})$, where *hits* are
+# defective parts above the threshold and *alarms* are functional ones. This method
+# needs defects, and shows how good a threshold could be with hindsight. Without
+# defects, one uses a quantile of normal scores. But of *which* normal images?
 #
 # :::{admonition} Predict first
 # :class: tip
@@ -1404,21 +1445,21 @@ left_out_distances = leave_one_out_distance(train_distances, len(train_distances
 functional_scores, defective_scores = test_scores["mono"].split(75)
 score_groups = {
     "fitted": upsample_and_blur(train_distances).amax((1, 2)),
-    "fitted, left out": upsample_and_blur(left_out_distances).amax((1, 2)),
+    "leave-one-out": upsample_and_blur(left_out_distances).amax((1, 2)),
     "held out": held_out_scores,
     "test, functional": functional_scores,
     "test, defective": defective_scores,
 }
 thresholds = {
     f"98 % of {name}": score_groups[name].quantile(0.98).item()
-    for name in ("fitted", "fitted, left out", "held out")
+    for name in ("fitted", "leave-one-out", "held out")
 }
 f1_threshold, _ = best_threshold(is_defective, test_scores["mono"])
 thresholds["best F1 on the test set"] = f1_threshold
 
 # %% [markdown]
 # - **fitted**: the scores of the 150 cells to which the Gaussians were fitted.
-# - **fitted, left out**: the same cells, but each one scored as if it had been left out
+# - **leave-one-out**: the same cells, but each one scored as if it had been left out
 #   of the fit. `leave_one_out_distance` computes this from the distance alone.
 # - **held out**: 50 other functional cells, kept back for the threshold.
 
@@ -1438,7 +1479,7 @@ plt.gcf().legend(ncols=2, loc="outside upper center")
 plt.show()
 
 # %% tags=["hide-input", "hide-output"]
-print("threshold                      at    false alarms   defects found     F1")
+print("threshold                   value    false alarms   defects found     F1")
 for name, score in thresholds.items():
     reaches = torch.ge if name.startswith("best") else torch.gt
     alarms, hits = reaches(functional_scores, score), reaches(defective_scores, score)
@@ -1456,9 +1497,9 @@ run.expect(bool(is_alarm.min() == 1), "every functional test cell is an alarm")
 
 # %% [markdown]
 # :::{dropdown} Answer
-# All of them. The Gaussians were fitted to those 150 cells, with 100 dimensions. So
-# *no* training cell can be farther away than $(N - 1)/\sqrt N = 12.2$, whatever it
-# looks like.
+# All of them. A cell that was used to fit a Gaussian cannot be farther from it than
+# $(N - 1)/\sqrt N = 12.2$, whatever it looks like. With 100 dimensions for 150 cells,
+# nearly all cells come close to this bound.
 # :::
 #
 # There are two remedies.
@@ -1466,13 +1507,17 @@ run.expect(bool(is_alarm.min() == 1), "every functional test cell is an alarm")
 # - **Hold cells out.** With 50 of them, a 98 % quantile depends on one or two cells, so
 #   the share of false alarms is partly luck.
 # - **Leave one out.** A formula corrects each training cell's distance to what it would
-#   be without this cell in the fit. No Gaussian is fitted again, and all 150 cells
-#   count: `normal_threshold(…, fitted=True)` in `PaDiM`.
+#   be without this cell in the fit. No Gaussian is fitted again, and all 150 cells are
+#   used: `normal_threshold(…, fitted=True)` in `PaDiM`.
+#
+# Here, the first gives 7 % false alarms and the second 0 %, instead of the 2 % that
+# were asked for: one cell alone scores 128 when it is left out. With so few cells, a 98
+# % quantile is uncertain.
 #
 # The best F1 is higher than what either of them reaches. This is the advantage of
 # hindsight.
 #
-# ## A leak: scores scaled over the test set
+# ## Data leakage: scores scaled over the test set
 #
 # *Min-max scaling* maps the smallest value to 0 and the largest to 1. Common
 # implementations scale all maps by the minimum and maximum *of the test set*, and then
@@ -1488,7 +1533,8 @@ all_scores = test_scores["mono"]
 mild_scores = all_scores[all_scores < all_scores.quantile(0.9)]
 test_sets = {"the whole test set": all_scores, "without its worst tenth": mild_scores}
 middles = [(scores.min() + scores.max()) / 2 for scores in test_sets.values()]
-score = all_scores[(all_scores - sum(middles) / 2).abs().argmin()].item()
+between = sum(middles) / 2
+score = all_scores[(all_scores - between).abs().argmin()].item()
 print(f"the score of one cell: {score:.1f}, whichever cells are tested with it")
 for name, scores in test_sets.items():
     scaled, n_cells = scale(scores), len(scores)
@@ -1506,18 +1552,19 @@ assert abs(scaled_auroc - auroc(is_defective, all_scores)) < 1e-6
 
 # %% [markdown]
 # - `test_sets` holds the same scores twice, the second time without the highest tenth.
-# - `score` belongs to a cell between the middles of the two ranges.
+# - `score` is the score closest to `between`, a value between the middles of the two
+#   ranges of scores: min-max scaling maps a middle to 0.5.
 #
 # The same cell passes or fails depending on which other cells were tested. On a
-# production line, the parts of tomorrow are not known yet. Scale maps for display if
-# you must, but never for a decision.
+# production line, tomorrow's parts are not known yet. Scale maps for display if you
+# must, but never for a decision.
 #
 # ## MVTec AD, if you have it
 #
-# The paper's data is free for research, but not part of this book. Download it from its
-# makers, unpack it, and set `MVTEC_AD` in the environment (or `MVTEC` below) to the
-# folder that contains `bottle`, `cable` and the other classes. Then this code fits and
-# scores each class, and prints the results beside the paper's.
+# The paper's data is free for non-commercial research, but not part of this book.
+# Download it from MVTec, unpack it, and set `MVTEC_AD` in the environment (or `MVTEC`
+# below) to the folder that contains `bottle`, `cable` and the other classes. The code
+# below then fits and scores each class, and prints the results beside the paper's.
 
 # %%
 import os
@@ -1545,14 +1592,14 @@ else:  # finished classes are not run again
     print(evaluation.report(evaluated))
 
 # %% [markdown]
-# The command `python -m paperlib padim --data FOLDER` does the same. It also saves
+# The command `python -m paperlib evaluate --data FOLDER` does the same. It also saves
 # images with their maps, and resumes after an interruption.
 #
 # ## Claimed and measured
 #
 # The claims are the paper's, about MVTec AD with ResNet-18 or WR50. The measurements
-# are from solar cells with EfficientNet-Lite0, over five seeds, with 100 random channels
-# unless stated otherwise.
+# are from solar cells with EfficientNet-Lite0, over five seeds, with 100 random
+# channels unless stated otherwise.
 
 # %% tags=["hide-input"]
 JOINT, ADDED = ("tables", "all", 176), ("tables", "layers added", 0)
@@ -1586,9 +1633,10 @@ for claim, measure, quoted, better, worse in CLAIMS:
     print(line)
 
 # %% [markdown]
-# The number of seeds in which the difference has the paper's sign is in brackets. *k-NN*
-# is our own version of SPADE: the ten nearest cells by the mean of the last layer, then
-# the nearest embedding in them. The score of a cell is its mean distance to those ten.
+# The number of seeds in which the difference has the paper's sign is in brackets.
+# *k-NN* is our own version of SPADE: the ten nearest cells by the mean of the last
+# layer, then the nearest embedding in them. The score of a cell is its mean distance to
+# those ten.
 #
 # - **In every seed of both kinds** PaDiM detects better than k-NN.
 # - **In every seed on poly**, where the task is hard, the joint covariance is better
@@ -1596,8 +1644,8 @@ for claim, measure, quoted, better, worse in CLAIMS:
 #   mono**, rotated cells lose pixel AUROC and PRO-score.
 # - **In no other comparison do all seeds agree.** On mono everything is close to its
 #   maximum. 100 of 176 channels are too many to separate a random choice from PCA (with
-#   25 they differ, see above). And the higher PRO-score of SPADE on objects does not
-#   show here.
+#   25 they differ, see above). And SPADE's higher PRO-score on objects does not appear
+#   here.
 #
 # None of this confirms or refutes the paper's numbers: they are those of another
 # network on other data.
@@ -1637,7 +1685,7 @@ for name, printed, computed in CHECKS:
 # ## Where it fails
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Four solar cells in two rows, each with its map, in one colour scale. A functional cell at 0.7 times its brightness: dark, it passes. The same moved by 15 pixels to the side: bright stripes at the left and right edge, an alarm. A functional poly cell given to the model of mono cells: bright all over, an alarm. A defective cell whose map is dark: it passes."}}
-cell = mono.images[mono_split["functional"][:1], None].float() / 255
+cell = mono.images[mono_split["functional"][2:3], None].float() / 255
 poly_index = splits["poly"]["functional"][:1]
 missed_index = mono_split["defective"][defective_scores.argmin()]
 cases = {
@@ -1659,20 +1707,21 @@ plt.show()
 print(f"threshold {threshold:.0f}: 98 % of the held-out cells are below")
 
 # %% [markdown]
-# - **A part that has moved** is an alarm along the edges that moved. So is a rotated
-#   part.
-# - **Another product**, or a second variant of the same product, is an alarm
+# - **A part that has moved** raises an alarm along the edges that moved. So does a
+#   rotated part.
+# - **Another product**, or a second variant of the same product, raises an alarm
 #   everywhere. Fit one model per variant.
-# - **A darker image** passes here, because the training cells differ in brightness. A
-#   property that does not vary among the normal images would be an alarm.
+# - **A darker image** passes here, with nearly the same score as the unchanged one (32
+#   and 33), because the training cells differ in brightness. A change in a property
+#   that does not vary among the normal images would raise an alarm.
 # - **A defect to which these layers do not respond** is not found, however many normal
 #   images there are.
 #
-# ## Your own folder, in ten lines
+# ## Your own folder
 #
-# PaDiM needs a folder with a subfolder `normal`, and if you have some, `abnormal`. By
-# default the first block writes a few solar cells to files, so that the code starts
-# where you would.
+# PaDiM needs a folder with a subfolder `normal` and, if you have abnormal images, a
+# subfolder `abnormal`. By default the first block writes a few solar cells to files, so
+# that the code starts from a folder, as you would.
 
 # %%
 import tempfile
@@ -1681,18 +1730,18 @@ from PIL import Image
 
 # Or the path of a folder (or its zip) with a folder `normal`, and perhaps `abnormal`:
 FOLDER = None
-is_default_folder = FOLDER is None
+folder_path, is_default_folder = FOLDER, FOLDER is None
 if is_default_folder:
     temporary = tempfile.TemporaryDirectory()
-    FOLDER = temporary.name
+    folder_path = temporary.name
     parts = {
         "normal": mono_split["held_out"],
         "abnormal": mono_split["defective"][:10],
     }
     for name, indices in parts.items():
-        Path(FOLDER, name).mkdir()
+        Path(folder_path, name).mkdir()
         for i in indices.tolist():
-            path = Path(FOLDER, name, f"{i:04}.png")
+            path = Path(folder_path, name, f"{i:04}.png")
             Image.fromarray(mono.images[i].numpy()).save(path, compress_level=1)
 
 # %%
@@ -1700,10 +1749,8 @@ from torch.utils.data import Subset
 
 from paperlib.datasets import batches, folder, open_folder
 
-dataset = folder(open_folder(FOLDER))  # the normal images come first
+dataset = folder(open_folder(folder_path))  # the normal images come first
 n_normal = sum(sample.label == 0 for sample in dataset.samples)
-n_fit = n_normal * 4 // 5
-
 
 own_detector = PaDiM(extractor, DIMENSIONS[NETWORK], transform=backbone.transform)
 
@@ -1713,40 +1760,44 @@ def read_batches(start, stop):
         yield own_detector.prepare(batch)
 
 
-own_detector.fit(read_batches(0, n_fit))
-own_threshold = own_detector.normal_threshold(read_batches(n_fit, n_normal), 0.95)
+own_detector.fit(read_batches(0, n_normal))
+own_threshold = own_detector.normal_threshold(
+    read_batches(0, n_normal), 0.95, fitted=True
+)
 
 # %% [markdown]
-# - Four fifths of the normal images are used to fit, and one fifth for the threshold.
+# - All normal images are used to fit, and again for the threshold, with `fitted=True`:
+#   each is scored as if it had been left out.
 # - `read_batches` is a generator: it reads a batch of files when it is needed, so the
 #   images never have to fit into memory together.
-# - `normal_threshold` is the 95 % quantile of the held-out scores.
+# - `normal_threshold` is the 95 % quantile of these scores.
 
-# %% tags=["nbval-check-output"]
-path = Path(tempfile.mkdtemp(), "detector.safetensors")  # or a folder that is kept
+# %%
+path = Path(tempfile.mkdtemp(), "detector.safetensors")  # or a permanent folder
 own_detector.save(path)
 loaded = PaDiM.load(path, extractor)
 for images in read_batches(n_normal, len(dataset)):
     scores = loaded.score(images)
     torch.testing.assert_close(scores, own_detector.score(images))
-    if not is_default_folder:
-        for score in scores.tolist():
-            print(f"{score:.1f}", "alarm" if score > own_threshold else "")
+    for own_score in scores.tolist():
+        print(f"{own_score:.0f}", "alarm" if own_score > own_threshold else "", end="; ")
 megabytes = path.stat().st_size / 1e6
-print(f"fitted {n_fit} images, saved {megabytes:.0f} MB, loaded: the same scores")
+print(f"threshold {own_threshold:.0f}")
+print(f"fitted {n_normal} images, saved {megabytes:.0f} MB, loaded: the same scores")
 
 # %% [markdown]
+# The file has half of the 127 MB, because it stores one triangle of each factor.
 # `PaDiM.load(path)` works from the path alone for networks that the library knows by
-# name. The file includes how images are prepared: `loaded.prepare("cell.png")` returns
-# the batch that `loaded.score` expects. It is a safetensors file, which holds only
-# tensors and text. Common implementations save the statistics as a *pickle*, and
+# name. The file also stores how images are prepared: `loaded.prepare("cell.png")`
+# returns the batch that `loaded.score` expects. It is a safetensors file, which holds
+# only tensors and text. Common implementations save the statistics as a *pickle*, and
 # loading a pickle can run any code that it contains.
 #
 # ## Exercises
 #
-# Each check tells you what is wrong without revealing the answer. Replace the dots by
-# your answer: a number, or the name of a function that you define above the check.
-# Solutions are folded under each group.
+# Each check tells you what is wrong without revealing the answer. Replace the dots with
+# your answer: a number, or the name of a function that you define above the check. The
+# solutions are hidden below each group of exercises.
 #
 # **Warm-up (5 minutes).**
 #
@@ -1777,16 +1828,16 @@ assert check.distance_by_hand((4**2 / 4 + 1**2 / 0.25) ** 0.5)
 # All grids are square, and their sides divide that of the first. `F.interpolate` is one
 # way; try another one.
 #
-# **4.** Write `f(x, epsilon)`, Eq. 1 for all positions without a loop over them. `x` is
-# (N, P, D), the result (P, D, D).
+# **4.** Write `f(x, epsilon)`, Eq. 1 for all positions without a loop over them (the
+# check cannot see whether there is one). `x` is (N, P, D), the result (P, D, D).
 #
 # **5.** Write `f(scores, rate)`: from the scores of normal images, return a threshold
 # that a share `rate` of them exceeds.
 #
 # **6.** ResNet-18 returns 64, 128 and 256 channels at 56×56, 28×28 and 14×14 positions.
-# From how many images on does it take more memory to store all three layers of every
-# image, each on its own grid, than to store PaDiM's means and covariances with
-# $d = 100$?
+# What is the smallest number of images for which storing all three layers of every
+# image, each on its own grid, takes more memory than storing PaDiM's means and
+# covariances with $d = 100$?
 
 # %% tags=["exercise"]
 done = check.embedding_function(...)
@@ -1828,10 +1879,10 @@ assert check.crossover(gaussian_numbers // numbers_per_image + 1)
 # **Stretch (15 minutes).**
 #
 # **7.** Two machines have fitted different images of one product. For one position each
-# of them returns its number of images, its mean (D,) and its *scatter*, the sum
-# $\sum (x - \mu)(x - \mu)^{\mathsf T}$, (D, D). Write
-# `f(n1, mean1, scatter1, n2, mean2, scatter2)` that returns number, mean and scatter of
-# all images together. No image may be read again.
+# of them returns its number of images, its mean (D,) and its *scatter*, the sum $\sum
+# (x - \mu)(x - \mu)^{\mathsf T}$, (D, D). Write `f(n1, mean1, scatter1, n2, mean2,
+# scatter2)`, which returns the number, the mean and the scatter of all images together,
+# without reading any image again.
 
 # %% tags=["exercise"]
 done = check.merge_function(...)
@@ -1913,7 +1964,8 @@ assert check.merge_function(merge)
 #
 # - A pretrained network describes each position of an image by a vector. One mean and
 #   one covariance per position describe what is normal, and the Mahalanobis distance
-#   measures how far a new vector is from it. One pass over the images, no training.
+#   measures how far a new vector is from it. This takes one pass over the images and no
+#   training.
 # - The off-diagonal entries of the covariance detect unusual combinations, which a
 #   distance per channel misses.
 # - 100 channels drawn at random do nearly as well as all 176. PCA keeps the directions
