@@ -1,6 +1,5 @@
 """Checks for the exercises of chapter 04, Patch SVDD, in their order."""
 
-import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +21,7 @@ from paperlib.exercises.verdict import (
     require,
     shape_of,
 )
-from paperlib.patch_svdd import HierarchicalEncoder
-
-# Of the second patch, seen from the first: vertical, horizontal.
-DIRECTIONS = tuple(d for d in itertools.product((-1, 0, 1), repeat=2) if any(d))
+from paperlib.patch_svdd import DIRECTIONS, HierarchicalEncoder
 
 
 def numbers(seed: int | None = None) -> dict[str, SimpleNamespace]:
