@@ -1305,7 +1305,8 @@ plt.show()
 #
 # Each notebook cell calls a check that reports what is wrong without revealing the
 # answer. Replace the dots by your answer: a number, or the name of a function that you
-# define above the check. Solutions are folded under each group.
+# define above the check. The checks judge what an answer returns, not how: they also
+# accept a loop where the text asks for none. Solutions are folded under each group.
 #
 # **Warm-up (5 minutes).**
 #

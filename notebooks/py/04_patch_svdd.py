@@ -2151,8 +2151,9 @@ run.expect(
 # ## Exercises
 #
 # Each check tells you what is wrong without giving the answer away. Replace the dots by
-# your answer: a number, or the name of a function that you define above the check.
-# Solutions are folded under each group.
+# your answer: a number, or the name of a function that you define above the check. The
+# checks judge what an answer returns, not how: they also accept a loop where the text
+# asks for none. Solutions are folded under each group.
 #
 # **Warm-up (5 minutes).**
 #

@@ -1745,8 +1745,9 @@ print(f"fitted {n_fit} images, saved {megabytes:.0f} MB, loaded: the same scores
 # ## Exercises
 #
 # Each check tells you what is wrong without revealing the answer. Replace the dots by
-# your answer: a number, or the name of a function that you define above the check.
-# Solutions are folded under each group.
+# your answer: a number, or the name of a function that you define above the check. The
+# checks judge what an answer returns, not how: they also accept a loop where the text
+# asks for none. Solutions are folded under each group.
 #
 # **Warm-up (5 minutes).**
 #

@@ -102,7 +102,7 @@ def side_ratio(answer: Any) -> bool:
     """
     given = numbers(current_seed())["side_ratio"]
     require(answer > 1, "the predicted box is the larger one, so the ratio is above 1")
-    iou = 1 / answer**2
+    iou = (1 / answer) ** 2
     direction = "falls" if iou > given.iou else "rises"
     size = "larger" if iou > given.iou else "smaller"
     return judge_number(

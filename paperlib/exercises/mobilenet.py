@@ -15,6 +15,7 @@ from paperlib.complexity import (
 from paperlib.exercises.given import current_seed, select
 from paperlib.exercises.given import use_seed as use_seed  # check.use_seed(2027)
 from paperlib.exercises.verdict import (
+    WrongAnswer,
     expects,
     function,
     judge_number,
@@ -137,9 +138,12 @@ def break_even(answer: Any) -> bool:
 def separable_function(answer: Any) -> bool:
     """Check the reader's `f(kernel, in_channels, out_channels, out_size)`."""
     for layer in ((3, 5, 7, 4), (3, 512, 512, 14), (5, 8, 24, 10), (1, 4, 4, 1)):
-        macs = answer(*layer)
+        try:
+            macs = number(answer(*layer))
+        except WrongAnswer as hint:
+            raise WrongAnswer(f"of what f{layer} returned: {hint}") from None
         kernel, m, n, side = layer
-        received = f"f{layer} returned {macs}"
+        received = f"f{layer} returned {macs:.10g}"
         require(
             macs not in (kernel**2 * m * side**2, m * n * side**2),
             f"{received}: that is one of the two steps; add the other",
@@ -163,7 +167,7 @@ def largest_width(answer: Any) -> bool:
     require(
         answer <= 10, f"even a network of width 10 costs more than {budget} million"
     )
-    steps = round(answer / 0.05)
+    steps = round(max(answer, 0) / 0.05)
     require(
         steps >= 1 and abs(steps * 0.05 - answer) <= 1e-9,
         "the answer is a positive multiple of 0.05",
