@@ -50,6 +50,7 @@ TEXTS = {".html", ".ipynb", ".js", ".json", ".md", ".py", ".txt"}
 HOLD_ANSWERS = (
     "test_exercises_*.py",
     "exercise_checks.py",
+    "questions.yml",
     "submissions.py",
     "test_grade.py",
     "test_submission.py",

@@ -30,7 +30,7 @@ def numbers(seed: int | None = None) -> dict[str, SimpleNamespace]:
     return {
         "sum_of_the_map": select(
             seed,
-            {"side": (7, 6, 8, 14), "score": (12.5, 9.5, 17.5), "bias": (0.5, 1.5)},
+            {"side": (7, 6, 8, 14), "score": (12.5, 9.5, 18.5), "bias": (0.5, 1.5)},
         ),
         "side_ratio": select(
             seed,

@@ -60,7 +60,7 @@ def numbers(seed: int | None = None) -> dict[str, SimpleNamespace]:
         "distances_of_an_evaluation": select(
             seed,
             {
-                "n_train": (3000, 2000, 5000),
+                "n_train": (3000, 2000, 4000),
                 "n_test": (1000, 700),
                 "side": (1024, 512, 768, 1280),
             },

@@ -200,6 +200,7 @@ def test_the_sources_for_students(tmp_path):
     assert [name for name in pages if "instructor.md" in texts[name]] == []
     assert "instructor" not in (folder / "book" / "_toc.yml").read_text()
     assert not (folder / "notebooks" / "py").exists()
+    assert not list(folder.rglob("questions.yml"))  # it holds the seeds' solutions
     notebook = nbformat.read(folder / "notebooks" / NOTEBOOKS[0].name, as_version=4)
     # Outputs such as figures remain.
     assert sum(bool(cell.get("outputs")) for cell in notebook.cells) > 10

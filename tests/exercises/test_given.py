@@ -126,6 +126,46 @@ def test_numbers_come_again_after_many_years(chapter):
         assert numbers()[name] not in [numbers(seed)[name] for seed in (0, *seeds)]
 
 
+# Relative differences that a check accepts, where they are not tiny.
+ACCEPTED = {
+    "side_ratio": 0.01,
+    "channel_weight": 0.005,
+    "stored_megabytes": 0.0015,
+    "distances_of_an_evaluation": 0.006,
+    "distance_by_hand": 0.003,
+}
+
+
+class Keeper:
+    """Stands for the checks: keeps the answer, and judges nothing."""
+
+    def __getattr__(self, name):
+        return lambda answer: setattr(self, "kept", answer)
+
+
+@every_chapter
+def test_no_two_variants_have_the_same_answer(chapter):
+    """Where the solution is an expression of the given numbers."""
+    numbers = module_of(chapter).numbers
+    for name, (_, *code) in QUESTIONS[chapter].items():
+        templates = [text if isinstance(text, str) else text[1] for text in code]
+        if name == "contrast_score" or "check." not in templates[-1]:
+            continue  # a function, or it needs more of the notebook
+        count = next(
+            s for s in itertools.count(1) if numbers(s)[name] == numbers(0)[name]
+        )
+        answers = []
+        for seed in (None, *range(count)):
+            given_numbers, keeper = vars(numbers(seed)[name]), Keeper()
+            names = {"check": keeper, "DIRECTIONS": module_of("patch_svdd").DIRECTIONS}
+            for template in templates:
+                exec(template.format(**given_numbers), names)
+            answers.append(keeper.kept)
+        tolerance = ACCEPTED.get(name, 1e-6)
+        for one, other in itertools.combinations(answers, 2):
+            assert one != pytest.approx(other, rel=tolerance), (name, one)
+
+
 @every_chapter
 def test_hints_fit_the_numbers_of_a_seed(chapter, capsys):
     """Hints name the numbers of the seed, and never the right answer."""
