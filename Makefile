@@ -9,7 +9,7 @@ TWO_PROCESSES := -n 2 --dist worksteal
 export PAPERLIB_PROFILE ?= smoke
 
 .PHONY: help book html figures test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench \
-        bench-pages screenshots colab student student-book slides figures-png \
+        bench-pages screenshots colab student solutions student-book slides figures-png \
         readme-pictures lock clean
 
 help:
@@ -24,7 +24,8 @@ help:
 	@echo "make bench-pages  how heavy the built pages are, how soon they show, how long a warm build takes"
 	@echo "make screenshots  each page at two widths, light and dark, in _build/screenshots"
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"
-	@echo "make student    the same without solutions, in _build/student"
+	@echo "make student    the same without solutions, in _build/student (SEED=2027: with other numbers in exercises)"
+	@echo "make solutions  the same with solutions, for the teacher, in _build/solutions (SEED=2027)"
 	@echo "make student-book  the book without solutions, in _build/student-book/_build/html"
 	@echo "make slides     a deck with speaker notes and a prediction sheet per chapter, in _build/slides"
 	@echo "make figures-png  every figure as PNG, with captions and licences in index.csv, in _build/figures (Chromium)"
@@ -81,11 +82,14 @@ colab: $(VENV)/.ready-book
 	$(BIN)/python book/tools/export_colab.py _build/colab $(NOTEBOOKS)
 
 student: $(VENV)/.ready-book
-	$(BIN)/python book/tools/student.py notebooks _build/student $(NOTEBOOKS)
+	$(BIN)/python book/tools/student.py notebooks _build/student $(if $(SEED),--seed $(SEED)) $(NOTEBOOKS)
+
+solutions: $(VENV)/.ready-book
+	$(BIN)/python book/tools/student.py solutions _build/solutions $(if $(SEED),--seed $(SEED)) $(NOTEBOOKS)
 
 # Built from a copy of the sources that holds no solutions: what is not there can't be published.
 student-book: $(VENV)/.ready-book
-	$(BIN)/python book/tools/student.py sources _build/student-book/sources
+	$(BIN)/python book/tools/student.py sources _build/student-book/sources $(if $(SEED),--seed $(SEED))
 	bin="$$(cd "$(BIN)" && pwd)" && cd _build/student-book/sources && \
 	"$$bin/jupyter-book" build . --toc book/_toc.yml -W -n --keep-going --path-output .. \
 	    >../build.log 2>&1 || { cat ../build.log; exit 1; }

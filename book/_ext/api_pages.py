@@ -80,7 +80,7 @@ def hide_checks(app: Sphinx, module: str) -> tuple[str, dict] | None:
     is right.
     """
     package, _, name = module.rpartition(".")
-    if package != "paperlib.exercises" or name == "verdict":
+    if package != "paperlib.exercises" or name in ("given", "verdict"):
         return None  # viewcode reads the source itself
     return (
         "# The checks know the answers, so their source is in the repository only.\n",

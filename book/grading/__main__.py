@@ -14,6 +14,13 @@ from grading.grade import Limits, grade  # noqa: E402
 from grading.submission import exercises  # noqa: E402
 
 
+def read_seed(text: str) -> int | str | None:
+    """Read a seed, `book` (None: the book's numbers) or `common`."""
+    if text == "common":
+        return text
+    return None if text == "book" else int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(prog="python book/grading", description=__doc__)
@@ -33,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=Path("grades.csv"), help="(default: grades.csv)")
     add("--delimiter", default=",", help="of the table; tab for a tab (default: ,)")
     add("--chapter", choices=exercises(), help="(default: that of most submissions)")
+    add(
+        "--seed",
+        type=read_seed,
+        default="common",
+        help="of the exercises' numbers, or book (default: that of most submissions)",
+    )
     add("--timeout", type=float, default=120, help="seconds each (default: 120)")
     add("--memory", type=float, default=4, help="GB each, on Linux (default: 4)")
     add("--jobs", type=int, default=1, help="how many at the same time (default: 1)")
@@ -43,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     delimiter = "\t" if options.delimiter == "tab" else options.delimiter
     folder, table, chapter = options.folder, options.out, options.chapter
     try:
-        grade(folder, table, chapter, limits, options.jobs, delimiter)
+        grade(folder, table, chapter, limits, options.jobs, delimiter, options.seed)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

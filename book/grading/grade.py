@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -31,7 +31,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
 import paperlib
-from grading.run import SETTINGS, VERDICT
+from grading.run import SETTINGS, VERDICT, missing_limits
 from grading.submission import KINDS, PACKAGE, Submission, exercises, read
 from paperlib.storage import atomic_path
 
@@ -39,7 +39,8 @@ LARGEST = 100 * 2**20  # bytes of a file that are read
 # Of paperlib and of this package: what a submission imports.
 IMPORTED_FROM = (Path(paperlib.__file__).parents[1], Path(__file__).parents[1])
 PASSED_ON = frozenset(
-    "PATH HOME LANG LC_ALL TMPDIR TZ VIRTUAL_ENV SYSTEMROOT LD_LIBRARY_PATH".split()
+    "PATH HOME LANG LC_ALL TMPDIR TZ VIRTUAL_ENV LD_LIBRARY_PATH"
+    " SYSTEMROOT USERPROFILE TEMP TMP".split()
 )
 NOTEBOOK_NAMES = (".ipynb", ".txt", ".json")  # some browsers append .txt
 # How Moodle and Canvas name what they put into the zip of a class.
@@ -68,6 +69,8 @@ class Grade(NamedTuple):
     remarks: tuple[str, ...] = ()
     seconds: float = 0
     code: str = ""  # what was run, without comments
+    seed: str = ""  # of the notebook's numbers
+    has_other_seed: bool = False  # than the numbers that it was graded with
 
 
 def files_of(
@@ -152,15 +155,22 @@ def student_of(name: str) -> str:
 
 
 def grade_one(
-    name: str, submission: Submission | str, chapter: str, limits: Limits
+    name: str,
+    submission: Submission | str,
+    chapter: str,
+    limits: Limits,
+    seed: int | None = None,
 ) -> Grade:
-    """Grade one submission; a str is the reason why there is none to grade."""
+    """Grade one submission; a str is the reason why there is none to grade.
+
+    The checks use the numbers of `seed`, whatever the notebook states.
+    """
     if isinstance(submission, str):
         return Grade(name, submission)
     if submission.chapter != chapter:
         return Grade(name, f"another chapter: {submission.chapter}, not {chapter}")
     started, token = time.monotonic(), secrets.token_hex()
-    status, cells = run(submission, limits, token)
+    status, cells = run(submission, limits, token, seed)
     verdicts = dict.fromkeys(
         exercises()[chapter], "not attempted" if status == "graded" else "not reached"
     )
@@ -187,14 +197,29 @@ def grade_one(
         for check, number in numbers.items()
         if hints.get(check) and verdicts[check] in ("failed", "error")
     ]
+    own_seed, has_other_seed = submission.seed, submission.seed != seed
+    if has_other_seed:
+        remarks.insert(
+            0,
+            f"the notebook has the numbers of {_of_seed(own_seed)}; graded with"
+            f" {_of_seed(seed)}",
+        )
     is_attempted = {"passed", "failed", "error"} & {*verdicts.values()}
     code = "\n".join(s.source for s in submission.statements) if is_attempted else ""
     seconds = time.monotonic() - started
-    return Grade(name, status, verdicts, tuple(remarks), seconds, code)
+    stated = "" if own_seed is None else str(own_seed)
+    return Grade(
+        *(name, status, verdicts, tuple(remarks), seconds, code),
+        *(stated, has_other_seed),
+    )
+
+
+def _of_seed(seed: int | None) -> str:
+    return "the book" if seed is None else f"seed {seed}"
 
 
 def run(
-    submission: Submission, limits: Limits, token: str
+    submission: Submission, limits: Limits, token: str, seed: int | None = None
 ) -> tuple[str, list[NotebookNode]]:
     """Run a submission in its own kernel, one notebook cell per statement.
 
@@ -202,6 +227,7 @@ def run(
         submission: what to run.
         limits: of time and memory.
         token: marks the verdicts of the checks, so that no other output is one.
+        seed: of the numbers that the checks use; None: those of the book.
 
     Returns:
         "graded" or what went wrong, and the executed cells.
@@ -215,6 +241,7 @@ def run(
         "module": f"{PACKAGE}.{submission.chapter}",
         "checks": list(exercises()[submission.chapter]),
         "token": token,
+        "seed": seed,
         "memory": int(limits.memory * 1e9),
         "seconds": int(limits.seconds) + 1,
     }
@@ -307,6 +334,21 @@ def common_chapter(chapters: Iterable[str]) -> str:
     return most[0][0]
 
 
+def common_seed(seeds: Iterable[int | None]) -> int | None:
+    """Return the seed of most submissions; None for the numbers of the book.
+
+    Raises:
+        ValueError: if the most frequent seed is not unique.
+    """
+    most = Counter(seeds).most_common(2)
+    if len(most) == 2 and most[0][1] == most[1][1]:
+        raise ValueError(
+            f"as many submissions with the numbers of {_of_seed(most[0][0])} as of"
+            f" {_of_seed(most[1][0])}; choose one with --seed"
+        )
+    return most[0][0] if most else None
+
+
 def equal_ones(grades: list[Grade]) -> list[list[str]]:
     """Return, for each submission, the names of the others with the same code."""
     names: dict[str, list[str]] = {}
@@ -333,12 +375,12 @@ def write_table(
     def passed(grade: Grade, checks: list[str]) -> int:
         return sum(grade.verdicts[check] == "passed" for check in checks)
 
-    table = [["student", "submission", "status"]]
+    table = [["student", "submission", "status", "seed"]]
     table[0] += [f"{group} (of {len(checks)})" for group, checks in groups.items()]
     table[0] += [f"{number} {check}" for number, check in enumerate(kinds, 1)]
     table[0] += ["same as", "seconds", "remarks"]
     for grade, others in zip(grades, equal, strict=True):
-        row = [student_of(grade.name), grade.name, grade.status]
+        row = [student_of(grade.name), grade.name, grade.status, grade.seed]
         for checks in groups.values():
             row.append(passed(grade, checks) if grade.verdicts else "")
         row += [grade.verdicts.get(check, "") for check in kinds]
@@ -349,7 +391,7 @@ def write_table(
             round(100 * sum(passed(grade, c) for grade in ran) / len(ran) / len(c))
             for c in (*groups.values(), *([check] for check in kinds))
         ]
-        table.append(["mean in %", "", f"{len(ran)} graded", *means, "", "", ""])
+        table.append(["mean in %", "", f"{len(ran)} graded", "", *means, "", "", ""])
     text = io.StringIO()
     writer = csv.writer(text, delimiter=delimiter)
     writer.writerows([_safe(value) for value in row] for row in table)
@@ -390,6 +432,11 @@ def to_do(grades: list[Grade], limits: Limits) -> list[str]:
             "with answers that raised an error: see remarks; where these miss an"
             " earlier cell, use --all-cells --timeout 600",
         ),
+        (
+            lambda grade: grade.has_other_seed,
+            "with numbers of another seed than the class: an old copy, or a changed"
+            " seed (choose the class's with --seed)",
+        ),
         (lambda grade: not grade.verdicts, "not graded: see status"),
     ]
     counts = [(sum(map(applies, grades)), text) for applies, text in reasons]
@@ -406,6 +453,7 @@ def grade(
     limits: Limits = Limits(),  # noqa: B008  a NamedTuple can't be changed
     jobs: int = 1,
     delimiter: str = ",",
+    seed: int | None | Literal["common"] = "common",
     report: Callable[[str], None] = print,
 ) -> list[Grade]:
     """Grade all files and write the table after each.
@@ -417,6 +465,8 @@ def grade(
         limits: time and memory of one submission.
         jobs: how many run at the same time.
         delimiter: between the columns of the table.
+        seed: of the numbers in the exercises; None: those of the book; "common": as
+            most submissions of the chapter state.
         report: called with a line for each submission that is done.
 
     Raises:
@@ -447,10 +497,21 @@ def grade(
     chapter = chapter or common_chapter(
         s.chapter for _, s in submissions if isinstance(s, Submission)
     )
-    report(f"{len(submissions)} files, chapter {chapter}, at most {limits.seconds:g} s")
+    if seed == "common":
+        seed = common_seed(
+            s.seed
+            for _, s in submissions
+            if isinstance(s, Submission) and s.chapter == chapter
+        )
+    report(
+        f"{len(submissions)} files, chapter {chapter}, numbers of {_of_seed(seed)}, at"
+        f" most {limits.seconds:g} s"
+    )
+    if missing := missing_limits():
+        report(f"careful: {missing}")
     done: list[Grade] = []
     with ThreadPoolExecutor(jobs) as pool:
-        tasks = [pool.submit(grade_one, *s, chapter, limits) for s in submissions]
+        tasks = [pool.submit(grade_one, *s, chapter, limits, seed) for s in submissions]
         try:
             for task in tasks:
                 done.append(task.result())

@@ -12,14 +12,18 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from IPython.display import display
 
+from paperlib.exercises import given
+
 VERDICT = "application/x-paperlib-verdict+json"  # type of the outputs with verdicts
 SETTINGS = "PAPERLIB_GRADING"  # environment variable
+MEMORY_OF_PROCESS = Path("/proc/self/statm")  # Linux has it
 LARGEST_FILE = 256 * 2**20  # bytes that a submission may write into one file
 
 
@@ -30,6 +34,9 @@ def prepare() -> ModuleType:
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
     torch.set_num_threads(1)
     module = importlib.import_module(settings["module"])
+    # The class's seed. `restore` undoes what a submission makes of it.
+    if settings["seed"] is not None:
+        given.use_seed(settings["seed"])
     modules = [m for name, m in sys.modules.items() if name.startswith("paperlib")]
     modules += [torch, torch.nn.functional, sys.modules["builtins"]]
     originals: list[tuple[ModuleType, dict[str, Any]]] = []
@@ -67,8 +74,28 @@ def _reporting(
     return reporting
 
 
+def missing_limits() -> str:
+    """Say which limits do not hold on this system, and what to do; "" on Linux."""
+    try:
+        import resource  # noqa: F401
+    except ImportError:  # Windows
+        return (
+            "this system limits neither memory nor processor time nor the size of"
+            " files; only --timeout ends a submission. Grade in WSL, in a container or"
+            " on Linux"
+        )
+    if not MEMORY_OF_PROCESS.exists():  # macOS
+        return (
+            "this system does not limit memory; --memory has no effect. Grade in a"
+            " container or on Linux if a submission needs too much"
+        )
+    return ""
+
+
 def limit_resources(memory: int, seconds: int) -> None:
     """Limit the size of files, processor time and memory of this process.
+
+    Does nothing on a system without such limits; `missing_limits` says so.
 
     Args:
         memory: bytes that it may allocate beyond what it has now. The limit needs
@@ -85,12 +112,9 @@ def limit_resources(memory: int, seconds: int) -> None:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_CPU: used + seconds,
     }
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        limits[resource.RLIMIT_AS] = size + memory
-    except OSError:
-        pass
+    if MEMORY_OF_PROCESS.exists():
+        pages = int(MEMORY_OF_PROCESS.read_text(encoding="ascii").split()[0])
+        limits[resource.RLIMIT_AS] = pages * os.sysconf("SC_PAGE_SIZE") + memory
     for limit, value in limits.items():
         # A lower limit that already holds may not be raised.
         with contextlib.suppress(OSError, ValueError):

@@ -24,6 +24,7 @@ PACKAGE = "paperlib.exercises"
 KINDS = ("warm-up", "core", "stretch")
 # First line of the cell that unpacks paperlib; the grader uses its own copy.
 SETUP = "# @title Set-up: run this cell first"
+SEED = re.compile(r"\buse_seed\(\s*(\d+)")  # names the numbers of a copy's exercises
 # Magics whose argument is Python: they are removed, so that its checks are found.
 CELL_MAGIC = re.compile(r"\A\s*%%(?:time|timeit|capture|prun)\b.*\n?")
 LINE_MAGIC = re.compile(r"^([ \t]*(?:\w+ *= *)?)%(?:time|timeit)[ \t]+(?!-)", re.M)
@@ -56,6 +57,7 @@ class Submission(NamedTuple):
 
     chapter: str
     statements: list[Statement]
+    seed: int | None = None  # as the notebook states it; None: the book's numbers
 
 
 def exercises() -> dict[str, dict[str, str]]:
@@ -100,9 +102,15 @@ def read(data: bytes, everything: bool = False) -> Submission:
             f"not a notebook, or a damaged one ({type(error).__name__}): hand in the"
             " .ipynb file that Jupyter or Colab saves"
         ) from error
-    chapter, checks = _chapter("\n".join(source for _, source in cells))
+    code = "\n".join(source for _, source in cells)
+    chapter, checks = _chapter(code)
     statements = list(_statements(cells, chapter, checks))
-    return Submission(chapter, statements if everything else _needed(statements))
+    seeds = SEED.findall(code)
+    return Submission(
+        chapter,
+        statements if everything else _needed(statements),
+        int(seeds[-1]) if seeds else None,
+    )
 
 
 def _to_python(source: str) -> str:

@@ -5,7 +5,8 @@
 The cell after the title carries paperlib, zipped, and installs only the packages that
 are missing. What Jupyter Book understands and a plain notebook does not (directives,
 citations, references) is written as plain Markdown. Outputs are kept unless they are
-large. What the book's page folds is folded in Colab, JupyterLab and VS Code too.
+large. What the book's page folds is folded in Colab and JupyterLab, too; VS Code
+reads no such metadata (microsoft/vscode, issue 158716).
 """
 
 import argparse
@@ -37,13 +38,13 @@ OUR_SETUP = "colab-setup"
 HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 HIDDEN_OUTPUTS = {"hide-cell", "hide-output", "remove-cell", "remove-output"}
 MOST_OUTPUTS = 1_500_000  # bytes; a copy of a notebook with more of them has none
-# Colab folds the source of a cell by the first entry, JupyterLab and VS Code by the
-# second.
+# Colab folds the source of a cell by the first entry, JupyterLab by the second.
 FOLDED_SOURCE = {"cellView": "form", "jupyter": {"source_hidden": True}}
 SOLUTION = "solution"  # tag of a cell that Colab folds under this title
 HELP = """\
-**Run the next cell first.** Its code is folded. It contains the library `paperlib`,
-unpacks it, installs the packages that are missing, and prints what it did.
+**Run the next cell first.** Its code is folded (VS Code shows it: one very long line).
+It contains the library `paperlib`, unpacks it, installs the packages that are missing,
+and prints what it did.
 
 **On Colab**: choose *Runtime → Run all*; nothing needs to be edited. On a GPU (*Runtime
 → Change runtime type*) the same cells use larger networks and train longer.

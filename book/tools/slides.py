@@ -20,6 +20,15 @@ instructor guide. So a deck can't differ from the book. A slide shows one of
 
 and may have `title`, `points`, `caption: false`; each has `minutes` and `notes`, and
 may have `demo`, the section of the notebook that is run.
+
+A prediction sheet has every "Predict first" box of a notebook. `sheet` in the yml file
+says, by the section's heading, what there is to fill in:
+
+    grid: LABEL             squares to fill in, `size: [rows, columns]`; or, with
+                            `values`, given numbers
+    table: [COLUMNS]        a table with empty cells, and `rows` for its first column
+    blank: LABEL            a line for a number
+    choice: LABEL           `options` to tick
 """
 
 import argparse
@@ -73,6 +82,8 @@ LISTING = r"\{literalinclude\} (?P<path>\S+)\n:pyobject: %s\n"
 PREDICT = re.compile(
     r"^:::\{admonition\} Predict first\n:class: tip\n(?P<text>.*?)^:::$", re.M | re.S
 )
+# Of a heading: what follows a colon or a comma often tells the answer.
+SHORT = re.compile(r"(?:\d\.\d: )?[^:,]*")
 IMAGE = re.compile(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)")
 # Sentences that make no sense outside the notebook.
 OF_NOTEBOOK = re.compile(
@@ -313,22 +324,55 @@ class Chapter:
 
     def write_predictions(self, folder: Path) -> None:
         """Write a sheet with the "Predict first" boxes of the notebook, to print."""
-        items = ""
+        items, to_fill_in = "", dict(self.deck["sheet"])
         for part in re.split(r"^## ", self.markdown, flags=re.M)[1:]:
-            heading = html.escape(part.partition("\n")[0])
+            heading = part.partition("\n")[0]
             for box in PREDICT.findall(part):
+                keys = [key for key in to_fill_in if heading.startswith(key)]
+                fields = [f for key in keys for f in to_fill_in.pop(key)]
                 question = self.html(OF_NOTEBOOK.sub("", box))
-                items += f"<li><b>{heading}</b>{question}"
+                items += f"<li><b>{html.escape(SHORT.match(heading)[0])}</b>{question}"
+                items += '<div class="fields">'
+                items += "".join(map(field, fields)) + "</div>"
+                items += f"<p>{'Reason:' if fields else 'Answer and reason:'}</p>"
                 items += '<div class="answer"></div></li>'
+        if to_fill_in:
+            raise ValueError(f"{self.name}: no box for {', '.join(to_fill_in)}")
         title = html.escape(self.deck["title"])
         content = (
-            f"<h2>{title}: predict first</h2><p>Name:</p><p>Write each answer and a"
-            " reason before you run the code. A wrong prediction costs nothing.</p>"
+            f"<h2>{title}: predict first</h2><p>Name:</p><p>Fill in each answer, and a"
+            " reason, before you run the code. A wrong prediction costs nothing.</p>"
             f"<ol>{items}</ol>"
         )
         template = string.Template((SOURCES / "sheet.html").read_text(encoding="utf-8"))
         text = template.substitute(title=title, content=content)
         write_text(folder / f"{self.name}_predictions.html", text)
+
+
+def field(spec: dict) -> str:
+    """Return something to fill in on a prediction sheet."""
+    if label := spec.get("grid"):
+        rows = spec.get("values") or [[""] * spec["size"][1]] * spec["size"][0]
+        cells = "".join(
+            f"<tr>{''.join(f'<td>{value}</td>' for value in row)}</tr>" for row in rows
+        )
+        kind = "given" if "values" in spec else "empty"
+        label = MARKDOWN.renderInline(label)
+        return f'<table class="grid {kind}"><caption>{label}</caption>{cells}</table>'
+    if columns := spec.get("table"):
+        head = "".join(f"<th>{MARKDOWN.renderInline(c)}</th>" for c in ("", *columns))
+        empty = "<td></td>" * len(columns)
+        rows = map(MARKDOWN.renderInline, spec["rows"])
+        body = "".join(f"<tr><th>{row}</th>{empty}</tr>" for row in rows)
+        return f"<table><tr>{head}</tr>{body}</table>"
+    if label := spec.get("blank"):
+        label, _, unit = MARKDOWN.renderInline(label).partition("___")
+        return f'<p>{label} <span class="blank"></span>{unit}</p>'
+    options = "".join(
+        f'<span class="option"><span class="box"></span> {option}</span>'
+        for option in map(MARKDOWN.renderInline, spec["options"])
+    )
+    return f"<p>{MARKDOWN.renderInline(spec['choice'])} {options}</p>"
 
 
 def math(tex: str, options: dict) -> str:

@@ -2,6 +2,8 @@
 
     python book/tools/student.py notebooks FOLDER NOTEBOOK ...
         write self-contained copies, as export_colab.py makes them
+    python book/tools/student.py solutions FOLDER NOTEBOOK ...
+        write the same with solutions, for the teacher
     python book/tools/student.py sources FOLDER
         write the book's sources; build these with jupyter-book
     python book/tools/student.py check FOLDER
@@ -11,11 +13,16 @@ Removed: cells with the tag `solution`, the folded answers of the quiz and of "P
 first", the sentence that says where solutions are; from notebooks also all outputs,
 because many of them answer a "Predict first". Kept: exercises with their dots, and the
 questions. The book keeps its outputs, folded where they answer a question.
+
+With `--seed 2027`, exercises have other numbers than the book: questions.yml says
+where. A copy names its seed in a call of `check.use_seed`.
 """
 
 import argparse
 import ast
+import functools
 import html
+import importlib
 import json
 import re
 import shutil
@@ -23,12 +30,15 @@ import sys
 from pathlib import Path
 
 import nbformat
+import yaml
 from export_colab import export
 from nbformat import NotebookNode
 
 from paperlib.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
+QUESTIONS = Path(__file__).with_name("questions.yml")
+IMPORT = re.compile(r"^from paperlib\.exercises import (\w+) as check$\n*", re.M)
 SOLUTION = "solution"  # tag of a cell that students do not get
 WHERE = re.compile(r"\s*Solutions\s+are\s+folded\s+under\s+each\s+group\.")
 ANSWER = re.compile(r"^(:{3,})\{dropdown\} Answer\n(?P<text>.*?)^\1$\n*", re.M | re.S)
@@ -40,6 +50,7 @@ TEXTS = {".html", ".ipynb", ".js", ".json", ".md", ".py", ".txt"}
 HOLD_ANSWERS = (
     "test_exercises_*.py",
     "exercise_checks.py",
+    "questions.yml",
     "submissions.py",
     "test_grade.py",
     "test_submission.py",
@@ -71,9 +82,63 @@ def without_solutions(notebook: NotebookNode) -> NotebookNode:
     return copy
 
 
-def hand_out(notebook: NotebookNode) -> NotebookNode:
+def with_numbers(notebook: NotebookNode, seed: int | None) -> NotebookNode:
+    """Return a copy whose exercises and solutions have the numbers of a seed.
+
+    Raises:
+        ValueError: if a text of questions.yml does not occur once.
+    """
+    copy = nbformat.from_dict(notebook)
+    if seed is None:
+        return copy
+    (first,) = (
+        cell
+        for cell in copy.cells
+        if cell.cell_type == "code" and IMPORT.search(cell.source)
+    )
+    chapter = IMPORT.search(first.source)[1]
+    module = importlib.import_module(f"paperlib.exercises.{chapter}")
+    book, selected = module.numbers(), module.numbers(seed)
+    questions = yaml.safe_load(QUESTIONS.read_text(encoding="utf-8"))[chapter]
+    for check, texts in questions.items():
+        for text in texts:
+            if isinstance(text, str):
+                old, new = text.format(**vars(book[check])), text
+            else:
+                old, new = text
+            _replace(copy, old, new.format(**vars(selected[check])))
+    seed_line = f"check.use_seed({seed})  # the numbers of the exercises in this copy"
+    first.source = IMPORT.sub(
+        lambda found: f"{found[0].rstrip()}\n\n{seed_line}\n", first.source
+    )
+    return copy
+
+
+def _replace(notebook: NotebookNode, old: str, new: str) -> None:
+    """Replace a text that occurs once in a notebook, whatever its line breaks."""
+    pattern = re.compile(r"\s+".join(map(re.escape, old.split())))
+    found = [cell for cell in notebook.cells for _ in pattern.findall(cell.source)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{QUESTIONS.name}: expected this text once, found it {len(found)} times:"
+            f" {old}"
+        )
+    found[0].source = pattern.sub(lambda _: new, found[0].source)
+
+
+def hand_out(notebook: NotebookNode, seed: int | None = None) -> NotebookNode:
     """Return a copy without solutions, folded answers and outputs."""
-    copy = without_solutions(notebook)
+    return without_outputs(without_solutions(with_numbers(notebook, seed)))
+
+
+def hand_to_teacher(notebook: NotebookNode, seed: int | None = None) -> NotebookNode:
+    """Return a copy with solutions, and without outputs."""
+    return without_outputs(with_numbers(notebook, seed))
+
+
+def without_outputs(notebook: NotebookNode) -> NotebookNode:
+    """Return a copy without outputs."""
+    copy = nbformat.from_dict(notebook)
     for cell in copy.cells:
         if cell.cell_type == "code":
             cell.outputs = []
@@ -169,16 +234,17 @@ def secret_lines(source: str) -> list[str]:
     return [text for text in texts if text and len(text) > 12]
 
 
-def write_sources(folder: Path, root: Path = ROOT) -> None:
+def write_sources(folder: Path, root: Path = ROOT, seed: int | None = None) -> None:
     """Copy the book's sources to `folder`, made anew, without solutions, and without
-    what only teachers need.
+    what only teachers need. Exercises have the numbers of the seed.
     """
     if folder.exists():
         shutil.rmtree(folder)
     shutil.copytree(root, folder, ignore=NOT_COPIED)
     for path in sorted((folder / "notebooks").glob("*.ipynb")):
         try:
-            notebook = without_solutions(nbformat.read(path, as_version=4))
+            notebook = with_numbers(nbformat.read(path, as_version=4), seed)
+            notebook = without_solutions(notebook)
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from error
         write_text(path, nbformat.writes(notebook, version=4) + "\n")
@@ -235,28 +301,37 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="what", required=True)
-    notebooks = commands.add_parser(
-        "notebooks", help="self-contained notebooks without solutions"
-    )
-    notebooks.add_argument("folder", type=Path)
-    notebooks.add_argument("notebooks", type=Path, nargs="+", metavar="NOTEBOOK")
+    seed_help = "exercises have the numbers of this seed, such as 2027"
+    for name, content in (
+        ("notebooks", "self-contained notebooks without solutions"),
+        ("solutions", "self-contained notebooks with solutions"),
+    ):
+        notebooks = commands.add_parser(name, help=content)
+        notebooks.add_argument("folder", type=Path)
+        notebooks.add_argument("notebooks", type=Path, nargs="+", metavar="NOTEBOOK")
+        notebooks.add_argument("--seed", type=int, help=seed_help)
     sources = commands.add_parser(
         "sources", help="a copy of the book's sources without solutions"
     )
     sources.add_argument("folder", type=Path)
+    sources.add_argument("--seed", type=int, help=seed_help)
     check = commands.add_parser("check", help="look for solutions in a built book")
     check.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     try:
+        if (seed := getattr(options, "seed", None)) is not None and seed < 0:
+            raise ValueError(f"received the seed {seed}; expected at least 0")
         if options.what == "check":
             if found := check_built(options.folder):
                 raise ValueError("solutions are in it:\n" + "\n".join(found))
             return 0
         if options.what == "sources":
-            write_sources(options.folder)
+            write_sources(options.folder, seed=options.seed)
             return 0
+        edit = hand_out if options.what == "notebooks" else hand_to_teacher
+        edit = functools.partial(edit, seed=options.seed)
         for path in options.notebooks:
-            print(export(path, options.folder, edit=hand_out))
+            print(export(path, options.folder, edit=edit))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

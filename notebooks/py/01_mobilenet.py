@@ -1207,7 +1207,8 @@ for separable, million_macs, batch_size, layout, forward, training in timed_rows
 #
 # Each check tells you what is wrong without revealing the answer. Replace the dots with
 # your answer: a number, or the name of a function that you define above the check. The
-# solutions are hidden below each group of exercises.
+# checks judge what an answer returns, not how: they also accept a loop where the text
+# asks for none. The solutions are hidden below each group of exercises.
 #
 # **Warm-up (5 minutes)**
 #

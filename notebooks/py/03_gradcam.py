@@ -2018,8 +2018,9 @@ run.expect(fair_after_balanced > fair_after_biased, "balancing helps")
 #
 # Each notebook cell calls a check that reports what is wrong without revealing the
 # answer. Replace the dots with your answer: a number, a list, or the name of a function
-# that you define above the check. The solutions are hidden below each group of
-# exercises.
+# that you define above the check. The checks judge what an answer returns, not how:
+# they also accept a loop where the text asks for none. The solutions are hidden below
+# each group of exercises.
 #
 # **Warm-up (5 minutes).**
 #

@@ -1797,7 +1797,8 @@ print(f"fitted {n_normal} images, saved {megabytes:.0f} MB, loaded: the same sco
 #
 # Each check tells you what is wrong without revealing the answer. Replace the dots with
 # your answer: a number, or the name of a function that you define above the check. The
-# solutions are hidden below each group of exercises.
+# checks judge what an answer returns, not how: they also accept a loop where the text
+# asks for none. The solutions are hidden below each group of exercises.
 #
 # **Warm-up (5 minutes).**
 #

@@ -1,11 +1,14 @@
 """Checks for the exercises of chapter 02, CAM, in their order."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from paperlib.cam import cam, class_activation_map
+from paperlib.exercises.given import current_seed, select
+from paperlib.exercises.given import use_seed as use_seed  # check.use_seed(2027)
 from paperlib.exercises.verdict import (
     errors_rejected,
     expects,
@@ -22,26 +25,70 @@ from paperlib.exercises.verdict import (
 )
 
 
+def numbers(seed: int | None = None) -> dict[str, SimpleNamespace]:
+    """Return what the exercises give: the book's numbers, or those of a seed."""
+    return {
+        "sum_of_the_map": select(
+            seed,
+            {"side": (7, 6, 8, 14), "score": (12.5, 9.5, 18.5), "bias": (0.5, 1.5)},
+        ),
+        "side_ratio": select(
+            seed,
+            {
+                "iou": (
+                    *(0.5, 0.25, 0.3, 0.36, 0.4, 0.45, 0.55, 0.6, 0.64, 0.7, 0.75),
+                    *(0.8, 0.85),
+                )
+            },
+        ),
+        "box_function": select(
+            seed,
+            # A share of 100 that is an integer in float32 and in float64.
+            {"percent": (20, 10, 12, 15, 17, 22, 25, 27, 30, 35, 37, 40, 45)},
+        ),
+        "parameters_saved": select(
+            seed,
+            {
+                # Savings that differ by more than their tolerance.
+                "depth channels": (
+                    *((16, 1024), (11, 256), (11, 512), (13, 768), (16, 256)),
+                    *((16, 512), (13, 1536), (19, 512), (16, 1536), (19, 1024)),
+                    *((16, 2048), (13, 3072), (19, 2048), (16, 3072)),
+                )
+            },
+        ),
+    }
+
+
 @expects(number)
 def sum_of_the_map(answer: Any) -> bool:
-    """Check the sum of a 7×7 map for a logit of 12.5 and a bias of 0.5."""
+    """Check the sum of a map, from a logit and its bias (in the book: 12.5 and 0.5)."""
+    given = numbers(current_seed())["sum_of_the_map"]
+    positions = given.side**2
+    mean = given.score - given.bias
     return judge_number(
         answer,
-        49 * 12.0,
+        positions * mean,
         "the logit without its bias, times the number of positions,"
         " because the network averages",
         (
             (
-                12.0,
+                mean,
                 "that holds for the paper's sum;"
                 " this network averages over the positions",
             ),
-            (49 * 12.5, "the bias belongs to no position: subtract it first"),
             (
-                49 * 13.0,
+                positions * given.score,
+                "the bias belongs to no position: subtract it first",
+            ),
+            (
+                positions * (given.score + given.bias),
                 "the logit already includes the bias: subtract it, do not add it",
             ),
-            (7 * 12.0, "the map has two sides: count its positions"),
+            (
+                given.side * mean,
+                "the map has two sides: count its positions",
+            ),
         ),
         "start from S = (1/Z) ΣM + b and solve it for ΣM",
     )
@@ -49,17 +96,28 @@ def sum_of_the_map(answer: Any) -> bool:
 
 @expects(number)
 def side_ratio(answer: Any) -> bool:
-    """Check the ratio of the sides of two concentric squares with an IoU of 0.5."""
+    """Check the ratio of the sides of two concentric squares with a given IoU.
+
+    In the book: 0.5.
+    """
+    given = numbers(current_seed())["side_ratio"]
     require(answer > 1, "the predicted box is the larger one, so the ratio is above 1")
-    iou = 1 / answer**2
-    towards = "falls to 0.5 for a larger" if iou > 0.5 else "rises to 0.5 for a smaller"
-    areas_hint = "that is the ratio of the areas; the question is about the sides"
+    iou = (1 / answer) ** 2
+    direction = "falls" if iou > given.iou else "rises"
+    size = "larger" if iou > given.iou else "smaller"
     return judge_number(
         iou,
-        0.5,
-        "the areas may differ by a factor of two, the sides by its square root",
-        ((lambda _: abs(answer - 2) < 1e-6, areas_hint),),
-        f"with sides {answer:g} times as long the IoU is {iou:.3f}; it {towards} ratio",
+        given.iou,
+        f"the areas may differ by a factor of {1 / given.iou:.3g}, the sides by its"
+        " square root",
+        (
+            (
+                given.iou**2,
+                "that is the ratio of the areas; the question is about the sides",
+            ),
+        ),
+        f"with sides {answer:g} times as long the IoU is {iou:.3f}; it {direction} to"
+        f" {given.iou:g} for a {size} ratio",
         tolerance=0.005,
     )
 
@@ -98,18 +156,19 @@ def map_function(answer: Any) -> bool:
 
 @expects(function)
 def box_function(answer: Any) -> bool:
-    """Check `f(map)`: the box around all positions above 20 % of the maximum.
+    """Check `f(map)`: the box around all positions above a share of the maximum.
 
-    The paper selects the largest region, the exercise all positions.
+    In the book: 20 %. The paper selects the largest region, the exercise all positions.
     """
+    percent = numbers(current_seed())["box_function"].percent
     values = torch.full((8, 10), -1.0)
-    # 3 is above 20 % of 10, and below the middle of the range from -1 to 10
-    values[2:5, 3:9] = 3.0
-    values[3, 4:8] = 10.0
-    values[0, 2] = 2.5  # above 20 %, and away from the rest
-    values[5, 3] = 2.0  # exactly 20 %: not above it
-    values[0, 0] = 1.5
-    values[7] = -20.0  # larger than the maximum, but for its sign
+    # Above the threshold.
+    values[2:5, 3:9] = percent + 10
+    values[3, 4:8] = 100.0
+    values[0, 2] = percent + 1  # away from the rest
+    values[5, 3] = percent  # not above the threshold
+    values[0, 0] = percent - 1
+    values[7] = -200.0  # larger than the maximum, but for its sign
     box, flipped_box = (
         four_numbers(answer(values), "f returned a", "top, left, bottom, right")
         for values in (values.clone(), values.flip(0))
@@ -141,46 +200,61 @@ def box_function(answer: Any) -> bool:
                 " top, left, bottom, right",
             ),
             ((0, 2, 5, 7), "bottom and right are asked for, not height and width"),
-            ((0, 2, 6, 9), "a position at exactly 20 % is not above 20 %"),
+            (
+                (0, 2, 6, 9),
+                f"a position at exactly {percent} % is not above {percent} %",
+            ),
             (
                 (0, 0, 7, 10),
-                "20 % of the way from the minimum to the maximum is another rule;"
-                " use 20 % of the maximum",
+                f"{percent} % of the way from the minimum to the maximum is another"
+                f" rule; use {percent} % of the maximum",
             ),
             (
                 (0, 0, 6, 9),
-                "0.2 is not 20 % of the maximum: this map's maximum is 10",
+                f"your threshold is too low: it is {percent} % of this map's maximum,"
+                " and this map's maximum is 100",
             ),
             (
                 (2, 3, 5, 9),
-                "all positions above the threshold, not only the largest region",
+                f"all positions above {percent} % count, not only the largest region",
             ),
-            ((3, 4, 4, 8), "your threshold is too high: 3 is more than 20 % of 10"),
+            (
+                (3, 4, 4, 8),
+                f"your threshold is too high: {percent + 10} is more than {percent} %"
+                " of 100",
+            ),
         ),
-        "find the first and the last row, and column, of map > 0.2 * map.max()",
+        f"find the first and the last row, and column, of the positions above"
+        f" {percent} % of map.max()",
     )
 
 
 @expects(number)
 def parameters_saved(answer: Any) -> bool:
-    """Check the percentage of parameters that GAP saves in VGG-16."""
+    """Check the percentage of parameters that GAP saves in a VGG (in the book: 16)."""
     from torchvision import models
 
+    given = numbers(current_seed())["parameters_saved"]
     with torch.device("meta"):
-        vgg = models.vgg16()
+        vgg = models.get_model(f"vgg{given.depth}")
         added = nn.ModuleList(
-            [nn.Conv2d(512, 1024, 3, padding=1), nn.Linear(1024, 1000)]
+            [
+                nn.Conv2d(512, given.channels, 3, padding=1),
+                nn.Linear(given.channels, 1000),
+            ]
         )
     total, features, new = (
         sum(p.numel() for p in part.parameters()) for part in (vgg, vgg.features, added)
     )
     exact = 100 * (1 - (features + new) / total)
-    saving_hint = "the answer is the saving, in percent of the parameters of VGG-16"
+    saving_hint = (
+        f"the answer is the saving, in percent of the parameters of VGG-{given.depth}"
+    )
     return judge_number(
         answer,
         exact,
         "the new convolution and the new linear layer count as well;"
-        " the paper's 90 % leaves them out",
+        " the paper's 90 % (for VGG-16) leaves them out",
         (
             (
                 100 * (1 - features / total),
@@ -189,8 +263,8 @@ def parameters_saved(answer: Any) -> bool:
             (100 - exact, saving_hint),
             (lambda share: abs(100 * share - exact) < 0.5, saving_hint),
         ),
-        "keep vgg.features,"
-        " add a 3×3 convolution to 1,024 channels and a linear layer to 1,000",
+        "keep vgg.features, add a 3×3 convolution to"
+        f" {given.channels:,} channels and a linear layer to 1,000",
         tolerance=0.5,
     )
 

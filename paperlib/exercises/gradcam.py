@@ -1,10 +1,14 @@
 """Checks for the exercises of chapter 03, Grad-CAM, in their order."""
 
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from paperlib.exercises.given import current_seed, select
+from paperlib.exercises.given import use_seed as use_seed  # check.use_seed(2027)
 from paperlib.exercises.verdict import (
     errors_rejected,
     expects,
@@ -25,16 +29,70 @@ GRADIENT = ((-2.0, 3.0, -1.0), (6.0, -3.0, 1.0), (2.0, -1.0, 3.0))  # of the 3×
 FORWARD = ((1.0, -1.0, 5.0), (2.0, -5.0, -7.0), (-3.0, 2.0, 4.0))
 
 
+def numbers(seed: int | None = None) -> dict[str, SimpleNamespace]:
+    """Return what the exercises give: the book's numbers, or those of a seed."""
+    guided = select(
+        seed,
+        {
+            # Of a negative input, a negative gradient, one that passes, and an input
+            # above 6. The one that passes is at each of the four places.
+            "order": ((0, 1, 2, 3), (2, 3, 1, 0), (1, 2, 0, 3), (3, 0, 1, 2)),
+            "passing": (6, 3, 5, 7, 9),
+        },
+    )
+    pairs = ((-1, 4), (2, -5), (3, guided.passing), (7, 8))
+    inputs, gradients = zip(*(pairs[k] for k in guided.order), strict=True)
+    return {
+        "channel_weight": select(
+            seed,
+            {
+                # Two values of the grid, each time with another sum.
+                "centre last": (
+                    *((-3, 3), (-9, 3), (-7, 2), (-8, 4), (-5, 2), (-6, 4), (-5, 4)),
+                    *((-4, 5), (4, -2), (-2, 5), (5, -1), (3, 2), (4, 2), (2, 5)),
+                )
+            },
+        ),
+        "largest_value": select(
+            seed,
+            {
+                "side maximum": (
+                    *((7, 24.5), (6, 9), (8, 48), (10, 30), (5, 15), (14, 29.4)),
+                    *((7, 73.5), (5, 30), (10, 45), (8, 8), (14, 19.6), (6, 14.4)),
+                    *((5, 20), (10, 35)),
+                )
+            },
+        ),
+        "guided_relu6": SimpleNamespace(inputs=inputs, gradients=gradients),
+        "contrast_score": select(
+            seed,
+            {
+                "preferred other": (
+                    (2, 0),
+                    *(
+                        pair
+                        for pair in itertools.permutations(range(4), 2)
+                        if pair != (2, 0)
+                    ),
+                )
+            },
+        ),
+    }
+
+
 @expects(number)
 def channel_weight(answer: Any) -> bool:
-    """Check the weight of a channel with the gradient of the 3×3 example."""
+    """Check the weight of a channel with a 3×3 gradient (in the book: `GRADIENT`)."""
+    given = numbers(current_seed())["channel_weight"]
     gradient = torch.tensor(GRADIENT)
+    gradient[1, 1], gradient[2, 2] = given.centre, given.last
     total, exact = gradient.sum().item(), gradient.sum().item() / 9
     positive = gradient.clamp_min(0).sum().item()
     relu_hint = (
         "no ReLU here: it is applied at the end, to the map,"
         " and negative gradients count"
     )
+    sign_hint = "negative gradients count with their sign"
     return judge_number(
         answer,
         exact,
@@ -43,6 +101,8 @@ def channel_weight(answer: Any) -> bool:
             (total, "that is the sum; Eq. 1 divides it by the number of positions"),
             (positive, relu_hint),
             (positive / 9, relu_hint),
+            (gradient.abs().sum().item(), sign_hint),
+            (gradient.abs().mean().item(), sign_hint),
             (
                 gradient.max().item(),
                 "that is the maximum; Grad-CAM pools gradients by their average",
@@ -59,20 +119,35 @@ def channel_weight(answer: Any) -> bool:
 
 @expects(number)
 def largest_value(answer: Any) -> bool:
-    """Check Grad-CAM's largest value where CAM's is 24.5, for 7×7 positions."""
+    """Check Grad-CAM's largest value, from CAM's and the number of positions.
+
+    In the book: 24.5 and 7×7.
+    """
+    given = numbers(current_seed())["largest_value"]
+    exact = given.maximum / given.side**2
     return judge_number(
         answer,
-        24.5 / 49,
+        exact,
         "CAM's map over the number of positions;"
         " a positive value passes the ReLU, and the bias is in neither",
         (
             (
-                24.5,
+                given.maximum,
                 "the shapes are equal, the units are not:"
                 " the average in the network divides every gradient",
             ),
-            (24.5 / 7, "the map has two sides: count its positions"),
-            (24.5 * 49, "the other way round: Z times Grad-CAM's map is CAM's"),
+            (
+                given.maximum / given.side,
+                "the map has two sides: count its positions",
+            ),
+            (
+                given.maximum * given.side**2,
+                "the other way round: Z times Grad-CAM's map is CAM's",
+            ),
+            (
+                lambda value: abs(value - exact) < 0.05 * exact,
+                "nearly: the idea is right, so check the division",
+            ),
         ),
         "follow the derivation: which number stands between the two maps?",
     )
@@ -82,32 +157,66 @@ def largest_value(answer: Any) -> bool:
 def guided_relu6(answer: Any) -> bool:
     """Check guided backpropagation through a ReLU6.
 
-    The inputs are -1, 2, 3, 7, the gradients 4, -5, 6, 8.
+    In the book, the inputs are -1, 2, 3, 7, the gradients 4, -5, 6, 8.
     """
+    given = numbers(current_seed())["guided_relu6"]
+    pairs = list(zip(given.inputs, given.gradients, strict=True))
+    ordinals = ("first", "second", "third", "fourth")
+    passing, negative_gradient, negative_input = (
+        ordinals[[*map(is_it, pairs)].index(True)]
+        for is_it in (
+            lambda pair: 0 < pair[0] < 6 and pair[1] > 0,
+            lambda pair: pair[1] < 0,
+            lambda pair: pair[0] < 0,
+        )
+    )
+
+    def keep(is_kept: Any, value: Any = lambda x, g: g) -> tuple[float, ...]:
+        return tuple(value(x, g) if is_kept(x, g) else 0 for x, g in pairs)
+
+    def is_passed(x: float, g: float) -> bool:
+        return 0 < x < 6 and g > 0
+
     return judge(
         answer,
         answer.__eq__,
-        (0, 0, 6, 0),
-        "only the third has an input between 0 and 6 and a positive gradient",
+        keep(is_passed),
+        f"only the {passing} has an input between 0 and 6 and a positive gradient",
         (
             (
-                (0, 0, 6, 8),
+                keep(lambda x, g: x > 0 and g > 0),
                 "that is the rule for a ReLU; a ReLU6 is flat above 6 as well,"
                 " so no gradient passes there",
             ),
             (
-                (0, -5, 6, 0),
+                keep(lambda x, g: 0 < x < 6),
                 "that is the plain gradient;"
                 " the guided one drops negative gradients, too",
             ),
             (
-                (0, -5, 6, 8),
-                "the plain gradient of a ReLU:"
-                " look at the 7, and at the sign of the second gradient",
+                keep(lambda x, g: x > 0),
+                "the plain gradient of a ReLU: look at the 7, and at the sign of the"
+                f" {negative_gradient} gradient",
             ),
             (
-                (4, 0, 6, 8),
+                keep(lambda x, g: g > 0),
                 "that is the deconvnet's rule, which does not look at the inputs",
+            ),
+            (
+                keep(lambda x, g: x < 6 and g > 0),
+                f"the {negative_input} input is negative: a ReLU6 is flat below 0, too",
+            ),
+            (
+                keep(lambda x, g: 0 < x < 6, lambda x, g: abs(g)),
+                "a negative gradient becomes 0; it does not change its sign",
+            ),
+            (
+                keep(is_passed, lambda x, g: x),
+                "that is the input; the gradient that arrives is passed on",
+            ),
+            (
+                keep(is_passed, lambda x, g: 1),
+                "that is the mask: multiply it by the gradients that arrive",
             ),
         ),
         "a gradient passes unchanged or becomes 0;"
@@ -153,6 +262,14 @@ def map_function(answer: Any) -> bool:
                 "negative gradients count: no ReLU in Eq. 1",
             ),
             (
+                grad_cam_map(gradients.abs().mean((2, 3)), activations),
+                "gradients count with their signs: no absolute value in Eq. 1",
+            ),
+            (
+                grad_cam_map(weights.abs(), activations),
+                "a weight keeps its sign: no absolute value in Eq. 2",
+            ),
+            (
                 grad_cam_map(gradients.mean((0, 2, 3)).expand(3, -1), activations),
                 "every image has its own weights: do not average over the batch",
             ),
@@ -175,15 +292,20 @@ def map_function(answer: Any) -> bool:
 
 @expects(function)
 def contrast_score(answer: Any) -> bool:
-    """Check the reader's `score(logits)`: why class 2 rather than class 0."""
-    network, images, is_preferred = _network_and_images()
+    """Check the reader's `score(logits)`: why one class rather than another.
+
+    In the book: class 2 rather than class 0.
+    """
+    given = numbers(current_seed())["contrast_score"]
+    preferred, other = given.preferred, given.other
+    network, images, is_preferred = _network_and_images(preferred, other)
 
     def compute_maps(score: Any) -> Tensor:
         return grad_cam(network, images, "0", score, relu=False).maps
 
     with errors_rejected("grad_cam raises an error for it"):
         got = compute_maps(answer)
-    expected = compute_maps(lambda logits: logits[:, 2] - logits[:, 0])
+    expected = compute_maps(lambda logits: logits[:, preferred] - logits[:, other])
     return judge_tensor(
         got,
         expected,
@@ -193,21 +315,24 @@ def contrast_score(answer: Any) -> bool:
         (
             (
                 -expected,
-                "that explains class 0 rather than class 2: the sign is wrong",
+                f"that explains class {other} rather than class {preferred}:"
+                " the sign is wrong",
             ),
             (
-                compute_maps(2),
-                "that is class 2 alone;"
-                " what class 0 has as well is no reason to prefer class 2",
+                compute_maps(preferred),
+                f"that is class {preferred} alone; what class {other} has as well is no"
+                f" reason to prefer class {preferred}",
             ),
             (
-                compute_maps(lambda logits: logits.softmax(1)[:, 2]),
-                "a probability compares class 2 with all classes;"
+                compute_maps(lambda logits: logits.softmax(1)[:, preferred]),
+                f"a probability compares class {preferred} with all classes;"
                 " the question names one",
             ),
             (
                 compute_maps(
-                    lambda logits: logits.softmax(1)[:, 2] - logits.softmax(1)[:, 0]
+                    lambda logits: (
+                        logits.softmax(1)[:, preferred] - logits.softmax(1)[:, other]
+                    )
                 ),
                 "use the scores themselves:"
                 " the softmax depends on the other classes as well",
@@ -216,17 +341,20 @@ def contrast_score(answer: Any) -> bool:
                 lambda maps: torch.allclose(
                     maps[is_preferred], expected[is_preferred], atol=1e-6
                 ),
-                "right where class 2 has the higher score;"
+                f"right where class {preferred} has the higher score;"
                 " otherwise the number should be negative and count as well",
             ),
         ),
-        "when is class 2 preferred to class 0? When this number is positive: which?",
+        f"when is class {preferred} preferred to class {other}? When this number is"
+        " positive: which?",
         tolerance=1e-6,
     )
 
 
-def _network_and_images() -> tuple[nn.Sequential, Tensor, Tensor]:
-    """Return a network, images, and for which of them it prefers class 2 to class 0."""
+def _network_and_images(
+    preferred: int, other: int
+) -> tuple[nn.Sequential, Tensor, Tensor]:
+    """Return a network, images, and for which of these it prefers the first class."""
     # The state of the reader's generator does not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -238,11 +366,11 @@ def _network_and_images() -> tuple[nn.Sequential, Tensor, Tensor]:
             nn.Linear(6, 4),
         )
     (images,) = random_tensors((3, 3, 8, 8))
-    # Class 2 has the higher score in some images, but not in all.
+    # The class has the higher score in some images, but not in all.
     with torch.no_grad():
         logits = network(images)
-        difference = logits[:, 2] - logits[:, 0]
-        network[-1].bias[2] -= difference.mean()
+        difference = logits[:, preferred] - logits[:, other]
+        network[-1].bias[preferred] -= difference.mean()
     return network, images, difference > difference.mean()
 
 

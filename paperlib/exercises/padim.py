@@ -1,11 +1,14 @@
 """Checks for the exercises of chapter 05, PaDiM, in their order."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paperlib.exercises.given import current_seed, select
+from paperlib.exercises.given import use_seed as use_seed  # check.use_seed(2027)
 from paperlib.exercises.verdict import (
     errors_rejected,
     expects,
@@ -21,10 +24,43 @@ from paperlib.exercises.verdict import (
 )
 
 
+def numbers(seed: int | None = None) -> dict[str, SimpleNamespace]:
+    """Return what the exercises give: the book's numbers, or those of a seed."""
+    return {
+        "stored_megabytes": select(
+            seed, {"dimensions": (50, 30, 40, 60, 70, 80, 120), "side": (28, 14, 32)}
+        ),
+        "distance_by_hand": select(
+            seed,
+            {
+                # Both differences are integer numbers of standard deviations.
+                "variances differences": (
+                    *(((4, 0.25), (4, 1)), ((9, 0.25), (3, 1)), ((4, 1), (6, 2))),
+                    *(((0.25, 4), (1.5, 2)), ((1, 0.25), (4, 0.5)), ((16, 1), (12, 4))),
+                    *(((4, 9), (8, 6)), ((0.25, 1), (2.5, 2)), ((9, 4), (9, 10))),
+                    *(((25, 4), (5, 12)), ((1, 9), (6, 9)), ((4, 0.25), (10, 2))),
+                    *(((4, 0.25), (2, 3.5)), ((0.25, 16), (3.5, 8))),
+                )
+            },
+        ),
+        "crossover": select(
+            seed,
+            {
+                "dimensions": (
+                    *(100, 40, 50, 60, 70, 80, 90, 120, 130, 140, 150, 180),
+                    *(200, 250),
+                )
+            },
+        ),
+    }
+
+
 @expects(number)
 def stored_megabytes(answer: Any) -> bool:
-    """Check PaDiM's storage in megabytes: 50 dimensions, 28×28 positions, float32."""
-    positions, d = 28 * 28, 50
+    """Check PaDiM's storage in megabytes, float32 (in the book: d = 50, 28×28)."""
+    given = numbers(current_seed())["stored_megabytes"]
+    d, side = given.dimensions, given.side
+    positions = side**2
     exact = positions * (d * d + d) * 4 / 1e6
     unit_hint = (
         "the number is right, its unit is not: the answer is in millions of bytes"
@@ -55,40 +91,57 @@ def stored_megabytes(answer: Any) -> bool:
                 " but PaDiM stores the whole matrix",
             ),
             (
-                lambda size: abs(size - exact / positions) < 1e-4,
-                "that is one position: there are 28 · 28 of them",
+                lambda size: abs(size / exact * positions - 1) < 0.01,
+                f"that is one position: there are {side} · {side} of them",
             ),
         ),
         "count the numbers of one position (a d × d matrix and a vector),"
         " times the positions, times the bytes",
         tolerance=0.01,
+        relative=1e-3,
     )
 
 
 @expects(number)
 def distance_by_hand(answer: Any) -> bool:
-    """Check a Mahalanobis distance: x - μ = (4, 1), Σ = diag(4, 0.25)."""
+    """Check a Mahalanobis distance with a diagonal Σ.
+
+    In the book: x - μ = (4, 1), Σ = diag(4, 0.25).
+    """
+    given = numbers(current_seed())["distance_by_hand"]
+    variances = torch.tensor(given.variances, dtype=torch.float64)
+    differences = torch.tensor(given.differences, dtype=torch.float64)
+    deviations = differences / variances.sqrt()
+    exact = deviations.norm().item()
+    # With the book's numbers, these two mistakes have the same result.
+    inverse_hint = (
+        "either Σ is left out (that is the Euclidean distance),"
+        " or x - μ was divided before it was squared"
+    )
     return judge_number(
         answer,
-        8**0.5,
-        "two standard deviations in each direction,"
-        " though one step is four times as long as the other",
+        exact,
+        f"{deviations[0]:g} and {deviations[1]:g} standard deviations in the two"
+        " directions, whatever the length of a step",
         (
-            (8.0, "that is the square of the distance"),
+            (exact**2, "that is the square of the distance"),
+            (differences.norm().item(), inverse_hint),
+            ((differences / variances).norm().item(), inverse_hint),
             (
-                17**0.5,
-                "either Σ is left out (that is the Euclidean distance),"
-                " or x - μ was divided before it was squared",
-            ),
-            (
-                10**0.5,
+                (differences.square() / variances.sqrt()).sum().sqrt().item(),
                 "divide by variances:"
                 " they are the diagonal of Σ, so do not take its root",
             ),
-            (64.25**0.5, "multiply by the inverse of Σ, not by Σ"),
-            (4.0, "add the squares of the two parts before you take the root"),
             (
-                lambda distance: abs(distance - 8**0.5) < 0.05,
+                (differences.square() * variances).sum().sqrt().item(),
+                "multiply by the inverse of Σ, not by Σ",
+            ),
+            (
+                deviations.sum().item(),
+                "add the squares of the two parts before you take the root",
+            ),
+            (
+                lambda distance: abs(distance - exact) < 0.05,
                 "nearly: three digits are expected, or the root itself",
             ),
         ),
@@ -215,9 +268,10 @@ def threshold_function(answer: Any) -> bool:
 def crossover(answer: Any) -> bool:
     """Check the number of images from which k-NN stores more than PaDiM.
 
-    k-NN uses ResNet-18's three layers, PaDiM d = 100.
+    k-NN uses ResNet-18's three layers, PaDiM `d` channels (in the book: 100).
     """
-    gaussians = 56 * 56 * (100 * 100 + 100)
+    d = numbers(current_seed())["crossover"].dimensions
+    gaussians = 56 * 56 * (d * d + d)
     image_size = 64 * 56 * 56 + 128 * 28 * 28 + 256 * 14 * 14
     exact = gaussians / image_size
 
@@ -240,7 +294,7 @@ def crossover(answer: Any) -> bool:
                 " 28×28 and 14×14 for the later two",
             ),
             (
-                is_near(56 * 56 * 200 / image_size),
+                is_near(56 * 56 * 2 * d / image_size),
                 "a covariance has d · d numbers, not d",
             ),
         ),

@@ -1,5 +1,6 @@
 """Checks for the exercises of chapter 04, Patch SVDD, in their order."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paperlib.anomaly_map import spread_patch_scores
+from paperlib.exercises.given import current_seed, select
+from paperlib.exercises.given import use_seed as use_seed  # check.use_seed(2027)
 from paperlib.exercises.verdict import (
     errors_rejected,
     expects,
@@ -18,39 +21,88 @@ from paperlib.exercises.verdict import (
     require,
     shape_of,
 )
-from paperlib.patch_svdd import HierarchicalEncoder
+from paperlib.patch_svdd import DIRECTIONS, HierarchicalEncoder
+
+
+def numbers(seed: int | None = None) -> dict[str, SimpleNamespace]:
+    """Return what the exercises give: the book's numbers, or those of a seed."""
+    shift = select(
+        seed,
+        {
+            "down right": (
+                *((27, -30), (-26, 29), (0, 31), (-28, -25), (30, 0), (0, -27)),
+                *((29, 26), (-31, 0)),
+            )
+        },
+    )
+    vertical = f"{abs(shift.down)} pixels {'lower' if shift.down > 0 else 'higher'}"
+    side = "right" if shift.right > 0 else "left"
+    horizontal = f"{abs(shift.right)} pixels further {side}"
+    position = f"{vertical} and {horizontal} than the first"
+    if not shift.right:
+        position = f"{vertical} than the first, in the same columns"
+    elif not shift.down:
+        position = f"{horizontal} than the first, in the same rows"
+    direction = tuple((n > 0) - (n < 0) for n in (shift.down, shift.right))
+    return {
+        "patches_of_a_picture": select(
+            seed,
+            {
+                # Only along the height, pixels are left over.
+                "width height": (
+                    *((400, 300), (480, 270), (640, 360), (720, 450), (512, 350)),
+                    *((320, 200), (800, 250), (560, 220), (448, 360), (640, 270)),
+                    *((480, 450), (400, 220), (720, 300), (560, 300)),
+                )
+            },
+        ),
+        "class_of_a_pair": SimpleNamespace(position=position, direction=direction),
+        "distances_of_an_evaluation": select(
+            seed,
+            {
+                "n_train": (3000, 2000, 4000),
+                "n_test": (1000, 700),
+                "side": (1024, 512, 768, 1280),
+            },
+        ),
+    }
 
 
 @expects(number)
 def patches_of_a_picture(answer: Any) -> bool:
-    """Check the number of 64×64 patches at stride 16 in an image of 400×300 pixels."""
-    rows, columns = (400 - 64) // 16 + 1, (300 - 64) // 16 + 1
+    """Check the number of 64×64 patches at stride 16 in an image.
+
+    In the book, the image has 400×300 pixels.
+    """
+    given = numbers(current_seed())["patches_of_a_picture"]
+    width, height = given.width, given.height
+    columns, rows = (width - 64) // 16 + 1, (height - 64) // 16 + 1
     return judge_number(
         answer,
         rows * columns,
-        "22 along the long side times 15 along the short one,"
-        " whose last 12 pixels belong to no patch",
+        f"{columns} along the long side times {rows} along the short one,"
+        f" whose last {(height - 64) % 16} pixels belong to no patch",
         (
             (
                 (rows - 1) * (columns - 1),
                 "a patch starts at pixel 0, too: count the steps, plus one",
             ),
             (
-                (400 // 16) * (300 // 16),
+                (width // 16) * (height // 16),
                 "the last patch must fit:"
                 " its corner lies at most 64 pixels before the border",
             ),
             (
-                rows * (columns + 1),
+                (rows + 1) * columns,
                 "the steps along the short side leave a remainder:"
                 " a patch must be inside the image",
             ),
             (
-                (400 // 64) * (300 // 64),
+                (width // 64) * (height // 64),
                 "that is without overlap: a patch starts every 16 pixels",
             ),
             (
-                ((400 - 32) // 4 + 1) * ((300 - 32) // 4 + 1),
+                ((width - 32) // 4 + 1) * ((height - 32) // 4 + 1),
                 "that is for patches of 32 pixels at stride 4",
             ),
         ),
@@ -62,19 +114,44 @@ def patches_of_a_picture(answer: Any) -> bool:
 def class_of_a_pair(answer: Any) -> bool:
     """Check the class of a pair of patches.
 
-    The second patch is 27 pixels lower and 30 further left.
+    In the book, the second patch is 27 pixels lower and 30 further left.
     """
+    down, right_ = numbers(current_seed())["class_of_a_pair"].direction
+    exact = DIRECTIONS.index((down, right_))
+    mistakes = [
+        (
+            DIRECTIONS.index((-down, -right_)),
+            "that is where the first patch lies, seen from the second",
+        )
+    ]
+    if down and right_:
+        vertical = ("higher", "lower")[down > 0]
+        horizontal = f"further {('left', 'right')[right_ > 0]}"
+        mirrored = f"further {('left', 'right')[right_ < 0]}"
+        both = f"the second patch is {vertical} as well as {horizontal}"
+        mistakes += [
+            (
+                DIRECTIONS.index((down, -right_)),
+                f"that is {vertical}, but {mirrored}",
+            ),
+            (
+                DIRECTIONS.index((-down, right_)),
+                "higher and lower are exchanged: rows count downwards",
+            ),
+            (DIRECTIONS.index((0, right_)), both),
+        ]
+    if exact >= 4:
+        mistakes.append(
+            (
+                exact + 1,
+                "the centre of the 3×3 grid is not a class, so it has no number",
+            )
+        )
     return judge_number(
         answer,
-        5,
-        "row below, column to the left: the first of the last three",
-        (
-            (2, "that is where the first patch lies, seen from the second"),
-            (3, "the second patch is lower as well as further left"),
-            (6, "the centre of the 3×3 grid is not a class, so it has no number"),
-            (7, "that is lower and further right"),
-            (0, "that is higher and further left: rows count downwards"),
-        ),
+        exact,
+        "the 3×3 grid is numbered row by row, without its centre",
+        mistakes,
         "number the 3×3 grid row by row, from 0, without its centre",
     )
 
@@ -110,6 +187,11 @@ def loss_function(answer: Any) -> bool:
                 "average over the pairs, so that the loss does not grow with the batch",
             ),
             ((a - b).norm(), "a norm per pair, not one for the whole batch"),
+            (
+                (a - b).norm(dim=0).mean(),
+                "the norm runs over the dimensions of a pair, not over the pairs:"
+                " it is the other axis",
+            ),
             (
                 (a - b).abs().sum(1).mean(),
                 "that is the sum of absolute differences: Eq. 4 has the Euclidean norm",
@@ -300,12 +382,14 @@ def _embed_quarters(encoder: HierarchicalEncoder, patches: Tensor) -> Tensor:
 
 @expects(number)
 def distances_of_an_evaluation(answer: Any) -> bool:
-    """Check the number of distances of one evaluation.
+    """Check the number of distances of one evaluation, with K = 32 and stride 4.
 
-    3,000 and 1,000 images of 1024×1024 pixels, K = 32, stride 4.
+    In the book: 3,000 and 1,000 images of 1024×1024 pixels.
     """
-    patches = ((1024 - 32) // 4 + 1) ** 2
-    pairs = 3000 * 1000
+    given = numbers(current_seed())["distances_of_an_evaluation"]
+    side, pairs = given.side, given.n_train * given.n_test
+    per_side = (side - 32) // 4 + 1
+    patches = per_side**2
     exact = pairs * patches**2
     return judge_number(
         answer,
@@ -319,32 +403,33 @@ def distances_of_an_evaluation(answer: Any) -> bool:
                 " not with the images",
             ),
             (
-                4000 * patches,
+                (given.n_train + given.n_test) * patches,
                 "that is the number of patches;"
                 " each test patch is compared with each training patch",
             ),
             (
                 pairs * 3249**2,
-                "an image of 256×256 has 3,249 patches; these have 1024×1024 pixels",
+                f"an image of 256×256 has 3,249 patches; these have {side}×{side}"
+                " pixels",
             ),
             (
                 exact * 64,
                 "a distance counts once, for any number of dimensions",
             ),
             (
-                pairs * 256**4,
+                pairs * (side // 4) ** 4,
                 "close: the last patch must fit,"
-                " so there are not 1024 / 4 along a side",
+                f" so there are not {side} / 4 along a side",
             ),
             (
-                pairs * 248**4,
+                pairs * (per_side - 1) ** 4,
                 "close: a patch starts at pixel 0, too:"
                 " count the steps along a side, plus one",
             ),
             (
-                exact * (4 * 57 / 249) ** 4,
-                "close: four times the side has room for more than four times the 57"
-                " patches of 256 pixels",
+                pairs * (side / 256 * 57) ** 4,
+                f"close: {side / 256:g} times the side has room for more than"
+                f" {side / 256:g} times the 57 patches of 256 pixels",
             ),
             (
                 lambda count: abs(count - exact) < 0.05 * exact,

@@ -87,9 +87,11 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}{''.join(lines[-1:])}: {message[:300]}"
 
 
-def number(answer: Any) -> Real:
-    """Return an answer that is one finite number, also of a tensor."""
-    if isinstance(answer, Tensor) and answer.numel() == 1:
+def number(answer: Any) -> float:
+    """Return an answer that is one finite number, also of a tensor or an array."""
+    if isinstance(answer, Tensor) and answer.numel() == 1 and not answer.is_meta:
+        answer = answer.item()
+    if isinstance(answer, np.ndarray) and answer.size == 1:
         answer = answer.item()
     require(
         not callable(answer),
@@ -100,11 +102,15 @@ def number(answer: Any) -> Real:
         isinstance(answer, Real),
         f"received an answer of type {kind}; expected a number",
     )
+    try:
+        value = float(answer)
+    except OverflowError:  # an integer or a fraction
+        value = math.inf
     require(
-        -math.inf < answer < math.inf,
-        f"the answer is {answer}; expected a finite number",
+        math.isfinite(value),
+        f"the answer is {value}; expected a finite number",
     )
-    return answer
+    return value
 
 
 def function(answer: Any) -> Callable[..., Any]:
@@ -131,7 +137,7 @@ def four_numbers(
     """
     try:
         numbers = tuple(float(value) for value in answer)
-    except (TypeError, ValueError):
+    except (ArithmeticError, RuntimeError, TypeError, ValueError):
         raise WrongAnswer(
             f"{received} {type(answer).__name__}; expected four numbers: {meaning}"
         ) from None

@@ -190,6 +190,42 @@ def test_a_prediction_sheet_has_every_box_of_the_notebook(decks):
         assert sheet.count('<div class="answer">') == boxes
 
 
+@every_chapter
+def test_the_given_numbers_of_a_sheet_are_those_of_the_notebook(name):
+    """Fields belong to a box, and given grids stand in the notebook."""
+    chapter = slides.Chapter(name)
+
+    def digits(text):
+        return re.sub(r"\.0?(?=[,\s])|[\[\]\s]", "", f"{text} ")
+
+    code = digits("".join(c.source for c in chapter.cells if c.cell_type == "code"))
+    for fields in chapter.deck["sheet"].values():
+        for spec in fields:
+            if "values" in spec:
+                assert digits(spec["values"]) in code, spec
+    chapter.deck["sheet"] = {"No such section": [{"blank": "x"}]}
+    with pytest.raises(ValueError, match="no box for No such section"):
+        chapter.write_predictions(None)
+
+
+@every_chapter
+@browser_mark
+@needs_chromium
+def test_a_prediction_sheet_fits_on_two_pages(name, browser_on_decks):
+    """On A4, with every field inside the page."""
+    with browser_on_decks.page(f"{name}_predictions.html") as page:
+        page.set_viewport_size({"width": 672, "height": 1000})  # A4 without margins
+        page.emulate_media(media="print")
+        pdf = page.pdf(prefer_css_page_size=True)
+        assert len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 2
+        width, height = re.search(rb"/MediaBox\s*\[0 0 ([\d.]+) ([\d.]+)", pdf).groups()
+        assert (round(float(width)), round(float(height))) == (595, 842)
+        assert page.locator(".katex-error").count() == 0
+        ends = "es => es.map(e => e.getBoundingClientRect().right)"
+        for part in ("table", ".blank", ".option"):
+            assert max(page.locator(part).evaluate_all(ends), default=0) <= 672
+
+
 def test_a_figure_that_would_be_too_small_is_refused():
     chapter = slides.Chapter("03_gradcam")
     with pytest.raises(ValueError, match="px high; expected 18"):

@@ -97,6 +97,40 @@ def test_a_students_copy_contains_no_solution(path, tmp_path):
     assert len(re.findall(r"^\*\*\d+\.\*\*", quiz, re.M)) >= 6
 
 
+@every_notebook
+def test_a_seed_changes_numbers_and_nothing_else(path, tmp_path):
+    """The copy names its seed where the checks are imported."""
+    whole = nbformat.read(path, as_version=4)
+    copy = student.hand_out(whole, seed=2027)
+    plain = student.hand_out(whole)
+    changed = [
+        (old.source, new.source)
+        for old, new in zip(plain.cells, copy.cells, strict=True)
+        if old.source.split() != new.source.split()
+    ]
+    calls = [new for old, new in changed if "check.use_seed(2027)" in new]
+    assert len(calls) == 1 and "import" in calls[0]
+    assert 2 <= len(changed) <= 5
+    with_solutions = student.with_numbers(whole, 2027)
+    target = export(path, tmp_path, edit=lambda n: student.hand_out(n, 2027))
+    text = target.read_text(encoding="utf-8")
+    assert student.leaks(with_solutions, text) == student.leaks(whole, text) == []
+    teachers = student.hand_to_teacher(whole, 2027)
+    assert student.solution_cells(teachers) == student.solution_cells(with_solutions)
+    assert student.solution_cells(teachers) != student.solution_cells(whole)
+    # The notebook that was read is unchanged, and so is a copy without a seed.
+    assert whole == nbformat.read(path, as_version=4)
+    assert student.with_numbers(whole, None) == whole
+
+
+def test_a_text_that_is_not_in_the_notebook_is_an_error():
+    whole = nbformat.read(NOTEBOOKS[0], as_version=4)
+    for cell in whole.cells:
+        cell.source = cell.source.replace("exactly six times", "exactly 6 times")
+    with pytest.raises(ValueError, match="once, found it 0 times: With how many"):
+        student.with_numbers(whole, 2027)
+
+
 def test_the_search_looks_for_solutions_and_answers():
     whole = small()
     secrets = student.secrets(whole)
@@ -167,6 +201,7 @@ def test_the_sources_for_students(tmp_path):
     assert [name for name in pages if "instructor.md" in texts[name]] == []
     assert "instructor" not in (folder / "book" / "_toc.yml").read_text()
     assert not (folder / "notebooks" / "py").exists()
+    assert not list(folder.rglob("questions.yml"))  # it holds the seeds' solutions
     notebook = nbformat.read(folder / "notebooks" / NOTEBOOKS[0].name, as_version=4)
     # Outputs such as figures remain.
     assert sum(bool(cell.get("outputs")) for cell in notebook.cells) > 10
@@ -187,3 +222,9 @@ def test_the_command_line(tmp_path, capsys):
     assert student.main(["check", str(tmp_path)]) == 1
     assert "no built book" in capsys.readouterr().err
     assert student.main(["notebooks", str(tmp_path), str(ROOT / "nowhere.ipynb")]) == 1
+    last = str(NOTEBOOKS[-1])
+    assert student.main(["solutions", str(tmp_path), last, "--seed", "-1"]) == 1
+    assert "expected at least 0" in capsys.readouterr().err
+    assert student.main(["solutions", str(tmp_path), last, "--seed", "2027"]) == 0
+    text = (tmp_path / NOTEBOOKS[-1].name).read_text(encoding="utf-8")
+    assert "use_seed(2027)" in text and "# @title Solution" in text

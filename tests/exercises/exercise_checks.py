@@ -120,7 +120,8 @@ def assert_every_check_is_tested(chapter: str, written: dict) -> None:
         for name, value in vars(module).items()
         if getattr(value, "__module__", "") == module.__name__
     }
-    assert {name for name in public if not name.startswith("_")} == set(written)
+    checks = {name for name in public if not name.startswith("_")} - {"numbers"}
+    assert checks == set(written)
 
 
 def assert_random_numbers_stay(chapter: str, written: dict) -> None:

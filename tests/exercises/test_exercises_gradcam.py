@@ -70,6 +70,8 @@ CASES = {
             15: "no ReLU here",
             15 / 9: "no ReLU here",
             6: "maximum",
+            22: "with their sign",
+            22 / 9: "with their sign",
             0.9: "three digits",
             0.5: "their number",
         },
@@ -80,6 +82,7 @@ CASES = {
             24.5: "units",
             3.5: "two sides",
             24.5 * 49: "other way round",
+            0.51: "nearly",
             1: "follow the derivation",
         },
     ),
@@ -90,6 +93,10 @@ CASES = {
             (0, -5, 6, 0): "plain gradient",
             (0, -5, 6, 8): "plain gradient of a ReLU",
             (4, 0, 6, 8): "deconvnet",
+            (4, 0, 6, 0): "the first input is negative",
+            (0, 5, 6, 0): "does not change its sign",
+            (0, 0, 3, 0): "that is the input",
+            (0, 0, 1, 0): "the mask",
             (1, 1, 1, 1): "two questions",
             (0, 0, 6): "3 numbers",
             6: "int",
@@ -120,6 +127,10 @@ CASES = {
                 lambda a, g: maps()(a, g.mean((2, 3), keepdim=True).relu())
             ): "negative weight",
             (lambda a, g: maps()(g, a)): "are exchanged",
+            (lambda a, g: maps()(a, g.abs())): "no absolute value in Eq. 1",
+            (
+                lambda a, g: maps()(a, g.mean((2, 3), keepdim=True).abs())
+            ): "no absolute value in Eq. 2",
             (lambda a, g: None): "is there a return",
             (lambda a, g: a): "(3, 5, 4, 6)",
             (lambda a, g: 3): "int",

@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import resource
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -15,10 +16,12 @@ import nbformat
 import pytest
 from exercise_checks import CHAPTERS
 from grading import __main__ as command
+from grading import run
 from grading.grade import (
     Grade,
     Limits,
     common_chapter,
+    common_seed,
     files_of,
     grade,
     grade_one,
@@ -30,6 +33,8 @@ from grading.grade import (
 from grading.run import LARGEST_FILE, limit_resources
 from grading.submission import exercises, read
 from submissions import answered, hand_in, notebook, solved, stub
+
+from paperlib.exercises import cam
 
 QUICK = Limits(seconds=60)
 SEPARABLE = "lambda k, m, n, s: k * k * m * s * s + m * n * s * s"
@@ -367,26 +372,102 @@ def test_the_solutions_of_the_notebook_pass(chapter):
     assert result.verdicts == dict.fromkeys(exercises()[chapter], "passed")
 
 
-def test_file_sizes_and_time_are_limited_where_there_is_no_proc(monkeypatch):
+def test_file_sizes_and_time_are_limited_where_there_is_no_proc(monkeypatch, tmp_path):
     """As on macOS. The limits are recorded, not set: this process has to go on."""
-    limits, open_file = {}, open
-
-    def open_no_proc(path, *arguments, **options):
-        if str(path).startswith("/proc"):
-            raise FileNotFoundError(path)
-        return open_file(path, *arguments, **options)
-
+    limits = {}
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
     limit_resources(2**30, 60)
     assert limits.pop(resource.RLIMIT_AS)[0] > 2**30
     on_linux = dict(limits)
     limits.clear()
-    monkeypatch.setattr("builtins.open", open_no_proc)
+    monkeypatch.setattr(run, "MEMORY_OF_PROCESS", tmp_path / "proc")
     limit_resources(2**30, 60)
     assert limits.keys() == on_linux.keys()
     assert limits[resource.RLIMIT_FSIZE] == (LARGEST_FILE, LARGEST_FILE)
     assert limits[resource.RLIMIT_CORE] == (0, 0)
     assert limits[resource.RLIMIT_CPU][0] >= 60
+
+
+def test_what_a_system_cannot_limit_is_said(tmp_path, monkeypatch):
+    """On Windows, which has no module `resource`, and on macOS, which has no /proc."""
+    folder = hand_in(tmp_path / "in", {"a.ipynb": "no notebook"})
+    said = []
+
+    def report():
+        said.clear()
+        grade(folder, tmp_path / "g.csv", "cam", report=said.append)
+        return " ".join(said)
+
+    assert "careful" not in report()
+    monkeypatch.setattr(run, "MEMORY_OF_PROCESS", tmp_path / "proc")
+    assert "does not limit memory; --memory has no effect" in report()
+    monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails
+    assert "limits neither memory nor processor time" in report()
+    limit_resources(2**30, 60)  # no error
+
+
+SEEDED = "check.use_seed({})\ncheck.side_ratio({})\ncheck.sum_of_the_map({})"
+
+
+def seeded(seed, claimed=None):
+    """A submission with the right answers for a seed, which claims to have another."""
+    given = cam.numbers(seed)
+    square = given["sum_of_the_map"]
+    total = square.side**2 * (square.score - square.bias)
+    answers = SEEDED.format(
+        claimed or seed, given["side_ratio"].iou ** -0.5, total + 0.0
+    )
+    if seed is None and claimed is None:
+        answers = answers.split("\n", 1)[1]
+    return notebook(["from paperlib.exercises import cam as check", answers])
+
+
+def test_the_class_has_one_seed(tmp_path):
+    """Answers to other numbers fail, and the table says why."""
+    files = {
+        "a.ipynb": seeded(2027),
+        "b.ipynb": seeded(2027),
+        "last year.ipynb": seeded(2026),
+        "claims.ipynb": seeded(2026, claimed=2027),
+        "book.ipynb": seeded(None),
+    }
+    folder, table, said = hand_in(tmp_path / "in", files), tmp_path / "t.csv", []
+    limits = Limits(60, everything=True)
+    grade(folder, table, None, limits, jobs=1, report=said.append)
+    assert "numbers of seed 2027" in said[0]
+    found = rows(table)
+    assert {name: marks(row)[:2] for name, row in found.items() if name} == {
+        "a.ipynb": "pp",
+        "b.ipynb": "pp",
+        "last year.ipynb": "ff",
+        "claims.ipynb": "ff",
+        "book.ipynb": "ff",
+    }
+    assert [found[name]["seed"] for name in files] == [
+        "2027",
+        "2027",
+        "2026",
+        "2027",
+        "",
+    ]
+    old, book = found["last year.ipynb"]["remarks"], found["book.ipynb"]["remarks"]
+    assert old.startswith("the notebook has the numbers of seed 2026; graded with seed")
+    assert book.startswith("the notebook has the numbers of the book; graded with seed")
+    assert "the notebook has" not in found["claims.ipynb"]["remarks"]
+    assert any(line.startswith("2 files with numbers of another") for line in said)
+
+
+def test_the_teacher_chooses_the_seed():
+    """Whatever the notebook states, and whatever it does to the checks' state."""
+    change = "from paperlib.exercises import given\ngiven._seed = None\n"
+    text = seeded(2026).replace("check.use_seed", change.replace("\n", "\\n") + "str")
+    for seed, verdict in ((2026, "passed"), (2027, "failed"), (None, "failed")):
+        submission = read(text.encode(), everything=True)
+        result = grade_one("a", submission, "cam", QUICK, seed)
+        assert result.verdicts["side_ratio"] == verdict, result
+    assert common_seed([None, 2027, 2027]) == 2027 and common_seed([]) is None
+    with pytest.raises(ValueError, match="of the book as of seed 1; choose one with"):
+        common_seed([None, 1])
 
 
 CHEATS = """import builtins, sys, torch
@@ -581,7 +662,10 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert command.main(["grade", "in", "--out", "t.csv", *options.split()]) == 0
     folder, table = tmp_path / "in", tmp_path / "t.csv"
     assert [path.absolute() for path in calls[0][:2]] == [folder, table]
-    assert calls[0][2:] == ("cam", Limits(9, 2, True), 3, "\t")
+    assert calls[0][2:] == ("cam", Limits(9, 2, True), 3, "\t", "common")
+    for text, seed in (("2027", 2027), ("book", None)):
+        assert command.main(["grade", "in", "--seed", text]) == 0
+        assert calls[-1][-1] == seed
     monkeypatch.undo()
     assert command.main(["grade", str(tmp_path / "missing")]) == 1
     assert capsys.readouterr().err.startswith("error: ")

@@ -40,9 +40,20 @@ def test_checks_have_the_order_and_the_kinds_of_the_exercises(chapter):
         if getattr(v, "__module__", "") == module.__name__
     ]
     assert list(exercises()) == list(CHAPTERS)
-    assert calls == list(exercises()[chapter]) == [n for n in own if n[0] != "_"]
+    checks = [n for n in own if n[0] != "_" and n != "numbers"]
+    assert calls == list(exercises()[chapter]) == checks
     kinds = list(exercises()[chapter].values())
     assert set(kinds) == set(KINDS) and kinds == sorted(kinds, key=KINDS.index)
+
+
+def test_the_seed_is_read_from_the_notebook():
+    """The last one counts; without a call, the numbers are those of the book."""
+    cell = "from paperlib.exercises import cam as check\ncheck.side_ratio(2)"
+    assert read(notebook([cell]).encode()).seed is None
+    seeded = cell.replace("\n", "\ncheck.use_seed(1)\ncheck.use_seed( 2027)  # mine\n")
+    submission = read(notebook([seeded]).encode())
+    assert submission.seed == 2027
+    assert not any("use_seed" in s.source for s in submission.statements)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
