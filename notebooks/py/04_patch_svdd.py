@@ -2232,13 +2232,13 @@ else:
 # %% tags=["exercise"]
 from paperlib.exercises import patch_svdd as check
 
-done = check.patches_of_a_picture(...)
+done = check.patches_of_an_image(...)
 
 # %% tags=["exercise"]
 done = check.class_of_a_pair(...)
 
 # %% tags=["solution", "hide-cell"] mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Hide solution"}
-assert check.patches_of_a_picture(((400 - 64) // 16 + 1) * ((300 - 64) // 16 + 1))
+assert check.patches_of_an_image(((400 - 64) // 16 + 1) * ((300 - 64) // 16 + 1))
 assert check.class_of_a_pair(DIRECTIONS.index((1, -1)))
 
 # %% [markdown]

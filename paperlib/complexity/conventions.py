@@ -82,7 +82,7 @@ _CONVENTIONS: tuple[tuple[str, str, str, dict[str, int]], ...] = (
     (
         "MACs + norm",
         "2 per element of a batch norm, 5 of another norm (1 less without a scale)",
-        "the step to the next line",
+        "no tool: the step to the next row",
         {"macs": 1, **_NORM},
     ),
     (
@@ -94,7 +94,7 @@ _CONVENTIONS: tuple[tuple[str, str, str, dict[str, int]], ...] = (
     (
         "MACs + norm + activation + pooling",
         "1 per activation, per input of any pooling, per bias of a convolution",
-        "flopth 0.1.6 (a module's second call is lost)",
+        "flopth 0.1.6 (loses the second call of a module)",
         {"macs": 1, **_NORM, "conv_bias": 1, "activation": 1, **_POOLS_IN},
     ),
     (
@@ -104,7 +104,7 @@ _CONVENTIONS: tuple[tuple[str, str, str, dict[str, int]], ...] = (
         {"macs": 1, **_NORM_TWICE, "adaptive_avg_pool_in": 1, **_AVG_POOLS_OUT},
     ),
     (
-        "MACs + everything, some twice",
+        "MACs + every operation, some twice",
         "2 per element of a norm, per activation, per input of pooling; 1 per bias",
         "ptflops 0.7.5 (pytorch)",
         {

@@ -45,7 +45,7 @@ def numbers(seed: int | None = None) -> dict[str, SimpleNamespace]:
         position = f"{horizontal} than the first, in the same rows"
     direction = tuple((n > 0) - (n < 0) for n in (shift.down, shift.right))
     return {
-        "patches_of_a_picture": select(
+        "patches_of_an_image": select(
             seed,
             {
                 # Only along the height, pixels are left over.
@@ -69,12 +69,12 @@ def numbers(seed: int | None = None) -> dict[str, SimpleNamespace]:
 
 
 @expects(number)
-def patches_of_a_picture(answer: Any) -> bool:
+def patches_of_an_image(answer: Any) -> bool:
     """Check the number of 64×64 patches at stride 16 in an image.
 
     In the book, the image has 400×300 pixels.
     """
-    given = numbers(current_seed())["patches_of_a_picture"]
+    given = numbers(current_seed())["patches_of_an_image"]
     width, height = given.width, given.height
     columns, rows = (width - 64) // 16 + 1, (height - 64) // 16 + 1
     return judge_number(

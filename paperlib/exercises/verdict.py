@@ -56,7 +56,7 @@ def expects(read: Callable[[Any], Any]) -> Callable[[Check], Check]:
         def checked(answer: Any) -> bool:
             if answer is None or answer is ...:
                 print(
-                    "no answer yet: replace the dots by your answer"
+                    "no answer yet: replace the dots with your answer"
                     " and run the cell again"
                 )
                 return False

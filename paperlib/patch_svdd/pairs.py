@@ -178,8 +178,8 @@ def perturb(
 ) -> Float[Tensor, "n 3 h w"]:
     """Add a random colour shift per image and noise per pixel, both normal (0.02).
 
-    Without it a network can infer the relative position of patches from the chromatic
-    aberration of the lens.
+    Without it a network can infer where a patch is from traces that the lens leaves in
+    its colours.
 
     Args:
         images: in units where white is 1.

@@ -503,8 +503,8 @@ def train(
         learning_rate: maximum of the cycle; None for 0.02 with Muon (0.15 of that for
             Adam's parameters), 0.003 with Adam.
         shared_shift: True embeds each crop once, so that both patches of a pair share
-            a colour shift. A step then takes half the time, but chromatic aberration
-            remains a shortcut: suitable for grey images only.
+            a colour shift. A step then takes half the time, but colours
+            remain a shortcut: suitable for grey images only.
         dtype: of the convolutions; None for `fast_dtype`. Weights and losses are
             float32.
         seed: of the classifiers' initial weights and of all draws.

@@ -114,7 +114,7 @@ def big(order=(0, 1, 2, 3), slope=0.1, end=torch.tanh, head=True):
 N = ((1024 - 32) // 4 + 1) ** 2
 # check → right answers, and wrong ones with a word of the hint they must get
 CASES = {
-    "patches_of_a_picture": (
+    "patches_of_an_image": (
         [330, 330.0],
         {
             294: "plus one",
