@@ -130,7 +130,7 @@ def still_of_cam(backbone: backbones.Backbone) -> bytes:
 
 
 def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Draw a map of values from -1 to 1 over an image (H, W, 3), as image.js does."""
+    """Draw a map with values in [-1, 1] over an image (H, W, 3), as image.js does."""
     colour = np.where(values[..., None] > 0, POSITIVE, NEGATIVE)
     opacity = OPACITY * np.abs(values)[..., None].clip(max=1)
     return (1 - opacity) * image + opacity * colour

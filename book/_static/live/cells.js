@@ -74,16 +74,21 @@
   const readCell = url => live.readUrl(url);
 
   const fitCells = async () => {
-    const start = performance.now();
-    const count = Number(get("live-count").value);
-    if (!(await live.start())) throw new Error("The network can't be loaded.");
+    const progress = get("live-fit-progress"), count = Number(get("live-count").value);
+    if (!live.classes) {
+      say("live-fit-status", "Loading …");
+      progress.hidden = false;
+      live.load(share => (progress.value = share)).catch(() => {}); // `start` reports an error
+    }
+    if (!(await live.start())) throw new Error(get("live-status").textContent);
     await live.loadCells();
+    const start = performance.now();
     say("live-fit-status", `Fitting to ${count} functional cells …`);
     const { channels, train, functional, defective } = live.cells;
     const detector = cells?.detector ?? live.createDetector(channels);
     const readers = train.slice(0, count).map(url => async () => live.resize(await readCell(url)));
     const total = functional.length + defective.length;
-    const step = await fitWithProgress(detector, readers, get("live-fit-progress"), total);
+    const step = await fitWithProgress(detector, readers, progress, total);
     const seconds = (performance.now() - start) / 1000;
     const trainScores = live.leaveOneOutScores(detector);
     const limit = live.quantile(trainScores, QUANTILE);
@@ -213,10 +218,12 @@
     return true;
   };
 
+  const countGood = () => `${good.length} good image${good.length === 1 ? "" : "s"}`;
+
   const showGood = () => {
     const enough = good.length < FEWEST ? `${FEWEST} to ${MOST} are needed` : "enough to fit";
     say("live-good-count", `${good.length || "none yet"}; ${enough}.`);
-    get("live-good-strip").setAttribute("aria-label", good.length ? `${good.length} good images` : "No good images yet");
+    get("live-good-strip").setAttribute("aria-label", good.length ? countGood() : "No good images yet");
     updateButtons();
   };
 
@@ -233,7 +240,7 @@
       } catch (error) {
         problems.push(error.message);
       }
-    say("live-own-status", problems.join(" ") || `${good.length} good images.`);
+    say("live-own-status", problems.join(" ") || `${countGood()}.`);
   };
 
   const fitOwn = async () => {
@@ -312,7 +319,7 @@
       if (toTake && performance.now() - last >= PAUSE_BETWEEN) {
         last = performance.now();
         toTake = addGood(image) ? toTake - 1 : 0;
-        if (!toTake) say("live-own-status", `${good.length} good images.`);
+        if (!toTake) say("live-own-status", `${countGood()}.`);
       }
       if (own && !toTake) inspect(image, "The camera's image");
       else preview(image);
