@@ -65,6 +65,15 @@ FAKE_CAMERA = """() => {
   Object.defineProperty(navigator, 'mediaDevices',
     {configurable: true, value: {getUserMedia}});
 }"""
+# Drop a file on an element, or paste it.
+TRANSFER = """([kind, property, text]) => {
+  const transfer = new DataTransfer();
+  const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+  transfer.items.add(new File([bytes], `${kind}.png`, {type: 'image/png'}));
+  const event = new Event(kind, {bubbles: true, cancelable: true});
+  Object.defineProperty(event, property, {value: transfer});
+  %s.dispatchEvent(event);
+}"""
 CAMERA_IS_OFF = "cameraStream.getTracks().every(track => track.readyState === 'ended')"
 
 
@@ -419,24 +428,16 @@ def test_files_of_unusual_kinds(live):
 
 
 def test_an_image_can_be_dropped_or_pasted(live):
-    data = encoded(Image.fromarray(skimage.data.coffee()).resize((300, 200)))
+    coffee = Image.fromarray(skimage.data.coffee()).resize((300, 200))
+    cam = "document.querySelector('#live-cam')"
     for kind, target, property in (
-        ("drop", "document.querySelector('#live-cam')", "dataTransfer"),
+        ("drop", cam, "dataTransfer"),
         ("paste", "window", "clipboardData"),
     ):
         live.page.evaluate("live.say('')")
         live.page.evaluate(
-            f"""text => {{
-              const transfer = new DataTransfer();
-              const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
-              const file = new File([bytes], '{kind}.png',
-                {{type: 'image/png'}});
-              transfer.items.add(file);
-              const event = new Event('{kind}', {{bubbles: true, cancelable: true}});
-              Object.defineProperty(event, '{property}', {{value: transfer}});
-              {target}.dispatchEvent(event);
-            }}""",
-            base64.b64encode(data).decode(),
+            TRANSFER % target,
+            [kind, property, base64.b64encode(encoded(coffee)).decode()],
         )
         live.status(f"Classified {kind}.png: espresso")
 
@@ -649,8 +650,13 @@ def test_padim_is_fitted_to_the_readers_images(live):
     assert page.locator("#live-own-fit").is_disabled()
     assert "20 to 40 are needed" in page.locator("#live-good-count").inner_text()
     broken = {"name": "text.png", "mimeType": "image/png", "buffer": b"no image"}
-    files.set_input_files([*uploads(images[19:]), broken])
+    files.set_input_files([*uploads(images[19:21]), broken])
     own_status(page, "text.png is not an image that this browser can read")
+    assert page.locator("#live-good-strip canvas").count() == 21
+    drop = "document.querySelector('#live-%s')"
+    text = base64.b64encode(encoded(images[-1])).decode()
+    page.evaluate(TRANSFER % (drop % "collect"), ["drop", "dataTransfer", text])
+    own_status(page, "22 good images.")
     assert page.locator("#live-good-strip canvas").count() == 22
     page.locator("#live-own-fit").click()
     assert "leave-one-out" in own_status(page, "Fitted to 22 images")
@@ -670,6 +676,10 @@ def test_padim_is_fitted_to_the_readers_images(live):
     expected = [float(detector.score(detector.prepare(image))) for image in new]
     assert correlation(scores, expected) >= 0.98
     assert min(scores[3:]) > max(*scores[:3], limit)
+    text = base64.b64encode(encoded(new[0])).decode()
+    page.evaluate(TRANSFER % (drop % "inspect"), ["drop", "dataTransfer", text])
+    assert own_status(page, "drop.png: ").endswith(f"{scores[0]:.1f}.")
+    inspect(page, "5.png", new[5])
     assert page.locator("#live-verdict").inner_text() == "Alarm"
     assert "region above the threshold" in page.locator("#live-own-box").inner_text()
     page.locator("#live-own-limit").fill(

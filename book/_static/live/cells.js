@@ -19,6 +19,15 @@
     get(id).value = value;
   };
 
+  // A small square copy of a canvas.
+  const reduce = (canvas, side) => {
+    const thumbnail = make("canvas", { width: side, height: side });
+    const context = thumbnail.getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.drawImage(canvas, 0, 0, side, side);
+    return thumbnail;
+  };
+
   // Draw an image, its map in a colour that is the same for the same distance, and the box of the region above a limit.
   const drawInspection = (canvas, image, { map, score }, limit, largest, opacity) => {
     const { width, height } = image;
@@ -71,8 +80,6 @@
 
   let cells = null; // detector, default threshold, unseen cells with their scores
 
-  const readCell = url => live.readUrl(url);
-
   const fitCells = async () => {
     const progress = get("live-fit-progress"), count = Number(get("live-count").value);
     if (!live.classes) {
@@ -86,7 +93,7 @@
     say("live-fit-status", `Fitting to ${count} functional cells …`);
     const { channels, train, functional, defective } = live.cells;
     const detector = cells?.detector ?? live.createDetector(channels);
-    const readers = train.slice(0, count).map(url => async () => live.resize(await readCell(url)));
+    const readers = train.slice(0, count).map(url => async () => live.resize(await live.readUrl(url)));
     const total = functional.length + defective.length;
     const step = await fitWithProgress(detector, readers, progress, total);
     const seconds = (performance.now() - start) / 1000;
@@ -96,7 +103,7 @@
     const unseen = [];
     for (const [group, isDefective] of [[defective, true], [functional, false]])
       for (const url of group) {
-        const image = await readCell(url);
+        const image = await live.readUrl(url);
         const distances = live.measureDistances(detector, live.resize(image));
         const { map, score } = live.anomalyMap(distances);
         const thumbnail = drawThumbnail(image, map, 2 * limit);
@@ -112,11 +119,7 @@
   const drawThumbnail = (image, map, largest) => {
     const full = make("canvas");
     live.drawOverlay(full, image, map, 0.8, largest);
-    const thumbnail = make("canvas", { width: 96, height: 96 });
-    const context = thumbnail.getContext("2d");
-    context.imageSmoothingQuality = "high";
-    context.drawImage(full, 0, 0, 96, 96);
-    return thumbnail;
+    return reduce(full, 96);
   };
 
   const scoresOf = isDefective => cells.unseen.filter(cell => cell.isDefective === isDefective).map(cell => cell.score);
@@ -132,7 +135,10 @@
       get(id).replaceChildren(...sorted.filter(cell => cell.isDefective === isDefective).map(cell => {
         cell.button = make("button", { type: "button" });
         cell.button.append(cell.thumbnail, make("span", { textContent: cell.score.toFixed(0) }));
-        cell.button.addEventListener("click", () => showCell(cell));
+        cell.button.addEventListener("click", async () => {
+          await showCell(cell);
+          get("live-cell").scrollIntoView({ block: "nearest" }); // on a phone the map may be far above
+        });
         return cell.button;
       }));
     setRange("live-limit", cells.limit, Math.max(2 * cells.limit, 1.02 * sorted[0].score));
@@ -181,7 +187,7 @@
     const limit = get("live-limit").valueAsNumber, opacity = get("live-cell-opacity").valueAsNumber / 100;
     for (const { button } of cells.unseen) button.setAttribute("aria-pressed", button === cell.button);
     say("live-cell-opacity-value", percent(opacity));
-    const image = await readCell(cell.url);
+    const image = await live.readUrl(cell.url);
     if (cells.shown !== cell) return; // another was chosen meanwhile
     const box = drawInspection(get("live-cell"), image, live.anomalyMap(cell.distances), limit, 2 * cells.limit, opacity);
     const place = box ? `The box of the largest region above the threshold: ${live.describeBox(box)}.` : "";
@@ -209,11 +215,9 @@
   const addGood = image => {
     if (good.length >= MOST) return false;
     good.push(live.resize(image));
-    const thumbnail = make("canvas", { width: 48, height: 48 });
     const full = make("canvas", { width: image.width, height: image.height });
     full.getContext("2d").putImageData(image, 0, 0);
-    thumbnail.getContext("2d").drawImage(full, 0, 0, 48, 48);
-    get("live-good-strip").append(thumbnail);
+    get("live-good-strip").append(reduce(full, 48));
     showGood();
     return true;
   };
