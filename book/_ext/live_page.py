@@ -1,8 +1,9 @@
-"""Prepare what book/live.md loads on a click: weights, engine, images.
+"""Write the files of book/live.md: still images, and scripts that a click loads.
 
-The files are written to _static/live in the built book and are not committed. They are
-classic scripts, because a page opened from a file may not fetch anything:
-each assigns one value to `live.data`.
+They are written to _static/live in the built book and are not committed. The scripts
+hold the weights, the engine, photographs and solar cells. They are classic scripts,
+because a page opened from a file may not fetch anything: each assigns one value to
+`live.data`.
 
 The weights are those of EfficientNet-Lite0. Batch norm is folded into the
 convolutions. The filters of most 1×1 layers are stored as int8 and the others as int16,

@@ -702,6 +702,7 @@ def test_good_images_can_be_taken_by_the_camera(live):
     own_status(page, "The camera is running")
     page.locator("#live-take").click()
     own_status(page, "1 good image.")
+    page.evaluate("live.takePause = 0")
     page.locator("#live-take-all").click()
     page.wait_for_function("live.padim().good === 31")
     page.locator("#live-own-stop").click()
@@ -759,6 +760,10 @@ def test_without_simd_the_page_says_so(browser, address):
         status = page.locator("#live-status", has_text="no WebAssembly with SIMD")
         status.wait_for()
         assert page.locator("#live-cam img").is_visible()
+        page.locator("#live-fit").click()
+        status = page.locator("#live-fit-status", has_text="no WebAssembly with SIMD")
+        status.wait_for()
+        assert page.locator("#live-padim img").is_visible()
     finally:
         page.close()
 

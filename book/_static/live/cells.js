@@ -4,8 +4,8 @@
 {
   const get = id => document.getElementById(id);
   const QUANTILE = 0.95; // share of the leave-one-out scores below the threshold of the cells
+  live.takePause = 1000; // milliseconds between two good images of the camera, in which the part can be moved
   const FEWEST = 20, MOST = 40, PER_CLICK = 30; // good images of one's own
-  const PAUSE_BETWEEN = 250; // milliseconds between two images of the camera
   const say = (id, text) => (get(id).textContent = text);
   const highest = values => values.reduce((a, b) => Math.max(a, b));
   const percent = value => `${Math.round(100 * value)} %`;
@@ -320,7 +320,7 @@
     say("live-own-status", "The camera is running. Its images stay in this page.");
     let last = -Infinity; // when an image was added
     await live.watchCamera(camera, image => {
-      if (toTake && performance.now() - last >= PAUSE_BETWEEN) {
+      if (toTake && performance.now() - last >= live.takePause) {
         last = performance.now();
         toTake = addGood(image) ? toTake - 1 : 0;
         if (!toTake) say("live-own-status", `${countGood()}.`);
