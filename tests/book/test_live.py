@@ -773,6 +773,11 @@ def test_loaded_page_is_accessible(browser, address):
     try:
         page = visit.page
         visit.fit_cells(25)
+        page.locator("#live-good").set_input_files(uploads(bricks(20)))
+        own_status(page, "20 good images.")
+        page.locator("#live-own-fit").click()
+        own_status(page, "Fitted to 20 images")
+        inspect(page, "new.png", *bricks(1, shift=1))
         for width in sorted(WIDTHS.values()):
             page.set_viewport_size({"width": width, "height": HEIGHT})
             assert page.evaluate(FACTS)["sideways"] == []

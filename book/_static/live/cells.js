@@ -268,7 +268,7 @@
   const inspect = (image, name) => {
     const { map, score } = live.anomalyMap(live.measureDistances(own.detector, live.resize(image)));
     inspected = { image, name, map, score };
-    get("live-own-view").hidden = get("live-own-result").hidden = false;
+    get("live-own-view").hidden = get("live-own-result").hidden = get("live-own-scale").hidden = false;
     showInspected();
   };
 
@@ -332,7 +332,7 @@
 
   const preview = image => {
     get("live-own-view").hidden = false;
-    get("live-own-result").hidden = true;
+    get("live-own-result").hidden = get("live-own-scale").hidden = true;
     const canvas = get("live-own-map");
     canvas.width = image.width;
     canvas.height = image.height;
