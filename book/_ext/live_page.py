@@ -1,8 +1,9 @@
-"""Prepare what book/live.md loads on a click: weights, engine, images.
+"""Write the files of book/live.md: still images, and scripts that a click loads.
 
-The files are written to _static/live in the built book and are not committed. They are
-classic scripts, because a page opened from a file may not fetch anything:
-each assigns one value to `live.data`.
+They are written to _static/live in the built book and are not committed. The scripts
+hold the weights, the engine, photographs and solar cells. They are classic scripts,
+because a page opened from a file may not fetch anything: each assigns one value to
+`live.data`.
 
 The weights are those of EfficientNet-Lite0. Batch norm is folded into the
 convolutions. The filters of most 1×1 layers are stored as int8 and the others as int16,
@@ -30,13 +31,16 @@ from torchvision.models import EfficientNet_B0_Weights
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from paperlib import backbones  # noqa: E402
+from paperlib import PaDiM, backbones  # noqa: E402
 from paperlib.anomaly_map import upsample  # noqa: E402
 from paperlib.cam import cam  # noqa: E402
+from paperlib.complexity import profile  # noqa: E402
+from paperlib.datasets import elpv  # noqa: E402
+from paperlib.mobilenet import MobileNetV1  # noqa: E402
 from paperlib.storage import write_text  # noqa: E402
 
 PAGE = "book/live"
-SCRIPTS = ("network.js", "image.js", "cam.js", "cost.js")
+SCRIPTS = ("network.js", "image.js", "cam.js", "cost.js", "padim.js", "cells.js")
 ENGINE = ROOT / "book" / "_static" / "tfjs"
 SAMPLES = {
     "cat": skimage.data.chelsea,
@@ -48,6 +52,19 @@ SAMPLES = {
 WIDE = ("blocks.0.", "blocks.1.", "blocks.2.", "blocks.3.")
 WEIGHT_FILES = 8  # the progress bar advances after each
 POSITIVE, NEGATIVE = (214, 69, 0), (0, 92, 204)  # colours of the map, as in image.js
+OPACITY = 0.7
+# Solar cells: to fit, and unseen ones of each class. Notebook 05 draws the same order.
+TRAIN, UNSEEN, FIRST_UNSEEN = 100, 40, 200
+WEBP_QUALITY = 70
+QUANTILE = 0.95  # of leave-one-out scores: the threshold, as in cells.js
+# Colours of layers in the chart of multiply-adds, as in live.css.
+LAYER_COLOURS = {
+    "standard": "#7a7a7a",
+    "depthwise": "#d64500",
+    "pointwise": "#1a73d9",
+    "linear": "#2a9d5c",
+}
+Cells = dict[str, list[bytes]]  # images by name of their group
 
 
 def folded_layers(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -110,9 +127,63 @@ def still_of_cam(backbone: backbones.Backbone) -> bytes:
     with torch.no_grad():
         result = cam(backbone.model, backbone.transform(image[None]))
     values = upsample(result.maps[0] / result.maps.abs().max(), image.shape[:2]).numpy()
+    return encoded(overlay(image, values), "JPEG", quality=85)
+
+
+def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Draw a map with values in [-1, 1] over an image (H, W, 3), as image.js does."""
     colour = np.where(values[..., None] > 0, POSITIVE, NEGATIVE)
-    opacity = 0.7 * np.abs(values)[..., None]
-    return encoded((1 - opacity) * image + opacity * colour, "JPEG", quality=85)
+    opacity = OPACITY * np.abs(values)[..., None].clip(max=1)
+    return (1 - opacity) * image + opacity * colour
+
+
+def fit_cells(backbone: backbones.Backbone, cells: Cells) -> PaDiM:
+    """Fit PaDiM to the training cells and set its threshold, as the page does."""
+    detector = PaDiM(backbone.extractor())
+    train = [detector.prepare(decoded(cell)) for cell in cells["train"]]
+    detector.fit(train).normal_threshold(train, QUANTILE, fitted=True)
+    return detector
+
+
+def still_of_padim(detector: PaDiM, cells: Cells) -> bytes:
+    """Return maps of two unseen defective cells and a functional one, as JPEG."""
+    shown = [*cells["defective"][:2], cells["functional"][0]]
+    images = [decoded(cell) for cell in shown]
+    maps = detector.anomaly_map(detector.prepare(images)) / (2 * detector.threshold)
+    panels = [
+        overlay(np.asarray(image), values)
+        for image, values in zip(images, maps.numpy(), strict=True)
+    ]
+    return encoded(np.concatenate(panels, 1), "JPEG", quality=85)
+
+
+def still_of_cost() -> str:
+    """Return a chart of the multiply-adds per layer of MobileNetV1, as SVG."""
+    model = MobileNetV1()
+    bars = []
+    for layer in profile(model).layers:
+        if layer.macs:
+            module = model.get_submodule(layer.name)
+            bars.append((layer.macs, LAYER_COLOURS[layer_type(module)]))
+    largest = max(macs for macs, _ in bars)
+    rectangles = "".join(
+        f'<rect x="{20 * k}" y="{100 * (1 - macs / largest):.2f}" width="19"'
+        f' height="{100 * macs / largest:.2f}" fill="{colour}"/>'
+        for k, (macs, colour) in enumerate(bars)
+    )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" preserveAspectRatio="none"'
+        f' viewBox="0 0 {20 * len(bars)} 100">{rectangles}</svg>\n'
+    )
+
+
+def layer_type(module: nn.Module) -> str:
+    """Return the type of a layer by which cost.js colours it."""
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if module.groups > 1:
+        return "depthwise"
+    return "pointwise" if module.kernel_size == (1, 1) else "standard"
 
 
 def encoded(image: np.ndarray, kind: str, **options: int) -> bytes:
@@ -127,9 +198,34 @@ def data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def contents() -> dict[str, object]:
-    """Return the value of each script, by name."""
-    backbone = backbones.load("efficientnet_lite0")
+def decoded(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def draw_cells(backbone: backbones.Backbone) -> Cells:
+    """Draw solar cells to fit and unseen ones; return 224×224 pixels as WebP."""
+    cells = elpv("mono")
+    generator = torch.Generator().manual_seed(0)
+    functional, defective = (
+        indices[torch.randperm(len(indices), generator=generator)]
+        for indices in (cells.probability.eq(p).nonzero().flatten() for p in (0, 1))
+    )
+    chosen = {
+        "train": functional[:TRAIN],
+        "functional": functional[FIRST_UNSEEN : FIRST_UNSEEN + UNSEEN],
+        "defective": defective[:UNSEEN],
+    }
+    return {
+        name: [
+            encoded(255 * image[0], "WEBP", quality=WEBP_QUALITY, method=6)
+            for image in backbone.transform.resize(cells.images[indices])
+        ]
+        for name, indices in chosen.items()
+    }
+
+
+def contents(backbone: backbones.Backbone) -> dict[str, object]:
+    """Return the value of each script of the network, by name."""
     packed = packed_weights(backbone.model)
     size = -(-len(packed) // WEIGHT_FILES)
     engine = (ENGINE / "tfjs-backend-wasm-simd.wasm").read_bytes()
@@ -149,19 +245,32 @@ def contents() -> dict[str, object]:
     }
 
 
+def write_script(folder: Path, name: str, value: object) -> int:
+    """Write a value as a script; return its bytes."""
+    text = f'live.data["{name}"] = {json.dumps(value)};\n'
+    write_text(folder / f"data_{name}.js", text)
+    return len(text.encode())
+
+
 def write_files(folder: Path) -> None:
-    """Write the scripts, their list (files.js) and the still image."""
+    """Write the scripts, their list (files.js) and the still images."""
     folder.mkdir(parents=True, exist_ok=True)
+    backbone = backbones.load("efficientnet_lite0")
     sizes = {}
     for path in ("tf-core.min.js", "tf-backend-wasm.min.js"):
         sizes[f"../tfjs/{path}"] = (ENGINE / path).stat().st_size
-    for name, value in contents().items():
-        text = f'live.data["{name}"] = {json.dumps(value)};\n'
-        write_text(folder / f"data_{name}.js", text)
-        sizes[f"data_{name}.js"] = len(text.encode())
-    write_text(folder / "files.js", f"live.files = {json.dumps(sizes)};\n")
-    still = still_of_cam(backbones.load("efficientnet_lite0"))
-    (folder / "cam.jpg").write_bytes(still)
+    for name, value in contents(backbone).items():
+        sizes[f"data_{name}.js"] = write_script(folder, name, value)
+    cells = draw_cells(backbone)
+    detector = fit_cells(backbone, cells)
+    value = {name: [data_url(c, "image/webp") for c in cells[name]] for name in cells}
+    value["channels"] = detector.channels.tolist()
+    size = write_script(folder, "cells", value)
+    lists = f"live.files = {json.dumps(sizes)};\nlive.cellsSize = {size};\n"
+    write_text(folder / "files.js", lists)
+    (folder / "cam.jpg").write_bytes(still_of_cam(backbone))
+    (folder / "padim.jpg").write_bytes(still_of_padim(detector, cells))
+    write_text(folder / "cost.svg", still_of_cost())
 
 
 def _write(app: Sphinx, exception: Exception | None) -> None:

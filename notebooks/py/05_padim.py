@@ -26,7 +26,7 @@
 #
 # - **Read first**: the [review of the paper](../book/05_padim.md), 60 minutes. You need
 #   PyTorch basics, and you should know what a covariance matrix is.
-# - **Time**: 135 minutes to read and run, 40 for the exercises. The whole notebook runs
+# - **Time**: 140 minutes to read and run, 40 for the exercises. The whole notebook runs
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
 #   Colab without a GPU.
 # - **Two profiles**: *smoke* runs offline on a CPU with a small network,

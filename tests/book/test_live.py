@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ from browser import (
 from built import HTML, ROOT
 from PIL import Image
 
-from paperlib import backbones
-from paperlib.anomaly_map import upsample
+from paperlib import PaDiM, backbones
+from paperlib.anomaly_map import gaussian_blur, upsample
 from paperlib.cam import bounding_boxes, cam
 from paperlib.complexity import profile
+from paperlib.metrics import auroc
 from paperlib.mobilenet import MobileNetV1
 
 pytestmark = BROWSER_MARKS
@@ -43,6 +45,36 @@ CURRENT = """() => {
   return {logits: [...logits], probabilities: [...probabilities], map: [...map], mean,
     bias, target, best, box, size: [image.height, image.width]};
 }"""
+
+
+FITTED = """() => {
+  const {limit, trainScores, unseen} = live.padim().cells;
+  return {limit, trainScores, scores: unseen.map(cell => cell.score),
+    isDefective: unseen.map(cell => cell.isDefective)};
+}"""
+# A camera whose image changes and which has no other use.
+FAKE_CAMERA = """() => {
+  const canvas = document.createElement('canvas');
+  canvas.width = canvas.height = 64;
+  const context = canvas.getContext('2d');
+  setInterval(() => { // a stream has a frame per change
+    context.fillStyle = `rgb(${performance.now() % 256} 0 0)`;
+    context.fillRect(0, 0, 64, 64);
+  }, 30);
+  const getUserMedia = async () => (window.cameraStream = canvas.captureStream(10));
+  Object.defineProperty(navigator, 'mediaDevices',
+    {configurable: true, value: {getUserMedia}});
+}"""
+# Drop a file on an element, or paste it.
+TRANSFER = """([kind, property, text]) => {
+  const transfer = new DataTransfer();
+  const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+  transfer.items.add(new File([bytes], `${kind}.png`, {type: 'image/png'}));
+  const event = new Event(kind, {bubbles: true, cancelable: true});
+  Object.defineProperty(event, property, {value: transfer});
+  %s.dispatchEvent(event);
+}"""
+CAMERA_IS_OFF = "cameraStream.getTracks().every(track => track.readyState === 'ended')"
 
 
 class Visit:
@@ -77,6 +109,16 @@ class Visit:
         assert text.startswith(start), text
         return text
 
+    def fit_cells(self, count):
+        """Fit PaDiM to solar cells; return its threshold and the unseen cells."""
+        self.page.locator("#live-count").select_option(str(count))
+        self.page.evaluate("document.querySelector('#live-fit-status').textContent=''")
+        self.page.locator("#live-fit").click()
+        self.page.wait_for_function(
+            "document.querySelector('#live-fit-status').textContent.startsWith('Fitted')"
+        )
+        return self.page.evaluate(FITTED)
+
     def choose_sample(self, name):
         self.page.evaluate("live.say('')")
         self.page.locator(f"[data-sample={name}]").click()
@@ -102,6 +144,55 @@ def live(browser, address):
     yield visit
     visit.page.close()
     assert visit.errors == []
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """The images that the page loads, by group, and the chosen channels."""
+    text = (HTML / "_static" / "live" / "data_cells.js").read_text()
+    content = json.loads(text[text.index("{") :].removesuffix(";\n"))
+    channels = content.pop("channels")
+    groups = {name: [decoded(url) for url in urls] for name, urls in content.items()}
+    return groups, channels
+
+
+@pytest.fixture(scope="module")
+def detector(cells):
+    """PaDiM of the library, fitted to the same cells."""
+    groups, channels = cells
+    detector = PaDiM(backbones.load("efficientnet_lite0").extractor())
+    detector.fit(detector.prepare(groups["train"]).split(4))
+    assert detector.channels.tolist() == channels
+    return detector
+
+
+@pytest.fixture(scope="module")
+def fitted(live):
+    """What the page computes from 100 cells, and how its progress bar moved."""
+    live.page.evaluate(
+        """() => {
+          window.shares = [];
+          const bar = document.querySelector('#live-fit-progress');
+          new MutationObserver(() => shares.push(bar.value)).observe(
+            bar, {attributeFilter: ['value']});
+        }"""
+    )
+    assert live.page.locator("#live-padim img").is_visible()
+    result = live.fit_cells(100)
+    return {**result, "shares": live.page.evaluate("shares")}
+
+
+def decoded(url):
+    content = base64.b64decode(url.split(",")[1])
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def labels_and_scores(result):
+    return torch.tensor(result["isDefective"]).int(), torch.tensor(result["scores"])
+
+
+def correlation(a, b):
+    return np.corrcoef(np.asarray(a).ravel(), np.asarray(b).ravel())[0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +241,8 @@ def test_it_runs_from_a_file_without_other_hosts(browser):
         assert visit.page.evaluate("tf.getBackend()") == "wasm"
         coffee = visit.choose_sample("coffee")
         assert coffee["probabilities"][coffee["best"]] > 0.5
+        result = visit.fit_cells(25)
+        assert auroc(*labels_and_scores(result)) > 0.7
         local = (HTML.as_uri(), "data:", "blob:")
         assert [url for url in visit.requests if not url.startswith(local)] == []
         assert visit.errors == []
@@ -168,13 +261,13 @@ def test_vendored_files_are_the_listed_ones():
     assert "Version 2.0" in (folder / "LICENSE").read_text()
 
 
-def test_what_the_click_loads_is_limited(browser, live):
+def test_what_the_clicks_load_is_limited(browser, live, fitted):
     local = (browser.base, "data:", "blob:")
     assert [url for url in live.requests if not url.startswith(local)] == []
     files = {url.split("?")[0] for url in live.requests if url.startswith(browser.base)}
     loaded = {url for url in files if "/data_" in url or "/tfjs/" in url}
     sizes = [(HTML / url.removeprefix(browser.base)).stat().st_size for url in loaded]
-    listed = live.page.evaluate("live.files")
+    listed = live.page.evaluate("({...live.files, cells: live.cellsSize})")
     assert len(loaded) == len(listed) > 10
     assert sum(sizes) == sum(listed.values())
     assert sum(sizes) < LOADED_BYTES
@@ -335,24 +428,16 @@ def test_files_of_unusual_kinds(live):
 
 
 def test_an_image_can_be_dropped_or_pasted(live):
-    data = encoded(Image.fromarray(skimage.data.coffee()).resize((300, 200)))
+    coffee = Image.fromarray(skimage.data.coffee()).resize((300, 200))
+    cam = "document.querySelector('#live-cam')"
     for kind, target, property in (
-        ("drop", "document.querySelector('#live-cam')", "dataTransfer"),
+        ("drop", cam, "dataTransfer"),
         ("paste", "window", "clipboardData"),
     ):
         live.page.evaluate("live.say('')")
         live.page.evaluate(
-            f"""text => {{
-              const transfer = new DataTransfer();
-              const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
-              const file = new File([bytes], '{kind}.png',
-                {{type: 'image/png'}});
-              transfer.items.add(file);
-              const event = new Event('{kind}', {{bubbles: true, cancelable: true}});
-              Object.defineProperty(event, '{property}', {{value: transfer}});
-              {target}.dispatchEvent(event);
-            }}""",
-            base64.b64encode(data).decode(),
+            TRANSFER % target,
+            [kind, property, base64.b64encode(encoded(coffee)).decode()],
         )
         live.status(f"Classified {kind}.png: espresso")
 
@@ -372,19 +457,7 @@ def test_memory_is_constant(live):
 
 def test_the_camera_starts_and_stops(live):
     page = live.page
-    page.evaluate(
-        """() => {
-          const canvas = document.createElement('canvas');
-          canvas.width = canvas.height = 64;
-          const context = canvas.getContext('2d');
-          setInterval(() => { // a stream has a frame per change
-            context.fillStyle = `rgb(${performance.now() % 256} 0 0)`;
-            context.fillRect(0, 0, 64, 64);
-          }, 30);
-          navigator.mediaDevices.getUserMedia = async () =>
-            (window.cameraStream = canvas.captureStream(10));
-        }"""
-    )
+    page.evaluate(FAKE_CAMERA)
     page.evaluate("live.say('')")
     page.locator("#live-camera").click()
     live.status("The camera is running")
@@ -392,9 +465,7 @@ def test_the_camera_starts_and_stops(live):
     page.evaluate("live.say('')")
     page.locator("#live-stop").click()
     live.status("The camera is off")
-    assert page.evaluate(
-        "cameraStream.getTracks().every(track => track.readyState === 'ended')"
-    )
+    assert page.evaluate(CAMERA_IS_OFF)
     assert page.evaluate("document.activeElement.id") == "live-camera"
 
 
@@ -419,6 +490,267 @@ def test_without_a_camera_the_page_says_so(live, devices, words):
     assert live.page.locator("#live-camera").is_visible()
 
 
+def test_padim_agrees_with_the_library(live, fitted, cells, detector):
+    groups, _ = cells
+    assert {name: len(group) for name, group in groups.items()} == {
+        "train": 100,
+        "functional": 40,
+        "defective": 40,
+    }
+    unseen = [*groups["defective"], *groups["functional"]]
+    assert fitted["isDefective"] == [True] * 40 + [False] * 40
+    scores = torch.cat([detector.score(detector.prepare(cell)) for cell in unseen])
+    labels, own_scores = labels_and_scores(fitted)
+    assert correlation(own_scores, scores) >= 0.98
+    assert auroc(labels, own_scores) == pytest.approx(auroc(labels, scores), abs=0.02)
+    printed = float(live.page.locator("#live-auroc").inner_text())
+    assert printed == pytest.approx(auroc(labels, own_scores), abs=5e-4)
+    train = detector.prepare(groups["train"]).split(4)
+    threshold = detector.normal_threshold(train, 0.95, fitted=True)
+    assert fitted["limit"] == pytest.approx(threshold, rel=0.05)
+    assert fitted["limit"] == pytest.approx(np.quantile(fitted["trainScores"], 0.95))
+
+
+def test_maps_agree_with_the_library(live, fitted, cells, detector):
+    groups, _ = cells
+    map = live.page.evaluate(
+        "[...live.anomalyMap(live.padim().cells.unseen[1].distances).map]"
+    )
+    expected = detector.anomaly_map(detector.prepare(groups["defective"][1]))
+    assert correlation(map, expected) >= 0.98
+
+
+def test_the_blur_is_that_of_the_library(live):
+    map = torch.rand(12, 40, generator=torch.Generator().manual_seed(0))
+    blurred = live.page.evaluate(
+        "map => [...live.blur(Float32Array.from(map), 12, 40, 4)]",
+        map.flatten().tolist(),
+    )
+    torch.testing.assert_close(
+        torch.tensor(blurred), gaussian_blur(map).flatten(), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_progress_is_shown_while_the_page_fits(fitted):
+    shares = fitted["shares"]
+    assert shares == sorted(shares)
+    assert len(set(shares)) > 100
+    assert shares[-1] == pytest.approx(1)
+
+
+def test_the_threshold_decides_about_the_unseen_cells(live, fitted):
+    page = live.page
+    scores, is_defective = (
+        np.array(fitted[name]) for name in ("scores", "isDefective")
+    )
+    slider = page.locator("#live-limit")
+    for share in (0.3, 0.5, 0.9):
+        slider.fill(str(share * float(slider.get_attribute("max"))))
+        limit = slider.evaluate("slider => slider.valueAsNumber")
+        alarms = scores > limit
+        for name, count in (
+            ("true-alarms", alarms & is_defective),
+            ("misses", ~alarms & is_defective),
+            ("false-alarms", alarms & ~is_defective),
+            ("true-passes", ~alarms & ~is_defective),
+        ):
+            assert int(page.locator(f"#live-{name}").inner_text()) == count.sum()
+        assert page.locator("#live-padim .live-alarm").count() == alarms.sum()
+        label = page.locator("#live-roc").get_attribute("aria-label")
+        shares = [100 * alarms[is_defective == group].mean() for group in (True, False)]
+        assert [float(word) for word in label.split() if word.isdigit()] == (
+            pytest.approx(shares, abs=0.5)
+        )
+        # The plot spans x from 50 to 290 and y from 240 to 10.
+        point = page.locator("#live-roc-point")
+        x, y = (float(point.get_attribute(name)) for name in ("cx", "cy"))
+        assert (y, x) == pytest.approx(
+            (240 - 2.3 * shares[0], 50 + 2.4 * shares[1]), abs=1e-6
+        )
+    page.locator("#live-limit-reset").click()
+    assert float(page.locator("#live-limit-value").inner_text()) == pytest.approx(
+        fitted["limit"], abs=0.051
+    )
+
+
+def test_a_chosen_cell_is_shown_large(live, fitted):
+    page = live.page
+    assert page.locator("#live-defective button").count() == 40
+    button = page.locator("#live-functional button").nth(5)
+    button.focus()
+    page.keyboard.press("Enter")
+    score = button.inner_text().strip()
+    text = page.locator("#live-cell-text", has_text=f"Functional cell, score {score}")
+    text.wait_for()
+    pressed = page.locator("#live-padim [aria-pressed=true]")
+    assert pressed.count() == 1
+    assert pressed.get_attribute("aria-label") == button.get_attribute("aria-label")
+    assert score in page.locator("#live-cell").get_attribute("aria-label")
+
+
+def test_memory_is_constant_after_a_second_fit(live, fitted):
+    session = live.page.context.new_cdp_session(live.page)
+
+    def measure():
+        session.send("HeapProfiler.collectGarbage")
+        heap = session.send("Runtime.getHeapUsage")
+        tensors = live.page.evaluate("tf.memory()")
+        return (
+            [tensors["numTensors"], tensors["numBytes"]],
+            live.page.evaluate("live.memoryOfFits()"),
+            # the arrays are not part of the heap, but stored apart
+            heap["usedSize"] + heap.get("backingStorageSize", 0),
+        )
+
+    live.fit_cells(25)
+    *before, bytes_before = measure()
+    live.fit_cells(25)
+    *after, bytes_after = measure()
+    assert after == before
+    assert bytes_after < bytes_before + 2_000_000  # one set of factors has 18 MB
+
+
+def bricks(count, shift=0):
+    """Nearly equal images of a wall, as arrays."""
+    generator = np.random.default_rng(shift)
+    wall = skimage.data.brick()
+    images = []
+    for _ in range(count):
+        top, left = generator.integers(0, 6, 2)
+        noise = generator.normal(0, 3, (400, 400))
+        images.append((wall[top:, left:][:400, :400] + noise).clip(0, 255))
+    return [Image.fromarray(image.astype(np.uint8)).convert("RGB") for image in images]
+
+
+def uploads(images):
+    return [
+        {"name": f"{k}.png", "mimeType": "image/png", "buffer": encoded(image)}
+        for k, image in enumerate(images)
+    ]
+
+
+def own_status(page, words):
+    page.locator("#live-own-status", has_text=words).wait_for()
+    return page.locator("#live-own-status").inner_text()
+
+
+def inspect(page, name, image):
+    file = {"name": name, "mimeType": "image/png", "buffer": encoded(image)}
+    page.locator("#live-new").set_input_files(file)
+    own_status(page, f"{name}: ")
+    return page.evaluate("live.padim().inspected.score")
+
+
+def test_padim_is_fitted_to_the_readers_images(live):
+    page = live.page
+    images = bricks(22)
+    files = page.locator("#live-good")
+    files.set_input_files(uploads(images[:19]))
+    own_status(page, "19 good images.")
+    assert page.locator("#live-own-fit").is_disabled()
+    assert "20 to 40 are needed" in page.locator("#live-good-count").inner_text()
+    broken = {"name": "text.png", "mimeType": "image/png", "buffer": b"no image"}
+    files.set_input_files([*uploads(images[19:21]), broken])
+    own_status(page, "text.png is not an image that this browser can read")
+    assert page.locator("#live-good-strip canvas").count() == 21
+    drop = "document.querySelector('#live-%s')"
+    text = base64.b64encode(encoded(images[-1])).decode()
+    page.evaluate(TRANSFER % (drop % "collect"), ["drop", "dataTransfer", text])
+    own_status(page, "22 good images.")
+    assert page.locator("#live-good-strip canvas").count() == 22
+    page.locator("#live-own-fit").click()
+    assert "leave-one-out" in own_status(page, "Fitted to 22 images")
+
+    detector = PaDiM(backbones.load("efficientnet_lite0").extractor())
+    detector.fit(detector.prepare(images).split(4))
+    train = detector.prepare(images).split(4)
+    threshold = detector.normal_threshold(train, quantile=1, fitted=True)
+    limit = page.evaluate("live.padim().own.limit")
+    assert limit == pytest.approx(threshold, rel=0.1)
+    new = bricks(6, shift=1)
+    for k, image in enumerate(new[3:]):
+        pixels = np.array(image)
+        pixels[150 : 160 + 20 * k, 200:260] = 20  # a dark spot
+        new[3 + k] = Image.fromarray(pixels)
+    scores = [inspect(page, f"{k}.png", image) for k, image in enumerate(new)]
+    expected = [float(detector.score(detector.prepare(image))) for image in new]
+    assert correlation(scores, expected) >= 0.98
+    assert min(scores[3:]) > max(*scores[:3], limit)
+    text = base64.b64encode(encoded(new[0])).decode()
+    page.evaluate(TRANSFER % (drop % "inspect"), ["drop", "dataTransfer", text])
+    assert own_status(page, "drop.png: ").endswith(f"{scores[0]:.1f}.")
+    inspect(page, "5.png", new[5])
+    assert page.locator("#live-verdict").inner_text() == "Alarm"
+    assert "region above the threshold" in page.locator("#live-own-box").inner_text()
+    page.locator("#live-own-limit").fill(
+        page.locator("#live-own-limit").get_attribute("max")
+    )
+    assert page.evaluate("live.padim().inspected.score") == scores[-1]
+
+    page.locator("#live-clear").click()
+    assert page.evaluate("live.padim().good") == 0
+    files.set_input_files(uploads(bricks(41)))
+    own_status(page, "Only the first 40 images are used")
+    assert page.evaluate("live.padim().good") == 40
+    page.locator("#live-clear").click()
+
+
+def test_good_images_can_be_taken_by_the_camera(live):
+    page = live.page
+    page.evaluate(FAKE_CAMERA)
+    page.locator("#live-own-camera").click()
+    own_status(page, "The camera is running")
+    page.locator("#live-take").click()
+    own_status(page, "1 good image.")
+    page.evaluate("live.takePause = 0")
+    page.locator("#live-take-all").click()
+    page.wait_for_function("live.padim().good === 31")
+    page.locator("#live-own-stop").click()
+    own_status(page, "The camera is off")
+    assert page.evaluate(CAMERA_IS_OFF)
+    assert page.locator("#live-own-camera").is_visible()
+    assert page.locator("#live-take").is_hidden()
+    page.locator("#live-clear").click()
+
+
+def test_only_one_part_has_the_camera(live):
+    page = live.page
+    page.evaluate(FAKE_CAMERA)
+    page.locator("#live-own-camera").click()
+    own_status(page, "The camera is running")
+    page.evaluate("window.firstStream = cameraStream")
+    page.evaluate("live.say('')")
+    page.locator("#live-camera").click()
+    live.status("The camera is running")
+    own_status(page, "The camera is off")
+    assert page.evaluate("firstStream.getTracks()[0].readyState") == "ended"
+    page.locator("#live-stop").click()
+    assert page.evaluate(CAMERA_IS_OFF)
+
+
+def test_each_part_has_a_still_image(browser, address):
+    page = browser.context.new_page()
+    try:
+        page.goto(address)
+        for part in ("cam", "padim"):
+            image = page.locator(f"#live-{part} img")
+            assert image.is_visible()
+            assert image.evaluate("image => image.naturalWidth") > 400
+        assert page.locator("#live-bars-macs span").count() == 28
+    finally:
+        page.close()
+    # The bars replace a chart, which shows the same without the script.
+    chart = (HTML / "_static" / "live" / "cost.svg").read_text()
+    macs = [layer.macs for layer in profile(MobileNetV1()).layers if layer.macs]
+    heights = [float(part.split('"')[0]) for part in chart.split('height="')[1:]]
+    assert heights == pytest.approx([100 * n / max(macs) for n in macs], abs=0.006)
+
+
+@pytest.mark.parametrize("page", ["index", "01_mobilenet", "02_cam", "05_padim"])
+def test_other_pages_lead_here(page):
+    assert "live.html" in (HTML / "book" / f"{page}.html").read_text()
+
+
 def test_without_simd_the_page_says_so(browser, address):
     page = browser.context.new_page()
     try:
@@ -428,6 +760,10 @@ def test_without_simd_the_page_says_so(browser, address):
         status = page.locator("#live-status", has_text="no WebAssembly with SIMD")
         status.wait_for()
         assert page.locator("#live-cam img").is_visible()
+        page.locator("#live-fit").click()
+        status = page.locator("#live-fit-status", has_text="no WebAssembly with SIMD")
+        status.wait_for()
+        assert page.locator("#live-padim img").is_visible()
     finally:
         page.close()
 
@@ -436,6 +772,12 @@ def test_loaded_page_is_accessible(browser, address):
     visit = Visit(browser, address)
     try:
         page = visit.page
+        visit.fit_cells(25)
+        page.locator("#live-good").set_input_files(uploads(bricks(20)))
+        own_status(page, "20 good images.")
+        page.locator("#live-own-fit").click()
+        own_status(page, "Fitted to 20 images")
+        inspect(page, "new.png", *bricks(1, shift=1))
         for width in sorted(WIDTHS.values()):
             page.set_viewport_size({"width": width, "height": HEIGHT})
             assert page.evaluate(FACTS)["sideways"] == []

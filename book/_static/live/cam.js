@@ -6,9 +6,7 @@
   const percent = value => `${(100 * value).toFixed(1)} %`;
   const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
   const say = text => (get("live-status").textContent = text);
-  const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
   let current = null; // the image, its result and the chosen class
-  let stream = null; // of the camera, while it runs
 
   const classify = (image, name) => {
     const start = performance.now();
@@ -52,15 +50,7 @@
     const share = get("live-threshold").value / 100;
     const box = live.largestBox(enlarged, image.width, image.height, share);
     current = { ...current, map, mean, bias, box };
-    if (box) {
-      const context = canvas.getContext("2d");
-      context.lineWidth = Math.max(2, image.width / 150);
-      context.strokeStyle = "#fff";
-      context.strokeRect(box.left, box.top, box.right - box.left, box.bottom - box.top);
-      context.setLineDash([2 * context.lineWidth, 2 * context.lineWidth]);
-      context.strokeStyle = "#000";
-      context.strokeRect(box.left, box.top, box.right - box.left, box.bottom - box.top);
-    }
+    if (box) live.drawBox(canvas, box);
     const name = live.classes[target];
     get("live-shown").textContent = name;
     get("live-shown-probability").textContent = percent(probabilities[target]);
@@ -71,9 +61,7 @@
     get("live-highest").textContent = number(largest);
     get("live-opacity-value").textContent = `${get("live-opacity").value} %`;
     get("live-threshold-value").textContent = `${get("live-threshold").value} %`;
-    const place = box
-      ? `rows ${box.top} to ${box.bottom - 1}, columns ${box.left} to ${box.right - 1}`
-      : "none, because no value of the map is positive";
+    const place = box ? live.describeBox(box) : "none, because no value of the map is positive";
     get("live-box").textContent = place;
     canvas.setAttribute("aria-label", `${current.name} with the activation map of the class ${name}; box: ${place}`);
     drawTop();
@@ -85,7 +73,7 @@
   };
 
   const show = async (reading, name) => {
-    stopCamera();
+    live.stopCamera();
     try {
       classify(await reading, name);
       say(`Classified ${name}: ${live.classes[current.best]}.`);
@@ -94,6 +82,8 @@
     }
   };
 
+  live.readSample = name => live.readUrl(live.samples[name]);
+
   const showFile = file => {
     if (file) show(live.readFile(file), file.name || "the pasted image");
   };
@@ -101,45 +91,28 @@
   // ---- camera -----------------------------------------------------------------------------------------------------
 
   const startCamera = async () => {
-    if (!navigator.mediaDevices?.getUserMedia) {
-      say("This browser offers no camera to this page. Browsers allow it for pages from https or localhost.");
-      return;
-    }
+    let camera;
     try {
-      stream = await navigator.mediaDevices.getUserMedia({ video: { width: 640 }, audio: false });
+      camera = await live.startCamera(() => {
+        const hadFocus = document.activeElement === get("live-stop");
+        get("live-stop").hidden = true;
+        get("live-camera").hidden = false;
+        if (hadFocus) get("live-camera").focus();
+        say("The camera is off.");
+      });
     } catch (error) {
-      say(`The camera can't be used (${error.name}). Allow it in the browser's settings, or choose a file.`);
+      say(error.message);
       return;
     }
-    const video = document.createElement("video");
-    video.srcObject = stream;
-    video.muted = video.playsInline = true;
-    await video.play();
     get("live-camera").hidden = true;
     get("live-stop").hidden = false;
     get("live-stop").focus();
     say("The camera is running. Its images stay in this page.");
-    const active = stream;
-    while (stream === active) {
-      if (video.videoWidth) {
-        const target = current?.name === "the camera's image" && get("live-keep").checked ? current.target : null;
-        classify(live.readPixels(video), "the camera's image");
-        if (target !== null) chooseClass(target);
-      }
-      // With reduced motion, one image per second.
-      await new Promise(resolve => setTimeout(resolve, reducedMotion.matches ? 1000 : 30));
-    }
-  };
-
-  const stopCamera = () => {
-    if (!stream) return;
-    stream.getTracks().forEach(track => track.stop());
-    stream = null;
-    const hadFocus = document.activeElement === get("live-stop");
-    get("live-stop").hidden = true;
-    get("live-camera").hidden = false;
-    if (hadFocus) get("live-camera").focus();
-    say("The camera is off.");
+    await live.watchCamera(camera, image => {
+      const target = current?.name === "the camera's image" && get("live-keep").checked ? current.target : null;
+      classify(image, "the camera's image");
+      if (target !== null) chooseClass(target);
+    });
   };
 
   // ---- controls ---------------------------------------------------------------------------------------------------
@@ -147,7 +120,7 @@
   const megabytes = Object.values(live.files).reduce((a, b) => a + b) / 1e6;
   get("live-start").textContent = `Load the network (${megabytes.toFixed(1)} MB)`;
   get("live-start").disabled = false;
-  get("live-start").addEventListener("click", async () => {
+  const start = async () => {
     get("live-start").disabled = true;
     get("live-progress").hidden = false;
     say("Loading …");
@@ -159,11 +132,19 @@
       say("The network is loaded. Its first image is the cat.");
       for (const part of document.querySelectorAll(".live-after")) part.hidden = false;
       for (const part of document.querySelectorAll(".live-before")) part.hidden = true;
-      get("live-class").focus();
+      dispatchEvent(new Event("live-started"));
+      return true;
     } catch (error) {
       say(`${error.message} The images on this page still show what it computes.`);
       get("live-progress").hidden = true;
+      return false;
     }
+  };
+  // Load the network once, and show what needs it. Resolves to whether it is loaded.
+  let started = null;
+  live.start = () => (started ??= start());
+  get("live-start").addEventListener("click", async () => {
+    if (await live.start()) get("live-class").focus();
   });
 
   for (const button of document.querySelectorAll("[data-sample]"))
@@ -173,8 +154,7 @@
     event.target.value = ""; // so that the same file can be chosen again
   });
   get("live-camera").addEventListener("click", startCamera);
-  get("live-stop").addEventListener("click", stopCamera);
-  addEventListener("pagehide", stopCamera);
+  get("live-stop").addEventListener("click", live.stopCamera);
   for (const id of ["live-opacity", "live-threshold"]) get(id).addEventListener("input", () => current && drawMap());
   get("live-search").addEventListener("change", event => {
     const target = live.classes.indexOf(event.target.value.trim());
@@ -182,20 +162,7 @@
     else if (event.target.value.trim()) say(`“${event.target.value}” is not one of the 1,000 classes.`);
   });
 
-  const zone = get("live-cam");
-  const isFile = event => event.dataTransfer?.types.includes("Files");
-  zone.addEventListener("dragover", event => {
-    if (!isFile(event) || !live.classes) return;
-    event.preventDefault();
-    zone.classList.add("live-over");
-  });
-  zone.addEventListener("dragleave", () => zone.classList.remove("live-over"));
-  zone.addEventListener("drop", event => {
-    if (!isFile(event) || !live.classes) return;
-    event.preventDefault();
-    zone.classList.remove("live-over");
-    showFile(event.dataTransfer.files[0]);
-  });
+  live.acceptDrops(get("live-cam"), () => live.classes, ([file]) => showFile(file));
   addEventListener("paste", event => {
     const file = [...(event.clipboardData?.files ?? [])].find(({ type }) => type.startsWith("image/"));
     if (file && live.classes) showFile(file);

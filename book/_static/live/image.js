@@ -82,20 +82,36 @@ live.upsample = (map, rows, columns, height, width) => {
 // Colours of values that increase and decrease the class score.
 const POSITIVE = [214, 69, 0], NEGATIVE = [0, 92, 204];
 
-// Draw an image and a signed map of the same size; the colour is the more opaque, the larger the absolute value.
-live.drawOverlay = (canvas, image, map, opacity) => {
+// Draw an image and a signed map of the same size; the colour is the more opaque, the larger the absolute value, up to
+// `largest`.
+live.drawOverlay = (canvas, image, map, opacity, largest = largestAbsolute(map)) => {
   canvas.width = image.width;
   canvas.height = image.height;
   const pixels = new ImageData(new Uint8ClampedArray(image.data), image.width, image.height);
-  const largest = map.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-12);
   map.forEach((value, k) => {
-    const share = (opacity * Math.abs(value)) / largest;
+    const share = opacity * Math.min(1, Math.abs(value) / largest);
     const colour = value > 0 ? POSITIVE : NEGATIVE;
     for (let c = 0; c < 3; c++)
       pixels.data[4 * k + c] = (1 - share) * pixels.data[4 * k + c] + share * colour[c];
   });
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 };
+
+const largestAbsolute = map => map.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-12);
+
+// Draw a box on an image, visible on light and on dark.
+live.drawBox = (canvas, box) => {
+  const context = canvas.getContext("2d");
+  context.lineWidth = Math.max(2, canvas.width / 150);
+  context.strokeStyle = "#fff";
+  context.strokeRect(box.left, box.top, box.right - box.left, box.bottom - box.top);
+  context.setLineDash([2 * context.lineWidth, 2 * context.lineWidth]);
+  context.strokeStyle = "#000";
+  context.strokeRect(box.left, box.top, box.right - box.left, box.bottom - box.top);
+};
+
+// Where a box is, in words.
+live.describeBox = box => `rows ${box.top} to ${box.bottom - 1}, columns ${box.left} to ${box.right - 1}`;
 
 // The box around the largest region above a share of the maximum; pixels that touch at a corner are connected. Null if
 // no value is positive. Right and bottom are outside the box.
@@ -143,9 +159,71 @@ live.readFile = async file => {
   return pixels;
 };
 
-live.readSample = async name => {
+// Read an image from its data: URL.
+live.readUrl = async url => {
   const image = new Image();
-  image.src = live.samples[name];
+  image.src = url;
   await image.decode();
   return live.readPixels(image);
+};
+
+// Accept files that are dropped on an element, while `isReady` returns true.
+live.acceptDrops = (zone, isReady, useFiles) => {
+  const isAccepted = event => event.dataTransfer?.types.includes("Files") && isReady();
+  zone.addEventListener("dragover", event => {
+    if (!isAccepted(event)) return;
+    event.preventDefault();
+    zone.classList.add("live-over");
+  });
+  zone.addEventListener("dragleave", () => zone.classList.remove("live-over"));
+  zone.addEventListener("drop", event => {
+    if (!isAccepted(event)) return;
+    event.preventDefault();
+    zone.classList.remove("live-over");
+    useFiles([...event.dataTransfer.files]);
+  });
+};
+
+// ---- camera ----------------------------------------------------------------------------------------------------------
+
+let camera = null; // the one that runs
+
+// Start the camera; another part that uses it loses it. `onStop` is called once, when it is off.
+live.startCamera = async onStop => {
+  live.stopCamera();
+  if (!navigator.mediaDevices?.getUserMedia)
+    throw new Error("This browser offers no camera to this page. Browsers allow it for pages from https or localhost.");
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { width: 640 }, audio: false });
+  } catch (error) {
+    throw new Error(`The camera can't be used (${error.name}). Allow it in the browser's settings, or choose a file.`);
+  }
+  const video = document.createElement("video");
+  video.srcObject = stream;
+  video.muted = video.playsInline = true;
+  live.stopCamera(); // one that was started meanwhile
+  camera = { stream, video, onStop, isOn: true };
+  await video.play();
+  return camera;
+};
+
+live.stopCamera = () => {
+  if (!camera) return;
+  const { stream, onStop } = camera;
+  camera.isOn = false;
+  camera = null;
+  stream.getTracks().forEach(track => track.stop());
+  onStop();
+};
+addEventListener("pagehide", live.stopCamera);
+
+// Pass the camera's images to a function, as fast as it uses them, until the camera is off.
+live.watchCamera = async (active, useImage) => {
+  const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
+  while (active.isOn) {
+    if (active.video.videoWidth) await useImage(live.readPixels(active.video));
+    // With reduced motion, one image per second.
+    await new Promise(resolve => setTimeout(resolve, reducedMotion.matches ? 1000 : 30));
+  }
 };

@@ -95,10 +95,13 @@ live.run = (layers, weights, x, visit = () => false) =>
     return x;
   });
 
+// The network's input: 224×224×3 values from 0 to 255, scaled as it was trained.
+live.prepare = pixels => tf.tensor4d(pixels.map(value => (value - 127) / 128), [1, 224, 224, 3]);
+
 // Classify pixels, a Float32Array of 224×224×3 values from 0 to 255. Returns logits, probabilities and the pooled
 // feature map.
 live.classify = pixels => {
-  const input = tf.tensor4d(pixels.map(value => (value - 127) / 128), [1, 224, 224, 3]);
+  const input = live.prepare(pixels);
   let features;
   const output = live.run(live.layers, live.weights, input, (layer, x) => {
     if (layer.name === "conv_head") features = x.dataSync();
@@ -149,8 +152,24 @@ live.hasSimd = () => {
   return typeof WebAssembly === "object" && WebAssembly.validate(new Uint8Array(module));
 };
 
-// Load engine and weights once; `progress` receives the share of the bytes loaded.
-live.load = progress => (live.loading ??= loadNetwork(progress));
+// Let the browser draw and react.
+live.pause = () => new Promise(resolve => setTimeout(resolve));
+
+// Load engine and weights once; every `progress` receives the share of the bytes loaded.
+const listeners = [];
+live.load = progress => {
+  listeners.push(progress);
+  return (live.loading ??= loadNetwork(share => listeners.forEach(listener => listener(share))));
+};
+
+// Load the solar cells once.
+live.loadCells = () => (live.loadingCells ??= loadCells());
+
+async function loadCells() {
+  await live.loadScript("data_cells.js");
+  live.cells = live.data.cells;
+  live.data = {};
+}
 
 async function loadNetwork(progress) {
   if (!live.hasSimd()) throw new Error("This browser has no WebAssembly with SIMD, which the network needs.");
