@@ -23,12 +23,14 @@ import functools
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
 import yaml
 from api_names import documented_as
+from nbformat import NotebookNode
 
 from paperlib.storage import write_text
 
@@ -99,7 +101,7 @@ TARGET = re.compile(rf"^\({MARK.pattern}\)=$", re.M)
 
 class Mark(NamedTuple):
     """A place in the book that tells of an item. Its page, without suffix; its anchor;
-    whether its code asserts.
+    whether its code, or that of the hidden cells after it, asserts.
     """
 
     page: str
@@ -374,13 +376,25 @@ def marks(root: Path) -> list[tuple[str, Mark]]:
             mark = Mark(page, anchor(match[0][1:-2]), match[2], False)
             found.append((match[1], mark))
     for path in sorted((root / "notebooks").glob("*.ipynb")):
-        for cell in nbformat.read(path, as_version=4).cells:
+        cells = nbformat.read(path, as_version=4).cells
+        for i, cell in enumerate(cells):
             for tag in cell.metadata.get("tags", ()):
                 if match := MARK.fullmatch(tag):
                     page = f"notebooks/{path.stem}"
-                    asserts = _asserts(cell.source)
+                    asserts = any(map(_asserts, _with_checks(cells[i:])))
                     found.append((match[1], Mark(page, anchor(tag), match[2], asserts)))
     return found
+
+
+def _with_checks(cells: Sequence[NotebookNode]) -> Iterator[str]:
+    """Yield the code of the first cell and of the hidden cells right after it, which
+    check its results out of the reader's sight.
+    """
+    yield cells[0].source
+    for cell in cells[1:]:
+        if "remove-cell" not in cell.metadata.get("tags", ()):
+            return
+        yield cell.source
 
 
 def anchor(mark: str) -> str:

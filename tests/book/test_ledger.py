@@ -6,6 +6,7 @@ import shutil
 import ledger
 import pytest
 from built import HTML, ROOT, why_not_built
+from nbformat.v4 import new_code_cell
 
 NOTEBOOK, FIGURE_3 = "notebooks/02_cam.ipynb", "ledger:cam-figure-3:measured"
 ARXIV = {"1704.04861": "mobilenet", "2006.16067": "patch_svdd", "2011.08785": "padim"}
@@ -245,6 +246,13 @@ def test_cells_with_assertions_are_recognised():
     assert ledger._asserts("x = 1\nassert x")
     assert ledger._asserts("np.testing.assert_allclose(a, b)")
     assert not ledger._asserts("print('assert')")
+
+
+def test_checks_in_hidden_cells_count():
+    shown, hidden, later = (new_code_cell(source) for source in ("x = 1", "a", "b"))
+    hidden.metadata.tags = ["remove-cell"]
+    assert [*ledger._with_checks([shown, hidden, later])] == ["x = 1", "a"]
+    assert [*ledger._with_checks([shown, later, hidden])] == ["x = 1"]
 
 
 # ---- the built page ----
