@@ -506,10 +506,7 @@ torch.testing.assert_close(denormalised_image.cpu(), resized_image, atol=1e-5, r
 # `view(-1, 1, 1)` turns three numbers into the shape (3, 1, 1), so that each multiplies
 # or shifts a whole channel of the images, (3, 224, 224).
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels of the same cat. Left,
-# the normalised image drawn as it is: mostly black, with orange patches. Middle,
-# de-normalised: the cat in its natural colours, squeezed to a square. Right, the
-# original image, wider than it is tall."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels of the same cat. Left, the normalised image drawn as it is: mostly black, with orange patches. Middle, de-normalised: the cat in its natural colours, squeezed to a square. Right, the original image, wider than it is tall."}}
 fig, panels = plt.subplots(1, 3, figsize=(6.4, 3))
 is_negative = (normalised_image < 0).float()
 title = f"as it is:\n{is_negative.mean():.0%} below 0"

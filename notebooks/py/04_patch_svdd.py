@@ -2061,7 +2061,7 @@ print(f"{claim:30} {our_seconds:8.2f} seconds (exact, 32 images in the bank)")
 # ## Where it fails
 #
 # The figure shows the defective cell with the lowest score and the functional cell with
-# the highest. Each map has its own colour scale, whose ends are printed below it:
+# the highest. Each map has its own colour scale, whose ends are printed above it:
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of a cell and its map. Above, a defective cell that looks nearly flawless; its map, from 0.05 to 0.50, is brightest along the border. Below, a functional cell; its map, from 0.03 to 2.10, is bright at the upper right corner and dark elsewhere."}}
 trained_maps = test_maps["trained"].mult.cpu()
@@ -2079,8 +2079,9 @@ for axes, (title, (class_images, score_maps, descending)) in zip(
     worst_map = score_maps[worst]
     failed_scores.append(float(worst_map.max()))
     viz.panel(axes[0], class_images[worst], title)
-    companion.draw_scores(axes[1], worst_map, f"score {failed_scores[-1]:.2f}")
-    axes[1].set_xlabel(f"from {worst_map.min():.2f} to {worst_map.max():.2f}")
+    limits = f"from {worst_map.min():.2f} to {worst_map.max():.2f}"
+    title = f"score {failed_scores[-1]:.2f}\n{limits}"
+    companion.draw_scores(axes[1], worst_map, title)
 plt.show()
 
 # %% tags=["remove-cell"]
