@@ -337,7 +337,7 @@ def test_webgl_loads_no_other_engine(software_webgl, webgl):
     ("before", "query", "engine", "place"),
     [
         # The browser has WebGL, but no graphics card.
-        ("null", "", "wasm", "on one thread (WebAssembly)"),
+        ("live.timeLimit = Infinity", "", "wasm", "on one thread (WebAssembly)"),
         (
             "live.hasGraphicsCard = () => true; live.timeLimit = Infinity",
             "",
