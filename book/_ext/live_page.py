@@ -42,6 +42,8 @@ from paperlib.storage import write_text  # noqa: E402
 PAGE = "book/live"
 SCRIPTS = ("network.js", "image.js", "cam.js", "cost.js", "padim.js", "cells.js")
 ENGINE = ROOT / "book" / "_static" / "tfjs"
+# The page loads one of them; network.js chooses.
+BACKENDS = {"wasm": "tf-backend-wasm.min.js", "webgl": "tf-backend-webgl.min.js"}
 SAMPLES = {
     "cat": skimage.data.chelsea,
     "coffee": skimage.data.coffee,
@@ -128,6 +130,14 @@ def still_of_cam(backbone: backbones.Backbone) -> bytes:
         result = cam(backbone.model, backbone.transform(image[None]))
     values = upsample(result.maps[0] / result.maps.abs().max(), image.shape[:2]).numpy()
     return encoded(overlay(image, values), "JPEG", quality=85)
+
+
+def result_for_cat(backbone: backbones.Backbone) -> dict[str, float]:
+    """Return class and probability, by which the page checks its engine."""
+    with torch.no_grad():
+        logits = backbone.model(backbone.transform(SAMPLES["cat"]()[None]))
+    probability, target = logits[0].softmax(0).max(0)
+    return {"target": int(target), "probability": round(float(probability), 4)}
 
 
 def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -228,12 +238,11 @@ def contents(backbone: backbones.Backbone) -> dict[str, object]:
     """Return the value of each script of the network, by name."""
     packed = packed_weights(backbone.model)
     size = -(-len(packed) // WEIGHT_FILES)
-    engine = (ENGINE / "tfjs-backend-wasm-simd.wasm").read_bytes()
     return {
-        "wasm": data_url(engine, "application/octet-stream"),
         "samples": {
             name: data_url(
-                encoded(load(), "JPEG", quality=95, subsampling=0), "image/jpeg"
+                encoded(load(), "JPEG", quality=88, subsampling=0, optimize=True),
+                "image/jpeg",
             )
             for name, load in SAMPLES.items()
         },
@@ -252,22 +261,35 @@ def write_script(folder: Path, name: str, value: object) -> int:
     return len(text.encode())
 
 
+def script_of_engine(path: str) -> dict[str, int]:
+    """Return the bytes of a script of TensorFlow.js by the address the page uses."""
+    return {f"../tfjs/{path}": (ENGINE / path).stat().st_size}
+
+
 def write_files(folder: Path) -> None:
     """Write the scripts, their list (files.js) and the still images."""
     folder.mkdir(parents=True, exist_ok=True)
     backbone = backbones.load("efficientnet_lite0")
-    sizes = {}
-    for path in ("tf-core.min.js", "tf-backend-wasm.min.js"):
-        sizes[f"../tfjs/{path}"] = (ENGINE / path).stat().st_size
+    sizes = script_of_engine("tf-core.min.js")
     for name, value in contents(backbone).items():
         sizes[f"data_{name}.js"] = write_script(folder, name, value)
+    engines = {name: script_of_engine(path) for name, path in BACKENDS.items()}
+    binary = (ENGINE / "tfjs-backend-wasm-simd.wasm").read_bytes()
+    url = data_url(binary, "application/octet-stream")
+    engines["wasm"]["data_wasm.js"] = write_script(folder, "wasm", url)
     cells = draw_cells(backbone)
     detector = fit_cells(backbone, cells)
     value = {name: [data_url(c, "image/webp") for c in cells[name]] for name in cells}
     value["channels"] = detector.channels.tolist()
     size = write_script(folder, "cells", value)
-    lists = f"live.files = {json.dumps(sizes)};\nlive.cellsSize = {size};\n"
-    write_text(folder / "files.js", lists)
+    lists = {
+        "files": sizes,
+        "engines": engines,
+        "cellsSize": size,
+        "expected": result_for_cat(backbone),
+    }
+    lines = [f"live.{name} = {json.dumps(value)};\n" for name, value in lists.items()]
+    write_text(folder / "files.js", "".join(lines))
     (folder / "cam.jpg").write_bytes(still_of_cam(backbone))
     (folder / "padim.jpg").write_bytes(still_of_padim(detector, cells))
     write_text(folder / "cost.svg", still_of_cost())

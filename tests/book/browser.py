@@ -304,16 +304,18 @@ def driver() -> Iterator:
 
 
 @contextmanager
-def launched(chromium_type, folder: Path, scale: float = 1) -> Iterator[Browser]:
+def launched(
+    chromium_type, folder: Path, scale: float = 1, more: tuple[str, ...] = ()
+) -> Iterator[Browser]:
     """Serve a folder and start a browser with a fresh profile on it; `scale` is the
-    number of pixels per CSS pixel.
+    number of pixels per CSS pixel, `more` are further arguments of the browser.
     """
     with served(folder) as base, tempfile.TemporaryDirectory() as profile:
         context = chromium_type.launch_persistent_context(
             profile,
             executable_path=chromium(),
             headless=True,
-            args=ARGUMENTS,
+            args=[*ARGUMENTS, *more],
             device_scale_factor=scale,
         )
         # Long enough for a busy machine.

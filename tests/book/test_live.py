@@ -17,6 +17,7 @@ from browser import (
     WIDTHS,
     accessibility_faults,
     contrast_faults,
+    launched,
     stop_transitions,
 )
 from built import HTML, ROOT
@@ -74,13 +75,18 @@ TRANSFER = """([kind, property, text]) => {
   Object.defineProperty(event, property, {value: transfer});
   %s.dispatchEvent(event);
 }"""
+# WebGL without a graphics card, as this browser would otherwise have none.
+SOFTWARE_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 CAMERA_IS_OFF = "cameraStream.getTracks().every(track => track.readyState === 'ended')"
 
 
 class Visit:
-    """The live page in a tab of its own, with the network loaded."""
+    """The live page in a tab of its own, with the network loaded.
 
-    def __init__(self, browser, address):
+    `before` is a script that runs before the click.
+    """
+
+    def __init__(self, browser, address, before="null"):
         self.page = browser.context.new_page()
         self.page.set_viewport_size({"width": WIDTHS["desktop"], "height": HEIGHT})
         self.requests, self.errors = [], []
@@ -90,10 +96,13 @@ class Visit:
             "console",
             lambda message: (
                 message.type in ("error", "warning")
+                # Reading a result from WebGL waits for it, as it should.
+                and "GPU stall due to ReadPixels" not in message.text
                 and self.errors.append(message.text)
             ),
         )
         self.page.goto(address)
+        self.page.evaluate(before)
         self.page.locator("#live-start").click()
         assert self.status("The network is loaded").endswith("the cat.")
 
@@ -250,6 +259,141 @@ def test_it_runs_from_a_file_without_other_hosts(browser):
         visit.page.close()
 
 
+@pytest.fixture(scope="module")
+def software_webgl(chromium_type, browser):
+    """A browser with WebGL, which is computed without a graphics card."""
+    with launched(chromium_type, HTML, more=SOFTWARE_WEBGL) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def webgl(software_webgl):
+    """The page with the network in WebGL; tests share it."""
+    visit = Visit(software_webgl, software_webgl.base + PATH + "?engine=webgl")
+    yield visit
+    visit.page.close()
+    assert visit.errors == []
+
+
+@pytest.mark.parametrize("name", ["coffee", "astronaut"])
+def test_webgl_agrees_with_pytorch(webgl, expected, name):
+    map, probabilities, target = expected[name]
+    assert webgl.page.evaluate("[tf.getBackend(), live.engine]") == ["webgl"] * 2
+    result = webgl.choose_sample(name)
+    assert result["best"] == target
+    assert result["probabilities"][target] == pytest.approx(
+        float(probabilities[target]), abs=0.03
+    )
+    assert correlation(result["map"], map) >= 0.995
+    assert result["mean"] + result["bias"] == pytest.approx(
+        result["logits"][target], abs=1e-3
+    )
+
+
+FEATURES = """async () => {
+  await live.loadCells();
+  const detector = live.createDetector(live.cells.channels);
+  const features = new Float32Array(detector.size);
+  const cell = live.resize(await live.readUrl(live.cells.train[0]));
+  live.extractFeatures(detector, cell, features);
+  return [...features];
+}"""
+
+
+def test_webgl_and_wasm_have_the_same_features(live, webgl):
+    features, expected = (
+        torch.tensor(v.page.evaluate(FEATURES)) for v in (webgl, live)
+    )
+    assert expected.std() > 0.1
+    torch.testing.assert_close(features, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_memory_is_constant_in_webgl(webgl):
+    webgl.choose_sample("cat")
+    measure = """() => {
+      const {numTensors, numBytes, numBytesInGPUAllocated} = tf.memory();
+      return [numTensors, numBytes, numBytesInGPUAllocated];
+    }"""
+    before = webgl.page.evaluate(measure)
+    for name in ("coffee", "cat", "rocket", "cat"):
+        webgl.choose_sample(name)
+    assert webgl.page.evaluate(measure) == before
+    times = webgl.page.evaluate(
+        "live.countMacs(live.mobilenet(0.25), 96).map(live.timeLayer)"
+    )
+    assert len(times) == 28
+    assert min(times) > 0
+    assert webgl.page.evaluate(measure)[:2] == before[:2]
+
+
+def test_webgl_loads_no_other_engine(software_webgl, webgl):
+    local = (software_webgl.base, "data:", "blob:")
+    assert [url for url in webgl.requests if not url.startswith(local)] == []
+    assert any("tf-backend-webgl" in url for url in webgl.requests)
+    assert not any("wasm" in url for url in webgl.requests)
+
+
+@pytest.mark.parametrize(
+    ("before", "query", "engine", "place"),
+    [
+        # The browser has WebGL, but no graphics card.
+        ("live.timeLimit = Infinity", "", "wasm", "on one thread (WebAssembly)"),
+        (
+            "live.hasGraphicsCard = () => true; live.timeLimit = Infinity",
+            "",
+            "webgl",
+            "on the graphics card (WebGL)",
+        ),
+        (
+            "live.hasGraphicsCard = () => true; live.timeLimit = 0",
+            "",
+            "wasm",
+            "on one thread (WebAssembly)",
+        ),
+        (
+            "live.hasGraphicsCard = () => true; live.timeLimit = Infinity;"
+            " live.expected.probability = 0.5",
+            "",
+            "wasm",
+            "on one thread (WebAssembly)",
+        ),
+        (
+            "live.hasGraphicsCard = () => true",
+            "?engine=wasm",
+            "wasm",
+            "on one thread (WebAssembly)",
+        ),
+    ],
+    ids=["software", "card", "slow", "wrong", "selected"],
+)
+def test_the_engine_is_chosen(software_webgl, before, query, engine, place):
+    address = software_webgl.base + PATH + query
+    visit = Visit(software_webgl, address, before)
+    try:
+        status = visit.page.locator("#live-status").inner_text()
+        assert f"runs {place}. " in status
+        assert visit.page.evaluate("[tf.getBackend(), live.engine]") == [engine] * 2
+        assert visit.page.locator("#live-class").inner_text() == "Egyptian cat"
+        assert visit.errors == []
+    finally:
+        visit.page.close()
+
+
+def test_a_withdrawn_graphics_card_is_reported(software_webgl):
+    visit = Visit(software_webgl, software_webgl.base + PATH + "?engine=webgl")
+    try:
+        visit.page.evaluate(
+            "live.say('');"
+            "tf.backend().getGPGPUContext().gl.getExtension('WEBGL_lose_context')"
+            ".loseContext()"
+        )
+        visit.page.locator("[data-sample=coffee]").click()
+        visit.status("The browser has withdrawn the graphics card")
+        assert visit.current()["best"] == visit.page.evaluate("live.expected.target")
+    finally:
+        visit.page.close()
+
+
 def test_vendored_files_are_the_listed_ones():
     folder = ROOT / "book" / "_static" / "tfjs"
     lines = (folder / "SHA256SUMS").read_text().splitlines()
@@ -267,10 +411,14 @@ def test_what_the_clicks_load_is_limited(browser, live, fitted):
     files = {url.split("?")[0] for url in live.requests if url.startswith(browser.base)}
     loaded = {url for url in files if "/data_" in url or "/tfjs/" in url}
     sizes = [(HTML / url.removeprefix(browser.base)).stat().st_size for url in loaded]
-    listed = live.page.evaluate("({...live.files, cells: live.cellsSize})")
+    listed = live.page.evaluate(
+        "({...live.files, ...live.engines.wasm, cells: live.cellsSize})"
+    )
     assert len(loaded) == len(listed) > 10
     assert sum(sizes) == sum(listed.values())
-    assert sum(sizes) < LOADED_BYTES
+    # Also where WebGL is loaded first and then found to be wrong or slow.
+    webgl = live.page.evaluate("live.size(live.engines.webgl)")
+    assert sum(sizes) + webgl < LOADED_BYTES
 
 
 def test_the_layers_are_those_of_the_network(live):

@@ -117,8 +117,7 @@
 
   // ---- controls ---------------------------------------------------------------------------------------------------
 
-  const megabytes = Object.values(live.files).reduce((a, b) => a + b) / 1e6;
-  get("live-start").textContent = `Load the network (${megabytes.toFixed(1)} MB)`;
+  get("live-start").textContent = `Load the network (${live.megabytes(live.networkSize())})`;
   get("live-start").disabled = false;
   const start = async () => {
     get("live-start").disabled = true;
@@ -129,7 +128,7 @@
       const options = live.classes.map(name => Object.assign(document.createElement("option"), { value: name }));
       get("live-classes").replaceChildren(...options);
       classify(await live.readSample("cat"), "cat");
-      say("The network is loaded. Its first image is the cat.");
+      say(`The network is loaded and runs ${live.place}. Its first image is the cat.`);
       for (const part of document.querySelectorAll(".live-after")) part.hidden = false;
       for (const part of document.querySelectorAll(".live-before")) part.hidden = true;
       dispatchEvent(new Event("live-started"));

@@ -65,12 +65,9 @@
     }
   };
 
-  const megabytes = bytes => `${(bytes / 1e6).toFixed(1)} MB`;
-  const networkSize = Object.values(live.files).reduce((a, b) => a + b);
-
   const updateButtons = () => {
-    const toLoad = (live.classes ? 0 : networkSize) + (live.cells ? 0 : live.cellsSize);
-    say("live-fit", toLoad ? `Load and fit (${megabytes(toLoad)})` : "Fit");
+    const toLoad = (live.classes ? 0 : live.networkSize()) + (live.cells ? 0 : live.cellsSize);
+    say("live-fit", toLoad ? `Load and fit (${live.megabytes(toLoad)})` : "Fit");
     get("live-fit").disabled = isFitting;
     get("live-own-fit").disabled = isFitting || good.length < FEWEST;
     get("live-clear").disabled = isFitting || !good.length;

@@ -33,24 +33,23 @@ live.countMacs = (layers, side) =>
   });
 
 // Time one layer in milliseconds: the fastest of three batches of runs, because other programs interrupt some. A batch
-// fills 8 ms, because browsers round times. One run before them is not counted.
+// fills 8 ms, because browsers round times. The batches that find its number of runs are not counted.
 live.timeLayer = layer =>
   tf.tidy(() => {
     const x = tf.fill([1, layer.inputSide, layer.inputSide, layer.in], 0.5);
     const weight = { filter: tf.fill(live.filterShape(layer), 0.01), bias: tf.fill([layer.out], 0) };
-    const run = () => tf.dispose(live.applyLayer(layer, weight, x));
-    const timeBatch = () => {
+    const run = () => live.applyLayer(layer, weight, x);
+    const timeBatch = runs => {
       const start = performance.now();
-      let runs = 0, elapsed = 0;
-      while (elapsed < 8) {
-        run();
-        runs++;
-        elapsed = performance.now() - start;
-      }
-      return elapsed / runs;
+      for (let k = 1; k < runs; k++) tf.dispose(run());
+      // A graphics card computes later, but in order: once one value of the last output is read, all runs are over.
+      tf.tidy(() => tf.slice(run(), [0, 0, 0, 0], [1, 1, 1, 1]).dataSync());
+      return performance.now() - start;
     };
-    run();
-    return Math.min(timeBatch(), timeBatch(), timeBatch());
+    let runs = 1;
+    timeBatch(runs); // the first run is slow
+    while (timeBatch(runs) < 8) runs *= 2;
+    return Math.min(timeBatch(runs), timeBatch(runs), timeBatch(runs)) / runs;
   });
 
 {
@@ -142,7 +141,7 @@ live.timeLayer = layer =>
       times = results;
       draw();
       get("live-cost-status").textContent =
-        `Measured: ${sum(times).toFixed(1)} ms for one image, one layer after the other, on one thread.`;
+        `Measured: ${sum(times).toFixed(1)} ms for one image, one layer after the other, ${live.place}.`;
     } else get("live-cost-status").textContent = "The sizes changed during the measurement. Measure again.";
     get("live-measure").disabled = false;
   });

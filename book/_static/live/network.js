@@ -83,8 +83,11 @@ live.applyLayer = (layer, weight, x) => {
 };
 
 // Run the layers on a tensor. `visit` sees each layer and its output, and may return true to stop.
-live.run = (layers, weights, x, visit = () => false) =>
-  tf.tidy(() => {
+live.run = (layers, weights, x, visit = () => false) => {
+  // The browser may withdraw the graphics card, for example from a tab in the background. Results are then wrong.
+  if (tf.backend().getGPGPUContext?.().gl.isContextLost())
+    throw new Error("The browser has withdrawn the graphics card from this page. Reload the page.");
+  return tf.tidy(() => {
     let saved;
     for (const layer of layers) {
       if (layer.saves) saved = x;
@@ -94,6 +97,7 @@ live.run = (layers, weights, x, visit = () => false) =>
     }
     return x;
   });
+};
 
 // The network's input: 224×224×3 values from 0 to 255, scaled as it was trained.
 live.prepare = pixels => tf.tensor4d(pixels.map(value => (value - 127) / 128), [1, 224, 224, 3]);
@@ -152,8 +156,22 @@ live.hasSimd = () => {
   return typeof WebAssembly === "object" && WebAssembly.validate(new Uint8Array(module));
 };
 
+// Whether WebGL 2 runs on a graphics card, not in software, and stores numbers of 32 bits.
+live.hasGraphicsCard = () => {
+  const gl = document.createElement("canvas").getContext("webgl2");
+  if (!gl) return false;
+  const names = gl.getExtension("WEBGL_debug_renderer_info");
+  const renderer = gl.getParameter(names ? names.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
+  const storesFloats = gl.getExtension("EXT_color_buffer_float") !== null;
+  return storesFloats && !/swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer);
+};
+
 // Let the browser draw and react.
 live.pause = () => new Promise(resolve => setTimeout(resolve));
+
+live.size = files => Object.values(files).reduce((a, b) => a + b);
+live.networkSize = () => live.size({ ...live.files, ...live.engines.wasm }); // with WebGL it is a little less
+live.megabytes = bytes => `about ${(bytes / 1e6).toPrecision(1)} MB`;
 
 // Load engine and weights once; every `progress` receives the share of the bytes loaded.
 const listeners = [];
@@ -171,28 +189,88 @@ async function loadCells() {
   live.data = {};
 }
 
-async function loadNetwork(progress) {
-  if (!live.hasSimd()) throw new Error("This browser has no WebAssembly with SIMD, which the network needs.");
-  const names = Object.keys(live.files);
-  const total = Object.values(live.files).reduce((a, b) => a + b);
-  let loaded = 0;
-  for (const name of names) {
-    await live.loadScript(name);
-    loaded += live.files[name];
-    progress(loaded / total);
+// WebGL must classify an image in this many milliseconds. WebAssembly took 24 on the computer on which it was tried.
+live.timeLimit = 25;
+
+// Start an engine; resolves to whether it has started.
+const startEngine = {
+  webgl: async () => {
+    tf.env().set("SOFTWARE_WEBGL_ENABLED", true); // if selected in the address
+    return (await tf.setBackend("webgl")) && tf.env().getBool("WEBGL_RENDER_FLOAT32_ENABLED");
+  },
+  wasm: () => {
+    // A page opened from a file can't fetch the engine, so it is a data: URL. It uses one thread.
+    tf.env().set("WASM_HAS_MULTITHREAD_SUPPORT", false);
+    // TensorFlow.js wants an address for each of its three variants, although it only uses the one with SIMD here.
+    const variants = ["", "-simd", "-threaded-simd"].map(kind => `tfjs-backend-wasm${kind}.wasm`);
+    tf.wasm.setWasmPaths(Object.fromEntries(variants.map(name => [name, live.data.wasm])));
+    return tf.setBackend("wasm");
+  },
+};
+
+// Measure in how many milliseconds the engine classifies the cat: Infinity if it can't, or if PyTorch's result differs.
+const timeCat = async () => {
+  const pixels = live.resize(await live.readUrl(live.samples.cat));
+  const { target, probability } = live.expected;
+  let fastest = Infinity;
+  try {
+    for (let run = 0; run < 4; run++) { // the first one is slow, because it compiles
+      const start = performance.now();
+      const { probabilities } = live.classify(pixels);
+      fastest = Math.min(fastest, performance.now() - start);
+      if (!(Math.abs(probabilities[target] - probability) < 0.03)) return Infinity;
+      await live.pause();
+    }
+  } catch {
+    return Infinity;
   }
-  // A page opened from a file can't fetch the engine, so it is a data: URL. It uses one thread.
-  tf.env().set("WASM_HAS_MULTITHREAD_SUPPORT", false);
-  // TensorFlow.js wants an address for each of its three variants, although it only uses the one with SIMD here.
-  const variants = ["", "-simd", "-threaded-simd"].map(kind => `tfjs-backend-wasm${kind}.wasm`);
-  tf.wasm.setWasmPaths(Object.fromEntries(variants.map(name => [name, live.data.wasm])));
-  if (!(await tf.setBackend("wasm"))) throw new Error("The engine, TensorFlow.js for WebAssembly, did not start.");
-  const parts = names.filter(name => name.startsWith("data_weights"))
+  return fastest;
+};
+
+// The engines to try, in this order. `?engine=wasm` or `?engine=webgl` in the address selects one.
+const listEngines = hasCard => {
+  const selected = new URLSearchParams(location.search).get("engine");
+  const automatic = hasCard ? ["webgl", "wasm"] : ["wasm"];
+  const engines = Object.hasOwn(live.engines, selected) ? [selected] : automatic;
+  return engines.filter(name => name !== "wasm" || live.hasSimd());
+};
+
+async function loadNetwork(progress) {
+  const hasCard = live.hasGraphicsCard();
+  const engines = listEngines(hasCard);
+  if (!engines.length) throw new Error("This browser has no WebAssembly with SIMD, which the network needs.");
+  const total = live.size({ ...live.files, ...live.engines[engines[0]] });
+  let loaded = 0;
+  const loadScripts = async files => {
+    for (const [name, size] of Object.entries(files)) {
+      await live.loadScript(name);
+      loaded += size;
+      progress(Math.min(1, loaded / total)); // a second engine is not part of the total
+    }
+  };
+  await loadScripts(live.files);
+  const parts = Object.keys(live.files).filter(name => name.startsWith("data_weights"))
     .map(name => fromBase64(live.data[name.slice(5, -3)]));
   const buffer = await new Blob(parts).arrayBuffer();
   live.layers = live.lite0();
-  live.weights = live.unpack(live.layers, buffer);
-  live.classes = live.data.classes;
   live.samples = live.data.samples;
+  for (const engine of engines) {
+    await loadScripts(live.engines[engine]);
+    if (await startEngine[engine]()) {
+      live.weights = live.unpack(live.layers, buffer);
+      // The last engine may be slow, but not wrong.
+      const limit = engine === engines.at(-1) ? Infinity : live.timeLimit;
+      if (engine === "wasm" || (await timeCat()) < limit) {
+        live.engine = engine;
+        break;
+      }
+      tf.dispose(Object.values(live.weights).flatMap(({ filter, bias }) => [filter, bias]));
+    }
+    tf.removeBackend(engine);
+  }
+  if (!live.engine) throw new Error(`TensorFlow.js does not work in this browser (tried: ${engines.join(", ")}).`);
+  const webgl = hasCard ? "on the graphics card (WebGL)" : "in WebGL without a graphics card";
+  live.place = live.engine === "wasm" ? "on one thread (WebAssembly)" : webgl;
+  live.classes = live.data.classes;
   live.data = {}; // the texts are no longer needed
 }
