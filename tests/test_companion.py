@@ -244,7 +244,7 @@ def test_the_overview_of_padim_labels_its_layers(figures):
     (ax,) = plt.gcf().axes
     texts = [text.get_text() for text in ax.texts]
     layers = [f"{c} channels of\n{h}×{w} positions" for _, c, h, w in shapes]
-    assert set(layers) < set(texts) and "12 channels,\nsome are drawn" in texts
+    assert set(layers) < set(texts) and "12 channels, of\nwhich 100 are kept" in texts
     # The ellipses lie one and two standard deviations from the mean.
     variances, axes = np.linalg.eigh([[2.0, 1.2], [1.2, 1.4]])
     angle = np.degrees(np.arctan(axes[1, 1] / axes[0, 1]))

@@ -1090,7 +1090,8 @@ print(f"{random_share:3.0f} % in 25 random channels, mean of 20 draws")
 for (name, share), style in zip(shares.items(), ("-", "--", ":"), strict=True):
     plt.plot(range(1, len(share) + 1), share, style, label=name)
 plt.axvline(25, color="black", lw=1)
-plt.title("25 directions hold 69 % of the variance, but only 8 %\nof the change in standard deviations")
+title = "25 directions hold 69 % of the variance,\n"
+plt.title(title + "but 8 % of the change in standard deviations")
 plt.xlabel("principal directions, largest variance first")
 plt.ylabel("cumulative share, %")
 plt.ylim(0, 102)
@@ -1780,7 +1781,8 @@ for images in read_batches(n_normal, len(dataset)):
     scores = loaded.score(images)
     torch.testing.assert_close(scores, own_detector.score(images))
     for own_score in scores.tolist():
-        print(f"{own_score:.0f}", "alarm" if own_score > own_threshold else "", end="; ")
+        verdict = "alarm" if own_score > own_threshold else "passes"
+        print(f"{own_score:.0f} {verdict}", end="; ")
 megabytes = path.stat().st_size / 1e6
 print(f"threshold {own_threshold:.0f}")
 print(f"fitted {n_normal} images, saved {megabytes:.0f} MB, loaded: the same scores")

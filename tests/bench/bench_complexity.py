@@ -34,6 +34,9 @@ def by_hooks(model: nn.Module) -> int:
     return total
 
 
+NOTE = "also lists type, shape and parameters of each layer"
+
+
 def counting(full: bool, device: torch.device) -> Part:
     model = torchvision.models.resnet50().eval().to(device)
     on_meta, missing = copy.deepcopy(model).to("meta"), {}
@@ -44,7 +47,7 @@ def counting(full: bool, device: torch.device) -> Part:
         return mode.get_total_flops() // 2
 
     contenders = [
-        Contender(OURS, lambda: profile(model, SHAPE).macs),
+        Contender(OURS, lambda: profile(model, SHAPE).macs, note=NOTE),
         Contender(COMMON, lambda: by_hooks(model)),
         Contender("torch's counter", lambda: counter(model)),
         Contender(

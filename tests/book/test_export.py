@@ -101,7 +101,7 @@ def plain(*cells, pages=""):
         ),
         (
             "[chapter 05](05_padim.ipynb)",
-            "chapter 05 (*PaDiM, run: one Gaussian per position*)",
+            "chapter 05 (*PaDiM in code: one Gaussian per position*)",
         ),
         ("[outside](https://a.org)", "[outside](https://a.org)"),
         ("(label)=\n## Heading\n% a remark\ntext", "## Heading\ntext"),

@@ -100,7 +100,7 @@ def test_the_code_runs_as_written(tmp_path):
     ]
     assert 0.5 < sizes[1] / sizes[0] < 0.6
     difference = re.search(r"relative difference of a score: (\S+)", done.stdout)[1]
-    assert float(difference) < 1e-4 and "difference below 1e-4" in TEXT
+    assert float(difference) < 1e-4 and "difference of 1e-4" in TEXT
     assert re.search(r"^median score / threshold: \d\.\d\d$", done.stdout, re.M)
 
 
@@ -127,8 +127,8 @@ def average(name, count, dimensions):
 def test_the_numbers_on_thresholds():
     few, many = (span(shares(count, "0.05", 0)) for count in (24, 300))
     assert (
-        f"With 24 images and 5 % chosen, {few} of the functional cells were alarms;"
-        f" with 300 images, {many}."
+        f"With 24 images and 5 % chosen, {few} of the functional cells raised an"
+        f" alarm; with 300 images, {many}."
     ) in TEXT
     few, many = (span(shares(count, "0.01", 1)) for count in (40, 300))
     assert (
@@ -137,7 +137,8 @@ def test_the_numbers_on_thresholds():
     ) in TEXT
     found = [f"{mean(shares(300, share, 1)):.0f}" for share in ("0.1", "0.05", "0.01")]
     assert (
-        "10, 5 and 1 % chosen false alarms find {}, {} and {} % of the defective cells"
+        "chosen shares of 10, 5 and 1 % false alarms find {}, {} and {} % of the"
+        " defective cells"
     ).format(*found) in TEXT
 
 
@@ -160,18 +161,18 @@ def test_the_numbers_on_small_defects():
         runs = select(RUNS, "resolution", input=name)
         return f"{100 * mean(run['found'][diameter] for run in runs):.0f} %"
 
-    for diameter in ("4", "8"):
-        assert (
-            f"spots of {diameter} pixels: {found('224', diameter)} are found at 224"
-            f" pixels, {found('448', diameter)} at 448"
-        ) in TEXT
+    assert (
+        f"Of the 4-pixel spots, {found('224', '4')} are found at 224 pixels and"
+        f" {found('448', '4')} at 448; of the 8-pixel spots, {found('224', '8')} and"
+        f" {found('448', '8')}."
+    ) in TEXT
     cost = [
         mean(run["cpu_ms"] for run in select(RUNS, "resolution", input=name))
         for name in ("448", "224")
     ]
     assert f"takes {cost[0] / cost[1]:.1f} times as long" in TEXT
     recipe = {
-        "images for resolution": "Fitted to {} cells",
+        "images for resolution": "fitted to {} cells",
         "dimensions for resolution": "$d = {}$",
         "cells with a spot": "{} cells per size and seed",
     }
@@ -187,7 +188,7 @@ def test_the_numbers_on_region_file_and_drift():
     assert (
         f"a frame of {RECIPE['margin of the region']:.0%} per side".replace("%", " %")
         + f" changes little: {inside[0]} instead of {whole[0]} % of the functional and"
-        f" {inside[1]} instead of {whole[1]} % of the defective cells are alarms"
+        f" {inside[1]} instead of {whole[1]} % of the defective cells raise an alarm"
     ) in TEXT
     (half,) = select(RUNS, "half")
     assert (
@@ -220,8 +221,9 @@ def test_the_numbers_on_serving():
     ways = {run["way"]: run["speed"] for run in select(RUNS, "serving")}
     batch, onnx, onnx_batch = [*ways.values()][1:]
     assert (
-        f"Batches of 8 are {batch:.1f} times as fast as single images, onnxruntime"
-        f" {onnx:.1f} times with single images and {onnx_batch:.1f} times with batches"
+        f"Batches of 8 are {batch:.1f} times as fast per image as single images;"
+        f" onnxruntime is {onnx:.1f} times as fast with single images and"
+        f" {onnx_batch:.1f} times as fast with batches"
     ) in TEXT
     gaussians = 56 * 56 * (100 * 100 + 100) * 4 / 1e6
     assert f"{gaussians:.0f} MB for $d = 100$" in TEXT

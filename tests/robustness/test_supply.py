@@ -36,7 +36,6 @@ PARTS = {
 USED_OTHERWISE = {
     "ipykernel": "runs the notebooks' cells",
     "jupyterlab": "make lab",
-    "jupyter-book": "make book",
     "sphinx-design": "_config.yml",
     "sphinx-exercise": "_config.yml",
     "sphinxcontrib-bibtex": "_config.yml",
