@@ -2108,7 +2108,7 @@ assert check.deconvnet_relu(DeconvnetReLU.apply)
 # espresso, and run the test with random weights. Does it behave like the plain gradient
 # or like the guided one?
 #
-# :::{dropdown} Answer
+# :::{dropdown} Solution
 # Like the guided one: the two images are nearly equal (a correlation above 0.99; for
 # the plain gradient it is -0.17), and with random weights back to `conv_head` the rank
 # correlation is still 1.00. The mask on $R$ makes the image independent of the class.
