@@ -228,8 +228,8 @@ assert separable_macs == depthwise_separable_macs(**sizes) == 1280
 
 
 # %% [markdown]
-# - **Standard**: one output value needs one product per weight of a filter, 3·3·5. There
-#   are 7·4·4 output values.
+# - **Standard**: one output value needs one product per weight of a filter, 3·3·5.
+#   There are 7·4·4 output values.
 # - **Depthwise**: each channel is filtered once, not once per output channel. So the
 #   factor 7 is missing.
 # - **Pointwise**: one output value needs one product per input channel, 5.
@@ -550,8 +550,8 @@ print(f"3×3: the input has {image.numel()} values, the columns {columns.numel()
 #
 # Both products equal PyTorch's convolutions.
 #
-# - `F.unfold` is PyTorch's im2col. A column holds the 3·3·5 = 45 values under the kernel
-#   at one of 16 positions.
+# - `F.unfold` is PyTorch's im2col. A column holds the 3·3·5 = 45 values under the
+#   kernel at one of 16 positions.
 # - Neighbouring kernels overlap, so most values are copied several times: 720 numbers
 #   instead of 180. For a large feature map with padding, the matrix has nine times as
 #   many values as the input.
@@ -607,8 +607,8 @@ for (change, (paper_macs, paper_params)), n_macs, n_params in rows:
 #
 # Parameters are counted as in the paper, without the scales and shifts of batch norm.
 # The accuracies are the paper's; recomputing them needs ImageNet and days of training.
-# The *shallow* network lacks the five blocks with 512 input and output channels at 14×14
-# positions.
+# The *shallow* network lacks the five blocks with 512 input and output channels at
+# 14×14 positions.
 
 # %% tags=["hide-input"]
 # tables, network, arguments of `cost`, accuracy in %, million mult-adds and parameters
@@ -776,7 +776,7 @@ run.expect(is_cat, "the network recognises the cat")
 # - `photograph[None]` adds the batch axis, (1, 300, 451, 3).
 # - `lite0.transform` resizes, crops and normalises it as in the network's training:
 #   (1, 3, 224, 224).
-# - The network returns one *logit* per class, a score that can be any number, (1, 1000).
+# - The network returns one *logit* per class, (1, 1000), a score that can be any number.
 #   `softmax` turns logits into probabilities that sum to 1.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Above: a photograph of a ginger cat's face, titled with the network's answer, Egyptian cat, and its probability. Below: a bar for each of the network's layers in order, in million multiply-adds, coloured by kind; the orange pointwise layers are up to 20 million each, the blue depthwise layers between them below 5."}}

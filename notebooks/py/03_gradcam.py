@@ -228,7 +228,8 @@ plt.show()
 # %% [markdown]
 # :::{admonition} Predict first
 # :class: tip
-# Compute $\alpha_1$, $\alpha_2$ and the map. Then show the output of the next notebook cell.
+# Compute $\alpha_1$, $\alpha_2$ and the map. Then show the output of the next notebook
+# cell.
 # :::
 
 # %% tags=["nbval-check-output", "hide-output"] mystnb={"code_prompt_show": "Show the result", "code_prompt_hide": "Hide the result"}

@@ -1426,9 +1426,9 @@ run.expect(3.9 < losses[:4].mean() < 4.4, "the loss starts at the level of guess
 
 # %% [markdown]
 # A loss of $2 \ln 8 = 4.16$ corresponds to guessing at both sizes (the terms with
-# $\lambda = 0.001$ add less than 0.04). For some thirty steps the loss hardly falls; then
-# the encoder begins to distinguish directions. It cannot name all of them correctly,
-# because a solar cell looks the same along its bars. Do not expect 100 %.
+# $\lambda = 0.001$ add less than 0.04). For some thirty steps the loss hardly falls;
+# then the encoder begins to distinguish directions. It cannot name all of them
+# correctly, because a solar cell looks the same along its bars. Do not expect 100 %.
 #
 # ## Seen in two dimensions: which loss separates the patches?
 #
@@ -1606,8 +1606,8 @@ run.expect(
 )
 
 # %% [markdown]
-# Even the farthest patch of a functional cell has a neighbour that looks alike. Those of
-# the defective cells look different from their neighbours, and the distances are
+# Even the farthest patch of a functional cell has a neighbour that looks alike. Those
+# of the defective cells look different from their neighbours, and the distances are
 # larger: 1.6 to 2.6, against 0.9 to 1.1. Over all test cells the two ranges overlap;
 # the section after the next measures how much.
 #
