@@ -94,6 +94,8 @@ def read_csv(
     parse: Callable[[dict[str, str]], Any],
     what: str,
     optional: Mapping[str, str] = {},
+    *,
+    strict: bool = True,
 ) -> list[Any]:
     """Read the rows of a CSV file; return [] if there is no file.
 
@@ -103,6 +105,7 @@ def read_csv(
         parse: converts a row, a dictionary of texts by column.
         what: the rows are, for errors: "results".
         optional: columns that the file may lack, and their texts in every row.
+        strict: False accepts a last row that a killed run cut off within quotes.
 
     Raises:
         UnusableFile: naming the file, if it is another kind of file.
@@ -111,10 +114,14 @@ def read_csv(
         return []
     try:
         with open_csv(path) as file:
-            rows = csv.DictReader(file)
-            names = {*(rows.fieldnames or ())}
-            if not {*columns} - {*optional} <= names <= {*columns}:
-                raise ValueError(f"its columns are {rows.fieldnames}")
+            table = csv.DictReader(file, strict=strict)
+            names = table.fieldnames or ()
+            is_complete = {*columns} - {*optional} <= {*names} <= {*columns}
+            if not is_complete or len({*names}) < len(names):
+                raise ValueError(f"its columns are {table.fieldnames}")
+            rows = [*table]
+            if any(None in row for row in rows):
+                raise ValueError("a row has more values than the table has columns")
             return [parse({**optional, **row}) for row in rows]
     except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
         raise UnusableFile(

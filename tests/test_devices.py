@@ -594,6 +594,10 @@ def test_mps_is_refused_where_float64_is_needed(monkeypatch):
         gaussian.update(torch.rand(2, 4, 3))
     with pytest.raises(ValueError, match="'mps' has no float64"):
         validation.check_supports_float64("mps:0")
+    with FakeTensorMode():
+        images = torch.rand(1, 3, 64, 64, device="mps")
+    with pytest.raises(ValueError, match="'mps' has no float64"):
+        check_rgb(images)
     validation.check_supports_float64("cuda")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert runtime.start(0).device.type != "mps"

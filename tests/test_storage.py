@@ -106,6 +106,29 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
             read_csv(path, others, dict, "numbers")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a,b,b\n1,2,3\n", "its columns are"),
+        ("a,b\n1,2,3\n", "a row has more values than the table has columns"),
+        ('a,b\n1,"2\n', "unexpected end of data"),
+        ('a,b\n1,"2"x\n', "expected after"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path, text, reason):
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with refuses(f"table.csv is not a table of numbers .*{reason}"):
+        read_csv(path, ["a", "b"], dict, "numbers")
+
+
+def test_a_row_that_a_killed_run_cut_off_can_be_read(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('a,b\n1,2\n3,"4')
+    rows = read_csv(path, ["a", "b"], dict, "numbers", strict=False)
+    assert rows == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+
+
 def test_a_fingerprint_identifies_data_and_settings():
     images = torch.rand(5, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     others = [images[:4], images.double(), images + 1e-3, images.flip(0)]

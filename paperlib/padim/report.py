@@ -147,7 +147,7 @@ def read_rows(path: Path) -> list[tuple[Inspection, str]]:
     Raises:
         UnusableFile: naming the file, if it is another kind of file.
     """
-    rows = read_csv(path, COLUMNS, _from_row, "inspections")
+    rows = read_csv(path, COLUMNS, _from_row, "inspections", strict=False)
     return [row for row in rows if row is not None]
 
 
