@@ -478,6 +478,22 @@ def test_each_layer_is_measured(live):
     assert page.locator("#live-measured").is_hidden()
 
 
+def test_an_interrupted_batch_does_not_end_the_measurement(live):
+    """The clock counts in steps of 1 ms, and jumps by 20 ms in the first batch."""
+    times = live.page.evaluate(
+        """() => {
+          const now = performance.now.bind(performance);
+          let calls = 0;
+          performance.now = () => Math.floor(now()) + (++calls > 3 ? 20 : 0);
+          const layer = live.countMacs(live.mobilenet(0.25), 96).at(-1);
+          const times = [live.timeLayer(layer), live.timeLayer(layer)];
+          delete performance.now;
+          return times;
+        }"""
+    )
+    assert min(times) > 0
+
+
 @pytest.mark.parametrize("size", [(37, 301), (224, 224), (100, 50), (1, 400)])
 def test_images_are_resized_as_by_pytorch(live, size):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 4), dtype=np.uint8)
