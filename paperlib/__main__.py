@@ -51,7 +51,8 @@ Fit PaDiM to each category's normal images, score its test images, and print the
 next to the paper's. Each category's row is written to results.csv when it is done: the
 same command run again reuses it, if the files are unchanged. The threshold in
 results.csv is chosen on the test set. One CSV file per category has the score of each
-test image.
+test image. Images are prepared as in the paper: resized to 256×256 pixels, of which the
+central 224×224 are scored. A model of fit covers the whole image.
 
 FOLDER contains one folder per category, or is one category's folder, such as:
 
@@ -88,7 +89,7 @@ def _print_error(error: Exception, options: argparse.Namespace) -> None:
     """Print an error, with --seed 1 instead of seed=1 for the command's flags."""
     names = "|".join(vars(options))
     message = re.sub(rf"\b({names})=", lambda found: f"--{found[1]} ", str(error))
-    print(f"error: {message}", file=sys.stderr)
+    tqdm.write(f"error: {message}", file=sys.stderr)  # below an open progress bar
 
 
 def _parse_dimensions(text: str) -> int | None:
@@ -148,6 +149,9 @@ def _dimensions(options: argparse.Namespace) -> int | None:
 
 def _run_fit(options: argparse.Namespace) -> int:
     device = _usable_device(options.device)
+    if options.out.is_dir():
+        file = options.out / "model.safetensors"
+        raise ValueError(f"{options.out} is a folder; expected a file such as {file}")
     paths = _find_normal_images(options.folder, options.bits)
     backbone = _load_backbone(options.backbone, options.weights, options.seed)
     size = options.size or backbone.transform.size
@@ -192,12 +196,19 @@ def _run_fit(options: argparse.Namespace) -> int:
 
 def _find_normal_images(folder: Path, bits: int | None) -> list[Path]:
     """List the images to fit, after the checks that need no network."""
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file; expected a folder of normal images. Unpack an archive"
+            " with python -m paperlib unpack"
+        )
     paths = find_images([folder])
     parts = {part for path in paths for part in path.relative_to(folder).parts[:-1]}
     if other := sorted(parts & _NOT_NORMAL):
+        usual = [folder / name for name in ("train/good", "train/normal", "normal")]
+        example = next(filter(Path.is_dir, usual), usual[0])
         raise ValueError(
             f"{folder} contains the folder {other[0]}; expected normal images only."
-            f" Pass the folder of these, for example {folder / 'train' / 'good'}"
+            f" Pass the folder of these, for example {example}"
         )
     if len(paths) < 3:
         raise ValueError(

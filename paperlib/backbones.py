@@ -446,7 +446,7 @@ class FeatureExtractor(nn.Module):
         names = [name for _, name in modules]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"layers {names}; expected at least one layer, each once")
-        if tile is not None and not 0 <= overlap < tile:
+        if not 0 <= overlap < (1 if tile is None else tile):
             raise ValueError(
                 f"tile={tile}, overlap={overlap}; expected pixels, 0 ≤ overlap < tile"
             )

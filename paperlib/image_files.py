@@ -282,7 +282,7 @@ def resize_images(
         ]
         return torch.from_numpy(np.stack(resized)).movedim(-1, 1).to(x.dtype) / 255
     x = F.interpolate(x, size, mode=resampling, antialias=True, align_corners=False)
-    return x.clamp(0, 1)
+    return x.clamp_(0, 1)
 
 
 def _to_mask(image: Image.Image) -> np.ndarray:

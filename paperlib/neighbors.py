@@ -301,5 +301,6 @@ def _check_vectors(queries: Tensor, bank: Tensor) -> None:
             " with the same D. Compute both with the same encoder"
         )
     check_same_kind("queries", queries, "the bank", bank)
-    check_finite(queries, "queries")
     check_finite(bank, "bank")
+    if queries is not bank:
+        check_finite(queries, "queries")

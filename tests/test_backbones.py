@@ -553,6 +553,7 @@ def test_an_overlap_brings_tiles_closer_to_the_whole_map():
     [
         ((96, 96), 32, 32, "tile=32, overlap=32; .* overlap < tile"),
         ((96, 96), 32, -8, "tile=32, overlap=-8"),
+        ((96, 96), None, 8, "tile=None, overlap=8; .* overlap < tile"),
         ((90, 96), 32, 0, "90×96 pixels .* tiles of 32 .* resize them to 96×96"),
         ((24, 96), 32, 16, "24×96 pixels .* resize them to 32×96"),
         ((56, 56), 32, 8, "maps of 4×4; .* multiple of twice the strides"),

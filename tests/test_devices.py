@@ -578,6 +578,18 @@ def test_nested_calls_do_not_check_images_again(name, side):
     assert watch.reads == budget
 
 
+@pytest.mark.parametrize("n", [2, 20])  # 20 images are embedded in three parts
+def test_patch_svdd_reads_the_images_once(n):
+    """By `tolist`, which is not counted; then, per size, three reads of a search.
+
+    They look at the embeddings, the bank, and whether a query must be searched exactly.
+    """
+    detector, images = fitted_svdd(Place("cpu")), torch.rand(n, 3, 96, 80)
+    with OnTheWay(torch.device("cpu")) as watch:
+        detector.score(images)
+    assert watch.reads == 2 * 3
+
+
 def test_values_that_are_not_finite_are_refused_as_such():
     extractor = backbones.FeatureExtractor(small(), ["1", "4"])
     detector = padim.PaDiM(extractor, 10, transform=TRANSFORM)

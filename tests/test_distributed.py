@@ -3,6 +3,7 @@ alone.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -85,6 +86,7 @@ def shares(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _of_process(rank: int, folder: str) -> None:
     """One of two processes."""
     torch.set_num_threads(1)
+    warnings.filterwarnings("error", ".*_buffers", FutureWarning)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2
     )

@@ -344,11 +344,11 @@ def test_what_fit_can_not_use_is_refused_before_any_work(
         raise AssertionError("a network was loaded")
 
     monkeypatch.setattr("paperlib.backbones.load", never)
-    good = in_parts / "good pärts"
+    good, normal = in_parts / "good pärts", tmp_path / "train" / "normal"
     for name, files in (
         ("empty", []),
         ("two", ["tüv 1.jpg", "tüv 2.tif"]),
-        ("train/good", ["tüv 1.jpg"] * 3),
+        ("train/normal", ["tüv 1.jpg"] * 3),
         ("test/scratch", ["tüv 1.jpg"]),
     ):
         (tmp_path / name).mkdir(parents=True)
@@ -358,13 +358,16 @@ def test_what_fit_can_not_use_is_refused_before_any_work(
         ("absent", "no file or folder "),
         ("empty", "no image in "),
         ("two", "2 images in "),
-        (".", "contains the folder test; expected normal images only"),
+        (".", f"normal images only. Pass the folder of these, for example {normal}"),
+        ("two/0 tüv 1.jpg", "is a file; expected a folder of normal images"),
         (good, "Pass --bits 12 if that is the camera's depth"),
     ):
         options = ["--out", str(tmp_path / "m.safetensors")]
         assert main(["fit", str(tmp_path / folder), *options]) == 1
         said = capsys.readouterr().err
         assert said.startswith("error: ") and message in said
+    assert main(["fit", str(good), "--bits", "12", "--out", str(tmp_path)]) == 1
+    assert "is a folder; expected a file such as" in capsys.readouterr().err
     assert not (tmp_path / "m.safetensors").exists()
 
 
@@ -389,14 +392,17 @@ def test_what_inspect_can_not_use_is_refused_before_any_work(
     detector.threshold = None
     detector.save(tmp_path / "m.safetensors")
     model = "new/m.safetensors"
+    shutil.copytree(in_parts / "to inspect", in_parts / "in results")
     for arguments, message in (
         ([str(tmp_path / "m.safetensors"), "to inspect"], "call normal_threshold"),
         ([model, "absent"], "no file or folder absent"),
         ([model, str(tmp_path)], "no image in "),
+        ([model, "in results"], "in the folder of the results, in results,"),
         (["to inspect/a/absent", "to inspect"], "is no file"),
         ([model, "to inspect", "--bits", "3"], "--bits 3; expected 8 to 16"),
     ):
-        assert main(["inspect", *arguments, "--out", str(tmp_path / "out")]) == 1
+        out = "in results" if "in results" in arguments else str(tmp_path / "out")
+        assert main(["inspect", *arguments, "--out", out]) == 1
         said = capsys.readouterr().err
         assert said.startswith("error: ") and message in said
     assert not (tmp_path / "out").exists()

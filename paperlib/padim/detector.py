@@ -590,9 +590,11 @@ def _read_region(
     mask = read_mask(region) if isinstance(region, (str, Path)) else region
     mask = as_tensor(mask, "region").bool()
     if mask.ndim != 2 or not mask.any():
+        source = f" {region}" if isinstance(region, (str, Path)) else ""
         raise ValueError(
-            f"region of shape {tuple(mask.shape)} with {int(mask.sum())} pixels inside;"
-            " expected a mask (H, W) that is True where anomalies are searched for"
+            f"region{source} of shape {tuple(mask.shape)} with {int(mask.sum())} pixels"
+            " inside; expected a mask (H, W) that is True where anomalies are searched"
+            " for"
         )
     if transform is None:
         return mask

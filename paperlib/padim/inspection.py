@@ -93,13 +93,18 @@ def find_images(
         if not source.exists():
             raise UnusableFile(f"no file or folder {source}; check the path")
         files = list_image_files(source) if source.is_dir() else [source]
+        if not files:
+            raise ValueError(
+                f"no image in {source}; expected files such as 000.png in it,"
+                " or in folders within it"
+            )
         if without is not None:
             out = Path(without).resolve()
             files = [path for path in files if out not in path.resolve().parents]
         if not files:
             raise ValueError(
-                f"no image in {source}; expected files such as 000.png in it,"
-                " or in folders within it"
+                f"the images of {source} are in the folder of the results, {without},"
+                " which is not inspected; write the results to another folder"
             )
         paths += files
     return list(dict.fromkeys(paths))

@@ -38,7 +38,7 @@ from paperlib.validation import (
 )
 
 SVDD_FORMAT = "paperlib.patch_svdd.1"
-IMAGES_PER_SEARCH = 8
+IMAGES_PER_PASS = 8  # of the encoder
 _FITTED = ("mean", "small", "big")  # buffers that `fit` sets
 _STRIDES = ("stride_small", "stride_big")
 
@@ -214,11 +214,7 @@ class PatchSVDD(nn.Module):
         """Return both banks, and the covering radius of each."""
         check_number("coreset", coreset, "a share of the bank", above=0, most=1)
         check_integers(0, seed=seed)
-        parts = [self._embed(part, mean) for part in images.split(IMAGES_PER_SEARCH)]
-        banks = [
-            torch.cat([embeddings.flatten(0, 2) for embeddings in size])
-            for size in zip(*parts, strict=True)
-        ]
+        banks = [embeddings.flatten(0, 2) for embeddings in self._embed(images, mean)]
         radii = [0.0, 0.0]
         if coreset < 1:
             for i, bank in enumerate(banks):
@@ -270,8 +266,7 @@ class PatchSVDD(nn.Module):
         # Half-precision images are computed in the precision of the mean image.
         images = images.to(torch.promote_types(images.dtype, self.mean.dtype))
         check_same_kind("images", images, "the mean image", self.mean)
-        parts = [self._patch_maps(part) for part in images.split(IMAGES_PER_SEARCH)]
-        small, big = (torch.cat(maps) for maps in zip(*parts, strict=True))
+        small, big = self._patch_maps(images)
         return PatchMaps(small, big, small + big, small * big)
 
     def _patch_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,7 +284,7 @@ class PatchSVDD(nn.Module):
                 distributed.all_reduce(scores, distributed.ReduceOp.MIN)
             scores = scores.view(embeddings.shape[:3])
             maps.append(spread_patch_scores(scores, patch, stride, size))
-        return tuple(maps)
+        return maps[0], maps[1]
 
     def normal_threshold(
         self, images: Tensor | Iterable[Tensor], quantile: float = 0.99
@@ -379,7 +374,16 @@ class PatchSVDD(nn.Module):
         return detector
 
     def _embed(self, images: Tensor, mean: Tensor) -> Embeddings:
-        return self.encoder.embed(images - mean, self.stride_small, self.stride_big)
+        """Embed images that have been checked."""
+        parts = [
+            self.encoder.embed(
+                part - mean, self.stride_small, self.stride_big, values=False
+            )
+            for part in images.split(IMAGES_PER_PASS)
+        ]
+        small, big = map(torch.cat, zip(*parts, strict=True))
+        # `cat` may choose the channels-last layout.
+        return Embeddings(small.contiguous(), big.contiguous())
 
     def _check_fitted(self) -> None:
         if self.mean is None:

@@ -247,6 +247,8 @@ class HierarchicalEncoder(nn.Module):
         images: Tensor,
         stride_small: int = SMALL_STRIDE,
         stride_big: int = BIG_STRIDE,
+        *,
+        values: bool = True,
     ) -> Embeddings:
         """Embed all patches of images at both scales.
 
@@ -259,6 +261,7 @@ class HierarchicalEncoder(nn.Module):
                 64 × 64 pixels, of the encoder's dtype and on its device.
             stride_small: pixels from one 32×32 patch to the next.
             stride_big: pixels from one 64×64 patch to the next.
+            values: False does not look for NaN, because the caller has.
 
         Returns:
             for 256×256 images at the default strides (N, 57, 57, D) and (N, 13, 13, D),
@@ -274,7 +277,7 @@ class HierarchicalEncoder(nn.Module):
         Test: test_encoders.py::test_both_scales_of_an_image_equal_patch_by_patch
         """
         check_integers(stride_small=stride_small, stride_big=stride_big)
-        images = _check_input(images, self)
+        images = _check_input(images, self, values)
         if stride_small % self.step or stride_big % self.step:
             return Embeddings(
                 _embed_grid(self.enc, self.enc.dense, images, stride_small),
@@ -403,17 +406,18 @@ def encoder_from_weights(tensors: object, path: str | Path) -> HierarchicalEncod
     return encoder
 
 
-def check_rgb(images: Tensor, side: int = BIG_PATCH) -> Tensor:
+def check_rgb(images: Tensor, side: int = BIG_PATCH, *, values: bool = True) -> Tensor:
     """Return detached images if they are RGB and not smaller than a patch.
 
     Args:
         images: (N, 3, H, W).
         side: of a patch in pixels.
+        values: False does not look for NaN, because the caller does.
 
     Raises:
         ValueError: for other shapes, and as `check_images`.
     """
-    images = check_images(images)
+    images = check_images(images, values=values)
     check_supports_float64(images.device)
     if images.shape[1] != 3 or min(images.shape[-2:]) < side:
         raise ValueError(
@@ -425,8 +429,8 @@ def check_rgb(images: Tensor, side: int = BIG_PATCH) -> Tensor:
     return images
 
 
-def _check_input(images: Tensor, encoder: nn.Module) -> Tensor:
-    images = check_rgb(images, encoder.side)
+def _check_input(images: Tensor, encoder: nn.Module, values: bool = True) -> Tensor:
+    images = check_rgb(images, encoder.side, values=values)
     check_same_kind("images", images, "the encoder", next(encoder.parameters()))
     return images
 

@@ -1,12 +1,14 @@
 """Check the range of images and compute the mean image that is subtracted."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
 
 from paperlib.distributed import check_same_size, fail_together
 from paperlib.patch_svdd.encoders import check_rgb
-from paperlib.validation import has_values
+from paperlib.validation import check_finite, has_values
 
 # Images are summed in batches, so that a memory-mapped file is never copied as a whole.
 IMAGES_PER_SUM = 8
@@ -65,9 +67,11 @@ def check_range(images: Tensor, mean: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: with the received shape or range.
     """
-    images = check_rgb(images)
+    images = check_rgb(images, values=False)
     if has_values(images):
-        low, high = float(images.amin()), float(images.amax())
+        low, high = torch.stack(torch.aminmax(images)).tolist()
+        if math.isnan(low):
+            check_finite(images, "images")
         if low < -1e-3 or high > 1 + 1e-3:  # resizing may round beyond the limits
             raise ValueError(
                 f"images range from {low:.3g} to {high:.3g}; expected 0 to 1."

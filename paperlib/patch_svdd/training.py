@@ -5,6 +5,7 @@
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -322,7 +323,11 @@ def _optimise(
     ]
     step_loss, rows = run, []
     if run.world > 1:
-        step_loss = nn.parallel.DistributedDataParallel(run, broadcast_buffers=False)
+        parallel = nn.parallel.DistributedDataParallel
+        # PyTorch 2.14 has renamed the argument.
+        new_name, old_name = "forward_sync_buffers", "broadcast_buffers"
+        is_new = new_name in inspect.signature(parallel).parameters
+        step_loss = parallel(run, **{new_name if is_new else old_name: False})
     bar = tqdm(
         range(first_step + 1, steps + 1),
         "steps",

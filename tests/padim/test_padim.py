@@ -607,11 +607,14 @@ def test_a_region_is_prepared_as_an_image_is(tmp_path):
     ("region", "message"),
     [
         (np.zeros((32, 24), bool), r"\(32, 24\) with 0 pixels inside"),
+        ("black.png", "region black.png of shape"),
         (np.ones((1, 32, 24), bool), r"region of shape \(1, 32, 24\)"),
         (np.ones((8, 8), bool), "32×24 pixels with a region of interest of 8×8"),
     ],
 )
-def test_unusable_regions_are_refused(images, region, message):
+def test_unusable_regions_are_refused(images, region, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save("black.png")
     with refuses(message):
         PaDiM(small_extractor(), region=region).fit([images])
 

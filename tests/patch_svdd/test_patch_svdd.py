@@ -98,7 +98,7 @@ def test_a_training_image_is_nowhere_anomalous_and_a_scratch_is_where_it_is():
 def test_images_are_scored_alike_alone_and_together(monkeypatch):
     detector, test = PatchSVDD(encoder()).fit(pictures()), pictures(5, seed=2)
     together = detector.anomaly_maps(test)
-    monkeypatch.setattr("paperlib.patch_svdd.detector.IMAGES_PER_SEARCH", 2)
+    monkeypatch.setattr("paperlib.patch_svdd.detector.IMAGES_PER_PASS", 2)
     for maps in (
         PatchSVDD(encoder()).fit(pictures()).anomaly_maps(test),
         detector.anomaly_maps(test),

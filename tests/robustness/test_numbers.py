@@ -364,7 +364,7 @@ def test_patch_maps_know_no_batches_no_order_and_no_layout(monkeypatch, cases):
         counter.survive()
     detector = PatchSVDD(encoder(), **options).fit(images)
     for together in (1, 3):
-        monkeypatch.setattr("paperlib.patch_svdd.detector.IMAGES_PER_SEARCH", together)
+        monkeypatch.setattr("paperlib.patch_svdd.detector.IMAGES_PER_PASS", together)
         found = detector.anomaly_maps(test)
         assert all(same(a, b) for a, b in zip(found, whole, strict=True))
         counter.survive()
