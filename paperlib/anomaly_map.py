@@ -283,7 +283,8 @@ def spread_patch_scores(
     blocks = (rows @ flat.double() @ columns.T).to(scores.dtype)
     block = math.gcd(patch, stride)
     maps = blocks.repeat_interleave(block, 1).repeat_interleave(block, 2)
-    return maps[:, :height, :width].reshape(*scores.shape[:-2], height, width)
+    maps = maps[:, :height, :width].contiguous()
+    return maps.view(*scores.shape[:-2], height, width)
 
 
 def _average_weights(

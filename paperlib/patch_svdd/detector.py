@@ -381,9 +381,7 @@ class PatchSVDD(nn.Module):
             )
             for part in images.split(IMAGES_PER_PASS)
         ]
-        small, big = map(torch.cat, zip(*parts, strict=True))
-        # `cat` may choose the channels-last layout.
-        return Embeddings(small.contiguous(), big.contiguous())
+        return Embeddings(*map(torch.cat, zip(*parts, strict=True)))
 
     def _check_fitted(self) -> None:
         if self.mean is None:
