@@ -20,7 +20,7 @@ help:
 	@echo "make figures    draw the figures of the paper pages whose code changed"
 	@echo "make results    train and measure what is too long for a notebook (hours; RESULTS=padim_cells: one of them)"
 	@echo "make lint       ruff (style, import order), and the wording check"
-	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger, and CURVES=1: curves)"
+	@echo "make bench      speed of paperlib beside its peers (quick; FULL=1: larger sizes and curves; CURVES=1: curves only)"
 	@echo "make bench-pages  how heavy the built pages are, how soon they show, how long a warm build takes"
 	@echo "make screenshots  each page at two widths, light and dark, in _build/screenshots"
 	@echo "make colab      self-contained copies of the notebooks in _build/colab"

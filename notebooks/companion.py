@@ -526,6 +526,9 @@ def draw_reduction_curves(tables) -> None:
             ax.set_ylabel(label if kind == "mono" else "")
         column[0].set_title(kind)
         column[2].set_xlabel("dimensions kept")
+    # Of all panels, now that none is empty.
+    panels[0, 0].set_xscale("log")
+    log_ticks(panels[0, 0].xaxis, (10, 25, 50, 100))
     handles = panels[0, 0].get_legend_handles_labels()
     fig.legend(*handles, loc="outside lower center", ncols=2)
 
@@ -539,8 +542,6 @@ def _draw_measure(ax: Axes, runs, measure: str, methods: dict[str, tuple]) -> No
         ax.errorbar(dimensions, mean, deviation, marker=marker, label=label, **bars)
     every_channel = 100 * runs[runs.method == "all"][measure].mean()
     ax.axhline(every_channel, ls="--", color="black", lw=1, label="all 176")
-    ax.set_xscale("log")
-    log_ticks(ax.xaxis, (10, 25, 50, 100))
 
 
 def draw_costs(costs, gaussian_bytes: int, bytes_per_image: int) -> None:

@@ -47,7 +47,9 @@ It contains the library `paperlib`, unpacks it, installs the packages that are m
 and prints what it did.
 
 **On Colab**: choose *Runtime → Run all*; nothing needs to be edited. On a GPU (*Runtime
-→ Change runtime type*) the same cells use larger networks and train longer.
+→ Change runtime type*) the same cells use larger networks or train longer; the first
+text says what changes. For the numbers of the text, run
+`%env PAPERLIB_PROFILE=smoke` in a new cell before all others.
 
 - **To keep what is trained** when the session ends, mount your Drive before you run:
   the folder at the left, then the Drive symbol. Trainings are then kept in
@@ -55,8 +57,13 @@ and prints what it did.
 - **Your own images**: drop an image, or a zip of a folder of images, onto the same
   panel, or have them on your Drive. *Copy path* in the file's menu shows the path that
   the chapter's cell asks for.
-- A long cell shows its progress. Stop it at any time and run it again: a training
-  resumes where it stopped."""
+- The main training of a chapter, and one on your own images, stores checkpoints. Stop
+  it at any time and run its cell again: it resumes from the last checkpoint. With a
+  GPU, it shows its progress, too."""
+# For a copy of a book without an address.
+WITHOUT_ADDRESS = (
+    "\n\nThe pages that this notebook names are in the book that it comes from."
+)
 PRESENT = {"google", "IPython", "ipywidgets"}  # what the notebook's host brings along
 
 # Import name of a package whose name on the index is another. Every other one swaps
@@ -158,7 +165,7 @@ def convert(
             cell.outputs = []
         tags = set(cell.metadata.get("tags", ()))
         cell.metadata = nbformat.from_dict(FOLDED_SOURCE if HIDDEN & tags else {})
-        if HIDDEN_OUTPUTS & tags and cell.outputs:
+        if HIDDEN_OUTPUTS & tags:
             cell.metadata.collapsed = True
             cell.metadata.setdefault("jupyter", NotebookNode()).outputs_hidden = True
         if SOLUTION in tags:
@@ -167,7 +174,8 @@ def convert(
         (i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"),
         len(notebook.cells),
     )
-    help_cell = nbformat.v4.new_markdown_cell(HELP, id="on-colab")
+    help_text = HELP if pages else HELP + WITHOUT_ADDRESS
+    help_cell = nbformat.v4.new_markdown_cell(help_text, id="on-colab")
     notebook.cells[first:first] = [
         help_cell,
         _setup_cell([cell.source for cell in code], root),

@@ -9,8 +9,8 @@ The rows are the items of book/data/items.yml. What a row says is collected:
 - a test that compares with a library of `PEERS` counts as a peer;
 - a tag `ledger:ITEM:KIND` on a code cell of a notebook gives the cell, and says how the
   item is verified there;
-- a target `(ledger:ITEM:KIND)=` in a review page does the same for the place that it
-  stands before.
+- a target `(ledger:ITEM:KIND)=` in a page on a paper does the same for the place that
+  it stands before.
 
 ITEM is `mobilenet-eq-2`, `patch-svdd-algorithm-1`, `padim-table-4`; KIND is one of
 `KINDS`. The build writes the pages (book/_ext/ledger_pages.py). To see what is wrong:
@@ -44,10 +44,10 @@ QUOTED_SHARE = 0.2  # of equations and algorithms
 KINDS = {
     "by-hand": (
         "by hand",
-        "a case small enough for paper, or the formula written out as loops, gives the"
-        " same",
+        "a small example computed on paper, or the formula written as loops, has the"
+        " same result",
     ),
-    "peer": ("a peer", "an independent library gives the same"),
+    "peer": ("a peer", "an independent library returns the same result"),
     "paper-number": (
         "the paper's number",
         "we compute what the paper prints, and the difference is shown",
@@ -59,12 +59,12 @@ KINDS = {
     ),
     "redrawn": (
         "redrawn",
-        "a diagram, drawn anew by a cell from the library's own objects; it has no"
-        " numbers",
+        "a diagram without results, drawn again by the book from objects of the"
+        " library",
     ),
     "quoted": (
         "quoted only",
-        "told or printed as the paper has it, and checked by nothing here",
+        "described or printed as in the paper, and not checked here",
     ),
     "not-here": ("not reproducible here", "the row says why"),
 }
@@ -170,7 +170,7 @@ class Ledger(NamedTuple):
 
 
 def collect(root: Path) -> Ledger:
-    """Read items, docstrings, notebooks and review pages below `root`."""
+    """Read items, docstrings, notebooks and pages below `root`."""
     papers = _yaml(root / DATA / "items.yml")
     rows = {
         f"{paper.replace('_', '-')}-{item}": Row(paper, item, entry, [], [], [])
@@ -227,7 +227,7 @@ def _faults(key: str, row: Row, root: Path) -> list[str]:
     verified = row.kind and row.kind not in UNVERIFIED
     if not row.kind:
         faults.append(
-            f"{key} has no row: no cell, no review page and no reason in items.yml"
+            f"{key} has no row: no cell, no page and no reason in items.yml"
             " speaks of it"
         )
     if len(reasons) > 1 or (reasons and row.kind not in ("", *reasons)):
@@ -366,7 +366,7 @@ def _walk(
 
 
 def marks(root: Path) -> list[tuple[str, Mark]]:
-    """List what tags of notebook cells and targets of review pages say, page by page,
+    """List what tags of notebook cells and targets of pages say, page by page,
     in their order.
     """
     found = []
@@ -491,7 +491,7 @@ def rows_page(root: Path, ledger: Ledger) -> str:
         own = [row for row in ledger.rows if row.paper == paper]
         about = [head["about"].strip()] if "about" in head else []
         chapter = (
-            f"[review](../book/{head['review']}.md) ·"
+            f"[page](../book/{head['review']}.md) ·"
             f" [notebook](../notebooks/{head['review']}.ipynb)"
         )
         parts.append(f"## {head['name']}\n\n{{cite:t}}`{head['cite']}` · {chapter}\n")
@@ -543,16 +543,15 @@ def _summary(ledger: Ledger) -> str:
     return (
         f"## {len(ledger.rows)} items\n\n"
         f":::{{table}}\n:class: ledger-summary\n\n{summary}\n:::\n\n"
-        "An item that was verified in several ways counts once, in the row that stands"
-        f" higher: a peer confirms {confirmed} of those by hand as well. Of equations"
-        f" and algorithms {quoted} of {equations.total()}"
-        f" {'is' if quoted == 1 else 'are'} quoted only"
-        f" ({ledger.quoted_share():.0%}; at most {QUOTED_SHARE:.0%} may be). The tables"
-        " of the last column are counted apart: to repeat them in full takes data that"
-        f" this book does not have, mostly {largest}. Their accuracies can't be"
-        " measured here; but costs can be counted, and the same experiment can be run"
-        " on other data.\n\n"
-        f"What the words mean:\n\n{meanings}\n"
+        "An item that was verified in several ways is counted once, in the first row"
+        f" that applies. For {confirmed} of the items verified by hand, an independent"
+        f" library confirms the result. {quoted} of the {equations.total()} equations"
+        f" and algorithms {'is' if quoted == 1 else 'are'} quoted only"
+        f" ({ledger.quoted_share():.0%}; limit: {QUOTED_SHARE:.0%}). The tables in"
+        " the last column can only be repeated in full with data that this book does"
+        f" not include, mostly {largest}. Their accuracies are not measured here, but"
+        " costs are counted, and some experiments are run on other data.\n\n"
+        f"The kinds of verification:\n\n{meanings}\n"
     )
 
 
@@ -589,14 +588,14 @@ def _cells(root: Path, row: Row, roman: bool) -> list[str]:
 def _places(row: Row) -> str:
     links = {}
     for mark in row.marks:
-        name = "notebook" if mark.page.startswith("notebooks/") else "review"
+        name = "notebook" if mark.page.startswith("notebooks/") else "page"
         links.setdefault(name, []).append(f"../{mark.page}.html#{mark.anchor}")
     shown = [
         _link(name if i == 0 else str(i + 1), address)
         for name, addresses in links.items()
         for i, address in enumerate(dict.fromkeys(addresses))
     ]
-    return " · ".join(shown) or "not told"
+    return " · ".join(shown) or "not in the book"
 
 
 def _code(root: Path, row: Row) -> str:

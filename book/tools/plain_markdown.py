@@ -15,6 +15,7 @@ from pathlib import Path
 from pybtex.database import BibliographyData
 from pybtex.richtext import Text
 
+FORMULA = re.compile(r"(?<![\\$])\$(?!\$)[^$`]+?(?<!\\)\$(?!\$)")  # in a line of text
 FENCE = re.compile(
     r"^(?P<marks>`{3,}|:{3,}|~{3,})(?:\{(?P<name>[\w:-]+)\})?\s*(?P<argument>.*)$"
 )
@@ -128,7 +129,11 @@ class PlainMarkdown:
             return f"{opening}\n\n{self._blocks(body)}\n\n</details>\n"
         if name in ADMONITIONS:
             heading = title or name.capitalize()
-            quoted = [f"**{heading}**", "", *self._blocks(body).splitlines()]
+            # In a quotation, "> " would be a part of a formula of two lines.
+            content = FORMULA.sub(
+                lambda match: match[0].replace("\n", " "), self._blocks(body)
+            )
+            quoted = [f"**{heading}**", "", *content.splitlines()]
             return "\n".join(f"> {line}".rstrip() for line in quoted) + "\n"
         if name in ("exercise", "exercise-start"):
             number = self.labels.get(options.get("label", ""), "Exercise")
@@ -159,6 +164,11 @@ class PlainMarkdown:
 
     def _text(self, text: str) -> str:
         text = re.sub(r"^\([\w:.-]+\)=[ ]*\n?", "", text, flags=re.M)
+        if lost := re.search(r"^[^#%\n][^\n]*\n(%[^\n]*)", text, re.M):
+            raise ValueError(
+                f"{lost[1]!r} is a comment in MyST, within a paragraph;"
+                " break the line elsewhere"
+            )
         text = re.sub(r"^%[^\n]*\n?", "", text, flags=re.M)
         text = LABELLED.sub(
             lambda match: self._tag(match["label"]).lstrip("\n") + "\n$$", text

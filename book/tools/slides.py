@@ -87,7 +87,8 @@ SHORT = re.compile(r"(?:\d\.\d: )?[^:,]*")
 IMAGE = re.compile(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)")
 # Sentences that make no sense outside the notebook.
 OF_NOTEBOOK = re.compile(
-    r"\s(?:Then\s+show|The\s+next\s+two\s+cells|The\s+figure\s+below)[^.]*\."
+    r"\s(?:Then\s+show|The\s+next\s+two\s+notebook\s+cells|The\s+figure\s+below)"
+    r"[^.]*\."
 )
 CELLS = re.compile(r"solar|defective|functional")
 PHOTOGRAPHS = re.compile(

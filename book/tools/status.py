@@ -24,17 +24,19 @@ Every output in this book was written by running the notebook from the first cel
 the last, in a fresh kernel, and is committed with a stamp: a hash of the notebook's
 code and of every `paperlib` module it uses. A test fails when the stamp no longer fits
 the code. `make test` runs every cell again and none may fail; a cell counts as
-*compared* when its printed result must also come out the same, which pictures and
-timings never do.
+*compared* if its printed output must also be the same. Images and times are never
+compared.
 
 <!-- Written by book/tools/status.py from the notebooks' stamps; edits are lost. -->
 """
 RESULTS = """\
 ## Runs too long for a notebook
 
-`make results` trains and measures for an hour or more and writes stamped files that the
-notebooks draw. The last column says whether the script and the `paperlib` modules it
-uses are still what they were then, word for word.
+`make results` trains and measures for an hour or more, and writes stamped files, which
+the notebooks and pages draw. The last column says *changed* if the code of the script,
+or of a `paperlib` module that it uses, has changed since the run (comments and
+docstrings do not count). Such results are not computed again automatically: they are
+those of the code of that date.
 """
 RESULT_COLUMNS = ("Result", "Runs", "Date", "Code since")
 COLUMNS = ("Notebook", "Seconds", "Cells compared", "Date", "Size")
@@ -142,7 +144,7 @@ def _encoder(path: Path) -> list[str]:
         f"`{weights.name}`, {weights.stat().st_size / 1e6:.1f} MB, is the encoder of"
         f" the run named *committed*: {run['steps']} steps{minutes}, loss"
         f" {run['curves'][0][1]:.2f} at first and {run['curves'][-1][1]:.2f} at last."
-        " Of eight directions it names the right one (large patches, then small ones)"
+        " It names the correct one of eight directions (large patches, then small ones)"
         f" for {', '.join(shares)} cells that it was not trained on; chance is 12.5"
         " %. Both patches of a pair shared a colour shift, which was the default then:"
         " `shared_shift=True` today.\n"

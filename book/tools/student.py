@@ -40,8 +40,12 @@ ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = Path(__file__).with_name("questions.yml")
 IMPORT = re.compile(r"^from paperlib\.exercises import (\w+) as check$\n*", re.M)
 SOLUTION = "solution"  # tag of a cell that students do not get
-WHERE = re.compile(r"\s*Solutions\s+are\s+folded\s+under\s+each\s+group\.")
-ANSWER = re.compile(r"^(:{3,})\{dropdown\} Answer\n(?P<text>.*?)^\1$\n*", re.M | re.S)
+WHERE = re.compile(
+    r"\s*The\s+solutions\s+are\s+hidden\s+below\s+each\s+group\s+of\s+exercises\."
+)
+ANSWER = re.compile(
+    r"^(:{3,})\{dropdown\} (?:Answer|Solution)\n(?P<text>.*?)^\1$\n*", re.M | re.S
+)
 FOR_TEACHERS = ("book/instructor",)  # pages that a book for students leaves out
 # Files of a built book that are searched.
 TEXTS = {".html", ".ipynb", ".js", ".json", ".md", ".py", ".txt"}

@@ -24,7 +24,7 @@
 # real images, and ends with a question that counts cannot answer: is the network
 # faster?
 #
-# - **Read first**: the [review of the paper](../book/01_mobilenet.md), 40 minutes. You
+# - **Read first**: the [page on the paper](../book/01_mobilenet.md), 40 minutes. You
 #   need PyTorch basics: tensors, `nn.Module`, `nn.Conv2d`.
 # - **Time**: 80 minutes to read and run, 35 for the exercises. The whole notebook runs
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
@@ -774,8 +774,8 @@ run.expect(is_cat, "the network recognises the cat")
 
 # %% [markdown]
 # - `photograph[None]` adds the batch axis, (1, 300, 451, 3).
-# - `lite0.transform` resizes, crops and normalises it as in the network's training:
-#   (1, 3, 224, 224).
+# - `lite0.transform` resizes it to 224×224 pixels and normalises it with the mean and
+#   standard deviation of the network's training: (1, 3, 224, 224).
 # - The network returns one *logit* per class, (1, 1000), a score that can be any number.
 #   `softmax` turns logits into probabilities that sum to 1.
 
@@ -1023,7 +1023,8 @@ for ax, (key, title) in zip(axes, QUANTITIES.items(), strict=True):
         million_macs = trained_costs[name].macs / 1e6
         style = dict(fmt=marker, ms=8, capsize=4, color=colour, label=name)
         ax.errorbar(million_macs, mean, deviation, **style)
-    ax.set(xscale="log", ylabel=title)
+    ax.set_ylabel(title)
+axes[0].set_xscale("log")  # of all panels, now that none is empty
 axes[0].set_title("7.5 times the work: no gain in accuracy, twice the time")
 axes[2].set(xlabel="million multiply-adds", ylabel="CPU seconds\nper epoch")
 axes[2].set_ylim(0, None)
@@ -1182,7 +1183,8 @@ for separable, million_macs, batch_size, layout, forward, training in timed_rows
 #   the full convolution has one of each, and each layer's fixed cost is paid twice as
 #   often.
 # - **A training step** reads and writes even more per multiply-add.
-# - **Channels last** changes the times, but not always for the better.
+# - **Channels last** changes the times, by how much depends on network, batch size and
+#   machine. On some machines it does not help.
 #
 # This is also why, in the training above, the 0.5 MobileNet took longer than the full
 # convolution of width 0.25 with twice its multiply-adds: it has twice as many layers,

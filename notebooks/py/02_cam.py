@@ -24,7 +24,7 @@
 # one line, checks that it is exact, trains a network on two new classes and computes
 # their maps, draws boxes, and measures how often the boxes are correct.
 #
-# - **Read first**: the [review of the paper](../book/02_cam.md), 50 minutes. You need
+# - **Read first**: the [page on the paper](../book/02_cam.md), 50 minutes. You need
 #   PyTorch basics, and should know what the feature maps of a convolution are.
 # - **Time**: 105 minutes to read and run, 35 for the exercises. The whole notebook runs
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
@@ -32,8 +32,8 @@
 # - **Two profiles.** The *smoke* profile runs offline on a CPU, with
 #   EfficientNet-Lite0, and trains only the last layer. The *full* profile (the default
 #   on a Colab GPU) downloads ResNet-18 {cite:p}`he2016`, trains all of its layers, and
-#   measures more images. The first output names the profile. The numbers in the text
-#   are those of the smoke profile.
+#   measures more images. The output of `runtime.start` below names the profile. The
+#   numbers in the text are those of the smoke profile.
 
 # %%
 import companion  # stored results and drawings that the notebooks share

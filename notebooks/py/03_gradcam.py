@@ -25,7 +25,7 @@
 # as the paper does: to understand mistakes, to explain an attacked image, and to find a
 # bias in a data set. At the end it tests when such maps can be trusted.
 #
-# - **Read first**: the [review of the paper](../book/03_gradcam.md), 55 minutes, and
+# - **Read first**: the [page on the paper](../book/03_gradcam.md), 55 minutes, and
 #   [chapter 02](02_cam.ipynb) on CAM. You need PyTorch basics, and should know what a
 #   gradient is.
 # - **Time**: 165 minutes to read and run, 35 for the exercises. The whole notebook runs
@@ -33,8 +33,9 @@
 #   Colab without a GPU.
 # - **Two profiles.** The *smoke* profile runs offline on a CPU, with
 #   EfficientNet-Lite0. The *full* profile (the default on a Colab GPU) downloads
-#   ResNet-50 {cite:p}`he2016` and uses more solar cells. The first output names the
-#   profile. The numbers in the text are those of the smoke profile.
+#   ResNet-50 {cite:p}`he2016` and uses more solar cells. The output of
+#   `runtime.start` below names the profile. The numbers in the text are those of the
+#   smoke profile.
 
 # %%
 import companion  # stored results and drawings that the notebooks share
@@ -1974,7 +1975,7 @@ run.expect(
 #
 # ## Claimed and measured
 #
-# The paper's numbers need ILSVRC, PASCAL VOC and people, so they are quoted (the review
+# The paper's numbers need ILSVRC, PASCAL VOC and people, so they are quoted (the page
 # page has the tables). Beside each claim is our own measurement of the same kind, on
 # different images and with a different network. Compare directions, not digits.
 
@@ -2004,7 +2005,7 @@ run.expect(fair_after_balanced > fair_after_biased, "balancing helps")
 
 # %% [markdown]
 # On localisation (Section 4.1, quoted): of the images whose class is correct, VGG-16
-# has a correct box in 62 % with Grad-CAM and in 64 % with CAM, as the review page
+# has a correct box in 62 % with Grad-CAM and in 64 % with CAM, as the page on the paper
 # computes. The changes that CAM needs reduce the accuracy of the classification, not of
 # the boxes.
 #

@@ -25,7 +25,7 @@
 # longer. Then you measure what the training contributes, because a *random* encoder is
 # a strong baseline.
 #
-# - **Read first**: the [review of the paper](../book/04_patch_svdd.md), 70 minutes. You
+# - **Read first**: the [page on the paper](../book/04_patch_svdd.md), 70 minutes. You
 #   need PyTorch basics, and should know what a convolution without padding does to the
 #   size of a feature map.
 # - **Time**: 160 minutes to read and run, 35 for the exercises. The whole notebook runs
@@ -199,7 +199,7 @@ plt.show()
 # :class: tip
 # Nine patches of 2×2 pixels fit into an image of 4×4 pixels at stride 1. Only the four
 # at the upper left have scores here: 1 and 3 in the first row, 5 and 7 in the second.
-# Fill in the sixteen pixels, then open the output of the code below.
+# Fill in the sixteen pixels. Then show the output of the next notebook cell.
 # :::
 
 # %% tags=["nbval-check-output", "hide-output"]
@@ -626,9 +626,9 @@ for patch_side in (64, 32):
 # :class: tip
 # We test colour shading. Grey gravel gets a synthetic tint: red grows by 2 % from left
 # to right, blue by 2 % from top to bottom. A linear classifier sees only the mean
-# colours of both patches. How many of the eight directions does it name correctly:
-# without a shift, with one shift that both patches of a pair share, and with one shift
-# per patch?
+# colours of both patches. For what share of the pairs does it name the direction
+# correctly (guessing: one in eight): without a shift, with one shift that both patches
+# of a pair share, and with one shift per patch?
 # :::
 
 # %%
@@ -1458,7 +1458,14 @@ for kind in ("centre", "neighbors", "brick"):
     normals, objective = (brick, "patch_svdd") if is_brick else (train_images, kind)
     torch.manual_seed(0)
     encoders[kind] = HierarchicalEncoder().to(run.device)
-    trainings[kind] = train(encoders[kind], normals, objective=objective, **BUDGET)
+    trainings[kind] = train(
+        encoders[kind],
+        normals,
+        objective=objective,
+        **BUDGET,
+        progress=run.full,
+        checkpoint=runtime.checkpoint_path(f"svdd {kind}", *BUDGET.values(), normals),
+    )
 
 brick_encoder, brick_training = encoders["brick"], trainings["brick"]
 brick_accuracy = position_accuracy(brick_encoder, brick_training, brick_test)
@@ -1848,9 +1855,9 @@ assert 0.28 < direction_shares["flat"][0] < direction_shares["λ = 0.001"][0]
 # :::{admonition} Predict first
 # :class: tip
 # Which of $e$, $s$ and $q$ falls the most when all patches are embedded in one pass and
-# the search computes all distances with a matrix product, $\lVert q - b \rVert^2 =
-# \lVert q \rVert^2 - 2\, q \cdot b + \lVert b \rVert^2$? And which of the two searches
-# will be faster when the bank gets very large?
+# the search computes all distances with a matrix product,
+# $\lVert q - b \rVert^2 = \lVert q \rVert^2 - 2\, q \cdot b + \lVert b \rVert^2$?
+# And which of the two searches will be faster when the bank gets very large?
 # :::
 #
 # The published steps: cut out every patch, spread each score, search for each query.
@@ -1964,7 +1971,7 @@ def estimate_seconds(n_train, n_test, way, search):
     return (n_train + n_test) * embedding + n_test * per_test_image
 
 
-# %% tags=["hide-cell"] mystnb={"image": {"alt": "Log-log plot of hours for one evaluation against the number of training images from 2 to 3,000, the measured range up to 32 shaded. The published way starts far above ours. The line of ours with all vectors is steeper and comes close to the published one at a few thousand images; with a bank of at most 60 images it stays far below."}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Log-log plot of hours for one evaluation against the number of training images from 2 to 3,000, the measured range up to 32 shaded. The published way starts far above ours. The line of ours with all vectors is steeper and is still below the published one at 3,000 images; with a bank of at most 60 images it stays far below."}}
 WAYS = {
     "published": ("published", search_in_tree),
     "ours, the same maps": ("ours", search_by_products),
@@ -1998,8 +2005,9 @@ plt.show()
 #
 # In a very large bank the tree is faster. It skips most of the bank, because embeddings
 # of overlapping patches occupy only a few of their 64 dimensions, while matrix products
-# compute every distance. So the time of the tree grows more slowly. In this
-# extrapolation the two curves meet at a few thousand images.
+# compute every distance. So the time of the tree grows more slowly, and the two curves
+# come closer. Where they meet depends on the machine and on the fit; here it is beyond
+# the 3,000 images of the figure.
 # :::
 #
 # - **For sets of up to a few hundred images** our code computes the exact maps, with
@@ -2023,7 +2031,7 @@ plt.show()
 # Algorithm 1 ends by saving the bank; the code saves only the encoder and embeds the
 # training images again at every evaluation. Algorithm 1 draws both losses from the same
 # patch; the code draws separate pairs for each. Both boxes have one stride $S$; the
-# code has 4 and 16. The [review page](../book/04_patch_svdd.md) prints the corrected
+# code has 4 and 16. The [page on the paper](../book/04_patch_svdd.md) prints the corrected
 # algorithm, and the tests of `paperlib` compare the library with a written-out version.
 # Our `PatchSVDD` stores the bank in one file: `detector.save(path)`,
 # `PatchSVDD.load(path)`.
@@ -2129,11 +2137,11 @@ run.expect(
 # ## Use it on MVTec AD, or on your own images
 #
 # MVTec AD, the paper's data set, is free for research and not part of this book. Set
-# `MVTEC_AD` in the environment to the folder that holds `bottle`, `cable` and the other
-# classes. For your own images, which must all show the same view, set `FOLDER` in the
-# last notebook cell of this section to a folder that contains a folder `normal` and, if
-# you have abnormal images, a folder `abnormal`. Colour images need one shift per patch,
-# which is the default of `train`.
+# `MVTEC_AD` in the environment (or `MVTEC` in the folded code below) to the folder that
+# holds `bottle`, `cable` and the other classes. For your own images, which must all
+# show the same view, set `FOLDER` in the last notebook cell of this section to a folder
+# that contains a folder `normal` and, if you have abnormal images, a folder `abnormal`.
+# Colour images need one shift per patch, which is the default of `train`.
 
 # %% tags=["hide-input"]
 from paperlib.datasets import MVTecAD, batches
@@ -2211,8 +2219,8 @@ if FOLDER is None:
     print("FOLDER is None: nothing was run")
 else:
     normal_scores, abnormal_scores = score_folder(FOLDER)
-    print("normal, held back:", normal_scores)
-    print("abnormal:", abnormal_scores)
+    print("normal, held back:", *[f"{score:.2f}" for score in normal_scores])
+    print("abnormal:", *[f"{score:.2f}" for score in abnormal_scores])
 
 # %% [markdown]
 # ## Exercises

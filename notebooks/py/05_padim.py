@@ -24,7 +24,7 @@
 # computes the distance by hand, builds the method from a few lines of PyTorch, repeats
 # the paper's ablations, and chooses a threshold without labels.
 #
-# - **Read first**: the [review of the paper](../book/05_padim.md), 60 minutes. You need
+# - **Read first**: the [page on the paper](../book/05_padim.md), 60 minutes. You need
 #   PyTorch basics, and you should know what a covariance matrix is.
 # - **Time**: 140 minutes to read and run, 40 for the exercises. The whole notebook runs
 #   in one to two minutes on an idle two-core machine, and longer on a busy one or on
@@ -1512,8 +1512,8 @@ run.expect(bool(is_alarm.min() == 1), "every functional test cell is an alarm")
 #   used: `normal_threshold(…, fitted=True)` in `PaDiM`.
 #
 # Here, the first gives 7 % false alarms and the second 0 %, instead of the 2 % that
-# were asked for: one cell alone scores 128 when it is left out. With so few cells, a 98
-# % quantile is uncertain.
+# were asked for: one cell alone scores 128 when it is left out. With so few cells, a
+# 98 % quantile is uncertain.
 #
 # The best F1 is higher than what either of them reaches. This is the advantage of
 # hindsight.
@@ -1593,8 +1593,9 @@ else:  # finished classes are not run again
     print(evaluation.report(evaluated))
 
 # %% [markdown]
-# The command `python -m paperlib evaluate --data FOLDER` does the same. It also saves
-# images with their maps, and resumes after an interruption.
+# The command `python -m paperlib evaluate --data FOLDER --backbone efficientnet_lite0`
+# does the same; its default is the paper's ResNet-18, whose weights it downloads. It
+# also saves images with their maps, and resumes after an interruption.
 #
 # ## Claimed and measured
 #

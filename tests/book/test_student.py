@@ -15,8 +15,8 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: pat
 ANSWER = ":::{dropdown} Answer\nBecause the sum is divided by the count.\n:::"
 QUIZ = f"## Quiz\n\n**1.** Why?\n\n{ANSWER}\n\n## Summary\n\nAll."
 TASK = (
-    "Put your answer in.\nSolutions are folded under each\ngroup.\n\n:::{dropdown}"
-    " Answer\nThe second value is the larger one.\n:::"
+    "Put your answer in. The solutions are hidden below\neach group of exercises.\n\n"
+    ":::{dropdown} Solution\nThe second value is the larger one.\n:::"
 )
 
 
@@ -71,13 +71,15 @@ def test_a_students_copy_contains_no_solution(path, tmp_path):
     copy = nbformat.read(export(path, tmp_path, edit=student.hand_out), as_version=4)
     whole = nbformat.read(path, as_version=4)
     text = (tmp_path / path.name).read_text(encoding="utf-8")
-    assert student.leaks(whole, text) == [] and "Solutions are folded" not in text
+    assert student.leaks(whole, text) == [] and "olutions are hidden" not in text
     texts = [cell.source for cell in copy.cells if cell.cell_type == "markdown"]
     assert any("**Predict first**" in source for source in texts)
-    assert "<b>Answer</b>" not in text and all(texts)
+    assert not re.search("<b>(Answer|Solution)</b>", text) and all(texts)
+    removed = [c.source for c in whole.cells if student.WHERE.search(c.source)]
+    assert len(removed) == 1
     # The page to read first is named, and linked if the book has an address.
     first = re.search(r"\*\*Read first\*\*: (the .*?)\(", texts[0])[1]
-    assert first in ("the review of the paper ", "the [review of the paper]")
+    assert first in ("the page on the paper ", "the [page on the paper]")
     code, exercises = (
         [c.source for c in cells]
         for cells in (
