@@ -286,7 +286,7 @@ def draw_ratios(rows: list[dict], path: Path) -> None:
     """Draw how many times as long other implementations take, one line per task."""
     use_style()
     tasks = comparisons(rows)[::-1]
-    with plt.rc_context({"svg.hashsalt": "ratios", "figure.figsize": (7.2, 7)}):
+    with plt.rc_context({"svg.hashsalt": "ratios", "figure.figsize": (4.8, 8)}):
         figure, ax = plt.subplots()
         ax.axvline(1, color="black", lw=1)
         for index, colour, mark, label in (

@@ -84,7 +84,7 @@ def fill(root: Path, repository: str) -> dict[Path, str]:
 
 def main(arguments: list[str], root: Path = ROOT) -> int:
     """Run the command line; return its exit status."""
-    if len(arguments) != 1:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: set_repository.py OWNER/NAME", file=sys.stderr)
         return 2
     try:

@@ -4,6 +4,7 @@ notebooks' stamps.
 python book/tools/status.py
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -119,7 +120,7 @@ def _result_row(path: Path, script: Path, root: Path) -> tuple[str, list[str]]:
         f"`{path.name}`",
         str(len(result["runs"])),
         stamp["date"],
-        "the same" if script_hash(script, root) == stamp["code"] else "changed",
+        "unchanged" if script_hash(script, root) == stamp["code"] else "changed",
     ]
     return f"{_where(stamp)}:", row
 
@@ -146,8 +147,8 @@ def _encoder(path: Path) -> list[str]:
         f" {run['curves'][0][1]:.2f} at first and {run['curves'][-1][1]:.2f} at last."
         " It names the correct one of eight directions (large patches, then small ones)"
         f" for {', '.join(shares)} cells that it was not trained on; chance is 12.5"
-        " %. Both patches of a pair shared a colour shift, which was the default then:"
-        " `shared_shift=True` today.\n"
+        " %. Both patches of a pair shared a colour shift (`shared_shift=True`), because"
+        " these cells are grey.\n"
     ]
 
 
@@ -160,6 +161,7 @@ def write(root: Path) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     try:
         write(ROOT)
     except ValueError as error:

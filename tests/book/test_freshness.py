@@ -388,7 +388,7 @@ def test_the_status_page_lists_long_runs(stamped):
         "positions": {"mono": [0.41, 0.35]},
     }
     result.write_text(json.dumps({"stamp": stamp, "runs": [run]}), encoding="utf-8")
-    assert "| `small_cells.json` | 1 | today | the same |" in status.page(stamped)
+    assert "| `small_cells.json` | 1 | today | unchanged |" in status.page(stamped)
     assert "**a processor**, torch 2:" in status.page(stamped)
     assert "500 steps" not in status.page(stamped)
     result.with_suffix(".safetensors").write_bytes(bytes(1_600_000))
