@@ -147,7 +147,7 @@ def _encoder(path: Path) -> list[str]:
         f" {run['curves'][0][1]:.2f} at first and {run['curves'][-1][1]:.2f} at last."
         " It names the correct one of eight directions (large patches, then small ones)"
         f" for {', '.join(shares)} cells that it was not trained on; chance is 12.5"
-        " %. Both patches of a pair shared a colour shift (`shared_shift=True`), because"
+        " %. Both patches of a pair shared a colour shift (`shared_shift=True`), as"
         " these cells are grey.\n"
     ]
 
