@@ -1373,14 +1373,14 @@ assert (
 #
 # ## Train it live: from guessing to naming directions
 #
-# Now an encoder is trained with `train`, in less than a minute. One budget, `BUDGET`,
+# Now an encoder is trained with `train`, in half a minute. One budget, `BUDGET`,
 # is used for this training and for those that are compared with it below.
 
 # %%
 from paperlib.patch_svdd import position_accuracy
 
 STEPS = run.choose(smoke=80, full=800)
-BUDGET = {"steps": STEPS, "crops": 2, "side": 160, "pairs": 1024}
+BUDGET = {"steps": STEPS, "crops": 2, "side": 160, "pairs": 1024, "shared_shift": True}
 
 torch.manual_seed(0)
 live = HierarchicalEncoder().to(run.device)
@@ -1397,8 +1397,9 @@ print(f"unseen functional cells: K = 64 {test_accuracy.big:.0%},", end=" ")
 print(f"K = 32 {test_accuracy.small:.0%} of the directions are correct")
 
 # %% [markdown]
-# - Every step crops two squares of 160 pixels, embeds each under two colour shifts, and
-#   draws 1,024 pairs of each kind per crop.
+# - Every step crops two squares of 160 pixels and draws 1,024 pairs of each kind per
+#   crop. The cells are grey, so both patches of a pair may share a shift, and a crop is
+#   embedded once.
 # - If a checkpoint folder is set (as on Colab), an interrupted training resumes from
 #   its last record, and a finished one is not repeated.
 # - `training.history` holds one record per `every` steps: the loss, both accuracies on
