@@ -84,6 +84,7 @@ OTHERS = {
     "nn.Hardtanh": nn.Hardtanh(),
     "nn.RReLU": nn.RReLU().eval(),
     "nn.Threshold": nn.Threshold(0.1, 20),
+    "nn.Threshold below zero": nn.Threshold(-1, 0),
 }
 
 
@@ -166,6 +167,7 @@ def test_values_changed_in_place_afterwards_do_not_matter():
         lambda x: x.clamp(min=-1),
         lambda x: x.clamp(0.1, 5),
         lambda x: x.clamp(max=1),
+        lambda x: x.clamp(torch.zeros(7), torch.arange(7.0)),
         lambda x: torch.maximum(x, torch.tensor([0.0] * 6 + [1.0])),
         lambda x: torch.sigmoid(x),
         lambda x: x * torch.sigmoid(x),  # a gate, or a SiLU composed of arithmetic

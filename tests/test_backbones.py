@@ -454,6 +454,14 @@ def test_an_extractor_stops_after_its_last_layer():
     assert ran == ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2"]
 
 
+def test_of_a_layer_that_runs_twice_the_first_output_is_returned():
+    shared, last = nn.ReLU(), nn.Conv2d(3, 4, 1)
+    model = nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared, last)
+    images = torch.randn(2, 3, 8, 8)
+    first, _ = FeatureExtractor(model, [shared, last])(images)
+    assert torch.equal(first, images.relu())
+
+
 class _InPlace(nn.Module):
     """A network that changes what its layers gave, and its input; `again` runs a layer
     twice.
@@ -582,6 +590,10 @@ def test_unusable_layers_are_refused():
         FeatureExtractor(model, ["1"])(torch.randn(1, 3, 3, 3))
     with refuses(r"images\[None\]"):
         FeatureExtractor(model, "0")(torch.randn(3, 3, 3))
+    with refuses(r"layer '0': maps \(1, 4, 1\); expected \(N, C, h, w\)"):
+        FeatureExtractor(model, "0", reshape=lambda x: x.flatten(2))(
+            torch.randn(1, 3, 3, 3)
+        )
 
 
 # ---- embeddings ----

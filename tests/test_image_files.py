@@ -231,6 +231,16 @@ def test_damaged_pictures_are_refused_by_name(tmp_path, name):
             read(tmp_path / name)
 
 
+def test_a_lack_of_memory_does_not_make_a_file_unusable(tmp_path, monkeypatch):
+    def run_out(image):
+        raise MemoryError
+
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "load", run_out)
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "a.png")
+
+
 def test_a_missing_picture_is_named(tmp_path):
     with refuses("absent.png: .*No such file"):
         read_image(tmp_path / "absent.png")

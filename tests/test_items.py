@@ -114,6 +114,8 @@ def test_batches_that_cannot_be_put_together_are_refused():
     )
     with refuses(r"image 0 is \(3, 2, 3\) and image 0 is \(3, 4, 3\)"):
         list(batches(sizes))
+    with refuses("an item of type Tensor; expected an Item"):
+        list(batches([torch.zeros(3, 2, 3)]))
     for options in ({"size": 0}, {"threads": 0}):
         with refuses("expected at least 1"):
             list(batches(Numbered(2), **options))

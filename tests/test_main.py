@@ -419,7 +419,8 @@ def test_an_interrupted_inspection_says_how_to_resume(in_parts, capsys, monkeypa
 
 def test_sizes_and_shares_are_read(capsys):
     assert _parse_size("320") == 320 and _parse_size("192x320") == (192, 320)
-    for option in ("--size 0", "--size 1x2x3", "--size 3x", "--quantile 1.5"):
+    wrong = "--size 0", "--size 1x2x3", "--size 3x", "--quantile 0"
+    for option in (*wrong, "--quantile 1.5", "--quantile high"):
         with pytest.raises(SystemExit):
             main(["fit", "folder", "--out", "m.safetensors", *option.split()])
         assert option.split()[0] in capsys.readouterr().err

@@ -215,6 +215,11 @@ def test_greedy_coreset_takes_the_farthest_each_time():
     )
 
 
+def test_a_share_that_floating_point_rounds_up_takes_no_vector_more():
+    assert 0.07 * 100 > 7
+    assert len(greedy_coreset(torch.arange(100.0)[:, None], 0.07, 0)) == 7
+
+
 def test_a_coreset_takes_no_memory_that_grows_with_its_size():
     """Small tensors that outlive an iteration fragment the heap: 8 images took 9 GB."""
     resident = Path("/proc/self/statm")

@@ -148,6 +148,8 @@ def test_images_of_every_layout_become_rgb_batches():
     assert torch.equal(rgb_batch(expected[:1, 0]), grey[:1])
     doubles = expected.double()
     assert rgb_batch(doubles).data_ptr() == doubles.data_ptr()
+    rounded = torch.tensor([-5e-7, 1 + 5e-7]).expand(1, 3, 4, 2)  # as after resizing
+    assert torch.equal(rgb_batch(rounded), rounded)
 
 
 @pytest.mark.parametrize(

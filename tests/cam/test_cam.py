@@ -361,6 +361,14 @@ def test_callers_without_gradients(context):
     assert torch.equal(found.maps, expected.maps) and not found.maps.is_inference()
 
 
+def test_a_network_that_changes_its_input_in_place_leaves_the_images_as_they_are():
+    model, images = pooled(lambda m, f: m.classifier(f.mean((2, 3)))), pictures()
+    expected = cam(model, images.relu()).maps
+    model.features.insert(0, nn.ReLU(inplace=True))
+    assert torch.equal(cam(model, images).maps, expected)
+    assert torch.equal(images, pictures())
+
+
 def test_threads_that_share_a_model_get_their_own_maps():
     model, found = pooled(ENDS["mean"]), {}
     expected = {

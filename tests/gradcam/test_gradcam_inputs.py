@@ -812,6 +812,23 @@ def test_a_gradient_that_torch_refuses_is_a_value_error_with_its_reason():
             call()
 
 
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_lack_of_memory_is_no_mistake_in_the_arguments(in_backward):
+    def run_out(*_):
+        raise torch.OutOfMemoryError
+
+    def run(x):
+        if not in_backward:
+            run_out()
+        y = x * 2
+        y.register_hook(run_out)
+        return y
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 6), Block(run), nn.Flatten()).eval()
+    with pytest.raises(torch.OutOfMemoryError):
+        grad_cam(model, random(2, 3, 6, 6), "0", 1)
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_run_without_cudnn_on_a_gpu(kind):
     class Watched(kind):

@@ -132,6 +132,14 @@ def test_frozen_parameters_are_in_no_group():
     assert [len(decayed["params"]), len(spared["params"])] == [2, 0]
 
 
+def test_only_one_group_per_channel_is_depthwise():
+    layers = [nn.Conv2d(4, 8, 3, groups=groups, bias=False) for groups in (1, 2, 4)]
+    one_channel = nn.Conv2d(1, 8, 3, bias=False)
+    decayed, spared = parameter_groups(nn.Sequential(*layers, one_channel), 1e-4)
+    assert spared["params"] == [layers[2].weight]
+    assert len(decayed["params"]) == 3
+
+
 def test_the_least_that_is_accepted():
     model = MobileNetV1(width=1 / 32, num_classes=1)
     assert model.classifier.out_features == model.features.stem.conv.out_channels == 1

@@ -306,6 +306,8 @@ def test_an_overlay_outlines_what_exceeds_the_threshold():
     assert np.abs(np.subtract(edges, [64, 128, 128, 256])).max() <= 4
     assert (drawn[:32] == 128).all()  # below half of the threshold nothing is drawn
     assert drawn[96, 192, 1] > 150 > drawn[96, 192, 2]  # yellow inside
+    below = report.overlay(image, np.minimum(values, 9.99), 10.0, (64, 64))
+    assert not (np.asarray(below) > 250).all(-1).any()
     # A crop of the resized image: the map lies in its centre.
     cropped = np.asarray(report.overlay(image, values, 10.0, (128, 128)))
     rows = (cropped > 250).all(-1).any(1).nonzero()[0]

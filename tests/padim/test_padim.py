@@ -445,6 +445,11 @@ def test_other_networks_and_sizes_are_refused(images, tmp_path):
     message = "model.safetensors was fitted with a network of your own; pass extractor="
     with refuses(message, UnusableFile):
         PaDiM.load(path)
+    unknown = small_extractor()
+    unknown.model.backbone_name = "resnet9"
+    PaDiM(unknown, 7).fit([images]).save(tmp_path / "9.safetensors")
+    with refuses("9.safetensors needs its backbone.*name='resnet9'", UnusableFile):
+        PaDiM.load(tmp_path / "9.safetensors")
     with refuses(
         ("model.safetensors was fitted with a network of your own, with other weights"),
     ):

@@ -638,6 +638,8 @@ def test_bad_arguments_are_refused():
     ):
         with refuses(message):
             train(encoder(), pictures(), **options)
+    with refuses("an encoder of type Linear; expected a HierarchicalEncoder"):
+        train(nn.Linear(3, 2), pictures(), steps=1)
     for bad, message in (
         (pictures(1), "1 training image"),
         (pictures(3, 63), "at least 64×64"),
