@@ -1406,7 +1406,7 @@ print(f"K = 32 {test_accuracy.small:.0%} of the directions are correct")
 #   the training pairs, and the mean distances of neighbours.
 # - `position_accuracy` draws new pairs from images that were not used in training.
 
-# %% tags=["hide-input", "ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Above, the loss starts at 4.2, stays there for some thirty steps and then falls. Below, the share of correct directions starts at 12.5 percent; the curve of the 64-pixel patches rises to between a fifth and a third, that of the 32-pixel patches to a little below a fifth."}}
+# %% tags=["hide-input", "ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Above, the loss starts at 4.2, stays there for some twenty-five steps and then falls. Below, the share of correct directions starts at 12.5 percent; the curve of the 64-pixel patches rises to about a third, that of the 32-pixel patches to about a fifth."}}
 steps, losses, accuracies_small, accuracies_big, *_ = np.array(training.history).T
 _, (upper, lower) = plt.subplots(2, 1, figsize=(6.4, 5.6), sharex=True)
 upper.plot(steps, losses)
@@ -1427,7 +1427,7 @@ run.expect(3.9 < losses[:4].mean() < 4.4, "the loss starts at the level of guess
 
 # %% [markdown]
 # A loss of $2 \ln 8 = 4.16$ corresponds to guessing at both sizes (the terms with
-# $\lambda = 0.001$ add less than 0.04). For some thirty steps the loss hardly falls;
+# $\lambda = 0.001$ add less than 0.04). For some 25 steps the loss does not fall;
 # then the encoder begins to distinguish directions. It cannot name all of them
 # correctly, because a solar cell looks the same along its bars. Do not expect 100 %.
 #
