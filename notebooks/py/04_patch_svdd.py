@@ -1459,14 +1459,9 @@ for kind in ("centre", "neighbors", "brick"):
     normals, objective = (brick, "patch_svdd") if is_brick else (train_images, kind)
     torch.manual_seed(0)
     encoders[kind] = HierarchicalEncoder().to(run.device)
-    trainings[kind] = train(
-        encoders[kind],
-        normals,
-        objective=objective,
-        **BUDGET,
-        progress=run.full,
-        checkpoint=runtime.checkpoint_path(f"svdd {kind}", *BUDGET.values(), normals),
-    )
+    path = runtime.checkpoint_path(f"svdd {kind}", *BUDGET.values(), normals)
+    options = {"objective": objective, "checkpoint": path, "progress": run.full}
+    trainings[kind] = train(encoders[kind], normals, **BUDGET, **options)
 
 brick_encoder, brick_training = encoders["brick"], trainings["brick"]
 brick_accuracy = position_accuracy(brick_encoder, brick_training, brick_test)

@@ -192,8 +192,9 @@ def test_the_numbers_on_region_file_and_drift():
     ) in TEXT
     (half,) = select(RUNS, "half")
     assert (
-        f"`--half` stores the model in float16: {half['megabytes']['float16']:.0f}"
-        f" instead of {half['megabytes']['float32']:.0f} MB"
+        f"{half['megabytes']['float32']:.0f} MB instead of 127 MB for $d = 100$."
+        " `--half` stores the model in float16, which takes"
+        f" {half['megabytes']['float16']:.0f} MB"
     ) in TEXT
     assert (
         f"No score of {half['images_scored']} cells changed by more than"

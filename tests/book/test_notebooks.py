@@ -196,7 +196,8 @@ def test_the_losses_of_the_t_sne_figure_are_trained_with_one_budget():
     assert len(compared) == 2  # the live training, and the stored ones
     for call in compared:
         named = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        assert named.get(None) == "BUDGET"
+        unpacked = [ast.unparse(k.value) for k in call.keywords if k.arg is None]
+        assert unpacked[0] == "BUDGET"
         assert not {"steps", "crops", "side", "pairs"} & set(named)
     (live,) = [call for call in compared if ast.unparse(call.args[0]) == "live"]
     assert ast.unparse(live.args[1]) == "train_images"
