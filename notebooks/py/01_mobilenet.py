@@ -1183,8 +1183,8 @@ for separable, million_macs, batch_size, layout, forward, training in timed_rows
 #   the full convolution has one of each, and each layer's fixed cost is paid twice as
 #   often.
 # - **A training step** reads and writes even more per multiply-add.
-# - **Channels last** changes the times, by how much depends on network, batch size and
-#   machine. On some machines it does not help.
+# - **Channels last** changes the times. By how much depends on the network, the batch
+#   size and the machine; for the full convolution in batches it does not help here.
 #
 # This is also why, in the training above, the 0.5 MobileNet took longer than the full
 # convolution of width 0.25 with twice its multiply-adds: it has twice as many layers,
