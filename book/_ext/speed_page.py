@@ -308,11 +308,11 @@ def draw_ratios(rows: list[dict], path: Path) -> None:
                 label=label,
             )
         labels = [fill(what, 30) for what, *_ in tasks]
-        ax.set_yticks(range(len(tasks)), labels, fontsize=8, linespacing=0.9)
-        ax.set(xscale="log", xlabel="time divided by paperlib's (right: slower)")
+        ax.set_yticks(range(len(tasks)), labels, fontsize=8, linespacing=1)
+        ax.set(xscale="log", xlabel="time divided by paperlib's")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(axis="x", alpha=0.4)
-        figure.legend(loc="outside upper center", ncols=2)
+        figure.legend(loc="outside upper center")
         _save(figure, path)
 
 
@@ -362,7 +362,7 @@ def write_parts(root: Path) -> None:
         "lead.txt": lead(speed["rows"]),
         "ratios.txt": (
             "```{figure} speed_parts/ratios.svg\n:alt: "
-            f"{describe_ratios(speed['rows'])}\n:width: 100%\n\nTime of other"
+            f"{describe_ratios(speed['rows'])}\n:width: 520px\n\nTime of other"
             " implementations divided by that of `paperlib` in the same run: the median"
             " of the turns and its range. Right of the line they are slower.\n```\n"
         ),
