@@ -776,8 +776,8 @@ run.expect(is_cat, "the network recognises the cat")
 # - `photograph[None]` adds the batch axis, (1, 300, 451, 3).
 # - `lite0.transform` resizes it to 224×224 pixels and normalises it with the mean and
 #   standard deviation of the network's training: (1, 3, 224, 224).
-# - The network returns one *logit* per class, (1, 1000), a score that can be any number.
-#   `softmax` turns logits into probabilities that sum to 1.
+# - The network returns one *logit* per class, (1, 1000), a score that can be any
+#   number. `softmax` turns logits into probabilities that sum to 1.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Above: a photograph of a ginger cat's face, titled with the network's answer, Egyptian cat, and its probability. Below: a bar for each of the network's layers in order, in million multiply-adds, coloured by kind; the orange pointwise layers are up to 20 million each, the blue depthwise layers between them below 5."}}
 COLOURS = {  # kind of layer → colour

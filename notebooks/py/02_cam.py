@@ -1255,9 +1255,9 @@ for network_name, (class1, class5, box1, box5) in QUOTED.items():
 # or half of them: better classification does not mean better boxes. The original
 # GoogLeNet also ends in average pooling, but with 7×7 positions, and stays below 60 %.
 # The paper found that maps with more positions localise better. Our own share, 71 %
-# (printed above), is for pasted objects and another network. It answers the same question, but
-# the two numbers are not comparable. (AlexNet*-GAP has two more convolutions than
-# AlexNet-GAP; NIN is Network in Network.)
+# (printed above), is for pasted objects and another network. It answers the same
+# question, but the two numbers are not comparable. (AlexNet*-GAP has two more
+# convolutions than AlexNet-GAP; NIN is Network in Network.)
 #
 # Two more quoted results:
 #

@@ -2027,10 +2027,10 @@ plt.show()
 # Algorithm 1 ends by saving the bank; the code saves only the encoder and embeds the
 # training images again at every evaluation. Algorithm 1 draws both losses from the same
 # patch; the code draws separate pairs for each. Both boxes have one stride $S$; the
-# code has 4 and 16. The [page on the paper](../book/04_patch_svdd.md) prints the corrected
-# algorithm, and the tests of `paperlib` compare the library with a written-out version.
-# Our `PatchSVDD` stores the bank in one file: `detector.save(path)`,
-# `PatchSVDD.load(path)`.
+# code has 4 and 16. The [page on the paper](../book/04_patch_svdd.md) prints the
+# corrected algorithm, and the tests of `paperlib` compare the library with a
+# written-out version. Our `PatchSVDD` stores the bank in one file:
+# `detector.save(path)`, `PatchSVDD.load(path)`.
 #
 # ## Claimed and measured
 #
