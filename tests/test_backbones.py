@@ -430,6 +430,45 @@ def test_a_backbones_extractor_moves_its_model_and_has_a_short_repr():
     assert set(extractor.state_dict()) == whole
 
 
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "efficientnet_b5"])
+def test_an_extractor_runs_a_copy_with_folded_batch_norms(name):
+    torch.manual_seed(0)
+    backbone = backbones.load(name, weights=None)
+    model, images = backbone.model, torch.randn(2, 3, 64, 64)
+    for norm in norms(model):
+        for values in norm.running_mean, norm.bias.data:
+            values.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    extractor = backbone.extractor()
+    assert not norms(extractor.model)
+    plain = FeatureExtractor(model, backbone.layers)(images)
+    for folded, part in zip(extractor(images), plain, strict=True):
+        assert (folded - part).norm() < 1e-5 * part.norm()
+        assert folded.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(state[k], value) for k, value in model.state_dict().items())
+    # A saved detector recognises the network by the digest of its weights.
+    digest = backbones.digest_weights(model)
+    assert backbones.digest_weights(extractor.model) == digest
+
+
+@pytest.mark.parametrize("layer", ["conv1", "bn1", "layer1.0.conv2"])
+def test_batch_norms_of_recorded_layers_are_not_folded(layer):
+    torch.manual_seed(0)
+    backbone = backbones.load("resnet18", None)._replace(layers=[layer])
+    model, images = backbone.model.train(), torch.randn(2, 3, 64, 64)
+    model.bn1.running_mean.normal_()
+    model.layer1[0].bn2.running_mean.normal_()
+    extractor = backbone.extractor()
+    assert len(norms(extractor.model)) == 1
+    plain, folded = FeatureExtractor(model, layer)(images)[0], extractor(images)[0]
+    assert (folded - plain).norm() < 1e-5 * plain.norm()
+
+
+def norms(model):
+    return [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
 def test_features_equal_torchvisions_extractor():
     torch.manual_seed(0)
     model = torchvision.models.resnet18().eval()

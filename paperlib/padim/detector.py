@@ -33,6 +33,8 @@ from paperlib.backbones import (
     Images,
     Transform,
     concatenate_embeddings,
+    digest_weights,
+    fold_batch_norms,
 )
 from paperlib.distributed import check_same_size, fail_together
 from paperlib.image_files import read_mask
@@ -45,7 +47,7 @@ from paperlib.padim.gaussian import (
 )
 from paperlib.padim.inspection import Inspection, inspect_batches
 from paperlib.precision import at_least_float32
-from paperlib.storage import checksum, read_tensors, write_tensors
+from paperlib.storage import read_tensors, write_tensors
 from paperlib.validation import (
     NotFitted,
     UnusableFile,
@@ -340,7 +342,8 @@ class PaDiM(nn.Module):
             "layers": self.extractor.layers,
             "tile": self.extractor.tile,
             "overlap": self.extractor.overlap,
-            "weights": _digest_weights(model),
+            "weights": digest_weights(model),
+            "folded": hasattr(model, "weights_digest"),
             "settings": {name: getattr(self, name) for name in _SETTINGS},
             "transform": self.transform and asdict(self.transform),
             **{name: getattr(self, name) for name in _NUMBERS},
@@ -618,8 +621,11 @@ def _load_extractor(path: str | Path, about: dict[str, Any]) -> FeatureExtractor
             " pass extractor=FeatureExtractor(…)"
         )
     try:
+        model = backbones.load(about["backbone"]).model
+        if about.get("folded"):  # older files are not
+            model = fold_batch_norms(model, about["layers"])
         return FeatureExtractor(
-            backbones.load(about["backbone"]).model,
+            model,
             about["layers"],
             tile=about.get("tile"),
             overlap=about.get("overlap", 0),
@@ -644,7 +650,7 @@ def _check_same_network(
             f"{path} was fitted with tile={about.get('tile')},"
             f" overlap={about.get('overlap', 0)}; the extractor has {tiles}"
         )
-    if _digest_weights(extractor.model) != about["weights"]:
+    if digest_weights(extractor.model) != about["weights"]:
         raise UnusableFile(
             f"{path} was fitted with {about['backbone'] or 'a network of your own'},"
             " with other weights than these; pass the weights, or the extractor, it was"
@@ -692,11 +698,3 @@ def _is_8_bit(values: Tensor) -> bool:
 
 def _are_integers(values: Tensor) -> bool:
     return bool(((values - values.round()).abs() < 1e-3).all())
-
-
-def _digest_weights(model: nn.Module) -> str:
-    """Digest a network's weights in order, without names (wrappers add prefixes)."""
-    for parameter in model.parameters():
-        check_values(parameter, "the network's weights")
-    state = {str(i): tensor for i, tensor in enumerate(model.state_dict().values())}
-    return checksum("", state)

@@ -419,19 +419,25 @@ def test_a_saved_model_scores_the_same(images, tmp_path, options):
         PaDiM(small_extractor()).save(path)
 
 
-def test_a_named_backbone_loads_without_an_extractor(tmp_path):
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_named_backbone_loads_without_an_extractor(folded, tmp_path):
     path = tmp_path / "cells.safetensors"
     backbone = backbones.load("efficientnet_lite0")
     images = backbone.transform(elpv("mono").images[:6])
-    model = PaDiM(FeatureExtractor(backbone.model, backbone.layers[1:]), 10).fit(
-        images.split(3)
+    layers = backbone.layers[1:]
+    extractor = (
+        backbone._replace(layers=layers).extractor()
+        if folded
+        else FeatureExtractor(backbone.model, layers)
     )
+    model = PaDiM(extractor, 10).fit(images.split(3))
     model.save(path)
     loaded = PaDiM.load(path)
     assert loaded.extractor.layers == backbone.layers[1:]
     assert torch.equal(loaded.score(images), model.score(images))
     with torch.no_grad():
         backbone.model.conv_stem.weight[0, 0, 0, 0] += 1e-3
+    model = PaDiM(backbone.extractor(), 10).fit(images.split(3))
     model.save(path)
     with refuses(
         ("cells.safetensors was fitted with efficientnet_lite0, with other weights"),
