@@ -2,9 +2,10 @@
 
 - PaDiM from images on: ResNet-18 with the same random weights for both contenders,
   d = 100, batches of 32 (8 in the quick run).
-- the layout: the channels-last format of `backbones.load`, PyTorch's default format
-  and, in the full run, `torch.compile` of the channels-last network. Its note reports
-  after how many batches the compilation time is recovered.
+- the layout: the network of `Backbone.extractor`, with folded batch norms in the
+  channels-last format; the network of `backbones.load`, whose batch norms are not
+  folded; PyTorch's default format; and, in the full run, `torch.compile`. Its note
+  reports after how many batches the compilation time is recovered.
 - reading: photographs of 1000 × 750 pixels are read, resized and run through a network;
   with two threads of `batches` (ours), one thread, none (each image is read when its
   batch is computed), and two worker processes of a DataLoader. On a GPU also with
@@ -91,7 +92,7 @@ def whole(task: str, full: bool, device: torch.device) -> Part:
     counts = {"whole fit": len(train), "whole score": batch_size, "whole score one": 1}
     count = counts[task]
     images = train[:count]
-    ours = PaDiM(FeatureExtractor(*backbone[:2]), 100).fit(train.split(batch_size))
+    ours = PaDiM(backbone.extractor(), 100).fit(train.split(batch_size))
     is_fit = task == "whole fit"
 
     def our_fit():
@@ -122,14 +123,16 @@ def layout(name: str, count: int, full: bool, device: torch.device) -> Part:
     torch.manual_seed(0)
     backbone = backbones.load(name, weights=None)
     model, images = backbone.model.to(device), random_images(count, device)
-    contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    ours = backbone.extractor()
+    contiguous = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
+    unfolded = FeatureExtractor(model, backbone.layers)
 
-    def maps(network: nn.Module) -> Tensor:
-        layers = FeatureExtractor(network, backbone.layers)(images)
-        return torch.cat([layer.flatten() for layer in layers])
+    def maps(extractor: FeatureExtractor) -> Tensor:
+        return torch.cat([layer.flatten() for layer in extractor(images)])
 
     contenders = [
-        Contender(OURS, lambda: maps(model)),
+        Contender(OURS, lambda: maps(ours)),
+        Contender("batch norms not folded", lambda: maps(unfolded), note=NO_PEER),
         Contender("PyTorch's default layout", lambda: maps(contiguous), note=NO_PEER),
     ]
     if full:
@@ -141,7 +144,7 @@ def layout(name: str, count: int, full: bool, device: torch.device) -> Part:
             ).eval()
         )
         compilation = timed(lambda: run(images))
-        saving = min(timed(lambda: maps(model)) for _ in range(3)) - min(
+        saving = min(timed(lambda: maps(ours)) for _ in range(3)) - min(
             timed(lambda: run(images)) for _ in range(3)
         )
         gain = (
@@ -214,7 +217,7 @@ def stack(items: list) -> Tensor:
 def reading(full: bool, device: torch.device) -> Part:
     count = 128 if full else 24
     items, backbone = photographs(count), resnet18(device)
-    extract = FeatureExtractor(*backbone[:2])
+    extract = backbone.extractor()
 
     def run(read: Iterable[Tensor]) -> float:
         # non_blocking has an effect for pinned memory only.

@@ -571,11 +571,11 @@ def test_a_call_that_did_not_happen_is_refused():
 def segmentation(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Conv2d(3, 4, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1),
+        nn.Conv2d(4, 4, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(8, 2, 3, padding=1),
+        nn.Conv2d(4, 2, 3, padding=1),
     ).eval()
 
 
