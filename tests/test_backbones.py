@@ -343,20 +343,27 @@ def test_unknown_backbones_are_refused():
         backbones.load("resnet19")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg16"])
-def test_torchvision_networks_load_a_local_file_strictly(name, tmp_path):
+def test_torchvision_networks_load_a_local_file_strictly(tmp_path):
     path = tmp_path / "weights.pth"
     torch.manual_seed(1)
-    peer = torchvision.models.get_model(name, weights=None).eval()
+    peer = torchvision.models.resnet18(weights=None).eval()
     torch.save(peer.state_dict(), path)
-    loaded = backbones.load(name, weights=path)
+    loaded = backbones.load("resnet18", weights=path)
     images = loaded.transform(data.chelsea()[None])
     with torch.inference_mode():
         torch.testing.assert_close(loaded.model(images), peer(images))
     assert not loaded.model.training
-    assert all(loaded.model.get_submodule(layer) is not None for layer in loaded.layers)
     with refuses("weights.pth holds .* not those of this network"):
         backbones.load("resnet50", weights=path)
+
+
+@pytest.mark.parametrize("name", backbones.TORCHVISION_LAYERS)
+def test_maps_of_torchvision_networks_are_smaller_and_smaller(name):
+    with torch.device("meta"):
+        backbone = backbones.load(name, weights=None)
+        maps = backbone.extractor()(torch.rand(1, 3, 64, 64))
+    sides = [part.shape[-1] for part in maps]
+    assert len(sides) == 3 and sides == sorted(sides, reverse=True)
 
 
 def test_a_download_is_checked_and_its_failure_says_what_to_do(monkeypatch):

@@ -968,7 +968,7 @@ for name, test_auroc in test_aurocs.items():
 # After two epochs both networks are clearly better than chance. A comparison needs
 # longer training and several *seeds*; each seed draws different initial weights and a
 # different split. Training all three networks for 12 epochs with five seeds each takes
-# 17 minutes on one processor thread, so the results are stored in a file.
+# 26 minutes on one processor thread, so the results are stored in a file.
 
 # %% tags=["hide-input"]
 measured = companion.read_result("mobilenet_cells")
@@ -1184,9 +1184,9 @@ for separable, million_macs, batch_size, layout, forward, training in timed_rows
 #   often.
 # - **A training step** reads and writes even more per multiply-add.
 # - **Channels last** changes the times. By how much depends on the network, the batch
-#   size and the machine; for the full convolution in batches it does not help here.
+#   size and the machine; for the full convolution in batches it helps little here.
 #
-# This is also why, in the training above, the 0.5 MobileNet took longer than the full
+# This is also why, in the training above, the 0.5 MobileNet took as long as the full
 # convolution of width 0.25 with twice its multiply-adds: it has twice as many layers,
 # and its feature maps have twice as many channels, which every batch norm and ReLU
 # reads and writes.

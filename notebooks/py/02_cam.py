@@ -698,8 +698,8 @@ if uses_solar_cells:
 
 # %% [markdown]
 # The AUROC is the probability that the score of a random image of class 1 is higher
-# than that of a random image of class 0. Chance is 0.5. (Of these solar cells, about
-# two thirds are functional: an accuracy of 0.68 needs no network.)
+# than that of a random image of class 0. Chance is 0.5. (About two thirds of these solar
+# cells are functional, so an accuracy of about two thirds needs no network.)
 #
 # ### Save and load your network
 #
@@ -1117,18 +1117,18 @@ script_predictions = [
     for activation_map in pasted_maps
 ]
 rules = {
-    "above 15 %, largest region (Grad-CAM)": find_boxes(0.15),
-    "above 20 %, largest region (CAM)": find_boxes(0.20),
-    "above 20 %, every region": find_boxes(0.20, largest=False),
-    "above 60 %, largest region": find_boxes(0.60),
-    "60 % after min-max, every region (script)": script_predictions,
-    "the whole image, whatever it shows": [[Box(0, 0, side, side)]] * n_images,
+    "15 %, largest region (Grad-CAM)": find_boxes(0.15),
+    "20 %, largest region (CAM)": find_boxes(0.20),
+    "20 %, every region": find_boxes(0.20, largest=False),
+    "60 %, largest region": find_boxes(0.60),
+    "60 %, after min-max, every (script)": script_predictions,
+    "the whole image": [[Box(0, 0, side, side)]] * n_images,
 }
 errors_by_rule = {rule: compute_errors(boxes) for rule, boxes in rules.items()}
-print(f"{'localisation error in %':41} class given   top-5   top-1   boxes per image")
+print(f"{'localisation error in %':35} class given   top-5   top-1   boxes per image")
 for rule, (given, top5, top1) in errors_by_rule.items():
     n_boxes = np.mean([len(boxes) for boxes in rules[rule]])
-    print(f"{rule:41} {given:11.0f} {top5:7.0f} {top1:7.0f} {n_boxes:17.2f}")
+    print(f"{rule:35} {given:11.0f} {top5:7.0f} {top1:7.0f} {n_boxes:17.2f}")
 
 # %% tags=["remove-cell"]
 for errors in errors_by_rule.values():
@@ -1139,7 +1139,7 @@ for errors in errors_by_rule.values():
 # of the error is already there when the class is given: it is the boxes that do not
 # fit.
 #
-# Three more numbers: how large CAM's boxes are, whether connectivity matters, and how
+# Three more results: how large CAM's boxes are, whether connectivity matters, and how
 # many boxes are correct if the class is.
 
 # %% tags=["hide-input"]

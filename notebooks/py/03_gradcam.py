@@ -971,7 +971,7 @@ plt.show()
 # :::
 #
 # The ReLU fixes where zero is. This is why the library returns raw maps, with or
-# without ReLU, and never a scaled one. (The error is high in every row because 15 % is
+# without ReLU, and never a scaled one. (All errors in the table are high because 15 % is
 # a low threshold for objects of this size, as chapter 02 measures.) The paper's text
 # does not mention scaling, so its 15.3 points may have another cause.
 #
@@ -1086,8 +1086,8 @@ print_shapes("LR-ASPP", "classifier.cbr", explanation)
 # A vision transformer has no feature maps (N, C, h, w). It cuts the image
 # into 14×14 = 196 patches. Each of its layers returns 197 vectors of 768 numbers
 # (*tokens*), one for the class followed by one per patch: (N, 197, 768). The function
-# `reshape` removes the class token and moves the channels to the front: (N, 768, 14,
-# 14). We choose the first normalisation layer of the last block: at the block's output,
+# `tokens_to_maps` removes the class token and moves the channels to the front: (N, 768,
+# 14, 14). We choose the first normalisation layer of the last block: at the block's output,
 # the gradient of the patch tokens is zero, because only the class token is used after
 # it. These weights are random too, so the output shows the layout, not an explanation.
 
@@ -1250,7 +1250,7 @@ for row, (name, (image, true)) in zip(axes, MISTAKES.items(), strict=True):
     for ax, signed_map, title in zip(row, mistake_maps[name], titles, strict=True):
         draw_scaled_map(ax, signed_map, image, title)
     row[0].set_ylabel(name)
-fig.suptitle("The difference shows what decided between the classes")
+fig.suptitle("The difference suggests what decided between the classes")
 plt.show()
 
 # %%
@@ -1723,7 +1723,6 @@ plt.show()
 # :::{dropdown} Answer
 # The biased one, by far. It is accurate as long as the test cells come from the same
 # laboratory. No accuracy that is measured on such cells reveals the problem.
-# :::
 #
 # The map reveals it without any balanced test set: most maps of "defective" have their
 # maximum on the bar code. Balancing the training set raises the accuracy on balanced
@@ -1731,8 +1730,10 @@ plt.show()
 # predictions in the lower row are wrong, but 82 % of all are correct.) Yet the bar code
 # is blue in the lower row: it now *lowers* the score of "defective" minus "functional",
 # by 1.0 on average (last column; the biased network raises it by 7.7). A map after the
-# ReLU hides this. Balancing weakens the bias; it does not make the network ignore the
-# bar code.
+# ReLU hides this.
+# :::
+#
+# Balancing weakens the bias; it does not make the network ignore the bar code.
 #
 # A limitation: we knew what to look for. In a real data set the bias may be a tint or a
 # border that no map outlines. A map raises a suspicion; only a test on balanced data
@@ -1937,7 +1938,7 @@ for row, test_name in zip(axes, PERTURBATIONS, strict=True):
         ax.plot(percent_changed, curves.T, color=color, lw=1, alpha=0.5)
         ax.plot(percent_changed, curves.mean(0), "o-", color=color, ms=4)
         area = areas[test_name, name].mean()
-        ax.set(title=f"{name}:\narea {area:.2f}", ylim=(0, 1))
+        ax.set(title=f"{name}:\narea {area:.3f}", ylim=(0, 1))
     row[0].set_ylabel(f"{test_name}:\nprobability")
 axes[1, 1].set_xlabel("positions changed, %")
 fig.suptitle("Grad-CAM's order beats random orders, clearly only in insertion")
@@ -1949,7 +1950,7 @@ for test_name, sign in (("deletion", -1), ("insertion", 1)):
         gains = sign * (areas[test_name, "Grad-CAM"] - areas[test_name, name])
         print(
             f"{test_name:9}: Grad-CAM better than {name:12} on {int((gains > 0).sum())}"
-            f" of {n_images} images, by {gains.mean():5.2f} ± {gains.std():.2f}"
+            f" of {n_images} images, by {gains.mean():6.3f} ± {gains.std():.3f}"
         )
 
 # %% tags=["remove-cell"]
@@ -1976,7 +1977,7 @@ run.expect(
 # ## Claimed and measured
 #
 # The paper's numbers need ILSVRC, PASCAL VOC and people, so they are quoted (the page
-# page has the tables). Beside each claim is our own measurement of the same kind, on
+# on the paper has the tables). Beside each claim is our own measurement of the same kind, on
 # different images and with a different network. Compare directions, not digits.
 
 # %% tags=["hide-input"]

@@ -368,13 +368,14 @@ def evaluate_svm(name, grid):
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels with the same 60 points on half a ring. Above, a circle encloses them and much empty space, and a straight dashed line separates them from the origin. Below, one curved boundary follows the half ring; the solid line of SVDD and the dashed line of the one-class SVM coincide."}}
 grid_x, grid_y = np.meshgrid(np.linspace(-4, 4, 160), np.linspace(-2, 4, 120))
 grid_points = np.c_[grid_x.ravel(), grid_y.ravel()]
-dashed = {"colors": viz.VERMILION, "linestyles": "dashed"}
+solid = {"colors": viz.SKY, "linewidths": 4}
+dashed = {"colors": viz.VERMILION, "linestyles": [(0, (5, 4))]}
 fig, panels = plt.subplots(2, 1, figsize=(5, 7.4), sharex=True)
 for ax, kernel_name in zip(panels, ("linear", "rbf"), strict=True):
     svdd_values = evaluate_svdd(kernel_name, grid_points)
     svm_values = evaluate_svm(kernel_name, grid_points)
     ax.plot(*points.T, "o", ms=4, color=viz.GREY)
-    ax.contour(grid_x, grid_y, svdd_values.reshape(120, 160), [0], colors=viz.BLUE)
+    ax.contour(grid_x, grid_y, svdd_values.reshape(120, 160), [0], **solid)
     ax.contour(grid_x, grid_y, svm_values.reshape(120, 160), [0], **dashed)
     ax.plot(0, 0, "k+", ms=9)
     ax.set(ylabel="second feature", aspect="equal")
@@ -538,7 +539,7 @@ neighbor_pair = neighbor_pairs(1, (256, 256), 64, pair_generator)
 fig, panels = plt.subplots(1, 2, figsize=(6.4, 3.8))
 fig.suptitle("Eight directions, and almost equal neighbours")
 viz.panel(panels[0], train_images[0], "position pairs, K = 64")
-viz.panel(panels[1], train_images[0], "neighbour pairs, K = 64")
+viz.panel(panels[1], train_images[0], "a neighbour pair, K = 64")
 colors = (viz.BLUE, viz.ORANGE, viz.GREEN, viz.VERMILION)
 colors += (viz.PURPLE, viz.SKY, viz.YELLOW, "white")
 for number, color in enumerate(colors):
@@ -814,8 +815,10 @@ for K, embeddings in ((32, dense.small), (64, dense.big)):
 # | bank | (35321, 64) | (679041, 64) |
 # | embeddings of the test images | (83, 13, 13, 64) | (83, 57, 57, 64) |
 # | distances to the nearest vector | (83, 13, 13) | (83, 57, 57) |
-# | maps; also of sum and product | (83, 256, 256) | (83, 256, 256) |
-# | scores | (83,) | |
+# | maps | (83, 256, 256) | (83, 256, 256) |
+#
+# The sum and the product of the two maps have their shape too, (83, 256, 256), and the
+# maximum of the product is the score, (83,).
 #
 # Here are all steps as loops, on the corner of a test image, with two normal corners
 # for the bank:
@@ -1345,7 +1348,7 @@ run.expect(
 # %% tags=["hide-input"]
 long_run = companion.read_result("patch_svdd_cells")
 RECIPES = {
-    "λ = 0.001": "`train` as it is",
+    "λ = 0.001": "train() as it is",
     "Adam": "Adam instead of Muon",
     "PyTorch's first weights": "PyTorch's initial weights",
 }
@@ -1357,7 +1360,8 @@ direction_shares = {  # per run: shares for K = 64 and K = 32, mono cells
 print("100 steps, mono cells          K = 64   K = 32   (chance 12.5 %)")
 for name, label in RECIPES.items():
     large_share, small_share = direction_shares[name]
-    print(f"{label:28} {large_share:8.1%} {small_share:8.1%}")
+    shares_text = [f"{100 * share:.1f} %" for share in (large_share, small_share)]
+    print(f"{label:28} {shares_text[0]:>8} {shares_text[1]:>8}")
 
 # %% tags=["remove-cell"]
 assert abs(direction_shares["Adam"][0] - direction_shares["λ = 0.001"][0]) < 0.02
@@ -1730,17 +1734,17 @@ results = {}  # name of a run → its AUROCs, one dictionary per seed
 for result in long_run["runs"]:
     results.setdefault(result["name"], []).append(result["auroc"])
 print("AUROC of the product map, mean ± standard deviation over seeds")
-print(f"{'':22} functional against defective  synthetic defects, pixels")
-print(f"{'encoder':21} seeds", *[f"{k:13}" for k in ("mono", "poly") * 2])
+print(f"{'':29} functional against defective  synthetic defects, pixels")
+print(f"{'encoder':21} seeds ", *[f"{k:13} " for k in ("mono", "poly") * 2])
 for name, label in LABELS.items():
     seeds = results[name]
-    print(f"{label:21} {len(seeds):5}", end=" ")
+    print(f"{label:21} {len(seeds):5}", end="  ")
     for measure, kind in itertools.product(("image", "pixel"), ("mono", "poly")):
         seed_aurocs = [seed[f"{kind} {measure} mult"] for seed in seeds]
         text = f"{np.mean(seed_aurocs):.3f}"
         if len(seeds) > 1:
             text += f" ± {np.std(seed_aurocs, ddof=1):.3f}"
-        print(f"{text:13}", end=" ")
+        print(f"{text:13}", end="  ")
     print()
 stamp = long_run["stamp"]
 print(f"{stamp['date']}, {stamp['device']},", stamp["recipe"]["bank"], "in the bank")
@@ -2016,8 +2020,8 @@ plt.show()
 #   Store only a part of the bank: with a bounded bank, hours become about half an hour
 #   on one core. `fit(images, coreset=0.1)` keeps a tenth of the vectors, chosen by
 #   farthest-point sampling (greedy k-centre), and reports by how much a distance may be
-#   too large (`coreset_radius`). Leaving out patches can cost accuracy: the table under
-#   *Trained against random* has a row with a quarter of the cells.
+#   too large (`coreset_radius`). Leaving out patches can cost accuracy: the folded table
+#   under *Trained against random* has a row with a quarter of the cells.
 # - **Never evaluate after every epoch.** That multiplies these times by the number of
 #   epochs, several hundred.
 #

@@ -239,7 +239,7 @@ def repeated(call, times):
     return memory() - size
 
 
-@pytest.mark.parametrize("times", [30, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [15, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", NAMES)
 def test_repeated_calls_leave_neither_memory_nor_hooks(
     shared, tmp_path, cases, name, times
