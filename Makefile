@@ -135,7 +135,7 @@ pages-test: $(VENV)/.ready-test html
 
 screenshots: $(VENV)/.ready-test html
 	rm -rf _build/screenshots
-	SCREENSHOTS=1 $(BIN)/pytest -q tests/book/test_browser.py -k test_page_is_whole -n 2
+	SCREENSHOTS=1 $(BIN)/pytest -q tests/book/test_browser.py -k test_page_is_complete -n 2
 
 # The book is built by one process, so the notebooks run beside it; then unit and pages-test in one session.
 test: $(VENV)/.ready-test

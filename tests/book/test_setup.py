@@ -175,6 +175,14 @@ def test_every_make_target_is_described_and_ci_calls_make_test():
     assert "chromium" in ci and ci.rstrip().endswith("make test")
 
 
+def test_tests_that_the_makefile_selects_exist():
+    """With a name that no test has, pytest runs nothing and `make` fails."""
+    chosen = re.findall(r"(tests/\S+\.py) -k (\w+)", (ROOT / "Makefile").read_text())
+    assert chosen
+    for path, name in chosen:
+        assert f"def {name}" in (ROOT / path).read_text(encoding="utf-8"), name
+
+
 def test_no_two_test_files_share_a_name():
     """pytest imports test files by name, and `make test-long` collects all folders."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
