@@ -913,7 +913,7 @@ def compare(
 TRAINS = {"patch_svdd.train", "patch_svdd.train_on_patches"}
 
 
-# Not refused yet: the result is memory that nothing has written, so it is NaN by chance.
+# Not refused yet: nothing writes the result's memory, so it is NaN by chance.
 UNCHECKED = {("neighbors.covering_radius", "chosen", "meta")}
 
 
