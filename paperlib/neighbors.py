@@ -287,6 +287,7 @@ def covering_radius(bank: Float[Tensor, "b d"], chosen: Int[Tensor, " m"]) -> fl
     check_tensor(bank, "the vectors of the bank", "B, D")
     check_values(bank, "the vectors of the bank")
     chosen = check_indices("chosen", chosen, len(bank), "rows of the bank")
+    check_values(chosen, "the chosen rows")
     return float(nearest_distance(bank, bank[chosen]).max())
 
 
