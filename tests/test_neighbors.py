@@ -281,3 +281,9 @@ def test_nan_other_dtypes_and_fractions_are_refused():
     for fraction in (0, -0.1, 1.5):
         with refuses(f"fraction={fraction}"):
             greedy_coreset(bank, fraction, 0)
+
+
+def test_the_radius_of_rows_without_values_is_refused():
+    """As an index they would leave the result unwritten, and it would be any number."""
+    with refuses("the chosen rows are on the meta device"):
+        covering_radius(torch.rand(7, 4), torch.tensor([0, 3], device="meta"))
