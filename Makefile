@@ -120,7 +120,7 @@ unit: $(VENV)/.ready-test
 # that both processes end at about the same time.
 LONGEST_FIRST = $(shell grep -o '"seconds": [0-9.]*' $(NOTEBOOKS) | sort -t: -k3 -rn | cut -d: -f1)
 notebooks-test: $(VENV)/.ready-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -p no:cacheprovider \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider \
 	    $(LONGEST_FIRST) $(filter-out $(LONGEST_FIRST),$(NOTEBOOKS)) -n 2 --dist loadscope --no-loadscope-reorder
 
 define look-for-chromium
@@ -144,7 +144,7 @@ test: $(VENV)/.ready-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs tests $(TWO_PROCESSES)
 	@echo "make test: everything passed"
 
-test-long: $(VENV)/.ready-test
+test-long: $(VENV)/.ready-test html
 	$(BIN)/pytest -q -rs -m long tests
 
 # PYTHON=… on the command line: an interpreter that has PyTorch already; nothing is installed.

@@ -338,17 +338,20 @@ def test_webgl_loads_no_other_engine(software_webgl, webgl):
     [
         # The browser has WebGL, but no graphics card.
         ("live.timeLimit = Infinity", "", "wasm", "on one thread (WebAssembly)"),
-        (
+        # Each of these computes in WebGL on the processor, which is slow.
+        pytest.param(
             "live.hasGraphicsCard = () => true; live.timeLimit = Infinity",
             "",
             "webgl",
             "on the graphics card (WebGL)",
+            marks=pytest.mark.long,
         ),
-        (
+        pytest.param(
             "live.hasGraphicsCard = () => true; live.timeLimit = 0",
             "",
             "wasm",
             "on one thread (WebAssembly)",
+            marks=pytest.mark.long,
         ),
         (
             "live.hasGraphicsCard = () => true; live.timeLimit = Infinity;"
@@ -379,6 +382,7 @@ def test_the_engine_is_chosen(software_webgl, before, query, engine, place):
         visit.page.close()
 
 
+@pytest.mark.long
 def test_a_withdrawn_graphics_card_is_reported(software_webgl):
     visit = Visit(software_webgl, software_webgl.base + PATH + "?engine=webgl")
     try:
