@@ -12,6 +12,7 @@ import pytest
 import torch
 from refusals import refuses
 from safetensors.torch import load_file, save_file
+from two_processes import run_twice
 
 from paperlib.backbones import FeatureExtractor
 from paperlib.distributed import fail_together, process_group
@@ -132,7 +133,7 @@ def _of_process(rank: int, folder: str) -> None:
 def together(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("together")
-    torch.multiprocessing.spawn(_of_process, (str(folder),), nprocs=2)
+    run_twice(_of_process, str(folder))
     assert (folder / "checkpoint").is_file()
     return [load_file(folder / f"{rank}.safetensors") for rank in (0, 1)]
 
@@ -315,7 +316,7 @@ def _refusing_process(rank: int, folder: str, names: list[str]) -> None:
 
 
 def errors_of_two(folder: Path, names: list[str]) -> list[dict[str, str]]:
-    torch.multiprocessing.spawn(_refusing_process, (str(folder), names), nprocs=2)
+    run_twice(_refusing_process, str(folder), names)
     texts = [(folder / f"{rank}.json").read_text(encoding="utf-8") for rank in (0, 1)]
     return [json.loads(text) for text in texts]
 
@@ -344,7 +345,7 @@ def _one_image_each(rank: int, folder: str) -> None:
 
 def test_one_image_per_process_is_enough(tmp_path):
     images = pictures(1, 2)
-    torch.multiprocessing.spawn(_one_image_each, (str(tmp_path),), nprocs=2)
+    run_twice(_one_image_each, str(tmp_path))
     alone = mapped(images, pictures(2, 3)) | gaussians(images)
     alone["repeated"] = images[[0, 0, 1]].mean(0)
     del alone["kept"]

@@ -11,6 +11,7 @@ from refusals import refuses
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
+from two_processes import run_twice
 
 from paperlib import precision
 from paperlib.padim import PatchGaussian, leave_one_out_distance, mahalanobis_distance
@@ -209,7 +210,7 @@ def _of_process(rank, folder):
 def test_two_processes_share_their_statistics(tmp_path):
     x = torch.randn(11, 4, 5, dtype=torch.float64) + 3
     torch.save(x, tmp_path / "x.pt")
-    torch.multiprocessing.spawn(_of_process, (str(tmp_path),), nprocs=2)
+    run_twice(_of_process, str(tmp_path))
     mean, covariance = naive_statistics(x)
     for rank in (0, 1):
         with safe_open(tmp_path / f"{rank}.safetensors", "np") as file:

@@ -1,16 +1,10 @@
 import math
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from refusals import refuses
-from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 from torch import nn
 
@@ -128,12 +122,12 @@ def cells(count):
 def test_training_learns_positions_that_it_has_not_seen():
     images = cells(110)
     learned, start = encoder(dimensions=16), encoder(dimensions=16)
-    options = {"steps": 40, "crops": 3, "side": 127, "pairs": 256, "every": 10}
+    options = {"steps": 30, "crops": 2, "side": 127, "pairs": 256, "every": 10}
     training = train(learned, images[:100], **options)
     small, big = position_accuracy(learned, training, images[100:])
     # Of 20,000 pairs; a guess gets 0.125, give or take 0.0025.
     assert big > 0.16 and small > 0.14
-    assert [record.step for record in training.history] == [10, 20, 30, 40]
+    assert [record.step for record in training.history] == [10, 20, 30]
     assert training.history[-1].loss < training.history[0].loss - 0.05
     assert training.history[-1].accuracy_big > 0.16
     assert not same(state(learned), state(start))
@@ -221,14 +215,14 @@ def test_a_tint_reveals_the_direction_only_under_a_shared_shift(shared_shift):
     training = train(
         encoder(PatchEncoder, 16),
         images,
-        steps=40,
-        crops=3,
+        steps=25,
+        crops=2,
         pairs=256,
-        every=10,
+        every=5,
         shared_shift=shared_shift,
     )
     accuracy = training.history[-1].accuracy_small
-    assert accuracy > 0.3 if shared_shift else accuracy < 0.2  # a guess gets 0.125
+    assert accuracy > 0.4 if shared_shift else accuracy < 0.25  # a guess gets 0.125
 
 
 def test_equal_arguments_result_in_equal_weights():
@@ -280,7 +274,7 @@ def test_objectives_for_comparison(monkeypatch):
     for objective in ("patch_svdd", "neighbors", "centre"):
         model = encoder(dimensions=8)
         training = train(
-            model, images, steps=25, crops=1, pairs=64, every=5, objective=objective
+            model, images, steps=20, crops=1, pairs=64, every=5, objective=objective
         )
         assert (
             (training.big is None)
@@ -391,50 +385,6 @@ def test_bfloat16_is_chosen_where_it_is_fast(monkeypatch):
 
 
 # ---- stop and go on ----
-
-SCRIPT = textwrap.dedent("""
-    import sys, torch
-    torch.set_num_threads(1)
-    from paperlib.patch_svdd import HierarchicalEncoder, train, train_on_patches
-    kind, path, weights = sys.argv[1:]
-    images = torch.rand(3, 3, 127, 127, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    encoder = HierarchicalEncoder(4)
-    options = {"every": 1, "checkpoint": path or None}
-    if kind == "dense":
-        train(encoder, images, steps=30, crops=1, pairs=16, **options)
-    else:
-        train_on_patches(encoder, images, epochs=2, repeat=10, batch_size=2, **options)
-    encoder.save(weights)
-""")
-
-
-@pytest.mark.parametrize("kind", ["dense", "patches"])
-def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, kind):
-    path, weights, undisturbed = (
-        tmp_path / f"{name}.safetensors" for name in ("run", "weights", "undisturbed")
-    )
-    threads = torch.get_num_threads()
-    try:
-        monkeypatch.setattr(sys, "argv", ["", kind, "", str(undisturbed)])
-        exec(SCRIPT, {})
-    finally:
-        torch.set_num_threads(threads)
-
-    def start():
-        return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, kind, str(path), str(weights)], cwd=ROOT
-        )
-
-    process, deadline = start(), time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not weights.exists()
-    assert start().wait() == 0
-    assert same(load_file(weights), load_file(undisturbed))
-    assert not list(tmp_path.glob(".*"))
 
 
 def test_curves_and_classifiers_come_back_and_a_finished_run_is_not_repeated(tmp_path):

@@ -19,12 +19,12 @@ def _encoder():
     return HierarchicalEncoder(4), images
 
 
-def patch_svdd(folder: Path) -> None:
+def patch_svdd(folder: Path, steps: int = 40) -> None:
     encoder, images = _encoder()
     train(
         encoder,
         images,
-        steps=40,
+        steps=steps,
         crops=1,
         pairs=16,
         every=1,
@@ -33,14 +33,14 @@ def patch_svdd(folder: Path) -> None:
     encoder.save(folder / "weights.safetensors")
 
 
-def patch_svdd_as_published(folder: Path) -> None:
+def patch_svdd_as_published(folder: Path, repeat: int = 10) -> None:
     encoder, images = _encoder()
     checkpoint = folder / "run.safetensors"
     train_on_patches(
         encoder,
         images,
         epochs=2,
-        repeat=10,
+        repeat=repeat,
         batch_size=2,
         every=1,
         checkpoint=checkpoint,
@@ -94,10 +94,10 @@ RUNS = {
 }
 
 
-def run(name: str, folder: Path) -> None:
+def run(name: str, folder: Path, *length: int) -> None:
     """Run one of the runs; an empty file marks its end."""
     torch.set_num_threads(1)
-    RUNS[name](folder)
+    RUNS[name](folder, *length)
     (folder / "end").touch()
 
 

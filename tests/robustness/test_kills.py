@@ -118,8 +118,27 @@ def killed_again_and_again(name, root, kills, seed, counter):
     assert kills < 5 or any(moments)
 
 
-def test_a_killed_run_ends_like_an_undisturbed_one(root, cases):
-    """An evaluation; trainings are among the runs of `make test-long`."""
+@pytest.mark.parametrize(
+    ("name", "length"), [("patch_svdd", 6), ("patch_svdd_as_published", 4)]
+)
+def test_a_training_killed_after_a_checkpoint_ends_like_an_undisturbed_one(
+    tmp_path, cases, name, length
+):
+    for folder in (killed := tmp_path / "killed", undisturbed := tmp_path / "other"):
+        folder.mkdir()
+    finish(start(killed_runs.run, name, undisturbed, length))
+    process = start(killed_runs.run, name, killed, length)
+    while not (killed / "run.safetensors").exists():
+        assert process.exitcode is None
+        time.sleep(0.005)
+    kill(process)
+    assert not (killed / "weights.safetensors").exists()
+    finish(start(killed_runs.run, name, killed, length))
+    assert outcome(name, killed) == outcome(name, undisturbed)
+    cases("kills: training and evaluation").survive()
+
+
+def test_a_killed_evaluation_ends_like_an_undisturbed_one(root, cases):
     counter = cases("kills: training and evaluation")
     killed_again_and_again("padim_over_categories", root, 3, 0, counter)
 
