@@ -32,11 +32,16 @@ def select(runs: Runs, experiment: str, **values: object) -> Runs:
 
 
 def percent(shares: Sequence[float], digits: int = 0) -> str:
-    """Format the mean of shares, and their range if there are several."""
+    """Format the mean of shares, and their range if they differ."""
+    return with_range([100 * share for share in shares], digits, "\u00a0%")
+
+
+def with_range(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """Format the mean of values, and their range if they differ."""
     # Mean and range may stand in two lines, but neither is divided.
-    text = f"{100 * mean(shares):.{digits}f}\u00a0%"
-    if len(shares) > 1:
-        text += f" ({span(100 * min(shares), 100 * max(shares), digits)})"
+    text = f"{mean(values):.{digits}f}{unit}"
+    if min(values) < max(values):
+        text += f" ({span(min(values), max(values), digits)})"
     return text
 
 
@@ -58,10 +63,10 @@ def false_alarms(runs: Runs) -> str:
             runs, "training_images", images=count, dimensions=100, region=False
         )
         shares = (
-            [run["alarms"][share][0] for run in of_count]
+            percent([run["alarms"][share][0] for run in of_count], digits=1)
             for share in ("0.1", "0.05", "0.01")
         )
-        rows.append([str(count), *map(percent, shares)])
+        rows.append([str(count), *shares])
     return _table(["images", "10 % chosen", "5 % chosen", "1 % chosen"], rows)
 
 
@@ -83,8 +88,8 @@ def training_images(runs: Runs) -> str:
                     f"{mean(run['auroc'] for run in group):.3f}",
                     f"{mean(run['contrast'] for run in group):.2f}",
                     *(
-                        percent([run["alarms"]["0.05"][k] for run in group])
-                        for k in (1, 0)
+                        percent([run["alarms"]["0.05"][kind] for run in group], digits)
+                        for kind, digits in ((1, 0), (0, 1))
                     ),
                 ]
             )
@@ -111,7 +116,7 @@ def resolution(runs: Runs) -> str:
         "no spot" if diameter == "0" else f"{diameter} px"
         for diameter in select(runs, "resolution")[0]["found"]
     ]
-    return _table(["input", *diameters, "processor ms"], rows)
+    return _table(["input", *diameters, "ms"], rows)
 
 
 def drift(runs: Runs) -> str:
@@ -122,8 +127,8 @@ def drift(runs: Runs) -> str:
         rows.append(
             [
                 f"{100 * dimmed:.0f} %",
-                f"{mean(run['median'] for run in group):.2f}",
-                percent([run["alarms"] for run in group]),
+                with_range([run["median"] for run in group], digits=2),
+                percent([run["alarms"] for run in group], digits=1),
             ]
         )
     return _table(["darker by", "median score / threshold", "false alarms"], rows)
@@ -135,7 +140,12 @@ def serving(runs: Runs) -> str:
         [
             run["way"],
             f"{run['cpu_ms']:.0f}",
-            f"{run['speed']:.2f} ({span(run['lowest'], run['highest'])})",
+            f"{run['speed']:.2f}"
+            + (
+                f" ({span(run['lowest'], run['highest'])})"
+                if run["lowest"] < run["highest"]
+                else ""
+            ),
         ]
         for run in select(runs, "serving")
     ]

@@ -375,15 +375,13 @@ def write_parts(root: Path) -> None:
             else "Not measured yet: no machine with a CUDA device was available.\n"
         ),
     }
-    curves = [
-        curve
-        for subject in speed.get("curves", {}).values()
-        for curve in subject["curves"]
-    ]
+    curves, titles = [], {**TITLES, "gradcam": "Grad-CAM", "counting": "Counting"}
+    for subject, measured in speed.get("curves", {}).items():
+        curves += [{"title": titles[subject], **c} for c in measured["curves"]]
     figures = [
         f"```{{figure}} speed_parts/{curve['name']}.svg\n:alt:"
-        f" {describe(curve)}\n:width: 100%\n\n{curve['y'][0].upper()}{curve['y'][1:]}"
-        f" against {curve['x']}.\n```\n"
+        f" {describe(curve)}\n:width: 100%\n\n{curve['title']}: {curve['y']} against"
+        f" {curve['x']}.\n```\n"
         for curve in curves
     ]
     texts["curves.txt"] = (

@@ -74,9 +74,11 @@ def report() -> Figure:
         blank(above).imshow(image)
         blank(below).imshow(drawn)
         above.set_title(f"{name} cell")
-        verdict = "alarm" if has_alarm else "no alarm"
-        below.set_xlabel(f"{verdict}, {inspection.score:.1f}")
-    figure.suptitle(f"threshold {detector.threshold:.1f}", fontsize=10)
+        sign, verdict = (">", "alarm") if has_alarm else ("≤", "no alarm")
+        comparison = f"score {inspection.score:.1f} {sign} {detector.threshold:.1f}"
+        below.set_xlabel(f"{comparison}:\n{verdict}")
+    for row, name in zip(axes, ("image", "overlay"), strict=True):
+        row[0].set_ylabel(name)
     return figure
 
 
@@ -96,14 +98,17 @@ def false_alarms() -> Figure:
         if run["dimensions"] == 100 and not run["region"]
     ]
     counts = sorted({run["images"] for run in runs})
+    # Points of one number of images stand side by side, so that none hides another.
+    aside = {seed: 1 + 0.012 * (seed - 1) for seed in sorted({r["seed"] for r in runs})}
     for shift, (share, (marker, colour)) in zip(
         (0.96, 1, 1.04), styles.items(), strict=True
     ):
-        x = np.array([run["images"] * shift for run in runs])
+        x = np.array([run["images"] * shift * aside[run["seed"]] for run in runs])
         y = np.array([100 * run["alarms"][share][0] for run in runs])
         chosen = 100 * float(share)
         ax.axhline(chosen, color=colour, lw=1, ls="--")
-        ax.plot(x, y, marker, color=colour, ms=5, label=f"{chosen:g} % chosen")
+        label = f"{chosen:g} % chosen"
+        ax.plot(x, y, marker, color=colour, ms=5, label=label, clip_on=False)
     ax.set(xscale="log", xlabel="training images", ylabel="false alarms, %")
     companion.log_ticks(ax.xaxis, counts)
     ax.set_ylim(0)
@@ -131,20 +136,27 @@ def small_defects() -> list[Figure]:
         ax.set_xlabel(f"{diameter} px" if diameter else "no spot")
     curves, ax = plt.subplots(figsize=(2.6, 3.6))
     styles = {
-        "224": ("o-", BLUE),
-        "448": ("s-", ORANGE),
-        "448 in tiles": ("^--", GREEN),
+        "224": ("o", "-", BLUE, 0.96, "224 px"),
+        "448": ("s", "-", ORANGE, 1, "448 px"),
+        "448 in tiles": ("^", "--", GREEN, 1.04, "448 px, tiles"),
     }
-    for name, (style, colour) in styles.items():
-        shares = [
-            100 * np.mean([r["found"][str(d)] for r in runs if r["input"] == name])
-            for d in diameters
-        ]
-        ax.plot(diameters, shares, style, color=colour, ms=5, label=f"input of {name}")
-    ax.set(xscale="log", xlabel="diameter, px of 300", ylabel="spots found, %")
+    for name, (marker, line, color, shift, label) in styles.items():
+        shares = np.array(
+            [
+                [100 * run["found"][str(diameter)] for diameter in diameters]
+                for run in runs
+                if run["input"] == name
+            ]
+        )
+        style = {"color": color, "clip_on": False}
+        ax.plot(diameters, shares.mean(0), line, label=label, **style)
+        x = shift * np.array(diameters)
+        for of_seed in shares:
+            ax.plot(x, of_seed, marker, ms=5, **style)
+    ax.set(xscale="log", xlabel="spot diameter, px", ylabel="spots found, %")
     companion.log_ticks(ax.xaxis, diameters)
     ax.set_ylim(0, 103)
     ax.grid(axis="y", color=MUTED, alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
-    curves.legend(loc="outside lower center")
+    curves.legend(loc="outside lower center", title="input")
     return [examples, curves]

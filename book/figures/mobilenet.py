@@ -159,7 +159,7 @@ def saving() -> Figure:
     ax.plot(counts, [_times_saved(n) for n in counts], color=BLUE)
     ax.plot(7, _times_saved(7), "s", color=VERMILION, ms=7)
     ax.text(
-        8.5, _times_saved(7) - 0.1, f"example by hand, N = 7: {_times_saved(7):.1f}"
+        8.5, _times_saved(7) - 1.1, f"example by hand, N = 7: {_times_saved(7):.1f}"
     )
     blocks = _separable_layers(_profile(separable=True))
     widths = sorted({output_shape[1] for _, output_shape in blocks})
@@ -446,7 +446,9 @@ def time() -> Figure:
         )
         for i, value in enumerate(values):
             shift = 2 if error is None else 2 + error[i]
-            ax.text(value + shift, i + offset, f"{value:.0f}", va="center")
+            digits = 1 if error is None and value < 100 else 0  # counts are exact
+            text = f"{value:.{digits}f}"
+            ax.text(value + shift, i + offset, text, va="center")
     ax.set_yticks(y, labels)
     ax.set(xlabel="percent of the network with full convolutions")
     ax.set(ylim=(2.5, -0.5), xlim=(0, 139))

@@ -24,9 +24,9 @@ HEAD = """\
 Every output in this book was written by running the notebook from the first cell to
 the last, in a fresh kernel, and is committed with a stamp: a hash of the notebook's
 code and of every `paperlib` module it uses. A test fails when the stamp no longer fits
-the code. `make test` runs every cell again and none may fail; a cell counts as
-*compared* if its printed output must also be the same. Images and times are never
-compared.
+the code. `make test` runs every cell again and fails if any cell fails; a cell
+counts as *compared* if its printed output must also be the same. Images and times are
+never compared.
 
 <!-- Written by book/tools/status.py from the notebooks' stamps; edits are lost. -->
 """
@@ -34,12 +34,12 @@ RESULTS = """\
 ## Runs too long for a notebook
 
 `make results` trains and measures for an hour or more, and writes stamped files, which
-the notebooks and pages draw. The last column says *changed* if the code of the script,
-or of a `paperlib` module that it uses, has changed since the run (comments and
+the notebooks and pages draw. The second column says *changed* if the code of the
+script, or of a `paperlib` module that it uses, has changed since the run (comments and
 docstrings do not count). Such results are not computed again automatically: they are
 those of the code of that date.
 """
-RESULT_COLUMNS = ("Result", "Runs", "Date", "Code since")
+RESULT_COLUMNS = ("Result", "Code since", "Runs", "Date")
 COLUMNS = ("Notebook", "Seconds", "Cells compared", "Date", "Size")
 
 
@@ -87,6 +87,11 @@ def _tables(columns: tuple[str, ...], tables: dict[str, list[list[str]]]) -> lis
     return written
 
 
+def _undivided(date: str) -> str:
+    """Keep a date in one line of a narrow table."""
+    return date.replace("-", "\u2011")
+
+
 def _where(stamp: dict) -> str:
     return f"**{stamp['device']}**, " + ", ".join(
         f"{name} {version}" for name, version in stamp["versions"].items()
@@ -103,10 +108,10 @@ def _row(path: Path) -> tuple[str, list[str]]:
         )
     some, every = compared(notebook)
     row = [
-        f"[{path.stem}](../notebooks/{path.name})",
+        f"[`{path.stem}`](../notebooks/{path.name})",
         f"{stamp['seconds']:.0f}",
         f"{some} of {every}",
-        stamp["date"],
+        _undivided(stamp["date"]),
         f"{path.stat().st_size / 1e6:.2f} MB",
     ]
     return f"{_where(stamp)}, profile {stamp['profile']}:", row
@@ -118,9 +123,9 @@ def _result_row(path: Path, script: Path, root: Path) -> tuple[str, list[str]]:
     stamp = result["stamp"]
     row = [
         f"`{path.name}`",
-        str(len(result["runs"])),
-        stamp["date"],
         "unchanged" if script_hash(script, root) == stamp["code"] else "changed",
+        str(len(result["runs"])),
+        _undivided(stamp["date"]),
     ]
     return f"{_where(stamp)}:", row
 
@@ -138,17 +143,17 @@ def _encoder(path: Path) -> list[str]:
         else ""
     )
     shares = [
-        f"{large:.0%} and {small:.0%} of {kind}"
+        f"{100 * large:.0f} and {100 * small:.0f} % ({kind} cells)"
         for kind, (large, small) in run["positions"].items()
     ]
     return [
         f"`{weights.name}`, {weights.stat().st_size / 1e6:.1f} MB, is the encoder of"
         f" the run named *committed*: {run['steps']} steps{minutes}, loss"
-        f" {run['curves'][0][1]:.2f} at first and {run['curves'][-1][1]:.2f} at last."
-        " It names the correct one of eight directions (large patches, then small ones)"
-        f" for {', '.join(shares)} cells that it was not trained on; chance is 12.5"
-        " %. Both patches of a pair shared a colour shift (`shared_shift=True`), as"
-        " these cells are grey.\n"
+        f" {run['curves'][0][1]:.2f} at first and {run['curves'][-1][1]:.2f} at the"
+        " end. For pairs of large patches, then of small ones, from cells that it was"
+        " not trained on, it names the correct one of eight directions for"
+        f" {', '.join(shares)}; chance is 12.5 %. Both patches of a pair shared a"
+        " colour shift (`shared_shift=True`), as these cells are grey.\n"
     ]
 
 

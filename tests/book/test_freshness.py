@@ -388,12 +388,12 @@ def test_the_status_page_lists_long_runs(stamped):
         "positions": {"mono": [0.41, 0.35]},
     }
     result.write_text(json.dumps({"stamp": stamp, "runs": [run]}), encoding="utf-8")
-    assert "| `small_cells.json` | 1 | today | unchanged |" in status.page(stamped)
+    assert "| `small_cells.json` | unchanged | 1 | today |" in status.page(stamped)
     assert "**a processor**, torch 2:" in status.page(stamped)
     assert "500 steps" not in status.page(stamped)
     result.with_suffix(".safetensors").write_bytes(bytes(1_600_000))
     assert "1.6 MB" in status.page(stamped)
     assert "500 steps in 10 processor minutes, loss 4.16" in status.page(stamped)
-    assert "41% and 35% of mono cells" in status.page(stamped)
+    assert "41 and 35 % (mono cells)" in status.page(stamped)
     edit(stamped / "paperlib" / "inner" / "deep.py", "21", "22")
-    assert "| `small_cells.json` | 1 | today | changed |" in status.page(stamped)
+    assert "| `small_cells.json` | changed | 1 | today |" in status.page(stamped)

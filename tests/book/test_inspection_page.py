@@ -44,6 +44,7 @@ def test_the_page_includes_every_table(tmp_path):
 
 
 def test_percentages_state_mean_and_range():
+    assert inspection_page.percent([1.0, 1.0]) == "100\u00a0%"
     assert inspection_page.percent([0.1, 0.2, 0.33]) == "21\u00a0% (10\u2060–\u206033)"
     assert inspection_page.percent([0.006], digits=1) == "0.6\u00a0%"
 
@@ -54,7 +55,9 @@ def test_tables_average_over_the_seeds():
         for k, (m, a) in enumerate([(0.5, 0.04), (0.7, 0.08)])
     ]
     table = inspection_page.drift(runs)
-    assert table.splitlines()[-1] == "| 10 % | 0.60 | 6\u00a0% (4\u2060–\u20608) |"
+    assert table.splitlines()[-1] == (
+        "| 10 % | 0.60 (0.50\u2060–\u20600.70) | 6.0\u00a0% (4.0\u2060–\u20608.0) |"
+    )
 
 
 # ---- the code, as written ----
@@ -128,8 +131,8 @@ def shares(count, share, kind, **values):
     return [100 * run["alarms"][share][kind] for run in runs]
 
 
-def span(values):
-    return f"{min(values):.0f} to {max(values):.0f} %"
+def span(values, digits=0):
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f} %"
 
 
 def average(name, count, dimensions):
@@ -138,15 +141,20 @@ def average(name, count, dimensions):
 
 
 def test_the_numbers_on_thresholds():
-    few, many = (span(shares(count, "0.05", 0)) for count in (24, 300))
+    few, many = (span(shares(count, "0.05", 0), digits=1) for count in (24, 300))
     assert (
         f"With 24 images and 5 % chosen, {few} of the functional cells raised an"
         f" alarm; with 300 images, {many}."
     ) in TEXT
-    few, many = (span(shares(count, "0.01", 1)) for count in (40, 300))
+    assert "Every mean is above the chosen share" in TEXT
+    for share in ("0.1", "0.05", "0.01"):
+        for count in (24, 40, 100, 150, 300):
+            assert mean(shares(count, share, 0)) > 100 * float(share)
+    few, some, many = (span(shares(count, "0.01", 1)) for count in (40, 100, 300))
     assert (
-        f"with 40 images and 1 % chosen, {few} of the defective cells were found;"
-        f" with 300 images, {many}."
+        f"With 1 % chosen, {few} of {RECIPE['defective']} defective cells were found"
+        f" with 40 images, {some} with 100 images, and"
+        f" {many.replace(' %', '')} % with 300."
     ) in TEXT
     found = [f"{mean(shares(300, share, 1)):.0f}" for share in ("0.1", "0.05", "0.01")]
     assert (
@@ -164,9 +172,23 @@ def test_the_numbers_on_few_images():
         f" {few[0]}; with 300 images, {many[1]} and {many[0]}"
     ) in TEXT
     few, many = (f"{average('contrast', count, 100):.1f}" for count in (24, 300))
-    assert f"is {few} times that of a functional cell with 24 images, {many} times" in (
-        TEXT
-    )
+    assert (
+        "With 24 images and 100 dimensions, the median score of a defective cell is"
+        f" {few} times that of a functional one; with 300 images, {many} times."
+    ) in TEXT
+    assert "The seeds differ by more than this" in TEXT
+    for count in (24, 300):
+        runs = {
+            d: [
+                run["auroc"]
+                for run in select(
+                    RUNS, "training_images", images=count, dimensions=d, region=False
+                )
+            ]
+            for d in (100, 20)
+        }
+        between = mean(runs[100]) - mean(runs[20])
+        assert max(runs[100]) - min(runs[100]) > between > 0
 
 
 def test_the_numbers_on_small_defects():
@@ -225,19 +247,23 @@ def test_the_numbers_on_region_file_and_drift():
     )
     assert (
         f"{last[0]:.0f} % less light moves the median from {first[1]:.2f} to"
-        f" {last[1]:.2f} of the threshold; the share of false alarms remains"
-        f" {first[2]:.0f} %"
+        f" {last[1]:.2f} of the threshold, and the seeds differ by more than that; the"
+        f" share of false alarms remains {first[2]:.1f} %"
     ) in TEXT
-    assert f"{first[2]:.0f}" == f"{last[2]:.0f}"
+    assert f"{first[2]:.1f}" == f"{last[2]:.1f}"
+    medians = [run["median"] for run in select(RUNS, "drift", dimmed=0.0)]
+    assert max(medians) - min(medians) > first[1] - last[1]
 
 
 def test_the_numbers_on_serving():
     ways = {run["way"]: run["speed"] for run in select(RUNS, "serving")}
     batch, onnx, onnx_batch = [*ways.values()][1:]
     assert (
-        f"Batches of 8 are {batch:.1f} times as fast per image as single images;"
-        f" onnxruntime is {onnx:.1f} times as fast with single images and"
-        f" {onnx_batch:.1f} times as fast with batches"
+        f"With PyTorch, batches of 8 are {batch:.1f} times as fast per image as single"
+        f" images. onnxruntime is {onnx:.1f} times as fast as PyTorch with single"
+        " images; with batches, both are equally fast."
     ) in TEXT
+    assert f"{batch:.1f}" == f"{onnx_batch:.1f}"
+    assert RECIPE["turns"] == 5 and "the range of five repetitions" in TEXT
     gaussians = 56 * 56 * (100 * 100 + 100) * 4 / 1e6
     assert f"{gaussians:.0f} MB for $d = 100$" in TEXT

@@ -66,6 +66,17 @@ def test_every_page_of_the_contents_is_built_and_no_other(built):
     } - made_by_sphinx == expected
 
 
+@pytest.mark.parametrize("page", ["inspection", "01_mobilenet", "02_cam", "status"])
+def test_a_number_and_its_unit_stay_in_one_line(built, page):
+    text = (HTML / "book" / f"{page}.html").read_text(encoding="utf-8")
+    article = BeautifulSoup(text, "html.parser").find("article")
+    for code in article.select("code, pre, script, style, svg, .math"):
+        code.replace_with("1" if "math" in code.get("class", ()) else "")
+    words = article.get_text()
+    assert re.search(r"\d\u00a0(%|MB)", words)
+    assert re.findall(r"\d (?:%|px|MB|ms)(?!\w)", words) == []
+
+
 def test_every_source_page_is_in_the_contents():
     sources = [
         path
