@@ -233,9 +233,10 @@ def repeated(call, times):
     threads = threading.active_count()
     for n in range(times):
         call(n % 5)
-    assert living() == tensors
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == files
+    # Fewer is no leak: what an earlier test left behind may end meanwhile.
+    assert living() <= tensors
+    assert threading.active_count() <= threads
+    assert len(os.listdir("/proc/self/fd")) <= files
     return memory() - size
 
 
