@@ -215,14 +215,14 @@ def test_a_tint_reveals_the_direction_only_under_a_shared_shift(shared_shift):
     training = train(
         encoder(PatchEncoder, 16),
         images,
-        steps=25,
-        crops=2,
+        steps=40,
+        crops=1,
         pairs=256,
-        every=5,
+        every=10,
         shared_shift=shared_shift,
     )
     accuracy = training.history[-1].accuracy_small
-    assert accuracy > 0.4 if shared_shift else accuracy < 0.25  # a guess gets 0.125
+    assert accuracy > 0.3 if shared_shift else accuracy < 0.2  # a guess gets 0.125
 
 
 def test_equal_arguments_result_in_equal_weights():

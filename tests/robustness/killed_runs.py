@@ -1,5 +1,8 @@
 """Runs that tests kill: each writes checkpoints, and a result at its end."""
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,12 +22,15 @@ def _encoder():
     return HierarchicalEncoder(4), images
 
 
-def patch_svdd(folder: Path, steps: int = 40) -> None:
+def patch_svdd(
+    folder: Path, steps: int = 40, on_record: Callable | None = None
+) -> None:
     encoder, images = _encoder()
     train(
         encoder,
         images,
         steps=steps,
+        on_record=on_record,
         crops=1,
         pairs=16,
         every=1,
@@ -33,7 +39,9 @@ def patch_svdd(folder: Path, steps: int = 40) -> None:
     encoder.save(folder / "weights.safetensors")
 
 
-def patch_svdd_as_published(folder: Path, repeat: int = 10) -> None:
+def patch_svdd_as_published(
+    folder: Path, repeat: int = 10, on_record: Callable | None = None
+) -> None:
     encoder, images = _encoder()
     checkpoint = folder / "run.safetensors"
     train_on_patches(
@@ -41,6 +49,7 @@ def patch_svdd_as_published(folder: Path, repeat: int = 10) -> None:
         images,
         epochs=2,
         repeat=repeat,
+        on_record=on_record,
         batch_size=2,
         every=1,
         checkpoint=checkpoint,
@@ -94,10 +103,15 @@ RUNS = {
 }
 
 
-def run(name: str, folder: Path, *length: int) -> None:
+def kill_this_process(record: object) -> None:
+    """End the process at a record of its training, after the checkpoint is written."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(name: str, folder: Path, *options: object) -> None:
     """Run one of the runs; an empty file marks its end."""
     torch.set_num_threads(1)
-    RUNS[name](folder, *length)
+    RUNS[name](folder, *options)
     (folder / "end").touch()
 
 

@@ -127,11 +127,11 @@ def test_a_training_killed_after_a_checkpoint_ends_like_an_undisturbed_one(
     for folder in (killed := tmp_path / "killed", undisturbed := tmp_path / "other"):
         folder.mkdir()
     finish(start(killed_runs.run, name, undisturbed, length))
-    process = start(killed_runs.run, name, killed, length)
-    while not (killed / "run.safetensors").exists():
-        assert process.exitcode is None
-        time.sleep(0.005)
-    kill(process)
+    dies = killed_runs.kill_this_process  # at the first record, whatever the load
+    process = start(killed_runs.run, name, killed, length, dies)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (killed / "run.safetensors").exists()
     assert not (killed / "weights.safetensors").exists()
     finish(start(killed_runs.run, name, killed, length))
     assert outcome(name, killed) == outcome(name, undisturbed)

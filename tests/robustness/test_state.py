@@ -2,10 +2,12 @@
 repeated a thousand times.
 """
 
+import contextlib
 import gc
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,17 +228,26 @@ def living() -> int:
     return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
 
 
+def open_files() -> set[tuple[str, str]]:
+    """Return number and target of each open file."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists the folder
+            found.add((link.name, os.readlink(link)))
+    return found
+
+
 def repeated(call, times):
     for n in range(max(times // 10, 5)):  # what is kept once, is kept now
         call(n % 5)
-    tensors, size, files = living(), memory(), len(os.listdir("/proc/self/fd"))
-    threads = threading.active_count()
+    tensors, size, files = living(), memory(), open_files()
+    threads = set(threading.enumerate())
     for n in range(times):
         call(n % 5)
-    # Fewer is no leak: what an earlier test left behind may end meanwhile.
-    assert living() <= tensors
-    assert threading.active_count() <= threads
-    assert len(os.listdir("/proc/self/fd")) <= files
+    assert living() == tensors
+    # No new ones; what an earlier test left behind may end meanwhile.
+    assert set(threading.enumerate()) - threads == set()
+    assert open_files() - files == set()
     return memory() - size
 
 
