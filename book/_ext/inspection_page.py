@@ -33,16 +33,17 @@ def select(runs: Runs, experiment: str, **values: object) -> Runs:
 
 def percent(shares: Sequence[float], digits: int = 0) -> str:
     """Format the mean of shares, and their range if they differ."""
-    return with_range([100 * share for share in shares], digits, "\u00a0%")
+    return with_range([100 * share for share in shares], digits, " %")
 
 
 def with_range(values: Sequence[float], digits: int, unit: str = "") -> str:
     """Format the mean of values, and their range if they differ."""
-    # Mean and range may stand in two lines, but neither is divided.
-    text = f"{mean(values):.{digits}f}{unit}"
-    if min(values) < max(values):
-        text += f" ({span(min(values), max(values), digits)})"
-    return text
+    in_brackets = _in_brackets(min(values), max(values), digits)
+    return f"{mean(values):.{digits}f}{unit}{in_brackets}"
+
+
+def _in_brackets(low: float, high: float, digits: int = 2) -> str:
+    return f" ({span(low, high, digits)})" if low < high else ""
 
 
 def span(low: float, high: float, digits: int = 2) -> str:
@@ -140,12 +141,7 @@ def serving(runs: Runs) -> str:
         [
             run["way"],
             f"{run['cpu_ms']:.0f}",
-            f"{run['speed']:.2f}"
-            + (
-                f" ({span(run['lowest'], run['highest'])})"
-                if run["lowest"] < run["highest"]
-                else ""
-            ),
+            f"{run['speed']:.2f}" + _in_brackets(run["lowest"], run["highest"]),
         ]
         for run in select(runs, "serving")
     ]

@@ -99,11 +99,11 @@ def false_alarms() -> Figure:
     ]
     counts = sorted({run["images"] for run in runs})
     # Points of one number of images stand side by side, so that none hides another.
-    aside = {seed: 1 + 0.012 * (seed - 1) for seed in sorted({r["seed"] for r in runs})}
+    aside = np.array([1 + 0.012 * (run["seed"] - 1) for run in runs])
     for shift, (share, (marker, colour)) in zip(
         (0.96, 1, 1.04), styles.items(), strict=True
     ):
-        x = np.array([run["images"] * shift * aside[run["seed"]] for run in runs])
+        x = shift * aside * np.array([run["images"] for run in runs])
         y = np.array([100 * run["alarms"][share][0] for run in runs])
         chosen = 100 * float(share)
         ax.axhline(chosen, color=colour, lw=1, ls="--")

@@ -7,6 +7,9 @@ import pytest
 import yaml
 from built import NOTEBOOKS, ROOT
 
+from paperlib.complexity import profile
+from paperlib.mobilenet import MobileNetV1
+
 PAGES = {path.stem: ROOT / "book" / f"{path.stem}.md" for path in NOTEBOOKS}
 NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
 
@@ -103,6 +106,28 @@ def test_the_training_time_of_chapter_1_agrees_with_the_stored_runs():
     assert f"takes {seconds / 60:.0f} minutes on one processor thread" in twin(
         "01_mobilenet"
     )
+
+
+def test_the_time_figure_of_chapter_1_is_described_by_its_numbers():
+    result, page = measured("mobilenet_cells"), words(PAGES["01_mobilenet"])
+    side, macs, seconds = result["stamp"]["recipe"]["side"], {}, {}
+    for run in result["runs"]:
+        name, arguments = run["model"], run["arguments"]
+        seconds[name] = seconds.get(name, 0) + run["cpu_seconds_per_epoch"]
+        if name not in macs:
+            network = MobileNetV1(num_classes=2, **arguments)
+            macs[name] = profile(network, (1, 3, side, side)).macs
+    (full,) = (name for name in macs if "full" in name)
+    for name in macs.keys() - {full}:
+        width, share, time = (
+            name.partition(" ")[0],
+            100 * macs[name] / macs[full],
+            100 * seconds[name] / seconds[full],
+        )
+        assert (
+            f"MobileNet of width {width}: {share:.1f} % of the multiply-adds,"
+            f" {time:.0f} % of the"
+        ) in page
 
 
 def test_the_effect_of_average_pooling_agrees_with_tables_1_and_2():

@@ -5,10 +5,13 @@ import sys
 import pytest
 from addresses import BRANCH, FOLDER, colab_url
 from built import HTML, ROOT, pages, why_not_built
+from docutils import nodes
+from docutils.utils import new_document
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 from accessible import fix_body, name_toggles  # noqa: E402
 from docstrings import to_rst  # noqa: E402
+from no_break import KeepUnits  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,19 @@ def test_pages_load_neither_the_icon_script_nor_the_search_index():
         assert "fontawesome.js" not in html, page
         assert ("searchindex.js" in html) == (page == "search.html"), page
     assert list((HTML / "_static").rglob("fa-solid-900.woff2"))
+
+
+def test_units_stay_beside_their_numbers_except_in_code():
+    paragraph = nodes.paragraph("", "", nodes.Text("4 px, 65 MB, 5 msgs, then "))
+    paragraph += nodes.literal("", "5 %")
+    paragraph += nodes.math("", "x = 6")
+    paragraph += nodes.Text(" % or 7 %")
+    document = new_document("page")
+    document += paragraph
+    KeepUnits(document).run()
+    assert paragraph.astext() == (
+        "4\u00a0px, 65\u00a0MB, 5 msgs, then 5 %x = 6\u00a0% or 7\u00a0%"
+    )
 
 
 # ---- screen readers ----

@@ -75,6 +75,24 @@ def test_the_lead_counts_what_the_ratios_say():
     assert "score: captum 0.8;" in speed_page.describe_ratios(rows)
 
 
+def test_the_page_states_when_paperlib_counts_as_faster():
+    page = (ROOT / "book" / "speed.md").read_text(encoding="utf-8")
+    assert "the other library takes more than 1.1 times as long in every turn" in page
+    for low, count in ((1.09, "faster in 0 of 1"), (1.11, "faster in 1 of 1")):
+        rows = [row("paperlib"), row(speed_page.COMMON)]
+        rows.append(row("other", ratio=2, ratio_low=low, ratio_high=3))
+        assert count in speed_page.lead(rows)
+
+
+def test_the_common_fit_is_faster_with_many_dimensions_as_the_page_says():
+    page = (ROOT / "book" / "speed.md").read_text(encoding="utf-8")
+    curves = {c["name"]: c["points"] for c in SPEED["curves"]["padim"]["curves"]}
+    points = curves["padim_dimensions_seconds"]
+    ours, common = (dict(points[name]) for name in ("paperlib", speed_page.COMMON))
+    assert "at d = 200\nthe common fit is a little faster" in page
+    assert 0.8 < common[200] / ours[200] < 1 < common[100] / ours[100]
+
+
 def test_tables_contain_floor_spread_notes_and_a_gpu_column():
     text = speed_page.tables(ROWS, MACHINE, None)
     assert "Floor: 50 ms." in text and "anomalib: blurs otherwise" in text
@@ -112,7 +130,8 @@ def test_curves_are_drawn_and_described(tmp_path):
     speed_page.write_parts(tmp_path)
     folder = tmp_path / speed_page.FOLDER
     alt = ":alt: seconds to fit against images: paperlib from 0.5 at 1 to 2.25 at 4\n"
-    assert alt in (folder / "curves.txt").read_text(encoding="utf-8")
+    written = (folder / "curves.txt").read_text(encoding="utf-8")
+    assert alt in written and "\nPaDiM: seconds to fit against images.\n" in written
     svg = (folder / "a.svg").read_bytes()
     (folder / "left.over").touch()
     (folder / "a.json").unlink()
