@@ -129,7 +129,7 @@ run.expect(
     "both defective cells score higher than the functional one",
 )
 
-# %% tags=["hide-input", "ledger:patch-svdd-figure-1:measured", "ledger:patch-svdd-figure-7:measured"] mystnb={"image": {"alt": "Three columns, two defective solar cells and a functional one, each with its three maps below. The first defective cell has a dark bar, and all three of its maps are brightest at the bar's left end. The second has cracks and a dark triangle; its 32-pixel map is bright almost everywhere, its 64-pixel map is brightest in the lower left corner, and its product is dim, with a maximum of little more than half of the first cell's. The functional cell's maps are dark. A colour bar beside each row of maps gives the distance."}}
+# %% tags=["hide-input", "ledger:patch-svdd-figure-1:measured", "ledger:patch-svdd-figure-7:measured"] mystnb={"image": {"alt": "Three columns, two defective solar cells and a functional one, each with its three maps below. The first defective cell has a dark bar, and all three of its maps are brightest at the bar's left end. The second has cracks and a dark triangle; its 32-pixel map is of medium brightness almost everywhere, its 64-pixel map is brightest in the lower left corner, and its product is dim, with a maximum of about half of the first cell's. The functional cell's maps are dark. A colour bar beside each row of maps gives the distance."}}
 map_rows = {
     "32-pixel patches": example_maps.small,
     "64-pixel patches": example_maps.big,
@@ -153,8 +153,8 @@ plt.show()
 # Both defective cells score higher than the functional one. All patches of the
 # functional cell have near neighbours among the other functional cells. On the first
 # cell the maps are brightest at the dark bar. On the second cell they are less exact:
-# the 32-pixel map is bright far beyond the cracks, and the product is dim on the common
-# colour scale.
+# the 32-pixel map hardly shows where the cracks are, and the product is dim on the
+# common colour scale.
 #
 # The maps have two limits:
 #
@@ -1383,8 +1383,8 @@ assert (
 # %%
 from paperlib.patch_svdd import position_accuracy
 
-STEPS = run.choose(smoke=80, full=800)
-BUDGET = {"steps": STEPS, "crops": 2, "side": 160, "pairs": 1024, "shared_shift": True}
+STEPS = run.choose(smoke=120, full=1200)
+BUDGET = {"steps": STEPS, "crops": 1, "side": 192, "pairs": 1024, "shared_shift": True}
 
 torch.manual_seed(0)
 live = HierarchicalEncoder().to(run.device)
@@ -1401,8 +1401,8 @@ print(f"unseen functional cells: K = 64 {test_accuracy.big:.0%},", end=" ")
 print(f"K = 32 {test_accuracy.small:.0%} of the directions are correct")
 
 # %% [markdown]
-# - Every step crops two squares of 160 pixels and draws 1,024 pairs of each kind per
-#   crop. The cells are grey, so both patches of a pair may share a shift, and a crop is
+# - Every step crops a square of 192 pixels and draws 1,024 pairs of each kind from it.
+#   The cells are grey, so both patches of a pair may share a shift, and the crop is
 #   embedded once.
 # - If a checkpoint folder is set (as on Colab), an interrupted training resumes from
 #   its last record, and a finished one is not repeated.
@@ -1410,7 +1410,7 @@ print(f"K = 32 {test_accuracy.small:.0%} of the directions are correct")
 #   the training pairs, and the mean distances of neighbours.
 # - `position_accuracy` draws new pairs from images that were not used in training.
 
-# %% tags=["hide-input", "ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Above, the loss starts at 4.2, stays there for some twenty-five steps and then falls. Below, the share of correct directions starts at 12.5 percent; the curve of the 64-pixel patches rises to about a third, that of the 32-pixel patches to about a fifth."}}
+# %% tags=["hide-input", "ledger:patch-svdd-eq-6:measured"] mystnb={"image": {"alt": "Two line plots against the training step. Above, the loss starts at 4.2, stays there for some thirty steps and then falls. Below, the share of correct directions starts at 12.5 percent; the curve of the 64-pixel patches rises to more than a third, that of the 32-pixel patches to about a fifth."}}
 steps, losses, accuracies_small, accuracies_big, *_ = np.array(training.history).T
 _, (upper, lower) = plt.subplots(2, 1, figsize=(6.4, 5.6), sharex=True)
 upper.plot(steps, losses)
@@ -1425,13 +1425,13 @@ lower.legend()
 plt.show()
 
 # %% tags=["remove-cell"]
-run.expect(test_accuracy.big > 0.25, "large patches: a quarter correct")
+run.expect(test_accuracy.big > 0.3, "large patches: three in ten correct")
 run.expect(test_accuracy.small > 0.155, "small patches: above guessing")
 run.expect(3.9 < losses[:4].mean() < 4.4, "the loss starts at the level of guessing")
 
 # %% [markdown]
 # A loss of $2 \ln 8 = 4.16$ corresponds to guessing at both sizes (the terms with
-# $\lambda = 0.001$ add less than 0.04). For some 25 steps the loss does not fall;
+# $\lambda = 0.001$ add less than 0.04). For some 30 steps the loss hardly falls;
 # then the encoder begins to distinguish directions. It cannot name all of them
 # correctly, because a solar cell looks the same along its bars. Do not expect 100 %.
 #
@@ -1590,7 +1590,7 @@ def cut_patch(image, number):
     return image[:, 16 * row : 16 * row + 64, 16 * column : 16 * column + 64]
 
 
-# %% tags=["hide-input", "ledger:patch-svdd-figure-3:measured"] mystnb={"image": {"alt": "Twelve patches in four rows of three: test patches, and under each the nearest functional patch. The three functional ones, at the top, show a border of the cell or a thin bar; their neighbours look alike, at distances of 0.91 to 1.05. The three defective ones, a thick dark bar, cracks and a dark triangle, have neighbours that look different, at distances of 1.62 to 2.63."}}
+# %% tags=["hide-input", "ledger:patch-svdd-figure-3:measured"] mystnb={"image": {"alt": "Twelve patches in four rows of three: test patches, and under each the nearest functional patch. The three functional ones, at the top, are plain grey, two of them with a border of the cell and one of these with faint lines; their neighbours look alike, without the lines, at distances of 0.94 to 1.28. The three defective ones, a thick dark bar, cracks and a dark triangle, have neighbours that look different, at distances of 1.81 to 2.46."}}
 fig, panels = plt.subplots(4, 3, figsize=(5.6, 8))
 axes_pairs = zip(panels[::2].flat, panels[1::2].flat, strict=True)
 for i, (upper, lower) in enumerate(axes_pairs):
@@ -1615,7 +1615,7 @@ run.expect(
 # %% [markdown]
 # Even the farthest patch of a functional cell has a neighbour that looks alike. Those
 # of the defective cells look different from their neighbours, and the distances are
-# larger: 1.6 to 2.6, against 0.9 to 1.1. Over all test cells the two ranges overlap;
+# larger: 1.8 to 2.5, against 0.9 to 1.3. Over all test cells the two ranges overlap;
 # the section after the next measures how much.
 #
 # ## From an image to a score, step by step
@@ -1696,14 +1696,10 @@ for name, encoder_maps in test_maps.items():
     assert abs(is_ranked_correctly.double().mean() - aurocs[name]["mult"]) < 1e-6
 
 # %% tags=["remove-cell"]
-random_rounded, trained_rounded = (
-    {kind: round(value, 2) for kind, value in aurocs[name].items()}
-    for name in ("random", "trained")
-)
-run.expect(min(aurocs["random"].values()) > 0.6, "random weights find defects")
+run.expect(min(aurocs["random"].values()) > 0.7, "random weights find defects")
 run.expect(
-    all(random_rounded[k] >= trained_rounded[k] for k in map_kinds),
-    "the random encoder is not lower in any column",
+    all(aurocs["trained"][k] > aurocs["random"][k] for k in map_kinds),
+    "on these cells the trained encoder is higher in every column",
 )
 
 # %% [markdown]
@@ -1713,16 +1709,16 @@ run.expect(
 #   (20, 1) with (20,) results in (20, 20). The mean of the comparisons is Eq. 1.
 #
 # :::{dropdown} Answer
-# About that of the trained encoder; on these few cells the random one is not lower in
-# any column. Convolutions with random weights still distinguish dark from bright and
-# edges from plain areas, and the nearest neighbour does the rest. The authors compare
-# with a random encoder too; their numbers could not be found.
+# Far above 0.5: 0.75 or more with every map. Convolutions with random weights still
+# distinguish dark from bright and edges from plain areas, and the nearest neighbour
+# does the rest. On these few cells the trained encoder is higher in every column. The
+# authors compare with a random encoder too; their numbers could not be found.
 # :::
 #
-# One draw of cells shows little. The stored long run repeats the comparison with three
-# seeds, each with its own split and initial weights, on both kinds of solar cells. It
-# trains for 200 steps, and adds synthetic defects with masks to measure the pixel
-# AUROC.
+# Is that the effect of training? One draw of cells shows little. The stored long run
+# repeats the comparison with three seeds, each with its own split and initial weights,
+# on both kinds of solar cells. It trains for 200 steps, and adds synthetic defects with
+# masks to measure the pixel AUROC.
 
 # %% tags=["hide-input"]
 LABELS = {
@@ -1759,11 +1755,18 @@ for kind in ("mono", "poly"):
     print(f"{kind}, pixels: trained above random in {n_better} of 3 seeds")
 
 # %% [markdown]
-# **Training did not help these detectors to distinguish functional from defective
-# cells.** The means differ by about 0.01, and the three seeds of one encoder by up to
-# 0.1. Synthetic defects are *localised* better with training, in two of three seeds for
-# each kind, and these results (not those for images) vary less from seed to seed.
-# Report the number of a trained encoder only together with that of a random one.
+# **These runs do not show that training helps to distinguish functional from defective
+# cells.** The trained mean is 0.02 higher on mono and 0.03 lower on poly, and the three
+# seeds of one encoder differ by up to 0.1. Synthetic defects are *localised* better
+# with training, in two of three seeds for each kind, and their AUROC varies less from
+# seed to seed. Report the number of a trained encoder only together with that of a
+# random one.
+#
+# Not even a fixed seed repeats a training everywhere. Another processor, or another
+# number of threads, adds floating-point numbers in another order; the sums are rounded
+# differently, and every further step amplifies the difference. When these runs were
+# repeated on another processor, the random encoders' results stayed the same, and those
+# of trained ones changed by as much as from one seed to the next.
 #
 # What training did change is what t-SNE showed: the embedding encodes better which row
 # a patch lies in. The task requires that. Whether it helps to find a defect is another
@@ -1813,22 +1816,22 @@ for label, (name, part, *quoted) in ROWS.items():
 # mono cells.
 #
 # - **The loss.** For images, the paper's order (one centre, neighbours, with the task)
-#   does not appear, and on mono no trained encoder of this table scores higher than the
-#   random one. On mono, the task and neighbours alone are equal (0.76 and 0.77);
-#   on poly, the task is the lowest of the three (0.61 against 0.77 of neighbours
-#   alone). For pixels the task adds 0.06 (mono) and 0.11 (poly) to neighbours alone.
-# - **The hierarchy.** For pixels the hierarchical encoder scores higher than the flat
-#   one for the same patches, by 0.04 on mono, which is within the spread of seeds, and
-#   by 0.07 on poly. It also names more directions. For images it is no better on mono,
-#   and lower on poly (0.55 against 0.69). For pixels the product and the 32-pixel
-#   patches are equal within the spread, as in the paper.
+#   does not appear, and on mono no trained encoder of this table is more than 0.01
+#   above the random one. On mono, the task and neighbours alone are equal (0.77 and
+#   0.76); on poly, the task is the lowest of the three (0.66 against 0.77 of neighbours
+#   alone). For pixels the task adds 0.06 (mono) and 0.09 (poly) to neighbours alone.
+# - **The hierarchy.** For pixels the hierarchical encoder scores 0.06 higher than the
+#   flat one for the same patches, on both kinds of cells, little more than the spread
+#   of seeds. It also names more directions. For images it is 0.05 higher on mono, and
+#   lower on poly (0.58 against 0.70). For pixels the product and the 32-pixel patches
+#   are equal within the spread, as in the paper.
 # - **$\lambda$.** Up to 0.01, there is no change large enough for one seed to show. At
 #   1 everything has collapsed: directions are guessed. The AUROC does not show it,
 #   because the bank still compares what little is left, about as well as with
 #   neighbours alone. In the paper's Fig. 14, detection on cable improves as $\lambda$
 #   falls, and detection on wood improves as it rises. Here the AUROC of poly images is
 #   highest where the encoder has collapsed, and mono shows no order: its lowest value
-#   (0.61 at $\lambda = 0.1$) belongs to the encoder that names most directions.
+#   (0.63 at $\lambda = 0.1$) belongs to the encoder that names most directions.
 
 # %% tags=["remove-cell"]
 assert direction_shares["λ = 1"][0] < 0.15
@@ -1971,7 +1974,7 @@ def estimate_seconds(n_train, n_test, way, search):
     return (n_train + n_test) * embedding + n_test * per_test_image
 
 
-# %% tags=["hide-cell"] mystnb={"image": {"alt": "Log-log plot of hours for one evaluation against the number of training images from 2 to 3,000, the measured range up to 32 shaded. The published way starts far above ours. The line of ours with all vectors is steeper and comes close to the published one at the right end; with a bank of at most 60 images it stays far below."}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Log-log plot of hours for one evaluation against the number of training images from 2 to 3,000, the measured range up to 32 shaded. The published way starts far above ours. The line of ours with all vectors is steeper and meets the published one near the right end; with a bank of at most 60 images it stays far below."}}
 WAYS = {
     "published": ("published", search_in_tree),
     "ours, the same maps": ("ours", search_by_products),
@@ -2017,8 +2020,8 @@ plt.show()
 #   many hours, of the same order as with the tree. (This extrapolates a hundredfold, so
 #   only the order is reliable. The published method is timed with an exact tree on one
 #   core instead of the approximate index, so it need not agree with the ten hours.)
-#   Store only a part of the bank: with a bounded bank, hours become about half an hour
-#   on one core. `fit(images, coreset=0.1)` keeps a tenth of the vectors, chosen by
+#   Store only a part of the bank: with a bounded bank, hours become less than an
+#   hour on one core. `fit(images, coreset=0.1)` keeps a tenth of the vectors, chosen by
 #   farthest-point sampling (greedy k-centre), and reports by how much a distance may be
 #   too large (`coreset_radius`). Leaving out patches can cost accuracy: the folded table
 #   under *Trained against random* has a row with a quarter of the cells.
@@ -2060,7 +2063,7 @@ print(f"{claim:30} {our_seconds:8.2f} seconds (exact, 32 images in the bank)")
 # - The mechanism is clear: without the task the embeddings collapse, with it they do
 #   not.
 # - The task helps to localise: on poly by more than two seeds usually differ, on mono
-#   hardly at all. For whole images these cells do not show what MVTec AD showed, and
+#   by about as much. For whole images these cells do not show what MVTec AD showed, and
 #   poly shows the opposite.
 # - Our time is for an exact search on one or two processor cores, with a bank of 32
 #   images. The paper's time is for an approximate search with a bank of hundreds of
@@ -2071,7 +2074,7 @@ print(f"{claim:30} {our_seconds:8.2f} seconds (exact, 32 images in the bank)")
 # The figure shows the defective cell with the lowest score and the functional cell with
 # the highest. Each map has its own colour scale, whose ends are printed above it:
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of a cell and its map. Above, a defective cell that looks nearly flawless; its map, from 0.05 to 0.50, is brightest along the border. Below, a functional cell; its map, from 0.03 to 2.10, is bright at the upper right corner and dark elsewhere."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of a cell and its map. Above, a defective cell with a small dark spot at the lower right; its map, from 0.03 to 0.43, is brightest in the lower right corner, away from the spot. Below, a functional cell; its map, from 0.04 to 1.11, is bright at the two lower corners and dark elsewhere."}}
 trained_maps = test_maps["trained"].mult.cpu()
 failures = {
     "defective, lowest score": (defective_images, trained_maps[labels == 1], False),
@@ -2100,10 +2103,10 @@ run.expect(
 
 # %% [markdown]
 # The defective cell scores lower than the functional one, so no threshold separates
-# them. In the defective cell nothing unusual is visible at this resolution. In the
-# functional cell the map is bright only at the upper right corner, where no defect is
-# visible either; presumably no cell in the bank has a similar corner. Typical failures
-# are:
+# them. In the defective cell a dark spot is visible at the lower right, but the map is
+# not bright there. In the functional cell the map is bright only at the two lower
+# corners, where no defect is visible; presumably no cell in the bank has similar
+# corners. Typical failures are:
 #
 # - **Faint or small defects** change a patch too little. A spot of a few pixels hardly
 #   changes the embedding of 32×32 pixels.
