@@ -7,6 +7,8 @@ RESULTS ?= $(basename $(notdir $(wildcard book/tools/*_cells.py)))
 # Two test processes of one thread each are faster on two cores than one process of two threads.
 TWO_PROCESSES := -n 2 --dist worksteal
 export PAPERLIB_PROFILE ?= smoke
+# Python keeps what it has compiled (__pycache__), so that the next run does not compile all tests again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help book html figures test lint unit notebooks-test pages-test test-long test-gpu execute results lab bench \
         bench-pages screenshots colab student solutions student-book slides figures-png \

@@ -243,20 +243,35 @@ def test_class_and_map_agree_with_pytorch(live, expected, name):
     )
 
 
-def test_it_runs_from_a_file_without_other_hosts(browser):
+def test_it_runs_from_a_file_without_other_hosts_and_is_accessible(browser):
     visit = Visit(browser, (HTML / PATH).as_uri())
+    page = visit.page
     try:
-        assert visit.page.locator("#live-class").inner_text() == "Egyptian cat"
-        assert visit.page.evaluate("tf.getBackend()") == "wasm"
+        assert page.locator("#live-class").inner_text() == "Egyptian cat"
+        assert page.evaluate("tf.getBackend()") == "wasm"
         coffee = visit.choose_sample("coffee")
         assert coffee["probabilities"][coffee["best"]] > 0.5
         result = visit.fit_cells(25)
         assert auroc(*labels_and_scores(result)) > 0.7
+        page.locator("#live-good").set_input_files(uploads(bricks(20)))
+        own_status(page, "20 good images.")
+        page.locator("#live-own-fit").click()
+        own_status(page, "Fitted to 20 images")
+        inspect(page, "new.png", *bricks(1, shift=1))
         local = (HTML.as_uri(), "data:", "blob:")
         assert [url for url in visit.requests if not url.startswith(local)] == []
         assert visit.errors == []
+
+        for width in sorted(WIDTHS.values()):
+            page.set_viewport_size({"width": width, "height": HEIGHT})
+            assert page.evaluate(FACTS)["sideways"] == []
+        stop_transitions(page)
+        assert accessibility_faults(page) == []
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+        assert contrast_faults(page) == []
     finally:
-        visit.page.close()
+        page.close()
 
 
 @pytest.fixture(scope="module")
@@ -315,13 +330,13 @@ def test_memory_is_constant_in_webgl(webgl):
       return [numTensors, numBytes, numBytesInGPUAllocated];
     }"""
     before = webgl.page.evaluate(measure)
-    for name in ("coffee", "cat", "rocket", "cat"):
+    for name in ("coffee", "cat"):
         webgl.choose_sample(name)
     assert webgl.page.evaluate(measure) == before
+    # A standard, a depthwise and a pointwise convolution.
     times = webgl.page.evaluate(
-        "live.countMacs(live.mobilenet(0.25), 96).map(live.timeLayer)"
+        "live.countMacs(live.mobilenet(0.25), 96).slice(0, 3).map(live.timeLayer)"
     )
-    assert len(times) == 28
     assert min(times) > 0
     assert webgl.page.evaluate(measure)[:2] == before[:2]
 
@@ -770,9 +785,8 @@ def test_memory_is_constant_after_a_second_fit(live, fitted):
             heap["usedSize"] + heap.get("backingStorageSize", 0),
         )
 
-    live.fit_cells(25)
     *before, bytes_before = measure()
-    live.fit_cells(25)
+    live.fit_cells(25)  # after the 100 cells of the fixture
     *after, bytes_after = measure()
     assert after == before
     assert bytes_after < bytes_before + 2_000_000  # one set of factors has 18 MB
@@ -934,25 +948,3 @@ def test_without_simd_the_page_says_so(browser, address):
         assert page.locator("#live-padim img").is_visible()
     finally:
         page.close()
-
-
-def test_loaded_page_is_accessible(browser, address):
-    visit = Visit(browser, address)
-    try:
-        page = visit.page
-        visit.fit_cells(25)
-        page.locator("#live-good").set_input_files(uploads(bricks(20)))
-        own_status(page, "20 good images.")
-        page.locator("#live-own-fit").click()
-        own_status(page, "Fitted to 20 images")
-        inspect(page, "new.png", *bricks(1, shift=1))
-        for width in sorted(WIDTHS.values()):
-            page.set_viewport_size({"width": width, "height": HEIGHT})
-            assert page.evaluate(FACTS)["sideways"] == []
-        stop_transitions(page)
-        assert accessibility_faults(page) == []
-        page.emulate_media(color_scheme="dark")
-        page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
-        assert contrast_faults(page) == []
-    finally:
-        visit.page.close()

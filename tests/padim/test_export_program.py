@@ -81,6 +81,7 @@ print(graphs)
 """
 
 
+@pytest.mark.long
 def test_a_compiled_detector_scores_alike_and_keeps_the_network_whole():
     """Without the type checks of the tests, into which the compiler does not look.
 

@@ -581,7 +581,7 @@ def test_small_files_of_huge_tensors(tmp_path, cases):
 
 def test_weights_packed_a_thousandfold(tmp_path, cases):
     plain, path = tmp_path / "plain", tmp_path / "weights.pth"
-    torch.save({"0.weight": torch.zeros(2**28)}, plain)  # 1 GiB
+    torch.save({"0.weight": torch.zeros(2**26)}, plain)  # 256 MiB
     with (
         zipfile.ZipFile(plain) as source,
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
@@ -591,7 +591,7 @@ def test_weights_packed_a_thousandfold(tmp_path, cases):
                 while chunk := from_.read(2**20):
                     to.write(chunk)
     plain.unlink()
-    assert path.stat().st_size < 2**23
+    assert path.stat().st_size < 2**21
     for read in (read_state, load_released_weights):
         refused(path, read, cases("files: bombs"), "packed")
 

