@@ -1377,7 +1377,7 @@ assert (
 #
 # ## Train it live: from guessing to naming directions
 #
-# Now an encoder is trained with `train`, in half a minute. One budget, `BUDGET`,
+# Now an encoder is trained with `train`, in less than a minute. One budget, `BUDGET`,
 # is used for this training and for those that are compared with it below.
 
 # %%
@@ -1758,9 +1758,9 @@ for kind in ("mono", "poly"):
 # **These runs do not show that training helps to distinguish functional from defective
 # cells.** The trained mean is 0.02 higher on mono and 0.03 lower on poly, and the three
 # seeds of one encoder differ by up to 0.1. Synthetic defects are *localised* better
-# with training, in two of three seeds for each kind, and their AUROC varies less from
-# seed to seed. Report the number of a trained encoder only together with that of a
-# random one.
+# with training, in two of three seeds for each kind, and the trained encoders' pixel
+# AUROC varies less from seed to seed. Report the number of a trained encoder only
+# together with that of a random one.
 #
 # Not even a fixed seed repeats a training everywhere. Another processor, or another
 # number of threads, adds floating-point numbers in another order; the sums are rounded

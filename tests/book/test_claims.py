@@ -166,3 +166,44 @@ def test_the_share_of_correct_boxes_among_correct_classes():
         share = 100 * (100 - boxed) / (100 - classified)
         assert f"{100 - boxed:.2f} / {100 - classified:.2f} = {share:.0f} %" in page
         assert f"100 − {boxed:.2f}" in page and f"100 − {classified:.2f}" in page
+
+
+def test_what_training_adds_in_chapter_4_agrees_with_the_stored_runs():
+    runs = measured("patch_svdd_cells")["runs"]
+    mono, poly = (
+        sum(run["auroc"][key] for run in runs if run["name"] == "trained") / 3
+        - sum(run["auroc"][key] for run in runs if run["name"] == "random") / 3
+        for key in ("mono image mult", "poly image mult")
+    )
+    first = {run["name"]: run["auroc"] for run in runs if run["seed"] == 0}
+    task, alone, flat = (first[name] for name in ("λ = 0.001", "L_SVDD'", "flat"))
+    added = {key: task[key] - alone[key] for key in task}
+    hierarchical = {key: task[key] - flat[key] for key in flat}
+    lowest = min(
+        areas["mono image mult"] for name, areas in first.items() if name[0] == "λ"
+    )
+    assert lowest == first["λ = 0.1"]["mono image mult"]
+    key = "poly image mult"
+    statements = [
+        f"{mono:.2f} higher on mono and {-poly:.2f} lower on poly",
+        f"({task[key]:.2f} against {alone[key]:.2f} of neighbours alone)",
+        f"adds {added['mono pixel mult']:.2f} (mono) and"
+        f" {added['poly pixel mult']:.2f} (poly) to neighbours alone",
+        *(
+            f"scores {hierarchical[f'{kind} pixel big']:.2f} higher than the flat one"
+            for kind in ("mono", "poly")
+        ),
+        f"it is {hierarchical['mono image big']:.2f} higher on mono, and lower on poly"
+        f" ({task['poly image big']:.2f} against {flat['poly image big']:.2f})",
+        rf"({lowest:.2f} at $\lambda = 0.1$)",
+    ]
+    text, guide = twin("04_patch_svdd"), words(ROOT / "book" / "instructor.md")
+    assert [statement for statement in statements if statement not in text] == []
+    assert f"differs by {max(mono, -poly):.2f} or less" in guide
+
+
+def test_the_random_encoder_of_the_guide_is_that_of_chapter_4():
+    notebook = (ROOT / "notebooks" / "04_patch_svdd.ipynb").read_text("utf-8")
+    product = re.search(r"random(?: +0\.\d\d){3} +(0\.\d\d)", notebook).group(1)
+    guide = words(ROOT / "book" / "instructor.md")
+    assert f"random weights alone reach {product} in the first table" in guide
